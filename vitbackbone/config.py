@@ -1,0 +1,115 @@
+"""The configuration of a Vision Transformer: one frozen record that validates itself, and the table of sizes."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Position = Literal["learned", "sincos1d", "sincos2d", "none"]
+Pool = Literal["cls", "mean"]
+MlpKind = Literal["gelu", "swiglu"]
+Indivisible = Literal["pad", "refuse"]
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How a position table is resized to another patch grid. Upstreams disagree by up to a few percent, so the
+    policy is part of the checkpoint.
+
+    `offset`: DINO and DINOv2 hand `interpolate` the scale factor (n + offset) / M instead of the size n, which
+    shifts every sample point a little (facebookresearch/dinov2, models/vision_transformer.py). 0 means the size.
+    """
+
+    mode: Literal["bicubic", "bilinear"] = "bicubic"
+    antialias: bool = False
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.antialias and self.offset:
+            raise ValueError("Resampling: an offset goes with antialias=False; torch accepts no scale factor with it")
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Everything that decides the shape of a `ViT`. The defaults are ViT-B/16 at 224 px (Dosovitskiy et al. 2021).
+
+    Raises `ValueError` on values that contradict each other, naming them.
+    """
+
+    image_size: tuple[int, int] = (224, 224)  # (H, W) in pixels that the position table was trained for
+    patch_size: int = 16
+    dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072  # hidden width of the MLP; for SwiGLU, of each of its two branches
+    mlp: MlpKind = "gelu"
+    stem: tuple[tuple[int, int], ...] = ()  # (width, stride) of each 3x3 convolution; () is the paper's linear patches
+    cls: bool = True
+    num_registers: int = 0  # prefix tokens that are neither CLS nor patch: registers, DeiT's distillation token
+    position: Position = "learned"
+    resampling: Resampling = Resampling()
+    qkv_bias: bool = True
+    layer_scale: bool = False
+    norm_eps: float = 1e-6
+    final_norm: bool = True
+    fc_norm: bool = False  # a norm after mean pooling, in the place of the final norm
+    pool: Pool = "cls"
+    drop_path: float = 0.0  # of the deepest block; rises linearly with depth from 0. Acts in training only
+    indivisible: Indivisible = "pad"  # sizes that the patch does not divide: pad at the right and bottom, or refuse
+
+    def __post_init__(self) -> None:
+        def wrong(text: str) -> ValueError:
+            return ValueError(f"ViTConfig: {text}")
+
+        for name in ("patch_size", "dim", "depth", "num_heads", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise wrong(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.dim % self.num_heads:
+            raise wrong(f"dim={self.dim} is not divisible by num_heads={self.num_heads}")
+        if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
+            raise wrong(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
+        if self.stem and math.prod(stride for _, stride in self.stem) != self.patch_size:
+            raise wrong(f"the strides of stem={self.stem} do not multiply to patch_size={self.patch_size}")
+        if self.position == "sincos1d" and self.dim % 2 or self.position == "sincos2d" and self.dim % 4:
+            raise wrong(f"position={self.position!r} needs dim divisible by 2 (1-D) or 4 (2-D), got {self.dim}")
+        if self.pool == "cls" and not self.cls:
+            raise wrong("pool='cls' needs cls=True; use pool='mean'")
+        if self.fc_norm and (self.final_norm or self.pool != "mean"):
+            raise wrong("fc_norm=True replaces the final norm after mean pooling: set final_norm=False, pool='mean'")
+        if self.num_registers < 0:
+            raise wrong(f"num_registers must be 0 or more, got {self.num_registers}")
+        if not 0 <= self.drop_path < 1:
+            raise wrong(f"drop_path must be in [0, 1), got {self.drop_path}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the patches at `image_size`."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_prefix(self) -> int:
+        return int(self.cls) + self.num_registers
+
+
+#                 dim  depth heads mlp_dim
+SIZES: dict[str, tuple[int, int, int, int]] = {
+    "Ti": (192, 12, 3, 768),  # Touvron et al. 2021
+    "S": (384, 12, 6, 1536),  # Touvron et al. 2021
+    "B": (768, 12, 12, 3072),  # Dosovitskiy et al. 2021, table 1
+    "L": (1024, 24, 16, 4096),
+    "H": (1280, 32, 16, 5120),
+}
+
+
+def vit_config(variant: str, resolution: int | None = None, **fields: Any) -> ViTConfig:
+    """The published configuration of a variant such as `"B/16"` or `"H/14"`, with `fields` of `ViTConfig` replaced.
+
+    `resolution`: side of the square training image in pixels, default 224.
+    Raises `ValueError` if the variant is unknown.
+    """
+    size, _, patch = variant.partition("/")
+    if size not in SIZES or not patch.isdecimal():
+        raise ValueError(f"unknown variant {variant!r}; want SIZE/PATCH with SIZE one of {', '.join(SIZES)}, e.g. 'B/16'")
+    dim, depth, num_heads, mlp_dim = SIZES[size]
+    side = 224 if resolution is None else resolution
+    base = ViTConfig((side, side), int(patch), dim, depth, num_heads, mlp_dim)
+    return replace(base, **fields)

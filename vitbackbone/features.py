@@ -1,0 +1,251 @@
+"""The contract: what a backbone takes, what it returns, and what it tells about itself.
+
+Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens, `H W` pixels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitbackbone.preprocess import Preprocess, View
+
+Images = Tensor | Sequence[Tensor]  # (B, 3, H, W) float, or a list of (3, Hi, Wi)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the patches of a batch lie.
+
+    Pixels are continuous: (0, 0) is the top-left corner of the image and (H, W) the bottom-right one. Without
+    `views`, source pixels are the pixels handed to the backbone; with them, those of the photo, before resize and
+    crop and after its EXIF orientation was applied.
+    """
+
+    sizes: tuple[tuple[int, int], ...]  # (H, W) of each image as handed to the backbone, before padding
+    stride: int  # pixels from one patch to the next
+    views: tuple[View, ...] | None = None  # how each image was cut from its photo
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the feature map: enough patches for the tallest and the widest image."""
+        return max((h for h, _ in self.grids), default=0), max((w for _, w in self.grids), default=0)
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """(h, w) of each image's own patches."""
+        return tuple((-(-height // self.stride), -(-width // self.stride)) for height, width in self.sizes)
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """(H, W) that the feature map covers, padding at the bottom and right included."""
+        return self.grid[0] * self.stride, self.grid[1] * self.stride
+
+    @property
+    def padding(self) -> tuple[tuple[int, int], ...]:
+        """Pixels added to each image at its (bottom, right)."""
+        height, width = self.padded_size
+        return tuple((height - h, width - w) for h, w in self.sizes)
+
+    def through(self, views: Sequence[View]) -> "Geometry":
+        """The same geometry in the pixels of the photos, given the `View` of each (`Preprocess.view`).
+
+        Raises `ValueError` if a view made another size than the backbone was given.
+        """
+        if tuple(view.size for view in views) != self.sizes:
+            raise ValueError(f"the views have sizes {[v.size for v in views]}, the backbone was given {self.sizes}")
+        return replace(self, views=tuple(views))
+
+    def box(self, image: int, row: int, column: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of a patch in source pixels. The part of it in the padding lies outside the
+        image. Raises `IndexError` if the image has no such patch."""
+        self._check_patch(image, row, column)
+        left, top = self._to_source(image, column * self.stride, row * self.stride)
+        right, bottom = self._to_source(image, (column + 1) * self.stride, (row + 1) * self.stride)
+        return left, top, right, bottom
+
+    def patch(self, image: int, x: float, y: float) -> tuple[int, int]:
+        """(row, column) of the patch that shows the source pixel (x, y). Raises `IndexError` where none does: outside
+        the image, or cropped away."""
+        column, row = self._from_source(image, x, y)
+        height, width = self.sizes[image]
+        if not (0 <= column < width and 0 <= row < height):
+            raise IndexError(f"pixel (x={x}, y={y}) is not within what the backbone saw of image {image}")
+        return int(row // self.stride), int(column // self.stride)
+
+    def _check_patch(self, image: int, row: int, column: int) -> None:
+        h, w = self.grids[image]
+        if not (0 <= row < h and 0 <= column < w):
+            raise IndexError(f"image {image} has a grid of {h} x {w} patches, none at row {row}, column {column}")
+
+    def _to_source(self, image: int, x: float, y: float) -> tuple[float, float]:
+        return self.views[image].to_source(x, y) if self.views else (x, y)
+
+    def _from_source(self, image: int, x: float, y: float) -> tuple[float, float]:
+        return self.views[image].from_source(x, y) if self.views else (x, y)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What a backbone returns, of one layer, for every family alike."""
+
+    cls: Float[Tensor, "B D"] | None  # None where the family has no CLS token
+    registers: Float[Tensor, "B R D"]  # prefix tokens that are neither CLS nor patch, in the checkpoint's order
+    patches: Float[Tensor, "B D h w"]  # feature map, row-major over the image
+    geometry: Geometry
+    pool: Callable[["Features"], Float[Tensor, "B D"]]  # the checkpoint's own pooling
+
+    @property
+    def tokens(self) -> Float[Tensor, "B N D"]:
+        """The patches as a sequence, (B, h*w, D), row-major."""
+        return rearrange(self.patches, "B D h w -> B (h w) D")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the feature map."""
+        return self.geometry.grid
+
+    @property
+    def pooled(self) -> Float[Tensor, "B D"]:
+        """One vector an image, by the checkpoint's own pooling."""
+        return self.pool(self)
+
+    @property
+    def valid(self) -> Bool[Tensor, "B h w"]:
+        """True where a patch shows at least one pixel of its image, False where it shows padding alone."""
+        device = self.patches.device
+        h, w = (torch.tensor(axis, device=device).view(-1, 1, 1) for axis in _columns(self.geometry.grids))
+        rows = torch.arange(self.grid[0], device=device).view(1, -1, 1)
+        columns = torch.arange(self.grid[1], device=device).view(1, 1, -1)
+        return (rows < h) & (columns < w)
+
+
+def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def pool_cls(features: Features) -> Float[Tensor, "B D"]:
+    """The CLS token. Raises `ValueError` if there is none."""
+    if features.cls is None:
+        raise ValueError("this backbone has no CLS token; pool its patches instead")
+    return features.cls
+
+
+def pool_mean(features: Features) -> Float[Tensor, "B D"]:
+    """The mean of the patches that show the image."""
+    valid = features.valid[:, None].to(features.patches.dtype)
+    return (features.patches * valid).sum(dim=(2, 3)) / valid.sum(dim=(2, 3))
+
+
+def stack(alone: Sequence[Features]) -> Features:
+    """One `Features` of images that were run one by one, their maps padded with zeros to the largest grid."""
+    first = alone[0]
+    geometry = Geometry(tuple(size for f in alone for size in f.geometry.sizes), first.geometry.stride)
+    h, w = geometry.grid
+    patches = torch.cat([F.pad(f.patches, (0, w - f.grid[1], 0, h - f.grid[0])) for f in alone])
+    cls = None if first.cls is None else torch.cat([pool_cls(f) for f in alone])
+    return Features(cls, torch.cat([f.registers for f in alone]), patches, geometry, first.pool)
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """The attention maps of one block. Tokens are CLS (if any), then the registers, then the patches, row-major."""
+
+    weights: Float[Tensor, "B heads N N"]  # row i: how much token i takes from each token; rows sum to 1
+    num_prefix: int  # CLS and registers
+    grid: tuple[int, int]  # (h, w) of the patches
+
+    @property
+    def cls_to_patches(self) -> Float[Tensor, "B heads h w"]:
+        """What the first token (CLS, where there is one) takes from each patch, as maps.
+
+        Raises `ValueError` where the backbone has no prefix token.
+        """
+        if not self.num_prefix:
+            raise ValueError("this backbone has no CLS token to look from; take a patch's row of `weights` instead")
+        return rearrange(self.weights[:, :, 0, self.num_prefix :], "B heads (h w) -> B heads h w", h=self.grid[0])
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What a head may know of a backbone: enough to size itself."""
+
+    name: str
+    dim: int  # D
+    depth: int  # number of layers that `forward_layers` can return
+    num_heads: int
+    stride: int  # pixels from one patch to the next
+    num_registers: int  # R
+    has_cls: bool
+    has_norm: bool  # whether there is a final norm to apply: `norm=True` raises without one
+    image_size: tuple[int, int]  # (H, W) that the weights were trained for
+
+    @property
+    def num_prefix(self) -> int:
+        return int(self.has_cls) + self.num_registers
+
+
+class Backbone(Protocol):
+    """Anything that turns images into `Features`.
+
+    `images` is a float tensor (B, 3, H, W), normalised as `preprocess` does, or a list of (3, Hi, Wi) of different
+    sizes. Anything else raises a `ValueError` that says what was given and what is wanted.
+    """
+
+    @property
+    def spec(self) -> BackboneSpec: ...
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Image file to normalised tensor, as this very checkpoint wants it."""
+        ...
+
+    def __call__(self, images: Images) -> Features:
+        """The last layer, with the checkpoint's own final norm."""
+        ...
+
+    def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
+        """One `Features` per entry of `layers`: 0-based, negative from the end, in the order asked, duplicates kept;
+        no block after the deepest is run. `norm=True` applies the checkpoint's final norm, and raises `ValueError`
+        where it has none."""
+        ...
+
+    def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
+        """The attention maps of the layers asked."""
+        ...
+
+
+def resolve_layers(layers: Sequence[int], depth: int) -> list[int]:
+    """0-based indices of `layers`, negative ones counted from the end. Raises `ValueError` on one out of range."""
+    wrong = [i for i in layers if not -depth <= i < depth]
+    if wrong or not layers:
+        raise ValueError(f"layers={list(layers)}: want block indices from {-depth} to {depth - 1}, at least one")
+    return [i % depth for i in layers]
+
+
+def check_images(images: Images) -> None:
+    """Raises `ValueError` unless `images` is (B, 3, H, W) float or a non-empty list of (3, H, W) float tensors."""
+    wanted = "want a float tensor (B, 3, H, W), normalised, or a list of (3, H, W) tensors of any sizes"
+    if isinstance(images, Tensor):
+        batch: Sequence[Tensor] = [images]
+        rank = 4
+    elif isinstance(images, list | tuple) and images and all(isinstance(image, Tensor) for image in images):
+        batch, rank = images, 3
+    else:
+        raise ValueError(f"images is {_describe(images)}; {wanted}")
+    for image in batch:
+        if image.ndim != rank or image.shape[-3] != 3 or 0 in image.shape:
+            raise ValueError(f"images has shape {tuple(image.shape)}; {wanted}")
+        if not image.is_floating_point():
+            raise ValueError(f"images is {image.dtype}; {wanted}. `backbone.preprocess(image)` makes one from a photo")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {sorted({type(item).__name__ for item in value}) or 'nothing'}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,137 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021, "An image is worth 16x16 words"), any size of image.
+
+    images (B, 3, H, W) -> patches (B, h*w, D) -> + positions -> CLS and registers in front -> blocks -> Features
+
+Axes: `B` batch, `N` tokens, `D` width, `h w` patch grid, `H W` pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitbackbone.config import ViTConfig
+from vitbackbone.features import (
+    Attention,
+    BackboneSpec,
+    Features,
+    Geometry,
+    Images,
+    check_images,
+    pool_cls,
+    pool_mean,
+    resolve_layers,
+    stack,
+)
+from vitbackbone.layers import Block, ConvStem, PatchEmbed, PositionEmbedding
+from vitbackbone.preprocess import Preprocess
+
+
+class ViT(nn.Module):
+    """A Vision Transformer that returns features. Parameter names are timm's.
+
+    Call it on images for the `Features` of the last layer; `forward_layers` and `attention` look inside. The steps
+    are public: `embed`, `blocks`, `unpack`.
+    """
+
+    def __init__(self, config: ViTConfig, preprocess: Preprocess | None = None, name: str = "vit") -> None:
+        super().__init__()
+        self.config = config
+        self.name = name
+        self.preprocess = preprocess or Preprocess(image_size=config.image_size)
+        self.patch_embed = ConvStem(config) if config.stem else PatchEmbed(config)
+        self.pos_embed = PositionEmbedding(config) if config.position != "none" else None
+        self.cls_token = nn.Parameter(torch.randn(1, 1, config.dim) * 0.02) if config.cls else None
+        self.reg_token = nn.Parameter(torch.randn(1, config.num_registers, config.dim) * 0.02)
+        rise = config.drop_path / max(config.depth - 1, 1)
+        self.blocks = nn.ModuleList(Block(config, drop_path=i * rise) for i in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.final_norm else None
+        self.fc_norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.fc_norm else nn.Identity()
+        self.apply(_init)
+
+    @property
+    def spec(self) -> BackboneSpec:
+        c = self.config
+        return BackboneSpec(
+            self.name, c.dim, c.depth, c.num_heads, c.patch_size, c.num_registers, c.cls, c.final_norm, c.image_size
+        )
+
+    def forward(self, images: Images) -> Features:
+        """The last layer, with the checkpoint's own final norm if it has one."""
+        return self.forward_layers(images, [-1], norm=self.config.final_norm)[0]
+
+    def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
+        """The `Features` of each layer in `layers`, in that order; see `Backbone`."""
+        check_images(images)
+        indices = resolve_layers(layers, self.config.depth)
+        if norm and self.norm is None:
+            raise ValueError(f"{self.name} has no final norm to apply; pass norm=False")
+        if not isinstance(images, Tensor):
+            alone = [self.forward_layers(image[None], layers, norm) for image in images]
+            return tuple(stack(of_one_layer) for of_one_layer in zip(*alone, strict=True))
+
+        x, geometry = self.embed(images)
+        outputs: dict[int, Features] = {}
+        for i, block in enumerate(self.blocks[: max(indices) + 1]):
+            x = block(x)
+            if i in indices:
+                outputs[i] = self.unpack(self.norm(x) if norm and self.norm else x, geometry)
+        return tuple(outputs[i] for i in indices)
+
+    def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
+        """The attention maps of each layer in `layers`, recomputed from q and k; the forward keeps its fused kernel.
+
+        A map takes B * num_heads * N² numbers, so ask for the layers you look at. Images of one size only.
+        """
+        check_images(images)
+        indices = resolve_layers(layers, self.config.depth)
+        if not isinstance(images, Tensor):
+            raise ValueError("attention maps of images of different sizes do not stack; call once per image")
+        x, geometry = self.embed(images)
+        maps: dict[int, Attention] = {}
+        for i, block in enumerate(self.blocks[: max(indices) + 1]):
+            if i in indices:
+                weights = block.attn.weights(block.norm1(x))
+                maps[i] = Attention(weights, self.config.num_prefix, geometry.grid)
+            if i < max(indices):
+                x = block(x)
+        return tuple(maps[i] for i in indices)
+
+    def embed(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Geometry]:
+        """Images to the tokens that enter the first block: CLS, registers, patches in raster order."""
+        height, width = images.shape[-2:]
+        geometry = Geometry(((height, width),) * len(images), self.config.patch_size)
+        bottom, right = -height % self.config.patch_size, -width % self.config.patch_size
+        if (bottom or right) and self.config.indivisible == "refuse":
+            raise ValueError(
+                f"images are {height} x {width}, which the patch size {self.config.patch_size} does not divide; resize "
+                f"them to {height + bottom} x {width + right}, or load the backbone with indivisible='pad'"
+            )
+        images = F.pad(images.to(self.reg_token.dtype), (0, right, 0, bottom))  # zero is the mean colour
+        x = rearrange(self.patch_embed(images), "B D h w -> B (h w) D")
+        if self.pos_embed is not None:
+            grid = (height + bottom) // self.config.patch_size, (width + right) // self.config.patch_size
+            x = x + self.pos_embed(grid)
+        prefix = [self.reg_token] if self.cls_token is None else [self.cls_token, self.reg_token]
+        return torch.cat([*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1), geometry
+
+    def unpack(self, x: Float[Tensor, "B N D"], geometry: Geometry) -> Features:
+        """Tokens of a block to `Features`."""
+        cls = x[:, 0] if self.config.cls else None
+        registers = x[:, int(self.config.cls) : self.config.num_prefix]
+        patches = rearrange(x[:, self.config.num_prefix :], "B (h w) D -> B D h w", h=geometry.grid[0])
+        return Features(cls, registers, patches, geometry, self._pool)
+
+    def _pool(self, features: Features) -> Float[Tensor, "B D"]:
+        return self.fc_norm({"cls": pool_cls, "mean": pool_mean}[self.config.pool](features))
+
+
+def _init(module: nn.Module) -> None:
+    """Truncated normals of 0.02 for the linears, zero biases: timm's and DeiT's initialisation."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
