@@ -1,0 +1,54 @@
+"""Features out of Vision Transformers: one typed output for every family, right to the digit, at any image size."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vitbackbone.config import Resampling, ViTConfig, vit_config
+from vitbackbone.convert import ConversionError
+from vitbackbone.features import Attention, Backbone, BackboneSpec, Features, Geometry
+from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
+from vitbackbone.preprocess import Preprocess, View, load_image
+from vitbackbone.vit import ViT
+
+if TYPE_CHECKING:
+    from vitbackbone.estimator import ImageFeatures
+    from vitbackbone.extract import FeatureStore, extract
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Attention",
+    "Backbone",
+    "BackboneSpec",
+    "Checkpoint",
+    "ConversionError",
+    "FeatureStore",
+    "Features",
+    "Geometry",
+    "ImageFeatures",
+    "Preprocess",
+    "Resampling",
+    "ViT",
+    "ViTConfig",
+    "View",
+    "WeightsUnavailable",
+    "extract",
+    "list_backbones",
+    "load_backbone",
+    "load_checkpoint",
+    "load_image",
+    "vit_config",
+]
+
+# Public names whose modules import scikit-learn or pyarrow: loaded on first use, so that `import vitbackbone` is fast.
+_LAZY = {
+    "FeatureStore": "vitbackbone.extract",
+    "ImageFeatures": "vitbackbone.estimator",
+    "extract": "vitbackbone.extract",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -60,8 +60,8 @@ class Preprocess:
     With Pillow underneath, the result equals that of timm's `create_transform(is_training=False)` for the same
     settings (timm/data/transforms_factory.py).
 
-    `crop_mode`: `"center"` resizes the shorter side to `image_size / crop_pct` and crops the centre; `"squash"`
-    resizes to `image_size` and ignores the aspect.
+    `crop_mode`: the photo is resized to `image_size / crop_pct` and its centre cropped; `"center"` keeps the aspect
+    and lets the longer side stand out, `"squash"` ignores it.
     """
 
     image_size: tuple[int, int] = (224, 224)  # (H, W)
@@ -108,9 +108,8 @@ class Preprocess:
         if keep_aspect:
             resized = _cover(source, size)
             return View(source, resized, (0, 0), resized)
-        if self.crop_mode == "squash":
-            return View(source, size, (0, 0), size)
-        resized = _cover(source, (math.floor(size[0] / self.crop_pct), math.floor(size[1] / self.crop_pct)))
+        scaled = math.floor(size[0] / self.crop_pct), math.floor(size[1] / self.crop_pct)
+        resized = scaled if self.crop_mode == "squash" else _cover(source, scaled)
         offset = round((resized[0] - size[0]) / 2.0), round((resized[1] - size[1]) / 2.0)
         return View(source, resized, offset, size)
 

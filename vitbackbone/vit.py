@@ -45,7 +45,8 @@ class ViT(nn.Module):
         self.patch_embed = ConvStem(config) if config.stem else PatchEmbed(config)
         self.pos_embed = PositionEmbedding(config) if config.position != "none" else None
         self.cls_token = nn.Parameter(torch.randn(1, 1, config.dim) * 0.02) if config.cls else None
-        self.reg_token = nn.Parameter(torch.randn(1, config.num_registers, config.dim) * 0.02)
+        registers = torch.randn(1, config.num_registers, config.dim) * 0.02
+        self.reg_token = nn.Parameter(registers) if config.num_registers else None
         rise = config.drop_path / max(config.depth - 1, 1)
         self.blocks = nn.ModuleList(Block(config, drop_path=i * rise) for i in range(config.depth))
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.final_norm else None
@@ -110,13 +111,13 @@ class ViT(nn.Module):
                 f"images are {height} x {width}, which the patch size {self.config.patch_size} does not divide; resize "
                 f"them to {height + bottom} x {width + right}, or load the backbone with indivisible='pad'"
             )
-        images = F.pad(images.to(self.reg_token.dtype), (0, right, 0, bottom))  # zero is the mean colour
+        images = F.pad(images.to(self.patch_embed.proj.weight.dtype), (0, right, 0, bottom))  # zero is the mean colour
         x = rearrange(self.patch_embed(images), "B D h w -> B (h w) D")
         if self.pos_embed is not None:
             grid = (height + bottom) // self.config.patch_size, (width + right) // self.config.patch_size
             x = x + self.pos_embed(grid)
-        prefix = [self.reg_token] if self.cls_token is None else [self.cls_token, self.reg_token]
-        return torch.cat([*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1), geometry
+        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        return torch.cat([*prefix, x], dim=1), geometry
 
     def unpack(self, x: Float[Tensor, "B N D"], geometry: Geometry) -> Features:
         """Tokens of a block to `Features`."""

@@ -1,0 +1,257 @@
+"""One suite over every backbone: what `vitbackbone.features.Backbone` promises."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from tests.helpers import relative_error, tiny_vit
+from vitbackbone import ViT, load_backbone
+
+BACKBONES: dict[str, ViT] = {
+    "cls": tiny_vit(),
+    "registers": tiny_vit(num_registers=3, layer_scale=True),
+    "mean": tiny_vit(cls=False, pool="mean"),
+    "fc_norm": tiny_vit(pool="mean", final_norm=False, fc_norm=True),
+    "sincos2d": tiny_vit(position="sincos2d"),
+    "sincos1d": tiny_vit(position="sincos1d", num_registers=1),
+    "no positions": tiny_vit(position="none"),
+    "stem": tiny_vit(stem=((8, 2), (12, 2), (12, 1), (16, 2))),
+    "swiglu": tiny_vit(mlp="swiglu", mlp_dim=24, qkv_bias=False),
+    "rectangular": tiny_vit(image_size=(24, 40)),
+    "offset": tiny_vit(resampling=tiny_vit().config.resampling.__class__(offset=0.1)),
+}
+
+
+@pytest.fixture(params=BACKBONES, autouse=False)
+def backbone(request: pytest.FixtureRequest) -> ViT:
+    return BACKBONES[request.param]
+
+
+def images(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def norm_of(backbone: ViT) -> bool:
+    return backbone.spec.has_norm
+
+
+@settings(max_examples=8, deadline=None)
+@given(height=st.integers(1, 70), width=st.integers(1, 70), batch=st.integers(1, 3))
+@pytest.mark.parametrize("name", BACKBONES)
+def test_any_size_gives_the_shapes_that_the_spec_promises(name: str, height: int, width: int, batch: int) -> None:
+    backbone = BACKBONES[name]
+    spec = backbone.spec
+    with torch.inference_mode():
+        features = backbone(images(batch, 3, height, width))
+    h, w = -(-height // spec.stride), -(-width // spec.stride)
+    assert features.patches.shape == (batch, spec.dim, h, w)
+    assert features.grid == (h, w)
+    assert features.tokens.shape == (batch, h * w, spec.dim)
+    assert features.registers.shape == (batch, spec.num_registers, spec.dim)
+    assert (features.cls is not None) == spec.has_cls
+    assert features.cls is None or features.cls.shape == (batch, spec.dim)
+    assert features.pooled.shape == (batch, spec.dim)
+    assert features.valid.shape == (batch, h, w)
+    assert features.valid.all()
+    assert features.geometry.sizes == ((height, width),) * batch
+    assert all(torch.isfinite(x).all() for x in (features.patches, features.registers, features.pooled))
+
+
+def test_tokens_are_the_map_in_raster_order(backbone: ViT) -> None:
+    features = backbone(images(2, 3, 24, 40))
+    h, w = features.grid
+    for row in range(h):
+        for column in range(w):
+            assert torch.equal(features.tokens[:, row * w + column], features.patches[:, :, row, column])
+
+
+def test_layers_come_in_the_order_asked_with_duplicates_and_negatives(backbone: ViT) -> None:
+    x = images(2, 3, 32, 40)
+    depth = backbone.spec.depth
+    asked = [depth - 1, 0, -1, 1, 0]
+    got = backbone.forward_layers(x, asked, norm=norm_of(backbone))
+    alone = [backbone.forward_layers(x, [layer], norm=norm_of(backbone))[0] for layer in asked]
+    assert len(got) == len(asked)
+    for a, b in zip(got, alone, strict=True):
+        assert torch.equal(a.patches, b.patches)
+        assert torch.equal(a.registers, b.registers)
+    assert torch.equal(got[0].patches, backbone(x).patches)
+    assert not torch.allclose(got[1].patches, got[3].patches)
+
+
+def test_no_block_runs_past_the_deepest(backbone: ViT) -> None:
+    ran: list[int] = []
+    hooks = [block.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(backbone.blocks)]
+    try:
+        backbone.forward_layers(images(1, 3, 32, 32), [0, 1, 0], norm=False)
+        assert ran == [0, 1]
+        ran.clear()
+        backbone.attention(images(1, 3, 32, 32), [1])
+        assert ran == [0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_norm_means_the_final_norm_of_this_checkpoint(backbone: ViT) -> None:
+    x = images(2, 3, 32, 32)
+    (raw,) = backbone.forward_layers(x, [1], norm=False)
+    if backbone.norm is None:
+        with pytest.raises(ValueError, match="no final norm"):
+            backbone.forward_layers(x, [1])
+        return
+    (normed,) = backbone.forward_layers(x, [1])
+    assert relative_error(normed.tokens, backbone.norm(raw.tokens)) < 1e-6
+    assert raw.cls is None or relative_error(normed.cls, backbone.norm(raw.cls)) < 1e-6
+
+
+def test_batch_size_does_not_change_the_features(backbone: ViT) -> None:
+    x = images(5, 3, 40, 24)
+    with torch.inference_mode():
+        together = backbone(x)
+        alone = torch.cat([backbone(image[None]).patches for image in x])
+    assert relative_error(together.patches, alone) < 1e-5
+
+
+def test_mixed_sizes_equal_each_image_alone(backbone: ViT) -> None:
+    batch = [images(3, 32, 32), images(3, 17, 70, seed=1), images(3, 50, 9, seed=2)]
+    with torch.inference_mode():
+        mixed = backbone(batch)
+        for i, image in enumerate(batch):
+            one = backbone(image[None])
+            h, w = one.grid
+            assert relative_error(mixed.patches[i, :, :h, :w], one.patches[0]) < 1e-5
+            assert relative_error(mixed.pooled[i], one.pooled[0]) < 1e-5
+            assert mixed.valid[i, :h, :w].all()
+            assert mixed.valid[i].sum() == h * w
+            assert not mixed.patches[i][:, ~mixed.valid[i]].any()
+    assert mixed.grid == mixed.patches.shape[-2:]
+
+
+def test_a_size_the_patch_does_not_divide_is_padded_with_the_mean_colour(backbone: ViT) -> None:
+    stride = backbone.spec.stride
+    x = images(1, 3, 2 * stride + 1, 3 * stride - 1)
+    padded = F.pad(x, (0, 1, 0, stride - 1))
+    assert torch.equal(backbone(x).patches, backbone(padded).patches)
+    assert backbone(x).geometry.padding == ((stride - 1, 1),)
+
+
+def test_attention_is_what_the_forward_uses(backbone: ViT) -> None:
+    x = images(2, 3, 32, 48)
+    asked = [-1, 0, 0]
+    maps = backbone.attention(x, asked)
+    assert len(maps) == len(asked)
+    assert torch.equal(maps[1].weights, maps[2].weights)
+    tokens, _ = backbone.embed(x)
+    normed = backbone.blocks[0].norm1(tokens)
+    heads = backbone.spec.num_heads
+    value = backbone.blocks[0].attn.qkv(normed).chunk(3, dim=-1)[2].unflatten(-1, (heads, -1)).transpose(1, 2)
+    mixed = (maps[1].weights @ value).transpose(1, 2).flatten(2)
+    assert relative_error(backbone.blocks[0].attn.proj(mixed), backbone.blocks[0].attn(normed)) < 1e-5
+    for attention in maps:
+        assert torch.allclose(attention.weights.sum(-1), torch.ones(()), atol=1e-5)
+        assert attention.weights.shape[-1] == attention.num_prefix + attention.grid[0] * attention.grid[1]
+    if backbone.spec.num_prefix:
+        h, w = maps[0].grid
+        n = maps[0].num_prefix
+        assert torch.equal(maps[0].cls_to_patches[..., 1, 2], maps[0].weights[:, :, 0, n + w + 2])
+        assert maps[0].cls_to_patches.shape[-2:] == (h, w)
+    else:
+        with pytest.raises(ValueError, match="no CLS"):
+            _ = maps[0].cls_to_patches
+
+
+def test_the_forward_keeps_the_fused_kernel(backbone: ViT, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k))
+    backbone.attention(images(1, 3, 32, 32), [1])
+    assert len(calls) == 1  # the block before the one looked at
+    backbone(images(1, 3, 32, 32))
+    assert len(calls) == 1 + backbone.spec.depth
+
+
+def test_gradients_reach_the_image_and_every_parameter(backbone: ViT) -> None:
+    x = images(1, 3, 40, 40).requires_grad_()
+    features = backbone(x)
+    (features.pooled.square().sum() + features.patches.square().sum() + features.registers.square().sum()).backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+    without = [name for name, p in trained.items() if p.grad is None]
+    backbone.zero_grad(set_to_none=True)
+    assert without == []
+
+
+def test_runs_in_other_precisions(backbone: ViT) -> None:
+    x = images(1, 3, 32, 40)
+    reference = backbone(x).patches
+    half = load_state_of(backbone).to(torch.bfloat16)(x)
+    assert half.patches.dtype == torch.bfloat16
+    assert relative_error(half.patches.float(), reference) < 0.1
+    double = load_state_of(backbone).double()(x)
+    assert relative_error(double.patches.float(), reference) < 1e-5
+
+
+def load_state_of(backbone: ViT) -> ViT:
+    copy = ViT(backbone.config)
+    copy.load_state_dict(backbone.state_dict())
+    return copy.eval()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        torch.zeros(3, 32, 32),
+        torch.zeros(1, 1, 32, 32),
+        torch.zeros(1, 32, 32, 3),
+        torch.zeros(0, 3, 32, 32),
+        torch.zeros(1, 3, 0, 32),
+        torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
+        [torch.zeros(1, 3, 32, 32)],
+        [torch.zeros(3, 32, 32), torch.zeros(32, 32, 3)],
+        [],
+    ],
+    ids=["no batch", "grey", "channels last", "empty", "no height", "uint8", "4-D in list", "mixed up", "empty list"],
+)
+def test_bad_images_are_refused_with_what_is_wanted(backbone: ViT, bad: object) -> None:
+    for call in (backbone, lambda x: backbone.forward_layers(x, [0], norm=False), lambda x: backbone.attention(x, [0])):
+        with pytest.raises(ValueError, match=r"want a float tensor \(B, 3, H, W\)"):
+            call(bad)
+
+
+def test_values_that_are_no_tensors_are_refused() -> None:
+    """In a process of its own, without the type checks of the tests, which would come first."""
+    code = (
+        "import numpy as np; from vitbackbone import ViT, vit_config; vit = ViT(vit_config('Ti/16', depth=1))\n"
+        "for bad in (np.zeros((1, 3, 32, 32)), 'photo.jpg', None, [np.zeros((3, 32, 32))]):\n"
+        "    try: vit(bad)\n"
+        "    except ValueError as e: assert 'want a float tensor' in str(e), e\n"
+        "    else: raise SystemExit(f'{type(bad)} was taken')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("layers", [[99], [-99], []])
+def test_layers_out_of_range_are_refused(backbone: ViT, layers: list[int]) -> None:
+    with pytest.raises(ValueError, match="want block indices from"):
+        backbone.forward_layers(images(1, 3, 32, 32), layers, norm=False)
+    with pytest.raises(ValueError, match="want block indices from"):
+        backbone.attention(images(1, 3, 32, 32), layers)
+
+
+def test_attention_of_mixed_sizes_is_refused(backbone: ViT) -> None:
+    with pytest.raises(ValueError, match="once per image"):
+        backbone.attention([images(3, 32, 32), images(3, 40, 32)], [0])
+
+
+def test_indivisible_sizes_are_refused_where_the_caller_says_so() -> None:
+    strict = tiny_vit(indivisible="refuse")
+    strict(images(1, 3, 32, 40))
+    with pytest.raises(ValueError, match="33 x 40, which the patch size 8 does not divide; resize them to 40 x 40"):
+        strict(images(1, 3, 33, 40))

@@ -1,0 +1,144 @@
+"""Image file to tensor: equal to timm's evaluation transform, upright, every mode."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+
+from tests.helpers import photo, relative_error, save_photo
+from vitbackbone import Preprocess, load_image
+from vitbackbone.huggingface import MODEL_TYPES
+
+SIZES = [(68, 121), (160, 160), (333, 517), (30, 20), (1, 1), (7, 400)]
+
+
+@pytest.mark.parametrize("height,width", SIZES)
+@pytest.mark.parametrize("crop_pct", [1.0, 0.9, 0.875])
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(96, 96), (64, 112)])
+def test_equals_timm(
+    height: int, width: int, crop_pct: float, crop_mode: str, interpolation: str, size: tuple[int, int]
+) -> None:
+    image = photo(height, width)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    theirs = create_transform(
+        (3, *size), interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, mean=mean, std=std
+    )(image)
+    assert torch.equal(Preprocess(size, crop_pct, crop_mode, interpolation, mean, std)(image), theirs)
+
+
+def test_equals_transformers_for_deit() -> None:
+    theirs = DeiTImageProcessorPil()(photo(90, 140), return_tensors="pt")["pixel_values"][0]
+    assert relative_error(MODEL_TYPES["deit"].preprocess(photo(90, 140)), theirs) < 1e-5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientations_equal_the_turned_pixels(tmp_path: Path, orientation: int) -> None:
+    upright = photo(40, 24)
+    turn = {  # what a camera stores for each orientation: the inverse of what a viewer has to do
+        1: [],
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }[orientation]
+    stored = upright
+    for step in turn:
+        stored = stored.transpose(step)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(np.array(load_image(tmp_path / "turned.png")), np.array(upright))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "PA", "RGBA", "CMYK", "1", "YCbCr", "HSV"])
+def test_modes_are_what_timm_and_torchvision_see(mode: str) -> None:
+    """They convert with Pillow, so alpha is dropped and the stored colour kept."""
+    source = photo(12, 9).convert("L" if mode in ("LA", "PA") else "RGB").convert(mode)
+    if mode in ("LA", "RGBA"):
+        source.putalpha(Image.fromarray(np.full((12, 9), 40, np.uint8)))
+    assert np.array_equal(np.array(load_image(source)), np.array(source.convert("RGB")))
+
+
+def test_transparency_keeps_the_stored_colour() -> None:
+    source = Image.new("RGBA", (3, 2), (10, 200, 30, 0))
+    assert np.array(load_image(source)).tolist() == [[[10, 200, 30]] * 3] * 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    values = np.linspace(0, 65535, 40).astype(np.uint16).reshape(4, 10)
+    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+    got = np.array(load_image(tmp_path / f"deep.{suffix}"))
+    assert np.array_equal(got[..., 0], np.round(values / 65535 * 255).astype(np.uint8))
+    assert np.array_equal(got[..., 0], got[..., 2])
+
+
+def test_images_without_an_agreed_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="no agreed range"):
+        load_image(Image.fromarray(np.ones((4, 4), np.float32)))
+    with pytest.raises(ValueError, match="scale it to 16 bits"):
+        load_image(Image.fromarray(np.full((4, 4), 70000, np.int32)))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "tif"])
+def test_the_first_frame_counts(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
+    assert np.array(load_image(tmp_path / f"a.{suffix}"))[0, 0].tolist()[0] > 200
+
+
+def test_resolution_replaces_the_size() -> None:
+    preprocess = Preprocess((32, 32), crop_pct=0.9)
+    image = photo(120, 200)
+    assert torch.equal(preprocess(image, 64), Preprocess((64, 64), crop_pct=0.9)(image))
+    assert preprocess(image, (48, 80)).shape == (3, 48, 80)
+
+
+@pytest.mark.parametrize("height,width", [(120, 200), (200, 120), (50, 50), (3, 400)])
+def test_keeping_the_aspect_keeps_the_whole_photo(height: int, width: int) -> None:
+    preprocess = Preprocess((32, 32), crop_pct=0.9)
+    got = preprocess(photo(height, width), 60, keep_aspect=True)
+    assert min(got.shape[1:]) == 60
+    assert max(got.shape[1:]) == int(60 * max(height, width) / min(height, width))
+    view = preprocess.view((height, width), 60, keep_aspect=True)
+    assert view.size == view.resized == tuple(got.shape[1:])
+
+
+def test_a_path_and_an_opened_image_are_the_same(tmp_path: Path) -> None:
+    path = save_photo(tmp_path / "a.png")
+    assert torch.equal(Preprocess()(path), Preprocess()(str(path)))
+    assert torch.equal(Preprocess()(path), Preprocess()(Image.open(path)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: p.write_bytes(b""),
+        lambda p: p.write_text("not a photo"),
+        lambda p: save_photo(p) and p.write_bytes(p.read_bytes()[:300]),
+        lambda p: p.mkdir(),
+        lambda p: None,
+    ],
+    ids=["empty", "text", "truncated", "directory", "missing"],
+)
+def test_files_that_are_no_images_raise_oserror(tmp_path: Path, make: object) -> None:
+    make(tmp_path / "a.jpg")
+    with pytest.raises(OSError):  # noqa: PT011  # its text is Pillow's or the system's
+        Preprocess()(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("fields", [{"crop_pct": 0}, {"crop_pct": 1.5}])
+def test_impossible_settings_are_refused(fields: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="crop_pct must be in"):
+        Preprocess(**fields)
+    with pytest.raises(ValueError, match="resolution must be at least 1"):
+        Preprocess()(photo(8, 8), 0)
