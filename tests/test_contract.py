@@ -23,6 +23,7 @@ BACKBONES: dict[str, ViT] = {
     "stem": tiny_vit(stem=((8, 2), (12, 2), (12, 1), (16, 2))),
     "swiglu": tiny_vit(mlp="swiglu", mlp_dim=24, qkv_bias=False),
     "rectangular": tiny_vit(image_size=(24, 40)),
+    "nano": load_backbone("nano"),
     "offset": tiny_vit(resampling=tiny_vit().config.resampling.__class__(offset=0.1)),
 }
 

@@ -5,7 +5,7 @@ Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens, `
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -190,6 +190,7 @@ class BackboneSpec:
         return int(self.has_cls) + self.num_registers
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """Anything that turns images into `Features`.
 

@@ -80,12 +80,7 @@ def load_checkpoint(
     errors are those of `load_backbone`."""
     name = str(name)
     directory = _directory(name, weights)
-    if directory is not None:
-        entry, labels = _read_directory(directory)
-    elif name in ZOO:
-        entry, labels = ZOO[name], ()
-    else:
-        raise ValueError(_unknown(name))
+    entry, labels = _describe(name, directory)
     if positions not in entry.policies:
         raise ValueError(f"positions={positions!r}; want one of {', '.join(entry.policies)}")
     config = replace(entry.config, resampling=entry.policies[positions], indivisible=indivisible)
@@ -112,6 +107,13 @@ def load_checkpoint(
 def list_backbones(pattern: str = "*") -> list[str]:
     """The names that `load_backbone` knows, by shell pattern (`"*dinov2*"`)."""
     return fnmatch.filter(ZOO, pattern)
+
+
+def find_entry(name: str | PathLike[str]) -> Entry:
+    """What is known of a backbone without its weights: of the zoo, or of a Hugging Face directory. Needs no network
+    for a name of `list_backbones()`. Raises as `load_backbone` does."""
+    name = str(name)
+    return ZOO[name] if name in ZOO else _describe(name, _directory(name, None))[0]
 
 
 def read_weights(path: Weights) -> dict[str, Tensor]:
@@ -154,6 +156,15 @@ def _directory(name: str, weights: Weights | None) -> Path | None:
     if name.startswith("hf:") and not (name in ZOO and weights is not None):
         return _download_directory(name)
     return Path(name) if name not in ZOO and Path(name).is_dir() else None
+
+
+def _describe(name: str, directory: Path | None) -> tuple[Entry, tuple[str, ...]]:
+    """The entry, and the class names of its head."""
+    if directory is not None:
+        return _read_directory(directory)
+    if name in ZOO:
+        return ZOO[name], ()
+    raise ValueError(_unknown(name))
 
 
 def _read_directory(directory: Path) -> tuple[Entry, tuple[str, ...]]:

@@ -1,0 +1,223 @@
+"""The commands, as a user runs them: output, files, exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers import save_photo
+from vitbackbone import FeatureStore, list_backbones, load_backbone
+from vitbackbone.cli import main
+
+COMMANDS = ["extract", "probe", "predict", "show", "demo", "models", "info"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ordinary photos of two kinds, bright and dark, of many sizes, some grey; and two broken files."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        kind, low = ("bright", 150) if i % 2 else ("dark", 0)
+        shape = (int(rng.integers(68, 200)), int(rng.integers(68, 300)), 3)
+        image = Image.fromarray(rng.integers(low, low + 100, shape, dtype=np.uint8))
+        (folder / kind).mkdir(exist_ok=True)
+        (image.convert("L") if i % 5 == 0 else image).save(folder / kind / f"{i:02}.jpg")
+    save_photo(folder / "dark" / "large.jpg", 1600, 2400)
+    (folder / "bright" / "broken.jpg").write_bytes((folder / "bright" / "01.jpg").read_bytes()[:700])
+    (folder / "dark" / "text.jpg").write_text("not a photo")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("store") / "features"
+    assert main(["extract", str(photos), "--model", "nano", "--out", str(out), "--tokens", "cls,patches"]) == 0
+    return out
+
+
+def test_extract_gives_every_photo_a_row_and_names_the_broken_ones(photos: Path, store: Path) -> None:
+    features = FeatureStore(store)
+    assert len(features) == 41
+    assert {path for path, _ in features.failed} == {"bright/broken.jpg", "dark/text.jpg"}
+    assert features.class_names == ["bright", "dark"]
+    assert [path.split("/")[0] for path in features.paths] == [features.class_names[i] for i in features.labels]
+    backbone = load_backbone("nano")
+    alone = backbone(backbone.preprocess(photos / features.paths[7])[None])
+    assert np.allclose(features.cls[7], alone.cls[0].detach(), atol=1e-4)
+    assert np.allclose(features.patches(7), alone.patches[0].detach(), atol=1e-4)
+
+
+def test_extract_says_that_nano_is_small_and_names_a_stronger_one(photos: Path, tmp_path: Path, capsys: object) -> None:
+    main(["extract", str(photos), "--out", str(tmp_path / "a")])
+    output = capsys.readouterr()
+    assert "nano, the small built-in one; for real work give --model vit_small_patch14_dinov2.lvd142m" in output.err
+    assert "41 images read, 2 failed" in output.out
+    assert "bright/broken.jpg: " in output.out
+
+
+def test_extract_takes_all_its_options(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    command = ["extract", str(photos / "dark" / "*.jpg"), "--model", "vit_tiny_patch16_224.augreg_in21k", "--out", str(out)]
+    command += ["--weights", "random", "--tokens", "cls,patches", "--layers", "-4,-1", "--batch-size", "7"]
+    command += ["--shard-size", "10", "--resolution", "32x48", "--dtype", "float16", "--workers", "1", "--device", "cpu"]
+    assert main(command) == 0
+    features = FeatureStore(out)
+    assert features.layers == (8, 11)
+    assert features.cls.dtype == np.float16
+    assert features.patches(0).shape == (192, 2, 3)
+    assert len(list((out / "shards").glob("*.safetensors"))) == 3
+
+
+def test_nothing_readable_is_exit_code_1_and_a_whole_store(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_text("x")
+    assert main(["extract", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 1
+    assert len(FeatureStore(tmp_path / "out").failed) == 1
+
+
+@pytest.mark.parametrize("kind", ["linear", "knn"])
+def test_probe_measures_saves_and_predicts(store: Path, photos: Path, tmp_path: Path, kind: str, capsys: object) -> None:
+    out = tmp_path / "probe"
+    assert main(["probe", str(store), "--probe", kind, "--out", str(out), "--k", "3"]) == 0
+    text = capsys.readouterr().out
+    assert "accuracy 1.0000 (95% interval" in text
+    assert "bright" in text
+    assert "held-out fifth" in text
+    assert not list(out.glob("*.pkl"))
+    assert json.loads((out / "probe.json").read_text())["kind"] == kind
+    assert main(["predict", str(photos / "dark/02.jpg"), str(photos / "bright/03.jpg"), "--probe", str(out)]) == 0
+    first = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert first[0][1] == "dark"
+    assert first[2][1] == "bright"
+    assert float(first[0][2]) > 0.5
+
+
+def test_probe_on_a_test_store_counts_its_images(store: Path, photos: Path, tmp_path: Path, capsys: object) -> None:
+    test = tmp_path / "test"
+    folder = tmp_path / "only"
+    folder.mkdir()
+    (folder / "dark").symlink_to(photos / "dark")
+    main(["extract", str(folder), "--out", str(test), "--tokens", "cls,patches"])
+    capsys.readouterr()
+    assert main(["probe", str(store), "--test", str(test)]) == 0
+    text = capsys.readouterr().out
+    assert "21 of 21" in text  # class 0 of this store is class 1 of the other, matched by name
+
+
+def test_probe_refuses_stores_of_other_features_and_without_labels(store: Path, photos: Path, tmp_path: Path, capsys: object) -> None:
+    other = tmp_path / "other"
+    main(["extract", str(photos), "--out", str(other), "--resolution", "16"])
+    assert main(["probe", str(store), "--test", str(other)]) == 2
+    assert "hold different features: their preprocessing differs" in capsys.readouterr().err
+    unlabelled = tmp_path / "unlabelled"
+    main(["extract", str(photos / "dark" / "*.jpg"), "--out", str(unlabelled)])
+    assert main(["probe", str(unlabelled)]) == 2
+    assert "has no labels" in capsys.readouterr().err
+
+
+def test_predict_refuses_other_weights(store: Path, photos: Path, tmp_path: Path, capsys: object) -> None:
+    main(["probe", str(store), "--out", str(tmp_path / "probe")])
+    record = tmp_path / "probe" / "probe.json"
+    saved = json.loads(record.read_text())
+    saved["about"]["store"]["model"]["weights_sha256"] = "0" * 64
+    record.write_text(json.dumps(saved))
+    assert main(["predict", str(photos / "dark/02.jpg"), "--probe", str(tmp_path / "probe")]) == 2
+    assert "was fitted on other weights of nano" in capsys.readouterr().err
+
+
+def test_predict_goes_on_after_a_bad_photo(store: Path, photos: Path, tmp_path: Path, capsys: object) -> None:
+    main(["probe", str(store), "--out", str(tmp_path / "probe")])
+    images = [str(photos / "dark/text.jpg"), str(photos / "dark/02.jpg")]
+    assert main(["predict", *images, "--probe", str(tmp_path / "probe")]) == 0
+    output = capsys.readouterr()
+    assert "text.jpg\tfailed" in output.err
+    assert "02.jpg\tdark" in output.out
+    assert main(["predict", images[0], "--probe", str(tmp_path / "probe")]) == 1
+
+
+def test_show_writes_pictures(tmp_path: Path) -> None:
+    photo = save_photo(tmp_path / "photo.png", 60, 100)
+    assert main(["show", str(photo), "--out", str(tmp_path / "out"), "--resolution", "32"]) == 0
+    for name in ("photo", "attention", "rollout", "pca", "overview"):
+        with Image.open(tmp_path / "out" / f"{name}.png") as picture:
+            assert np.asarray(picture.convert("RGB")).std() > 1
+
+
+def test_models_lists_name_size_patch_dim_parameters_licence_and_source(capsys: object) -> None:
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= len(list_backbones())
+    row = next(line for line in lines if line.startswith("vit_base_patch16_224.augreg_in21k "))
+    for fact in ("224", "16", "768", "85.8 M", "apache-2.0", "timm/vit_base_patch16_224.augreg_in21k"):
+        assert fact in row
+    assert main(["models", "*dinov2_vits14*"]) == 0
+    assert "vit_base" not in capsys.readouterr().out
+    assert main(["models", "zzz"]) == 2
+
+
+def test_info_and_trace_speak_of_the_model(capsys: object) -> None:
+    name = "vit_base_patch16_224.augreg_in21k_ft_in1k"
+    assert main(["info", name, "--resolution", "384"]) == 0
+    assert "24 x 24 = 576 patches" in capsys.readouterr().out
+    assert main(["info", name, "--trace"]) == 0
+    text = capsys.readouterr().out
+    for fact in ("14 x 14 = 196", "197 x 768", "logits"):
+        assert fact in text
+    assert "1000" in text.splitlines()[-1]
+
+
+def test_demo_does_the_whole_job(tmp_path: Path, capsys: object) -> None:
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    text = capsys.readouterr().out
+    assert "1797 images, 0 failed" in text
+    assert "raw pixels" in text
+    assert len(list((tmp_path / "demo").glob("*/overview.png"))) == 2
+    assert len(FeatureStore(tmp_path / "demo" / "digits-features")) == 1797
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["extract", "/no/such/place", "--out", "x"], "no such file or folder"),
+        (["extract", ".", "--out", "x", "--model", "nana"], "did you mean 'nano'"),
+        (["probe", "/no/store"], "is not a feature store"),
+        (["predict", "a.jpg", "--probe", "/no/probe"], "want a folder written by save_probe"),
+        (["show", "/no/photo.jpg", "--out", "x"], "No such file"),
+        (["info", "nana"], "did you mean 'nano'"),
+    ],
+)
+def test_wrong_input_is_exit_code_2_and_one_message(arguments: list[str], message: str, capsys: object) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_is_exit_code_130(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitbackbone.extract.extract", interrupt)
+    assert main(["extract", str(photos), "--out", str(tmp_path / "a")]) == 130
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_that_parses(command: str, capsys: object) -> None:
+    from vitbackbone.cli import _parser
+
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    example = text.split("example:\n  ")[1].splitlines()[0]
+    assert example.startswith(f"vitbackbone {command}")
+    _parser().parse_args(example.replace("'", "").split()[1:])
+
+
+def test_the_command_is_installed_as_a_module() -> None:
+    result = subprocess.run([sys.executable, "-m", "vitbackbone.cli", "models", "nano"], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert "nano" in result.stdout

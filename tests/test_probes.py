@@ -1,0 +1,384 @@
+"""The probes against scikit-learn's contract, plain scikit-learn, a double loop, and files."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import heads
+from heads import KnnProbe, LinearProbe, accuracy_interval, load_probe, probes, report, save_probe
+
+SWEEP = 10 ** np.linspace(-6, 5, 45)
+PROBES = [LinearProbe(), LinearProbe("dinov2"), LinearProbe(scale=False), KnnProbe(), KnnProbe(k=1)]
+
+
+def clusters(n: int, num_classes: int, dim: int = 12, spread: float = 0.7, seed: int = 0) -> tuple[np.ndarray, ...]:
+    """Overlapping Gaussian clusters, whose features have very different means and scales: X, y, and X of a test."""
+    rng = np.random.default_rng(seed)
+    centres = spread * rng.normal(size=(num_classes, dim))
+    y = np.arange(n) % num_classes
+    offset, magnitude = 5 * rng.normal(size=dim), np.exp(rng.normal(size=dim))
+    train, test = ((centres[y] + rng.normal(size=(n, dim)) + offset) * magnitude for _ in range(2))
+    return train, y, test
+
+
+@parametrize_with_checks(PROBES)
+def test_keeps_the_contract_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=repr)
+def test_works_in_pipelines_searches_and_cross_validation(probe):
+    X, y, _ = clusters(120, 3, spread=3)
+    names = np.array(["cat", "dog", "owl"])[y]
+    assert cross_val_score(make_pipeline(MinMaxScaler(), probe), X, names, cv=3).min() > 0.9
+    grid = {"scale": [True, False]} if isinstance(probe, LinearProbe) else {"k": np.array([1, 5])}
+    search = GridSearchCV(probe, grid, cv=3).fit(X, names)
+    assert search.best_score_ > 0.9
+    assert set(search.predict(X)) == {"cat", "dog", "owl"}
+
+
+# ---- LinearProbe ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")  # unscaled, neither does; their 1000 iterations agree
+def test_clip_is_logistic_regression_with_its_c(num_classes, scale):
+    X, y, test = clusters(200, num_classes)
+    plain = LogisticRegression(C=0.316, max_iter=1000)
+    oracle = (make_pipeline(StandardScaler(), plain) if scale else plain).fit(X, y)
+    probe = LinearProbe("clip", scale=scale).fit(X, y)
+    assert probe.C_ == 0.316
+    np.testing.assert_allclose(probe.decision_function(test), oracle.decision_function(test), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(probe.predict_proba(test), oracle.predict_proba(test), rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(probe.predict(test), oracle.predict(test))
+    assert probe.score(test, y) == oracle.score(test, y) < 1
+
+
+def test_scaling_is_folded_into_the_coefficients():
+    X, y, test = clusters(200, 4)
+    probe = LinearProbe().fit(X, y)
+    assert probe.coef_.shape == (4, 12)
+    np.testing.assert_allclose(probe.decision_function(test), test @ probe.coef_.T + probe.intercept_, rtol=1e-12)
+
+
+@pytest.mark.parametrize("preset", ["clip", "dinov2"])
+def test_with_scaling_the_magnitude_of_features_is_irrelevant(preset):
+    X, y, test = clusters(200, 4)
+    expected = LinearProbe(preset).fit(X, y)
+    for factor, offset in [(1e4, 3.0), (1e-4, 0.0)]:
+        probe = LinearProbe(preset).fit(X * factor + offset, y)
+        assert probe.C_ == expected.C_
+        np.testing.assert_allclose(probe.predict_proba(test * factor + offset), expected.predict_proba(test), atol=1e-3)
+
+
+def test_constant_features_are_ignored():
+    X, y, test = clusters(100, 3)
+    padded = [np.column_stack([a, np.full(100, 7.0)]) for a in (X, test)]
+    expected, probe = LinearProbe().fit(X, y), LinearProbe().fit(padded[0], y)
+    np.testing.assert_allclose(probe.predict_proba(padded[1]), expected.predict_proba(test), atol=1e-6)
+
+
+@pytest.mark.parametrize("preset", ["clip", "dinov2"])
+def test_float32_stays_and_predicts_as_float64(preset):
+    X, y, test = clusters(200, 4)
+    single = LinearProbe(preset).fit(X.astype(np.float32), y)
+    double = LinearProbe(preset).fit(X, y)
+    assert single.coef_.dtype == single.predict_proba(test).dtype == np.float32
+    assert single.C_ == double.C_
+    np.testing.assert_allclose(single.predict_proba(test), double.predict_proba(test), atol=2e-3)
+    half = LinearProbe(preset).fit(X.astype(np.float16), y)
+    assert half.coef_.dtype == np.float32
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_dinov2_chooses_the_c_of_a_naive_sweep_and_refits_on_all(num_classes):
+    X, y, test = clusters(240, num_classes, dim=40, spread=0.35)
+    held = probes._hold_out(y)
+    scaled = StandardScaler().fit_transform(X)
+    accuracies = [
+        LogisticRegression(C=C, max_iter=1000).fit(scaled[~held], y[~held]).score(scaled[held], y[held]) for C in SWEEP
+    ]
+    assert min(accuracies) < max(accuracies)  # there is something to choose
+    probe = LinearProbe("dinov2").fit(X, y)
+    assert math.isclose(probe.C_, SWEEP[np.argmax(accuracies)])
+    refit = make_pipeline(StandardScaler(), LogisticRegression(C=probe.C_, max_iter=1000)).fit(X, y)
+    np.testing.assert_allclose(probe.predict_proba(test), refit.predict_proba(test), rtol=1e-9, atol=1e-9)
+
+
+def test_the_hold_out_takes_a_tenth_of_each_class_and_leaves_it_some():
+    y = np.repeat([0, 1, 2, 3, 4], [200, 33, 5, 2, 1])
+    np.random.default_rng(0).shuffle(y)
+    held = probes._hold_out(y)
+    assert np.bincount(y[held], minlength=5).tolist() == [20, 3, 1, 1, 0]
+    first = np.flatnonzero(y == 0)[:20]
+    assert not held[first].all()  # drawn, not the first ones
+
+
+def test_dinov2_with_one_sample_of_each_class_takes_the_c_of_clip():
+    X, y, _ = clusters(6, 6)
+    probe = LinearProbe("dinov2").fit(X, y)
+    assert probe.C_ == 0.316
+    np.testing.assert_array_equal(probe.predict(X), y)
+
+
+def test_dinov2_with_fewer_than_ten_samples_of_a_class():
+    X, y, test = clusters(5 * 8, 8, spread=3)
+    probe = LinearProbe("dinov2").fit(X, np.array([f"class {i}" for i in y]))
+    assert probe.score(test, np.array([f"class {i}" for i in y])) > 0.9
+
+
+def test_linear_errors():
+    X, y, _ = clusters(30, 3)
+    with pytest.raises(ValueError, match="unknown preset 'clap'; want one of clip, dinov2"):
+        LinearProbe("clap").fit(X, y)
+    for preset in ("clip", "dinov2"):
+        with pytest.raises(ValueError, match="class"):
+            LinearProbe(preset).fit(X, np.zeros(30))
+
+
+# ---- KnnProbe ------------------------------------------------------------------------------------------------------
+
+
+def double_loop(X: np.ndarray, y: np.ndarray, test: np.ndarray, k: int, temperature: float) -> np.ndarray:
+    """eval_knn.py of facebookresearch/dino, spelled out."""
+    votes = np.zeros((len(test), y.max() + 1))
+    for i, a in enumerate(test):
+        similarities = [a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for b in X]
+        for j in sorted(range(len(X)), key=lambda j: -similarities[j])[:k]:
+            votes[i, y[j]] += math.exp(similarities[j] / temperature)
+    return votes / votes.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (20, 1.0), (60, 0.07), (500, 0.07)])
+def test_knn_votes_as_dino(k, temperature):
+    X, y, test = clusters(60, 4, spread=0.5)
+    probe = KnnProbe(k, temperature).fit(X, y)
+    expected = double_loop(X, y, test, k, temperature)
+    np.testing.assert_allclose(probe.predict_proba(test), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(probe.predict(test), expected.argmax(axis=1))
+    single = KnnProbe(k, temperature).fit(X.astype(np.float32), y)
+    assert single.features_.dtype == np.float32
+    np.testing.assert_allclose(single.predict_proba(test), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", [1, 130, 60 * 60])
+def test_knn_does_not_depend_on_its_blocks(monkeypatch, block):
+    X, y, test = clusters(60, 4)
+    expected = KnnProbe(k=5).fit(X, y).predict_proba(test)
+    monkeypatch.setattr(probes, "BLOCK", block)
+    probe = KnnProbe(k=5).fit(X, y)
+    assert len(list(probe._votes(test))) == {1: 60, 130: 30, 3600: 1}[block]
+    np.testing.assert_allclose(probe.predict_proba(test), expected, rtol=1e-9)
+    np.testing.assert_array_equal(probe.predict(test), expected.argmax(axis=1))
+
+
+def test_knn_survives_zero_vectors_and_extreme_temperatures():
+    X, y, test = clusters(60, 4)
+    X[3], test[5] = 0, 0
+    for temperature in (1e-6, 1e6):
+        shares = KnnProbe(temperature=temperature).fit(X, y).predict_proba(test)
+        np.testing.assert_allclose(shares.sum(axis=1), 1)
+    nearest = KnnProbe(k=1).fit(X, y).predict_proba(test)
+    np.testing.assert_allclose(KnnProbe(temperature=1e-6).fit(X, y).predict_proba(test)[:5], nearest[:5], atol=1e-9)
+    np.testing.assert_allclose(KnnProbe(k=60).fit(X, y).predict_proba(test)[5], np.bincount(y) / 60)  # all equally far
+
+
+def test_knn_errors():
+    X, y, _ = clusters(30, 3)
+    for wrong in ({"k": 0}, {"temperature": 0.0}, {"temperature": math.nan}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            KnnProbe(**wrong).fit(X, y)
+    with pytest.raises(ValueError, match=r"k must be a positive integer, got 2\.5"):
+        KnnProbe().set_params(k=2.5).fit(X, y)
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 10), (8, 10), (10, 10), (431, 1000)])
+def test_accuracy_interval_is_wilsons(correct, total):
+    z, p = 1.959963984540054, correct / total
+    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(p * (1 - p) / total + (z / (2 * total)) ** 2) / (1 + z * z / total)
+    assert accuracy_interval(correct, total) == pytest.approx((centre - half, centre + half), abs=1e-12)
+
+
+def test_accuracy_interval_of_nothing():
+    for correct, total in [(0, 0), (3, 2), (-1, 2)]:
+        with pytest.raises(ValueError, match=r"."):
+            accuracy_interval(correct, total)
+
+
+def test_report_counts_by_class():
+    X = np.array([[1.0, 0], [0, 1], [-1, 0]])
+    probe = KnnProbe(k=1).fit(X, [0, 1, 2])
+    # predicted:      0        0          1          1          1
+    test = np.array([[1, 0.1], [1, -0.1], [0.1, 1], [0.2, 1], [-0.1, 1]])
+    result = report(probe, test, [0, 1, 1, 1, 3], class_names=["cat", "dog", "owl", "fox"])
+    assert (result.correct, result.total, result.accuracy) == (3, 5, 0.6)
+    assert result.interval == accuracy_interval(3, 5)
+    rows = {row.name: (row.samples, row.precision, row.recall) for row in result.classes}
+    assert rows == {
+        "cat": (1, 0.5, 1.0),
+        "dog": (3, pytest.approx(2 / 3), pytest.approx(2 / 3)),
+        "owl": (0, pytest.approx(math.nan, nan_ok=True), pytest.approx(math.nan, nan_ok=True)),
+        "fox": (1, pytest.approx(math.nan, nan_ok=True), 0.0),  # the probe has never seen one
+    }
+    low, high = result.interval
+    assert str(result).splitlines() == [
+        f"accuracy 0.6000 (95% interval {low:.4f} to {high:.4f}), 3 of 5",
+        "",
+        "class  samples  precision  recall",
+        "cat          1     0.5000  1.0000",
+        "dog          3     0.6667  0.6667",
+        "owl          0          -       -",
+        "fox          1          -  0.0000",
+    ]
+
+
+def test_report_names_labels_by_themselves_and_refuses_what_does_not_fit():
+    X, y, test = clusters(60, 3)
+    names = np.array(["cat", "dog", "owl"])[y]
+    probe = LinearProbe().fit(X, names)
+    result = report(probe, test, names)
+    assert [row.name for row in result.classes] == ["cat", "dog", "owl"]
+    assert result.accuracy == probe.score(test, names)
+    with pytest.raises(ValueError, match=r"[Mm]ix of label"):
+        report(probe, test, y)
+    with pytest.raises(ValueError, match="class_names has 2 names"):
+        report(LinearProbe().fit(X, y), test, y, class_names=["cat", "dog"])
+    with pytest.raises(ValueError, match="class_names has 3 names"):
+        report(probe, test, names, class_names=["cat", "dog", "owl"])
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+LABELS = {
+    "strings": np.array(["cat", "ダックス", "owl"]),
+    "objects": np.array(["cat", "dog", "owl"], dtype=object),
+    "integers": np.array([3, -1, 12]),
+    "narrow": np.array([3, 1, 2], dtype=np.uint8),
+}
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("probe", PROBES, ids=repr)
+def test_a_saved_probe_predicts_the_same_bits(tmp_path, probe, dtype, labels):
+    X, y, test = (a.astype(dtype) if a.dtype.kind == "f" else a for a in clusters(90, 3))
+    fitted = clone(probe).fit(X, LABELS[labels][y])
+    about = {"backbone": "nano", "layer": -1, "names": ["a", "b"], "nested": {"x": None}}
+    save_probe(fitted, tmp_path / "new" / "probe", about=about)
+    assert sorted(p.name for p in (tmp_path / "new" / "probe").iterdir()) == ["probe.json", "probe.safetensors"]
+
+    loaded, about_loaded = load_probe(tmp_path / "new" / "probe")
+    assert about_loaded == about
+    assert type(loaded) is type(fitted)
+    assert loaded.get_params() == fitted.get_params()
+    assert loaded.n_features_in_ == 12
+    assert loaded.classes_.dtype.kind == fitted.classes_.dtype.kind
+    np.testing.assert_array_equal(loaded.classes_, fitted.classes_)
+    np.testing.assert_array_equal(loaded.predict_proba(test), fitted.predict_proba(test))
+    np.testing.assert_array_equal(loaded.predict(test), fitted.predict(test))
+    assert loaded.predict_proba(test).dtype == fitted.predict_proba(test).dtype
+    if isinstance(fitted, LinearProbe):
+        assert loaded.C_ == fitted.C_
+        np.testing.assert_array_equal(loaded.decision_function(test), fitted.decision_function(test))
+
+
+def test_two_classes_feature_names_and_searched_parameters_survive(tmp_path):
+    X, y, test = clusters(60, 2)
+    frame = pd.DataFrame(X, columns=[f"cls{i}" for i in range(12)])
+    linear = LinearProbe().fit(frame, y.astype(bool))
+    save_probe(linear, tmp_path, about={})
+    loaded, _ = load_probe(tmp_path)
+    np.testing.assert_array_equal(
+        loaded.decision_function(frame * 2), linear.decision_function(frame * 2)
+    )  # pandas' warning about names is an error here
+    assert loaded.predict(frame).dtype == bool
+
+    save_probe(KnnProbe().set_params(k=np.int64(3)).fit(X, y), tmp_path, about={})  # in the place of the other
+    loaded, _ = load_probe(tmp_path)
+    assert loaded.k == 3
+    np.testing.assert_array_equal(loaded.predict(test), KnnProbe(k=3).fit(X, y).predict(test))
+
+
+def test_save_refuses_what_it_could_not_give_back(tmp_path):
+    X, y, _ = clusters(30, 3)
+    fitted = LinearProbe().fit(X, y)
+    folder = tmp_path / "probe"
+    for probe, about, match in [
+        (make_pipeline(StandardScaler(), LinearProbe()).fit(X, y), {}, "given a Pipeline; want a LinearProbe"),
+        (LinearProbe(), {}, "not fitted"),
+        (LinearProbe().fit(X, y * 1.0), {}, "labels are float64"),
+        (fitted, {"a": math.nan}, "JSON"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            save_probe(probe, folder, about=about)
+    with pytest.raises(TypeError, match="JSON does not hold"):
+        save_probe(fitted, folder, about={"backbone": object()})
+    assert not folder.exists()
+
+
+def edit(record: Path, **fields: object) -> None:
+    record.write_text(json.dumps({**json.loads(record.read_text()), **fields}))
+
+
+def test_load_says_what_is_wrong(tmp_path):
+    X, y, _ = clusters(30, 3)
+    record, tensors = tmp_path / "probe.json", tmp_path / "probe.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"has no probe.safetensors and no probe.json; want a folder"):
+        load_probe(tmp_path / "nowhere")
+
+    def broken(match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            load_probe(tmp_path)
+        save_probe(probe, tmp_path, about={})
+
+    for probe in (LinearProbe().fit(X, y), KnnProbe().fit(X, y)):
+        save_probe(probe, tmp_path, about={})
+        tensors.write_bytes(tensors.read_bytes()[:-1])
+        broken("probe.safetensors is not the file that probe.json was written with")
+        record.write_text("{")
+        broken("holds no probe as save_probe writes it")
+        record.write_text("[]")
+        broken("holds no probe as save_probe writes it")
+        edit(record, kind="svm")
+        broken("kind 'svm'; want one of linear, knn")
+        edit(record, version=2)
+        broken("version 2; this release reads version 1")
+        edit(record, classes=[0, 1])
+        broken("2 classes")
+        edit(record, kind="knn" if isinstance(probe, LinearProbe) else "linear", params={})
+        broken("KeyError")
+        edit(record, params={"learning_rate": 1})
+        broken("learning_rate")
+        load_probe(tmp_path)
+    record.unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no probe.json; want"):
+        load_probe(tmp_path)
+
+
+# ---- the package ---------------------------------------------------------------------------------------------------
+
+
+def test_heads_exports_its_names_and_imports_scikit_learn_only_for_probes():
+    for name in heads.__all__:
+        assert getattr(heads, name).__module__.startswith("heads.")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        heads.nothing  # noqa: B018
+    code = "import heads, sys; assert not {'sklearn', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,329 @@
+"""The `vitbackbone` command: the one place where backbone, extraction, heads and pictures are put together."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from heads.probes import KnnProbe, LinearProbe
+    from vitbackbone.extract import FeatureStore
+    from vitbackbone.vit import ViT
+
+STRONGER = "vit_small_patch14_dinov2.lvd142m"
+HOLD_OUT = 0.2  # of a store that is probed without a test store
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, 1 where nothing could be read, 2 for wrong input, 130 for Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"vitbackbone {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; what is done is kept", file=sys.stderr)
+        return 130
+
+
+# ---- commands -----------------------------------------------------------------------------------------------------
+
+
+def _extract(args: argparse.Namespace) -> int:
+    from vitbackbone.extract import extract
+
+    store = extract(
+        _load(args),
+        args.source,
+        args.out,
+        tokens=args.tokens,
+        layers=args.layers,
+        batch_size=args.batch_size,
+        shard_size=args.shard_size,
+        resolution=args.resolution,
+        keep_aspect=args.keep_aspect,
+        dtype=args.dtype,
+        workers=args.workers,
+        device=args.device,
+    )
+    print(f"{len(store)} images read, {len(store.failed)} failed: {args.out}")
+    for path, reason in store.failed[:10]:
+        print(f"  failed: {path}: {reason}")
+    if len(store.failed) > 10:
+        print(f"  and {len(store.failed) - 10} more: FeatureStore({str(args.out)!r}).failed")
+    return 0 if len(store) else 1
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from sklearn.model_selection import train_test_split
+
+    from heads.probes import KnnProbe, LinearProbe, report, save_probe
+    from vitbackbone.extract import FeatureStore
+
+    store = FeatureStore(args.store)
+    X, y = _labelled(store)
+    make = {"linear": lambda: LinearProbe(preset=args.preset), "knn": lambda: KnnProbe(k=args.k)}[args.probe]
+    if args.test:
+        test = FeatureStore(args.test)
+        _same_features(store, test)
+        probe, how = make().fit(X, y), f"on {args.test}"
+        X_test, y_test = _labelled(test, store.class_names)
+    else:
+        X_fit, X_test, y_fit, y_test = train_test_split(X, y, test_size=HOLD_OUT, random_state=0, stratify=y)
+        probe, how = make().fit(X_fit, y_fit), f"on a held-out fifth of {args.store}; the saved probe is fitted on all"
+    print(f"{args.probe} probe, measured {how}")
+    print(report(probe, X_test, y_test, store.class_names))
+    if not args.test:
+        probe = make().fit(X, y)
+    out = Path(args.out or Path(args.store) / f"probe-{args.probe}")
+    save_probe(probe, out, about={"class_names": store.class_names, "store": store.manifest})
+    print(f"\nsaved to {out}; try: vitbackbone predict PHOTO --probe {out}")
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    import torch
+
+    from heads.probes import load_probe
+    from vitbackbone.extract import weights_sha256
+    from vitbackbone.load import load_backbone
+
+    probe, about = load_probe(args.probe)
+    manifest = about["store"]
+    model = manifest["model"]
+    backbone = load_backbone(args.model or model["name"], args.weights)
+    if weights_sha256(backbone) != model["weights_sha256"]:
+        raise ValueError(
+            f"the probe was fitted on other weights of {model['name']} (sha256 {model['weights_sha256'][:12]}...); "
+            "give the same ones by --model and --weights"
+        )
+    settings = manifest["preprocessing"]
+    resolution = settings["resolution"]
+    size = tuple(resolution) if isinstance(resolution, list) else resolution
+    failed = 0
+    for image in args.images:
+        try:
+            pixels = backbone.preprocess(image, size, settings["keep_aspect"])
+        except (OSError, ValueError) as error:
+            print(f"{image}\tfailed: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        with torch.inference_mode():
+            (features,) = backbone.forward_layers(pixels[None], manifest["layers"][-1:], norm=manifest["norm"])
+        row = features.cls if "cls" in manifest["tokens"] else features.patches.mean(dim=(2, 3))
+        _print_best(image, probe, row.numpy(), about["class_names"])
+    return 1 if failed == len(args.images) else 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from vitbackbone.view import show
+
+    for path in show(_load(args), args.image, args.out, resolution=args.resolution, layer=args.layer):
+        print(path)
+    return 0
+
+
+def _models(args: argparse.Namespace) -> int:
+    from vitbackbone.describe import models_table
+    from vitbackbone.load import list_backbones
+
+    names = list_backbones(args.pattern)
+    if not names:
+        raise ValueError(f"no name matches {args.pattern!r}; `vitbackbone models` lists them all")
+    print(models_table(names))
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from vitbackbone.describe import info, trace
+    from vitbackbone.load import find_entry
+
+    entry = find_entry(args.name)
+    if args.trace:
+        print(trace(entry.config, args.resolution, entry.num_classes or None))
+    else:
+        print(info(args.name, entry.config, entry.preprocess, args.resolution))
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from heads.probes import LinearProbe, report
+    from vitbackbone.demo import run
+
+    return run(Path(args.out), lambda X, y, X_test, y_test: report(LinearProbe().fit(X, y), X_test, y_test))
+
+
+# ---- what they share ----------------------------------------------------------------------------------------------
+
+
+def _load(args: argparse.Namespace) -> "ViT":
+    from vitbackbone.load import load_backbone
+
+    if args.model == "nano":
+        print(f"model: nano, the small built-in one; for real work give --model {STRONGER}", file=sys.stderr)
+    return load_backbone(args.model, args.weights)
+
+
+def _labelled(store: "FeatureStore", class_names: Sequence[str] | None = None) -> "tuple[NDArray[Any], NDArray[Any]]":
+    """Features and labels of the images that have one; the labels as indices into `class_names`, if given."""
+    if "cls" in store.manifest["tokens"]:
+        X = np.asarray(store.cls, dtype=np.float32)
+    elif "patches" in store.manifest["tokens"]:
+        X = np.stack([store.patches(i).mean(axis=(1, 2), dtype=np.float32) for i in range(len(store))])
+    else:
+        raise ValueError(f"{store.directory} has neither cls nor patches to probe")
+    y = store.labels
+    known = y >= 0
+    if not known.any():
+        raise ValueError(
+            f"{store.directory} has no labels: extract a folder whose sub-folders are classes, or a list with a label "
+            "column"
+        )
+    if class_names is not None and list(class_names) != store.class_names:
+        strange = sorted(set(store.class_names) - set(class_names))
+        if strange:
+            raise ValueError(f"{store.directory} has classes that the probe was not fitted on: {', '.join(strange)}")
+        y = np.array([class_names.index(name) for name in store.class_names])[y]
+    return X[known], y[known]
+
+
+def _same_features(store: "FeatureStore", test: "FeatureStore") -> None:
+    for key in ("model", "preprocessing", "layers", "norm"):
+        if store.manifest[key] != test.manifest[key]:
+            raise ValueError(f"{store.directory} and {test.directory} hold different features: their {key} differs")
+
+
+def _print_best(image: str, probe: "LinearProbe | KnnProbe", row: "NDArray[Any]", class_names: Sequence[str]) -> None:
+    probabilities = probe.predict_proba(row)[0]
+    for i in np.argsort(-probabilities)[:3]:
+        label = probe.classes_[i]
+        print(f"{image}\t{class_names[label]}\t{probabilities[i]:.3f}")
+        image = " " * len(image)
+
+
+# ---- arguments ----------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vitbackbone", description="Features out of Vision Transformers. `vitbackbone demo` shows what it does."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    def model(to: argparse.ArgumentParser) -> None:
+        to.add_argument("--model", default="nano", metavar="NAME", help="of `vitbackbone models`, hf:OWNER/REPO or a folder")
+        to.add_argument("--weights", metavar="FILE", help="weights downloaded by hand, or 'random'")
+
+    p = command(
+        "extract",
+        _extract,
+        "Write the features of a folder of images, a glob, or a CSV/parquet list into a store. Run again, it resumes.",
+        f"vitbackbone extract photos/ --model {STRONGER} --out features/ --tokens cls,patches",
+    )
+    p._negative_number_matcher = re.compile(r"-\d+(,-?\d+)*")  # so that `--layers -4,-1` is a value and not an option
+    p.add_argument("source", metavar="SOURCE", help="a folder (sub-folders are labels), a quoted glob, or a list with a column path[,label]")
+    model(p)
+    p.add_argument("--out", required=True, metavar="DIR", help="the store; FeatureStore(DIR) reads it")
+    p.add_argument("--tokens", type=_words, default=["cls"], metavar="KINDS", help="of cls,patches,registers (default: cls)")
+    p.add_argument("--layers", type=_numbers, default=[-1], metavar="N,N", help="blocks, negative from the end (default: -1)")
+    p.add_argument("--batch-size", type=int, default=32, metavar="N")
+    p.add_argument("--shard-size", type=int, default=1000, metavar="N", help="images to a file")
+    _resolution(p)
+    p.add_argument("--keep-aspect", action="store_true", help="keep the whole photo and its aspect, crop nothing")
+    p.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="of the stored features")
+    p.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images; 0 reads in this one")
+    p.add_argument("--device", default="cpu", help="such as cpu, cuda, cuda:1 or mps")
+
+    p = command(
+        "probe",
+        _probe,
+        "Fit a classifier on the features of a store, print how good it is, and save it.",
+        "vitbackbone probe features/train --test features/test --probe linear",
+    )
+    p.add_argument("store", metavar="STORE")
+    p.add_argument("--test", metavar="STORE", help="measure on it; without one, on a held-out fifth")
+    p.add_argument("--probe", choices=["linear", "knn"], default="linear")
+    p.add_argument("--preset", choices=["clip", "dinov2"], default="clip", help="of the linear probe: one C, or a sweep of 45")
+    p.add_argument("--k", type=int, default=20, metavar="N", help="neighbours of the knn probe")
+    p.add_argument("--out", metavar="DIR", help="where to save the probe (default: STORE/probe-KIND)")
+
+    p = command(
+        "predict",
+        _predict,
+        "Classify images with a saved probe.",
+        "vitbackbone predict cat.jpg --probe features/train/probe-linear",
+    )
+    p.add_argument("images", nargs="+", metavar="IMAGE")
+    p.add_argument("--probe", required=True, metavar="DIR", help="what `vitbackbone probe` saved")
+    p.add_argument("--model", metavar="NAME", help="if the backbone lies elsewhere than when the probe was fitted")
+    p.add_argument("--weights", metavar="FILE")
+
+    p = command(
+        "show",
+        _show,
+        "Write pictures of what a backbone sees: attention per head, rollout, PCA of the patches.",
+        "vitbackbone show photo.jpg --resolution 128 --out pictures/",
+    )
+    p.add_argument("image", metavar="IMAGE")
+    model(p)
+    p.add_argument("--out", required=True, metavar="DIR")
+    _resolution(p)
+    p.add_argument("--layer", type=int, default=-1, metavar="N", help="a block, negative from the end")
+
+    p = command("demo", _demo, "The whole job on sample photos and digits, offline.", "vitbackbone demo --out demo")
+    p.add_argument("--out", default="demo", metavar="DIR", help="folder for pictures and features (default: demo)")
+
+    p = command("models", _models, "List the backbones known by name.", "vitbackbone models '*dinov2*'")
+    p.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a shell pattern")
+
+    p = command(
+        "info",
+        _info,
+        "Tokens, parameters, compute and memory of a backbone, and how they grow; with --trace, its forward step by step.",
+        "vitbackbone info vit_base_patch16_224.augreg_in21k --resolution 384",
+    )
+    p.add_argument("name", metavar="NAME")
+    _resolution(p)
+    p.add_argument("--trace", action="store_true", help="print the tensor at every step of the forward")
+    return parser
+
+
+def _resolution(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resolution", type=_pixels, metavar="PX", help="input size, a side or HEIGHTxWIDTH (default: the checkpoint's own)"
+    )
+
+
+def _pixels(text: str) -> int | tuple[int, int]:
+    numbers = [int(side) for side in text.split("x")]
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The scikit-learn transformer: images in, features out.
+
+Axes: `N` images, `F` features, `D` width of the backbone, `H W` pixels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from os import PathLike
+from typing import Any, no_type_check
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import Tags
+from torch import Tensor, nn
+
+from vitbackbone.features import Backbone, Features, pool_cls, pool_mean
+from vitbackbone.preprocess import Preprocess, Resolution
+from vitbackbone.vit import ViT
+
+Images = Sequence[Any] | NDArray[Any]
+
+POOLINGS: dict[str, Callable[[Features], Tensor]] = {
+    "cls": pool_cls,
+    "mean": pool_mean,
+    "cls+mean": lambda features: torch.cat([pool_cls(features), pool_mean(features)], dim=1),
+    "pooled": lambda features: features.pooled,
+}
+
+
+@no_type_check  # at run time: wrong arguments are refused by `fit` and `transform`, in their own words
+class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+    """Images to the features of a frozen backbone, as a scikit-learn transformer. It learns nothing, so `transform`
+    needs no `fit`.
+
+    `model`: what `load_backbone` takes, or a backbone. A named one is loaded on first use and in no pickle; the last
+    two stay in memory and are shared, so the clones of a grid search do not load it again. A backbone that is passed is
+    used on the device where it lies, and gets its training mode back; cloning the estimator copies it.
+    `pooling`: `"cls"`, `"mean"` of the patches, `"cls+mean"` (both, in this order), or `"pooled"`, the checkpoint's
+    own pooling.
+    `layer`: index of a block, negative from the end; the final norm is applied at each, where the checkpoint has one.
+    `resolution`: input size in pixels, a side or (H, W); by default the checkpoint's own.
+    `batch_size`: how many images are read and run at a time.
+    `device`: where a named backbone runs.
+
+    Images are a sequence of paths, PIL images, or uint8 arrays (H, W, 3) or (H, W), also mixed; or one uint8 array
+    (N, H, W, 3) or (N, H, W). Float arrays are refused: their range cannot be told. Each image is prepared by
+    `backbone.preprocess`.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str] | Backbone = "nano",
+        pooling: str = "cls",
+        layer: int = -1,
+        resolution: Resolution | None = None,
+        batch_size: int = 32,
+        device: str = "cpu",
+    ) -> None:
+        self.model = model
+        self.pooling = pooling
+        self.layer = layer
+        self.resolution = resolution
+        self.batch_size = batch_size
+        self.device = device
+
+    def fit(self, X: Images, y: object = None) -> "ImageFeatures":
+        """Checks the parameters and the kind of `X`; reads no image. Raises `ValueError` on what is wrong."""
+        self._check(X)
+        return self
+
+    def transform(self, X: Images) -> NDArray[np.float32]:
+        """Features (N, F), float32; F is D, or 2 D for `"cls+mean"`.
+
+        Raises `ValueError` on an image that cannot be read, naming it, and on wrong parameters.
+        """
+        self._check(X)
+        backbone = self._backbone()
+        parameter = next(backbone.parameters(), None) if isinstance(backbone, nn.Module) else None
+        device = torch.device(self.device) if parameter is None else parameter.device
+        batches = []
+        images = list(X)
+        with torch.inference_mode(), _eval_mode(backbone):
+            for start in range(0, len(images), self.batch_size):
+                batch = images[start : start + self.batch_size]
+                pixels = [self._read(start + i, image, backbone.preprocess) for i, image in enumerate(batch)]
+                inputs = torch.stack(pixels).to(device)
+                features = backbone.forward_layers(inputs, [self.layer], norm=backbone.spec.has_norm)[0]
+                batches.append(POOLINGS[self.pooling](features).float().cpu().numpy())
+        return np.concatenate(batches)
+
+    def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
+        """The name of each feature, (F,): `cls0`, `cls1`, ..., `mean0`, ... Loads the backbone."""
+        dim = self._backbone().spec.dim
+        return np.array([f"{part}{i}" for part in self.pooling.split("+") for i in range(dim)], dtype=object)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []  # float32, whatever comes in
+        return tags
+
+    def _backbone(self) -> Backbone:
+        return _load(str(self.model), self.device) if isinstance(self.model, str | PathLike) else self.model
+
+    def _check(self, X: Images) -> None:
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"ImageFeatures: pooling={self.pooling!r}; want one of {', '.join(POOLINGS)}")
+        if self.batch_size < 1:
+            raise ValueError(f"ImageFeatures: batch_size must be at least 1, got {self.batch_size}")
+        wanted = "want a sequence of paths, PIL images or uint8 arrays, or one uint8 array (N, H, W, 3) or (N, H, W)"
+        if isinstance(X, str | bytes | PathLike | Image.Image) or not hasattr(X, "__len__"):
+            raise ValueError(f"X is one {type(X).__name__}; {wanted}")
+        if len(X) == 0:
+            raise ValueError(f"X is empty; {wanted}")
+        if isinstance(X, np.ndarray) and X.dtype.kind not in "OU":  # those hold paths, or images of several sizes
+            one_image = X.ndim == 3 and X.shape[-1] == 3
+            if X.dtype != np.uint8 or X.ndim not in (3, 4) or one_image:
+                raise ValueError(f"X is an array of {X.dtype} {X.shape}; {wanted}. One image goes into a list")
+
+    def _read(self, index: int, image: Any, preprocess: Preprocess) -> Float[Tensor, "3 H W"]:
+        try:
+            return preprocess(_from_array(image) if isinstance(image, np.ndarray) else image, self.resolution)
+        except Exception as error:  # Pillow's decoders raise whatever their parsing runs into, not OSError alone
+            name = f" ({image})" if isinstance(image, str | PathLike) else ""
+            raise ValueError(f"image {index}{name} cannot be read: {error}") from error
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise ValueError(f"its dtype is {array.dtype}; want uint8, 0 to 255, as the range of others cannot be told")
+    if 0 in array.shape or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise ValueError(f"its shape is {array.shape}; want (H, W, 3) or (H, W)")
+    return Image.fromarray(array)
+
+
+@lru_cache(maxsize=2)  # the backbones of one comparison; each may take gigabytes
+def _load(name: str, device: str) -> ViT:
+    from vitbackbone.load import load_backbone
+
+    return load_backbone(name).to(device).eval()
+
+
+@contextmanager
+def _eval_mode(backbone: object) -> Iterator[None]:
+    """Eval mode meanwhile; then every module has its own mode back, for a probe in the middle of training."""
+    modules = list(backbone.modules()) if isinstance(backbone, nn.Module) else []
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode

@@ -1,0 +1,87 @@
+"""The manifest: everything that decides the features of a store. Two runs may share a store if theirs are equal."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitbackbone.extract.layout import SCHEMA
+from vitbackbone.extract.source import Inputs
+from vitbackbone.features import Backbone
+from vitbackbone.preprocess import Resolution
+
+Manifest = dict[str, Any]
+
+
+def make_manifest(
+    backbone: Backbone,
+    weights: str,
+    inputs: Inputs,
+    *,
+    tokens: Sequence[str],
+    layers: Sequence[int],
+    shard_size: int,
+    resolution: Resolution | None,
+    keep_aspect: bool,
+    dtype: str,
+) -> Manifest:
+    """As it will be read back: JSON types only. `weights`: their `weights_sha256`."""
+    manifest = {
+        "schema": SCHEMA,
+        "model": {"name": backbone.spec.name, "weights_sha256": weights, "spec": asdict(backbone.spec)},
+        "preprocessing": asdict(backbone.preprocess) | {"resolution": resolution, "keep_aspect": keep_aspect},
+        "dtype": dtype,
+        "tokens": tokens,
+        "layers": layers,
+        "norm": backbone.spec.has_norm,
+        "shard_size": shard_size,
+        "inputs": {"count": len(inputs), "sha256": inputs.sha256},
+        "class_names": inputs.class_names,
+    }
+    return parse(serialise(manifest))
+
+
+def serialise(manifest: Manifest) -> bytes:
+    return (json.dumps(manifest, indent=2) + "\n").encode()
+
+
+def parse(data: bytes) -> Manifest:
+    """Raises `ValueError` if `data` is not a manifest of this schema."""
+    manifest = json.loads(data)
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise ValueError(f"its manifest is not of schema {SCHEMA}, the one that this version reads")
+    return manifest
+
+
+def fingerprint(manifest: Manifest) -> str:
+    return hashlib.sha256(serialise(manifest)).hexdigest()
+
+
+def differences(stored: object, asked: object, name: str = "") -> list[str]:
+    """Each entry that is not the same, as "name: the store has x, asked is y"."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        keys = dict.fromkeys([*stored, *asked])
+        return [
+            line
+            for key in keys
+            for line in differences(stored.get(key), asked.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    return [] if stored == asked else [f"{name}: the store has {_short(stored)}, asked is {_short(asked)}"]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Of the names, dtypes, shapes and bytes of a module's parameters and buffers, whatever device they are on."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
