@@ -33,7 +33,9 @@ def hugging_face(config: ViTConfig) -> torch.nn.Module:
     }
     if config.layer_scale:
         return transformers.Dinov2Model(transformers.Dinov2Config(**shared))
-    return transformers.ViTModel(transformers.ViTConfig(**shared, intermediate_size=config.mlp_dim), add_pooling_layer=False)
+    return transformers.ViTModel(
+        transformers.ViTConfig(**shared, intermediate_size=config.mlp_dim), add_pooling_layer=False
+    )
 
 
 def medians(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

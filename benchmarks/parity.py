@@ -1,6 +1,6 @@
 """The parity table of the README: max |a - b| / max |b| against each upstream, in float32, on identical random weights.
 
-    python benchmarks/parity.py
+python benchmarks/parity.py
 """
 
 import tempfile
@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from tests.helpers import relative_error
-from tests.test_parity import HF, HF_SIZES, TIMM, hf_model, hf_oracle, images, timm_model, timm_oracle
-from vitbackbone import load_backbone
+from tests.test_parity import HF, HF_SIZES, TIMM, Oracle, hf_model, hf_oracle, images, timm_model, timm_oracle
+from vitbackbone import ViT, load_backbone
 
 
 @torch.inference_mode()
@@ -30,7 +30,7 @@ def main() -> None:
             print(row(type(model).__name__, "transformers", backbone, oracle, HF_SIZES), flush=True)
 
 
-def row(name: str, upstream: str, backbone, oracle, sizes) -> str:
+def row(name: str, upstream: str, backbone: ViT, oracle: Oracle, sizes: list[tuple[int, int]]) -> str:
     errors = []
     for height, width in sizes:
         prefix, patches = oracle(images(height, width))

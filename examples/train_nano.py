@@ -11,7 +11,6 @@ Mixup and CutMix, DropPath; small images first, full size last.
 import argparse
 import io
 import math
-import os
 import time
 from pathlib import Path
 
@@ -153,13 +152,15 @@ def train(args: argparse.Namespace) -> None:
             total += loss.item()
         cls, patches = accuracy(model, val_x, val_y)
         minutes = (time.time() - began) / 60
-        report = f"epoch {epoch + 1}: loss {total / steps:.3f}, val {cls:.4f} (patch mean {patches:.4f}), {minutes:.1f} min"
+        report = (
+            f"epoch {epoch + 1}: loss {total / steps:.3f}, val {cls:.4f} (patch mean {patches:.4f}), {minutes:.1f} min"
+        )
         print(report, flush=True)
-        with open(args.out / "log.txt", "a") as log:
+        with (args.out / "log.txt").open("a") as log:
             log.write(report + "\n")
         state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts], "epoch": epoch + 1}
         torch.save(state, checkpoint.with_suffix(".tmp"))
-        os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+        checkpoint.with_suffix(".tmp").replace(checkpoint)
 
     weights = {k: v.half() if v.is_floating_point() else v for k, v in model.vit.state_dict().items()}
     save_file({k: v.contiguous().cpu() for k, v in weights.items()}, args.out / "nano.safetensors")

@@ -54,7 +54,9 @@ def checkpoint_head(checkpoint: Checkpoint) -> MlpHead | DistilledHead:
         raise ValueError(f"{checkpoint.backbone.spec.name} comes without a classifier")
     num_classes, width = weights["head.weight"].shape
     if width != dim:
-        raise ValueError(f"the classifier of {checkpoint.backbone.spec.name} reads {width} values, its tokens have {dim}")
+        raise ValueError(
+            f"the classifier of {checkpoint.backbone.spec.name} reads {width} values, its tokens have {dim}"
+        )
     if "head_dist.weight" in weights:
         distilled = DistilledHead(dim, num_classes)
         names = {"head": "cls", "head_dist": "distillation"}

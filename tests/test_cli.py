@@ -62,9 +62,27 @@ def test_extract_says_that_nano_is_small_and_names_a_stronger_one(photos: Path, 
 
 def test_extract_takes_all_its_options(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "a"
-    command = ["extract", str(photos / "dark" / "*.jpg"), "--model", "vit_tiny_patch16_224.augreg_in21k", "--out", str(out)]
+    command = [
+        "extract",
+        str(photos / "dark" / "*.jpg"),
+        "--model",
+        "vit_tiny_patch16_224.augreg_in21k",
+        "--out",
+        str(out),
+    ]
     command += ["--weights", "random", "--tokens", "cls,patches", "--layers", "-4,-1", "--batch-size", "7"]
-    command += ["--shard-size", "10", "--resolution", "32x48", "--dtype", "float16", "--workers", "1", "--device", "cpu"]
+    command += [
+        "--shard-size",
+        "10",
+        "--resolution",
+        "32x48",
+        "--dtype",
+        "float16",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+    ]
     assert main(command) == 0
     features = FeatureStore(out)
     assert features.layers == (8, 11)
@@ -81,7 +99,9 @@ def test_nothing_readable_is_exit_code_1_and_a_whole_store(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["linear", "knn"])
-def test_probe_measures_saves_and_predicts(store: Path, photos: Path, tmp_path: Path, kind: str, capsys: object) -> None:
+def test_probe_measures_saves_and_predicts(
+    store: Path, photos: Path, tmp_path: Path, kind: str, capsys: object
+) -> None:
     out = tmp_path / "probe"
     assert main(["probe", str(store), "--probe", kind, "--out", str(out), "--k", "3"]) == 0
     text = capsys.readouterr().out
@@ -109,7 +129,9 @@ def test_probe_on_a_test_store_counts_its_images(store: Path, photos: Path, tmp_
     assert "21 of 21" in text  # class 0 of this store is class 1 of the other, matched by name
 
 
-def test_probe_refuses_stores_of_other_features_and_without_labels(store: Path, photos: Path, tmp_path: Path, capsys: object) -> None:
+def test_probe_refuses_stores_of_other_features_and_without_labels(
+    store: Path, photos: Path, tmp_path: Path, capsys: object
+) -> None:
     other = tmp_path / "other"
     main(["extract", str(photos), "--out", str(other), "--resolution", "16"])
     assert main(["probe", str(store), "--test", str(other)]) == 2

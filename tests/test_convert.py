@@ -19,7 +19,14 @@ def stacked(*parts: Tensor) -> tuple[Tensor, ...]:
 
 
 def test_rules_rename_join_split_and_drop() -> None:
-    state = {"layer.0.q": T["a"], "layer.0.k": T["b"], "layer.11.q": T["c"], "layer.11.k": T["d"], "x": T["e"], "y": T["f"]}
+    state = {
+        "layer.0.q": T["a"],
+        "layer.0.k": T["b"],
+        "layer.11.q": T["c"],
+        "layer.11.k": T["d"],
+        "x": T["e"],
+        "y": T["f"],
+    }
     rules = [
         Rule(("layer.{i}.q", "layer.{i}.k"), ("blocks.{i}.qk",), stacked),
         Rule(("x",), ("first", "second"), lambda x: (x[:1], x[1:])),
@@ -77,8 +84,14 @@ def dinov2_file(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
         (lambda s: s.pop("blocks.3.ls1.gamma"), ["blocks.3.ls1.gamma: the checkpoint does not fill this parameter"]),
         (lambda s: s.pop("cls_token"), ["cls_token: missing, though pos_embed is there"]),
         (lambda s: s.update(surprise=torch.zeros(1)), ["surprise: no rule knows this key"]),
-        (lambda s: s.update({"norm.weight": torch.zeros(7)}), [r"norm.weight: shape \(7,\) in the checkpoint, \(384,\)"]),
-        (lambda s: s.update({"blocks.12.norm1.weight": torch.zeros(384)}), ["blocks.12.norm1.weight: the model has no"]),
+        (
+            lambda s: s.update({"norm.weight": torch.zeros(7)}),
+            [r"norm.weight: shape \(7,\) in the checkpoint, \(384,\)"],
+        ),
+        (
+            lambda s: s.update({"blocks.12.norm1.weight": torch.zeros(384)}),
+            ["blocks.12.norm1.weight: the model has no"],
+        ),
     ],
     ids=["missing", "half of a rule", "extra", "shape", "a block too many"],
 )

@@ -505,8 +505,10 @@ def test_features_that_are_not_finite_are_a_row_that_failed(photos: Path, tmp_pa
     model = Poisoned(TINY).eval()
     store = extract(model, photos, tmp_path / "f", tokens=["cls", "patches"])
     assert store.failed == [("cat/11.png", "features are not finite (NaN or Inf) in torch.float32")]
-    assert len(store) == 7
-    np.testing.assert_allclose(store.patches(2), direct(model, photos / "cat/2.jpg").patches[0].numpy(), atol=1e-5)
+    assert len(store) == len(store.cls) == 7
+    features = direct(model, photos / "cat/2.jpg")
+    np.testing.assert_allclose(store.cls[2], features.cls[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(store.patches(2), features.patches[0].numpy(), atol=1e-5)
 
 
 def test_an_overflow_of_half_precision_is_flagged(photos: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 import vitbackbone.load
 from tests.helpers import relative_error, tiny_vit
-from vitbackbone import ViT, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
+from vitbackbone import ViT, WeightsUnavailable, list_backbones, load_backbone
 from vitbackbone.formats import FORMATS
 from vitbackbone.load import find_entry, read_weights
 from vitbackbone.zoo import ZOO
@@ -60,7 +60,9 @@ def test_random_weights_need_no_network_and_run() -> None:
 
 
 @pytest.mark.parametrize("positions", ["native", "timm", "hf"])
-@pytest.mark.parametrize("name", ["vit_small_patch16_224.dino", "dinov2_vits14", "hf:facebook/dinov2-with-registers-small"])
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_224.dino", "dinov2_vits14", "hf:facebook/dinov2-with-registers-small"]
+)
 def test_the_resampling_policy_is_chosen_at_load(name: str, positions: str) -> None:
     assert load_backbone(name, weights="random", positions=positions).config.resampling == ZOO[name].policies[positions]
 
@@ -78,7 +80,9 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
         load_backbone("vit_small_patch14_dinov2", weights="random")
 
 
-def test_without_a_network_the_error_names_nano_and_the_manual_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_network_the_error_names_nano_and_the_manual_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for name in (SMALL, "hf:google/vit-base-patch16-224", "hf:someone/unheard-of"):
@@ -187,7 +191,10 @@ def edit(directory: Path, **fields: object) -> None:
         ({"model_type": "clip"}, "model_type='clip'; want one of vit, deit"),
         ({"hidden_act": "relu"}, "hidden_act='relu'; only 'gelu'"),
         ({"architectures": None}, "architectures=.*want the one class"),
-        ({"architectures": ["ViTForMaskedImageModeling"]}, "'ViTForMaskedImageModeling', whose key layout is not known"),
+        (
+            {"architectures": ["ViTForMaskedImageModeling"]},
+            "'ViTForMaskedImageModeling', whose key layout is not known",
+        ),
         ({"num_hidden_layers": 2}, "blocks.1.norm1.weight: the checkpoint does not fill"),
     ],
 )
@@ -229,7 +236,9 @@ def test_the_directory_s_own_preprocessing_is_read(directory: Path) -> None:
     assert preprocess.interpolation == "bilinear"
 
 
-def test_a_folder_called_nano_is_not_mistaken_for_the_backbone(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_called_nano_is_not_mistaken_for_the_backbone(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory.rename(directory.parent / "nano")
     monkeypatch.chdir(directory.parent)
     assert find_entry("nano") is ZOO["nano"]
@@ -245,4 +254,9 @@ def test_nano_is_small_and_built_in() -> None:
     assert isinstance(backbone, nn.Module)
     assert sum(p.numel() for p in backbone.parameters()) < 3e6
     assert {t.dtype for t in load_file(vitbackbone.load.NANO_FILE).values() if t.is_floating_point()} == {torch.float16}
-    assert relative_error(backbone(torch.zeros(1, 3, 32, 32)).patches, load_backbone("nano")(torch.zeros(1, 3, 32, 32)).patches) == 0
+    assert (
+        relative_error(
+            backbone(torch.zeros(1, 3, 32, 32)).patches, load_backbone("nano")(torch.zeros(1, 3, 32, 32)).patches
+        )
+        == 0
+    )

@@ -16,7 +16,7 @@ from vitbackbone.huggingface import MODEL_TYPES
 SIZES = [(68, 121), (160, 160), (333, 517), (30, 20), (1, 1), (7, 400)]
 
 
-@pytest.mark.parametrize("height,width", SIZES)
+@pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("crop_pct", [1.0, 0.9, 0.875])
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -103,7 +103,7 @@ def test_resolution_replaces_the_size() -> None:
     assert preprocess(image, (48, 80)).shape == (3, 48, 80)
 
 
-@pytest.mark.parametrize("height,width", [(120, 200), (200, 120), (50, 50), (3, 400)])
+@pytest.mark.parametrize(("height", "width"), [(120, 200), (200, 120), (50, 50), (3, 400)])
 def test_keeping_the_aspect_keeps_the_whole_photo(height: int, width: int) -> None:
     preprocess = Preprocess((32, 32), crop_pct=0.9)
     got = preprocess(photo(height, width), 60, keep_aspect=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -116,6 +117,14 @@ def test_dinov2_chooses_the_c_of_a_naive_sweep_and_refits_on_all(num_classes):
     assert math.isclose(probe.C_, SWEEP[np.argmax(accuracies)])
     refit = make_pipeline(StandardScaler(), LogisticRegression(C=probe.C_, max_iter=1000)).fit(X, y)
     np.testing.assert_allclose(probe.predict_proba(test), refit.predict_proba(test), rtol=1e-9, atol=1e-9)
+
+
+def test_a_candidate_that_does_not_converge_is_judged_without_a_warning(monkeypatch):
+    X, y, _ = clusters(240, 4, spread=3)
+    monkeypatch.setattr(probes, "MAX_ITER", 1)
+    assert probes._sweep([1e-6, 1.0, 1e5], X, y) in (1e-6, 1.0, 1e5)  # a warning is an error in these tests
+    with pytest.warns(ConvergenceWarning):
+        LinearProbe().fit(X, y)
 
 
 def test_the_hold_out_takes_a_tenth_of_each_class_and_leaves_it_some():

@@ -32,7 +32,9 @@ def test_the_forward_is_the_formula_of_the_paper() -> None:
 
     def norm(z: torch.Tensor, name: str) -> torch.Tensor:
         centred = z - z.mean(1, keepdim=True)
-        return centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+        return (
+            centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+        )
 
     for i in range(vit.config.depth):
         b = f"blocks.{i}"

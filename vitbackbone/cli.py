@@ -93,6 +93,7 @@ def _predict(args: argparse.Namespace) -> int:
 
     from heads.probes import load_probe
     from vitbackbone.extract import weights_sha256
+    from vitbackbone.features import pool_cls, pool_mean
     from vitbackbone.load import load_backbone
 
     probe, about = load_probe(args.probe)
@@ -117,7 +118,7 @@ def _predict(args: argparse.Namespace) -> int:
             continue
         with torch.inference_mode():
             (features,) = backbone.forward_layers(pixels[None], manifest["layers"][-1:], norm=manifest["norm"])
-        row = features.cls if "cls" in manifest["tokens"] else features.patches.mean(dim=(2, 3))
+        row = (pool_cls if "cls" in manifest["tokens"] else pool_mean)(features)
         _print_best(image, probe, row.numpy(), about["class_names"])
     return 1 if failed == len(args.images) else 0
 
@@ -229,7 +230,9 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     def model(to: argparse.ArgumentParser) -> None:
-        to.add_argument("--model", default="nano", metavar="NAME", help="of `vitbackbone models`, hf:OWNER/REPO or a folder")
+        to.add_argument(
+            "--model", default="nano", metavar="NAME", help="of `vitbackbone models`, hf:OWNER/REPO or a folder"
+        )
         to.add_argument("--weights", metavar="FILE", help="weights downloaded by hand, or 'random'")
 
     p = command(
@@ -239,17 +242,29 @@ def _parser() -> argparse.ArgumentParser:
         f"vitbackbone extract photos/ --model {STRONGER} --out features/ --tokens cls,patches",
     )
     p._negative_number_matcher = re.compile(r"-\d+(,-?\d+)*")  # so that `--layers -4,-1` is a value and not an option
-    p.add_argument("source", metavar="SOURCE", help="a folder (sub-folders are labels), a quoted glob, or a list with a column path[,label]")
+    p.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder (sub-folders are labels), a quoted glob, or a list with a column path[,label]",
+    )
     model(p)
     p.add_argument("--out", required=True, metavar="DIR", help="the store; FeatureStore(DIR) reads it")
-    p.add_argument("--tokens", type=_words, default=["cls"], metavar="KINDS", help="of cls,patches,registers (default: cls)")
-    p.add_argument("--layers", type=_numbers, default=[-1], metavar="N,N", help="blocks, negative from the end (default: -1)")
+    p.add_argument(
+        "--tokens", type=_words, default=["cls"], metavar="KINDS", help="of cls,patches,registers (default: cls)"
+    )
+    p.add_argument(
+        "--layers", type=_numbers, default=[-1], metavar="N,N", help="blocks, negative from the end (default: -1)"
+    )
     p.add_argument("--batch-size", type=int, default=32, metavar="N")
     p.add_argument("--shard-size", type=int, default=1000, metavar="N", help="images to a file")
     _resolution(p)
     p.add_argument("--keep-aspect", action="store_true", help="keep the whole photo and its aspect, crop nothing")
-    p.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="of the stored features")
-    p.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images; 0 reads in this one")
+    p.add_argument(
+        "--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="of the stored features"
+    )
+    p.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that read images; 0 reads in this one"
+    )
     p.add_argument("--device", default="cpu", help="such as cpu, cuda, cuda:1 or mps")
 
     p = command(
@@ -261,7 +276,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("store", metavar="STORE")
     p.add_argument("--test", metavar="STORE", help="measure on it; without one, on a held-out fifth")
     p.add_argument("--probe", choices=["linear", "knn"], default="linear")
-    p.add_argument("--preset", choices=["clip", "dinov2"], default="clip", help="of the linear probe: one C, or a sweep of 45")
+    p.add_argument(
+        "--preset", choices=["clip", "dinov2"], default="clip", help="of the linear probe: one C, or a sweep of 45"
+    )
     p.add_argument("--k", type=int, default=20, metavar="N", help="neighbours of the knn probe")
     p.add_argument("--out", metavar="DIR", help="where to save the probe (default: STORE/probe-KIND)")
 
@@ -297,7 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     p = command(
         "info",
         _info,
-        "Tokens, parameters, compute and memory of a backbone, and how they grow; with --trace, its forward step by step.",
+        "Tokens, parameters, compute and memory of a backbone, and how they grow; or its forward step by step.",
         "vitbackbone info vit_base_patch16_224.augreg_in21k --resolution 384",
     )
     p.add_argument("name", metavar="NAME")
@@ -307,9 +324,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _resolution(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--resolution", type=_pixels, metavar="PX", help="input size, a side or HEIGHTxWIDTH (default: the checkpoint's own)"
-    )
+    text = "input size, a side or HEIGHTxWIDTH (default: the checkpoint's own)"
+    parser.add_argument("--resolution", type=_pixels, metavar="PX", help=text)
 
 
 def _pixels(text: str) -> int | tuple[int, int]:

@@ -69,8 +69,9 @@ class ViTConfig:
             raise wrong(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         if self.stem and math.prod(stride for _, stride in self.stem) != self.patch_size:
             raise wrong(f"the strides of stem={self.stem} do not multiply to patch_size={self.patch_size}")
-        if self.position == "sincos1d" and self.dim % 2 or self.position == "sincos2d" and self.dim % 4:
-            raise wrong(f"position={self.position!r} needs dim divisible by 2 (1-D) or 4 (2-D), got {self.dim}")
+        parts = {"sincos1d": 2, "sincos2d": 4}.get(self.position, 1)
+        if self.dim % parts:
+            raise wrong(f"position={self.position!r} needs dim divisible by {parts}, got {self.dim}")
         if self.pool == "cls" and not self.cls:
             raise wrong("pool='cls' needs cls=True; use pool='mean'")
         if self.fc_norm and (self.final_norm or self.pool != "mean"):
@@ -108,7 +109,7 @@ def vit_config(variant: str, resolution: int | None = None, **fields: Any) -> Vi
     """
     size, _, patch = variant.partition("/")
     if size not in SIZES or not patch.isdecimal():
-        raise ValueError(f"unknown variant {variant!r}; want SIZE/PATCH with SIZE one of {', '.join(SIZES)}, e.g. 'B/16'")
+        raise ValueError(f"unknown variant {variant!r}; want SIZE/PATCH such as 'B/16', SIZE one of {', '.join(SIZES)}")
     dim, depth, num_heads, mlp_dim = SIZES[size]
     side = 224 if resolution is None else resolution
     base = ViTConfig((side, side), int(patch), dim, depth, num_heads, mlp_dim)

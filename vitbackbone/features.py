@@ -184,6 +184,7 @@ class BackboneSpec:
     has_cls: bool
     has_norm: bool  # whether there is a final norm to apply: `norm=True` raises without one
     image_size: tuple[int, int]  # (H, W) that the weights were trained for
+    settings: str = ""  # all else that decides the features, weights and preprocessing apart, as text to compare
 
     @property
     def num_prefix(self) -> int:

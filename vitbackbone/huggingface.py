@@ -102,16 +102,13 @@ RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL.Imag
 def read_preprocess(processor: Json) -> Preprocess:
     """The settings of a `preprocessor_config.json`, whose `size` is {height, width}, {shortest_edge} or a number."""
     size, crop = processor["size"], processor.get("crop_size")
-    squash = isinstance(size, Mapping) and "height" in size
+    does_crop = processor.get("do_center_crop", False)
     if isinstance(size, Mapping):
-        resized = (size["height"], size["width"]) if squash else (size["shortest_edge"],) * 2
+        squash = "height" in size
+        resized = _sides(size) if squash else (size["shortest_edge"], size["shortest_edge"])
     else:
-        resized, squash = (size, size), not processor.get("do_center_crop", False)
-    if isinstance(crop, Mapping):
-        cropped = crop["height"], crop["width"]
-    else:
-        cropped = (crop, crop) if crop else resized
-    image_size = cropped if processor.get("do_center_crop", False) else resized
+        squash, resized = not does_crop, _sides(size)
+    image_size = _sides(crop) if does_crop and crop else resized
     return Preprocess(
         image_size=image_size,
         crop_pct=image_size[0] / resized[0],
@@ -120,3 +117,8 @@ def read_preprocess(processor: Json) -> Preprocess:
         mean=tuple(processor["image_mean"]),
         std=tuple(processor["image_std"]),
     )
+
+
+def _sides(size: int | Json) -> tuple[int, int]:
+    """(H, W) of {height, width} or of a square's side."""
+    return (size, size) if isinstance(size, int) else (size["height"], size["width"])

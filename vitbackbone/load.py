@@ -231,14 +231,15 @@ def _download(name: str, repository: str, file: str, revision: str | None) -> Pa
     try:
         return Path(hf_hub_download(repository, file, revision=revision))
     except (OSError, ValueError) as error:  # no network, no cache, no such repository, gated: all of them are these
-        raise WeightsUnavailable(_by_hand(name, f"{repository}/{file} could not be had from the Hub: {error}")) from error
+        why = f"{repository}/{file} could not be had from the Hub: {error}"
+        raise WeightsUnavailable(_by_hand(name, why)) from error
 
 
 def _by_hand(name: str, why: str) -> str:
     return (
         f"no weights for {name!r}: {why}\n"
-        f"Without a network: load_backbone({name!r}, weights=PATH) takes a file downloaded by hand, weights='random' an "
-        f"untrained model, and 'nano' is built in."
+        f"Without a network: load_backbone({name!r}, weights=PATH) takes a file downloaded by hand, weights='random' "
+        "makes an untrained model, and 'nano' is built in."
     )
 
 

@@ -95,9 +95,7 @@ class Preprocess:
         pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1).float() / 255  # (3, H, W)
         return (pixels - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
 
-    def view(
-        self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False
-    ) -> View:
+    def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
         """What `__call__` cuts out of a photo of (H, W) pixels, for `Geometry.through`."""
         if resolution is None:
             size = self.image_size
@@ -126,8 +124,11 @@ def load_image(image: ImageSource) -> Image.Image:
         return _to_rgb(ImageOps.exif_transpose(image))
     if not isinstance(image, str | PathLike):
         raise ValueError(f"image is a {type(image).__name__}; want a path or a PIL image")
-    with Image.open(Path(image)) as opened:
-        return _to_rgb(ImageOps.exif_transpose(opened))
+    try:
+        with Image.open(Path(image)) as opened:
+            return _to_rgb(ImageOps.exif_transpose(opened))
+    except SyntaxError as error:  # what Pillow's parsers raise on some damaged headers
+        raise ValueError(f"{image} is damaged: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

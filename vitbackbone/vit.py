@@ -6,6 +6,7 @@ Axes: `B` batch, `N` tokens, `D` width, `h w` patch grid, `H W` pixels.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -57,7 +58,16 @@ class ViT(nn.Module):
     def spec(self) -> BackboneSpec:
         c = self.config
         return BackboneSpec(
-            self.name, c.dim, c.depth, c.num_heads, c.patch_size, c.num_registers, c.cls, c.final_norm, c.image_size
+            name=self.name,
+            dim=c.dim,
+            depth=c.depth,
+            num_heads=c.num_heads,
+            stride=c.patch_size,
+            num_registers=c.num_registers,
+            has_cls=c.cls,
+            has_norm=c.final_norm,
+            image_size=c.image_size,
+            settings=repr(c),
         )
 
     def forward(self, images: Images) -> Features:
@@ -76,7 +86,7 @@ class ViT(nn.Module):
 
         x, geometry = self.embed(images)
         outputs: dict[int, Features] = {}
-        for i, block in enumerate(self.blocks[: max(indices) + 1]):
+        for i, block in enumerate(self._first(max(indices) + 1)):
             x = block(x)
             if i in indices:
                 outputs[i] = self.unpack(self.norm(x) if norm and self.norm else x, geometry)
@@ -93,7 +103,7 @@ class ViT(nn.Module):
             raise ValueError("attention maps of images of different sizes do not stack; call once per image")
         x, geometry = self.embed(images)
         maps: dict[int, Attention] = {}
-        for i, block in enumerate(self.blocks[: max(indices) + 1]):
+        for i, block in enumerate(self._first(max(indices) + 1)):
             if i in indices:
                 weights = block.attn.weights(block.norm1(x))
                 maps[i] = Attention(weights, self.config.num_prefix, geometry.grid)
@@ -125,6 +135,9 @@ class ViT(nn.Module):
         registers = x[:, int(self.config.cls) : self.config.num_prefix]
         patches = rearrange(x[:, self.config.num_prefix :], "B (h w) D -> B D h w", h=geometry.grid[0])
         return Features(cls, registers, patches, geometry, self._pool)
+
+    def _first(self, count: int) -> list[Block]:
+        return [cast(Block, block) for block in self.blocks[:count]]
 
     def _pool(self, features: Features) -> Float[Tensor, "B D"]:
         return self.fc_norm({"cls": pool_cls, "mean": pool_mean}[self.config.pool](features))

@@ -37,159 +37,191 @@ def _eval(side: int, crop_pct: float, mean: tuple[float, float, float], std: tup
     return Preprocess((side, side), crop_pct, "center", "bicubic", mean, std)
 
 
-def _augreg(variant: str, side: int, num_classes: int, name: str) -> Entry:
+# ---- the built-in backbone; its card is weights/README.md ----------------------------------------------------------
+
+NANO = Entry(
+    config=ViTConfig(
+        image_size=(32, 32),
+        patch_size=4,
+        dim=192,
+        depth=5,
+        num_heads=3,
+        mlp_dim=768,
+        stem=((64, 1), (64, 2), (128, 1), (128, 2), (192, 1)),
+    ),
+    format="native",
+    preprocess=_eval(32, 1.0, IMAGENET_MEAN, IMAGENET_STD),
+    licence="apache-2.0",
+    source="built in",
+    hf=PLAIN,
+    on_hub=False,
+)
+
+# ---- ViT: "How to train your ViT?" (Steiner et al. 2022), in timm's files -----------------------------------------
+
+#      name                                        variant  px   classes
+_VIT = {
+    "vit_tiny_patch16_224.augreg_in21k": ("Ti/16", 224, 21843),
+    "vit_tiny_patch16_224.augreg_in21k_ft_in1k": ("Ti/16", 224, 1000),
+    "vit_tiny_patch16_384.augreg_in21k_ft_in1k": ("Ti/16", 384, 1000),
+    "vit_small_patch32_224.augreg_in21k": ("S/32", 224, 21843),
+    "vit_small_patch32_224.augreg_in21k_ft_in1k": ("S/32", 224, 1000),
+    "vit_small_patch16_224.augreg_in21k": ("S/16", 224, 21843),
+    "vit_small_patch16_224.augreg_in21k_ft_in1k": ("S/16", 224, 1000),
+    "vit_small_patch16_384.augreg_in21k_ft_in1k": ("S/16", 384, 1000),
+    "vit_base_patch32_224.augreg_in21k": ("B/32", 224, 21843),
+    "vit_base_patch32_224.augreg_in21k_ft_in1k": ("B/32", 224, 1000),
+    "vit_base_patch16_224.augreg_in21k": ("B/16", 224, 21843),
+    "vit_base_patch16_224.augreg_in21k_ft_in1k": ("B/16", 224, 1000),
+    "vit_base_patch16_224.augreg2_in21k_ft_in1k": ("B/16", 224, 1000),
+    "vit_base_patch16_384.augreg_in21k_ft_in1k": ("B/16", 384, 1000),
+    "vit_base_patch8_224.augreg_in21k": ("B/8", 224, 21843),
+    "vit_base_patch8_224.augreg_in21k_ft_in1k": ("B/8", 224, 1000),
+    "vit_large_patch16_224.augreg_in21k": ("L/16", 224, 21843),
+    "vit_large_patch16_224.augreg_in21k_ft_in1k": ("L/16", 224, 1000),
+    "vit_large_patch16_384.augreg_in21k_ft_in1k": ("L/16", 384, 1000),
+    "vit_huge_patch14_224.orig_in21k": ("H/14", 224, 0),
+}
+
+
+def _vit(name: str, variant: str, side: int, num_classes: int) -> Entry:
     config = vit_config(variant, side, resampling=TIMM_RESAMPLING)
     preprocess = _eval(side, 0.9 if side == 224 else 1.0, HALF, HALF)
     return Entry(config, "timm", preprocess, "apache-2.0", f"timm/{name}", PLAIN, num_classes=num_classes)
 
 
-def _deit(variant: str, side: int, distilled: bool, name: str) -> Entry:
-    config = vit_config(variant, side, num_registers=int(distilled), resampling=PLAIN)
+# ---- DeiT (Touvron et al. 2021), in timm's files ------------------------------------------------------------------
+
+#      name                                  variant  px  distilled
+_DEIT = {
+    "deit_tiny_patch16_224.fb_in1k": ("Ti/16", 224, False),
+    "deit_small_patch16_224.fb_in1k": ("S/16", 224, False),
+    "deit_base_patch16_224.fb_in1k": ("B/16", 224, False),
+    "deit_base_patch16_384.fb_in1k": ("B/16", 384, False),
+    "deit_tiny_distilled_patch16_224.fb_in1k": ("Ti/16", 224, True),
+    "deit_small_distilled_patch16_224.fb_in1k": ("S/16", 224, True),
+    "deit_base_distilled_patch16_224.fb_in1k": ("B/16", 224, True),
+    "deit_base_distilled_patch16_384.fb_in1k": ("B/16", 384, True),
+}
+
+
+def _deit(name: str, variant: str, side: int, distilled: bool) -> Entry:
+    config = vit_config(variant, side, num_registers=int(distilled), resampling=PLAIN)  # deit, main.py
     preprocess = _eval(side, 0.9 if side == 224 else 1.0, IMAGENET_MEAN, IMAGENET_STD)
     layout = "timm_distilled" if distilled else "timm"
     return Entry(config, layout, preprocess, "apache-2.0", f"timm/{name}", PLAIN, num_classes=1000)
 
 
-def _dino(variant: str, name: str) -> Entry:
+# ---- DINO (Caron et al. 2021), in timm's files --------------------------------------------------------------------
+
+_DINO = {
+    "vit_small_patch16_224.dino": "S/16",
+    "vit_small_patch8_224.dino": "S/8",
+    "vit_base_patch16_224.dino": "B/16",
+    "vit_base_patch8_224.dino": "B/8",
+}
+
+
+def _dino(name: str, variant: str) -> Entry:
     config = vit_config(variant, resampling=DINO_RESAMPLING)
     return Entry(config, "timm", _eval(224, 0.9, IMAGENET_MEAN, IMAGENET_STD), "apache-2.0", f"timm/{name}", PLAIN)
 
 
-_GIANT = {"dim": 1536, "depth": 40, "num_heads": 24, "mlp": "swiglu", "mlp_dim": 4096}
+# ---- DINOv2 (Oquab et al. 2023; registers: Darcet et al. 2023), in timm's and in the authors' files ---------------
+
+#    name                                      size registers layout
+_DINOV2_TIMM = {
+    "vit_small_patch14_dinov2.lvd142m": ("S", 0, "timm"),
+    "vit_base_patch14_dinov2.lvd142m": ("B", 0, "timm"),
+    "vit_large_patch14_dinov2.lvd142m": ("L", 0, "timm"),
+    "vit_giant_patch14_dinov2.lvd142m": ("g", 0, "timm"),
+    "vit_small_patch14_reg4_dinov2.lvd142m": ("S", 4, "timm_registers"),
+    "vit_base_patch14_reg4_dinov2.lvd142m": ("B", 4, "timm_registers"),
+    "vit_large_patch14_reg4_dinov2.lvd142m": ("L", 4, "timm_registers"),
+    "vit_giant_patch14_reg4_dinov2.lvd142m": ("g", 4, "timm_registers"),
+}
+#    name                size registers file
+_DINOV2_AUTHORS = {
+    "dinov2_vits14": ("S", 0, "dinov2_vits14/dinov2_vits14_pretrain.pth"),
+    "dinov2_vitb14": ("B", 0, "dinov2_vitb14/dinov2_vitb14_pretrain.pth"),
+    "dinov2_vitl14": ("L", 0, "dinov2_vitl14/dinov2_vitl14_pretrain.pth"),
+    "dinov2_vitg14": ("g", 0, "dinov2_vitg14/dinov2_vitg14_pretrain.pth"),
+    "dinov2_vits14_reg": ("S", 4, "dinov2_vits14/dinov2_vits14_reg4_pretrain.pth"),
+    "dinov2_vitb14_reg": ("B", 4, "dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth"),
+    "dinov2_vitl14_reg": ("L", 4, "dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth"),
+    "dinov2_vitg14_reg": ("g", 4, "dinov2_vitg14/dinov2_vitg14_reg4_pretrain.pth"),
+}
+_GIANT = ViTConfig((518, 518), 14, dim=1536, depth=40, num_heads=24, mlp="swiglu", mlp_dim=4096, layer_scale=True)
 
 
-def _dinov2_config(size: str, registers: int) -> ViTConfig:
-    base = vit_config("B/14" if size == "g" else f"{size}/14", 518, layer_scale=True, num_registers=registers)
-    policy = ANTIALIASED if registers else DINO_RESAMPLING
-    return replace(base, resampling=policy, **(_GIANT if size == "g" else {}))
+def _dinov2_config(size: str, registers: int, resampling: Resampling) -> ViTConfig:
+    base = _GIANT if size == "g" else vit_config(f"{size}/14", 518, layer_scale=True)
+    return replace(base, num_registers=registers, resampling=resampling)
 
 
 def _dinov2(size: str, registers: int, layout: str, source: str, on_hub: bool) -> Entry:
+    config = _dinov2_config(size, registers, ANTIALIASED if registers else DINO_RESAMPLING)
     hf = ANTIALIASED if registers else PLAIN
-    preprocess = _eval(518, 1.0, IMAGENET_MEAN, IMAGENET_STD)
-    return Entry(_dinov2_config(size, registers), layout, preprocess, "apache-2.0", source, hf, on_hub)
+    return Entry(config, layout, _eval(518, 1.0, IMAGENET_MEAN, IMAGENET_STD), "apache-2.0", source, hf, on_hub)
 
 
-def _hugging_face(config: ViTConfig, model_type: str, layout: str, name: str, num_classes: int = 0) -> Entry:
-    preprocess = MODEL_TYPES[model_type].preprocess
-    return Entry(config, layout, preprocess, "apache-2.0", name, config.resampling, num_classes=num_classes)
+# ---- Hugging Face repositories. Any other of a known model type loads too; these are known without a network ------
+
+#    name                                         variant px  architecture                classes
+_HF_VIT = {
+    "google/vit-base-patch16-224": ("B/16", 224, "ViTForImageClassification", 1000),
+    "google/vit-base-patch16-224-in21k": ("B/16", 224, "ViTModel", 0),
+    "google/vit-base-patch16-384": ("B/16", 384, "ViTForImageClassification", 1000),
+    "google/vit-large-patch16-224": ("L/16", 224, "ViTForImageClassification", 1000),
+    "facebook/deit-tiny-distilled-patch16-224": ("Ti/16", 224, "DeiTForImageClassificationWithTeacher", 1000),
+    "facebook/deit-small-distilled-patch16-224": ("S/16", 224, "DeiTForImageClassificationWithTeacher", 1000),
+    "facebook/deit-base-distilled-patch16-224": ("B/16", 224, "DeiTForImageClassificationWithTeacher", 1000),
+    "facebook/dino-vits16": ("S/16", 224, "ViTModel", 0),
+    "facebook/dino-vits8": ("S/8", 224, "ViTModel", 0),
+    "facebook/dino-vitb16": ("B/16", 224, "ViTModel", 0),
+    "facebook/dino-vitb8": ("B/8", 224, "ViTModel", 0),
+}
+#    name                                        size registers
+_HF_DINOV2 = {
+    "facebook/dinov2-small": ("S", 0),
+    "facebook/dinov2-base": ("B", 0),
+    "facebook/dinov2-large": ("L", 0),
+    "facebook/dinov2-giant": ("g", 0),
+    "facebook/dinov2-with-registers-small": ("S", 4),
+    "facebook/dinov2-with-registers-base": ("B", 4),
+    "facebook/dinov2-with-registers-large": ("L", 4),
+    "facebook/dinov2-with-registers-giant": ("g", 4),
+}
 
 
-_HF_VIT = {"norm_eps": 1e-12, "resampling": PLAIN}
-_NANO = ViTConfig(
-    image_size=(32, 32),
-    patch_size=4,
-    dim=192,
-    depth=5,
-    num_heads=3,
-    mlp_dim=768,
-    stem=((64, 1), (64, 2), (128, 1), (128, 2), (192, 1)),
-)
+def _hf_vit(name: str, variant: str, side: int, architecture: str, num_classes: int) -> Entry:
+    distilled = architecture.startswith("DeiT")
+    config = vit_config(variant, side, norm_eps=1e-12, num_registers=int(distilled), resampling=PLAIN)
+    preprocess = replace(MODEL_TYPES["deit" if distilled else "vit"].preprocess, image_size=(side, side))
+    return Entry(config, architecture, preprocess, "apache-2.0", name, PLAIN, num_classes=num_classes)
+
+
+def _hf_dinov2(name: str, size: str, registers: int) -> Entry:
+    policy = ANTIALIASED if registers else PLAIN
+    architecture, model_type = (
+        ("Dinov2WithRegistersModel", "dinov2_with_registers") if registers else ("Dinov2Model", "dinov2")
+    )
+    config = _dinov2_config(size, registers, policy)
+    return Entry(config, architecture, MODEL_TYPES[model_type].preprocess, "apache-2.0", name, policy)
+
+
+DINOV2_FILES = "https://dl.fbaipublicfiles.com/dinov2"
 
 ZOO: dict[str, Entry] = {
-    "nano": Entry(_NANO, "native", _eval(32, 1.0, IMAGENET_MEAN, IMAGENET_STD), "apache-2.0", "built in", PLAIN, False),
+    "nano": NANO,
+    **{name: _vit(name, *row) for name, row in _VIT.items()},
+    **{name: _deit(name, *row) for name, row in _DEIT.items()},
+    **{name: _dino(name, variant) for name, variant in _DINO.items()},
+    **{name: _dinov2(*row, f"timm/{name}", on_hub=True) for name, row in _DINOV2_TIMM.items()},
     **{
-        name: _augreg(variant, side, num_classes, name)
-        for name, variant, side, num_classes in [
-            ("vit_tiny_patch16_224.augreg_in21k", "Ti/16", 224, 21843),
-            ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", "Ti/16", 224, 1000),
-            ("vit_tiny_patch16_384.augreg_in21k_ft_in1k", "Ti/16", 384, 1000),
-            ("vit_small_patch32_224.augreg_in21k", "S/32", 224, 21843),
-            ("vit_small_patch32_224.augreg_in21k_ft_in1k", "S/32", 224, 1000),
-            ("vit_small_patch16_224.augreg_in21k", "S/16", 224, 21843),
-            ("vit_small_patch16_224.augreg_in21k_ft_in1k", "S/16", 224, 1000),
-            ("vit_small_patch16_384.augreg_in21k_ft_in1k", "S/16", 384, 1000),
-            ("vit_base_patch32_224.augreg_in21k", "B/32", 224, 21843),
-            ("vit_base_patch32_224.augreg_in21k_ft_in1k", "B/32", 224, 1000),
-            ("vit_base_patch16_224.augreg_in21k", "B/16", 224, 21843),
-            ("vit_base_patch16_224.augreg_in21k_ft_in1k", "B/16", 224, 1000),
-            ("vit_base_patch16_224.augreg2_in21k_ft_in1k", "B/16", 224, 1000),
-            ("vit_base_patch16_384.augreg_in21k_ft_in1k", "B/16", 384, 1000),
-            ("vit_base_patch8_224.augreg_in21k", "B/8", 224, 21843),
-            ("vit_base_patch8_224.augreg_in21k_ft_in1k", "B/8", 224, 1000),
-            ("vit_large_patch16_224.augreg_in21k", "L/16", 224, 21843),
-            ("vit_large_patch16_224.augreg_in21k_ft_in1k", "L/16", 224, 1000),
-            ("vit_large_patch16_384.augreg_in21k_ft_in1k", "L/16", 384, 1000),
-            ("vit_huge_patch14_224.orig_in21k", "H/14", 224, 0),
-        ]
+        name: _dinov2(size, registers, "dinov2", f"{DINOV2_FILES}/{file}", on_hub=False)
+        for name, (size, registers, file) in _DINOV2_AUTHORS.items()
     },
-    **{
-        name: _deit(variant, side, distilled, name)
-        for name, variant, side, distilled in [
-            ("deit_tiny_patch16_224.fb_in1k", "Ti/16", 224, False),
-            ("deit_small_patch16_224.fb_in1k", "S/16", 224, False),
-            ("deit_base_patch16_224.fb_in1k", "B/16", 224, False),
-            ("deit_base_patch16_384.fb_in1k", "B/16", 384, False),
-            ("deit_tiny_distilled_patch16_224.fb_in1k", "Ti/16", 224, True),
-            ("deit_small_distilled_patch16_224.fb_in1k", "S/16", 224, True),
-            ("deit_base_distilled_patch16_224.fb_in1k", "B/16", 224, True),
-            ("deit_base_distilled_patch16_384.fb_in1k", "B/16", 384, True),
-        ]
-    },
-    **{
-        name: _dino(variant, name)
-        for name, variant in [
-            ("vit_small_patch16_224.dino", "S/16"),
-            ("vit_small_patch8_224.dino", "S/8"),
-            ("vit_base_patch16_224.dino", "B/16"),
-            ("vit_base_patch8_224.dino", "B/8"),
-        ]
-    },
-    **{
-        name: _dinov2(size, registers, layout, f"timm/{name}", on_hub=True)
-        for name, size, registers, layout in [
-            ("vit_small_patch14_dinov2.lvd142m", "S", 0, "timm"),
-            ("vit_base_patch14_dinov2.lvd142m", "B", 0, "timm"),
-            ("vit_large_patch14_dinov2.lvd142m", "L", 0, "timm"),
-            ("vit_giant_patch14_dinov2.lvd142m", "g", 0, "timm"),
-            ("vit_small_patch14_reg4_dinov2.lvd142m", "S", 4, "timm_registers"),
-            ("vit_base_patch14_reg4_dinov2.lvd142m", "B", 4, "timm_registers"),
-            ("vit_large_patch14_reg4_dinov2.lvd142m", "L", 4, "timm_registers"),
-            ("vit_giant_patch14_reg4_dinov2.lvd142m", "g", 4, "timm_registers"),
-        ]
-    },
-    **{
-        name: _dinov2(size, registers, "dinov2", f"https://dl.fbaipublicfiles.com/dinov2/{file}", on_hub=False)
-        for name, size, registers, file in [
-            ("dinov2_vits14", "S", 0, "dinov2_vits14/dinov2_vits14_pretrain.pth"),
-            ("dinov2_vitb14", "B", 0, "dinov2_vitb14/dinov2_vitb14_pretrain.pth"),
-            ("dinov2_vitl14", "L", 0, "dinov2_vitl14/dinov2_vitl14_pretrain.pth"),
-            ("dinov2_vitg14", "g", 0, "dinov2_vitg14/dinov2_vitg14_pretrain.pth"),
-            ("dinov2_vits14_reg", "S", 4, "dinov2_vits14/dinov2_vits14_reg4_pretrain.pth"),
-            ("dinov2_vitb14_reg", "B", 4, "dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth"),
-            ("dinov2_vitl14_reg", "L", 4, "dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth"),
-            ("dinov2_vitg14_reg", "g", 4, "dinov2_vitg14/dinov2_vitg14_reg4_pretrain.pth"),
-        ]
-    },
-    **{
-        f"hf:{name}": _hugging_face(config, model_type, layout, name, num_classes)
-        for name, config, model_type, layout, num_classes in [
-            ("google/vit-base-patch16-224", vit_config("B/16", **_HF_VIT), "vit", "ViTForImageClassification", 1000),
-            ("google/vit-base-patch16-224-in21k", vit_config("B/16", **_HF_VIT), "vit", "ViTModel", 0),
-            ("google/vit-base-patch16-384", vit_config("B/16", 384, **_HF_VIT), "vit", "ViTForImageClassification", 1000),
-            ("google/vit-large-patch16-224", vit_config("L/16", **_HF_VIT), "vit", "ViTForImageClassification", 1000),
-            (
-                "facebook/deit-base-distilled-patch16-224",
-                vit_config("B/16", num_registers=1, **_HF_VIT),
-                "deit",
-                "DeiTForImageClassificationWithTeacher",
-                1000,
-            ),
-            ("facebook/dino-vits16", vit_config("S/16", **_HF_VIT), "vit", "ViTModel", 0),
-            ("facebook/dino-vits8", vit_config("S/8", **_HF_VIT), "vit", "ViTModel", 0),
-            ("facebook/dino-vitb16", vit_config("B/16", **_HF_VIT), "vit", "ViTModel", 0),
-            ("facebook/dino-vitb8", vit_config("B/8", **_HF_VIT), "vit", "ViTModel", 0),
-            *(
-                (
-                    f"facebook/dinov2-{infix}{word}",
-                    replace(_dinov2_config(size, registers), resampling=ANTIALIASED if registers else PLAIN),
-                    "dinov2_with_registers" if registers else "dinov2",
-                    "Dinov2WithRegistersModel" if registers else "Dinov2Model",
-                    0,
-                )
-                for infix, registers in (("", 0), ("with-registers-", 4))
-                for word, size in (("small", "S"), ("base", "B"), ("large", "L"), ("giant", "g"))
-            ),
-        ]
-    },
+    **{f"hf:{name}": _hf_vit(name, *row) for name, row in _HF_VIT.items()},
+    **{f"hf:{name}": _hf_dinov2(name, *row) for name, row in _HF_DINOV2.items()},
 }

@@ -18,6 +18,7 @@ from vitbackbone.extract.source import Inputs, list_inputs
 from vitbackbone.extract.store import FeatureStore
 from vitbackbone.extract.writer import claim, verified, write_shard
 from vitbackbone.features import Backbone, Features, pool_cls, resolve_layers
+from vitbackbone.inference import evaluating
 from vitbackbone.preprocess import Resolution
 
 
@@ -94,7 +95,8 @@ def extract(
         embedder = _Embedder(backbone, kinds, indices, DTYPES[dtype], device)
         failed = sum(marker.rows - marker.read for marker in done)
         with (
-            _evaluating(backbone, device),
+            _on(device, backbone),
+            evaluating(backbone),
             tqdm(total=len(inputs), initial=sum(m.rows for m in done), unit="img", disable=not progress) as bar,
         ):
             for number in todo:
@@ -130,18 +132,14 @@ def _batches(inputs: Inputs, shards: Sequence[range], batch_size: int) -> Iterat
 
 
 @contextmanager
-def _evaluating(module: nn.Module, device: torch.device | str) -> Iterator[None]:
-    """In eval mode on `device`, without gradients; then back where and as it was, each sub-module by itself."""
-    modes = [(part, part.training) for part in module.modules()]
+def _on(device: torch.device | str, module: nn.Module) -> Iterator[None]:
+    """The module on `device` meanwhile."""
     home = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     try:
-        module.eval().to(device)
-        with torch.inference_mode():
-            yield
+        module.to(device)
+        yield
     finally:
         module.to(home)
-        for part, training in modes:
-            part.training = training
 
 
 @dataclass(frozen=True, eq=False)
