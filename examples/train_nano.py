@@ -5,7 +5,7 @@
 
 `train.parquet` has the columns `image` (JPEG or PNG bytes) and `label`. The result is `OUT/nano.safetensors` in half
 precision. Muon on the matrices of the blocks and AdamW on the rest, warm-up and cosine, random crops and flips,
-Mixup and CutMix, DropPath; small images first, full size last.
+Mixup and CutMix, DropPath; small images first, full size last; in the second half, CLS learns to hold a thumbnail.
 """
 
 import argparse
@@ -29,6 +29,8 @@ from vitbackbone.features import Features
 from vitbackbone.vit import ViT
 from vitbackbone.zoo import ZOO
 
+THUMBNAIL = 8  # pixels a side
+THUMBNAIL_FROM = 13 / 24  # of the training: when the classes are learned roughly
 HELD_OUT = 10  # every tenth photo is kept aside for validation
 
 
@@ -56,18 +58,28 @@ def augment(photos: Tensor, size: int) -> Tensor:
 
 
 class Classifier(nn.Module):
-    """`nano` with two linear heads that are thrown away: one reads CLS, one the mean of the patches, so that the patch
-    tokens of the last block learn something too."""
+    """`nano` with three linear heads that are thrown away. One classifies by CLS and one by the mean of the patches, so
+    that the patch tokens of the last block learn something too. The third reads a grey thumbnail off CLS: classes
+    alone would let CLS forget where things are, which other tasks than CIFAR-10's need."""
 
     def __init__(self, config: ViTConfig, num_classes: int) -> None:
         super().__init__()
         self.vit = ViT(config, ZOO["nano"].preprocess, "nano")
         self.cls_head = nn.Linear(config.dim, num_classes)
         self.mean_head = nn.Linear(config.dim, num_classes)
+        self.thumbnail_head = nn.Linear(config.dim, THUMBNAIL**2)
+        nn.init.zeros_(self.thumbnail_head.weight)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Class logits by CLS and by the patch mean, and the thumbnail by CLS."""
         features: Features = self.vit(images)
-        return self.cls_head(features.cls), self.mean_head(features.patches.mean(dim=(2, 3)))
+        patch_mean = features.patches.mean(dim=(2, 3))
+        return self.cls_head(features.cls), self.mean_head(patch_mean), self.thumbnail_head(features.cls)
+
+
+def thumbnail(images: Tensor) -> Tensor:
+    """Grey values of the images, averaged over an 8 x 8 grid: (B, 64)."""
+    return F.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), THUMBNAIL).flatten(1)
 
 
 def optimizers(model: Classifier, lr: float) -> list[torch.optim.Optimizer]:
@@ -97,7 +109,7 @@ def accuracy(model: Classifier, photos: Tensor, labels: Tensor) -> tuple[float, 
     model.eval()
     hits = torch.zeros(2)
     for x, y in zip(photos.split(500), labels.split(500), strict=True):
-        hits += torch.stack([(logits.argmax(1) == y).sum() for logits in model(x)]).cpu()
+        hits += torch.stack([(logits.argmax(1) == y).sum() for logits in model(x)[:2]]).cpu()
     return tuple((hits / len(labels)).tolist())
 
 
@@ -143,8 +155,10 @@ def train(args: argparse.Namespace) -> None:
                 for group, lr in zip(opt.param_groups, peak, strict=True):
                     group["lr"] = lr * schedule(progress)
             with torch.autocast(device.type, torch.bfloat16):
-                by_cls, by_mean = model(x)
+                by_cls, by_mean, small = model(x)
                 loss = F.cross_entropy(by_cls, y) + 0.5 * F.cross_entropy(by_mean, y)
+                if progress >= THUMBNAIL_FROM:
+                    loss = loss + 0.5 * F.mse_loss(small, thumbnail(x))
             model.zero_grad()
             loss.backward()
             for opt in opts:

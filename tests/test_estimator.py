@@ -97,7 +97,7 @@ def test_training_mode_is_suspended_and_given_back():
     backbone.blocks[1].eval()
     modes = {name: module.training for name, module in backbone.named_modules()}
     images = ImageFeatures(backbone)
-    np.testing.assert_array_equal(images.transform(PHOTOS), images.transform(PHOTOS))
+    np.testing.assert_array_equal(images.transform(PHOTOS), ImageFeatures(tiny_vit()).transform(PHOTOS))
     with pytest.raises(ValueError, match="image 0"):
         images.transform(["missing.png"])
     assert {name: module.training for name, module in backbone.named_modules()} == modes

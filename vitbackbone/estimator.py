@@ -3,8 +3,7 @@
 Axes: `N` images, `F` features, `D` width of the backbone, `H W` pixels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from os import PathLike
 from typing import Any, no_type_check
@@ -19,6 +18,7 @@ from sklearn.utils import Tags
 from torch import Tensor, nn
 
 from vitbackbone.features import Backbone, Features, pool_cls, pool_mean
+from vitbackbone.inference import evaluating
 from vitbackbone.preprocess import Preprocess, Resolution
 from vitbackbone.vit import ViT
 
@@ -84,7 +84,7 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         device = torch.device(self.device) if parameter is None else parameter.device
         batches = []
         images = list(X)
-        with torch.inference_mode(), _eval_mode(backbone):
+        with evaluating(backbone):
             for start in range(0, len(images), self.batch_size):
                 batch = images[start : start + self.batch_size]
                 pixels = [self._read(start + i, image, backbone.preprocess) for i, image in enumerate(batch)]
@@ -146,17 +146,3 @@ def _load(name: str, device: str) -> ViT:
     from vitbackbone.load import load_backbone
 
     return load_backbone(name).to(device).eval()
-
-
-@contextmanager
-def _eval_mode(backbone: object) -> Iterator[None]:
-    """Eval mode meanwhile; then every module has its own mode back, for a probe in the middle of training."""
-    modules = list(backbone.modules()) if isinstance(backbone, nn.Module) else []
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
