@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -109,10 +110,24 @@ def test_a_download_comes_from_the_named_repository_at_the_pinned_revision(
         return str(tmp_path / file)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    entry = ZOO[SMALL].__class__(**{**vars(ZOO[SMALL]), "revision": "abc123"})
-    monkeypatch.setitem(vitbackbone.load.ZOO, SMALL, entry)
-    load_backbone(SMALL)
-    assert asked == [(f"timm/{SMALL}", "model.safetensors", "abc123")]
+    assert load_backbone(f"{SMALL}@abc123").spec.name == f"{SMALL}@abc123"
+    assert load_backbone(SMALL).spec.name == SMALL
+    assert asked == [(f"timm/{SMALL}", "model.safetensors", "abc123"), (f"timm/{SMALL}", "model.safetensors", None)]
+
+
+def test_a_repository_of_the_hub_is_read_as_a_directory(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    asked = []
+
+    def download(repository: str, file: str, revision: str | None) -> str:
+        asked.append((repository, revision))
+        if not (directory / file).exists():
+            raise EntryNotFoundError(file)
+        return str(directory / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    backbone = load_backbone("hf:someone/model@v2")
+    assert set(asked) == {("someone/model", "v2")}
+    assert torch.equal(backbone.norm.bias, load_backbone(directory).norm.bias)
 
 
 class Evil:

@@ -53,7 +53,7 @@ def load_backbone(
     """A backbone in eval mode, float32, on the CPU.
 
     `name`: `"nano"` (built in), a name of `list_backbones()`, `"hf:OWNER/REPOSITORY"`, or a Hugging Face directory
-    (`config.json` and safetensors).
+    (`config.json` and safetensors). `@REVISION` after a name of the Hub pins a commit or tag.
     `weights`: a `.safetensors` or `.pth` file in the format of that name, or `"random"` for an untrained model; neither
     needs a network. Without it, the weights come from the package (`nano`), the directory, or the Hub's cache and
     then the Hub (`HF_HUB_OFFLINE=1` forbids the latter).
@@ -79,8 +79,9 @@ def load_checkpoint(
     """The backbone, and the classifier's parameters and class names where the checkpoint has them. The arguments and
     errors are those of `load_backbone`."""
     name = str(name)
-    directory = _directory(name, weights)
-    entry, labels = _describe(name, directory)
+    known, revision = _pin(name)
+    directory = _directory(known, revision, weights)
+    entry, labels = _describe(known, directory)
     if positions not in entry.policies:
         raise ValueError(f"positions={positions!r}; want one of {', '.join(entry.policies)}")
     config = replace(entry.config, resampling=entry.policies[positions], indivisible=indivisible)
@@ -92,7 +93,7 @@ def load_checkpoint(
     elif directory is not None:
         state = _read_directory_weights(directory)
     else:
-        state = read_weights(_zoo_file(name, entry))
+        state = read_weights(_zoo_file(known, revision, entry))
 
     filled = {key: value.float() for key, value in convert(state, FORMATS[entry.format]).items()}
     head = {key: value for key, value in filled.items() if key.startswith("head")}
@@ -112,8 +113,8 @@ def list_backbones(pattern: str = "*") -> list[str]:
 def find_entry(name: str | PathLike[str]) -> Entry:
     """What is known of a backbone without its weights: of the zoo, or of a Hugging Face directory. Needs no network
     for a name of `list_backbones()`. Raises as `load_backbone` does."""
-    name = str(name)
-    return ZOO[name] if name in ZOO else _describe(name, _directory(name, None))[0]
+    known, revision = _pin(str(name))
+    return ZOO[known] if known in ZOO else _describe(known, _directory(known, revision, None))[0]
 
 
 def read_weights(path: Weights) -> dict[str, Tensor]:
@@ -150,11 +151,19 @@ def read_weights(path: Weights) -> dict[str, Tensor]:
 # ---- where things lie ---------------------------------------------------------------------------------------------
 
 
-def _directory(name: str, weights: Weights | None) -> Path | None:
+def _pin(name: str) -> tuple[str, str | None]:
+    """A name of the zoo or the Hub, and the revision after its `@`, if any; the path of a directory as it is."""
+    known, _, revision = name.partition("@")
+    if revision and (known in ZOO or known.startswith("hf:")):
+        return known, revision
+    return name, None
+
+
+def _directory(name: str, revision: str | None, weights: Weights | None) -> Path | None:
     """The Hugging Face directory that `name` means, downloaded if need be; None if it means none. A known `hf:` name
     whose weights are given needs no directory."""
     if name.startswith("hf:") and not (name in ZOO and weights is not None):
-        return _download_directory(name)
+        return _download_directory(name, revision)
     return Path(name) if name not in ZOO and Path(name).is_dir() else None
 
 
@@ -193,17 +202,16 @@ def _read_directory_weights(directory: Path) -> dict[str, Tensor]:
     raise FileNotFoundError(f"{directory} has none of {', '.join(WEIGHT_FILES)}")
 
 
-def _zoo_file(name: str, entry: Entry) -> Path:
+def _zoo_file(name: str, revision: str | None, entry: Entry) -> Path:
     if name == "nano":
         return NANO_FILE
     if not entry.on_hub:
         raise WeightsUnavailable(_by_hand(name, f"these weights are not on the Hub; they are at {entry.source}"))
-    return _download(name, entry.source, "model.safetensors", entry.revision)
+    return _download(name, entry.source, "model.safetensors", revision)
 
 
-def _download_directory(name: str) -> Path:
+def _download_directory(name: str, revision: str | None) -> Path:
     repository = name.removeprefix("hf:")
-    revision = ZOO[name].revision if name in ZOO else None
     config = _download(name, repository, "config.json", revision)
     for optional in HUB_FILES[1:]:
         _download_if_there(name, repository, optional, revision)
@@ -227,10 +235,11 @@ def _download_if_there(name: str, repository: str, file: str, revision: str | No
 
 def _download(name: str, repository: str, file: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         return Path(hf_hub_download(repository, file, revision=revision))
-    except (OSError, ValueError) as error:  # no network, no cache, no such repository, gated: all of them are these
+    except (OSError, ValueError, EntryNotFoundError) as error:  # no network, not in the cache, no such file, gated
         why = f"{repository}/{file} could not be had from the Hub: {error}"
         raise WeightsUnavailable(_by_hand(name, why)) from error
 

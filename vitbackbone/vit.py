@@ -115,17 +115,18 @@ class ViT(nn.Module):
         """Images to the tokens that enter the first block: CLS, registers, patches in raster order."""
         height, width = images.shape[-2:]
         geometry = Geometry(((height, width),) * len(images), self.config.patch_size)
-        bottom, right = -height % self.config.patch_size, -width % self.config.patch_size
-        if (bottom or right) and self.config.indivisible == "refuse":
-            raise ValueError(
-                f"images are {height} x {width}, which the patch size {self.config.patch_size} does not divide; resize "
-                f"them to {height + bottom} x {width + right}, or load the backbone with indivisible='pad'"
-            )
-        images = F.pad(images.to(self.patch_embed.proj.weight.dtype), (0, right, 0, bottom))  # zero is the mean colour
+        bottom, right = geometry.padding[0]
+        if bottom or right:
+            if self.config.indivisible == "refuse":
+                raise ValueError(
+                    f"images are {height} x {width}, which the patch size {self.config.patch_size} does not divide; "
+                    f"resize them to {height + bottom} x {width + right}, or load the backbone with indivisible='pad'"
+                )
+            images = F.pad(images, (0, right, 0, bottom))  # zero is the mean colour
+        images = images.to(self.patch_embed.proj.weight.dtype)
         x = rearrange(self.patch_embed(images), "B D h w -> B (h w) D")
         if self.pos_embed is not None:
-            grid = (height + bottom) // self.config.patch_size, (width + right) // self.config.patch_size
-            x = x + self.pos_embed(grid)
+            x = x + self.pos_embed(geometry.grid)
         prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         return torch.cat([*prefix, x], dim=1), geometry
 

@@ -26,7 +26,6 @@ class Entry:
     hf: Resampling  # transformers' policy for this family
     on_hub: bool = True  # whether `source` is a Hub repository
     num_classes: int = 0  # of the head that comes with the weights
-    revision: str | None = None  # a commit of the repository; None is its newest
 
     @property
     def policies(self) -> dict[str, Resampling]:
