@@ -30,7 +30,6 @@ from vitbackbone.vit import ViT
 from vitbackbone.zoo import ZOO
 
 THUMBNAIL = 8  # pixels a side
-THUMBNAIL_FROM = 13 / 24  # of the training: when the classes are learned roughly
 HELD_OUT = 10  # every tenth photo is kept aside for validation
 
 
@@ -39,6 +38,13 @@ def read_photos(path: Path, limit: int | None) -> tuple[Tensor, Tensor]:
     table = pq.read_table(path, columns=["image", "label"]).slice(0, limit)
     photos = [np.asarray(Image.open(io.BytesIO(b)).convert("RGB")) for b in table["image"].to_pylist()]
     return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous(), torch.tensor(table["label"].to_pylist())
+
+
+def normalised(photos: Tensor) -> Tensor:
+    """uint8 photos (N, 3, H, W) as the backbone wants them."""
+    preprocess = ZOO["nano"].preprocess
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    return (photos.float() / 255 - mean) / std
 
 
 def augment(photos: Tensor, size: int) -> Tensor:
@@ -103,6 +109,14 @@ def image_size(progress: float) -> int:
     return 24 if progress < 0.4 else 32
 
 
+def thumbnail_weight(progress: float) -> float:
+    """Of the thumbnail in the loss: none until the classes are learned roughly, most at the end, where the learning
+    rate is small and takes little from them."""
+    if progress < 13 / 24:
+        return 0.0
+    return 0.5 if progress < 19 / 24 else 2.0
+
+
 @torch.inference_mode()
 def accuracy(model: Classifier, photos: Tensor, labels: Tensor) -> tuple[float, float]:
     """Of the two heads."""
@@ -118,8 +132,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     zoo = ZOO["nano"]
     photos, labels = read_photos(args.data, args.limit)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (zoo.preprocess.mean, zoo.preprocess.std))
-    photos, labels = ((photos.float() / 255 - mean) / std).to(device), labels.to(device)
+    photos, labels = normalised(photos).to(device), labels.to(device)
     held = torch.arange(len(photos), device=device) % HELD_OUT == HELD_OUT - 1
     train_x, train_y, val_x, val_y = photos[~held], labels[~held], photos[held], labels[held]
     num_classes = int(labels.max()) + 1
@@ -157,8 +170,7 @@ def train(args: argparse.Namespace) -> None:
             with torch.autocast(device.type, torch.bfloat16):
                 by_cls, by_mean, small = model(x)
                 loss = F.cross_entropy(by_cls, y) + 0.5 * F.cross_entropy(by_mean, y)
-                if progress >= THUMBNAIL_FROM:
-                    loss = loss + 0.5 * F.mse_loss(small, thumbnail(x))
+                loss = loss + thumbnail_weight(progress) * F.mse_loss(small, thumbnail(x))
             model.zero_grad()
             loss.backward()
             for opt in opts:

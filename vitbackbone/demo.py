@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from vitbackbone.load import load_backbone
 
@@ -81,12 +82,12 @@ def _digits(backbone: Any, out: Path, measure: Callable[..., Any]) -> None:
     print("3. A linear probe: trained on one half, measured on the other")
     rows = [int(Path(path).stem) for path in store.paths]
     raw = digits.data[rows] / 16
-    patches = np.stack([store.patches(i).mean(axis=(1, 2)) for i in range(len(store))])
+    maps = torch.from_numpy(np.stack([store.patches(i) for i in range(len(store))]))
     halves = train_test_split(np.arange(len(rows)), test_size=0.5, random_state=0, stratify=store.labels)
     for what, X in [
         ("raw pixels", raw.astype(np.float32)),
         ("nano, CLS", store.cls),
-        ("nano, CLS and patch mean", np.concatenate([store.cls, patches], axis=1)),
+        ("nano, patch map at 4 x 4", F.adaptive_avg_pool2d(maps, 4).flatten(1).numpy()),
     ]:
         fit, test = halves
         result = measure(X[fit], store.labels[fit], X[test], store.labels[test])
