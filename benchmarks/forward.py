@@ -1,4 +1,4 @@
-"""Speed of the forward against timm and transformers: same weights, one process, interleaved, medians.
+"""Speed of the forward against timm and transformers: the same architecture, one process, interleaved, medians.
 
     python benchmarks/forward.py                                  # prints the table of the README
     python benchmarks/forward.py --models vit_small_patch16_224.augreg_in21k --batches 1 --rounds 30

@@ -142,10 +142,15 @@ def train(args: argparse.Namespace) -> None:
     peaks = [[group["lr"] for group in opt.param_groups] for opt in opts]
     mix = v2.RandomChoice([v2.CutMix(num_classes=num_classes), v2.MixUp(alpha=0.3, num_classes=num_classes)])
     checkpoint = args.out / "checkpoint.pt"
+    settings = {key: value for key, value in vars(args).items() if key not in ("data", "out")}
     args.out.mkdir(parents=True, exist_ok=True)
     first = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state["settings"] != settings:
+            raise SystemExit(
+                f"{checkpoint} is of another run, {state['settings']}; give another --out than for {settings}"
+            )
         model.load_state_dict(state["model"])
         for opt, saved in zip(opts, state["optimizers"], strict=True):
             opt.load_state_dict(saved)
@@ -153,6 +158,8 @@ def train(args: argparse.Namespace) -> None:
         print(f"resuming after epoch {first}")
 
     steps = len(train_x) // args.batch_size
+    if not steps:
+        raise SystemExit(f"{len(train_x)} photos are less than one batch of {args.batch_size}; raise --limit")
     for epoch in range(first, args.epochs):
         torch.manual_seed(args.seed * 1000 + epoch)  # the same epoch, whether resumed or not
         model.train()
@@ -185,6 +192,7 @@ def train(args: argparse.Namespace) -> None:
         with (args.out / "log.txt").open("a") as log:
             log.write(report + "\n")
         state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts], "epoch": epoch + 1}
+        state["settings"] = settings
         torch.save(state, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
@@ -197,7 +205,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="parquet file with the columns image and label")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and weights")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--lr", type=float, default=0.02, help="peak of Muon; AdamW takes a tenth")
     parser.add_argument("--seed", type=int, default=0)

@@ -5,9 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heads.classification import DistilledHead, MlpHead, checkpoint_head
-    from heads.probes import KnnProbe, LinearProbe, Report, accuracy_interval, load_probe, report, save_probe
+    from heads.probes import (
+        ClassReport,
+        KnnProbe,
+        LinearProbe,
+        Report,
+        accuracy_interval,
+        hold_out,
+        load_probe,
+        report,
+        save_probe,
+    )
 
 __all__ = [
+    "ClassReport",
     "DistilledHead",
     "KnnProbe",
     "LinearProbe",
@@ -15,27 +26,17 @@ __all__ = [
     "Report",
     "accuracy_interval",
     "checkpoint_head",
+    "hold_out",
     "load_probe",
     "report",
     "save_probe",
 ]
 
-# Loaded on first use, so that no head pays for the libraries of another.
-_LAZY = {
-    "DistilledHead": "heads.classification",
-    "KnnProbe": "heads.probes",
-    "LinearProbe": "heads.probes",
-    "MlpHead": "heads.classification",
-    "Report": "heads.probes",
-    "accuracy_interval": "heads.probes",
-    "checkpoint_head": "heads.classification",
-    "load_probe": "heads.probes",
-    "report": "heads.probes",
-    "save_probe": "heads.probes",
-}
+_CLASSIFICATION = {"DistilledHead", "MlpHead", "checkpoint_head"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Loads a head on first use, so that none pays for the libraries of another."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("heads.classification" if name in _CLASSIFICATION else "heads.probes"), name)

@@ -160,7 +160,7 @@ class LinearProbe(Probe):
 def _sweep(candidates: Sequence[float], features: Array, codes: Array) -> float:
     """The candidate that is best on the held-out samples, the first of several; ascending, each fit starts from the
     one before, which is near."""
-    held = _hold_out(codes)
+    held = hold_out(codes, 0.1)
     if not held.any():
         return PRESETS["clip"][0]
     train, test = (features[~held], codes[~held]), (features[held], codes[held])
@@ -173,13 +173,14 @@ def _sweep(candidates: Sequence[float], features: Array, codes: Array) -> float:
     return candidates[int(np.argmax(accuracies))]
 
 
-def _hold_out(codes: Array) -> Array:
-    """A mask (N,) of a tenth of each class, at least one sample, but none of a class that has no other."""
+def hold_out(codes: Array, share: float) -> Array:
+    """A mask (N,) of a share of each class, drawn with a fixed seed: at least one sample, but none of a class that has
+    no other. `codes`: class indices (N,), from 0."""
     order = np.random.RandomState(HOLD_OUT_SEED).permutation(len(codes))
     order = order[np.argsort(codes[order], kind="stable")]  # shuffled within each class
     held = np.zeros(len(codes), dtype=bool)
     for rows in np.split(order, np.cumsum(np.bincount(codes))[:-1]):
-        held[rows[: max(1, round(len(rows) / 10)) if len(rows) > 1 else 0]] = True
+        held[rows[: max(1, round(len(rows) * share)) if len(rows) > 1 else 0]] = True
     return held
 
 

@@ -1,14 +1,19 @@
 """The commands, as a user runs them: output, files, exit codes."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from heads import load_probe
 from tests.helpers import save_photo
 from vitbackbone import FeatureStore, list_backbones, load_backbone
 from vitbackbone.cli import main
@@ -107,7 +112,7 @@ def test_probe_measures_saves_and_predicts(
     text = capsys.readouterr().out
     assert "accuracy 1.0000 (95% interval" in text
     assert "bright" in text
-    assert "held-out fifth" in text
+    assert "images held out of" in text
     assert not list(out.glob("*.pkl"))
     assert json.loads((out / "probe.json").read_text())["kind"] == kind
     assert main(["predict", str(photos / "dark/02.jpg"), str(photos / "bright/03.jpg"), "--probe", str(out)]) == 0
@@ -146,18 +151,100 @@ def test_predict_refuses_other_weights(store: Path, photos: Path, tmp_path: Path
     main(["probe", str(store), "--out", str(tmp_path / "probe")])
     record = tmp_path / "probe" / "probe.json"
     saved = json.loads(record.read_text())
-    saved["about"]["store"]["model"]["weights_sha256"] = "0" * 64
-    record.write_text(json.dumps(saved))
+    for change in (
+        {"weights_sha256": "0" * 64},
+        {"spec": {**saved["about"]["store"]["model"]["spec"], "settings": "x"}},
+    ):
+        changed = json.loads(json.dumps(saved))
+        changed["about"]["store"]["model"].update(change)
+        record.write_text(json.dumps(changed))
+        assert main(["predict", str(photos / "dark/02.jpg"), "--probe", str(tmp_path / "probe")]) == 2
+        assert "fitted on another backbone than this nano" in capsys.readouterr().err
+    record.write_text(json.dumps({**saved, "about": {}}))
     assert main(["predict", str(photos / "dark/02.jpg"), "--probe", str(tmp_path / "probe")]) == 2
-    assert "was fitted on other weights of nano" in capsys.readouterr().err
+    assert "not saved by `vitbackbone probe`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tokens", ["patches", "cls"])
+def test_predict_sees_what_the_probe_was_fitted_on(photos: Path, tmp_path: Path, tokens: str, capsys: object) -> None:
+    """Layer, resolution, aspect and kind of features, all other than the defaults."""
+    store, out = tmp_path / "store", tmp_path / "probe"
+    options = ["--layers", "-1,1", "--resolution", "24x40", "--keep-aspect", "--tokens", tokens, "--dtype", "float32"]
+    assert main(["extract", str(photos), "--out", str(store), *options]) == 0
+    assert main(["probe", str(store), "--preset", "dinov2", "--out", str(out)]) == 0
+    capsys.readouterr()
+    features, (probe, _) = FeatureStore(store), load_probe(out)
+    rows = [3, 17, 30]
+    assert main(["predict", *(str(photos / features.paths[i]) for i in rows), "--probe", str(out)]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    for i, (_, _, printed) in zip(rows, lines[::2], strict=True):  # two classes, two lines
+        x = features.cls[i] if tokens == "cls" else features.patches(i).mean(axis=(1, 2))
+        assert float(printed) == pytest.approx(probe.predict_proba(x[None]).max(), abs=2e-3)
+
+
+def test_probe_says_what_it_cannot_measure(photos: Path, tmp_path: Path, capsys: object) -> None:
+    def store_of(name: str, classes: dict[str, int]) -> str:
+        for kind, count in classes.items():
+            for i in range(count):
+                save_photo(tmp_path / name / kind / f"{i}.png", seed=i)
+        main(["extract", str(tmp_path / name), "--out", str(tmp_path / f"{name}-store")])
+        return str(tmp_path / f"{name}-store")
+
+    assert main(["probe", store_of("one class", {"a": 4})]) == 2
+    assert "has the one class 'a'; want at least two" in capsys.readouterr().err
+    assert main(["probe", store_of("singles", {"a": 1, "b": 1})]) == 2
+    assert "one image a class, none to measure on" in capsys.readouterr().err
+    assert main(["probe", store_of("few", {"a": 2, "b": 2, "c": 1})]) == 0
+    assert "measured on 2 images held out" in capsys.readouterr().out
+
+
+def test_probe_refuses_a_test_store_of_another_kind_of_features(
+    store: Path, photos: Path, tmp_path: Path, capsys: object
+) -> None:
+    other = tmp_path / "patches"
+    main(["extract", str(photos), "--out", str(other), "--tokens", "patches"])
+    assert main(["probe", str(store), "--test", str(other)]) == 2
+    assert "want the same" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resolution", "224x224x3"], "want a side such as 224"),
+        (["--resolution", "0"], "want a side such as 224"),
+        (["--layers", "a"], "want numbers such as -1"),
+    ],
+)
+def test_options_say_what_they_want(arguments: list[str], message: str, capsys: object) -> None:
+    with pytest.raises(SystemExit):
+        main(["extract", "photos", "--out", "x", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_an_interrupt_keeps_what_is_done(photos: Path, tmp_path: Path) -> None:
+    """A real one, to a process with two workers."""
+    command = [sys.executable, "-m", "vitbackbone.cli", "extract", str(photos), "--out", str(tmp_path / "out")]
+    command += ["--shard-size", "2", "--workers", "2", "--resolution", "200"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out").glob("shards/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    assert "interrupted; what is done is kept" in error
+    assert "Traceback" not in error
+    assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 def test_predict_goes_on_after_a_bad_photo(store: Path, photos: Path, tmp_path: Path, capsys: object) -> None:
     main(["probe", str(store), "--out", str(tmp_path / "probe")])
-    images = [str(photos / "dark/text.jpg"), str(photos / "dark/02.jpg")]
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    images = [str(photos / "dark/text.jpg"), str(photos / "dark/02.jpg"), str(tmp_path / "bomb.png")]
     assert main(["predict", *images, "--probe", str(tmp_path / "probe")]) == 0
     output = capsys.readouterr()
     assert "text.jpg\tfailed" in output.err
+    assert "bomb.png\tfailed" in output.err
     assert "02.jpg\tdark" in output.out
     assert main(["predict", images[0], "--probe", str(tmp_path / "probe")]) == 1
 
@@ -165,6 +252,8 @@ def test_predict_goes_on_after_a_bad_photo(store: Path, photos: Path, tmp_path: 
 def test_show_writes_pictures(tmp_path: Path) -> None:
     photo = save_photo(tmp_path / "photo.png", 60, 100)
     assert main(["show", str(photo), "--out", str(tmp_path / "out"), "--resolution", "32"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        sys.exit(main(["show", str(tmp_path / "photo.png"), "--out", str(tmp_path)]))  # its own photo.png
     for name in ("photo", "attention", "rollout", "pca", "overview"):
         with Image.open(tmp_path / "out" / f"{name}.png") as picture:
             assert np.asarray(picture.convert("RGB")).std() > 1
@@ -197,7 +286,16 @@ def test_demo_does_the_whole_job(tmp_path: Path, capsys: object) -> None:
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
     text = capsys.readouterr().out
     assert "1797 images, 0 failed" in text
-    assert "raw pixels" in text
+    for name in ("china", "flower"):
+        lines = [line for line in text.splitlines() if line.strip().startswith(name)]
+        assert [line.split()[1] for line in lines] == ["32", "128"]
+    accuracies = dict(re.findall(r"(raw pixels|nano, CLS|nano, patch map at 4 x 4) +([\d.]+) %", text))
+    assert float(accuracies["nano, patch map at 4 x 4"]) > float(accuracies["raw pixels"]) > 90
+    assert float(accuracies["nano, CLS"]) > 90
+    assert "What next" in text
+    record = tmp_path / "demo" / "digits-features" / "manifest.json"
+    record.write_text(record.read_text().replace('"weights_sha256": "', '"weights_sha256": "0'))
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0  # features of another version are made anew
     assert len(list((tmp_path / "demo").glob("*/overview.png"))) == 2
     assert len(FeatureStore(tmp_path / "demo" / "digits-features")) == 1797
 
@@ -211,6 +309,7 @@ def test_demo_does_the_whole_job(tmp_path: Path, capsys: object) -> None:
         (["predict", "a.jpg", "--probe", "/no/probe"], "want a folder written by save_probe"),
         (["show", "/no/photo.jpg", "--out", "x"], "No such file"),
         (["info", "nana"], "did you mean 'nano'"),
+        (["extract", ".", "--out", "x", "--device", "gpu"], "device='gpu'"),
     ],
 )
 def test_wrong_input_is_exit_code_2_and_one_message(arguments: list[str], message: str, capsys: object) -> None:

@@ -1,5 +1,6 @@
 """One suite over every backbone: what `vitbackbone.features.Backbone` promises."""
 
+import pickle
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.helpers import relative_error, tiny_vit
-from vitbackbone import ViT, load_backbone
+from vitbackbone import Backbone, Features, Geometry, Resampling, ViT, load_backbone
 
 BACKBONES: dict[str, ViT] = {
     "cls": tiny_vit(),
@@ -24,11 +25,11 @@ BACKBONES: dict[str, ViT] = {
     "swiglu": tiny_vit(mlp="swiglu", mlp_dim=24, qkv_bias=False),
     "rectangular": tiny_vit(image_size=(24, 40)),
     "nano": load_backbone("nano"),
-    "offset": tiny_vit(resampling=tiny_vit().config.resampling.__class__(offset=0.1)),
+    "offset": tiny_vit(resampling=Resampling(offset=0.1)),
 }
 
 
-@pytest.fixture(params=BACKBONES, autouse=False)
+@pytest.fixture(params=BACKBONES)
 def backbone(request: pytest.FixtureRequest) -> ViT:
     return BACKBONES[request.param]
 
@@ -61,6 +62,25 @@ def test_any_size_gives_the_shapes_that_the_spec_promises(name: str, height: int
     assert features.valid.all()
     assert features.geometry.sizes == ((height, width),) * batch
     assert all(torch.isfinite(x).all() for x in (features.patches, features.registers, features.pooled))
+
+
+def test_it_is_a_backbone_to_python(backbone: ViT) -> None:
+    assert isinstance(backbone, Backbone)
+
+
+def test_features_travel_without_the_model(backbone: ViT) -> None:
+    features = backbone(images(1, 3, 32, 32))
+    data = pickle.dumps(features)
+    assert len(data) < 20_000 + 4 * (features.patches.numel() + 2000)
+    assert torch.equal(pickle.loads(data).pooled, features.pooled)  # noqa: S301  # our own bytes
+
+
+def test_features_of_four_parts_pool_cls_or_the_mean() -> None:
+    patches, registers, cls = torch.randn(1, 8, 2, 3), torch.zeros(1, 0, 8), torch.randn(1, 8)
+    geometry = Geometry(((16, 24),), 8)
+    assert torch.equal(Features(cls, registers, patches, geometry).pooled, cls)
+    mean = Features(None, registers, patches, geometry).pooled
+    assert relative_error(mean, patches.mean(dim=(2, 3))) < 1e-6
 
 
 def test_tokens_are_the_map_in_raster_order(backbone: ViT) -> None:

@@ -9,15 +9,20 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import vitbackbone.load
-from tests.helpers import relative_error, tiny_vit
+from tests.helpers import photo, tiny_vit
 from vitbackbone import ViT, WeightsUnavailable, list_backbones, load_backbone
 from vitbackbone.formats import FORMATS
+from vitbackbone.huggingface import VIT_EVAL, read_preprocess
 from vitbackbone.load import find_entry, read_weights
+from vitbackbone.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD
 from vitbackbone.zoo import ZOO
 
 TIMM_NAMES = [name for name, entry in ZOO.items() if entry.source.startswith("timm/")]
@@ -86,11 +91,66 @@ def test_without_a_network_the_error_names_nano_and_the_manual_path(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    for name in (SMALL, "hf:google/vit-base-patch16-224", "hf:someone/unheard-of"):
+    ways = {
+        SMALL: "weights=PATH",
+        "hf:google/vit-base-patch16-224": "weights=PATH",
+        "hf:someone/unheard-of": "load_backbone(DIR)",
+    }
+    for name, way in ways.items():
         with pytest.raises(WeightsUnavailable) as caught:
             load_backbone(name)
         assert "'nano' is built in" in str(caught.value)
-        assert "weights=PATH" in str(caught.value)
+        assert way in str(caught.value)
+
+
+def test_any_failure_of_the_download_is_that_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ProxyError(Exception):
+        pass
+
+    def download(*_: object, **__: object) -> str:
+        raise ProxyError("bad gateway")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(WeightsUnavailable, match="bad gateway"):
+        load_backbone(SMALL)
+
+
+def test_a_glitch_is_not_mistaken_for_a_file_that_the_repository_lacks(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, tmp_path: Path
+) -> None:
+    """Without its `preprocessor_config.json` a model would run, on pixels normalised otherwise."""
+
+    def download(repository: str, file: str, revision: str | None) -> str:
+        if file == "preprocessor_config.json":
+            raise LocalEntryNotFoundError("connection lost")
+        return str(directory / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(WeightsUnavailable, match="connection lost"):
+        load_backbone("hf:someone/model")
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_repository_is_read_whatever_its_weights_are_called(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, pickled: bool
+) -> None:
+    want = load_backbone(directory).norm.bias
+    if pickled:
+        torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
+        (directory / "model.safetensors").unlink()
+    assert torch.equal(load_backbone(directory).norm.bias, want)
+
+
+def test_info_of_an_unlisted_repository_fetches_no_weights(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    def download(repository: str, file: str, revision: str | None) -> str:
+        assert "model" not in file
+        if not (directory / file).exists():
+            raise EntryNotFoundError(file)
+        return str(directory / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert find_entry("hf:someone/model").config.dim == 16
 
 
 def test_weights_that_are_not_on_the_hub_say_where_they_are() -> None:
@@ -164,7 +224,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="want a .safetensors file"):
         load_backbone(SMALL, weights=tmp_path / "a.npz")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds no state dict"):
+    with pytest.raises(ValueError, match="want a state dict"):
         load_backbone(SMALL, weights=tmp_path / "list.pth")
 
 
@@ -222,33 +282,134 @@ def test_a_config_that_does_not_fit_is_refused(directory: Path, fields: dict[str
 
 def test_a_directory_without_its_files_is_refused(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="has none of model.safetensors"):
+    with pytest.raises(FileNotFoundError, match="has no model.safetensors"):
         load_backbone(directory)
     (directory / "config.json").unlink()
     with pytest.raises(ValueError, match="has no config.json"):
         load_backbone(directory)
 
 
-def test_the_directory_s_own_preprocessing_is_read(directory: Path) -> None:
-    settings = {
-        "do_center_crop": True,
-        "size": {"shortest_edge": 256},
-        "crop_size": {"height": 224, "width": 224},
-        "resample": 3,
-        "image_mean": [0.1, 0.2, 0.3],
-        "image_std": [0.4, 0.5, 0.6],
-    }
-    (directory / "preprocessor_config.json").write_text(json.dumps(settings))
+# What the repositories publish, their descriptive fields left out.
+PROCESSORS = {
+    "google/vit-base-patch16-224": (
+        {
+            "do_normalize": True,
+            "do_resize": True,
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+            "resample": 2,
+            "size": 224,
+        },
+        ViTImageProcessorPil,
+    ),
+    "facebook/deit-base-distilled-patch16-224": (
+        {
+            "crop_size": 224,
+            "do_center_crop": True,
+            "do_normalize": True,
+            "do_resize": True,
+            "image_mean": [0.485, 0.456, 0.406],
+            "image_std": [0.229, 0.224, 0.225],
+            "resample": 3,
+            "size": 256,
+        },
+        DeiTImageProcessorPil,
+    ),
+    "facebook/dinov2-base": (
+        {
+            "crop_size": {"height": 224, "width": 224},
+            "do_center_crop": True,
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": [0.485, 0.456, 0.406],
+            "image_std": [0.229, 0.224, 0.225],
+            "rescale_factor": 0.00392156862745098,
+            "resample": 3,
+            "size": {"shortest_edge": 256},
+        },
+        BitImageProcessorPil,
+    ),
+}
+
+
+@pytest.mark.parametrize("size", [(259, 400), (90, 141), (640, 427), (256, 256)])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_published_processors_equal_transformers_and_the_zoo(name: str, size: tuple[int, int]) -> None:
+    settings, processor = PROCESSORS[name]
+    ours = read_preprocess(settings, ZOO[f"hf:{name}"].preprocess)
+    assert ours == ZOO[f"hf:{name}"].preprocess
+    theirs = processor(**settings)(photo(*size), return_tensors="pt")["pixel_values"][0]
+    assert (ours(photo(*size)) - theirs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "check"),
+    [
+        ({"size": {"height": 48, "width": 32}}, lambda p: p.view((300, 600)).resized == (48, 32)),
+        ({"size": [48, 32]}, lambda p: p.view((300, 600)).size == (48, 32)),
+        ({"size": 400, "crop_size": 224, "do_center_crop": True}, lambda p: p.view((9, 9)).resized == (400, 400)),
+        (
+            {"size": {"shortest_edge": 450}, "crop_size": 384, "do_center_crop": True},
+            lambda p: p.scaled((384, 384)) == (450, 450),
+        ),
+        ({"do_normalize": False}, lambda p: (p.mean, p.std) == ((0, 0, 0), (1, 1, 1))),
+        ({"image_mean": None, "resample": None}, lambda p: p == VIT_EVAL),
+        ({}, lambda p: p == VIT_EVAL),
+    ],
+)
+def test_processor_settings_are_followed(settings: dict[str, object], check: object) -> None:
+    assert check(read_preprocess(settings, VIT_EVAL))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"do_resize": False}, "do_resize=False; only True"),
+        ({"rescale_factor": 1.0}, "rescale_factor=1.0"),
+        ({"resample": 4}, "resample=4"),
+        ({"size": 224, "crop_size": 256, "do_center_crop": True}, "crops"),
+    ],
+)
+def test_processor_settings_that_cannot_be_followed_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_preprocess(settings, VIT_EVAL)
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name.startswith("hf:")])
+def test_hub_entries_normalise_as_their_family_does(name: str) -> None:
+    google = name.startswith("hf:google/")
+    assert ZOO[name].preprocess.mean == (HALF if google else IMAGENET_MEAN)
+    assert ZOO[name].preprocess.std == (HALF if google else IMAGENET_STD)
+
+
+@pytest.mark.parametrize(
+    "settings", [None, {"do_center_crop": False, "size": {"height": 48, "width": 32}, "resample": 2}]
+)
+def test_a_directory_brings_its_preprocessing(directory: Path, settings: dict[str, object] | None) -> None:
+    if settings:
+        (directory / "preprocessor_config.json").write_text(json.dumps(settings))
     preprocess = load_backbone(directory).preprocess
-    assert preprocess.image_size == (224, 224)
-    assert preprocess.view((300, 600)).resized == (256, 512)
-    assert (preprocess.mean, preprocess.interpolation) == ((0.1, 0.2, 0.3), "bicubic")
-    (directory / "preprocessor_config.json").write_text(
-        json.dumps({**settings, "do_center_crop": False, "size": {"height": 48, "width": 32}, "resample": 2})
-    )
-    preprocess = load_backbone(directory).preprocess
-    assert preprocess.view((300, 600)).resized == (48, 32)
+    assert preprocess.view((300, 600)).resized == ((48, 32) if settings else (32, 32))
     assert preprocess.interpolation == "bilinear"
+
+
+def test_settings_that_older_files_leave_out_are_transformers_defaults(directory: Path) -> None:
+    want = load_backbone(directory).config
+    edit(
+        directory,
+        layer_norm_eps=None,
+        qkv_bias=None,
+        hidden_act=None,
+        patch_size=[16, 16],
+        image_size=[32, 32],
+        id2label=None,
+    )
+    assert load_backbone(directory).config == want
+    edit(directory, patch_size=[16, 8])
+    with pytest.raises(ValueError, match="only square patches"):
+        load_backbone(directory)
 
 
 def test_a_folder_called_nano_is_not_mistaken_for_the_backbone(
@@ -269,9 +430,3 @@ def test_nano_is_small_and_built_in() -> None:
     assert isinstance(backbone, nn.Module)
     assert sum(p.numel() for p in backbone.parameters()) < 3e6
     assert {t.dtype for t in load_file(vitbackbone.load.NANO_FILE).values() if t.is_floating_point()} == {torch.float16}
-    assert (
-        relative_error(
-            backbone(torch.zeros(1, 3, 32, 32)).patches, load_backbone("nano")(torch.zeros(1, 3, 32, 32)).patches
-        )
-        == 0
-    )

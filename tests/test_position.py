@@ -97,6 +97,15 @@ def test_tables_are_cached_by_grid_and_forgotten_when_the_parameter_changes() ->
     assert positions((5, 7)).requires_grad  # in training it is computed anew, so that gradients flow
 
 
+def test_a_change_that_torch_does_not_count_is_seen_after_eval() -> None:
+    positions = tiny_vit().pos_embed
+    with torch.inference_mode():
+        first = positions((5, 7))
+    positions.table.data.mul_(2)
+    with torch.inference_mode():
+        assert relative_error(positions.eval()((5, 7)), 2 * first) < 1e-6
+
+
 def test_the_cache_is_bounded() -> None:
     positions = tiny_vit().pos_embed
     with torch.inference_mode():

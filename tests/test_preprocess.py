@@ -7,11 +7,9 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
-from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
-from tests.helpers import photo, relative_error, save_photo
+from tests.helpers import photo, save_photo
 from vitbackbone import Preprocess, load_image
-from vitbackbone.huggingface import MODEL_TYPES
 
 SIZES = [(68, 121), (160, 160), (333, 517), (30, 20), (1, 1), (7, 400)]
 
@@ -30,11 +28,6 @@ def test_equals_timm(
         (3, *size), interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, mean=mean, std=std
     )(image)
     assert torch.equal(Preprocess(size, crop_pct, crop_mode, interpolation, mean, std)(image), theirs)
-
-
-def test_equals_transformers_for_deit() -> None:
-    theirs = DeiTImageProcessorPil()(photo(90, 140), return_tensors="pt")["pixel_values"][0]
-    assert relative_error(MODEL_TYPES["deit"].preprocess(photo(90, 140)), theirs) < 1e-5
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

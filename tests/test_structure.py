@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
         "describe",
         "extract",
         "features",
+        "inference",
         "load",
         "view",
         "vit",

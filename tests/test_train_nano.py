@@ -65,6 +65,54 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     assert torch.isfinite(backbone(torch.randn(1, 3, 32, 32)).cls).all()
 
 
+def test_the_schedules() -> None:
+    rates = [train_nano.schedule(i / 1000) for i in range(1001)]
+    assert rates[0] == 0
+    assert max(rates) == rates[30] == pytest.approx(1)
+    assert rates[15] == pytest.approx(0.5)
+    assert rates[30:] == sorted(rates[30:], reverse=True)
+    assert rates[-1] == pytest.approx(0, abs=1e-6)
+    assert [train_nano.thumbnail_weight(p) for p in (0.5, 0.6, 0.9)] == [0, 0.5, 2]
+    assert [train_nano.image_size(p) for p in (0, 0.5)] == [24, 32]
+
+
+def test_labels_are_mixed_at_first_and_blocks_dropped(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, soft, rates = train_nano.F.cross_entropy, [], []
+
+    def spy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        soft.append(target.is_floating_point())
+        return real(logits, target)
+
+    class Spied(train_nano.Classifier):
+        def __init__(self, config: object, num_classes: int) -> None:
+            super().__init__(config, num_classes)
+            rates.append(self.vit.blocks[-1].drop_path.rate)
+
+    monkeypatch.setattr(train_nano.F, "cross_entropy", spy)
+    monkeypatch.setattr(train_nano, "Classifier", Spied)
+    args = arguments(data, tmp_path)
+    args.epochs, args.batch_size = 3, 4
+    train_nano.train(args)
+    assert rates == [0.05]
+    assert any(soft)
+    assert not any(soft[-6:])  # two losses a step; the last 15 % of 27 steps learn from real labels
+
+
+def test_another_run_and_too_few_photos_are_refused(data: Path, tmp_path: Path) -> None:
+    args = arguments(data, tmp_path)
+    args.epochs = 1
+    train_nano.train(args)
+    args.lr = 0.5
+    with pytest.raises(SystemExit, match="is of another run"):
+        train_nano.train(args)
+    args = arguments(data, tmp_path / "other")
+    args.limit = 10
+    with pytest.raises(SystemExit, match="less than one batch"):
+        train_nano.train(args)
+
+
 def test_augmentation_keeps_the_colours_and_changes_the_view() -> None:
     torch.manual_seed(0)
     photos = (

@@ -1,7 +1,8 @@
 """The Vision Transformer against independent formulas."""
 
-import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -24,7 +25,7 @@ def test_patchify_is_unfold_and_a_linear_layer() -> None:
 
 def test_the_forward_is_the_formula_of_the_paper() -> None:
     """Equations 1 to 4 of Dosovitskiy et al. 2021, written out with loops over heads, in float64."""
-    vit = randomise(copy.deepcopy(tiny_vit()).double())
+    vit = randomise(tiny_vit().double())
     x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     p = vit.state_dict()
     patches = F.unfold(x, 8, stride=8)[0].T @ p["patch_embed.proj.weight"].flatten(1).T + p["patch_embed.proj.bias"]
@@ -128,6 +129,18 @@ def test_drop_path_drops_whole_images_in_training_alone_and_keeps_the_expectatio
 def test_contradictory_configurations_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ViTConfig(**{**vars(TINY), **fields})
+
+
+def test_unknown_choices_are_refused() -> None:
+    """In a process of its own, without the type checks of the tests, which would come first."""
+    code = (
+        "from vitbackbone import ViTConfig\n"
+        "for field in ('position', 'pool', 'mlp', 'indivisible'):\n"
+        "    try: ViTConfig(**{field: 'reject'})\n"
+        "    except ValueError as e: assert f\"{field}='reject'; want one of\" in str(e), e\n"
+        "    else: raise SystemExit(f'{field} was taken')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("variant", ["X/16", "B", "B/", "B/x"])

@@ -1,9 +1,11 @@
 """The `vitbackbone` command: the one place where backbone, extraction, heads and pictures are put together."""
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"vitbackbone {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -62,64 +64,66 @@ def _extract(args: argparse.Namespace) -> int:
 
 
 def _probe(args: argparse.Namespace) -> int:
-    from sklearn.model_selection import train_test_split
-
-    from heads.probes import KnnProbe, LinearProbe, report, save_probe
+    from heads.probes import KnnProbe, LinearProbe, hold_out, report, save_probe
     from vitbackbone.extract import FeatureStore
 
+    out = Path(args.out or Path(args.store) / f"probe-{args.probe}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; want a folder")
     store = FeatureStore(args.store)
-    X, y = _labelled(store)
+    kind = _kind(store)
+    X, y = _labelled(store, kind, store.class_names)
+    classes, codes = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"{store.directory} has the one class {store.class_names[classes[0]]!r}; want at least two")
     make = {"linear": lambda: LinearProbe(preset=args.preset), "knn": lambda: KnnProbe(k=args.k)}[args.probe]
     if args.test:
         test = FeatureStore(args.test)
         _same_features(store, test)
         probe, how = make().fit(X, y), f"on {args.test}"
-        X_test, y_test = _labelled(test, store.class_names)
+        X_test, y_test = _labelled(test, kind, store.class_names)
     else:
-        X_fit, X_test, y_fit, y_test = train_test_split(X, y, test_size=HOLD_OUT, random_state=0, stratify=y)
-        probe, how = make().fit(X_fit, y_fit), f"on a held-out fifth of {args.store}; the saved probe is fitted on all"
+        held = hold_out(codes, HOLD_OUT)
+        if not held.any():
+            raise ValueError(f"{store.directory} has one image a class, none to measure on; give a --test store")
+        probe = make().fit(X[~held], y[~held])
+        how = f"on {held.sum()} images held out of {args.store}; the saved probe is fitted on all {len(y)}"
+        X_test, y_test = X[held], y[held]
     print(f"{args.probe} probe, measured {how}")
     print(report(probe, X_test, y_test, store.class_names))
     if not args.test:
         probe = make().fit(X, y)
-    out = Path(args.out or Path(args.store) / f"probe-{args.probe}")
-    save_probe(probe, out, about={"class_names": store.class_names, "store": store.manifest})
+    save_probe(probe, out, about={"features": kind, "store": store.manifest})
     print(f"\nsaved to {out}; try: vitbackbone predict PHOTO --probe {out}")
     return 0
 
 
 def _predict(args: argparse.Namespace) -> int:
-    import torch
-
     from heads.probes import load_probe
-    from vitbackbone.extract import weights_sha256
     from vitbackbone.features import pool_cls, pool_mean
+    from vitbackbone.inference import evaluating
     from vitbackbone.load import load_backbone
 
     probe, about = load_probe(args.probe)
+    if not about.keys() >= {"features", "store"}:
+        raise ValueError(f"{args.probe} was not saved by `vitbackbone probe`, so its features are not known")
     manifest = about["store"]
-    model = manifest["model"]
-    backbone = load_backbone(args.model or model["name"], args.weights)
-    if weights_sha256(backbone) != model["weights_sha256"]:
-        raise ValueError(
-            f"the probe was fitted on other weights of {model['name']} (sha256 {model['weights_sha256'][:12]}...); "
-            "give the same ones by --model and --weights"
-        )
-    settings = manifest["preprocessing"]
-    resolution = settings["resolution"]
+    backbone = load_backbone(args.model or manifest["model"]["name"], args.weights)
+    _same_backbone(backbone, manifest)
+    resolution, keep_aspect = (manifest["preprocessing"][key] for key in ("resolution", "keep_aspect"))
     size = tuple(resolution) if isinstance(resolution, list) else resolution
     failed = 0
     for image in args.images:
         try:
-            pixels = backbone.preprocess(image, size, settings["keep_aspect"])
+            pixels = backbone.preprocess(image, size, keep_aspect)
         except (OSError, ValueError) as error:
             print(f"{image}\tfailed: {error}", file=sys.stderr)
             failed += 1
             continue
-        with torch.inference_mode():
+        with evaluating(backbone):
             (features,) = backbone.forward_layers(pixels[None], manifest["layers"][-1:], norm=manifest["norm"])
-        row = (pool_cls if "cls" in manifest["tokens"] else pool_mean)(features)
-        _print_best(image, probe, row.numpy(), about["class_names"])
+            row = {"cls": pool_cls, "patches": pool_mean}[about["features"]](features)
+        _print_best(image, probe, row.numpy(), manifest["class_names"])
     return 1 if failed == len(args.images) else 0
 
 
@@ -148,7 +152,7 @@ def _info(args: argparse.Namespace) -> int:
 
     entry = find_entry(args.name)
     if args.trace:
-        print(trace(entry.config, args.resolution, entry.num_classes or None))
+        print(trace(entry.config, args.resolution or entry.preprocess.image_size, entry.num_classes or None))
     else:
         print(info(args.name, entry.config, entry.preprocess, args.resolution))
     return 0
@@ -172,33 +176,58 @@ def _load(args: argparse.Namespace) -> "ViT":
     return load_backbone(args.model, args.weights)
 
 
-def _labelled(store: "FeatureStore", class_names: Sequence[str] | None = None) -> "tuple[NDArray[Any], NDArray[Any]]":
-    """Features and labels of the images that have one; the labels as indices into `class_names`, if given."""
-    if "cls" in store.manifest["tokens"]:
-        X = np.asarray(store.cls, dtype=np.float32)
-    elif "patches" in store.manifest["tokens"]:
-        X = np.stack([store.patches(i).mean(axis=(1, 2), dtype=np.float32) for i in range(len(store))])
-    else:
+def _kind(store: "FeatureStore") -> str:
+    """What of a store a probe reads: the CLS tokens where it has them, else the mean of the patches."""
+    kinds = [kind for kind in ("cls", "patches") if kind in store.manifest["tokens"]]
+    if not kinds:
         raise ValueError(f"{store.directory} has neither cls nor patches to probe")
-    y = store.labels
-    known = y >= 0
-    if not known.any():
+    return kinds[0]
+
+
+def _labelled(store: "FeatureStore", kind: str, class_names: Sequence[str]) -> "tuple[NDArray[Any], NDArray[Any]]":
+    """Features and labels of the images that have one, the labels as indices into `class_names`."""
+    if not len(store):
+        raise ValueError(f"no image of {store.directory} was read; `FeatureStore.failed` says why")
+    known = np.flatnonzero(store.labels >= 0)
+    if not len(known):
         raise ValueError(
             f"{store.directory} has no labels: extract a folder whose sub-folders are classes, or a list with a label "
             "column"
         )
-    if class_names is not None and list(class_names) != store.class_names:
-        strange = sorted(set(store.class_names) - set(class_names))
-        if strange:
-            raise ValueError(f"{store.directory} has classes that the probe was not fitted on: {', '.join(strange)}")
-        y = np.array([class_names.index(name) for name in store.class_names])[y]
-    return X[known], y[known]
+    strange = sorted(set(store.class_names) - set(class_names))
+    if strange:
+        raise ValueError(f"{store.directory} has classes that the probe was not fitted on: {', '.join(strange)}")
+    y = np.array([class_names.index(name) for name in store.class_names])[store.labels[known]]
+    if kind == "cls":
+        return np.asarray(store.cls[known], dtype=np.float32), y
+    return np.stack([store.patches(int(i)).mean(axis=(1, 2), dtype=np.float32) for i in known]), y
 
 
 def _same_features(store: "FeatureStore", test: "FeatureStore") -> None:
+    if _kind(store) != _kind(test):
+        raise ValueError(f"{store.directory} holds {_kind(store)} and {test.directory} {_kind(test)}; want the same")
     for key in ("model", "preprocessing", "layers", "norm"):
         if store.manifest[key] != test.manifest[key]:
             raise ValueError(f"{store.directory} and {test.directory} hold different features: their {key} differs")
+
+
+def _same_backbone(backbone: "ViT", manifest: dict[str, Any]) -> None:
+    """Refuses another backbone than the one that a store was made with."""
+    from vitbackbone.extract import weights_sha256
+
+    model, preprocessing = manifest["model"], asdict(backbone.preprocess)
+    pairs = {
+        "weights": (model["weights_sha256"], weights_sha256(backbone)),
+        "settings": (model["spec"]["settings"], backbone.spec.settings),
+        **{key: (manifest["preprocessing"][key], value) for key, value in preprocessing.items()},
+    }
+    # A tuple comes back from JSON as a list.
+    wrong = [name for name, (saved, now) in pairs.items() if json.dumps(saved) != json.dumps(now)]
+    if wrong:
+        raise ValueError(
+            f"the probe was fitted on another backbone than this {model['name']}: {', '.join(wrong)} differ. Give the "
+            "same one by --model and --weights; one of random weights is gone"
+        )
 
 
 def _print_best(image: str, probe: "LinearProbe | KnnProbe", row: "NDArray[Any]", class_names: Sequence[str]) -> None:
@@ -212,26 +241,31 @@ def _print_best(image: str, probe: "LinearProbe | KnnProbe", row: "NDArray[Any]"
 # ---- arguments ----------------------------------------------------------------------------------------------------
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Examples as they are written, and defaults behind what an option says."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="vitbackbone", description="Features out of Vision Transformers. `vitbackbone demo` shows what it does."
+        prog="vitbackbone",
+        description="Features out of Vision Transformers.",
+        epilog="example:\n  vitbackbone demo",
+        formatter_class=_Help,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(
-            name,
-            help=help,
-            description=help,
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        epilog = f"example:\n  {example}"
+        added = commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=_Help)
         added.set_defaults(run=run)
         return added
 
     def model(to: argparse.ArgumentParser) -> None:
         to.add_argument(
-            "--model", default="nano", metavar="NAME", help="of `vitbackbone models`, hf:OWNER/REPO or a folder"
+            "--model", default="nano", metavar="NAME", help="of `vitbackbone models`, hf:OWNER/REPO, a folder"
         )
         to.add_argument("--weights", metavar="FILE", help="weights downloaded by hand, or 'random'")
 
@@ -241,27 +275,21 @@ def _parser() -> argparse.ArgumentParser:
         "Write the features of a folder of images, a glob, or a CSV/parquet list into a store. Run again, it resumes.",
         f"vitbackbone extract photos/ --model {STRONGER} --out features/ --tokens cls,patches",
     )
-    p._negative_number_matcher = re.compile(r"-\d+(,-?\d+)*")  # so that `--layers -4,-1` is a value and not an option
-    p.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a folder (sub-folders are labels), a quoted glob, or a list with a column path[,label]",
-    )
+    p._negative_number_matcher = re.compile(r"-\d+(,-?\d+)*$")  # so that `--layers -4,-1` is a value and not an option
+    what = "a folder (sub-folders are labels), a quoted glob, or a list with the columns path[,label]"
+    p.add_argument("source", metavar="SOURCE", help=what)
     model(p)
     p.add_argument("--out", required=True, metavar="DIR", help="the store; FeatureStore(DIR) reads it")
+    p.add_argument("--tokens", type=_words, default="cls", metavar="KINDS", help="of cls,patches,registers")
+    p.add_argument("--layers", type=_numbers, default="-1", metavar="N,N", help="blocks, negative from the end")
+    p.add_argument("--batch-size", type=int, default=32, metavar="N", help="images to a forward")
     p.add_argument(
-        "--tokens", type=_words, default=["cls"], metavar="KINDS", help="of cls,patches,registers (default: cls)"
+        "--shard-size", type=int, metavar="N", help="images to a file (default: 1000, or what makes 256 MiB)"
     )
-    p.add_argument(
-        "--layers", type=_numbers, default=[-1], metavar="N,N", help="blocks, negative from the end (default: -1)"
-    )
-    p.add_argument("--batch-size", type=int, default=32, metavar="N")
-    p.add_argument("--shard-size", type=int, default=1000, metavar="N", help="images to a file")
     _resolution(p)
     p.add_argument("--keep-aspect", action="store_true", help="keep the whole photo and its aspect, crop nothing")
-    p.add_argument(
-        "--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="of the stored features"
-    )
+    precisions = ["float32", "float16", "bfloat16"]
+    p.add_argument("--dtype", default="float32", choices=precisions, help="of the stored features")
     p.add_argument(
         "--workers", type=int, default=0, metavar="N", help="processes that read images; 0 reads in this one"
     )
@@ -273,25 +301,23 @@ def _parser() -> argparse.ArgumentParser:
         "Fit a classifier on the features of a store, print how good it is, and save it.",
         "vitbackbone probe features/train --test features/test --probe linear",
     )
-    p.add_argument("store", metavar="STORE")
-    p.add_argument("--test", metavar="STORE", help="measure on it; without one, on a held-out fifth")
-    p.add_argument("--probe", choices=["linear", "knn"], default="linear")
-    p.add_argument(
-        "--preset", choices=["clip", "dinov2"], default="clip", help="of the linear probe: one C, or a sweep of 45"
-    )
-    p.add_argument("--k", type=int, default=20, metavar="N", help="neighbours of the knn probe")
+    p.add_argument("store", metavar="STORE", help="what `vitbackbone extract` wrote, with labels")
+    p.add_argument("--test", metavar="STORE", help="measure on it; without one, on a fifth of the first, held out")
+    p.add_argument("--probe", choices=["linear", "knn"], default="linear", help="logistic regression or neighbours")
+    p.add_argument("--preset", choices=["clip", "dinov2"], default="clip", help="of linear: one C, or a sweep of 45")
+    p.add_argument("--k", type=int, default=20, metavar="N", help="of knn: how many neighbours vote")
     p.add_argument("--out", metavar="DIR", help="where to save the probe (default: STORE/probe-KIND)")
 
     p = command(
         "predict",
         _predict,
-        "Classify images with a saved probe.",
+        "Classify images with a saved probe: the three likeliest classes of each, with probabilities.",
         "vitbackbone predict cat.jpg --probe features/train/probe-linear",
     )
-    p.add_argument("images", nargs="+", metavar="IMAGE")
+    p.add_argument("images", nargs="+", metavar="IMAGE", help="files")
     p.add_argument("--probe", required=True, metavar="DIR", help="what `vitbackbone probe` saved")
     p.add_argument("--model", metavar="NAME", help="if the backbone lies elsewhere than when the probe was fitted")
-    p.add_argument("--weights", metavar="FILE")
+    p.add_argument("--weights", metavar="FILE", help="its weights, if they were given by hand")
 
     p = command(
         "show",
@@ -299,14 +325,14 @@ def _parser() -> argparse.ArgumentParser:
         "Write pictures of what a backbone sees: attention per head, rollout, PCA of the patches.",
         "vitbackbone show photo.jpg --resolution 128 --out pictures/",
     )
-    p.add_argument("image", metavar="IMAGE")
+    p.add_argument("image", metavar="IMAGE", help="a file")
     model(p)
-    p.add_argument("--out", required=True, metavar="DIR")
+    p.add_argument("--out", required=True, metavar="DIR", help="folder for the pictures")
     _resolution(p)
     p.add_argument("--layer", type=int, default=-1, metavar="N", help="a block, negative from the end")
 
     p = command("demo", _demo, "The whole job on sample photos and digits, offline.", "vitbackbone demo --out demo")
-    p.add_argument("--out", default="demo", metavar="DIR", help="folder for pictures and features (default: demo)")
+    p.add_argument("--out", default="demo", metavar="DIR", help="folder for pictures and features")
 
     p = command("models", _models, "List the backbones known by name.", "vitbackbone models '*dinov2*'")
     p.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a shell pattern")
@@ -317,7 +343,7 @@ def _parser() -> argparse.ArgumentParser:
         "Tokens, parameters, compute and memory of a backbone, and how they grow; or its forward step by step.",
         "vitbackbone info vit_base_patch16_224.augreg_in21k --resolution 384",
     )
-    p.add_argument("name", metavar="NAME")
+    p.add_argument("name", metavar="NAME", help="of `vitbackbone models`, hf:OWNER/REPO, a folder")
     _resolution(p)
     p.add_argument("--trace", action="store_true", help="print the tensor at every step of the forward")
     return parser
@@ -329,8 +355,11 @@ def _resolution(parser: argparse.ArgumentParser) -> None:
 
 
 def _pixels(text: str) -> int | tuple[int, int]:
-    numbers = [int(side) for side in text.split("x")]
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+    sides = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if not sides:
+        raise argparse.ArgumentTypeError(f"{text!r}; want a side such as 224, or HEIGHTxWIDTH such as 160x352")
+    height, width = sides.groups()
+    return (int(height), int(width)) if width else int(height)
 
 
 def _words(text: str) -> list[str]:
@@ -338,6 +367,8 @@ def _words(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
+    if not re.fullmatch(r"-?\d+(,-?\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}; want numbers such as -1 or 2,5,8,11")
     return [int(word) for word in text.split(",")]
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Position = Literal["learned", "sincos1d", "sincos2d", "none"]
 Pool = Literal["cls", "mean"]
@@ -60,6 +60,9 @@ class ViTConfig:
         def wrong(text: str) -> ValueError:
             return ValueError(f"ViTConfig: {text}")
 
+        for name, kind in {"position": Position, "pool": Pool, "mlp": MlpKind, "indivisible": Indivisible}.items():
+            if getattr(self, name) not in get_args(kind):
+                raise wrong(f"{name}={getattr(self, name)!r}; want one of {', '.join(get_args(kind))}")
         for name in ("patch_size", "dim", "depth", "num_heads", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise wrong(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -12,6 +12,8 @@ from torch import Tensor
 
 State = Mapping[str, Tensor]
 
+HEADS = ("head.", "head_dist.")  # what comes out under these is a classifier's, whose size only the checkpoint knows
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -23,9 +25,6 @@ class Rule:
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     via: Callable[..., tuple[Tensor, ...]] | None = None
-
-    def apply(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return self.via(*tensors) if self.via else tensors
 
 
 def rename(source: str, target: str) -> Rule:
@@ -45,53 +44,50 @@ class ConversionError(ValueError):
     """A checkpoint and a model that do not fit, with every key of either side that is in the way."""
 
 
-def convert(state: State, rules: Iterable[Rule]) -> dict[str, Tensor]:
-    """Parameters from a checkpoint's tensors.
+def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, Tensor]:
+    """The parameters `expected` from a checkpoint's tensors, and those of its heads (`HEADS`) if it has any.
 
-    Raises `ConversionError` on a key that no rule or more than one matches, on a rule only some of whose sources are
-    there, and on a parameter filled twice.
+    Raises one `ConversionError` that lists every key that no rule or more than one matches, every rule only some of
+    whose sources are there, and every parameter that is filled twice, not at all, with another shape, or that the
+    model does not have.
     """
     table = list(rules)
-    patterns = [(rule, part, _pattern(source)) for rule in table for part, source in enumerate(rule.sources)]
+    patterns = [(n, part, _pattern(key)) for n, rule in enumerate(table) for part, key in enumerate(rule.sources)]
     found: dict[tuple[int, str], dict[int, str]] = {}  # (rule, block number) -> position in the rule -> source key
     trouble: list[str] = []
     for key in state:
-        matches = [(rule, part, m) for rule, part, pattern in patterns if (m := pattern.fullmatch(key))]
+        matches = [(n, part, match) for n, part, pattern in patterns if (match := pattern.fullmatch(key))]
         if len(matches) != 1:
-            trouble.append(f"{key}: {'no rule knows this key' if not matches else 'several rules match'}")
+            trouble.append(f"{key}: {'no rule of the format knows this key' if not matches else 'several rules match'}")
             continue
-        rule, part, match = matches[0]
-        found.setdefault((table.index(rule), match.groupdict().get("i", "")), {})[part] = key
+        n, part, match = matches[0]
+        found.setdefault((n, match.groupdict().get("i", "")), {})[part] = key
 
     result: dict[str, Tensor] = {}
-    for (index, block), keys in found.items():
-        rule = table[index]
-        missing = [rule.sources[part] for part in range(len(rule.sources)) if part not in keys]
+    for (n, block), keys in found.items():
+        rule = table[n]
+        missing = [source for part, source in enumerate(rule.sources) if part not in keys]
         if missing:
             there = keys[min(keys)]
             trouble += [f"{source.replace('{i}', block)}: missing, though {there} is there" for source in missing]
-            continue
-        tensors = rule.apply(tuple(state[keys[part]] for part in range(len(rule.sources)))) if rule.targets else ()
-        for target, tensor in zip(rule.targets, tensors, strict=True):
-            name = target.replace("{i}", block)
-            if name in result:
-                trouble.append(f"{name}: filled twice, the second time by {', '.join(keys.values())}")
-            result[name] = tensor
+        elif rule.targets:
+            given = tuple(state[keys[part]] for part in range(len(rule.sources)))
+            for target, tensor in zip(rule.targets, rule.via(*given) if rule.via else given, strict=True):
+                name = target.replace("{i}", block)
+                if name in result:
+                    trouble.append(f"{name}: filled twice, the second time by {', '.join(keys.values())}")
+                result[name] = tensor
+
+    trouble += [f"{name}: the checkpoint does not fill this parameter" for name in expected.keys() - result.keys()]
+    for name, tensor in result.items():
+        if name in expected and tensor.shape != expected[name].shape:
+            shapes = f"shape {tuple(tensor.shape)} in the checkpoint, {tuple(expected[name].shape)} in the model"
+            trouble.append(f"{name}: {shapes}")
+        elif name not in expected and not name.startswith(HEADS):
+            trouble.append(f"{name}: the model has no such parameter")
     if trouble:
-        raise ConversionError("the checkpoint does not fit its format:\n  " + "\n  ".join(sorted(trouble)))
+        raise ConversionError("the checkpoint does not fit:\n  " + "\n  ".join(sorted(trouble)))
     return result
-
-
-def check_filled(parameters: State, expected: State) -> None:
-    """Raises `ConversionError` unless `parameters` fill `expected` exactly, names and shapes; lists both sides."""
-    trouble = [f"{name}: the checkpoint does not fill this parameter" for name in expected.keys() - parameters.keys()]
-    trouble += [f"{name}: the model has no such parameter" for name in parameters.keys() - expected.keys()]
-    for name in parameters.keys() & expected.keys():
-        given, wanted = tuple(parameters[name].shape), tuple(expected[name].shape)
-        if given != wanted:
-            trouble.append(f"{name}: shape {given} in the checkpoint, {wanted} in the model")
-    if trouble:
-        raise ConversionError("the checkpoint does not fit the model:\n  " + "\n  ".join(sorted(trouble)))
 
 
 def _pattern(template: str) -> re.Pattern[str]:

@@ -3,6 +3,7 @@
 Works on what scikit-learn ships: two photos and 1,797 handwritten digits, of which the built-in backbone saw none.
 """
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from vitbackbone.extract import FeatureStore
 
 RESOLUTIONS = (32, 128)  # pixels of the shorter side
-NEXT = """What next:
+NEXT = """What next (after `source .venv/bin/activate` where make installed it):
   vitbackbone extract PHOTOS --model vit_small_patch14_dinov2.lvd142m --out features    your photos, a strong backbone
   vitbackbone probe features                                                            if sub-folders are classes
   vitbackbone show PHOTO --out pictures --resolution 128                                what the backbone looks at
@@ -76,6 +77,7 @@ def _digits(backbone: Any, out: Path, measure: Callable[..., Any]) -> None:
         path = folder / str(label) / f"{i:04}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.uint8(pixels / 16 * 255)).save(path)
+    shutil.rmtree(out / "digits-features", ignore_errors=True)  # of another version, perhaps; it takes seconds
     store: FeatureStore = extract(backbone, folder, out / "digits-features", tokens=("cls", "patches"), batch_size=64)
     print(f"   {out}/digits-features: {len(store)} images, {len(store.failed)} failed, cls {store.cls.shape}\n")
 

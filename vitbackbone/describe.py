@@ -141,11 +141,11 @@ def info(name: str, config: ViTConfig, preprocess: Preprocess, resolution: Resol
 
 def models_table(names: Sequence[str]) -> str:
     """The zoo's entries of these names as an aligned table."""
-    header = ["name", "size", "patch", "dim", "parameters", "licence", "source"]
+    header = ["name", "pixels", "patch", "dim", "parameters", "licence", "source"]
     rows = [header]
     for name in names:
         entry = ZOO[name]
-        size = "x".join(map(str, sorted(set(entry.config.image_size))))
+        size = "x".join(map(str, sorted(set(entry.preprocess.image_size))))
         millions = f"{parameters(entry.config) / 1e6:.1f} M"
         rows.append(
             [name, size, str(entry.config.patch_size), str(entry.config.dim), millions, entry.licence, entry.source]

@@ -90,6 +90,24 @@ class Geometry:
         return self.views[image].from_source(x, y) if self.views else (x, y)
 
 
+def pool_cls(features: "Features") -> Float[Tensor, "B D"]:
+    """The CLS token. Raises `ValueError` if there is none."""
+    if features.cls is None:
+        raise ValueError("this backbone has no CLS token; pool its patches instead")
+    return features.cls
+
+
+def pool_mean(features: "Features") -> Float[Tensor, "B D"]:
+    """The mean of the patches that show the image."""
+    valid = features.valid[:, None].to(features.patches.dtype)
+    return (features.patches * valid).sum(dim=(2, 3)) / valid.sum(dim=(2, 3))
+
+
+def pool_cls_or_mean(features: "Features") -> Float[Tensor, "B D"]:
+    """CLS where there is one, else the mean of the patches."""
+    return (pool_mean if features.cls is None else pool_cls)(features)
+
+
 @dataclass(frozen=True, eq=False)
 class Features:
     """What a backbone returns, of one layer, for every family alike."""
@@ -98,7 +116,7 @@ class Features:
     registers: Float[Tensor, "B R D"]  # prefix tokens that are neither CLS nor patch, in the checkpoint's order
     patches: Float[Tensor, "B D h w"]  # feature map, row-major over the image
     geometry: Geometry
-    pool: Callable[["Features"], Float[Tensor, "B D"]]  # the checkpoint's own pooling
+    pool: Callable[["Features"], Float[Tensor, "B D"]] = pool_cls_or_mean  # the checkpoint's own pooling
 
     @property
     def tokens(self) -> Float[Tensor, "B N D"]:
@@ -127,19 +145,6 @@ class Features:
 
 def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
     return [a for a, _ in pairs], [b for _, b in pairs]
-
-
-def pool_cls(features: Features) -> Float[Tensor, "B D"]:
-    """The CLS token. Raises `ValueError` if there is none."""
-    if features.cls is None:
-        raise ValueError("this backbone has no CLS token; pool its patches instead")
-    return features.cls
-
-
-def pool_mean(features: Features) -> Float[Tensor, "B D"]:
-    """The mean of the patches that show the image."""
-    valid = features.valid[:, None].to(features.patches.dtype)
-    return (features.patches * valid).sum(dim=(2, 3)) / valid.sum(dim=(2, 3))
 
 
 def stack(alone: Sequence[Features]) -> Features:
@@ -218,7 +223,7 @@ class Backbone(Protocol):
         ...
 
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
-        """The attention maps of the layers asked."""
+        """The attention maps of the layers asked, for images of one size; a list of several raises `ValueError`."""
         ...
 
 

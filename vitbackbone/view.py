@@ -121,7 +121,10 @@ def overlay(
     `colours`: a matplotlib colormap. `smooth`: bicubic between patch centres; else each patch is a flat square.
     Raises `ValueError` if the photo does not have that many patches.
     """
-    from matplotlib import colormaps
+    try:
+        from matplotlib import colormaps
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'vitbackbone[view]'") from error
 
     values = values.float().cpu()
     span = values.max() - values.min()
@@ -210,10 +213,13 @@ def show(
         ),
     }
     folder = Path(out)
+    targets = [folder / f"{name}.png" for name in pictures]
+    if isinstance(image, str | PathLike) and Path(image).resolve() in [target.resolve() for target in targets]:
+        raise ValueError(f"{image} would be overwritten by the picture of that name; give another folder than {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures.items():
-        picture.save(folder / f"{name}.png")
-    return [folder / f"{name}.png" for name in pictures]
+    for target, picture in zip(targets, pictures.values(), strict=True):
+        picture.save(target)
+    return targets
 
 
 def _whole_patches(view: View, stride: int) -> tuple[int, int]:

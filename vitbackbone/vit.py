@@ -5,7 +5,8 @@
 Axes: `B` batch, `N` tokens, `D` width, `h w` patch grid, `H W` pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -135,13 +136,17 @@ class ViT(nn.Module):
         cls = x[:, 0] if self.config.cls else None
         registers = x[:, int(self.config.cls) : self.config.num_prefix]
         patches = rearrange(x[:, self.config.num_prefix :], "B (h w) D -> B D h w", h=geometry.grid[0])
-        return Features(cls, registers, patches, geometry, self._pool)
+        return Features(cls, registers, patches, geometry, partial(_pool, POOLS[self.config.pool], self.fc_norm))
 
     def _first(self, count: int) -> list[Block]:
         return [cast(Block, block) for block in self.blocks[:count]]
 
-    def _pool(self, features: Features) -> Float[Tensor, "B D"]:
-        return self.fc_norm({"cls": pool_cls, "mean": pool_mean}[self.config.pool](features))
+
+POOLS = {"cls": pool_cls, "mean": pool_mean}
+
+
+def _pool(pool: Callable[[Features], Tensor], norm: nn.Module, features: Features) -> Float[Tensor, "B D"]:
+    return norm(pool(features))
 
 
 def _init(module: nn.Module) -> None:

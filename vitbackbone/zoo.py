@@ -7,7 +7,7 @@ repository. Settings are those of timm's `pretrained_cfg` and of the repositorie
 from dataclasses import dataclass, replace
 
 from vitbackbone.config import Resampling, ViTConfig, vit_config
-from vitbackbone.huggingface import ANTIALIASED, MODEL_TYPES, PLAIN
+from vitbackbone.huggingface import ANTIALIASED, DEIT_EVAL, DINOV2_EVAL, PLAIN, VIT_EVAL
 from vitbackbone.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 TIMM_RESAMPLING = ANTIALIASED  # of every family: timm/layers/pos_embed.py
@@ -166,19 +166,23 @@ def _dinov2(size: str, registers: int, layout: str, source: str, on_hub: bool) -
 
 # ---- Hugging Face repositories. Any other of a known model type loads too; these are known without a network ------
 
-#    name                                         variant px  architecture                classes
+#    name                                         variant px  architecture                classes processor
 _HF_VIT = {
     "google/vit-base-patch16-224": ("B/16", 224, "ViTForImageClassification", 1000),
     "google/vit-base-patch16-224-in21k": ("B/16", 224, "ViTModel", 0),
     "google/vit-base-patch16-384": ("B/16", 384, "ViTForImageClassification", 1000),
     "google/vit-large-patch16-224": ("L/16", 224, "ViTForImageClassification", 1000),
-    "facebook/deit-tiny-distilled-patch16-224": ("Ti/16", 224, "DeiTForImageClassificationWithTeacher", 1000),
-    "facebook/deit-small-distilled-patch16-224": ("S/16", 224, "DeiTForImageClassificationWithTeacher", 1000),
-    "facebook/deit-base-distilled-patch16-224": ("B/16", 224, "DeiTForImageClassificationWithTeacher", 1000),
-    "facebook/dino-vits16": ("S/16", 224, "ViTModel", 0),
-    "facebook/dino-vits8": ("S/8", 224, "ViTModel", 0),
-    "facebook/dino-vitb16": ("B/16", 224, "ViTModel", 0),
-    "facebook/dino-vitb8": ("B/8", 224, "ViTModel", 0),
+}
+_HF_DEIT = {
+    "facebook/deit-tiny-distilled-patch16-224": "Ti/16",
+    "facebook/deit-small-distilled-patch16-224": "S/16",
+    "facebook/deit-base-distilled-patch16-224": "B/16",
+}
+_HF_DINO = {
+    "facebook/dino-vits16": "S/16",
+    "facebook/dino-vits8": "S/8",
+    "facebook/dino-vitb16": "B/16",
+    "facebook/dino-vitb8": "B/8",
 }
 #    name                                        size registers
 _HF_DINOV2 = {
@@ -194,19 +198,27 @@ _HF_DINOV2 = {
 
 
 def _hf_vit(name: str, variant: str, side: int, architecture: str, num_classes: int) -> Entry:
-    distilled = architecture.startswith("DeiT")
-    config = vit_config(variant, side, norm_eps=1e-12, num_registers=int(distilled), resampling=PLAIN)
-    preprocess = replace(MODEL_TYPES["deit" if distilled else "vit"].preprocess, image_size=(side, side))
+    config = vit_config(variant, side, norm_eps=1e-12, resampling=PLAIN)
+    preprocess = replace(VIT_EVAL, image_size=(side, side))
     return Entry(config, architecture, preprocess, "apache-2.0", name, PLAIN, num_classes=num_classes)
+
+
+def _hf_deit(name: str, variant: str) -> Entry:
+    config = vit_config(variant, norm_eps=1e-12, num_registers=1, resampling=PLAIN)
+    layout = "DeiTForImageClassificationWithTeacher"
+    return Entry(config, layout, DEIT_EVAL, "apache-2.0", name, PLAIN, num_classes=1000)
+
+
+def _hf_dino(name: str, variant: str) -> Entry:
+    config = vit_config(variant, norm_eps=1e-12, resampling=PLAIN)
+    preprocess = replace(VIT_EVAL, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return Entry(config, "ViTModel", preprocess, "apache-2.0", name, PLAIN)
 
 
 def _hf_dinov2(name: str, size: str, registers: int) -> Entry:
     policy = ANTIALIASED if registers else PLAIN
-    architecture, model_type = (
-        ("Dinov2WithRegistersModel", "dinov2_with_registers") if registers else ("Dinov2Model", "dinov2")
-    )
-    config = _dinov2_config(size, registers, policy)
-    return Entry(config, architecture, MODEL_TYPES[model_type].preprocess, "apache-2.0", name, policy)
+    architecture = "Dinov2WithRegistersModel" if registers else "Dinov2Model"
+    return Entry(_dinov2_config(size, registers, policy), architecture, DINOV2_EVAL, "apache-2.0", name, policy)
 
 
 DINOV2_FILES = "https://dl.fbaipublicfiles.com/dinov2"
@@ -222,5 +234,7 @@ ZOO: dict[str, Entry] = {
         for name, (size, registers, file) in _DINOV2_AUTHORS.items()
     },
     **{f"hf:{name}": _hf_vit(name, *row) for name, row in _HF_VIT.items()},
+    **{f"hf:{name}": _hf_deit(name, variant) for name, variant in _HF_DEIT.items()},
+    **{f"hf:{name}": _hf_dino(name, variant) for name, variant in _HF_DINO.items()},
     **{f"hf:{name}": _hf_dinov2(name, *row) for name, row in _HF_DINOV2.items()},
 }

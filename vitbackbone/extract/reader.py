@@ -2,9 +2,7 @@
 
 import hashlib
 import stat
-import struct
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,26 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitbackbone.features import Images
-from vitbackbone.preprocess import Preprocess, Resolution
+from vitbackbone.preprocess import DECODE_ERRORS, Preprocess, Resolution
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow's decoders that a file may choose from
 MAX_FILE_BYTES = 2**30  # the largest image that passes the pixel limit is half of this
-
-# What Pillow raises on damaged files: it has no one error type, and 78,000 damaged files raised all of the first
-# five. Caught around calls of Pillow alone, so that a mistake of ours is never taken for a bad file.
-DECODE_ERRORS = (
-    OSError,  # truncated data; UnidentifiedImageError is one
-    ValueError,
-    SyntaxError,
-    TypeError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-    EOFError,
-    LookupError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The extraction itself: list, read, embed, write, shard after shard."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from vitbackbone.features import Backbone, Features, pool_cls, resolve_layers
 from vitbackbone.inference import evaluating
 from vitbackbone.preprocess import Resolution
 
+SHARD_BYTES = 2**28
+
 
 def extract(
     backbone: Backbone,
@@ -30,7 +33,7 @@ def extract(
     tokens: Sequence[str] = ("cls",),
     layers: Sequence[int] = (-1,),
     batch_size: int = 32,
-    shard_size: int = 1000,
+    shard_size: int | None = None,
     resolution: Resolution | None = None,
     keep_aspect: bool = False,
     dtype: str = "float32",
@@ -48,7 +51,8 @@ def extract(
     `tokens`: any of "cls", "registers", "patches".
     `layers`: block indices, negative from the end, with the final norm if the backbone has one. The last is what the
     store shows first.
-    `shard_size`: images to a shard, the unit of work. `resolution`, `keep_aspect`: as for `Preprocess`.
+    `shard_size`: images to a shard, the unit of work; by default 1000, or fewer so that a shard has about 256 MiB.
+    `resolution`, `keep_aspect`: as for `Preprocess`.
     `dtype`: of the stored features, "float32", "float16" or "bfloat16".
     `workers`: processes that read images; 0 reads in this one. `progress`: show a bar.
 
@@ -58,16 +62,19 @@ def extract(
     if not isinstance(backbone, nn.Module):
         raise ValueError(f"backbone is a {type(backbone).__name__}; want one that is an nn.Module")
     for name, value, least in (("batch_size", batch_size, 1), ("shard_size", shard_size, 1), ("workers", workers, 0)):
-        if value < least:
+        if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+    _check_device(device)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; want one of {', '.join(DTYPES)}")
-    backbone.preprocess.view((1, 1), resolution, keep_aspect)  # refuses an impossible resolution
+    size = backbone.preprocess.view((1, 1), resolution, keep_aspect).size  # refuses an impossible resolution
     kinds = _check_tokens(tokens, backbone)
     indices = resolve_layers(layers, backbone.spec.depth)
     if len(set(indices)) < len(indices):
         raise ValueError(f"layers={list(layers)} asks for a layer twice")
 
+    if shard_size is None:
+        shard_size = _default_shard_size(backbone, kinds, len(indices), size, DTYPES[dtype])
     inputs = list_inputs(source)
     manifest = make_manifest(
         backbone,
@@ -84,7 +91,16 @@ def extract(
     claim(directory, manifest)
 
     shards = [range(start, min(start + shard_size, len(inputs))) for start in range(0, len(inputs), shard_size)]
-    numbers = tqdm(range(len(shards)), desc="checking what is done", leave=False, disable=not progress)
+    # Where nobody watches, a log of it all gets a line now and then.
+    interval = 0.1 if sys.stderr.isatty() else 10
+    numbers = tqdm(
+        range(len(shards)),
+        desc="checking what is done",
+        leave=False,
+        disable=not progress,
+        mininterval=interval,
+        delay=2,
+    )
     markers = [verified(directory, manifest, number) for number in numbers]
     todo = [number for number, marker in enumerate(markers) if marker is None]
     done = [marker for marker in markers if marker is not None]
@@ -97,7 +113,13 @@ def extract(
         with (
             _on(device, backbone),
             evaluating(backbone),
-            tqdm(total=len(inputs), initial=sum(m.rows for m in done), unit="img", disable=not progress) as bar,
+            tqdm(
+                total=len(inputs),
+                initial=sum(m.rows for m in done),
+                unit="img",
+                disable=not progress,
+                mininterval=interval,
+            ) as bar,
         ):
             for number in todo:
                 shard = _ShardInMemory(embedder.empty())
@@ -109,6 +131,24 @@ def extract(
                     bar.update(len(records))
                 write_shard(directory, manifest, number, inputs, shard.records, shard.tensors())
     return FeatureStore(directory)
+
+
+def _check_device(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch has both for a device that is not there
+        raise ValueError(f"device={str(device)!r}: {str(error).splitlines()[0]}") from error
+
+
+def _default_shard_size(
+    backbone: Backbone, kinds: Sequence[str], num_layers: int, size: tuple[int, int], dtype: torch.dtype
+) -> int:
+    """From what an image of (H, W) pixels takes. One whose aspect is kept takes more, twice that at 2:1."""
+    spec = backbone.spec
+    patches = -(-size[0] // spec.stride) * -(-size[1] // spec.stride)
+    tokens = {"cls": 1, "registers": spec.num_registers, "patches": patches}
+    image_bytes = sum(tokens[kind] for kind in kinds) * num_layers * spec.dim * dtype.itemsize
+    return min(1000, max(1, SHARD_BYTES // image_bytes))
 
 
 def _check_tokens(tokens: Sequence[str], backbone: Backbone) -> list[str]:

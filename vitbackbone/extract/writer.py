@@ -27,6 +27,16 @@ from vitbackbone.extract.reader import Record
 from vitbackbone.extract.source import Inputs
 
 
+def _umask() -> int:
+    """It can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+UMASK = _umask()
+
+
 @contextmanager
 def publish(target: Path) -> Iterator[Path]:
     """Gives a temporary path beside `target` to write to; at the end, the file is flushed to disk and renamed.
@@ -37,6 +47,7 @@ def publish(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~UMASK)  # safetensors makes its files private; a store is as readable as other files
         _flush(temporary)
         temporary.replace(target)
     except BaseException:
