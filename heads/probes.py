@@ -321,7 +321,7 @@ def report(
         truth, predicted, labels=labels, zero_division=float("nan")
     )
     names = [str(label) if class_names is None else class_names[label] for label in labels]
-    rows = zip(names, samples.tolist(), precision.tolist(), recall.tolist(), strict=True)
+    rows = zip(names, samples.astype(int).tolist(), precision.tolist(), recall.tolist(), strict=True)
     return Report(int((predicted == truth).sum()), len(truth), tuple(ClassReport(*row) for row in rows))
 
 

@@ -68,10 +68,10 @@ def test_it_is_a_backbone_to_python(backbone: ViT) -> None:
     assert isinstance(backbone, Backbone)
 
 
-def test_features_travel_without_the_model(backbone: ViT) -> None:
-    features = backbone(images(1, 3, 32, 32))
+def test_features_travel_without_the_model() -> None:
+    features = BACKBONES["nano"](images(1, 3, 32, 32))
     data = pickle.dumps(features)
-    assert len(data) < 20_000 + 4 * (features.patches.numel() + 2000)
+    assert len(data) < 1_000_000  # the model takes 11 MB
     assert torch.equal(pickle.loads(data).pooled, features.pooled)  # noqa: S301  # our own bytes
 
 

@@ -107,7 +107,7 @@ def test_float32_stays_and_predicts_as_float64(preset):
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_dinov2_chooses_the_c_of_a_naive_sweep_and_refits_on_all(num_classes):
     X, y, test = clusters(240, num_classes, dim=40, spread=0.35)
-    held = probes._hold_out(y)
+    held = probes.hold_out(y, 0.1)
     scaled = StandardScaler().fit_transform(X)
     accuracies = [
         LogisticRegression(C=C, max_iter=1000).fit(scaled[~held], y[~held]).score(scaled[held], y[held]) for C in SWEEP
@@ -130,7 +130,7 @@ def test_a_candidate_that_does_not_converge_is_judged_without_a_warning(monkeypa
 def test_the_hold_out_takes_a_tenth_of_each_class_and_leaves_it_some():
     y = np.repeat([0, 1, 2, 3, 4], [200, 33, 5, 2, 1])
     np.random.default_rng(0).shuffle(y)
-    held = probes._hold_out(y)
+    held = probes.hold_out(y, 0.1)
     assert np.bincount(y[held], minlength=5).tolist() == [20, 3, 1, 1, 0]
     first = np.flatnonzero(y == 0)[:20]
     assert not held[first].all()  # drawn, not the first ones
