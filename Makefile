@@ -28,7 +28,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/forward.py
 
 parity: $(VENV)/.dev
-	$(BIN)/python benchmarks/parity.py
+	PYTHONPATH=. $(BIN)/python benchmarks/parity.py
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info
