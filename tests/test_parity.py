@@ -256,6 +256,21 @@ def test_swiglu_of_the_authors_file_equals_transformers(tmp_path: Path) -> None:
 # ---- resampling policies ------------------------------------------------------------------------------------------
 
 
+def test_dinov2_runs_by_default_as_its_authors_do(saved: Callable[[nn.Module], Path]) -> None:
+    """The oracle is timm at 224 px, its table resampled beforehand by the lines of the authors' hub code."""
+    name = "vit_small_patch14_dinov2.lvd142m"
+    model = timm_model(name)
+    backbone = load_backbone(name, weights=saved(model))
+    at_224 = timm.create_model(name.split(".")[0], pretrained=False, img_size=224)
+    state = model.state_dict()
+    table = state["pos_embed"][:, 1:].reshape(1, 37, 37, -1).permute(0, 3, 1, 2)
+    factor = (float(16 + 0.1) / 37, float(16 + 0.1) / 37)
+    table = nn.functional.interpolate(table, scale_factor=factor, mode="bicubic", antialias=False)
+    positions = torch.cat([state["pos_embed"][:, :1], table.permute(0, 2, 3, 1).reshape(1, 256, -1)], dim=1)
+    at_224.load_state_dict({**state, "pos_embed": positions})
+    check(backbone, timm_oracle(at_224.eval()), [(224, 224)])
+
+
 @pytest.mark.parametrize("positions", ["native", "hf"])
 def test_policies_of_dinov2_differ_as_their_upstreams_do(positions: str, saved: Callable[[nn.Module], Path]) -> None:
     """`native` and `hf` are checked by their formula in test_position; here, that loading chooses them."""
