@@ -171,9 +171,13 @@ def test_predict_sees_what_the_probe_was_fitted_on(photos: Path, tmp_path: Path,
     store, out = tmp_path / "store", tmp_path / "probe"
     options = ["--layers", "-1,1", "--resolution", "24x40", "--keep-aspect", "--tokens", tokens, "--dtype", "float32"]
     assert main(["extract", str(photos), "--out", str(store), *options]) == 0
-    assert main(["probe", str(store), "--preset", "dinov2", "--out", str(out)]) == 0
+    assert main(["probe", str(store), "--preset", "dinov2", "--out", str(tmp_path / "linear")]) == 0
+    assert load_probe(tmp_path / "linear")[0].preset == "dinov2"
+    # All photos vote: a probability far from 0 and 1, which other pixels would change.
+    assert main(["probe", str(store), "--probe", "knn", "--k", "41", "--out", str(out)]) == 0
     capsys.readouterr()
     features, (probe, _) = FeatureStore(store), load_probe(out)
+    assert features.manifest["preprocessing"]["keep_aspect"] is True
     rows = [3, 17, 30]
     assert main(["predict", *(str(photos / features.paths[i]) for i in rows), "--probe", str(out)]) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
@@ -219,6 +223,16 @@ def test_options_say_what_they_want(arguments: list[str], message: str, capsys: 
     with pytest.raises(SystemExit):
         main(["extract", "photos", "--out", "x", *arguments])
     assert message in capsys.readouterr().err
+
+
+def test_a_closed_pipe_is_no_error_and_loses_nothing(store: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vitbackbone.cli", "probe", str(store), "--out", str(tmp_path / "probe")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait(timeout=120) == 128 + signal.SIGPIPE
+    assert error == ""
+    assert load_probe(tmp_path / "probe")
 
 
 def test_an_interrupt_keeps_what_is_done(photos: Path, tmp_path: Path) -> None:

@@ -785,3 +785,26 @@ def test_the_fingerprint_of_the_weights_sees_every_change() -> None:
         )
     ]
     assert len({weights_sha256(module) for module in same_bytes}) == 4
+
+
+def test_a_store_can_be_read_by_whoever_may_read_other_files(photos: Path, tmp_path: Path) -> None:
+    extract(backbone(), photos, tmp_path / "f", progress=False)
+    reference = tmp_path / "reference"
+    reference.write_bytes(b"")
+    modes = {path.stat().st_mode for path in (tmp_path / "f").rglob("*") if path.is_file()}
+    assert modes == {reference.stat().st_mode}
+
+
+@pytest.mark.parametrize(("tokens", "images"), [(["cls"], 1000), (["cls", "patches"], 255)])
+def test_a_shard_stays_small_enough_to_hold_in_memory(
+    photos: Path, tmp_path: Path, tokens: list[str], images: int
+) -> None:
+    """256 MiB: a photo of 512 x 512 pixels has 4096 + 1 tokens of 64 float32 values."""
+    store = extract(backbone(dim=64), photos, tmp_path / "f", tokens=tokens, resolution=512, progress=False)
+    assert store.manifest["shard_size"] == images
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="device='warp'"):
+        extract(backbone(), photos, tmp_path / "f", device="warp", progress=False)
+    assert not (tmp_path / "f").exists()

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,7 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 1 where nothing could be read, 2 for wrong input, 130 for Ctrl-C."""
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.run(arguments)
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own last flush would complain
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError, ImportError) as error:
         print(f"vitbackbone {arguments.command}: {error}", file=sys.stderr)
         return 2
@@ -89,12 +96,12 @@ def _probe(args: argparse.Namespace) -> int:
         probe = make().fit(X[~held], y[~held])
         how = f"on {held.sum()} images held out of {args.store}; the saved probe is fitted on all {len(y)}"
         X_test, y_test = X[held], y[held]
-    print(f"{args.probe} probe, measured {how}")
-    print(report(probe, X_test, y_test, store.class_names))
+    measured = report(probe, X_test, y_test, store.class_names)
     if not args.test:
         probe = make().fit(X, y)
     save_probe(probe, out, about={"features": kind, "store": store.manifest})
-    print(f"\nsaved to {out}; try: vitbackbone predict PHOTO --probe {out}")
+    print(f"{args.probe} probe, measured {how}\n{measured}\n")
+    print(f"saved to {out}; try: vitbackbone predict PHOTO --probe {out}")
     return 0
 
 
@@ -235,7 +242,6 @@ def _print_best(image: str, probe: "LinearProbe | KnnProbe", row: "NDArray[Any]"
     for i in np.argsort(-probabilities)[:3]:
         label = probe.classes_[i]
         print(f"{image}\t{class_names[label]}\t{probabilities[i]:.3f}")
-        image = " " * len(image)
 
 
 # ---- arguments ----------------------------------------------------------------------------------------------------
