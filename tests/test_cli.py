@@ -239,7 +239,13 @@ def test_an_interrupt_keeps_what_is_done(photos: Path, tmp_path: Path) -> None:
     """A real one, to a process with two workers."""
     command = [sys.executable, "-m", "vitbackbone.cli", "extract", str(photos), "--out", str(tmp_path / "out")]
     command += ["--shard-size", "2", "--workers", "2", "--resolution", "200"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
+    )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "out").glob("shards/*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -128,7 +128,7 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
     def _read(self, index: int, image: Any, preprocess: Preprocess) -> Float[Tensor, "3 H W"]:
         try:
             return preprocess(_from_array(image) if isinstance(image, np.ndarray) else image, self.resolution)
-        except Exception as error:  # Pillow's decoders raise whatever their parsing runs into, not OSError alone
+        except (OSError, ValueError) as error:
             name = f" ({image})" if isinstance(image, str | PathLike) else ""
             raise ValueError(f"image {index}{name} cannot be read: {error}") from error
 
