@@ -208,7 +208,7 @@ def test_a_pickle_holds_no_weights(loads):
     expected = images.fit_transform(PHOTOS)
     pickled = pickle.dumps(images)
     assert len(pickled) < 1000
-    restored = pickle.loads(pickled)  # noqa: S301
+    restored = pickle.loads(pickled)  # noqa: S301  # our own bytes
     assert restored.get_params() == images.get_params()
     np.testing.assert_array_equal(restored.transform(PHOTOS), expected)
 

@@ -522,7 +522,7 @@ def test_an_overflow_of_half_precision_is_flagged(photos: Path, tmp_path: Path) 
 
 @dataclass(frozen=True)
 class Mistaken(Preprocess):
-    def __call__(self, image: object, *_: object) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, image: object, *_: object) -> torch.Tensor:
         raise AttributeError("a mistake in the program")
 
 

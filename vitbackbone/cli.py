@@ -25,7 +25,8 @@ HOLD_OUT = 0.2  # of a store that is probed without a test store
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 1 where nothing could be read, 2 for wrong input, 130 for Ctrl-C."""
+    """Runs one command; returns the exit code: 0, 1 where nothing could be read, 2 for wrong input, 130 for Ctrl-C and
+    141 where the reader of the output is gone."""
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
