@@ -13,11 +13,12 @@ TINY = ViTConfig(image_size=(32, 32), patch_size=8, dim=16, depth=3, num_heads=2
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter and running statistic, norms and LayerScale among them: a key that is dropped shows."""
+    """Every parameter and running statistic, norms and LayerScale among them: a key that is dropped shows. What is not
+    saved, such as rotary tables and the zero bias of k, is part of the architecture and stays."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if not tensor.is_floating_point():
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if not tensor.is_floating_point() or not tensor.numel():
                 continue
             noise = torch.randn(tensor.shape, generator=generator)
             if name.endswith("running_var"):

@@ -12,20 +12,31 @@ from torch.nn import functional as F
 
 from tests.helpers import relative_error, tiny_vit
 from vitbackbone import Backbone, Features, Geometry, Resampling, ViT, load_backbone
+from vitbackbone.config import Rotary
 
+NO_CLS = {"cls": False, "pool": "mean"}
+HALVES, NEIGHBOURS = Rotary(100.0, "centred", "halves"), Rotary(1e4, "index", "neighbours", (4, 4))
 BACKBONES: dict[str, ViT] = {
     "cls": tiny_vit(),
     "registers": tiny_vit(num_registers=3, layer_scale=True),
-    "mean": tiny_vit(cls=False, pool="mean"),
+    "mean": tiny_vit(**NO_CLS),
     "fc_norm": tiny_vit(pool="mean", final_norm=False, fc_norm=True),
     "sincos2d": tiny_vit(position="sincos2d"),
     "sincos1d": tiny_vit(position="sincos1d", num_registers=1),
     "no positions": tiny_vit(position="none"),
     "stem": tiny_vit(stem=((8, 2), (12, 2), (12, 1), (16, 2))),
-    "swiglu": tiny_vit(mlp="swiglu", mlp_dim=24, qkv_bias=False),
+    "swiglu": tiny_vit(mlp="swiglu", mlp_dim=24, qkv_bias="none"),
     "rectangular": tiny_vit(image_size=(24, 40)),
     "nano": load_backbone("nano"),
     "offset": tiny_vit(resampling=Resampling(offset=0.1)),
+    "rotary halves": tiny_vit(position="none", rotary=HALVES, num_registers=2, qkv_bias="qv"),
+    "rotary neighbours": tiny_vit(rotary=NEIGHBOURS, mlp="swiglu", mlp_norm=True),
+    "relative spline": tiny_vit(position="none", relative_position="table", qkv_bias="qv"),
+    "relative bilinear": tiny_vit(relative_position="table", resampling=Resampling(relative="bilinear")),
+    "windows": tiny_vit(**NO_CLS, relative_position="decomposed", window=3, global_blocks=(1,), final_norm=False),
+    "neck": tiny_vit(**{**NO_CLS, "pool": "neck"}, neck_dim=8, final_norm=False),
+    "attention pool": tiny_vit(cls=False, pool="map", mlp="gelu_tanh"),
+    "projection": tiny_vit(pre_norm=True, patch_bias=False, mlp="quick_gelu", projection_dim=12),
 }
 
 
@@ -57,7 +68,7 @@ def test_any_size_gives_the_shapes_that_the_spec_promises(name: str, height: int
     assert features.registers.shape == (batch, spec.num_registers, spec.dim)
     assert (features.cls is not None) == spec.has_cls
     assert features.cls is None or features.cls.shape == (batch, spec.dim)
-    assert features.pooled.shape == (batch, spec.dim)
+    assert features.pooled.shape == (batch, spec.pooled_dim)
     assert features.valid.shape == (batch, h, w)
     assert features.valid.all()
     assert features.geometry.sizes == ((height, width),) * batch
@@ -162,18 +173,25 @@ def test_a_size_the_patch_does_not_divide_is_padded_with_the_mean_colour(backbon
     assert backbone(x).geometry.padding == ((stride - 1, 1),)
 
 
-def test_attention_is_what_the_forward_uses(backbone: ViT) -> None:
-    x = images(2, 3, 32, 48)
+def test_attention_is_what_the_forward_uses(backbone: ViT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 24 x 48 pixels the windows of 3 x 3 patches need no padding, and every row sums to 1."""
+    x = images(2, 3, 24, 48)
     asked = [-1, 0, 0]
     maps = backbone.attention(x, asked)
     assert len(maps) == len(asked)
     assert torch.equal(maps[1].weights, maps[2].weights)
-    tokens, _ = backbone.embed(x)
-    normed = backbone.blocks[0].norm1(tokens)
-    heads = backbone.spec.num_heads
-    value = backbone.blocks[0].attn.qkv(normed).chunk(3, dim=-1)[2].unflatten(-1, (heads, -1)).transpose(1, 2)
-    mixed = (maps[1].weights @ value).transpose(1, 2).flatten(2)
-    assert relative_error(backbone.blocks[0].attn.proj(mixed), backbone.blocks[0].attn(normed)) < 1e-5
+    given: list[tuple[torch.Tensor, ...]] = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F,
+        "scaled_dot_product_attention",
+        lambda q, k, v, **o: given.append((q, k, o.get("attn_mask"))) or fused(q, k, v, **o),
+    )
+    backbone(x)
+    q, k, bias = given[-1]  # of the last block, or of a pooling after it
+    if not backbone.config.window and backbone.config.pool != "map":
+        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        assert relative_error(maps[0].weights, (scores if bias is None else scores + bias).softmax(-1)) < 1e-5
     for attention in maps:
         assert torch.allclose(attention.weights.sum(-1), torch.ones(()), atol=1e-5)
         assert attention.weights.shape[-1] == attention.num_prefix + attention.grid[0] * attention.grid[1]

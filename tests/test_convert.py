@@ -9,15 +9,14 @@ from torch import Tensor
 
 from tests.helpers import tiny_vit
 from vitbackbone import ConversionError, load_backbone
-from vitbackbone.convert import Rule, convert, drop, rename
-from vitbackbone.formats import FORMATS
+from vitbackbone.convert import Change, Rule, both, convert, drop, inside, read_only, rename, revert
 from vitbackbone.zoo import ZOO
 
 T = {name: torch.full((2,), float(i)) for i, name in enumerate("abcdef")}
 
 
-def stacked(*parts: Tensor) -> tuple[Tensor, ...]:
-    return (torch.stack(parts),)
+stacked = Change(lambda *parts: (torch.stack(parts),), lambda whole: tuple(whole))
+halved = Change(lambda x: (x[:1], x[1:]), lambda a, b: (torch.cat([a, b]),))
 
 
 def test_rules_rename_join_split_and_drop() -> None:
@@ -25,7 +24,7 @@ def test_rules_rename_join_split_and_drop() -> None:
     state |= {"layer.11.k": T["d"], "x": T["e"], "y": T["f"]}
     rules = [
         Rule(("layer.{i}.q", "layer.{i}.k"), ("blocks.{i}.qk",), stacked),
-        Rule(("x",), ("first", "second"), lambda x: (x[:1], x[1:])),
+        Rule(("x",), ("first", "second"), halved),
         drop("y"),
     ]
     want = {
@@ -55,13 +54,14 @@ def test_a_head_of_any_size_comes_along() -> None:
     ("state", "rules", "message"),
     [
         ({"a": T["a"], "b": T["b"]}, [rename("a", "x")], "b: no rule of the format knows this key"),
-        ({"a": T["a"]}, [rename("a", "x"), rename("a", "y")], "a: several rules match"),
+        ({"a": T["a"]}, [rename("a", "x"), rename("a", "x")], "a: several rules match"),
         ({"a": T["a"]}, [Rule(("a", "b"), ("x",), stacked)], "b: missing, though a is there"),
         ({"a.7": T["a"]}, [Rule(("a.{i}", "b.{i}"), ("x",), stacked)], "b.7: missing, though a.7 is there"),
         ({"a": T["a"], "b": T["b"]}, [rename("a", "x"), rename("b", "x")], "x: filled twice"),
         ({"axb": T["a"]}, [rename("a.b", "x")], "axb: no rule"),  # a dot is a dot
         ({"a.1.2": T["a"]}, [rename("a.{i}", "x.{i}")], "a.1.2: no rule"),
-        ({"a": T["a"]}, [rename("a", "y")], "y: the model has no such parameter"),
+        ({"a": T["a"]}, [rename("a", "y")], "a: the model has no such parameter, y"),
+        ({"a": torch.zeros(3), "b": T["b"]}, [Rule(("a", "b"), ("x",), stacked)], r"a \(3,\), b \(2,\): these shapes"),
         ({"a": torch.zeros(3)}, [rename("a", "x")], r"x: shape \(3,\) in the checkpoint, \(2,\) in the model"),
         ({}, [rename("a", "x")], "x: the checkpoint does not fill this parameter"),
     ],
@@ -92,7 +92,7 @@ def dinov2_file(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
         ),
         (
             lambda s: s.update({"blocks.12.norm1.weight": torch.zeros(384)}),
-            ["blocks.12.norm1.weight: the model has no"],
+            ["blocks.12.norm1.weight: the model has no such parameter"],
         ),
     ],
     ids=["missing", "half of a rule", "extra", "shape", "a block too many"],
@@ -121,7 +121,71 @@ def test_one_error_lists_both_sides(dinov2_file: dict[str, Tensor], tmp_path: Pa
         assert fault in str(caught.value)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_no_two_rules_of_a_format_name_the_same_key(name: str) -> None:
-    sources = [source for rule in FORMATS[name] for source in rule.sources]
-    assert len(sources) == len(set(sources))
+def test_a_rule_applies_where_the_model_has_its_targets() -> None:
+    """One table serves a plain MLP and a gated one, whose files share a key."""
+    table = [rename("up", "fc1"), Rule(("gate", "up"), ("w12",), stacked)]
+    assert torch.equal(convert({"up": T["a"]}, table, {"fc1": T["a"]})["fc1"], T["a"])
+    gated = torch.stack([T["b"], T["a"]])
+    assert torch.equal(convert({"up": T["a"], "gate": T["b"]}, table, {"w12": gated})["w12"], gated)
+    with pytest.raises(ConversionError, match="gate: the model has no such parameter, w12"):
+        convert({"up": T["a"], "gate": T["b"]}, table, {"fc1": T["a"]})
+
+
+def test_a_target_in_every_block_is_filled_from_one_key() -> None:
+    want = {f"blocks.{i}.table": T["a"] for i in (0, 3, 11)}
+    table = [rename("shared", "blocks.{i}.table")]
+    assert convert({"shared": T["a"]}, table, want).keys() == want.keys()
+    assert revert(want, table).keys() == {"shared"}
+    with pytest.raises(ConversionError, match="shared: the blocks differ"):
+        revert({**want, "blocks.3.table": T["b"]}, table)
+    with pytest.raises(ConversionError, match="shared: the model has no such parameter"):
+        convert({"shared": T["a"]}, table, {"other": T["a"]})
+
+
+def test_a_rest_matches_anything_and_empty_tensors_are_nothing() -> None:
+    state = {"text.a.0": T["a"], "text.b": T["b"], "x": T["c"], "registers": torch.zeros(1, 0, 8)}
+    assert convert(state, [drop("text.{rest}"), rename("x", "y")], {"y": T["c"]}).keys() == {"y"}
+    with pytest.raises(ConversionError, match="textual: no rule"):
+        convert({"textual": T["a"]}, [drop("text.{rest}")], {})
+
+
+def test_backwards_it_gives_the_checkpoint_back() -> None:
+    table = [
+        Rule(("l.{i}.q", "l.{i}.k"), ("blocks.{i}.qk",), stacked),
+        Rule(("x",), ("first", "second"), halved),
+        *inside("deep.", both("norm", "n")),
+        *read_only([rename("old", "n.weight")]),
+        drop("mask"),
+    ]
+    state = {f"l.{i}.{part}": T[x] for i, part, x in [(0, "q", "a"), (0, "k", "b"), (11, "q", "c"), (11, "k", "d")]}
+    state |= {"x": T["e"], "deep.norm.weight": T["a"], "deep.norm.bias": T["b"]}
+    there = convert({**state, "mask": T["f"]}, table, shapes_of(state))
+    back = revert(there, table)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+def shapes_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    pair = torch.zeros(2, 2)
+    return {
+        **{f"blocks.{i}.qk": pair for i in (0, 11)},
+        "first": state["x"][:1],
+        "second": state["x"][1:],
+        "n.weight": T["a"],
+        "n.bias": T["a"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([], "x: the format has no place for it"),
+        ([rename("a", "x"), rename("b", "x")], "x: the format has more than one place for it"),
+        ([Rule(("a",), ("x", "y"), halved)], "x: the format has no place for it"),
+        ([Rule(("a",), ("x",), Change(lambda a: (a,)))], "a: cannot be told from the model's parameters alone"),
+        (list(read_only([rename("a", "x")])), "x: the format has no place for it"),
+    ],
+)
+def test_what_has_no_place_in_a_format_is_named(rules: list[Rule], message: str) -> None:
+    with pytest.raises(ConversionError, match=message):
+        revert({"x": T["a"]}, rules)

@@ -22,7 +22,7 @@ CONFIGS: dict[str, ViTConfig] = {
     "mean": replace(TINY, cls=False, pool="mean"),
     "fc_norm": replace(TINY, pool="mean", final_norm=False, fc_norm=True),
     "sincos2d": replace(TINY, position="sincos2d"),
-    "no positions": replace(TINY, position="none", qkv_bias=False),
+    "no positions": replace(TINY, position="none", qkv_bias="none"),
     "stem": replace(TINY, stem=STEM, num_registers=1),
     "swiglu": replace(TINY, mlp="swiglu", mlp_dim=24, patch_size=4),
     "wide": replace(TINY, dim=48, num_heads=3, mlp_dim=192, position="none"),

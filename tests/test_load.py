@@ -19,10 +19,11 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 import vitbackbone.load
 from tests.helpers import photo, tiny_vit
 from vitbackbone import ViT, WeightsUnavailable, list_backbones, load_backbone
+from vitbackbone.convert import convert
 from vitbackbone.formats import FORMATS
 from vitbackbone.huggingface import VIT_EVAL, read_preprocess
 from vitbackbone.load import find_entry, read_weights
-from vitbackbone.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD
+from vitbackbone.preprocess import CLIP_MEAN, HALF, IMAGENET_MEAN
 from vitbackbone.zoo import ZOO
 
 TIMM_NAMES = [name for name, entry in ZOO.items() if entry.source.startswith("timm/")]
@@ -37,8 +38,21 @@ def test_preprocessing_source_and_licence_are_those_of_timm(name: str) -> None:
     assert (preprocess.mean, preprocess.std) == (theirs.mean, theirs.std)
     assert (preprocess.crop_pct, preprocess.crop_mode) == (theirs.crop_pct, theirs.crop_mode)
     assert preprocess.interpolation == theirs.interpolation
-    assert (ours.source, ours.num_classes) == (theirs.hf_hub_id, theirs.num_classes)
+    assert ours.source == theirs.hf_hub_id
+    assert (ours.num_classes or ours.config.projection_dim) == theirs.num_classes  # CLIP's projection is timm's head
     assert ours.licence == theirs.license
+
+
+@pytest.mark.parametrize("name", [name for name in TIMM_NAMES if "7b" not in name])
+def test_the_configuration_is_timms(name: str) -> None:
+    """Every tensor of timm's model has its place and shape; the models hold no numbers."""
+    with torch.device("meta"):
+        theirs = timm.create_model(name.split(".")[0], pretrained=False, num_classes=ZOO[name].num_classes)
+        ours = ViT(ZOO[name].config)
+    if ZOO[name].config.projection_dim:
+        with torch.device("meta"):
+            theirs.reset_classifier(ZOO[name].config.projection_dim)
+    convert(theirs.state_dict(), FORMATS[ZOO[name].format], ours.state_dict())
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -263,8 +277,8 @@ def edit(directory: Path, **fields: object) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "clip"}, "model_type='clip'; want one of vit, deit"),
-        ({"hidden_act": "relu"}, "hidden_act='relu'; only 'gelu'"),
+        ({"model_type": "bert"}, "model_type='bert'; want one of vit, vit_mae"),
+        ({"hidden_act": "relu"}, "hidden_act='relu'; want one of gelu, gelu_pytorch_tanh"),
         ({"architectures": None}, "architectures=.*want the one class"),
         (
             {"architectures": ["ViTForMaskedImageModeling"]},
@@ -379,9 +393,9 @@ def test_processor_settings_that_cannot_be_followed_are_refused(settings: dict[s
 
 @pytest.mark.parametrize("name", [name for name in ZOO if name.startswith("hf:")])
 def test_hub_entries_normalise_as_their_family_does(name: str) -> None:
+    by_format = {"ViTForImageClassification": HALF, "SiglipModel": HALF, "CLIPModel": CLIP_MEAN}
     google = name.startswith("hf:google/")
-    assert ZOO[name].preprocess.mean == (HALF if google else IMAGENET_MEAN)
-    assert ZOO[name].preprocess.std == (HALF if google else IMAGENET_STD)
+    assert ZOO[name].preprocess.mean == by_format.get(ZOO[name].format, HALF if google else IMAGENET_MEAN)
 
 
 @pytest.mark.parametrize(

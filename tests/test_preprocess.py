@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms import functional as TVF
 
 from tests.helpers import photo, save_photo
 from vitbackbone import Preprocess, load_image
@@ -28,6 +30,67 @@ def test_equals_timm(
         (3, *size), interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, mean=mean, std=std
     )(image)
     assert torch.equal(Preprocess(size, crop_pct, crop_mode, interpolation, mean, std)(image), theirs)
+
+
+@pytest.mark.parametrize(("height", "width"), [*SIZES, (31, 20), (20, 31), (480, 641), (99, 100)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.9])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_letterbox_equals_prismatic(height: int, width: int, crop_pct: float, interpolation: str) -> None:
+    """Its `LetterboxPad` in front of the checkpoint's own transform, written out in torchvision's parts."""
+    side, mean, std = 96, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    longer = max(width, height)
+    horizontal, vertical = int((longer - width) / 2), int((longer - height) / 2)
+    padded = TVF.pad(
+        photo(height, width),
+        (horizontal, vertical, horizontal, vertical),
+        fill=tuple(int(x * 255) for x in mean),
+        padding_mode="constant",
+    )
+    transform = Compose(
+        [
+            Resize(int(side / crop_pct), interpolation=InterpolationMode(interpolation)),
+            CenterCrop(side),
+            ToTensor(),
+            Normalize(mean, std),
+        ]
+    )
+    ours = Preprocess((side, side), crop_pct, "letterbox", interpolation, mean, std)
+    assert torch.equal(ours(photo(height, width)), transform(padded))
+
+
+@pytest.mark.parametrize(("height", "width"), [*SIZES, (64, 112), (65, 113)])
+@pytest.mark.parametrize("size", [(64, 112), (112, 64), (48, 50)])
+def test_letterbox_of_another_aspect_pads_to_that(height: int, width: int, size: tuple[int, int]) -> None:
+    mean = (0.485, 0.456, 0.406)
+    tall, wide = max(height, width * size[0] // size[1]), max(width, height * size[1] // size[0])
+    horizontal, vertical = (wide - width) // 2, (tall - height) // 2
+    padded = TVF.pad(
+        photo(height, width), (horizontal, vertical, horizontal, vertical), fill=tuple(int(x * 255) for x in mean)
+    )
+    theirs = create_transform((3, *size), interpolation="bicubic", crop_pct=1.0, mean=mean, std=(1.0, 1.0, 1.0))(padded)
+    ours = Preprocess(size, 1.0, "letterbox", mean=mean, std=(1.0, 1.0, 1.0))
+    assert torch.equal(ours(photo(height, width)), theirs)
+    assert horizontal == 0 or vertical == 0  # the smallest border
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 200), (200, 121)])
+def test_letterbox_shows_the_whole_photo_in_a_border_of_the_mean(height: int, width: int) -> None:
+    preprocess = Preprocess((64, 64), 1.0, "letterbox")
+    got = preprocess(photo(height, width))
+    assert got.shape == (3, 64, 64)
+    corner = got[:, :3, -3:] if width > height else got[:, -3:, :3]
+    assert corner.abs().max() < 1 / 255 / min(preprocess.std)  # `int` rounds the mean down by less than one of 255
+    view = preprocess.view((height, width))
+    left, top = view.from_source(0, 0)
+    right, bottom = view.from_source(width, height)
+    assert -1 < left < right < 65
+    assert -1 < top < bottom < 65
+
+
+def test_keeping_the_aspect_needs_no_border() -> None:
+    letterbox, center = Preprocess((32, 32), 1.0, "letterbox"), Preprocess((32, 32), 1.0)
+    assert torch.equal(letterbox(photo(60, 100), 48, keep_aspect=True), center(photo(60, 100), 48, keep_aspect=True))
+    assert letterbox.view((60, 100), 48, keep_aspect=True).pad == (0, 0)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

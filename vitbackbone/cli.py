@@ -227,7 +227,7 @@ def _same_backbone(backbone: "ViT", manifest: dict[str, Any]) -> None:
     pairs = {
         "weights": (model["weights_sha256"], weights_sha256(backbone)),
         "settings": (model["spec"]["settings"], backbone.spec.settings),
-        **{key: (manifest["preprocessing"][key], value) for key, value in preprocessing.items()},
+        **{key: (manifest["preprocessing"].get(key), value) for key, value in preprocessing.items()},
     }
     # A tuple comes back from JSON as a list.
     wrong = [name for name, (saved, now) in pairs.items() if json.dumps(saved) != json.dumps(now)]

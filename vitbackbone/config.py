@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 Position = Literal["learned", "sincos1d", "sincos2d", "none"]
-Pool = Literal["cls", "mean"]
-MlpKind = Literal["gelu", "swiglu"]
+RelativePosition = Literal["none", "table", "decomposed"]
+QkvBias = Literal["qkv", "qv", "none"]
+MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
+Pool = Literal["cls", "mean", "map", "neck"]
 Indivisible = Literal["pad", "refuse"]
 
 
@@ -17,15 +19,32 @@ class Resampling:
 
     `offset`: DINO and DINOv2 hand `interpolate` the scale factor (n + offset) / M instead of the size n, which
     shifts every sample point a little (facebookresearch/dinov2, models/vision_transformer.py). 0 means the size.
+    `relative`: the same for tables of relative positions, see `position.resample_relative`.
     """
 
     mode: Literal["bicubic", "bilinear"] = "bicubic"
     antialias: bool = False
     offset: float = 0.0
+    relative: Literal["spline", "geometric", "bilinear"] = "spline"
 
     def __post_init__(self) -> None:
         if self.antialias and self.offset:
             raise ValueError("Resampling: an offset goes with antialias=False; torch accepts no scale factor with it")
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions of the patches (Su et al. 2021), half of each head's channels for the row, half for the column.
+
+    `coordinates`: `"centred"` is a patch's centre in [-1, 1] times 2π, whatever the grid (DINOv3); `"index"` is its row
+    or column, rescaled so that every grid spans `reference` (EVA-02).
+    """
+
+    theta: float  # the longest wavelength, as a multiple of the shortest
+    coordinates: Literal["centred", "index"]
+    pairs: Literal["halves", "neighbours"]  # channels that rotate together: (i, i + d/2), or (2i, 2i + 1)
+    reference: tuple[int, int] = (16, 16)  # (h, w)
+    bfloat16: bool = False  # wavelengths rounded to bfloat16, as the authors' DINOv3 files keep them
 
 
 @dataclass(frozen=True)
@@ -41,18 +60,28 @@ class ViTConfig:
     depth: int = 12
     num_heads: int = 12
     mlp_dim: int = 3072  # hidden width of the MLP; for SwiGLU, of each of its two branches
-    mlp: MlpKind = "gelu"
+    mlp: MlpKind = "gelu"  # the exact GELU, its tanh approximation, x * sigmoid(1.702 x), or gated
+    mlp_norm: bool = False  # a norm on the hidden values of a gated MLP
     stem: tuple[tuple[int, int], ...] = ()  # (width, stride) of each 3x3 convolution; () is the paper's linear patches
+    patch_bias: bool = True  # of the patch projection
+    pre_norm: bool = False  # a norm before the first block
     cls: bool = True
     num_registers: int = 0  # prefix tokens that are neither CLS nor patch: registers, DeiT's distillation token
     position: Position = "learned"
     resampling: Resampling = Resampling()
-    qkv_bias: bool = True
+    rotary: Rotary | None = None
+    relative_position: RelativePosition = "none"  # bias on attention: a table (BEiT), or rows plus columns (SAM)
+    window: int = 0  # side, in patches, of the windows that attention stays within; 0 is everywhere
+    global_blocks: tuple[int, ...] = ()  # blocks without windows
+    qkv_bias: QkvBias = "qkv"  # which of query, key and value have one
     layer_scale: bool = False
     norm_eps: float = 1e-6
     final_norm: bool = True
     fc_norm: bool = False  # a norm after mean pooling, in the place of the final norm
-    pool: Pool = "cls"
+    pool: Pool = "cls"  # CLS, the patch mean, attention pooling (SigLIP), or the mean of the neck's map (SAM)
+    neck_dim: int = 0  # channels of the neck's map; 0 is no neck
+    projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
+    projection_bias: bool = False
     drop_path: float = 0.0  # of the deepest block; rises linearly with depth from 0. Acts in training only
     indivisible: Indivisible = "pad"  # sizes that the patch does not divide: pad at the right and bottom, or refuse
 
@@ -60,7 +89,7 @@ class ViTConfig:
         def wrong(text: str) -> ValueError:
             return ValueError(f"ViTConfig: {text}")
 
-        for name, kind in {"position": Position, "pool": Pool, "mlp": MlpKind, "indivisible": Indivisible}.items():
+        for name, kind in KINDS.items():
             if getattr(self, name) not in get_args(kind):
                 raise wrong(f"{name}={getattr(self, name)!r}; want one of {', '.join(get_args(kind))}")
         for name in ("patch_size", "dim", "depth", "num_heads", "mlp_dim"):
@@ -75,8 +104,22 @@ class ViTConfig:
         parts = {"sincos1d": 2, "sincos2d": 4}.get(self.position, 1)
         if self.dim % parts:
             raise wrong(f"position={self.position!r} needs dim divisible by {parts}, got {self.dim}")
+        if self.rotary and self.dim % (4 * self.num_heads):
+            raise wrong(f"rotary needs heads of a width divisible by 4, got {self.dim}/{self.num_heads}")
+        if self.relative_position == "decomposed" and self.num_prefix:
+            raise wrong("relative_position='decomposed' has no place for CLS or registers")
+        if self.relative_position == "table" and self.num_prefix != 1:
+            raise wrong(f"relative_position='table' has biases for one prefix token, got {self.num_prefix}")
+        if self.window and self.num_prefix:
+            raise wrong(f"window={self.window} has no place for CLS or registers")
+        if self.window < 0 or any(not 0 <= i < self.depth for i in self.global_blocks):
+            raise wrong(f"window={self.window}, global_blocks={self.global_blocks} with depth={self.depth}")
+        if self.mlp_norm and self.mlp != "swiglu":
+            raise wrong(f"mlp_norm=True goes with mlp='swiglu', got {self.mlp!r}")
         if self.pool == "cls" and not self.cls:
             raise wrong("pool='cls' needs cls=True; use pool='mean'")
+        if self.pool == "neck" and not self.neck_dim:
+            raise wrong("pool='neck' needs neck_dim; use pool='mean'")
         if self.fc_norm and (self.final_norm or self.pool != "mean"):
             raise wrong("fc_norm=True replaces the final norm after mean pooling: set final_norm=False, pool='mean'")
         if self.num_registers < 0:
@@ -94,6 +137,15 @@ class ViTConfig:
         return int(self.cls) + self.num_registers
 
 
+KINDS = {
+    "position": Position,
+    "relative_position": RelativePosition,
+    "qkv_bias": QkvBias,
+    "mlp": MlpKind,
+    "pool": Pool,
+    "indivisible": Indivisible,
+}
+
 #                 dim  depth heads mlp_dim
 SIZES: dict[str, tuple[int, int, int, int]] = {
     "Ti": (192, 12, 3, 768),  # Touvron et al. 2021
@@ -101,6 +153,11 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
     "B": (768, 12, 12, 3072),  # Dosovitskiy et al. 2021, table 1
     "L": (1024, 24, 16, 4096),
     "H": (1280, 32, 16, 5120),
+    "M": (512, 12, 8, 2048),  # Touvron et al. 2022
+    "So": (1152, 27, 16, 4304),  # "shape-optimised", Alabdulmohsin et al. 2023
+    "g": (1408, 40, 16, 6144),  # Zhai et al. 2022
+    "G": (1664, 48, 16, 8192),
+    "gopt": (1536, 40, 16, 6144),  # Tschannen et al. 2025
 }
 
 

@@ -1,13 +1,16 @@
 """The conversion engine: checkpoint keys to parameters by a table of rules, nothing guessed and nothing left over.
 
-A rule names source keys and target parameters; `{i}` stands for a block's number. Every source key must match exactly
-one rule, and every parameter must be filled exactly once; otherwise one error lists both sides.
+A rule names source keys and target parameters; `{i}` stands for a block's number, and a `{rest}` at the end for any
+rest. A rule applies where the model has all its targets: one table can serve a plain MLP and a gated one. Every source
+key must match exactly one rule that applies, and every parameter must be filled exactly once; otherwise one error lists
+both sides. `revert` runs the same table backwards.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 State = Mapping[str, Tensor]
@@ -16,15 +19,29 @@ HEADS = ("head.", "head_dist.")  # what comes out under these is a classifier's,
 
 
 @dataclass(frozen=True)
+class Change:
+    """What a rule does to tensors, one argument a source and one result a target, and how to undo it, where the result
+    alone tells."""
+
+    there: Callable[..., tuple[Tensor, ...]]
+    back: Callable[..., tuple[Tensor, ...]] | None = None
+
+
+@dataclass(frozen=True)
 class Rule:
     """`sources` become `targets`. No targets: the checkpoint may hold these keys and they are dropped on purpose.
 
-    `via` takes one tensor a source and returns one a target; without it the tensors are taken as they are.
+    Without `via` the tensors are taken as they are. A target with `{i}` whose sources have none goes to every block.
+    `written`: False for a spelling that is read and that `revert` does not use.
     """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
-    via: Callable[..., tuple[Tensor, ...]] | None = None
+    via: Change | None = None
+    written: bool = True
+
+
+Rules = tuple[Rule, ...]
 
 
 def rename(source: str, target: str) -> Rule:
@@ -35,9 +52,19 @@ def drop(source: str) -> Rule:
     return Rule((source,), ())
 
 
-def both(source: str, target: str) -> tuple[Rule, Rule]:
+def both(source: str, target: str) -> Rules:
     """The weight and the bias of a layer."""
     return rename(f"{source}.weight", f"{target}.weight"), rename(f"{source}.bias", f"{target}.bias")
+
+
+def inside(prefix: str, rules: Iterable[Rule]) -> Rules:
+    """The same rules for a checkpoint that keeps its keys under a prefix."""
+    return tuple(replace(rule, sources=tuple(prefix + source for source in rule.sources)) for rule in rules)
+
+
+def read_only(rules: Iterable[Rule]) -> Rules:
+    """The same rules for another spelling of the format's keys, which is read and never written."""
+    return tuple(replace(rule, written=False) for rule in rules)
 
 
 class ConversionError(ValueError):
@@ -47,21 +74,33 @@ class ConversionError(ValueError):
 def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, Tensor]:
     """The parameters `expected` from a checkpoint's tensors, and those of its heads (`HEADS`) if it has any.
 
-    Raises one `ConversionError` that lists every key that no rule or more than one matches, every rule only some of
-    whose sources are there, and every parameter that is filled twice, not at all, with another shape, or that the
-    model does not have.
+    Raises one `ConversionError` that lists every key that no rule or more than one fits, every rule only some of whose
+    sources are there, and every parameter that is filled twice, not at all, or with another shape.
     """
     table = list(rules)
     patterns = [(n, part, _pattern(key)) for n, rule in enumerate(table) for part, key in enumerate(rule.sources)]
     found: dict[tuple[int, str], dict[int, str]] = {}  # (rule, block number) -> position in the rule -> source key
     trouble: list[str] = []
-    for key in state:
-        matches = [(n, part, match) for n, part, pattern in patterns if (match := pattern.fullmatch(key))]
-        if len(matches) != 1:
-            trouble.append(f"{key}: {'no rule of the format knows this key' if not matches else 'several rules match'}")
+    for key, tensor in state.items():
+        if not tensor.numel():  # transformers saves the registers of a model that has none
             continue
-        n, part, match = matches[0]
-        found.setdefault((n, match.groupdict().get("i", "")), {})[part] = key
+        matches = [(n, part, match) for n, part, pattern in patterns if (match := pattern.fullmatch(key))]
+        fitting = [
+            (n, part, block)
+            for n, part, match in matches
+            if _lacking(table[n], block := match.groupdict().get("i", ""), expected) is None
+        ]
+        if len(fitting) == 1:
+            n, part, block = fitting[0]
+            found.setdefault((n, block), {})[part] = key
+        elif fitting:
+            trouble.append(f"{key}: several rules match")
+        elif matches:
+            n, _, match = matches[0]
+            lacking = _lacking(table[n], match.groupdict().get("i", ""), expected)
+            trouble.append(f"{key}: the model has no such parameter, {lacking}")
+        else:
+            trouble.append(f"{key}: no rule of the format knows this key")
 
     result: dict[str, Tensor] = {}
     for (n, block), keys in found.items():
@@ -72,24 +111,89 @@ def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, T
             trouble += [f"{source.replace('{i}', block)}: missing, though {there} is there" for source in missing]
         elif rule.targets:
             given = tuple(state[keys[part]] for part in range(len(rule.sources)))
-            for target, tensor in zip(rule.targets, rule.via(*given) if rule.via else given, strict=True):
-                name = target.replace("{i}", block)
-                if name in result:
-                    trouble.append(f"{name}: filled twice, the second time by {', '.join(keys.values())}")
-                result[name] = tensor
+            try:
+                changed = rule.via.there(*given) if rule.via else given
+            except (RuntimeError, IndexError, ValueError) as error:
+                shapes = ", ".join(f"{key} {tuple(state[key].shape)}" for key in keys.values())
+                trouble.append(f"{shapes}: these shapes do not go together ({error})")
+                result |= dict.fromkeys((name for t in rule.targets for name in _names(t, block, expected)), UNKNOWN)
+                continue
+            for target, tensor in zip(rule.targets, changed, strict=True):
+                for name in _names(target, block, expected):
+                    if name in result:
+                        trouble.append(f"{name}: filled twice, the second time by {', '.join(keys.values())}")
+                    result[name] = tensor
 
     trouble += [f"{name}: the checkpoint does not fill this parameter" for name in expected.keys() - result.keys()]
     for name, tensor in result.items():
-        if name in expected and tensor.shape != expected[name].shape:
+        if tensor is not UNKNOWN and name in expected and tensor.shape != expected[name].shape:
             shapes = f"shape {tuple(tensor.shape)} in the checkpoint, {tuple(expected[name].shape)} in the model"
             trouble.append(f"{name}: {shapes}")
-        elif name not in expected and not name.startswith(HEADS):
-            trouble.append(f"{name}: the model has no such parameter")
     if trouble:
         raise ConversionError("the checkpoint does not fit:\n  " + "\n  ".join(sorted(trouble)))
     return result
 
 
+def revert(state: State, rules: Iterable[Rule]) -> dict[str, Tensor]:
+    """The keys and tensors of a checkpoint format from a model's parameters: `convert` backwards.
+
+    Raises `ConversionError` where a parameter has no place in the format, or more than one.
+    """
+    result: dict[str, Tensor] = {}
+    used: dict[str, int] = dict.fromkeys(state, 0)
+    trouble: list[str] = []
+    for rule in rules:
+        if not rule.written:
+            continue
+        patterns = [_pattern(target) for target in rule.targets]
+        blocks = {match.groupdict().get("i", "") for p in patterns for key in state if (match := p.fullmatch(key))}
+        if blocks and all("{i}" not in source for source in rule.sources):
+            blocks = {""}
+        for block in blocks:
+            names = [_names(target, block, state) for target in rule.targets]
+            if _lacking(rule, block, state) is not None or not all(names):
+                continue
+            for name in (name for group in names for name in group):
+                used[name] += 1
+            if any(not torch.equal(state[group[0]], state[name]) for group in names for name in group):
+                trouble.append(f"{rule.sources[0]}: the blocks differ, and the format has one for all of them")
+            given = tuple(state[group[0]] for group in names)
+            if rule.via is None:
+                made = given
+            elif rule.via.back is None:
+                trouble.append(f"{rule.sources[0]}: cannot be told from the model's parameters alone")
+                continue
+            else:
+                made = rule.via.back(*given)
+            result |= {key.replace("{i}", block): t for key, t in zip(rule.sources, made, strict=True)}
+    counts = {0: "no place", 2: "more than one place"}
+    trouble += [f"{name}: the format has {counts[min(n, 2)]} for it" for name, n in used.items() if n != 1]
+    if trouble:
+        raise ConversionError("the model does not fit the format:\n  " + "\n  ".join(sorted(trouble)))
+    return {key: tensor.contiguous() for key, tensor in result.items()}
+
+
+UNKNOWN = torch.empty(0)  # in the place of a parameter that could not be made
+
+
+def _names(target: str, block: str, known: State) -> list[str]:
+    """The parameters that a target means."""
+    if block or "{i}" not in target:
+        return [target.replace("{i}", block)]
+    return [name for name in known if _pattern(target).fullmatch(name)]
+
+
+def _lacking(rule: Rule, block: str, known: State) -> str | None:
+    """A parameter that the rule wants to fill and the model does not have."""
+    for target in rule.targets:
+        names = _names(target, block, known)
+        if not names:
+            return target
+        for name in names:
+            if name not in known and not name.startswith(HEADS):
+                return name
+    return None
+
+
 def _pattern(template: str) -> re.Pattern[str]:
-    before, found, after = template.partition("{i}")
-    return re.compile(re.escape(before) + (r"(?P<i>\d+)" + re.escape(after) if found else ""))
+    return re.compile(re.escape(template).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{rest\}", ".+"))

@@ -225,7 +225,7 @@ def trace(config: ViTConfig, resolution: Resolution | None = None, num_classes: 
     rows.append((_count(config.depth, "block"), _by(seen["blocks.0"][1]), "each of them:"))
     each = d // heads
     mixer = f"{heads} heads of {each}; weights softmax(q kᵀ / √{each}), {_by((heads, n, n))}; linear {d} -> {d}"
-    hidden = seen["blocks.0.mlp.fc2"][0][-1]
+    hidden = seen["blocks.0.mlp.w3" if config.mlp == "swiglu" else "blocks.0.mlp.fc2"][0][-1]
     inside = f"{d} -> {'2 x ' if config.mlp == 'swiglu' else ''}{hidden} -> {d}, {MLP_NAMES[config.mlp]}"
     scale, legend = ("γ · ", ", γ learned per channel") if config.layer_scale else ("", "")
     rows += [

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vitbackbone.features import Backbone, Features, pool_cls, pool_mean
 from vitbackbone.inference import evaluating
-from vitbackbone.preprocess import Preprocess, Resolution
+from vitbackbone.preprocess import ImageTransform, Resolution
 from vitbackbone.vit import ViT
 
 Images = Sequence[Any] | NDArray[Any]
@@ -125,7 +125,7 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
             if X.dtype != np.uint8 or X.ndim not in (3, 4) or one_image:
                 raise ValueError(f"X is an array of {X.dtype} {X.shape}; {wanted}. One image goes into a list")
 
-    def _read(self, index: int, image: Any, preprocess: Preprocess) -> Float[Tensor, "3 H W"]:
+    def _read(self, index: int, image: Any, preprocess: ImageTransform) -> Float[Tensor, "C H W"]:
         try:
             return preprocess(_from_array(image) if isinstance(image, np.ndarray) else image, self.resolution)
         except (OSError, ValueError) as error:

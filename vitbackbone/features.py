@@ -4,6 +4,7 @@ Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens, `
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitbackbone.preprocess import Preprocess, View
+from vitbackbone.preprocess import ImageTransform, View
 
 Images = Tensor | Sequence[Tensor]  # (B, 3, H, W) float, or a list of (3, Hi, Wi)
 
@@ -61,9 +62,13 @@ class Geometry:
             raise ValueError(f"the views have sizes {[v.size for v in views]}, the backbone was given {self.sizes}")
         return replace(self, views=tuple(views))
 
+    def image(self, index: int) -> "Geometry":
+        """That of one image of the batch alone."""
+        return replace(self, sizes=(self.sizes[index],), views=(self.views[index],) if self.views else None)
+
     def box(self, image: int, row: int, column: int) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of a patch in source pixels. The part of it in the padding lies outside the
-        image. Raises `IndexError` if the image has no such patch."""
+        """(left, top, right, bottom) of a patch in source pixels. The part of it in the padding, or in the border of a
+        letterbox, lies outside the image. Raises `IndexError` if the image has no such patch."""
         self._check_patch(image, row, column)
         left, top = self._to_source(image, column * self.stride, row * self.stride)
         right, bottom = self._to_source(image, (column + 1) * self.stride, (row + 1) * self.stride)
@@ -74,7 +79,9 @@ class Geometry:
         the image, or cropped away."""
         column, row = self._from_source(image, x, y)
         height, width = self.sizes[image]
-        if not (0 <= column < width and 0 <= row < height):
+        source = self.views[image].source if self.views else (height, width)
+        inside = 0 <= x < source[1] and 0 <= y < source[0]  # the border of a letterbox is seen, but is no photo
+        if not (inside and 0 <= column < width and 0 <= row < height):
             raise IndexError(f"pixel (x={x}, y={y}) is not within what the backbone saw of image {image}")
         return int(row // self.stride), int(column // self.stride)
 
@@ -116,7 +123,7 @@ class Features:
     registers: Float[Tensor, "B R D"]  # prefix tokens that are neither CLS nor patch, in the checkpoint's order
     patches: Float[Tensor, "B D h w"]  # feature map, row-major over the image
     geometry: Geometry
-    pool: Callable[["Features"], Float[Tensor, "B D"]] = pool_cls_or_mean  # the checkpoint's own pooling
+    pool: Callable[["Features"], Float[Tensor, "B P"]] = pool_cls_or_mean  # the checkpoint's own pooling
 
     @property
     def tokens(self) -> Float[Tensor, "B N D"]:
@@ -129,9 +136,23 @@ class Features:
         return self.geometry.grid
 
     @property
-    def pooled(self) -> Float[Tensor, "B D"]:
-        """One vector an image, by the checkpoint's own pooling."""
-        return self.pool(self)
+    def pooled(self) -> Float[Tensor, "B P"]:
+        """One vector an image, by the checkpoint's own pooling. P is D, but for projections and necks."""
+        # What was made in inference mode stays there, wherever it is pooled: autograd cannot save it.
+        with torch.inference_mode() if self.patches.is_inference() else nullcontext():
+            if len(set(self.geometry.grids)) < 2:
+                return self.pool(self)
+            return torch.cat([self.pool(self.image(i)) for i in range(len(self.patches))])
+
+    def image(self, index: int) -> "Features":
+        """One image of the batch alone, (1, …), its map cut to its own grid."""
+        one = slice(index, index + 1)
+        geometry = self.geometry.image(index)
+        h, w = geometry.grid
+        cls = None if self.cls is None else self.cls[one]
+        return replace(
+            self, cls=cls, registers=self.registers[one], patches=self.patches[one, :, :h, :w], geometry=geometry
+        )
 
     @property
     def valid(self) -> Bool[Tensor, "B h w"]:
@@ -190,6 +211,16 @@ class BackboneSpec:
     has_norm: bool  # whether there is a final norm to apply: `norm=True` raises without one
     image_size: tuple[int, int]  # (H, W) that the weights were trained for
     settings: str = ""  # all else that decides the features, weights and preprocessing apart, as text to compare
+    pooled_dim: int = 0  # width of `pooled`; 0 at construction stands for `dim`
+    stages: tuple[tuple[int, int], ...] = ()  # (D, stride) of each layer where they differ; () if all are as above
+
+    def __post_init__(self) -> None:
+        if not self.pooled_dim:
+            object.__setattr__(self, "pooled_dim", self.dim)
+
+    def stage(self, layer: int) -> tuple[int, int]:
+        """(D, stride) of the patches of a layer."""
+        return self.stages[layer] if self.stages else (self.dim, self.stride)
 
     @property
     def num_prefix(self) -> int:
@@ -201,14 +232,15 @@ class Backbone(Protocol):
     """Anything that turns images into `Features`.
 
     `images` is a float tensor (B, 3, H, W), normalised as `preprocess` does, or a list of (3, Hi, Wi) of different
-    sizes. Anything else raises a `ValueError` that says what was given and what is wanted.
+    sizes; a `FusedBackbone` of n also takes the 3n channels that its `preprocess` makes. Anything else raises a
+    `ValueError` that says what was given and what is wanted.
     """
 
     @property
     def spec(self) -> BackboneSpec: ...
 
     @property
-    def preprocess(self) -> Preprocess:
+    def preprocess(self) -> ImageTransform:
         """Image file to normalised tensor, as this very checkpoint wants it."""
         ...
 
@@ -235,9 +267,11 @@ def resolve_layers(layers: Sequence[int], depth: int) -> list[int]:
     return [i % depth for i in layers]
 
 
-def check_images(images: Images) -> None:
-    """Raises `ValueError` unless `images` is (B, 3, H, W) float or a non-empty list of (3, H, W) float tensors."""
-    wanted = "want a float tensor (B, 3, H, W), normalised, or a list of (3, H, W) tensors of any sizes"
+def check_images(images: Images, channels: Sequence[int] = (3,)) -> None:
+    """Raises `ValueError` unless `images` is (B, C, H, W) float or a non-empty list of (C, H, W) float tensors, with C
+    one of `channels`."""
+    c = " or ".join(map(str, channels))
+    wanted = f"want a float tensor (B, {c}, H, W), normalised, or a list of ({c}, H, W) tensors of any sizes"
     if isinstance(images, Tensor):
         batch: Sequence[Tensor] = [images]
         rank = 4
@@ -246,7 +280,7 @@ def check_images(images: Images) -> None:
     else:
         raise ValueError(f"images is {_describe(images)}; {wanted}")
     for image in batch:
-        if image.ndim != rank or image.shape[-3] != 3 or 0 in image.shape:
+        if image.ndim != rank or image.shape[-3] not in channels or 0 in image.shape:
             raise ValueError(f"images has shape {tuple(image.shape)}; {wanted}")
         if not image.is_floating_point():
             raise ValueError(f"images is {image.dtype}; {wanted}. `backbone.preprocess(image)` makes one from a photo")

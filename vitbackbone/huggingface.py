@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vitbackbone.config import Resampling, ViTConfig
-from vitbackbone.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
+from vitbackbone.config import MlpKind, Resampling, Rotary, ViTConfig
+from vitbackbone.preprocess import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
 
 Json = Mapping[str, Any]
 
 # How transformers resamples positions (modeling_vit.py, modeling_dinov2.py; modeling_dinov2_with_registers.py).
-PLAIN = Resampling("bicubic", antialias=False)
-ANTIALIASED = Resampling("bicubic", antialias=True)
+PLAIN = Resampling("bicubic", antialias=False, relative="bilinear")
+ANTIALIASED = Resampling("bicubic", antialias=True, relative="bilinear")
 
 
 def _get(config: Json, key: str, default: Any) -> Any:
@@ -27,45 +27,144 @@ def _sides(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _shared(config: Json, norm_eps: float) -> dict[str, Any]:
-    height, width = _sides(_get(config, "patch_size", 16))
+def _shared(config: Json, **defaults: Any) -> dict[str, Any]:
+    """What every model type has. `defaults`: where a type's are not ViT's, since older files leave them out."""
+
+    def get(key: str, default: Any) -> Any:
+        return _get(config, key, defaults.get(key, default))
+
+    height, width = _sides(get("patch_size", 16))
     if height != width:
         raise ValueError(f"config.json has patch_size={config['patch_size']}; only square patches are supported")
+    activation = get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"config.json has hidden_act={activation!r}; want one of {', '.join(ACTIVATIONS)}")
     return {
-        "image_size": _sides(_get(config, "image_size", 224)),
+        "image_size": _sides(get("image_size", 224)),
         "patch_size": height,
-        "dim": _get(config, "hidden_size", 768),
-        "depth": _get(config, "num_hidden_layers", 12),
-        "num_heads": _get(config, "num_attention_heads", 12),
-        "qkv_bias": _get(config, "qkv_bias", True),
-        "norm_eps": _get(config, "layer_norm_eps", norm_eps),
+        "dim": get("hidden_size", 768),
+        "depth": get("num_hidden_layers", 12),
+        "num_heads": get("num_attention_heads", 12),
+        "mlp_dim": get("intermediate_size", 3072),
+        "mlp": ACTIVATIONS[activation],
+        "qkv_bias": "qkv" if get("qkv_bias", True) else "none",
+        "norm_eps": get("layer_norm_eps", 1e-12),
+        "resampling": PLAIN,
     }
 
 
+ACTIVATIONS: dict[str, MlpKind] = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "swiglu",
+}
+
+
 def _vit(config: Json) -> ViTConfig:
-    mlp_dim = _get(config, "intermediate_size", 3072)
-    return ViTConfig(**_shared(config, 1e-12), mlp_dim=mlp_dim, resampling=PLAIN)
+    return ViTConfig(**_shared(config))
 
 
 def _deit(config: Json) -> ViTConfig:
     return replace(_vit(config), num_registers=1)
 
 
-def _dinov2(config: Json, resampling: Resampling = PLAIN) -> ViTConfig:
-    shared = _shared(config, 1e-6)
-    hidden = int(shared["dim"] * _get(config, "mlp_ratio", 4))
-    swiglu = _get(config, "use_swiglu_ffn", False)
-    return ViTConfig(
-        **shared,
-        mlp="swiglu" if swiglu else "gelu",
-        mlp_dim=(int(hidden * 2 / 3) + 7) // 8 * 8 if swiglu else hidden,
-        layer_scale=True,
-        resampling=resampling,
-    )
+def _mae(config: Json) -> ViTConfig:
+    return replace(_vit(config), position="sincos2d")
+
+
+def _ijepa(config: Json) -> ViTConfig:
+    return replace(_vit(config), cls=False, pool="mean")
+
+
+def _dinov2(config: Json) -> ViTConfig:
+    shared = _shared(config, layer_norm_eps=1e-6)
+    shared["mlp_dim"] = int(shared["dim"] * _get(config, "mlp_ratio", 4))
+    if _get(config, "use_swiglu_ffn", False):
+        shared |= {"mlp": "swiglu", "mlp_dim": (int(shared["mlp_dim"] * 2 / 3) + 7) // 8 * 8}
+    return ViTConfig(**shared, layer_scale=True)
 
 
 def _dinov2_with_registers(config: Json) -> ViTConfig:
-    return replace(_dinov2(config, ANTIALIASED), num_registers=_get(config, "num_register_tokens", 4))
+    registers = _get(config, "num_register_tokens", 4)
+    return replace(_dinov2(config), resampling=ANTIALIASED, num_registers=registers)
+
+
+def _dinov3(config: Json) -> ViTConfig:
+    defaults = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "layer_norm_eps": 1e-5}
+    shared = _shared(config, **defaults)
+    biases = tuple(_get(config, f"{part}_bias", part != "key") for part in ("query", "key", "value"))
+    kinds = {(True, True, True): "qkv", (True, False, True): "qv", (False, False, False): "none"}
+    gated = _get(config, "use_gated_mlp", False)
+    if biases not in kinds or not _get(config, "proj_bias", True) or not _get(config, "mlp_bias", True):
+        raise ValueError("config.json leaves out biases that this ViT has: want proj_bias, mlp_bias, and query, value")
+    if gated != (shared["mlp"] == "swiglu"):
+        raise ValueError(f"config.json has use_gated_mlp={gated} with hidden_act={config.get('hidden_act')!r}")
+    return ViTConfig(
+        **{**shared, "qkv_bias": kinds[biases]},
+        position="none",
+        rotary=Rotary(_get(config, "rope_theta", 100.0), "centred", "halves"),
+        num_registers=_get(config, "num_register_tokens", 0),
+        layer_scale=True,
+    )
+
+
+def _beit(config: Json) -> ViTConfig:
+    own, shared = (_get(config, f"use_{kind}relative_position_bias", False) for kind in ("", "shared_"))
+    if own and shared:
+        raise ValueError("config.json has relative positions per block and shared ones at once; want one of them")
+    pretraining = config.get("architectures") == ["BeitForMaskedImageModeling"]
+    mean = _get(config, "use_mean_pooling", True)
+    return ViTConfig(
+        **{**_shared(config), "qkv_bias": "qv"},
+        position="learned" if _get(config, "use_absolute_position_embeddings", False) else "none",
+        relative_position="table" if own or shared else "none",
+        layer_scale=_get(config, "layer_scale_init_value", 0.1) > 0,
+        final_norm=pretraining or not mean,
+        fc_norm=mean and not pretraining,
+        pool="mean" if mean else "cls",
+    )
+
+
+def _clip(config: Json) -> ViTConfig:
+    tower = _get(config, "vision_config", config)
+    defaults = {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+    projected = config.get("architectures") in (["CLIPModel"], ["CLIPVisionModelWithProjection"])
+    return ViTConfig(
+        **_shared(tower, **defaults),
+        patch_bias=False,
+        pre_norm=True,
+        projection_dim=_get(config, "projection_dim", 512) if projected else 0,
+    )
+
+
+def _siglip(config: Json) -> ViTConfig:
+    tower = _get(config, "vision_config", config)
+    shared = _shared(tower, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
+    return ViTConfig(**shared, cls=False, pool="map" if _get(tower, "vision_use_head", True) else "mean")
+
+
+def _sam(config: Json) -> ViTConfig:
+    tower = _get(config, "vision_config", config)
+    shared = _shared(tower, image_size=1024, layer_norm_eps=1e-6)
+    if not (_get(tower, "use_abs_pos", True) and _get(tower, "use_rel_pos", True)):
+        raise ValueError("config.json leaves out absolute or relative positions, which this encoder has")
+    return ViTConfig(
+        **{**shared, "mlp_dim": _get(tower, "mlp_dim", int(shared["dim"] * _get(tower, "mlp_ratio", 4.0)))},
+        cls=False,
+        relative_position="decomposed",
+        window=_get(tower, "window_size", 14),
+        global_blocks=tuple(_get(tower, "global_attn_indexes", (2, 5, 8, 11))),
+        final_norm=False,
+        neck_dim=_get(tower, "output_channels", 256),
+        pool="neck",
+    )
+
+
+def _beit_layout(config: Json) -> str:
+    """The key layout depends on two switches; see `formats.huggingface.BEIT`."""
+    absolute = _get(config, "use_absolute_position_embeddings", False)
+    return " absolute" * absolute + " shared" * _get(config, "use_shared_relative_position_bias", False)
 
 
 @dataclass(frozen=True)
@@ -75,17 +174,32 @@ class ModelType:
     vit_config: Callable[[Json], ViTConfig]
     preprocess: Preprocess
     fixed_input: bool  # whether the network's `image_size` is also the input's where no processor file says otherwise
+    layout: Callable[[Json], str] = lambda config: ""  # what comes after the class in the name of the key layout
 
 
 VIT_EVAL = Preprocess((224, 224), 1.0, "squash", "bilinear", HALF, HALF, crop_rounding="down")
 DEIT_EVAL = Preprocess((224, 224), 224 / 256, "squash", "bicubic", IMAGENET_MEAN, IMAGENET_STD, crop_rounding="down")
 DINOV2_EVAL = replace(DEIT_EVAL, crop_mode="center")
+DINOV3_EVAL = replace(VIT_EVAL, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+SIGLIP_EVAL = replace(VIT_EVAL, interpolation="bicubic")
+CLIP_EVAL = Preprocess((224, 224), 1.0, "center", "bicubic", CLIP_MEAN, CLIP_STD, crop_rounding="down")
+SAM_EVAL = Preprocess((1024, 1024), 1.0, "squash", "bilinear", IMAGENET_MEAN, IMAGENET_STD)
 
 MODEL_TYPES: dict[str, ModelType] = {
     "vit": ModelType(_vit, VIT_EVAL, fixed_input=True),
+    "vit_mae": ModelType(_mae, VIT_EVAL, fixed_input=True),
+    "ijepa": ModelType(_ijepa, VIT_EVAL, fixed_input=True),
     "deit": ModelType(_deit, DEIT_EVAL, fixed_input=True),
+    "beit": ModelType(_beit, SIGLIP_EVAL, fixed_input=True, layout=_beit_layout),
     "dinov2": ModelType(_dinov2, DINOV2_EVAL, fixed_input=False),
     "dinov2_with_registers": ModelType(_dinov2_with_registers, DINOV2_EVAL, fixed_input=False),
+    "dinov3_vit": ModelType(_dinov3, DINOV3_EVAL, fixed_input=False),
+    "clip": ModelType(_clip, CLIP_EVAL, fixed_input=True),
+    "clip_vision_model": ModelType(_clip, CLIP_EVAL, fixed_input=True),
+    "siglip": ModelType(_siglip, SIGLIP_EVAL, fixed_input=True),
+    "siglip_vision_model": ModelType(_siglip, SIGLIP_EVAL, fixed_input=True),
+    "sam": ModelType(_sam, SAM_EVAL, fixed_input=True),
+    "sam_vision_model": ModelType(_sam, SAM_EVAL, fixed_input=True),
 }
 
 
@@ -94,13 +208,9 @@ def read_config(config: Json) -> tuple[ViTConfig, Preprocess]:
 
     Raises `ValueError` on a model type that is not known here, or a setting that this ViT does not have.
     """
-    name = config.get("model_type")
-    if name not in MODEL_TYPES:
-        raise ValueError(f"config.json has model_type={name!r}; want one of {', '.join(MODEL_TYPES)}")
-    for key, wanted in {"hidden_act": "gelu", "num_channels": 3}.items():
-        if _get(config, key, wanted) != wanted:
-            raise ValueError(f"config.json has {key}={config[key]!r}; only {wanted!r} is supported for {name}")
-    model_type = MODEL_TYPES[name]
+    model_type = _model_type(config)
+    if _get(config, "num_channels", 3) != 3:
+        raise ValueError(f"config.json has num_channels={config['num_channels']}; only 3 are supported")
     vit = model_type.vit_config(config)
     image_size = vit.image_size if model_type.fixed_input else model_type.preprocess.image_size
     return vit, replace(model_type.preprocess, image_size=image_size)
@@ -111,7 +221,14 @@ def read_format(config: Json) -> str:
     architectures = config.get("architectures") or []
     if len(architectures) != 1:
         raise ValueError(f"config.json has architectures={architectures}; want the one class that saved the weights")
-    return str(architectures[0])
+    return str(architectures[0]) + _model_type(config).layout(config)
+
+
+def _model_type(config: Json) -> ModelType:
+    name = config.get("model_type")
+    if name not in MODEL_TYPES:
+        raise ValueError(f"config.json has model_type={name!r}; want one of {', '.join(MODEL_TYPES)}")
+    return MODEL_TYPES[name]
 
 
 def read_labels(config: Json) -> tuple[str, ...]:

@@ -1,14 +1,17 @@
-"""The parts of a Vision Transformer.
+"""The parts of a Vision Transformer but for attention.
 
 Axes: `B` batch, `N` tokens, `D` width, `h w` patch grid, `H W` pixels.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitbackbone.attention import Attention, WindowAttention
 from vitbackbone.config import Resampling, ViTConfig
 from vitbackbone.position import resample, sincos1d, sincos2d
 
@@ -18,7 +21,8 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, config.dim, kernel_size=config.patch_size, stride=config.patch_size)
+        p = config.patch_size
+        self.proj = nn.Conv2d(3, config.dim, kernel_size=p, stride=p, bias=config.patch_bias)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
         return self.proj(images)
@@ -81,52 +85,48 @@ class PositionEmbedding(nn.Module):
         return self._cache[key]
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention. The forward uses torch's fused kernel; `weights` recomputes the map on request."""
+def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """x * sigmoid(1.702 x), what OpenAI's CLIP was trained with (openai/CLIP, clip/model.py)."""
+    return x * torch.sigmoid(1.702 * x)
 
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.qkv_bias)
-        self.proj = nn.Linear(config.dim, config.dim)
 
-    def _split(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "3 B heads N d"]:
-        return rearrange(self.qkv(x), "B N (three heads d) -> three B heads N d", three=3, heads=self.num_heads)
-
-    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        q, k, v = self._split(x)
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(rearrange(x, "B heads N d -> B N (heads d)"))
-
-    def weights(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N N"]:
-        """softmax(q kᵀ / √d): row i says how much token i takes from each token."""
-        q, k, _ = self._split(x)
-        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+}
 
 
 class Mlp(nn.Module):
-    """Linear, GELU (the exact one), linear."""
+    """Linear, activation, linear."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.dim, config.mlp_dim)
+        self.activation = ACTIVATIONS[config.mlp]
         self.fc2 = nn.Linear(config.mlp_dim, config.dim)
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class SwiGLU(nn.Module):
-    """SiLU(gate) * value, then linear (Shazeer 2020). `fc1` holds gate and value, stacked, as DINOv2's `w12` does."""
+    """SiLU(gate) * value, then linear (Shazeer 2020). `w12` holds gate and value, stacked (facebookresearch/dinov2,
+    layers/swiglu_ffn.py). EVA-02 norms the product."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.dim, 2 * config.mlp_dim)
-        self.fc2 = nn.Linear(config.mlp_dim, config.dim)
+        self.w12 = nn.Linear(config.dim, 2 * config.mlp_dim)
+        self.norm = nn.LayerNorm(config.mlp_dim, eps=config.norm_eps) if config.mlp_norm else nn.Identity()
+        self.w3 = nn.Linear(config.mlp_dim, config.dim)
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        gate, value = self.fc1(x).chunk(2, dim=-1)
-        return self.fc2(F.silu(gate) * value)
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(self.norm(F.silu(gate) * value))
+
+
+def mlp(config: ViTConfig) -> Mlp | SwiGLU:
+    return SwiGLU(config) if config.mlp == "swiglu" else Mlp(config)
 
 
 class LayerScale(nn.Module):
@@ -158,26 +158,25 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
-MLPS: dict[str, type[Mlp] | type[SwiGLU]] = {"gelu": Mlp, "swiglu": SwiGLU}
-
-
 class Block(nn.Module):
     """A pre-norm encoder block: attention, then MLP, each on a normalised copy and added to the stream."""
 
-    def __init__(self, config: ViTConfig, drop_path: float) -> None:
+    def __init__(self, config: ViTConfig, index: int) -> None:
         super().__init__()
 
         def scale() -> nn.Module:
             return LayerScale(config.dim) if config.layer_scale else nn.Identity()
 
+        everywhere = not config.window or index in config.global_blocks
         self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.attn = Attention(config)
+        self.attn = Attention(config, config.grid) if everywhere else WindowAttention(config)
         self.ls1 = scale()
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.mlp = MLPS[config.mlp](config)
+        self.mlp = mlp(config)
         self.ls2 = scale()
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(config.drop_path * index / max(config.depth - 1, 1))
 
-    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+    def forward(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N D"]:
+        """`grid`: (h, w) of the patches, which are the last h*w tokens."""
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), grid)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))

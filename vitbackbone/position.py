@@ -1,15 +1,20 @@
-"""Position tables as pure functions: the fixed sinusoids and the resampling of a table to another patch grid.
+"""Positions as pure functions: fixed sinusoids, rotary tables, relative indices, and the resampling of tables to
+another patch grid.
 
-Axes: `D` width, `h w` patch grid.
+Axes: `D` width, `d` width of a head, `h w` patch grid, `N` patches.
 """
 
+import math
+from functools import lru_cache
+
+import numpy as np
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitbackbone.config import Resampling
+from vitbackbone.config import Resampling, Rotary
 
 
 def _angles(positions: Int[Tensor, " N"], dim: int) -> Float[Tensor, "N half"]:
@@ -51,3 +56,109 @@ def resample(
     else:
         image = F.interpolate(image, size=new, mode=how.mode, align_corners=False, antialias=how.antialias)
     return rearrange(image, "1 d h w -> (h w) d").to(table.dtype)
+
+
+# ---- rotary -------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=16)  # every block of a forward asks for the same table
+def rotary_table(rotary: Rotary, dim: int, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "2 N d"]:
+    """Cosines and sines of the angles by which the channels of a head of width `dim` turn, per patch, in float32."""
+    with torch.inference_mode(False), torch.no_grad():
+        steps = torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4)
+        periods = rotary.theta**steps
+        if rotary.bfloat16:
+            periods = periods.bfloat16().float()
+        axes = [torch.arange(side, dtype=torch.float32, device=device) for side in grid]
+        if rotary.coordinates == "centred":
+            axes = [2 * math.pi * (2 * (a + 0.5) / side - 1) for a, side in zip(axes, grid, strict=True)]
+        else:
+            axes = [a / side * span for a, side, span in zip(axes, grid, rotary.reference, strict=True)]
+        rows, columns = torch.meshgrid(*axes, indexing="ij")
+        angle = torch.cat([axis.flatten()[:, None] / periods for axis in (rows, columns)], dim=1)
+        angle = torch.cat([angle, angle], 1) if rotary.pairs == "halves" else angle.repeat_interleave(2, dim=1)
+        return torch.stack([angle.cos(), angle.sin()])
+
+
+def rotate(
+    x: Float[Tensor, "*batch T d"], table: Float[Tensor, "2 N d"], rotary: Rotary
+) -> Float[Tensor, "*batch T d"]:
+    """Queries or keys with the last N of their T tokens, the patches, turned by the angles of `rotary_table`."""
+    cos, sin = table
+    prefix, patches = x[..., : -len(cos), :], x[..., -len(cos) :, :]
+    if rotary.pairs == "halves":
+        first, second = patches.chunk(2, dim=-1)
+        across = torch.cat([-second, first], dim=-1)
+    else:
+        across = torch.stack([-patches[..., 1::2], patches[..., ::2]], dim=-1).flatten(-2)
+    return torch.cat([prefix, (patches * cos + across * sin).type_as(x)], dim=-2)
+
+
+# ---- relative -----------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4)  # N² numbers each; every block of a forward asks for the same
+def relative_index(grid: tuple[int, int], device: torch.device) -> Int[Tensor, "T T"]:
+    """The row of BEiT's bias table for each pair of the T = 1 + h*w tokens: one row for every difference of places, and
+    three more for CLS to a patch, a patch to CLS, and CLS to itself (microsoft/unilm, beit/modeling_finetune.py)."""
+    h, w = grid
+    with torch.inference_mode(False):
+        y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
+        differences = (2 * h - 1) * (2 * w - 1)
+        index = torch.full((1 + h * w, 1 + h * w), differences)
+        index[1:, 0] = differences + 1
+        index[0, 0] = differences + 2
+        index[1:, 1:] = (y[:, None] - y + h - 1) * (2 * w - 1) + x[:, None] - x + w - 1
+        return index.to(device)
+
+
+def resample_relative(
+    table: Float[Tensor, "M heads"], old: tuple[int, int], new: tuple[int, int], how: Resampling
+) -> Float[Tensor, "K heads"]:
+    """Resize the part of BEiT's bias table that belongs to differences of places, from patch grid `old` to `new`.
+
+    `how.relative`: `"spline"` is the authors' (a cubic spline over places that lie the further apart the further out
+    they are, in geometric progression: microsoft/unilm, beit/run_class_finetuning.py); `"geometric"` is timm's, linear
+    between the same places; `"bilinear"` is transformers', over evenly spaced ones.
+    """
+    if old == new:
+        return table
+    before, after = ((2 * grid[0] - 1, 2 * grid[1] - 1) for grid in (old, new))
+    body = rearrange(table[:-3].float(), "(y x) heads -> heads y x", y=before[0])
+    if how.relative == "bilinear":
+        body = F.interpolate(body[None], size=after, mode="bilinear", align_corners=False)[0]
+    else:
+        degree = {"spline": 3, "geometric": 1}[how.relative]
+        rows, columns = (
+            torch.from_numpy(_geometric(a, b, degree)).to(table.device) for a, b in zip(before, after, strict=True)
+        )
+        body = einsum(rows, columns, body, "v y, u x, heads y x -> heads v u")
+    return torch.cat([rearrange(body, "heads v u -> (v u) heads").to(table.dtype), table[-3:]])
+
+
+@lru_cache(maxsize=64)
+def _geometric(old: int, new: int, degree: int) -> Float[np.ndarray, "new old"]:
+    """The matrix that interpolates `new` evenly spaced values from `old` ones, both centred, the latter in geometric
+    progression. Its ratio is found by bisection in [1.01, 1.5], as coarsely as upstream does, for equal results."""
+    from scipy.interpolate import make_interp_spline
+
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if (1 - ratio ** (old // 2)) / (1 - ratio) > new // 2:
+            high = ratio
+        else:
+            low = ratio
+    outwards = np.cumsum(ratio ** np.arange(old // 2))
+    places = np.concatenate([-outwards[::-1], [0.0], outwards])
+    wanted = np.clip(np.arange(new) - new // 2, places[0], places[-1])
+    return make_interp_spline(places, np.eye(old), k=min(degree, old - 1))(wanted).astype(np.float32)
+
+
+def resample_line(table: Float[Tensor, "M d"], side: int) -> Float[Tensor, "K d"]:
+    """Resize a table of the 2n - 1 differences of rows, or columns, to those of `side` of them
+    (facebookresearch/segment-anything, modeling/image_encoder.py)."""
+    if len(table) == 2 * side - 1:
+        return table
+    line = F.interpolate(rearrange(table.float(), "m d -> 1 d m"), size=2 * side - 1, mode="linear")
+    return rearrange(line, "1 d m -> m d").to(table.dtype)

@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from torch import Tensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 ImageSource = str | PathLike[str] | Image.Image
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+CropMode = Literal["center", "squash", "letterbox"]
 Resolution = int | tuple[int, int]  # side of a square, or (H, W)
 
 # What Pillow raises on damaged files: it has no one error type. 78,000 damaged files raised all of the first five.
@@ -46,7 +48,8 @@ FILTERS = {
 
 @dataclass(frozen=True)
 class View:
-    """How an input of the network was cut from its photo: resized to `resized`, then cropped at `offset` to `size`.
+    """How an input of the network was cut from its photo: a border of `pad` put around it, resized to `resized`, then
+    cropped at `offset` to `size`.
 
     All sizes are (H, W); coordinates are continuous pixels, (0, 0) the top-left corner of the image.
     """
@@ -55,20 +58,46 @@ class View:
     resized: tuple[int, int]
     offset: tuple[int, int]  # (top, left) of the crop in the resized photo
     size: tuple[int, int]  # what the network is given
+    pad: tuple[int, int] = (0, 0)  # border in pixels of the photo: (top and bottom each, left and right each)
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """(H, W) of the photo with its border, which is what was resized."""
+        return self.source[0] + 2 * self.pad[0], self.source[1] + 2 * self.pad[1]
 
     def to_source(self, x: float, y: float) -> tuple[float, float]:
-        """(x, y) of the photo for a point of the network's input."""
+        """(x, y) of the photo for a point of the network's input; outside of the photo for one in the border."""
         return (
-            (x + self.offset[1]) * self.source[1] / self.resized[1],
-            (y + self.offset[0]) * self.source[0] / self.resized[0],
+            (x + self.offset[1]) * self.padded[1] / self.resized[1] - self.pad[1],
+            (y + self.offset[0]) * self.padded[0] / self.resized[0] - self.pad[0],
         )
 
     def from_source(self, x: float, y: float) -> tuple[float, float]:
         """(x, y) of the network's input for a point of the photo; outside of [0, W) x [0, H) if it was cropped away."""
         return (
-            x * self.resized[1] / self.source[1] - self.offset[1],
-            y * self.resized[0] / self.source[0] - self.offset[0],
+            (x + self.pad[1]) * self.resized[1] / self.padded[1] - self.offset[1],
+            (y + self.pad[0]) * self.resized[0] / self.padded[0] - self.offset[0],
         )
+
+
+@runtime_checkable
+class ImageTransform(Protocol):
+    """Image file to what a backbone is given, and the way back: `Preprocess`, or that of several backbones as one."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # a dataclass: the manifest of a feature store holds its fields
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) that comes out by default."""
+        ...
+
+    def __call__(
+        self, image: ImageSource, resolution: Resolution | None = None, keep_aspect: bool = False
+    ) -> Float[Tensor, "C H W"]: ...
+
+    def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
+        """What `__call__` cuts out of a photo of (H, W) pixels, for `Geometry.through`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,12 +108,15 @@ class Preprocess:
     settings (timm/data/transforms_factory.py).
 
     `crop_mode`: the photo is resized to `image_size / crop_pct` and its centre cropped; `"center"` keeps the aspect
-    and lets the longer side stand out, `"squash"` ignores it.
+    and lets the longer side stand out, `"squash"` ignores it. `"letterbox"` keeps it too, and first puts a border of
+    the mean colour around the photo, the same at opposite sides, so that it gets the aspect of the crop: with
+    `crop_pct=1` the whole photo is seen, but for what the rounding to whole pixels costs (prismatic-vlms,
+    prismatic/models/backbones/vision/base_vision.py, `LetterboxPad`; on squares the two are equal to the bit).
     """
 
     image_size: tuple[int, int] = (224, 224)  # (H, W)
     crop_pct: float = 0.875
-    crop_mode: Literal["center", "squash"] = "center"
+    crop_mode: CropMode = "center"
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -93,7 +125,7 @@ class Preprocess:
     def __post_init__(self) -> None:
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"Preprocess: crop_pct must be in (0, 1], got {self.crop_pct}")
-        if self.interpolation not in FILTERS or self.crop_mode not in ("center", "squash"):
+        if self.interpolation not in FILTERS or self.crop_mode not in get_args(CropMode):
             raise ValueError(f"Preprocess: unknown interpolation or crop_mode: {self.interpolation}, {self.crop_mode}")
 
     def __call__(
@@ -102,14 +134,18 @@ class Preprocess:
         """A path or a PIL image to a float32 tensor (3, H, W).
 
         `resolution`: replaces the checkpoint's own input size, in pixels.
-        `keep_aspect`: the whole photo stays, nothing is cropped: its shorter side becomes the resolution, or with
-        (H, W) it is made just large enough to cover that.
+        `keep_aspect`: the whole photo stays, nothing is cropped and no border put around it: its shorter side becomes
+        the resolution, or with (H, W) it is made just large enough to cover that.
         Raises `OSError` (a `PIL.UnidentifiedImageError` among them) or `ValueError` on what cannot be read.
         """
         rgb = load_image(image)
         view = self.view((rgb.height, rgb.width), resolution, keep_aspect)
         top, left = view.offset
-        if view.resized != view.source:
+        if view.pad != (0, 0):
+            vertical, horizontal = view.pad
+            fill = tuple(int(255 * value) for value in self.mean)
+            rgb = ImageOps.expand(rgb, (horizontal, vertical, horizontal, vertical), fill)
+        if view.resized != view.padded:
             rgb = rgb.resize((view.resized[1], view.resized[0]), FILTERS[self.interpolation])
         rgb = rgb.crop((left, top, left + view.size[1], top + view.size[0]))
         pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1).float() / 255  # (3, H, W)
@@ -126,11 +162,13 @@ class Preprocess:
         if keep_aspect:
             resized = _cover(source, size)
             return View(source, resized, (0, 0), resized)
-        resized = self.scaled(size) if self.crop_mode == "squash" else _cover(source, self.scaled(size))
+        pad = _border(source, size) if self.crop_mode == "letterbox" else (0, 0)
+        padded = source[0] + 2 * pad[0], source[1] + 2 * pad[1]
+        resized = self.scaled(size) if self.crop_mode == "squash" else _cover(padded, self.scaled(size))
         top, left = (resized[0] - size[0]) / 2, (resized[1] - size[1]) / 2
         down = self.crop_rounding == "down"
         offset = (math.floor(top), math.floor(left)) if down else (round(top), round(left))
-        return View(source, resized, offset, size)
+        return View(source, resized, offset, size, pad)
 
     def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
         """What (H, W) is cropped from: that divided by `crop_pct`, whose own rounding must not cost a pixel."""
@@ -192,3 +230,11 @@ def _cover(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
         return (target[0], scaled) if source[0] <= source[1] else (scaled, target[0])
     ratio = min(source[0] / target[0], source[1] / target[1])
     return round(source[0] / ratio), round(source[1] / ratio)
+
+
+def _border(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Rows to add above and below a photo each, and columns left and right each, for the aspect of `target`. An odd
+    difference leaves the photo a pixel short of it, as in prismatic-vlms."""
+    height = max(source[0], source[1] * target[0] // target[1])
+    width = max(source[1], source[0] * target[1] // target[0])
+    return (height - source[0]) // 2, (width - source[1]) // 2

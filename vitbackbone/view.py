@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from vitbackbone.features import Attention, Backbone, Features, resolve_layers
 from vitbackbone.inference import evaluating
-from vitbackbone.preprocess import FILTERS, ImageSource, Resolution, View, load_image
+from vitbackbone.preprocess import FILTERS, ImageSource, Preprocess, Resolution, View, load_image
 
 MAX_TOKENS = 4096  # one map of 16 heads takes 1 GiB there
 MAP_BYTES = 2**29  # attention maps that `show` asks for in one forward, at least one layer's
@@ -176,10 +176,12 @@ def show(
 
     Memory: a layer's attention maps take 4 * heads * N² bytes, and about three times that while they are made. As
     many layers as fit in 512 MiB are asked for in one forward, so a large N costs more forwards, not more memory.
-    Raises `ValueError` beyond 4096 tokens.
+    Raises `ValueError` beyond 4096 tokens, and on a `FusedBackbone`, whose members have pictures each for itself.
     """
-    rgb = load_image(image)
     spec = backbone.spec
+    if not isinstance(backbone.preprocess, Preprocess):
+        raise ValueError(f"{spec.name} is several backbones, which attend each for itself; show one of them")
+    rgb = load_image(image)
     size = _whole_patches(backbone.preprocess.view((rgb.height, rgb.width), resolution, keep_aspect=True), spec.stride)
     tokens = size[0] * size[1] // spec.stride**2 + spec.num_prefix
     if tokens > MAX_TOKENS:

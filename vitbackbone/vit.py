@@ -29,6 +29,7 @@ from vitbackbone.features import (
     stack,
 )
 from vitbackbone.layers import Block, ConvStem, PatchEmbed, PositionEmbedding
+from vitbackbone.pooling import AttentionPool, Neck, pool_neck
 from vitbackbone.preprocess import Preprocess
 
 
@@ -49,10 +50,14 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.randn(1, 1, config.dim) * 0.02) if config.cls else None
         registers = torch.randn(1, config.num_registers, config.dim) * 0.02
         self.reg_token = nn.Parameter(registers) if config.num_registers else None
-        rise = config.drop_path / max(config.depth - 1, 1)
-        self.blocks = nn.ModuleList(Block(config, drop_path=i * rise) for i in range(config.depth))
+        self.norm_pre = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.final_norm else None
+        self.attn_pool = AttentionPool(config) if config.pool == "map" else None
+        self.neck = Neck(config) if config.neck_dim else None
         self.fc_norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.fc_norm else nn.Identity()
+        bias, width = config.projection_bias, config.projection_dim
+        self.projection = nn.Linear(config.dim, width, bias=bias) if width else nn.Identity()
         self.apply(_init)
 
     @property
@@ -69,6 +74,7 @@ class ViT(nn.Module):
             has_norm=c.final_norm,
             image_size=c.image_size,
             settings=repr(c),
+            pooled_dim=c.projection_dim or (c.neck_dim if c.pool == "neck" else c.dim),
         )
 
     def forward(self, images: Images) -> Features:
@@ -88,7 +94,7 @@ class ViT(nn.Module):
         x, geometry = self.embed(images)
         outputs: dict[int, Features] = {}
         for i, block in enumerate(self._first(max(indices) + 1)):
-            x = block(x)
+            x = block(x, geometry.grid)
             if i in indices:
                 outputs[i] = self.unpack(self.norm(x) if norm and self.norm else x, geometry)
         return tuple(outputs[i] for i in indices)
@@ -106,10 +112,10 @@ class ViT(nn.Module):
         maps: dict[int, Attention] = {}
         for i, block in enumerate(self._first(max(indices) + 1)):
             if i in indices:
-                weights = block.attn.weights(block.norm1(x))
+                weights = block.attn.weights(block.norm1(x), geometry.grid)
                 maps[i] = Attention(weights, self.config.num_prefix, geometry.grid)
             if i < max(indices):
-                x = block(x)
+                x = block(x, geometry.grid)
         return tuple(maps[i] for i in indices)
 
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Geometry]:
@@ -129,24 +135,32 @@ class ViT(nn.Module):
         if self.pos_embed is not None:
             x = x + self.pos_embed(geometry.grid)
         prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
-        return torch.cat([*prefix, x], dim=1), geometry
+        return self.norm_pre(torch.cat([*prefix, x], dim=1)), geometry
 
     def unpack(self, x: Float[Tensor, "B N D"], geometry: Geometry) -> Features:
         """Tokens of a block to `Features`."""
         cls = x[:, 0] if self.config.cls else None
         registers = x[:, int(self.config.cls) : self.config.num_prefix]
         patches = rearrange(x[:, self.config.num_prefix :], "B (h w) D -> B D h w", h=geometry.grid[0])
-        return Features(cls, registers, patches, geometry, partial(_pool, POOLS[self.config.pool], self.fc_norm))
+        return Features(
+            cls, registers, patches, geometry, partial(_pool, self._pooling(), self.fc_norm, self.projection)
+        )
+
+    def _pooling(self) -> Callable[[Features], Tensor]:
+        if self.attn_pool is not None:
+            return self.attn_pool
+        if self.neck is not None and self.config.pool == "neck":
+            return partial(pool_neck, self.neck)
+        return {"cls": pool_cls, "mean": pool_mean}[self.config.pool]
 
     def _first(self, count: int) -> list[Block]:
         return [cast(Block, block) for block in self.blocks[:count]]
 
 
-POOLS = {"cls": pool_cls, "mean": pool_mean}
-
-
-def _pool(pool: Callable[[Features], Tensor], norm: nn.Module, features: Features) -> Float[Tensor, "B D"]:
-    return norm(pool(features))
+def _pool(
+    pool: Callable[[Features], Tensor], norm: nn.Module, projection: nn.Module, features: Features
+) -> Float[Tensor, "B P"]:
+    return projection(norm(pool(features)))
 
 
 def _init(module: nn.Module) -> None:

@@ -1,13 +1,13 @@
 """Image files to batches of pixels, in worker processes. A file that cannot be read is a record with its reason."""
 
 import hashlib
+import math
 import stat
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitbackbone.features import Images
-from vitbackbone.preprocess import DECODE_ERRORS, Preprocess, Resolution
+from vitbackbone.preprocess import DECODE_ERRORS, ImageTransform, Resolution
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow's decoders that a file may choose from
 MAX_FILE_BYTES = 2**30  # the largest image that passes the pixel limit is half of this
@@ -39,30 +39,30 @@ class Batch:
     takes a file descriptor."""
 
     records: tuple[Record, ...]  # of every input
-    sizes: tuple[tuple[int, int], ...]  # (H, W) of those that were read, as the backbone wants them
+    shapes: tuple[tuple[int, int, int], ...]  # (C, H, W) of those that were read, as the backbone wants them
     pixels: Float[Tensor, " n"]
 
     def images(self, device: torch.device | str) -> Images:
-        """The images that were read: (B, 3, H, W) if they have one size, else a list of (3, Hi, Wi)."""
+        """The images that were read: (B, C, H, W) if they have one size, else a list of (C, Hi, Wi)."""
         pixels = self.pixels.to(device)
-        if len(set(self.sizes)) == 1:
-            return pixels.view(-1, 3, *self.sizes[0])
-        ends = accumulate(3 * height * width for height, width in self.sizes)
-        return [pixels[end - 3 * h * w : end].view(3, h, w) for end, (h, w) in zip(ends, self.sizes, strict=True)]
+        if len(set(self.shapes)) == 1:
+            return pixels.view(-1, *self.shapes[0])
+        parts = pixels.split([math.prod(shape) for shape in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
 class ImageReader(Dataset[tuple[Record, Tensor | None]]):
     """Reads the file at a path. Indexed by paths, so that workers hold no list of them, and free of the weights.
 
-    Returns the record, and the pixels (3, H, W) or None. Never raises on a bad file.
+    Returns the record, and the pixels (C, H, W) or None. Never raises on a bad file.
     """
 
-    def __init__(self, preprocess: Preprocess, resolution: Resolution | None, keep_aspect: bool) -> None:
+    def __init__(self, preprocess: ImageTransform, resolution: Resolution | None, keep_aspect: bool) -> None:
         self.preprocess = preprocess
         self.resolution = resolution
         self.keep_aspect = keep_aspect
 
-    def __getitem__(self, path: str) -> tuple[Record, Float[Tensor, "3 H W"] | None]:
+    def __getitem__(self, path: str) -> tuple[Record, Float[Tensor, "C H W"] | None]:
         sha256: str | None = None
         width: int | None = None
         height: int | None = None
@@ -80,11 +80,13 @@ class ImageReader(Dataset[tuple[Record, Tensor | None]]):
             return Record(str(unreadable), width, height, sha256), None
 
     def _check_resized(self, height: int, width: int) -> None:
-        """A photo of few pixels that is very long and thin becomes huge when its shorter side is scaled up."""
-        resized = self.preprocess.view((height, width), self.resolution, self.keep_aspect).resized
-        if Image.MAX_IMAGE_PIXELS is not None and resized[0] * resized[1] > Image.MAX_IMAGE_PIXELS:
+        """A photo of few pixels that is very long and thin becomes huge when its shorter side is scaled up, or a border
+        makes it square."""
+        view = self.preprocess.view((height, width), self.resolution, self.keep_aspect)
+        largest = max(view.padded, view.resized, key=math.prod)
+        if Image.MAX_IMAGE_PIXELS is not None and math.prod(largest) > Image.MAX_IMAGE_PIXELS:
             raise _Unreadable(
-                f"too long and thin: {width} x {height} pixels become {resized[1]} x {resized[0]}, "
+                f"too long and thin: {width} x {height} pixels become {largest[1]} x {largest[0]}, "
                 f"more than {Image.MAX_IMAGE_PIXELS} pixels"
             )
 
@@ -96,9 +98,9 @@ def read_batches(reader: ImageReader, batches: Iterable[list[str]], workers: int
 
 def _collate(items: Sequence[tuple[Record, Tensor | None]]) -> Batch:
     read = [pixels for _, pixels in items if pixels is not None]
-    sizes = tuple((pixels.shape[1], pixels.shape[2]) for pixels in read)
+    shapes = tuple((pixels.shape[0], pixels.shape[1], pixels.shape[2]) for pixels in read)
     flat = torch.cat([pixels.flatten() for pixels in read]) if read else torch.empty(0)
-    return Batch(tuple(record for record, _ in items), sizes, flat)
+    return Batch(tuple(record for record, _ in items), shapes, flat)
 
 
 class _Unreadable(Exception):

@@ -206,7 +206,7 @@ class _Embedder:
     def __call__(self, batch: Batch) -> tuple[list[Record], dict[str, Tensor]]:
         """The record of each input, and the rows of those that have features."""
         records = list(batch.records)
-        if not batch.sizes:
+        if not batch.shapes:
             return records, {}
         images = batch.images(self.device)
         outputs = self.backbone.forward_layers(images, self.layers, norm=self.backbone.spec.has_norm)

@@ -1,0 +1,14 @@
+"""The checkpoint formats, as tables: which key of a file becomes which parameter of `ViT`.
+
+A head's parameters come out under `head.` and `head_dist.`; they are no part of a backbone, and `load_checkpoint`
+hands them on.
+"""
+
+from vitbackbone.convert import Rules
+from vitbackbone.formats.authors import AUTHORS
+from vitbackbone.formats.huggingface import HUGGING_FACE
+from vitbackbone.formats.timm import TIMM
+
+FORMATS: dict[str, Rules] = {**AUTHORS, **TIMM, **HUGGING_FACE}
+
+__all__ = ["FORMATS"]

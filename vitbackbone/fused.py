@@ -1,0 +1,272 @@
+"""Several backbones as one: each is given the photo in its own colours, and their patches stand side by side.
+
+OpenVLA's vision encoder is one of DINOv2 and SigLIP (Kim et al. 2024; prismatic-vlms,
+prismatic/models/backbones/vision/dinosiglip_vit.py).
+
+Axes: `B` batch, `C` channels of all members' pictures (3n), `D` width, `h w` patch grid, `H W` pixels.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitbackbone.convert import ConversionError, State
+from vitbackbone.features import (
+    Attention,
+    Backbone,
+    BackboneSpec,
+    Features,
+    Geometry,
+    Images,
+    check_images,
+    resolve_layers,
+    stack,
+)
+from vitbackbone.preprocess import CropMode, ImageSource, Preprocess, Resolution, View, load_image
+
+Strategy = Literal["resize-naive", "letterbox", "crop"]  # prismatic's names; its "resize-crop" is the last
+
+CROP_MODES: dict[Strategy, CropMode] = {"resize-naive": "squash", "letterbox": "letterbox", "crop": "center"}
+
+
+@dataclass(frozen=True)
+class FusedPreprocess:
+    """Image file to the pictures of all members, one after another on the channels.
+
+    Each picture has its member's own interpolation, mean and std, and in a letterbox its own colour of the border. All
+    have the one view that `strategy` names, with nothing cut away but what stands out of `image_size`: members that saw
+    different parts of the photo would have no common grid. That is also what OpenVLA does: it sets every `crop_pct` to
+    1 (prismatic/extern/hf/processing_prismatic.py), so the parts' own is without effect.
+
+    The border's colours are those of OpenVLA's training code; its Hugging Face processor gives every member the border
+    of the last one.
+    """
+
+    parts: tuple[Preprocess, ...]  # of each member
+    image_size: tuple[int, int] = (224, 224)  # (H, W)
+    strategy: Strategy = "resize-naive"
+
+    def __post_init__(self) -> None:
+        if not self.parts or not all(isinstance(part, Preprocess) for part in self.parts):
+            kinds = [type(part).__name__ for part in self.parts]
+            raise ValueError(f"FusedPreprocess: parts are {kinds}; want at least one, all of them Preprocess")
+        if self.strategy not in CROP_MODES:
+            raise ValueError(f"FusedPreprocess: strategy={self.strategy!r}; want one of {', '.join(CROP_MODES)}")
+
+    def __call__(
+        self, image: ImageSource, resolution: Resolution | None = None, keep_aspect: bool = False
+    ) -> Float[Tensor, "C H W"]:
+        """A path or a PIL image to a float32 tensor (3n, H, W). Arguments and errors are those of `Preprocess`."""
+        rgb = load_image(image)
+        return torch.cat([part(rgb, resolution, keep_aspect) for part in self._on_one_view()])
+
+    def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
+        """What `__call__` cuts out of a photo of (H, W) pixels, for every member alike."""
+        return self._on_one_view()[0].view(source, resolution, keep_aspect)
+
+    def _on_one_view(self) -> list[Preprocess]:
+        mode = CROP_MODES[self.strategy]
+        return [
+            replace(part, image_size=self.image_size, crop_pct=1.0, crop_mode=mode, crop_rounding="even")
+            for part in self.parts
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One of the backbones, and what is taken of it."""
+
+    backbone: Backbone
+    layer: int  # 0-based, negative from the end
+    norm: bool  # whether its final norm is applied
+
+
+class FusedBackbone(nn.Module):
+    """Several backbones as one: a `Backbone` of one layer, made of one layer of each member.
+
+    `patches` are the members' patches concatenated on the channels, in the members' order, on the grid of the finest
+    member (the smallest stride), where no member loses detail. A coarser map is interpolated bilinearly at the centres
+    of these patches, where they lie in the image; that of a member of the same stride is taken as it is.
+    `cls` are the members' CLS tokens, concatenated, or None if one of them has none. There are no registers: they
+    correspond to nothing in another member.
+
+    Images: (B, 3n, H, W) as `preprocess` makes them; or (B, 3, H, W) normalised as the first member wants, which the
+    others then get in their own normalisation; or lists of such images of different sizes.
+
+    `preprocess`: by default that of each member, squashed to the first one's size.
+    Raises `ValueError` on members that are no modules, that lack the layer or the norm asked, or that do not go with
+    `preprocess`.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], preprocess: FusedPreprocess | None = None, name: str = "fused"
+    ) -> None:
+        super().__init__()
+        if not members:
+            raise ValueError("a fused backbone of no members; want at least one")
+        for member in members:
+            if not isinstance(member.backbone, nn.Module):
+                raise ValueError(f"a member is a {type(member.backbone).__name__}; want one that is an nn.Module")
+            spec = member.backbone.spec
+            if not -spec.depth <= member.layer < spec.depth:
+                raise ValueError(f"{spec.name} has layers from {-spec.depth} to {spec.depth - 1}, not {member.layer}")
+            if member.norm and not spec.has_norm:
+                raise ValueError(f"{spec.name} has no final norm to apply; pass norm=False")
+        if preprocess is None:
+            own = cast(tuple[Preprocess, ...], tuple(member.backbone.preprocess for member in members))  # it checks
+            preprocess = FusedPreprocess(own, own[0].image_size)
+        if len(preprocess.parts) != len(members):
+            raise ValueError(f"{len(members)} members, and preprocessing for {len(preprocess.parts)}; want one each")
+        self.members = nn.ModuleList([cast(nn.Module, member.backbone) for member in members])
+        self.layers = tuple(member.layer % member.backbone.spec.depth for member in members)
+        self.norms = tuple(member.norm for member in members)
+        self.preprocess = preprocess
+        self.name = name
+
+    @property
+    def spec(self) -> BackboneSpec:
+        specs = [member.backbone.spec for member in self._members()]
+        stages = [spec.stage(layer) for spec, layer in zip(specs, self.layers, strict=True)]
+        parts = zip(specs, self.layers, self.norms, strict=True)
+        return BackboneSpec(
+            name=self.name,
+            dim=sum(dim for dim, _ in stages),
+            depth=1,
+            num_heads=sum(spec.num_heads for spec in specs),
+            stride=min(stride for _, stride in stages),
+            num_registers=0,
+            has_cls=all(spec.has_cls for spec in specs),
+            has_norm=all(self.norms),
+            image_size=self.preprocess.image_size,
+            settings=repr([(spec.name, layer, norm, spec.settings) for spec, layer, norm in parts]),
+        )
+
+    def forward(self, images: Images) -> Features:
+        """The one layer, each member's part with its norm or without, as it was put together."""
+        return self.forward_layers(images, [-1], norm=all(self.norms))[0]
+
+    def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
+        """The `Features` of the one layer, 0 or -1, for each entry of `layers`.
+
+        `norm=True` raises `ValueError` unless every member's norm is applied; `norm=False` then leaves out all of them.
+        Of a member no block after its layer is run.
+        """
+        check_images(images, self._channels())
+        indices = resolve_layers(layers, 1)
+        if norm and not all(self.norms):
+            raise ValueError(f"{self.name} has no final norm common to all its members; pass norm=False")
+        if isinstance(images, Tensor):
+            features = self._fuse(images, norm)
+        else:
+            features = stack([self._fuse(image[None], norm) for image in images])
+        return (features,) * len(indices)
+
+    def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
+        """Raises `ValueError`: the members attend each among its own tokens; ask them, `members[i].attention`."""
+        check_images(images, self._channels())
+        resolve_layers(layers, 1)
+        raise ValueError(f"{self.name} has no attention of its own; ask a member: members[i].attention")
+
+    def _fuse(self, images: Float[Tensor, "B C H W"], norm: bool) -> Features:
+        drop = all(self.norms) and not norm
+        parts = [
+            member.backbone.forward_layers(picture, [member.layer], norm=member.norm and not drop)[0]
+            for member, picture in zip(self._members(), self._pictures(images), strict=True)
+        ]
+        finest = min((part.geometry for part in parts), key=lambda geometry: geometry.stride)
+        patches = torch.cat([_align(part, finest) for part in parts], dim=1)
+        tokens = [part.cls for part in parts if part.cls is not None]
+        cls = torch.cat(tokens, dim=1) if len(tokens) == len(parts) else None
+        return Features(cls, patches.new_empty(len(patches), 0, patches.shape[1]), patches, finest)
+
+    def _pictures(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B 3 H W"]]:
+        """What each member is given."""
+        if images.shape[1] == 3 * len(self.members):
+            return list(images.split(3, dim=1))
+        first, *others = self.preprocess.parts
+        return [images, *(_renormalise(images, first, other) for other in others)]
+
+    def _channels(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys((3, 3 * len(self.members))))
+
+    def _members(self) -> list[Member]:
+        parts = zip(self.members, self.layers, self.norms, strict=True)
+        return [Member(cast(Backbone, module), layer, norm) for module, layer, norm in parts]
+
+
+def _renormalise(images: Float[Tensor, "B 3 H W"], old: Preprocess, new: Preprocess) -> Float[Tensor, "B 3 H W"]:
+    """From one mean and std to another. They are Python's numbers, so that no precision of a module rounds them."""
+    channels = zip(images.unbind(1), old.mean, old.std, new.mean, new.std, strict=True)
+    return torch.stack(
+        [x * (std / to_std) + (mean - to_mean) / to_std for x, mean, std, to_mean, to_std in channels], 1
+    )
+
+
+def _align(features: Features, geometry: Geometry) -> Float[Tensor, "B D h w"]:
+    """The map at the patch centres of another geometry of the same images: bilinear, and at the edges the edge patch.
+
+    By strides, not by grid sizes: where a stride does not divide the image, the maps cover different parts of padding.
+    Where both cover the same, this is `F.interpolate(align_corners=False)`.
+    """
+    maps, ratio = features.patches, geometry.stride / features.geometry.stride
+    if ratio == 1:
+        return maps
+    rows, columns = (_hats(*sizes, ratio, maps.device) for sizes in zip(geometry.grid, maps.shape[-2:], strict=True))
+    return rows.to(maps) @ maps @ columns.to(maps).T
+
+
+def _hats(points: int, size: int, ratio: float, device: torch.device) -> Float[Tensor, "points size"]:
+    """How much of each of `size` samples is in each of `points`, which are `ratio` samples apart; rows sum to 1."""
+    centres = ((torch.arange(points, device=device) + 0.5) * ratio - 0.5).clamp(0, size - 1)
+    return (1 - (centres[:, None] - torch.arange(size, device=device)).abs()).clamp(min=0)
+
+
+# ---- by name ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FusedConfig:
+    """A fused backbone as data."""
+
+    members: tuple[tuple[str, int, bool], ...]  # name that `load_backbone` knows, layer, norm
+    image_size: tuple[int, int]  # (H, W)
+    strategy: Strategy = "resize-naive"
+
+
+def fuse(config: FusedConfig, backbones: Sequence[Backbone], name: str) -> FusedBackbone:
+    """The fused backbone of a configuration, out of its members in their order."""
+    parts = zip(backbones, config.members, strict=True)
+    members = [Member(backbone, layer, norm) for backbone, (_, layer, norm) in parts]
+    own = cast(tuple[Preprocess, ...], tuple(backbone.preprocess for backbone in backbones))  # `FusedPreprocess` checks
+    return FusedBackbone(members, FusedPreprocess(own, config.image_size, config.strategy), name)
+
+
+OPENVLA_PARTS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
+OPENVLA_REST = ("language_model.", "projector.")
+
+
+def split_openvla(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The state dicts of DINOv2 and SigLIP, in timm's layout, in a checkpoint of OpenVLA. The language model and the
+    projector are left out.
+
+    LayerScale has timm's name again: OpenVLA renamed it, as transformers used to overwrite what is called `gamma`
+    (prismatic/extern/hf/modeling_prismatic.py, `ls_apply_patch`).
+    Raises `ConversionError` with the keys that belong nowhere, and if one of the two encoders is not there.
+    """
+    trouble = [f"{key}: no part of OpenVLA" for key in state if not key.startswith(OPENVLA_PARTS + OPENVLA_REST)]
+    first, second = (
+        {_timm_key(key, part): state[key] for key in state if key.startswith(part)} for part in OPENVLA_PARTS
+    )
+    trouble += [f"{part}*: missing" for part, found in zip(OPENVLA_PARTS, (first, second), strict=True) if not found]
+    if trouble:
+        raise ConversionError("the checkpoint is not OpenVLA's:\n  " + "\n  ".join(trouble))
+    return first, second
+
+
+def _timm_key(key: str, part: str) -> str:
+    return re.sub(r"^(blocks\.\d+\.ls[12])\.scale_factor$", r"\1.gamma", key.removeprefix(part))
