@@ -53,6 +53,13 @@ def test_the_configuration_is_timms(name: str) -> None:
         with torch.device("meta"):
             theirs.reset_classifier(ZOO[name].config.projection_dim)
     convert(theirs.state_dict(), FORMATS[ZOO[name].format], ours.state_dict())
+    assert theirs.blocks[0].norm1.eps == ours.blocks[0].norm1.eps
+    quick = "openai" in name and "quickgelu" not in name  # timm runs the exact GELU there; the weights want the other
+    activation = "QuickGELU" if quick else type(theirs.blocks[0].mlp.act).__name__
+    assert activation == ACTIVATIONS[ZOO[name].config.mlp]
+
+
+ACTIVATIONS = {"gelu": "GELU", "gelu_tanh": "GELUTanh", "quick_gelu": "QuickGELU", "swiglu": "SiLU"}
 
 
 @pytest.mark.parametrize("name", ZOO)

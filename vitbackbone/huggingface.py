@@ -73,10 +73,6 @@ def _mae(config: Json) -> ViTConfig:
     return replace(_vit(config), position="sincos2d")
 
 
-def _ijepa(config: Json) -> ViTConfig:
-    return replace(_vit(config), cls=False, pool="mean")
-
-
 def _dinov2(config: Json) -> ViTConfig:
     shared = _shared(config, layer_norm_eps=1e-6)
     shared["mlp_dim"] = int(shared["dim"] * _get(config, "mlp_ratio", 4))
@@ -188,7 +184,6 @@ SAM_EVAL = Preprocess((1024, 1024), 1.0, "squash", "bilinear", IMAGENET_MEAN, IM
 MODEL_TYPES: dict[str, ModelType] = {
     "vit": ModelType(_vit, VIT_EVAL, fixed_input=True),
     "vit_mae": ModelType(_mae, VIT_EVAL, fixed_input=True),
-    "ijepa": ModelType(_ijepa, VIT_EVAL, fixed_input=True),
     "deit": ModelType(_deit, DEIT_EVAL, fixed_input=True),
     "beit": ModelType(_beit, SIGLIP_EVAL, fixed_input=True, layout=_beit_layout),
     "dinov2": ModelType(_dinov2, DINOV2_EVAL, fixed_input=False),

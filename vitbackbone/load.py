@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -106,8 +108,8 @@ def find_entry(name: str | PathLike[str]) -> Entry:
 
 
 def read_weights(path: Weights) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of a `.pth`, `.pt` or `.bin` one read with `weights_only=True`, at its
-    top level or under `model` or `state_dict`.
+    """The tensors of a `.safetensors` file; of a `.npz` one, as Flax's models come; or of a `.pth`, `.pt` or `.bin` one
+    read with `weights_only=True`, at its top level or under `model` or `state_dict`.
 
     Raises `FileNotFoundError`, or `ValueError` if the file is damaged, holds pickled code, or is no state dict.
     """
@@ -119,8 +121,14 @@ def read_weights(path: Weights) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file ({error}); download it again") from error
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        except (ValueError, OSError, BadZipFile) as error:
+            raise ValueError(f"{path} is not a whole .npz of plain arrays ({error}); download it again") from error
     if path.suffix not in (".pth", ".pt", ".bin"):
-        raise ValueError(f"{path}: want a .safetensors file, or .pth, .pt or .bin")
+        raise ValueError(f"{path}: want a .safetensors file, or .npz, .pth, .pt or .bin")
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler fails on damaged bytes with whatever they lead it to

@@ -43,17 +43,14 @@ class Neck(nn.Sequential):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(
             nn.Conv2d(config.dim, config.neck_dim, kernel_size=1, bias=False),
-            ChannelNorm(config.neck_dim, config.norm_eps),
+            ChannelNorm(config.neck_dim, eps=1e-6),
             nn.Conv2d(config.neck_dim, config.neck_dim, kernel_size=3, padding=1, bias=False),
-            ChannelNorm(config.neck_dim, config.norm_eps),
+            ChannelNorm(config.neck_dim, eps=1e-6),
         )
 
 
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of a map."""
-
-    def __init__(self, channels: int, eps: float) -> None:
-        super().__init__(channels, eps=eps)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         return rearrange(super().forward(rearrange(x, "B C h w -> B h w C")), "B h w C -> B C h w")

@@ -5,7 +5,7 @@ saved them. (Version 5 still writes the names of version 4.)
 """
 
 from vitbackbone.convert import Rule, Rules, both, drop, inside, read_only, rename
-from vitbackbone.formats.changes import FLATTEN, FOLD_CLS, FOLD_DISTILLED, FOLD_FLAT, UNBATCH, UNSTACK_FIRST, gated, qkv
+from vitbackbone.formats.changes import FLATTEN, FOLD_CLS, FOLD_DISTILLED, FOLD_FLAT, UNSTACK_FIRST, gated, qkv
 
 CLASSIFIER = both("classifier", "head")
 
@@ -33,7 +33,6 @@ _CLS, _POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"
 _WITH_CLS: Rules = (Rule((_CLS, _POSITIONS), ("cls_token", "pos_embed.table"), FOLD_CLS),)
 
 VIT: Rules = (*_BERT, *_MLP, *_NORMS, *_WITH_CLS)
-IJEPA: Rules = (*_BERT, *_MLP, *_NORMS, Rule((_POSITIONS,), ("pos_embed.table",), UNBATCH))
 DEIT: Rules = (
     *_BERT,
     *_MLP,
@@ -165,8 +164,6 @@ HUGGING_FACE: dict[str, Rules] = {
     "ViTForImageClassification": (*inside("vit.", VIT), *CLASSIFIER),
     "ViTMAEModel": VIT,
     "ViTMAEForPreTraining": (*inside("vit.", VIT), drop("decoder.{rest}")),
-    "IJepaModel": IJEPA,
-    "IJepaForImageClassification": (*inside("ijepa.", IJEPA), *CLASSIFIER),
     "DeiTModel": DEIT,
     "DeiTForImageClassification": (*inside("deit.", DEIT), *CLASSIFIER),
     "DeiTForImageClassificationWithTeacher": (

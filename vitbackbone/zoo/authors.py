@@ -72,7 +72,7 @@ _BEIT = {
 
 # OpenAI's and OpenCLIP's state dicts, by OpenCLIP's names of model and pretraining
 #    name                            variant  px   activation projection
-_CLIP = {
+_CLIP: dict[str, tuple[str, int, MlpKind, int]] = {
     "ViT-B-32.openai": ("B/32", 224, "quick_gelu", 512),
     "ViT-B-16.openai": ("B/16", 224, "quick_gelu", 512),
     "ViT-L-14.openai": ("L/14", 224, "quick_gelu", 768),

@@ -73,7 +73,7 @@ def _hf_dinov2(name: str, size: str, registers: int) -> Entry:
     return Entry(config, architecture, DINOV2_EVAL, "apache-2.0", name, policy)
 
 
-_HF_DINOV3 = {
+_HF_DINOV3: dict[str, tuple[str, QkvBias]] = {
     "facebook/dinov3-vits16-pretrain-lvd1689m": ("S", "qv"),
     "facebook/dinov3-vits16plus-pretrain-lvd1689m": ("S+", "qv"),
     "facebook/dinov3-vitb16-pretrain-lvd1689m": ("B", "qv"),
@@ -81,7 +81,7 @@ _HF_DINOV3 = {
     "facebook/dinov3-vith16plus-pretrain-lvd1689m": ("H+", "qv"),
     "facebook/dinov3-vit7b16-pretrain-lvd1689m": ("7B", "none"),
 }
-_HF_CLIP = {
+_HF_CLIP: dict[str, tuple[str, int, MlpKind, int]] = {
     "openai/clip-vit-base-patch32": ("B/32", 224, "quick_gelu", 512),
     "openai/clip-vit-base-patch16": ("B/16", 224, "quick_gelu", 512),
     "openai/clip-vit-large-patch14": ("L/14", 224, "quick_gelu", 768),

@@ -202,7 +202,7 @@ def _dinov2(name: str, size: str, registers: int) -> Entry:
 SATELLITE_MEAN, SATELLITE_STD = (0.430, 0.411, 0.296), (0.213, 0.156, 0.143)
 
 #    name                                            size q and v bias
-_DINOV3 = {
+_DINOV3: dict[str, tuple[str, QkvBias]] = {
     "vit_small_patch16_dinov3.lvd1689m": ("S", "none"),
     "vit_small_patch16_dinov3_qkvb.lvd1689m": ("S", "qv"),
     "vit_small_plus_patch16_dinov3.lvd1689m": ("S+", "none"),
@@ -256,7 +256,7 @@ def _dinov3(name: str, size: str, qkv_bias: QkvBias) -> Entry:
 CLIP = (CLIP_MEAN, CLIP_STD)
 
 #    name                                                  variant  px   activation   width crop mean, std licence
-_CLIP = {
+_CLIP: dict[str, tuple[str, int, MlpKind, int, float, tuple[Triple, Triple], str]] = {
     "vit_base_patch16_clip_quickgelu_224.metaclip_2pt5b": ("B/16", 224, "quick_gelu", 512, 1.0, CLIP, "cc-by-nc-4.0"),
     "vit_base_patch16_clip_quickgelu_224.metaclip_400m": ("B/16", 224, "quick_gelu", 512, 1.0, CLIP, "cc-by-nc-4.0"),
     "vit_base_patch16_clip_quickgelu_224.openai": ("B/16", 224, "quick_gelu", 512, 0.9, CLIP, "apache-2.0"),
@@ -319,7 +319,7 @@ def _clip(
 # ---- SigLIP (Zhai et al. 2023) and SigLIP 2 (Tschannen et al. 2025); the activation is timm's ---------------------
 
 #    name                                        variant  px   activation
-_SIGLIP = {
+_SIGLIP: dict[str, tuple[str, int, MlpKind]] = {
     "vit_base_patch16_siglip_224.webli": ("B/16", 224, "gelu"),
     "vit_base_patch16_siglip_256.webli": ("B/16", 256, "gelu"),
     "vit_base_patch16_siglip_384.webli": ("B/16", 384, "gelu"),
@@ -332,12 +332,12 @@ _SIGLIP = {
     "vit_base_patch16_siglip_256.v2_webli": ("B/16", 256, "gelu"),
     "vit_base_patch16_siglip_384.v2_webli": ("B/16", 384, "gelu"),
     "vit_base_patch16_siglip_512.v2_webli": ("B/16", 512, "gelu"),
-    "vit_base_patch32_siglip_256.v2_webli": ("B/32", 256, "gelu"),
+    "vit_base_patch32_siglip_256.v2_webli": ("B/32", 256, "gelu_tanh"),
     "vit_giantopt_patch16_siglip_256.v2_webli": ("gopt/16", 256, "gelu_tanh"),
     "vit_giantopt_patch16_siglip_384.v2_webli": ("gopt/16", 384, "gelu_tanh"),
     "vit_large_patch16_siglip_256.v2_webli": ("L/16", 256, "gelu"),
     "vit_large_patch16_siglip_384.v2_webli": ("L/16", 384, "gelu"),
-    "vit_large_patch16_siglip_512.v2_webli": ("L/16", 512, "gelu"),
+    "vit_large_patch16_siglip_512.v2_webli": ("L/16", 512, "gelu_tanh"),
     "vit_so400m_patch14_siglip_224.v2_webli": ("So/14", 224, "gelu"),
     "vit_so400m_patch14_siglip_378.v2_webli": ("So/14", 378, "gelu"),
     "vit_so400m_patch16_siglip_256.v2_webli": ("So/16", 256, "gelu_tanh"),
@@ -358,7 +358,7 @@ def _siglip(name: str, variant: str, side: int, mlp: MlpKind) -> Entry:
 # ---- EVA-02 (Fang et al. 2023) ------------------------------------------------------------------------------------
 
 #    name                                                 size  px  crop crop mode  classes
-_EVA02 = {
+_EVA02: dict[str, tuple[str, int, float, CropMode, int]] = {
     "eva02_tiny_patch14_224.mim_in22k": ("Ti", 224, 0.9, "center", 0),
     "eva02_tiny_patch14_336.mim_in22k_ft_in1k": ("Ti", 336, 1.0, "center", 1000),
     "eva02_small_patch14_224.mim_in22k": ("S", 224, 0.9, "center", 0),
@@ -430,8 +430,9 @@ def sam_config(variant: str, global_blocks: tuple[int, ...]) -> ViTConfig:
 
 
 def _sam(name: str, variant: str, global_blocks: tuple[int, ...]) -> Entry:
+    config = replace(sam_config(variant, global_blocks), norm_eps=1e-5)  # timm's; the authors have 1e-6
     preprocess = evaluation(1024, 1.0, IMAGENET_MEAN, IMAGENET_STD)
-    return Entry(sam_config(variant, global_blocks), "timm_sam", preprocess, "apache-2.0", f"timm/{name}")
+    return Entry(config, "timm_sam", preprocess, "apache-2.0", f"timm/{name}")
 
 
 TIMM: dict[str, Entry] = {

@@ -1,0 +1,267 @@
+"""The upstreams as oracles: models with every parameter randomised, what they return, and how far ours is from it.
+
+A case is a row of a table. The tests hold every case to 1e-5, and `make parity` writes down what it measures.
+"""
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import timm
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.helpers import randomise, relative_error
+from vitbackbone import ViT, load_backbone
+from vitbackbone.load import Positions
+from vitbackbone.zoo import ZOO
+
+Size = tuple[int, int]
+
+
+def images(size: Size, batch: int = 1) -> Tensor:
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(size[0] * 1000 + size[1]))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What an upstream makes of images: tokens (B, prefix + N, D), row-major."""
+
+    tokens: Tensor  # the last layer, with the final norm on every token where there is one
+    layers: dict[int, Tensor]  # without that norm
+    pooled: Tensor
+    neck: Tensor | None = None  # (B, C, h, w), SAM's
+
+
+@dataclass(frozen=True)
+class Case:
+    family: str
+    upstream: str
+    name: str
+    sizes: tuple[Size, ...]  # native, another square, not square, not divided by the patch
+    model: Callable[[], nn.Module]
+    load: Callable[[Path, Positions], ViT]
+    save: Callable[[nn.Module, Path], None]
+    run: Callable[[nn.Module, Tensor, list[int]], Outputs]
+    policy: Positions  # the one that is the upstream's
+
+
+def errors(ours: ViT, case: Case, theirs: nn.Module, size: Size, batch: int = 1) -> dict[str, float]:
+    """max |a - b| / max |b| of every part that the model has."""
+    spec = ours.spec
+    layers = sorted({0, spec.depth // 2, spec.depth - 1})
+    x = images(size, batch)
+    with torch.inference_mode():
+        want = case.run(theirs, F.pad(x, (0, -size[1] % spec.stride, 0, -size[0] % spec.stride)), layers)
+        got = ours(x)
+        raw = ours.forward_layers(x, layers, norm=False)
+        found = {
+            "patches": relative_error(got.tokens, want.tokens[:, spec.num_prefix :]),
+            "layers": max(
+                relative_error(features.tokens, want.layers[layer][:, spec.num_prefix :])
+                for layer, features in zip(layers, raw, strict=True)
+            ),
+            "pooled": relative_error(got.pooled, want.pooled),
+        }
+        if got.cls is not None:
+            found["cls"] = relative_error(got.cls, want.tokens[:, 0])
+        if spec.num_registers:
+            found["registers"] = relative_error(got.registers, want.tokens[:, 1 : spec.num_prefix])
+        if want.neck is not None and ours.neck is not None:
+            found["neck"] = relative_error(ours.neck(got.patches), want.neck)
+    return found
+
+
+# ---- timm ---------------------------------------------------------------------------------------------------------
+
+P16, P14, P32 = (
+    ((224, 224), (384, 384), (160, 352), (230, 301)),
+    ((518, 518), (224, 224), (168, 350), (231, 300)),
+    ((224, 224), (384, 384), (160, 352), (230, 301)),
+)
+EVA = ((224, 224), (336, 336), (168, 350), (231, 300))
+DINOV3 = ((256, 256), (224, 224), (160, 352), (230, 301))
+
+TIMM: dict[str, tuple[str, tuple[Size, ...]]] = {
+    "vit_tiny_patch16_224.augreg_in21k": ("ViT", P16),
+    "vit_small_patch32_224.augreg_in21k_ft_in1k": ("ViT", P32),
+    "vit_tiny_patch16_384.augreg_in21k_ft_in1k": ("ViT", ((384, 384), (224, 224), (160, 352), (230, 301))),
+    "deit_tiny_patch16_224.fb_in1k": ("DeiT", P16),
+    "deit_tiny_distilled_patch16_224.fb_in1k": ("DeiT, distilled", P16),
+    "deit3_small_patch16_224.fb_in1k": ("DeiT III", P16),
+    "beit_base_patch16_224.in22k_ft_in22k_in1k": ("BEiT", P16),
+    "beitv2_base_patch16_224.in1k_ft_in1k": ("BEiT v2", P16),
+    "vit_base_patch16_224.mae": ("MAE", P16),
+    "vit_small_patch16_224.dino": ("DINO", P16),
+    "vit_small_patch14_dinov2.lvd142m": ("DINOv2", P14),
+    "vit_small_patch14_reg4_dinov2.lvd142m": ("DINOv2 with registers", P14),
+    "vit_small_patch16_dinov3.lvd1689m": ("DINOv3", DINOV3),
+    "vit_small_plus_patch16_dinov3_qkvb.lvd1689m": ("DINOv3, SwiGLU", DINOV3),
+    "vit_base_patch32_clip_quickgelu_224.openai": ("CLIP, OpenAI", P32),
+    "vit_base_patch32_clip_224.laion2b": ("CLIP, OpenCLIP", P32),
+    "vit_base_patch16_siglip_224.webli": ("SigLIP", P16),
+    "vit_base_patch32_siglip_256.v2_webli": ("SigLIP 2", ((256, 256), (384, 384), (160, 352), (230, 301))),
+    "eva02_tiny_patch14_224.mim_in22k": ("EVA-02", EVA),
+    "eva02_base_patch14_224.mim_in22k": ("EVA-02, norm in the MLP", EVA),
+    "samvit_base_patch16.sa1b": ("SAM", ((1024, 1024), (512, 512), (224, 416), (230, 301))),
+}
+
+
+@functools.lru_cache(maxsize=2)
+def timm_model(name: str) -> nn.Module:
+    config = ZOO[name].config
+    architecture = name.split(".")[0]
+    flexible = {"dynamic_img_size": True}
+    options = {
+        "timm_beit": {},  # takes a new size by `set_input_size`
+        "timm_sam": {},  # takes any
+        "timm_dinov3": {"global_pool": "token"},  # the authors' pooling; timm's default for the class is the mean
+    }.get(ZOO[name].format, flexible)
+    classes = config.projection_dim or ZOO[name].num_classes
+    return randomise(timm.create_model(architecture, pretrained=False, num_classes=classes, **options))
+
+
+def save_timm(model: nn.Module, folder: Path) -> None:
+    save_file(model.state_dict(), folder / "model.safetensors")
+
+
+def run_timm(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
+    if isinstance(model, timm.models.Beit):
+        model = copy.deepcopy(model)
+        model.set_input_size(x.shape[-2:])
+    prefixed = bool(getattr(model, "num_prefix_tokens", 0))
+    options = {"return_prefix_tokens": True} if prefixed else {}
+    found = model.forward_intermediates(x, indices=layers, norm=False, intermediates_only=True, **options)
+    raw = {
+        layer: torch.cat([part[1], part[0].flatten(2).mT], dim=1) if prefixed else part.flatten(2).mT
+        for layer, part in zip(layers, found, strict=True)
+    }
+    last = model.forward_features(x)
+    if isinstance(model, timm.models.VisionTransformerSAM):
+        return Outputs(raw[max(layers)], raw, model.forward_head(last, pre_logits=True), neck=last)
+    if isinstance(model, timm.models.VisionTransformerDistilled):  # timm's is the mean of the two heads' inputs
+        return Outputs(last, raw, last[:, 0])
+    clip = isinstance(model, timm.models.VisionTransformer) and not isinstance(model.norm_pre, nn.Identity)
+    return Outputs(last, raw, model.forward_head(last, pre_logits=not clip))  # CLIP's projection is timm's head
+
+
+def timm_case(name: str) -> Case:
+    family, sizes = TIMM[name]
+
+    def load(folder: Path, positions: Positions) -> ViT:
+        return load_backbone(name, weights=folder / "model.safetensors", positions=positions)
+
+    return Case(
+        family, "timm", name, sizes, functools.partial(timm_model, name), load, save_timm, run_timm, policy="timm"
+    )
+
+
+# ---- transformers -------------------------------------------------------------------------------------------------
+
+SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "patch_size": 8, "image_size": 64}
+MLP = {"intermediate_size": 96}
+GATED = {"use_gated_mlp": True, "hidden_act": "silu", "num_register_tokens": 4}
+SHARED = {"use_shared_relative_position_bias": True, "use_absolute_position_embeddings": True}
+SAM = {"output_channels": 16, "window_size": 3, "global_attn_indexes": [1], "mlp_dim": 96}
+HF_SIZES: tuple[Size, ...] = ((64, 64), (96, 96), (40, 88), (61, 43))
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """A class of transformers, and a small configuration of it."""
+
+    family: str
+    config: str
+    model: str
+    settings: dict[str, object] = field(default_factory=dict)
+    sizes: tuple[Size, ...] = HF_SIZES
+
+
+HF: dict[str, HuggingFace] = {
+    "vit": HuggingFace("ViT", "ViTConfig", "ViTModel", MLP),
+    "vit without qkv bias": HuggingFace("ViT", "ViTConfig", "ViTModel", {**MLP, "qkv_bias": False}),
+    "vit classifier": HuggingFace("ViT", "ViTConfig", "ViTForImageClassification", {**MLP, "num_labels": 7}),
+    "deit": HuggingFace("DeiT", "DeiTConfig", "DeiTModel", MLP),
+    "deit classifier": HuggingFace("DeiT", "DeiTConfig", "DeiTForImageClassification", {**MLP, "num_labels": 7}),
+    "deit teacher": HuggingFace(
+        "DeiT, distilled", "DeiTConfig", "DeiTForImageClassificationWithTeacher", {**MLP, "num_labels": 7}
+    ),
+    "beit": HuggingFace("BEiT", "BeitConfig", "BeitModel", {**MLP, "use_relative_position_bias": True}),
+    "beit shared": HuggingFace("BEiT", "BeitConfig", "BeitForImageClassification", {**MLP, **SHARED, "num_labels": 7}),
+    "beit cls": HuggingFace("BEiT", "BeitConfig", "BeitModel", {**MLP, "use_mean_pooling": False}),
+    "mae": HuggingFace("MAE", "ViTMAEConfig", "ViTMAEModel", {**MLP, "mask_ratio": 0.0}),
+    "dinov2": HuggingFace("DINOv2", "Dinov2Config", "Dinov2Model"),
+    "dinov2 swiglu": HuggingFace("DINOv2, SwiGLU", "Dinov2Config", "Dinov2Model", {"use_swiglu_ffn": True}),
+    "dinov2 classifier": HuggingFace("DINOv2", "Dinov2Config", "Dinov2ForImageClassification", {"num_labels": 7}),
+    "dinov2 registers": HuggingFace("DINOv2 with registers", "Dinov2WithRegistersConfig", "Dinov2WithRegistersModel"),
+    "dinov2 registers classifier": HuggingFace(
+        "DINOv2 with registers",
+        "Dinov2WithRegistersConfig",
+        "Dinov2WithRegistersForImageClassification",
+        {"num_labels": 7},
+    ),
+    "dinov3": HuggingFace("DINOv3", "DINOv3ViTConfig", "DINOv3ViTModel", {**MLP, "num_register_tokens": 4}),
+    "dinov3 without registers": HuggingFace("DINOv3", "DINOv3ViTConfig", "DINOv3ViTModel", {**MLP, "key_bias": True}),
+    "dinov3 swiglu": HuggingFace("DINOv3, SwiGLU", "DINOv3ViTConfig", "DINOv3ViTModel", {**MLP, **GATED}),
+    "clip": HuggingFace("CLIP", "CLIPVisionConfig", "CLIPVisionModel", MLP),
+    "clip projected": HuggingFace(
+        "CLIP", "CLIPVisionConfig", "CLIPVisionModelWithProjection", {**MLP, "hidden_act": "gelu"}
+    ),
+    "siglip": HuggingFace("SigLIP", "SiglipVisionConfig", "SiglipVisionModel", MLP),
+    "sam": HuggingFace("SAM", "SamVisionConfig", "SamVisionModel", {**MLP, **SAM}, ((64, 64),)),  # its only size
+}
+FIXED_SIZE = ("Dinov2", "DINOv3", "Sam")  # classes whose forward has no `interpolate_pos_encoding`
+
+
+def hf_model(case: str) -> transformers.PreTrainedModel:
+    row = HF[case]
+    config = getattr(transformers, row.config)(**SMALL, **row.settings)
+    return randomise(getattr(transformers, row.model)(config))
+
+
+def run_hf(row: HuggingFace, model: transformers.PreTrainedModel, x: Tensor, layers: list[int]) -> Outputs:
+    # In DINOv3 and SAM, what transformers calls the base model is a part of it.
+    inner = model if row.model in ("DINOv3ViTModel", "SamVisionModel") else model.base_model
+    if row.model == "CLIPVisionModelWithProjection":
+        inner = model.vision_model
+    options: dict[str, object] = {} if row.model.startswith(FIXED_SIZE) else {"interpolate_pos_encoding": True}
+    if row.config == "ViTMAEConfig":  # it shuffles the patches by noise, unless that is in order
+        patch = model.config.patch_size
+        options["noise"] = torch.arange(x.shape[2] // patch * (x.shape[3] // patch)).float().expand(len(x), -1)
+    out = inner(pixel_values=x, output_hidden_states=True, **options)
+    tokens = out.last_hidden_state
+    raw = {layer: out.hidden_states[layer + 1] for layer in layers}
+    pooled = getattr(out, "pooler_output", None)
+    if row.config == "SamVisionConfig":
+        raw = {layer: states.flatten(1, 2) for layer, states in raw.items()}
+        return Outputs(raw[max(layers)], raw, tokens.mean(dim=(2, 3)), neck=tokens)
+    if row.config == "CLIPVisionConfig":  # transformers norms CLS alone; ours norms every token, as timm does
+        tokens = inner.post_layernorm(tokens)
+        if row.model.endswith("WithProjection"):
+            pooled = model(pixel_values=x, **options).image_embeds
+    if row.config in ("ViTConfig", "DeiTConfig", "ViTMAEConfig"):  # their pooler is a tanh layer of transformers' own
+        pooled = tokens[:, 0]
+    return Outputs(tokens, raw, pooled)
+
+
+def hf_case(name: str) -> Case:
+    row = HF[name]
+    return Case(
+        row.family,
+        "transformers",
+        name,
+        row.sizes,
+        functools.partial(hf_model, name),
+        lambda folder, positions: load_backbone(folder, positions=positions),
+        lambda model, folder: model.save_pretrained(folder),
+        functools.partial(run_hf, row),
+        policy="hf",
+    )
+
+
+CASES: list[Case] = [*map(timm_case, TIMM), *map(hf_case, HF)]
