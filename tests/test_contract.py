@@ -75,6 +75,16 @@ def test_any_size_gives_the_shapes_that_the_spec_promises(name: str, height: int
     assert all(torch.isfinite(x).all() for x in (features.patches, features.registers, features.pooled))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, backbone in BACKBONES.items() if backbone.spec.stride == 8])
+def test_4096_tokens_give_a_map_of_64_by_64(name: str) -> None:
+    with torch.inference_mode():
+        features = BACKBONES[name](images(1, 3, 512, 512))
+    assert features.grid == (64, 64)
+    assert torch.isfinite(features.patches).all()
+    assert torch.isfinite(features.pooled).all()
+
+
 def test_it_is_a_backbone_to_python(backbone: ViT) -> None:
     assert isinstance(backbone, Backbone)
 

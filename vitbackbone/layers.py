@@ -71,7 +71,7 @@ class PositionEmbedding(nn.Module):
     def forward(self, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
         if grid == self.grid:
             return self.table
-        if torch.is_grad_enabled() and self.table.requires_grad:
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.table.requires_grad):
             return resample(self.table, self.grid, grid, self.resampling)
         # The version counts in-place changes, such as an optimiser's step or load_state_dict. One through `.data`, as
         # some moving averages make, is not: switching between train and eval mode forgets, too.

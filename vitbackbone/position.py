@@ -5,7 +5,9 @@ Axes: `D` width, `d` width of a head, `h w` patch grid, `N` patches.
 """
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -58,10 +60,30 @@ def resample(
     return rearrange(image, "1 d h w -> (h w) d").to(table.dtype)
 
 
+# ---- what all blocks of a forward ask for -------------------------------------------------------------------------
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def kept(count: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Keeps the latest `count` results; while a graph is traced none, since tensors are symbols then."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        cached = lru_cache(maxsize=count)(function)
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            return (function if torch.compiler.is_compiling() else cached)(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
 # ---- rotary -------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=16)  # every block of a forward asks for the same table
+@kept(16)
 def rotary_table(rotary: Rotary, dim: int, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "2 N d"]:
     """Cosines and sines of the angles by which the channels of a head of width `dim` turn, per patch, in float32."""
     with torch.inference_mode(False), torch.no_grad():
@@ -97,7 +119,7 @@ def rotate(
 # ---- relative -----------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4)  # N² numbers each; every block of a forward asks for the same
+@kept(4)  # of N² numbers each
 def relative_index(grid: tuple[int, int], device: torch.device) -> Int[Tensor, "T T"]:
     """The row of BEiT's bias table for each pair of the T = 1 + h*w tokens: one row for every difference of places, and
     three more for CLS to a patch, a patch to CLS, and CLS to itself (microsoft/unilm, beit/modeling_finetune.py)."""
@@ -136,7 +158,7 @@ def resample_relative(
     return torch.cat([rearrange(body, "heads v u -> (v u) heads").to(table.dtype), table[-3:]])
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def _geometric(old: int, new: int, degree: int) -> Float[np.ndarray, "new old"]:
     """The matrix that interpolates `new` evenly spaced values from `old` ones, both centred, the latter in geometric
     progression. Its ratio is found by bisection in [1.01, 1.5], as coarsely as upstream does, for equal results."""
