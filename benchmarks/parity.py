@@ -1,44 +1,164 @@
-"""The parity table of the README: max |a - b| / max |b| against each upstream, in float32, on identical random weights.
+"""Measures max |a - b| / max |b| against every upstream, in float32, on identical random weights, and writes
+`docs/parity.md` and the summary in the README.
 
-python benchmarks/parity.py
+PYTHONPATH=. python benchmarks/parity.py
+
+Where the network allows, published weights are checked too: ours against what timm makes of the same file.
 """
 
+import gc
+import platform
+import re
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import timm
 import torch
+import transformers
+from tqdm import tqdm
 
 from tests.helpers import relative_error
-from tests.test_parity import HF, HF_SIZES, TIMM, Oracle, hf_model, hf_oracle, images, timm_model, timm_oracle
-from vitbackbone import ViT, load_backbone
+from tests.oracles import CASES, POLICIES, Case, Size, errors, images, timm_at, timm_case
+from vitbackbone import WeightsUnavailable, load_backbone
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("cls", "registers", "patches", "layers", "pooled", "neck")
+PUBLISHED = (
+    "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    "deit_tiny_distilled_patch16_224.fb_in1k",
+    "deit3_small_patch16_224.fb_in1k",
+    "beit_base_patch16_224.in22k_ft_in22k_in1k",
+    "vit_base_patch16_224.mae",
+    "vit_small_patch16_224.dino",
+    "vit_small_patch14_dinov2.lvd142m",
+    "vit_small_patch14_reg4_dinov2.lvd142m",
+    "vit_base_patch32_clip_quickgelu_224.openai",
+    "vit_base_patch16_siglip_224.webli",
+    "eva02_tiny_patch14_336.mim_in22k_ft_in1k",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    family: str
+    upstream: str
+    name: str
+    policy: str
+    size: Size
+    found: dict[str, float]
+
+
+def measure(case: Case, folder: Path) -> Iterator[Row]:
+    """The case at all its sizes by the upstream's policy, and at the non-square one by the others."""
+    model = case.model()
+    case.save(model, folder)
+    backbone = case.load(folder, case.policy)
+    for size in case.sizes:
+        found = errors(backbone, case, model, size)
+        yield Row(case.family, case.upstream, case.name, case.policy, size, found)
+    if case.upstream == "timm" and case.name in POLICIES:
+        size = case.sizes[2]
+        for policy, formula in zip(("native", "hf"), POLICIES[case.name], strict=True):
+            theirs = timm_at(case.name, size, formula)
+            found = errors(case.load(folder, policy), case, theirs, size)
+            yield Row(case.family, f"timm, positions by {formula}", case.name, policy, size, found)
+
+
+def table(rows: list[Row]) -> str:
+    lines = [
+        f"| family | upstream | model | policy | pixels | {' | '.join(PARTS)} |",
+        "| --- | --- | --- | --- | --- |" + " ---: |" * len(PARTS),
+    ]
+    for row in rows:
+        cells = [f"{row.found[part]:.0e}".replace("0e+00", "0") if part in row.found else "" for part in PARTS]
+        pixels = f"{row.size[0]} x {row.size[1]}"
+        lines.append(f"| {row.family} | {row.upstream} | {row.name} | {row.policy} | {pixels} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def summary(rows: list[Row]) -> str:
+    """The largest error of each family against each upstream, over sizes, policies and parts."""
+    worst: dict[tuple[str, str], tuple[float, int]] = {}
+    for row in rows:
+        key = (row.family, row.upstream.split(",")[0])
+        error, count = worst.get(key, (0.0, 0))
+        worst[key] = (max(error, *row.found.values()), count + 1)
+    families = list(dict.fromkeys(family for family, _ in worst))
+    upstreams = ("timm", "transformers")
+    lines = ["| family | against timm | against transformers |", "| --- | --- | --- |"]
+    for family in families:
+        cells = []
+        for upstream in upstreams:
+            error, count = worst.get((family, upstream), (0.0, 0))
+            cells.append(f"{error:.0e}".replace("0e+00", "0") + f" ({count})" if count else "")
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 @torch.inference_mode()
+def published() -> list[str]:
+    """A line for each published checkpoint, or one that says that they were skipped."""
+    lines = []
+    for name in PUBLISHED:
+        try:
+            ours = load_backbone(name, positions="timm")
+        except WeightsUnavailable:
+            return [*lines, f"Published weights were skipped from `{name}` on: there is no network here."]
+        theirs = timm.create_model(name, pretrained=True).eval()
+        x = images(timm_case(name).sizes[0] if name in POLICIES else ours.spec.image_size)
+        prefix = ours.spec.num_prefix
+        error = relative_error(ours(x).tokens, theirs.forward_features(x)[:, prefix:])
+        lines.append(f"- `{name}`, published weights: {error:.0e}")
+    return lines
+
+
+def versions() -> str:
+    return (
+        f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}, transformers {transformers.__version__}, "
+        f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+
+
+def replace_between(path: Path, mark: str, text: str) -> None:
+    old = path.read_text(encoding="utf-8")
+    new = re.sub(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", lambda m: f"{m[1]}{text}\n{m[2]}", old, flags=re.S)
+    path.write_text(new, encoding="utf-8")
+
+
 def main() -> None:
-    print("| model | upstream | native size | other square | not square |\n| --- | --- | --- | --- | --- |")
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for case in TIMM:
-            model = timm_model(case.name)
-            torch.save(model.state_dict(), Path(folder) / "weights.pth")
-            backbone = load_backbone(case.name, weights=Path(folder) / "weights.pth", positions="timm")
-            print(row(case.name, "timm", backbone, timm_oracle(model), case.sizes), flush=True)
-        for case in HF:
-            model = hf_model(case)
-            model.save_pretrained(Path(folder) / case)
-            backbone = load_backbone(Path(folder) / case)
-            oracle = hf_oracle(model, backbone.spec.num_prefix)
-            print(row(type(model).__name__, "transformers", backbone, oracle, HF_SIZES), flush=True)
+        for number, case in enumerate(tqdm(CASES, unit="case")):
+            place = Path(folder) / str(number)
+            place.mkdir()
+            rows += measure(case, place)
+            gc.collect()
+    checked = published()
+    worst = max(rows, key=lambda row: max(row.found.values()))
+    text = f"""# Parity
 
+The largest |a - b| / max |b| of each part, in float32, on identical weights with every parameter randomised:
+LayerScale, norms, biases, positions. 0 is bit for bit. `layers` is the worst of all blocks, without the final norm;
+`pooled` is the checkpoint's own pooling, with a projection where it has one. Sizes are the native one, another square,
+one that is not square, and one that the patch does not divide (padded with zeros on both sides).
 
-def row(name: str, upstream: str, backbone: ViT, oracle: Oracle, sizes: list[tuple[int, int]]) -> str:
-    errors = []
-    for height, width in sizes:
-        prefix, patches = oracle(images(height, width))
-        features = backbone(images(height, width))
-        ours = torch.cat([features.cls[:, None], features.registers], dim=1)
-        errors.append(max(relative_error(features.tokens, patches), relative_error(ours, prefix)))
-    cells = [f"{error:.0e} ({height} x {width})" for error, (height, width) in zip(errors, sizes, strict=True)]
-    return f"| {name} | {upstream} | {' | '.join(cells)} |"
+Where the policy is not the upstream's own, the oracle is timm at that size with its tables resampled beforehand by the
+formula of the implementation that is named. CLIP of transformers norms CLS alone; here the norm is on every token, and
+the oracle's too. Written by `make parity` with {versions()}.
+
+Largest of all: {max(worst.found.values()):.0e} ({worst.name}, {worst.size[0]} x {worst.size[1]}).
+
+{table(rows)}
+
+## Published weights
+
+{chr(10).join(checked)}
+"""
+    (ROOT / "docs" / "parity.md").write_text(text, encoding="utf-8")
+    replace_between(ROOT / "README.md", "parity", summary(rows))
+    print(summary(rows), *checked, sep="\n")
 
 
 if __name__ == "__main__":

@@ -315,9 +315,10 @@ class Means(nn.Module):
 
     @property
     def spec(self) -> BackboneSpec:
-        stages = tuple((3 + i, stride) for i, stride in enumerate(self.strides))
-        dim, stride = stages[-1]
-        return BackboneSpec("means", dim, len(stages), 1, stride, 0, False, False, (32, 32), stages=stages)
+        dims = tuple(3 + i for i in range(len(self.strides)))
+        size = (32, 32)
+        of = {"dims": dims, "strides": tuple(self.strides)}
+        return BackboneSpec("means", dims[-1], len(dims), 1, self.strides[-1], 0, False, False, size, **of)
 
     def forward(self, images: Images) -> Features:
         return self.forward_layers(images, [-1], norm=False)[0]

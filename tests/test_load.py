@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,22 @@ from transformers.models.deit.image_processing_pil_deit import DeiTImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import vitbackbone.load
-from tests.helpers import photo, tiny_vit
-from vitbackbone import ViT, WeightsUnavailable, list_backbones, load_backbone
+from tests.helpers import photo, randomise, relative_error, tiny_vit
+from vitbackbone import (
+    ConversionError,
+    ViT,
+    WeightsUnavailable,
+    list_backbones,
+    load_backbone,
+    load_checkpoint,
+)
 from vitbackbone.convert import convert
 from vitbackbone.formats import FORMATS
+from vitbackbone.fused import FusedConfig
 from vitbackbone.huggingface import VIT_EVAL, read_preprocess
 from vitbackbone.load import find_entry, read_weights
 from vitbackbone.preprocess import CLIP_MEAN, HALF, IMAGENET_MEAN
-from vitbackbone.zoo import ZOO
+from vitbackbone.zoo import ADAPTED, ZOO
 
 TIMM_NAMES = [name for name, entry in ZOO.items() if entry.source.startswith("timm/")]
 SMALL = "vit_tiny_patch16_224.augreg_in21k"
@@ -62,17 +71,16 @@ def test_the_configuration_is_timms(name: str) -> None:
 ACTIVATIONS = {"gelu": "GELU", "gelu_tanh": "GELUTanh", "quick_gelu": "QuickGELU", "swiglu": "SiLU"}
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [name for name in ZOO if name != "openvla"])
 def test_every_entry_builds_and_has_a_known_format(name: str) -> None:
     with torch.device("meta"):
         vit = ViT(ZOO[name].config)
     assert vit.spec.dim == ZOO[name].config.dim
     assert ZOO[name].format in FORMATS
-    assert set(ZOO[name].policies) == {"native", "timm", "hf"}
 
 
 def test_names_are_listed_by_pattern() -> None:
-    assert list_backbones() == list(ZOO)
+    assert list_backbones() == [*ZOO, *ADAPTED]
     found = list_backbones("*reg4_dinov2*")
     assert len(found) == 4
     assert all("reg4" in name for name in found)
@@ -91,7 +99,84 @@ def test_random_weights_need_no_network_and_run() -> None:
     "name", ["vit_small_patch16_224.dino", "dinov2_vits14", "hf:facebook/dinov2-with-registers-small"]
 )
 def test_the_resampling_policy_is_chosen_at_load(name: str, positions: str) -> None:
-    assert load_backbone(name, weights="random", positions=positions).config.resampling == ZOO[name].policies[positions]
+    config = load_backbone(name, weights="random", positions=positions).config
+    assert config == ZOO[name].at_other_sizes(positions)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224.ms_in1k", "timm:resnet18.a1_in1k", "timm:test_vit"])
+def test_other_models_of_timm_come_through_the_adapter(name: str, tmp_path: Path) -> None:
+    theirs = randomise(timm.create_model(name.removeprefix("timm:").split(".")[0], pretrained=False))
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    checkpoint = load_checkpoint(name, weights=tmp_path / "model.safetensors", positions="timm")
+    size = checkpoint.backbone.spec.image_size
+    x = torch.randn(1, 3, *size)
+    with torch.inference_mode():
+        pooled = checkpoint.backbone(x).pooled
+        logits = pooled @ checkpoint.head["head.weight"].T + checkpoint.head["head.bias"]
+        assert relative_error(logits, theirs(x)) < 1e-5
+    assert checkpoint.backbone.preprocess.image_size == size
+    state = load_file(tmp_path / "model.safetensors")
+    key = next(key for key in state if key.endswith("weight"))
+    save_file({k: v for k, v in state.items() if k != key}, tmp_path / "model.safetensors")
+    with pytest.raises(ConversionError, match=key):
+        load_backbone(name, weights=tmp_path / "model.safetensors")
+
+
+def test_what_a_swins_windows_do_at_other_sizes_is_chosen_at_load() -> None:
+    name = "swin_tiny_patch4_window7_224.ms_in1k"
+    assert load_backbone(name, "random").config.windows == "sized"
+    assert load_backbone(name, "random", positions="timm").config.windows == "timm"
+
+
+def test_a_directory_of_swin_is_read(tmp_path: Path) -> None:
+    from transformers import SwinConfig, SwinModel
+
+    config = SwinConfig(embed_dim=24, depths=[2, 2], num_heads=[2, 4], window_size=4, image_size=64)
+    theirs = randomise(SwinModel(config))
+    theirs.save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path)
+    x = torch.randn(2, 3, 96, 72)
+    with torch.inference_mode():
+        assert relative_error(backbone(x).tokens, theirs(x).last_hidden_state) < 1e-5
+        assert relative_error(backbone(x).pooled, theirs(x).pooler_output) < 1e-5
+    assert backbone.spec.strides == (4, 8)
+
+
+def test_openvla_takes_its_own_file_and_its_members_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With small members in the places of the large ones."""
+    small = ("vit_small_patch14_reg4_dinov2.lvd142m", "vit_base_patch16_siglip_224.webli")
+    members = tuple((name, -2, False) for name in small)
+    entry = replace(ZOO["openvla"], config=FusedConfig(members, (224, 224)))
+    monkeypatch.setitem(ZOO, "openvla", entry)
+    models = [
+        randomise(timm.create_model(small[0].split(".")[0], pretrained=False, img_size=224)),
+        randomise(timm.create_model(small[1].split(".")[0], pretrained=False, img_size=224)),
+    ]
+    state = {}
+    for part, model in zip(("featurizer", "fused_featurizer"), models, strict=True):
+        for key, value in model.state_dict().items():
+            of_vision = key.replace("ls1.gamma", "ls1.scale_factor").replace("ls2.gamma", "ls2.scale_factor")
+            state[f"vision_backbone.{part}.{of_vision}"] = value
+    save_file({**state, "projector.fc1.weight": torch.zeros(2)}, tmp_path / "openvla.safetensors")
+    fused = load_backbone("openvla", weights=tmp_path / "openvla.safetensors")
+    x = fused.preprocess(photo(240, 300))[None]
+    with torch.inference_mode():
+        got = fused(x)
+        parts = [
+            model.get_intermediate_layers(half, n={len(model.blocks) - 2}, reshape=True)[0]
+            for model, half in zip(models, x.split(3, dim=1), strict=True)
+        ]
+    # The member with 14 pixels a patch has the finer grid.
+    assert got.patches.shape == (1, 384 + 768, 16, 16)
+    assert relative_error(got.patches[:, :384], parts[0]) < 1e-5
+    assert load_backbone("openvla", weights="random").spec.dim == 384 + 768
+
+
+@pytest.mark.slow
+def test_openvla_is_dinov2_and_siglip() -> None:
+    fused = load_backbone("openvla", weights="random")
+    with torch.inference_mode():
+        assert fused(torch.randn(1, 6, 224, 224)).patches.shape == (1, 2176, 16, 16)
 
 
 def test_an_unknown_policy_is_refused() -> None:

@@ -3,11 +3,13 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vitbackbone.config import Resampling, ViTConfig, vit_config
+from vitbackbone.config import Resampling, Rotary, ViTConfig, vit_config
 from vitbackbone.convert import ConversionError
-from vitbackbone.features import Attention, Backbone, BackboneSpec, Features, Geometry
+from vitbackbone.features import Attention, Backbone, BackboneModule, BackboneSpec, Features, Geometry
+from vitbackbone.fused import FusedBackbone, FusedPreprocess, Member
 from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
 from vitbackbone.preprocess import Preprocess, View, load_image
+from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 from vitbackbone.vit import ViT
 
 if TYPE_CHECKING:
@@ -19,15 +21,22 @@ __version__ = "0.1.0"
 __all__ = [
     "Attention",
     "Backbone",
+    "BackboneModule",
     "BackboneSpec",
     "Checkpoint",
     "ConversionError",
     "FeatureStore",
     "Features",
+    "FusedBackbone",
+    "FusedPreprocess",
     "Geometry",
     "ImageFeatures",
+    "Member",
     "Preprocess",
     "Resampling",
+    "Rotary",
+    "TimmBackbone",
+    "TimmConfig",
     "ViT",
     "ViTConfig",
     "View",

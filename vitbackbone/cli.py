@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from heads.probes import KnnProbe, LinearProbe
     from vitbackbone.extract import FeatureStore
-    from vitbackbone.vit import ViT
+    from vitbackbone.features import BackboneModule
 
 STRONGER = "vit_small_patch14_dinov2.lvd142m"
 HOLD_OUT = 0.2  # of a store that is probed without a test store
@@ -176,7 +176,7 @@ def _demo(args: argparse.Namespace) -> int:
 # ---- what they share ----------------------------------------------------------------------------------------------
 
 
-def _load(args: argparse.Namespace) -> "ViT":
+def _load(args: argparse.Namespace) -> "BackboneModule":
     from vitbackbone.load import load_backbone
 
     if args.model == "nano":
@@ -219,7 +219,7 @@ def _same_features(store: "FeatureStore", test: "FeatureStore") -> None:
             raise ValueError(f"{store.directory} and {test.directory} hold different features: their {key} differs")
 
 
-def _same_backbone(backbone: "ViT", manifest: dict[str, Any]) -> None:
+def _same_backbone(backbone: "BackboneModule", manifest: dict[str, Any]) -> None:
     """Refuses another backbone than the one that a store was made with."""
     from vitbackbone.extract import weights_sha256
 

@@ -17,10 +17,9 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from torch import Tensor, nn
 
-from vitbackbone.features import Backbone, Features, pool_cls, pool_mean
+from vitbackbone.features import Backbone, BackboneModule, Features, pool_cls, pool_mean
 from vitbackbone.inference import evaluating
 from vitbackbone.preprocess import ImageTransform, Resolution
-from vitbackbone.vit import ViT
 
 Images = Sequence[Any] | NDArray[Any]
 
@@ -89,7 +88,7 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
                 batch = images[start : start + self.batch_size]
                 pixels = [self._read(start + i, image, backbone.preprocess) for i, image in enumerate(batch)]
                 inputs = torch.stack(pixels).to(device)
-                features = backbone.forward_layers(inputs, [self.layer], norm=backbone.spec.has_norm)[0]
+                features = backbone.forward_layers(inputs, [self.layer], norm=backbone.spec.norms([self.layer]))[0]
                 batches.append(POOLINGS[self.pooling](features).float().cpu().numpy())
         return np.concatenate(batches)
 
@@ -142,7 +141,7 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 
 @lru_cache(maxsize=2)  # the backbones of one comparison; each may take gigabytes
-def _load(name: str, device: str) -> ViT:
+def _load(name: str, device: str) -> BackboneModule:
     from vitbackbone.load import load_backbone
 
     return load_backbone(name).to(device).eval()

@@ -3,6 +3,7 @@
 Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens, `H W` pixels.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitbackbone.preprocess import ImageTransform, View
@@ -204,23 +205,30 @@ class BackboneSpec:
     name: str
     dim: int  # D
     depth: int  # number of layers that `forward_layers` can return
-    num_heads: int
+    num_heads: int  # of the last layer; 0 where there is no attention
     stride: int  # pixels from one patch to the next
     num_registers: int  # R
     has_cls: bool
     has_norm: bool  # whether there is a final norm to apply: `norm=True` raises without one
     image_size: tuple[int, int]  # (H, W) that the weights were trained for
     settings: str = ""  # all else that decides the features, weights and preprocessing apart, as text to compare
-    pooled_dim: int = 0  # width of `pooled`; 0 at construction stands for `dim`
-    stages: tuple[tuple[int, int], ...] = ()  # (D, stride) of each layer where they differ; () if all are as above
+    pooled_dim: int = 0  # width of `pooled`; 0 means `dim`
+    dims: tuple[int, ...] = ()  # D of each layer; () means `dim` for all. `dim` and `stride` are the last layer's
+    strides: tuple[int, ...] = ()  # of each layer
 
     def __post_init__(self) -> None:
-        if not self.pooled_dim:
-            object.__setattr__(self, "pooled_dim", self.dim)
+        object.__setattr__(self, "pooled_dim", self.pooled_dim or self.dim)
+        for name, last in {"dims": self.dim, "strides": self.stride}.items():
+            each = getattr(self, name) or (last,) * self.depth
+            if len(each) != self.depth or each[-1] != last:
+                raise ValueError(
+                    f"BackboneSpec: {name}={each}; want one for each of {self.depth} layers, the last {last}"
+                )
+            object.__setattr__(self, name, each)
 
-    def stage(self, layer: int) -> tuple[int, int]:
-        """(D, stride) of the patches of a layer."""
-        return self.stages[layer] if self.stages else (self.dim, self.stride)
+    def norms(self, layers: Sequence[int]) -> bool:
+        """Whether there is a final norm that fits each of the layers: a Swin's fits the last alone."""
+        return self.has_norm and all(self.dims[layer] == self.dim for layer in resolve_layers(layers, self.depth))
 
     @property
     def num_prefix(self) -> int:
@@ -257,6 +265,28 @@ class Backbone(Protocol):
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
         """The attention maps of the layers asked, for images of one size; a list of several raises `ValueError`."""
         ...
+
+
+class BackboneModule(nn.Module, ABC):
+    """A `Backbone` that is a module of torch: what `load_backbone` returns."""
+
+    preprocess: ImageTransform
+
+    @property
+    @abstractmethod
+    def spec(self) -> BackboneSpec: ...
+
+    def forward(self, images: Images) -> Features:
+        """The last layer, with the final norm if there is one."""
+        return self.forward_layers(images, [-1], norm=self.spec.has_norm)[0]
+
+    @abstractmethod
+    def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
+        """See `Backbone`."""
+
+    @abstractmethod
+    def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
+        """See `Backbone`."""
 
 
 def resolve_layers(layers: Sequence[int], depth: int) -> list[int]:

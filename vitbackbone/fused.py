@@ -19,6 +19,7 @@ from vitbackbone.convert import ConversionError, State
 from vitbackbone.features import (
     Attention,
     Backbone,
+    BackboneModule,
     BackboneSpec,
     Features,
     Geometry,
@@ -86,7 +87,7 @@ class Member:
     norm: bool  # whether its final norm is applied
 
 
-class FusedBackbone(nn.Module):
+class FusedBackbone(BackboneModule):
     """Several backbones as one: a `Backbone` of one layer, made of one layer of each member.
 
     `patches` are the members' patches concatenated on the channels, in the members' order, on the grid of the finest
@@ -102,6 +103,8 @@ class FusedBackbone(nn.Module):
     Raises `ValueError` on members that are no modules, that lack the layer or the norm asked, or that do not go with
     `preprocess`.
     """
+
+    preprocess: FusedPreprocess
 
     def __init__(
         self, members: Sequence[Member], preprocess: FusedPreprocess | None = None, name: str = "fused"
@@ -131,24 +134,19 @@ class FusedBackbone(nn.Module):
     @property
     def spec(self) -> BackboneSpec:
         specs = [member.backbone.spec for member in self._members()]
-        stages = [spec.stage(layer) for spec, layer in zip(specs, self.layers, strict=True)]
-        parts = zip(specs, self.layers, self.norms, strict=True)
+        parts = list(zip(specs, self.layers, self.norms, strict=True))
         return BackboneSpec(
             name=self.name,
-            dim=sum(dim for dim, _ in stages),
+            dim=sum(spec.dims[layer] for spec, layer, _ in parts),
             depth=1,
             num_heads=sum(spec.num_heads for spec in specs),
-            stride=min(stride for _, stride in stages),
+            stride=min(spec.strides[layer] for spec, layer, _ in parts),
             num_registers=0,
             has_cls=all(spec.has_cls for spec in specs),
             has_norm=all(self.norms),
             image_size=self.preprocess.image_size,
             settings=repr([(spec.name, layer, norm, spec.settings) for spec, layer, norm in parts]),
         )
-
-    def forward(self, images: Images) -> Features:
-        """The one layer, each member's part with its norm or without, as it was put together."""
-        return self.forward_layers(images, [-1], norm=all(self.norms))[0]
 
     def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
         """The `Features` of the one layer, 0 or -1, for each entry of `layers`.

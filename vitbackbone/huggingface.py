@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vitbackbone.config import MlpKind, Resampling, Rotary, ViTConfig
+from vitbackbone.huggingface_swin import read_swin, read_swinv2
 from vitbackbone.preprocess import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
+from vitbackbone.timm_adapter import TimmConfig
 
 Json = Mapping[str, Any]
 
@@ -167,7 +169,7 @@ def _beit_layout(config: Json) -> str:
 class ModelType:
     """One `model_type` of transformers: how to read its config, and its image processor's defaults."""
 
-    vit_config: Callable[[Json], ViTConfig]
+    read: Callable[[Json], ViTConfig | TimmConfig]
     preprocess: Preprocess
     fixed_input: bool  # whether the network's `image_size` is also the input's where no processor file says otherwise
     layout: Callable[[Json], str] = lambda config: ""  # what comes after the class in the name of the key layout
@@ -179,6 +181,7 @@ DINOV2_EVAL = replace(DEIT_EVAL, crop_mode="center")
 DINOV3_EVAL = replace(VIT_EVAL, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 SIGLIP_EVAL = replace(VIT_EVAL, interpolation="bicubic")
 CLIP_EVAL = Preprocess((224, 224), 1.0, "center", "bicubic", CLIP_MEAN, CLIP_STD, crop_rounding="down")
+SWIN_EVAL = replace(SIGLIP_EVAL, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 SAM_EVAL = Preprocess((1024, 1024), 1.0, "squash", "bilinear", IMAGENET_MEAN, IMAGENET_STD)
 
 MODEL_TYPES: dict[str, ModelType] = {
@@ -193,12 +196,14 @@ MODEL_TYPES: dict[str, ModelType] = {
     "clip_vision_model": ModelType(_clip, CLIP_EVAL, fixed_input=True),
     "siglip": ModelType(_siglip, SIGLIP_EVAL, fixed_input=True),
     "siglip_vision_model": ModelType(_siglip, SIGLIP_EVAL, fixed_input=True),
+    "swin": ModelType(read_swin, SWIN_EVAL, fixed_input=True),
+    "swinv2": ModelType(read_swinv2, SWIN_EVAL, fixed_input=True),
     "sam": ModelType(_sam, SAM_EVAL, fixed_input=True),
     "sam_vision_model": ModelType(_sam, SAM_EVAL, fixed_input=True),
 }
 
 
-def read_config(config: Json) -> tuple[ViTConfig, Preprocess]:
+def read_config(config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:
     """The configuration and default preprocessing of a `config.json`.
 
     Raises `ValueError` on a model type that is not known here, or a setting that this ViT does not have.
@@ -206,9 +211,9 @@ def read_config(config: Json) -> tuple[ViTConfig, Preprocess]:
     model_type = _model_type(config)
     if _get(config, "num_channels", 3) != 3:
         raise ValueError(f"config.json has num_channels={config['num_channels']}; only 3 are supported")
-    vit = model_type.vit_config(config)
-    image_size = vit.image_size if model_type.fixed_input else model_type.preprocess.image_size
-    return vit, replace(model_type.preprocess, image_size=image_size)
+    network = model_type.read(config)
+    image_size = network.image_size if model_type.fixed_input else model_type.preprocess.image_size
+    return network, replace(model_type.preprocess, image_size=image_size)
 
 
 def read_format(config: Json) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 from zipfile import BadZipFile
 
 import numpy as np
@@ -16,14 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vitbackbone.config import Indivisible
-from vitbackbone.convert import HEADS, convert
+from vitbackbone.config import Indivisible, ViTConfig
+from vitbackbone.convert import HEADS, State, convert
+from vitbackbone.features import BackboneModule
 from vitbackbone.formats import FORMATS
-from vitbackbone.huggingface import read_config, read_format, read_labels, read_preprocess
+from vitbackbone.fused import FusedBackbone, FusedConfig, fuse, split_openvla
+from vitbackbone.huggingface import PLAIN, read_config, read_format, read_labels, read_preprocess
+from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
+from vitbackbone.timm_names import describe_timm, timm_rules
 from vitbackbone.vit import ViT
-from vitbackbone.zoo import ZOO, Entry
+from vitbackbone.zoo import ADAPTED, ZOO, Entry, Positions
 
-Positions = Literal["native", "timm", "hf"]
 Weights = str | PathLike[str]
 
 NANO_FILE = Path(__file__).parent / "weights" / "nano.safetensors"
@@ -37,7 +40,7 @@ class WeightsUnavailable(OSError):
 class Checkpoint:
     """A backbone and what came with it."""
 
-    backbone: ViT
+    backbone: BackboneModule
     head: dict[str, Tensor]  # the classifier's own parameters: `head.weight`, `head.bias`, `head_dist.…`; {} if none
     labels: tuple[str, ...]  # class names in the order of the head's outputs; () if the checkpoint names none
 
@@ -48,17 +51,18 @@ def load_backbone(
     *,
     positions: Positions = "native",
     indivisible: Indivisible = "pad",
-) -> ViT:
+) -> BackboneModule:
     """A backbone in eval mode, float32, on the CPU.
 
-    `name`: `"nano"` (built in), a name of `list_backbones()`, `"hf:OWNER/REPOSITORY"`, or a Hugging Face directory
-    (`config.json` and safetensors). `@REVISION` after a name of the Hub pins a commit or tag.
-    `weights`: a `.safetensors` or `.pth` file in the format of that name, or `"random"` for an untrained model; neither
-    needs a network. Without it, the weights come from the package (`nano`), the directory, or the Hub's cache and
-    then the Hub (`HF_HUB_OFFLINE=1` forbids the latter).
-    `positions`: how position tables are resampled for other sizes than the native one. `"native"` is what the authors
-    of the weights run, and for a Hugging Face checkpoint what transformers runs; `"timm"` and `"hf"` are those of the
-    two libraries.
+    `name`: `"nano"` (built in), a name of `list_backbones()`, `"timm:NAME"` for any other model of timm with feature
+    levels, `"hf:OWNER/REPOSITORY"`, or a Hugging Face directory (`config.json` and safetensors). `@REVISION` after a
+    name of the Hub pins a commit or tag.
+    `weights`: a `.safetensors`, `.pth` or `.npz` file in the format of that name, or `"random"` for an untrained model;
+    neither needs a network. Without it, the weights come from the package (`nano`), the directory, or the Hub's cache
+    and then the Hub (`HF_HUB_OFFLINE=1` forbids the latter).
+    `positions`: how tables of positions are resampled for other sizes than the native one. `"native"` is what the
+    authors of the weights run, and for a Hugging Face checkpoint what transformers runs; `"timm"` and `"hf"` are those
+    of the two libraries. For a Swin it is how windows lie at other sizes.
     `indivisible`: what to do with images that the patch size does not divide; `"pad"` at the right and bottom, or
     `"refuse"` with a `ValueError`.
 
@@ -80,25 +84,65 @@ def load_checkpoint(
     name = str(name)
     known, revision = _pin(name)
     entry, labels = _describe(known, revision, offline=weights is not None)
-    if positions not in entry.policies:
-        raise ValueError(f"positions={positions!r}; want one of {', '.join(entry.policies)}")
-    config = replace(entry.config, resampling=entry.policies[positions], indivisible=indivisible)
+    if positions not in get_args(Positions):
+        raise ValueError(f"positions={positions!r}; want one of {', '.join(get_args(Positions))}")
+    if isinstance(entry.config, FusedConfig):
+        return Checkpoint(_load_fused(name, entry, weights, positions, indivisible), {}, ())
+    config = replace(entry.at_other_sizes(positions), indivisible=indivisible)
     if weights == "random":
-        return Checkpoint(ViT(config, entry.preprocess, name).eval(), {}, labels)
-
+        return Checkpoint(_build(config, entry, name).eval(), {}, labels)
     state = _find_weights(known, revision, entry) if weights is None else read_weights(weights)
+    backbone, head = _fill(config, entry, name, state)
+    return Checkpoint(backbone, head, labels if head else ())
+
+
+def _build(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> ViT | TimmBackbone:
+    if isinstance(config, TimmConfig):
+        return TimmBackbone(config, entry.preprocess, name)
+    return ViT(config, entry.preprocess, name)
+
+
+def _fill(
+    config: ViTConfig | TimmConfig, entry: Entry, name: str, state: State
+) -> tuple[ViT | TimmBackbone, dict[str, Tensor]]:
+    """The backbone with a checkpoint's weights, and the parameters of its head."""
     with torch.device("meta"):
-        backbone = ViT(config, entry.preprocess, name)
-    parameters = convert(state, FORMATS[entry.format], backbone.state_dict())
+        backbone = _build(config, entry, name)
+    if entry.classifier is not None and isinstance(backbone, TimmBackbone):
+        rules = timm_rules(backbone, entry.classifier)
+    else:
+        rules = FORMATS[entry.format]
+    parameters = convert(state, rules, backbone.state_dict())
     parameters = {key: value.float() if value.is_floating_point() else value for key, value in parameters.items()}
     head = {key: parameters.pop(key) for key in list(parameters) if key.startswith(HEADS)}
     backbone.load_state_dict(parameters, assign=True)
-    return Checkpoint(backbone.eval(), head, labels if head else ())
+    return backbone.eval(), head
+
+
+def _load_fused(
+    name: str, entry: Entry, weights: Weights | None, positions: Positions, indivisible: Indivisible
+) -> FusedBackbone:
+    """Each member with its own weights, or all with those of one file in OpenVLA's layout."""
+    assert isinstance(entry.config, FusedConfig)
+    names = [member for member, _, _ in entry.config.members]
+    options: Any = {"positions": positions, "indivisible": indivisible}
+    if weights is None or weights == "random":
+        members = [load_backbone(member, weights, **options) for member in names]
+    else:
+        members = []
+        for member, state in zip(names, split_openvla(read_weights(weights)), strict=True):
+            of_member = ZOO[member]
+            native = of_member.at_other_sizes(positions)
+            assert isinstance(native, ViTConfig)
+            # OpenVLA keeps the positions of its own input size
+            config = replace(native, image_size=entry.config.image_size, indivisible=indivisible)
+            members.append(_fill(config, of_member, member, state)[0])
+    return fuse(entry.config, members, name)
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
     """The names that `load_backbone` knows, by shell pattern (`"*dinov2*"`)."""
-    return fnmatch.filter(ZOO, pattern)
+    return fnmatch.filter([*ZOO, *ADAPTED], pattern)
 
 
 def find_entry(name: str | PathLike[str]) -> Entry:
@@ -162,11 +206,27 @@ def _describe(known: str, revision: str | None, offline: bool) -> tuple[Entry, t
     """The entry, and the class names of its head. `offline`: what the zoo knows of a Hub repository will do."""
     if known in ZOO and (offline or not known.startswith("hf:")):
         return ZOO[known], ()
+    if known in ADAPTED or known.startswith("timm:"):
+        return _read_timm(known.removeprefix("timm:")), ()
     if known.startswith("hf:"):
         return _read_directory(_download_config(known, revision))
     if Path(known).is_dir():
         return _read_directory(Path(known))
     raise ValueError(_unknown(known))
+
+
+def _read_timm(name: str) -> Entry:
+    """A model of timm that comes in through the adapter."""
+    known = describe_timm(name)
+    return Entry(
+        known.config,
+        "timm",
+        known.preprocess,
+        known.licence,
+        known.source,
+        num_classes=known.num_classes,
+        classifier=known.classifier,
+    )
 
 
 def _read_directory(directory: Path) -> tuple[Entry, tuple[str, ...]]:
@@ -180,7 +240,8 @@ def _read_directory(directory: Path) -> tuple[Entry, tuple[str, ...]]:
     layout = read_format(saved)
     if layout not in FORMATS:
         raise ValueError(f"{config_file} names the architecture {layout!r}, whose key layout is not known here")
-    return Entry(config, layout, preprocess, "", str(directory), config.resampling, on_hub=False), read_labels(saved)
+    hf = config.resampling if isinstance(config, ViTConfig) else PLAIN
+    return Entry(config, layout, preprocess, "", str(directory), hf, on_hub=False), read_labels(saved)
 
 
 def _find_weights(known: str, revision: str | None, entry: Entry) -> dict[str, Tensor]:
@@ -189,7 +250,7 @@ def _find_weights(known: str, revision: str | None, entry: Entry) -> dict[str, T
     if known.startswith("hf:"):
         repository = known.removeprefix("hf:")
         return _read_weights_of(known, lambda file: _download_if_there(known, repository, file, revision))
-    if known not in ZOO:
+    if known not in ZOO and entry.classifier is None:
         return _read_weights_of(known, lambda file: path if (path := Path(known) / file).is_file() else None)
     if not entry.on_hub:
         raise WeightsUnavailable(_by_hand(known, f"these weights are not on the Hub; they are at {entry.source}"))
@@ -258,6 +319,6 @@ def _by_hand(known: str, why: str) -> str:
 
 
 def _unknown(known: str) -> str:
-    close = difflib.get_close_matches(known, ZOO, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(known, [*ZOO, *ADAPTED], n=3, cutoff=0.5)
     hint = f", did you mean {' or '.join(map(repr, close))}?" if close else "."
     return f"unknown backbone {known!r}{hint} Want a name of list_backbones(), 'hf:OWNER/REPOSITORY' or a directory."

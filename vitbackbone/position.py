@@ -7,7 +7,7 @@ Axes: `D` width, `d` width of a head, `h w` patch grid, `N` patches.
 import math
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
@@ -62,14 +62,15 @@ def resample(
 
 # ---- what all blocks of a forward ask for -------------------------------------------------------------------------
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def kept(count: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Keeps the latest `count` results; while a graph is traced none, since tensors are symbols then."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        cached = lru_cache(maxsize=count)(function)
+        cached = cast(Callable[P, R], lru_cache(maxsize=count)(function))
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -195,7 +195,7 @@ def show(
         images = images.to(next(backbone.parameters(), images).device)
     with evaluating(backbone):
         heads, rolled = _attention_maps(backbone, images, layer, tokens)
-        features = backbone.forward_layers(images, [layer], norm=spec.has_norm)[0]
+        features = backbone.forward_layers(images, [layer], norm=spec.norms([layer]))[0]
 
     patch = max(spec.stride, round(spec.stride * PANEL / max(size)))
     drawn = size[1] // spec.stride * patch, size[0] // spec.stride * patch  # (W, H), from the photo's own pixels

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from vitbackbone.config import ViTConfig
 from vitbackbone.features import (
     Attention,
+    BackboneModule,
     BackboneSpec,
     Features,
     Geometry,
@@ -33,7 +34,7 @@ from vitbackbone.pooling import AttentionPool, Neck, pool_neck
 from vitbackbone.preprocess import Preprocess
 
 
-class ViT(nn.Module):
+class ViT(BackboneModule):
     """A Vision Transformer that returns features. Parameter names are timm's.
 
     Call it on images for the `Features` of the last layer; `forward_layers` and `attention` look inside. The steps
@@ -76,10 +77,6 @@ class ViT(nn.Module):
             settings=repr(c),
             pooled_dim=c.projection_dim or (c.neck_dim if c.pool == "neck" else c.dim),
         )
-
-    def forward(self, images: Images) -> Features:
-        """The last layer, with the checkpoint's own final norm if it has one."""
-        return self.forward_layers(images, [-1], norm=self.config.final_norm)[0]
 
     def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
         """The `Features` of each layer in `layers`, in that order; see `Backbone`."""

@@ -37,7 +37,7 @@ def make_manifest(
         "dtype": dtype,
         "tokens": tokens,
         "layers": layers,
-        "norm": backbone.spec.has_norm,
+        "norm": backbone.spec.norms(layers),
         "shard_size": shard_size,
         "inputs": {"count": len(inputs), "sha256": inputs.sha256},
         "class_names": inputs.class_names,

@@ -74,7 +74,7 @@ def extract(
         raise ValueError(f"layers={list(layers)} asks for a layer twice")
 
     if shard_size is None:
-        shard_size = _default_shard_size(backbone, kinds, len(indices), size, DTYPES[dtype])
+        shard_size = _default_shard_size(backbone, kinds, indices, size, DTYPES[dtype])
     inputs = list_inputs(source)
     manifest = make_manifest(
         backbone,
@@ -141,14 +141,16 @@ def _check_device(device: torch.device | str) -> None:
 
 
 def _default_shard_size(
-    backbone: Backbone, kinds: Sequence[str], num_layers: int, size: tuple[int, int], dtype: torch.dtype
+    backbone: Backbone, kinds: Sequence[str], layers: Sequence[int], size: tuple[int, int], dtype: torch.dtype
 ) -> int:
     """From what an image of (H, W) pixels takes. One whose aspect is kept takes more, twice that at 2:1."""
     spec = backbone.spec
-    patches = -(-size[0] // spec.stride) * -(-size[1] // spec.stride)
-    tokens = {"cls": 1, "registers": spec.num_registers, "patches": patches}
-    image_bytes = sum(tokens[kind] for kind in kinds) * num_layers * spec.dim * dtype.itemsize
-    return min(1000, max(1, SHARD_BYTES // image_bytes))
+    values = 0
+    for dim, stride in ((spec.dims[layer], spec.strides[layer]) for layer in layers):
+        patches = -(-size[0] // stride) * -(-size[1] // stride)
+        tokens = {"cls": 1, "registers": spec.num_registers, "patches": patches}
+        values += sum(tokens[kind] for kind in kinds) * dim
+    return min(1000, max(1, SHARD_BYTES // (values * dtype.itemsize)))
 
 
 def _check_tokens(tokens: Sequence[str], backbone: Backbone) -> list[str]:
@@ -195,9 +197,9 @@ class _Embedder:
     def empty(self) -> dict[str, Tensor]:
         """The tensors of a shard without images."""
         spec = self.backbone.spec
-        shapes = {"cls": (spec.dim,), "registers": (spec.num_registers, spec.dim), "patches": (spec.dim,)}
+        before = {"cls": (), "registers": (spec.num_registers,), "patches": ()}
         tensors = {
-            tensor_name(kind, layer, self.layers): torch.empty(0, *shapes[kind], dtype=self.dtype)
+            tensor_name(kind, layer, self.layers): torch.empty(0, *before[kind], spec.dims[layer], dtype=self.dtype)
             for layer in self.layers
             for kind in self.kinds
         }
@@ -209,7 +211,7 @@ class _Embedder:
         if not batch.shapes:
             return records, {}
         images = batch.images(self.device)
-        outputs = self.backbone.forward_layers(images, self.layers, norm=self.backbone.spec.has_norm)
+        outputs = self.backbone.forward_layers(images, self.layers, norm=self.backbone.spec.norms(self.layers))
         values = {
             (layer, kind): _tokens(output, kind).to("cpu", self.dtype)
             for layer, output in zip(self.layers, outputs, strict=True)

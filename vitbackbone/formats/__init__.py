@@ -1,4 +1,5 @@
-"""The checkpoint formats, as tables: which key of a file becomes which parameter of `ViT`.
+"""The checkpoint formats, as tables: which key of a file becomes which parameter of `ViT`, or of timm's
+Swin behind `TimmBackbone`.
 
 A head's parameters come out under `head.` and `head_dist.`; they are no part of a backbone, and `load_checkpoint`
 hands them on.
@@ -7,8 +8,9 @@ hands them on.
 from vitbackbone.convert import Rules
 from vitbackbone.formats.authors import AUTHORS
 from vitbackbone.formats.huggingface import HUGGING_FACE
+from vitbackbone.formats.swin import SWIN
 from vitbackbone.formats.timm import TIMM
 
-FORMATS: dict[str, Rules] = {**AUTHORS, **TIMM, **HUGGING_FACE}
+FORMATS: dict[str, Rules] = {**AUTHORS, **TIMM, **HUGGING_FACE, **SWIN}
 
 __all__ = ["FORMATS"]

@@ -4,9 +4,11 @@ Data only. Names are those people know: timm's, the authors' own, and `hf:` with
 """
 
 from vitbackbone.config import ViTConfig
+from vitbackbone.fused import FusedConfig
 from vitbackbone.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from vitbackbone.zoo.adapted import ADAPTED
 from vitbackbone.zoo.authors import AUTHORS
-from vitbackbone.zoo.entry import Entry, evaluation
+from vitbackbone.zoo.entry import Entry, Positions, evaluation
 from vitbackbone.zoo.huggingface import HUGGING_FACE
 from vitbackbone.zoo.timm import TIMM
 
@@ -28,6 +30,22 @@ NANO = Entry(
     on_hub=False,
 )
 
-ZOO: dict[str, Entry] = {"nano": NANO, **TIMM, **AUTHORS, **HUGGING_FACE}
+# OpenVLA's encoder (Kim et al. 2024): DINOv2 with registers and SigLIP, each without its last block
+OPENVLA = Entry(
+    config=FusedConfig(
+        members=(
+            ("vit_large_patch14_reg4_dinov2.lvd142m", -2, False),
+            ("vit_so400m_patch14_siglip_224.webli", -2, False),
+        ),
+        image_size=(224, 224),
+    ),
+    format="openvla",
+    preprocess=evaluation(224, 1.0, IMAGENET_MEAN, IMAGENET_STD),
+    licence="apache-2.0",
+    source="its two members; or openvla/openvla-7b, by hand",
+    on_hub=False,
+)
 
-__all__ = ["ZOO", "Entry"]
+ZOO: dict[str, Entry] = {"nano": NANO, **TIMM, **AUTHORS, **HUGGING_FACE, "openvla": OPENVLA}
+
+__all__ = ["ADAPTED", "ZOO", "Entry", "Positions"]

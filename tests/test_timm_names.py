@@ -1,0 +1,92 @@
+"""What timm says of a model by its name, and its files as parameters."""
+
+import pytest
+import timm
+import torch
+
+from tests.timm_networks import BACKBONES
+from vitbackbone import ConversionError, Preprocess
+from vitbackbone.convert import convert
+from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
+from vitbackbone.timm_names import describe_timm, preprocess_of, timm_rules
+
+
+def test_what_timm_says_of_a_name() -> None:
+    entry = describe_timm("swin_tiny_patch4_window7_224.ms_in22k")
+    assert entry.config == TimmConfig(
+        "swin_tiny_patch4_window7_224",
+        (224, 224),
+        4,
+        (("img_size", (224, 224)), ("strict_img_size", False)),
+        windows="sized",
+    )
+    assert entry.preprocess == Preprocess((224, 224), 0.9, "center", "bicubic")
+    assert entry.source == "timm/swin_tiny_patch4_window7_224.ms_in22k"
+    assert (entry.licence, entry.num_classes, entry.classifier) == ("mit", 21841, ("head.fc",))
+    assert describe_timm("swinv2_tiny_window8_256.ms_in1k").config.windows == "fixed"
+    hybrid = describe_timm("vit_small_r26_s32_384.augreg_in21k_ft_in1k").config
+    assert hybrid.arguments == (("img_size", (384, 384)), ("dynamic_img_size", True))
+    assert (hybrid.size_multiple, hybrid.any_size) == (None, True)
+    resnet = describe_timm("resnet50.a1_in1k")
+    assert resnet.config == TimmConfig("resnet50", (224, 224), 1)
+    assert resnet.classifier == ("fc",)
+    assert describe_timm("convnext_tiny.fb_in1k").config == TimmConfig("convnext_tiny", (224, 224))
+    assert not describe_timm("mvitv2_tiny.fb_in1k").config.any_size
+    assert describe_timm("resnet10t").config.architecture == "resnet10t"
+    assert describe_timm("vit_base_r26_s32_224.untrained").source == ""
+
+
+def test_every_pretrained_name_of_timm_is_described_or_refused_with_a_reason() -> None:
+    refused = {}
+    for name in timm.list_pretrained():
+        try:
+            entry = describe_timm(name)
+        except ValueError as error:
+            refused[name] = str(error)
+        else:
+            assert entry.config.architecture == name.partition(".")[0]
+            assert entry.preprocess.image_size == entry.config.image_size
+    assert all("crop_" in why for why in refused.values()), refused
+    assert len(refused) < 0.01 * len(timm.list_pretrained())
+
+
+def test_unknown_names_are_refused_with_near_ones() -> None:
+    with pytest.raises(ValueError, match="knows no model 'resnet50.a1_in1'; did you mean 'resnet50.a1_in1k'"):
+        describe_timm("resnet50.a1_in1")
+    with pytest.raises(ValueError, match="knows no model 'swin_tiny_patch4_window7'"):
+        describe_timm("swin_tiny_patch4_window7")
+
+
+def test_preprocessing_that_cannot_be_followed_is_refused() -> None:
+    cfg = timm.models.get_pretrained_cfg("resnet50.a1_in1k").to_dict()
+    assert preprocess_of(cfg) == Preprocess((224, 224), 0.95, "center", "bicubic")
+    with pytest.raises(ValueError, match="crop_mode='border' is not supported"):
+        preprocess_of({**cfg, "crop_mode": "border"})
+    with pytest.raises(ValueError, match="only RGB"):
+        preprocess_of({**cfg, "input_size": (1, 224, 224)})
+
+
+@pytest.mark.parametrize("name", ["swin sized", "hybrid", "resnet"])
+def test_a_file_of_timm_fills_the_backbone_and_its_head(name: str) -> None:
+    backbone = BACKBONES[name]
+    config = backbone.config
+    entry = describe_timm(config.architecture)
+    with torch.inference_mode(False):
+        model = timm.create_model(config.architecture, num_classes=5, **dict(config.arguments))
+    computed = {key: buffer for key, buffer in model.named_buffers() if buffer is not None}  # as old files have them
+    state = {**computed, **model.state_dict(), "layers.0.blocks.1.attn_mask": torch.zeros(1)}
+    if name != "swin sized":
+        del state["layers.0.blocks.1.attn_mask"]
+    parameters = convert(state, timm_rules(backbone, entry.classifier), backbone.state_dict())
+    assert parameters.pop("head.weight").shape == (5, backbone.spec.dim)
+    parameters.pop("head.bias")
+    assert parameters.keys() == backbone.state_dict().keys()
+    with pytest.raises(ConversionError, match="no rule of the format knows this key"):
+        convert({**state, "other": torch.zeros(1)}, timm_rules(backbone, entry.classifier), backbone.state_dict())
+
+
+def test_a_convolution_as_classifier_is_a_linear_head() -> None:
+    backbone = TimmBackbone(TimmConfig("resnetv2_18", (64, 64), 1))
+    model = timm.create_model("resnetv2_18", num_classes=5)
+    rules = timm_rules(backbone, describe_timm("resnetv2_18").classifier)
+    assert convert(model.state_dict(), rules, backbone.state_dict())["head.weight"].shape == (5, backbone.spec.dim)

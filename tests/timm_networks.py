@@ -1,0 +1,58 @@
+"""Small networks of timm that several test files share, every parameter randomised."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
+
+TOLERANCE = 1e-5
+STAGES = (("img_size", (64, 64)), ("embed_dim", 24), ("depths", (2, 2)), ("num_heads", (2, 4)), ("window_size", 4))
+SWIN = TimmConfig("swin_tiny_patch4_window7_224", (64, 64), 4, (*STAGES, ("strict_img_size", False)), windows="timm")
+SWINV2 = TimmConfig("swinv2_tiny_window8_256", (64, 64), 4, SWIN.arguments, windows="timm")
+HYBRID = TimmConfig(
+    "vit_tiny_r_s16_p8_224",
+    (96, 64),
+    arguments=(("img_size", (96, 64)), ("embed_dim", 24), ("depth", 3), ("num_heads", 3), ("dynamic_img_size", True)),
+)
+R26 = TimmConfig(
+    "vit_small_r26_s32_224",
+    (64, 64),
+    arguments=(("img_size", (64, 64)), ("embed_dim", 24), ("depth", 2), ("num_heads", 2), ("dynamic_img_size", True)),
+)
+CONFIGS = {
+    "swin": SWIN,
+    "swinv2": SWINV2,
+    "swin sized": TimmConfig(**{**vars(SWIN), "windows": "sized"}),
+    "swinv2 fixed": TimmConfig(**{**vars(SWINV2), "windows": "fixed"}),
+    "hybrid": HYBRID,
+    "r26": R26,
+    "resnet": TimmConfig("resnet10t", (64, 64), 1),
+    "convnext": TimmConfig("test_convnext", (64, 64)),
+}
+
+
+def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """What a checkpoint holds, running statistics among it; buffers that follow from the configuration stay."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            noise = torch.randn(tensor.shape, generator=generator)
+            if name.endswith("running_var"):
+                tensor.copy_(noise.abs() + 0.5)
+            else:
+                fan_in = tensor[0].numel() if tensor.ndim > 1 and "token" not in name else 4
+                tensor.copy_(noise / fan_in**0.5 + (1.0 if tensor.ndim == 1 and name.endswith("weight") else 0.0))
+    return module.eval()
+
+
+BACKBONES = {name: randomised(TimmBackbone(config, name=name)) for name, config in CONFIGS.items()}
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def padded(backbone: TimmBackbone, x: Tensor) -> Tensor:
+    multiple = backbone.config.size_multiple or max(backbone.strides)
+    return F.pad(x, (0, -x.shape[3] % multiple, 0, -x.shape[2] % multiple))
