@@ -134,7 +134,9 @@ def test_a_rule_applies_where_the_model_has_its_targets() -> None:
 def test_a_target_in_every_block_is_filled_from_one_key() -> None:
     want = {f"blocks.{i}.table": T["a"] for i in (0, 3, 11)}
     table = [rename("shared", "blocks.{i}.table")]
-    assert convert({"shared": T["a"]}, table, want).keys() == want.keys()
+    got = convert({"shared": T["a"]}, table, want)
+    assert got.keys() == want.keys()
+    assert len({tensor.data_ptr() for tensor in got.values()}) == 3  # or an optimiser's step in one is one in all
     assert revert(want, table).keys() == {"shared"}
     with pytest.raises(ConversionError, match="shared: the blocks differ"):
         revert({**want, "blocks.3.table": T["b"]}, table)

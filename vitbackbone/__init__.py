@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitbackbone.config import Resampling, Rotary, ViTConfig, vit_config
 from vitbackbone.convert import ConversionError
+from vitbackbone.export import export_weights, save_pretrained
 from vitbackbone.features import Attention, Backbone, BackboneModule, BackboneSpec, Features, Geometry
 from vitbackbone.fused import FusedBackbone, FusedPreprocess, Member
 from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
@@ -41,11 +42,13 @@ __all__ = [
     "ViTConfig",
     "View",
     "WeightsUnavailable",
+    "export_weights",
     "extract",
     "list_backbones",
     "load_backbone",
     "load_checkpoint",
     "load_image",
+    "save_pretrained",
     "vit_config",
 ]
 

@@ -33,12 +33,15 @@ class Rule:
 
     Without `via` the tensors are taken as they are. A target with `{i}` whose sources have none goes to every block.
     `written`: False for a spelling that is read and that `revert` does not use.
+    `blank`: the shape of the zeros that stand in an exported checkpoint for a source that no parameter becomes, since
+    the class that loads it has a parameter there; a name is a size in `ViTConfig`.
     """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     via: Change | None = None
     written: bool = True
+    blank: tuple[int | str, ...] | None = None
 
 
 Rules = tuple[Rule, ...]
@@ -50,6 +53,11 @@ def rename(source: str, target: str) -> Rule:
 
 def drop(source: str) -> Rule:
     return Rule((source,), ())
+
+
+def unused(source: str, *shape: int | str) -> Rule:
+    """A parameter that no feature depends on: dropped, and written as zeros of this shape."""
+    return Rule((source,), (), blank=shape)
 
 
 def both(source: str, target: str) -> Rules:
@@ -119,10 +127,10 @@ def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, T
                 result |= dict.fromkeys((name for t in rule.targets for name in _names(t, block, expected)), UNKNOWN)
                 continue
             for target, tensor in zip(rule.targets, changed, strict=True):
-                for name in _names(target, block, expected):
+                for copy, name in enumerate(_names(target, block, expected)):
                     if name in result:
                         trouble.append(f"{name}: filled twice, the second time by {', '.join(keys.values())}")
-                    result[name] = tensor
+                    result[name] = tensor.clone() if copy else tensor  # parameters of two blocks share no memory
 
     trouble += [f"{name}: the checkpoint does not fill this parameter" for name in expected.keys() - result.keys()]
     for name, tensor in result.items():
@@ -149,7 +157,7 @@ def revert(state: State, rules: Iterable[Rule]) -> dict[str, Tensor]:
         blocks = {match.groupdict().get("i", "") for p in patterns for key in state if (match := p.fullmatch(key))}
         if blocks and all("{i}" not in source for source in rule.sources):
             blocks = {""}
-        for block in blocks:
+        for block in sorted(blocks):
             names = [_names(target, block, state) for target in rule.targets]
             if _lacking(rule, block, state) is not None or not all(names):
                 continue

@@ -1,4 +1,8 @@
-"""What a Hugging Face checkpoint says of itself: `config.json` and `preprocessor_config.json` to our records."""
+"""What a Hugging Face checkpoint says of itself: `config.json` and `preprocessor_config.json` to our records, and back.
+
+A writer stands behind its reader and writes what it can; `export.save_pretrained` reads that again, and refuses where
+something else comes back.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -61,10 +65,32 @@ ACTIVATIONS: dict[str, MlpKind] = {
     "quick_gelu": "quick_gelu",
     "silu": "swiglu",
 }
+HIDDEN_ACT = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+
+
+def _write_shared(config: ViTConfig) -> dict[str, Any]:
+    return {
+        "image_size": config.image_size[0],  # a square: transformers resamples no other table of positions
+        "patch_size": config.patch_size,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "hidden_act": HIDDEN_ACT[config.mlp],
+        "layer_norm_eps": config.norm_eps,
+    }
+
+
+def _write_plain(config: ViTConfig) -> dict[str, Any]:
+    """What all but DINOv2 and SAM share."""
+    return {**_write_shared(config), "intermediate_size": config.mlp_dim}
 
 
 def _vit(config: Json) -> ViTConfig:
     return ViTConfig(**_shared(config))
+
+
+def _write_vit(config: ViTConfig) -> dict[str, Any]:
+    return {**_write_plain(config), "qkv_bias": config.qkv_bias != "none"}
 
 
 def _deit(config: Json) -> ViTConfig:
@@ -75,6 +101,10 @@ def _mae(config: Json) -> ViTConfig:
     return replace(_vit(config), position="sincos2d")
 
 
+def _write_mae(config: ViTConfig) -> dict[str, Any]:
+    return {**_write_vit(config), "mask_ratio": 0.0}  # features of the whole image, where pretraining hides most of it
+
+
 def _dinov2(config: Json) -> ViTConfig:
     shared = _shared(config, layer_norm_eps=1e-6)
     shared["mlp_dim"] = int(shared["dim"] * _get(config, "mlp_ratio", 4))
@@ -83,9 +113,23 @@ def _dinov2(config: Json) -> ViTConfig:
     return ViTConfig(**shared, layer_scale=True)
 
 
+def _write_dinov2(config: ViTConfig) -> dict[str, Any]:
+    gated = config.mlp == "swiglu"
+    return {
+        **_write_shared(config),
+        "mlp_ratio": round(config.mlp_dim * (1.5 if gated else 1) / config.dim),
+        "use_swiglu_ffn": gated,
+        "qkv_bias": config.qkv_bias != "none",
+    }
+
+
 def _dinov2_with_registers(config: Json) -> ViTConfig:
     registers = _get(config, "num_register_tokens", 4)
     return replace(_dinov2(config), resampling=ANTIALIASED, num_registers=registers)
+
+
+def _write_dinov2_with_registers(config: ViTConfig) -> dict[str, Any]:
+    return {**_write_dinov2(config), "num_register_tokens": config.num_registers}
 
 
 def _dinov3(config: Json) -> ViTConfig:
@@ -107,6 +151,18 @@ def _dinov3(config: Json) -> ViTConfig:
     )
 
 
+def _write_dinov3(config: ViTConfig) -> dict[str, Any]:
+    return {
+        **_write_plain(config),
+        "query_bias": config.qkv_bias != "none",
+        "key_bias": config.qkv_bias == "qkv",
+        "value_bias": config.qkv_bias != "none",
+        "use_gated_mlp": config.mlp == "swiglu",
+        "num_register_tokens": config.num_registers,
+        "rope_theta": config.rotary.theta if config.rotary else None,
+    }
+
+
 def _beit(config: Json) -> ViTConfig:
     own, shared = (_get(config, f"use_{kind}relative_position_bias", False) for kind in ("", "shared_"))
     if own and shared:
@@ -124,6 +180,16 @@ def _beit(config: Json) -> ViTConfig:
     )
 
 
+def _write_beit(config: ViTConfig) -> dict[str, Any]:
+    return {
+        **_write_plain(config),
+        "use_absolute_position_embeddings": config.position != "none",
+        "use_relative_position_bias": config.relative_position != "none",  # a table per block, which may be the same
+        "layer_scale_init_value": 0.1 if config.layer_scale else 0.0,
+        "use_mean_pooling": config.pool == "mean",
+    }
+
+
 def _clip(config: Json) -> ViTConfig:
     tower = _get(config, "vision_config", config)
     defaults = {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
@@ -136,10 +202,19 @@ def _clip(config: Json) -> ViTConfig:
     )
 
 
+def _write_clip(config: ViTConfig) -> dict[str, Any]:
+    projection = {"projection_dim": config.projection_dim} if config.projection_dim else {}
+    return {**_write_plain(config), **projection}
+
+
 def _siglip(config: Json) -> ViTConfig:
     tower = _get(config, "vision_config", config)
     shared = _shared(tower, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
     return ViTConfig(**shared, cls=False, pool="map" if _get(tower, "vision_use_head", True) else "mean")
+
+
+def _write_siglip(config: ViTConfig) -> dict[str, Any]:
+    return {**_write_plain(config), "vision_use_head": config.pool == "map"}
 
 
 def _sam(config: Json) -> ViTConfig:
@@ -157,6 +232,17 @@ def _sam(config: Json) -> ViTConfig:
         neck_dim=_get(tower, "output_channels", 256),
         pool="neck",
     )
+
+
+def _write_sam(config: ViTConfig) -> dict[str, Any]:
+    return {
+        **_write_shared(config),
+        "mlp_dim": config.mlp_dim,
+        "qkv_bias": config.qkv_bias != "none",
+        "window_size": config.window,
+        "global_attn_indexes": list(config.global_blocks),
+        "output_channels": config.neck_dim,
+    }
 
 
 def _beit_layout(config: Json) -> str:
@@ -203,6 +289,35 @@ MODEL_TYPES: dict[str, ModelType] = {
 }
 
 
+# The classes that a directory can be written for: model type, and what writes its settings. No whole model with a text
+# tower or a decoder is among them.
+CLASSES: dict[str, tuple[str, Callable[[ViTConfig], dict[str, Any]]]] = {
+    "ViTModel": ("vit", _write_vit),
+    "ViTForImageClassification": ("vit", _write_vit),
+    "ViTMAEModel": ("vit_mae", _write_mae),
+    "DeiTModel": ("deit", _write_vit),
+    "DeiTForImageClassification": ("deit", _write_vit),
+    "DeiTForImageClassificationWithTeacher": ("deit", _write_vit),
+    "BeitModel": ("beit", _write_beit),
+    "BeitForImageClassification": ("beit", _write_beit),
+    "Dinov2Model": ("dinov2", _write_dinov2),
+    "Dinov2ForImageClassification": ("dinov2", _write_dinov2),
+    "Dinov2WithRegistersModel": ("dinov2_with_registers", _write_dinov2_with_registers),
+    "Dinov2WithRegistersForImageClassification": ("dinov2_with_registers", _write_dinov2_with_registers),
+    "DINOv3ViTModel": ("dinov3_vit", _write_dinov3),
+    "CLIPVisionModel": ("clip_vision_model", _write_clip),
+    "CLIPVisionModelWithProjection": ("clip_vision_model", _write_clip),
+    "SiglipVisionModel": ("siglip_vision_model", _write_siglip),
+    "SamVisionModel": ("sam_vision_model", _write_sam),
+}
+
+
+def write_config(config: ViTConfig, architecture: str) -> dict[str, Any]:
+    """A `config.json` for one of `CLASSES`. What this class has no setting for is left out."""
+    model_type, settings = CLASSES[architecture]
+    return {"architectures": [architecture], "model_type": model_type, "num_channels": 3, **settings(config)}
+
+
 def read_config(config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:
     """The configuration and default preprocessing of a `config.json`.
 
@@ -235,6 +350,14 @@ def read_labels(config: Json) -> tuple[str, ...]:
     """Class names in order, or () if there are none."""
     names = {int(index): str(name) for index, name in _get(config, "id2label", {}).items()}
     return tuple(names[index] for index in sorted(names))
+
+
+def write_labels(labels: tuple[str, ...], count: int) -> dict[str, Any]:
+    """The part of a `config.json` about the classes, which may have no names."""
+    if not labels:
+        return {"num_labels": count}
+    names = {str(index): name for index, name in enumerate(labels)}
+    return {"id2label": names, "label2id": {name: index for index, name in enumerate(labels)}}
 
 
 # PIL.Image.Resampling, as the files number it
@@ -280,3 +403,24 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
         mean=tuple(_get(processor, "image_mean", default.mean)) if normalise else (0.0, 0.0, 0.0),
         std=tuple(_get(processor, "image_std", default.std)) if normalise else (1.0, 1.0, 1.0),
     )
+
+
+def write_preprocess(preprocess: Preprocess) -> dict[str, Any]:
+    """A `preprocessor_config.json`, for the processor of transformers that does these steps."""
+    resized = preprocess.scaled(preprocess.image_size)
+    squash, crop = preprocess.crop_mode == "squash", resized != preprocess.image_size
+    kind = ("DeiTImageProcessor" if crop else "ViTImageProcessor") if squash else "BitImageProcessor"
+    return {
+        "image_processor_type": kind,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": resized[0], "width": resized[1]} if squash else {"shortest_edge": resized[0]},
+        "resample": next(number for number, name in RESAMPLE.items() if name == preprocess.interpolation),
+        "do_center_crop": crop or not squash,
+        "crop_size": {"height": preprocess.image_size[0], "width": preprocess.image_size[1]},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }

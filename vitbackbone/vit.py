@@ -41,6 +41,8 @@ class ViT(BackboneModule):
     are public: `embed`, `blocks`, `unpack`.
     """
 
+    preprocess: Preprocess
+
     def __init__(self, config: ViTConfig, preprocess: Preprocess | None = None, name: str = "vit") -> None:
         super().__init__()
         self.config = config

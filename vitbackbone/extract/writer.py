@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,43 +23,7 @@ from vitbackbone.extract.layout import (
 from vitbackbone.extract.manifest import Manifest, differences, fingerprint, parse, serialise
 from vitbackbone.extract.reader import Record
 from vitbackbone.extract.source import Inputs
-
-
-def _umask() -> int:
-    """It can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-UMASK = _umask()
-
-
-@contextmanager
-def publish(target: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `target` to write to; at the end, the file is flushed to disk and renamed.
-
-    On an exception, Ctrl-C among them, neither is left. The temporary name is the same every time, so that what a
-    kill leaves is overwritten.
-    """
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~UMASK)  # safetensors makes its files private; a store is as readable as other files
-        _flush(temporary)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _flush(target.parent)  # the rename itself
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from vitbackbone.files import publish
 
 
 def claim(directory: Path, manifest: Manifest) -> None:

@@ -1,6 +1,6 @@
 """The layouts of the authors' own files, and this package's own."""
 
-from vitbackbone.convert import Rule, Rules, both, drop, inside, read_only, rename
+from vitbackbone.convert import Rule, Rules, both, drop, inside, read_only, rename, unused
 from vitbackbone.formats.changes import (
     CONVOLUTION,
     FLATTEN,
@@ -14,6 +14,7 @@ from vitbackbone.formats.changes import (
     gated,
 )
 from vitbackbone.formats.timm import (
+    ATTENTION_POOL,
     BLOCK,
     EMBED,
     GAMMA,
@@ -43,6 +44,12 @@ NATIVE: Rules = (
     rename("patch_embed.convs.{i}.running_mean", "patch_embed.convs.{i}.running_mean"),
     rename("patch_embed.convs.{i}.running_var", "patch_embed.convs.{i}.running_var"),
     rename("patch_embed.convs.{i}.num_batches_tracked", "patch_embed.convs.{i}.num_batches_tracked"),
+    *(rename(name, name) for name in (f"blocks.{{i}}.attn.rel_pos.{part}" for part in ("table", "rows", "columns"))),
+    *both("blocks.{i}.mlp.norm", "blocks.{i}.mlp.norm"),
+    *ATTENTION_POOL,
+    *(rule for part in ("w12", "norm", "w3") for rule in both(f"attn_pool.mlp.{part}", f"attn_pool.mlp.{part}")),
+    *both("neck.{i}", "neck.{i}"),
+    *both("projection", "projection"),
 )
 
 # google-research/vision_transformer, vit_jax/models_vit.py: an .npz of Flax's arrays
@@ -118,7 +125,7 @@ DINOV2: Rules = (
     *LAYER_SCALE,
     *POSITIONS_WITH_CLS,
     rename("register_tokens", "reg_token"),
-    drop("mask_token"),  # stands for masked patches in pretraining alone
+    unused("mask_token", 1, "dim"),  # stands for masked patches in pretraining alone
 )
 
 # facebookresearch/dinov3, models/vision_transformer.py
@@ -134,7 +141,7 @@ DINOV3: Rules = (
     ),
     *gated("blocks.{i}.mlp.w1", "blocks.{i}.mlp.w2", "blocks.{i}.mlp.w12"),
     *both("blocks.{i}.mlp.w3", "blocks.{i}.mlp.w3"),
-    drop("mask_token"),
+    unused("mask_token", 1, "dim"),
     drop("rope_embed.periods"),  # `Rotary` computes them
     drop("local_cls_norm.weight"),  # of small crops in pretraining
     drop("local_cls_norm.bias"),

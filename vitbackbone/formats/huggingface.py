@@ -4,7 +4,7 @@ saved them. (Version 5 still writes the names of version 4.)
 `base` is the attribute that holds the backbone inside of a model with a head.
 """
 
-from vitbackbone.convert import Rule, Rules, both, drop, inside, read_only, rename
+from vitbackbone.convert import Rule, Rules, both, drop, inside, read_only, rename, unused
 from vitbackbone.formats.changes import FLATTEN, FOLD_CLS, FOLD_DISTILLED, FOLD_FLAT, UNSTACK_FIRST, gated, qkv
 
 CLASSIFIER = both("classifier", "head")
@@ -13,6 +13,12 @@ CLASSIFIER = both("classifier", "head")
 def _layers(prefix: str, names: dict[str, str]) -> Rules:
     """Weights and biases of layers: names in a block of the checkpoint to names in a block of ours."""
     return tuple(rule for theirs, ours in names.items() for rule in both(f"{prefix}.{theirs}", f"blocks.{{i}}.{ours}"))
+
+
+def _having(extra: Rules, rules: Rules) -> Rules:
+    """The rules of a class that has these unused parameters, where another of the same code has them not."""
+    sources = {rule.sources for rule in extra}
+    return (*(rule for rule in rules if rule.sources not in sources), *extra)
 
 
 # ---- ViT and what was made from its code --------------------------------------------------------------------------
@@ -27,9 +33,11 @@ _BERT: Rules = (
     drop("pooler.dense.weight"),  # a tanh layer on CLS that transformers adds; untrained in most checkpoints
     drop("pooler.dense.bias"),
 )
+_POOLER: Rules = (unused("pooler.dense.weight", "dim", "dim"), unused("pooler.dense.bias", "dim"))
 _MLP = _layers(_BLOCK, {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"})
 _NORMS = _layers(_BLOCK, {"layernorm_before": "norm1", "layernorm_after": "norm2"})
 _CLS, _POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"
+_REGISTERS = Rule(("embeddings.register_tokens",), ("reg_token",), blank=(1, "num_registers", "dim"))  # there, if empty
 _WITH_CLS: Rules = (Rule((_CLS, _POSITIONS), ("cls_token", "pos_embed.table"), FOLD_CLS),)
 
 VIT: Rules = (*_BERT, *_MLP, *_NORMS, *_WITH_CLS)
@@ -44,14 +52,14 @@ DEIT: Rules = (
     ),
 )
 DINOV2: Rules = (
-    *_BERT,
+    *_having((unused("embeddings.mask_token", 1, "dim"),), _BERT),
     *_WITH_CLS,
-    rename("embeddings.register_tokens", "reg_token"),
     *_layers(_BLOCK, {name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}),
     *_layers(_BLOCK, {"mlp.weights_in": "mlp.w12", "mlp.weights_out": "mlp.w3"}),
     rename(f"{_BLOCK}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma"),
     rename(f"{_BLOCK}.layer_scale2.lambda1", "blocks.{i}.ls2.gamma"),
 )
+DINOV2_WITH_REGISTERS: Rules = (*DINOV2, _REGISTERS)
 _TABLE = "relative_position_bias.relative_position_bias_table"
 _BEIT: Rules = (
     *_BERT,
@@ -73,8 +81,8 @@ BEIT: dict[str, Rules] = {
 DINOV3: Rules = (
     *both("embeddings.patch_embeddings", "patch_embed.proj"),
     rename("embeddings.cls_token", "cls_token"),
-    rename("embeddings.register_tokens", "reg_token"),
-    drop("embeddings.mask_token"),
+    _REGISTERS,
+    unused("embeddings.mask_token", 1, 1, "dim"),
     *qkv("layer.{i}.attention.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
     *_layers("layer.{i}", {"attention.o_proj": "attn.proj", "norm1": "norm1", "norm2": "norm2"}),
     rename("layer.{i}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma"),
@@ -160,11 +168,11 @@ SAM: Rules = (
 )
 
 HUGGING_FACE: dict[str, Rules] = {
-    "ViTModel": VIT,
+    "ViTModel": _having(_POOLER, VIT),
     "ViTForImageClassification": (*inside("vit.", VIT), *CLASSIFIER),
     "ViTMAEModel": VIT,
     "ViTMAEForPreTraining": (*inside("vit.", VIT), drop("decoder.{rest}")),
-    "DeiTModel": DEIT,
+    "DeiTModel": _having(_POOLER, DEIT),
     "DeiTForImageClassification": (*inside("deit.", DEIT), *CLASSIFIER),
     "DeiTForImageClassificationWithTeacher": (
         *inside("deit.", DEIT),
@@ -173,8 +181,11 @@ HUGGING_FACE: dict[str, Rules] = {
     ),
     "Dinov2Model": DINOV2,
     "Dinov2ForImageClassification": (*inside("dinov2.", DINOV2), *CLASSIFIER),
-    "Dinov2WithRegistersModel": DINOV2,
-    "Dinov2WithRegistersForImageClassification": (*inside("dinov2_with_registers.", DINOV2), *CLASSIFIER),
+    "Dinov2WithRegistersModel": DINOV2_WITH_REGISTERS,
+    "Dinov2WithRegistersForImageClassification": (
+        *inside("dinov2_with_registers.", DINOV2_WITH_REGISTERS),
+        *CLASSIFIER,
+    ),
     **{f"BeitModel{kind}": rules for kind, rules in BEIT.items()},
     **{f"BeitForImageClassification{kind}": (*inside("beit.", rules), *CLASSIFIER) for kind, rules in BEIT.items()},
     **{
