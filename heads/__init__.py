@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from heads.classification import DistilledHead, MlpHead, checkpoint_head
+    from heads.classification import ConcatHead, DistilledHead, MlpHead, checkpoint_head, imagenet_labels
     from heads.probes import (
         ClassReport,
         KnnProbe,
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClassReport",
+    "ConcatHead",
     "DistilledHead",
     "KnnProbe",
     "LinearProbe",
@@ -27,12 +28,13 @@ __all__ = [
     "accuracy_interval",
     "checkpoint_head",
     "hold_out",
+    "imagenet_labels",
     "load_probe",
     "report",
     "save_probe",
 ]
 
-_CLASSIFICATION = {"DistilledHead", "MlpHead", "checkpoint_head"}
+_CLASSIFICATION = {"ConcatHead", "DistilledHead", "MlpHead", "checkpoint_head", "imagenet_labels"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,15 @@
-"""Classifiers that come with a checkpoint: the paper's MLP head and DeiT's two heads.
+"""Classifiers that come with a checkpoint: the paper's MLP head, DeiT's two heads, DINOv2's linear one.
 
 Axes: `B` batch, `D` width, `K` classes.
 """
 
+from collections.abc import Mapping
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitbackbone import Checkpoint, Features
+from vitbackbone import Checkpoint, Features, pool_cls, pool_mean
 
 
 class MlpHead(nn.Module):
@@ -17,6 +20,7 @@ class MlpHead(nn.Module):
 
     def __init__(self, dim: int, num_classes: int, hidden: int | None = None) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.hidden = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh()) if hidden else nn.Identity()
         self.linear = nn.Linear(hidden or dim, num_classes)
         # Zero weights at the start of fine-tuning, as in the paper (section 3.2).
@@ -33,6 +37,7 @@ class DistilledHead(nn.Module):
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.cls = nn.Linear(dim, num_classes)
         self.distillation = nn.Linear(dim, num_classes)
 
@@ -43,25 +48,74 @@ class DistilledHead(nn.Module):
         return (self.cls(features.cls) + self.distillation(features.registers[:, 0])) / 2
 
 
-def checkpoint_head(checkpoint: Checkpoint) -> MlpHead | DistilledHead:
+class ConcatHead(nn.Module):
+    """A linear layer on CLS and the mean of the patches side by side: DINOv2's classifier on its last layer (Oquab et
+    al. 2023; facebookresearch/dinov2, hub/classifiers.py with `layers=1`)."""
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.linear = nn.Linear(2 * dim, num_classes)
+        # As its authors start it (dinov2/eval/linear.py).
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Features) -> Float[Tensor, "B K"]:
+        """Raises `ValueError` on features without CLS."""
+        return self.linear(torch.cat([pool_cls(features), pool_mean(features)], dim=1))
+
+
+Classifier = MlpHead | DistilledHead | ConcatHead
+
+
+def checkpoint_head(checkpoint: Checkpoint) -> Classifier:
     """The classifier that a checkpoint brought along, with its weights, in eval mode.
 
-    Raises `ValueError` if it brought none, or one that reads something else than the backbone's pooled output.
+    What it reads is said by the names of its parameters, which the table of the checkpoint's format gives, and never
+    guessed from their shapes: `head` the backbone's own pooling, `head_dist` DeiT's distillation token, `head_concat`
+    CLS beside the mean of the patches.
+    Raises `ValueError` if the checkpoint brought none, or one that does not fit what it reads.
     """
-    dim = checkpoint.backbone.spec.dim
-    weights = checkpoint.head
-    if not weights:
-        raise ValueError(f"{checkpoint.backbone.spec.name} comes without a classifier")
-    num_classes, width = weights["head.weight"].shape
-    if width != dim:
-        raise ValueError(
-            f"the classifier of {checkpoint.backbone.spec.name} reads {width} values, its tokens have {dim}"
-        )
+    spec, weights = checkpoint.backbone.spec, checkpoint.head
+    if "head_concat.weight" in weights:
+        weight = weights["head_concat.weight"]
+        if weight.shape[1:] == (5 * spec.dim,):
+            raise ValueError(
+                f"the classifier of {spec.name} reads CLS of four layers, which is not supported; want the one on the "
+                "last layer alone, which torch hub makes with `layers=1`"
+            )
+        return _filled(ConcatHead(spec.dim, len(weight)), checkpoint, {"linear": "head_concat"})
+    if "head.weight" not in weights:
+        raise ValueError(f"{spec.name} comes without a classifier; one that has one is hf:google/vit-base-patch16-224")
+    num_classes = len(weights["head.weight"])
     if "head_dist.weight" in weights:
-        distilled = DistilledHead(dim, num_classes)
-        names = {"head": "cls", "head_dist": "distillation"}
-        distilled.load_state_dict({names[k.split(".")[0]] + "." + k.split(".")[1]: v for k, v in weights.items()})
-        return distilled.eval()
-    head = MlpHead(dim, num_classes)
-    head.load_state_dict({k.replace("head.", "linear."): v for k, v in weights.items()})
+        names = {"cls": "head", "distillation": "head_dist"}
+        return _filled(DistilledHead(spec.dim, num_classes), checkpoint, names)
+    hidden = len(weights["head.hidden.weight"]) if "head.hidden.weight" in weights else None
+    return _filled(
+        MlpHead(spec.pooled_dim, num_classes, hidden), checkpoint, {"linear": "head", "hidden.0": "head.hidden"}
+    )
+
+
+def imagenet_labels(num_classes: int) -> tuple[str, ...]:
+    """The names of ImageNet's classes in the order of a published classifier's outputs: of the 1000 of ILSVRC, of all
+    21,841, or of the 21,843 in Google's count; () for any other number.
+
+    They are timm's, and so is the way to tell the set by its number of classes (timm/data/imagenet_info.py).
+    """
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    return tuple(ImageNetInfo(subset).label_descriptions()) if subset else ()
+
+
+def _filled(head: Classifier, checkpoint: Checkpoint, names: Mapping[str, str]) -> Classifier:
+    """The head with the parameters of a checkpoint. `names`: of its layers, ours to the checkpoint's."""
+    theirs = {key: f"{names[layer]}.{kind}" for key in head.state_dict() for layer, _, kind in [key.rpartition(".")]}
+    given = {key: tuple(value.shape) for key, value in sorted(checkpoint.head.items())}
+    wanted = {theirs[key]: tuple(value.shape) for key, value in head.state_dict().items()}
+    if given != wanted:
+        have, want = (", ".join(f"{key} {shape}" for key, shape in side.items()) for side in (given, wanted))
+        raise ValueError(f"the classifier of {checkpoint.backbone.spec.name} has {have}; its features want {want}")
+    head.load_state_dict({key: checkpoint.head[name] for key, name in theirs.items()})
     return head.eval()

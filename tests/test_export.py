@@ -104,6 +104,7 @@ def hf_model(case: str) -> transformers.PreTrainedModel:
 def hf_outputs(model: transformers.PreTrainedModel, side: int) -> dict[str, Tensor]:
     kind = model.config.model_type
     options: dict[str, object] = {}
+    if kind in ("vit", "vit_mae", "deit", "clip_vision_model", "siglip_vision_model"):
         options["interpolate_pos_encoding"] = True
     if kind == "vit_mae":
         options["noise"] = torch.arange((side // 8) ** 2).float().expand(2, -1)  # the patches stay in order

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 from vitbackbone.config import Resampling, Rotary, ViTConfig, vit_config
 from vitbackbone.convert import ConversionError
 from vitbackbone.export import export_weights, save_pretrained
-from vitbackbone.features import Attention, Backbone, BackboneModule, BackboneSpec, Features, Geometry
+from vitbackbone.features import (
+    Attention,
+    Backbone,
+    BackboneModule,
+    BackboneSpec,
+    Features,
+    Geometry,
+    pool_cls,
+    pool_mean,
+)
 from vitbackbone.fused import FusedBackbone, FusedPreprocess, Member
 from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
 from vitbackbone.preprocess import Preprocess, View, load_image
@@ -48,6 +57,8 @@ __all__ = [
     "load_backbone",
     "load_checkpoint",
     "load_image",
+    "pool_cls",
+    "pool_mean",
     "save_pretrained",
     "vit_config",
 ]

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,11 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
-    from heads.probes import KnnProbe, LinearProbe
     from vitbackbone.extract import FeatureStore
     from vitbackbone.features import BackboneModule
+    from vitbackbone.load import Checkpoint
 
 STRONGER = "vit_small_patch14_dinov2.lvd142m"
 HOLD_OUT = 0.2  # of a store that is probed without a test store
@@ -120,19 +121,38 @@ def _predict(args: argparse.Namespace) -> int:
     _same_backbone(backbone, manifest)
     resolution, keep_aspect = (manifest["preprocessing"][key] for key in ("resolution", "keep_aspect"))
     size = tuple(resolution) if isinstance(resolution, list) else resolution
-    failed = 0
-    for image in args.images:
-        try:
-            pixels = backbone.preprocess(image, size, keep_aspect)
-        except (OSError, ValueError) as error:
-            print(f"{image}\tfailed: {error}", file=sys.stderr)
-            failed += 1
-            continue
+
+    def read(image: str) -> "Tensor":
+        return backbone.preprocess(image, size, keep_aspect)
+
+    def classify(pixels: "Tensor") -> "NDArray[Any]":
         with evaluating(backbone):
             (features,) = backbone.forward_layers(pixels[None], manifest["layers"][-1:], norm=manifest["norm"])
             row = {"cls": pool_cls, "patches": pool_mean}[about["features"]](features)
-        _print_best(image, probe, row.numpy(), manifest["class_names"])
-    return 1 if failed == len(args.images) else 0
+        return probe.predict_proba(row.numpy())[0]
+
+    return _print_classes(args.images, read, classify, [manifest["class_names"][i] for i in probe.classes_], top=3)
+
+
+def _classify(args: argparse.Namespace) -> int:
+    from heads.classification import checkpoint_head
+    from vitbackbone.inference import check_device, evaluating
+    from vitbackbone.load import load_checkpoint
+
+    if args.top < 1:
+        raise ValueError(f"--top {args.top}; want at least 1")
+    if args.weights == "random":
+        raise ValueError("--weights random is an untrained model without a classifier; want a file, or nothing")
+    check_device(args.device)
+    checkpoint = load_checkpoint(args.model, args.weights)
+    backbone, head = checkpoint.backbone.to(args.device), checkpoint_head(checkpoint).to(args.device)
+
+    def classify(pixels: "Tensor") -> "NDArray[Any]":
+        with evaluating(backbone):
+            return head(backbone(pixels[None].to(args.device))).softmax(dim=1)[0].cpu().numpy()
+
+    names = _class_names(args.model, checkpoint, head.num_classes)
+    return _print_classes(args.images, backbone.preprocess, classify, names, args.top)
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -160,7 +180,8 @@ def _info(args: argparse.Namespace) -> int:
 
     entry = find_entry(args.name)
     if args.trace:
-        print(trace(entry.config, args.resolution or entry.preprocess.image_size, entry.num_classes or None))
+        size = args.resolution or entry.preprocess.image_size
+        print(trace(entry.config, size, entry.num_classes or None, entry.format))
     else:
         print(info(args.name, entry.config, entry.preprocess, args.resolution))
     return 0
@@ -238,11 +259,41 @@ def _same_backbone(backbone: "BackboneModule", manifest: dict[str, Any]) -> None
         )
 
 
-def _print_best(image: str, probe: "LinearProbe | KnnProbe", row: "NDArray[Any]", class_names: Sequence[str]) -> None:
-    probabilities = probe.predict_proba(row)[0]
-    for i in np.argsort(-probabilities)[:3]:
-        label = probe.classes_[i]
-        print(f"{image}\t{class_names[label]}\t{probabilities[i]:.3f}")
+def _class_names(model: str, checkpoint: "Checkpoint", num_classes: int) -> Sequence[str]:
+    """What the outputs of a classifier mean: the checkpoint's own names; of a model of the zoo ImageNet's, which no
+    file of timm's or of the authors holds; else their indices."""
+    from heads.classification import imagenet_labels
+    from vitbackbone.load import find_entry
+
+    if len(checkpoint.labels) not in (0, num_classes):
+        raise ValueError(f"{model} names {len(checkpoint.labels)} classes, its classifier has {num_classes}")
+    if checkpoint.labels:
+        return checkpoint.labels
+    published = find_entry(model).num_classes == num_classes  # weights given by hand may have classes of their own
+    return (imagenet_labels(num_classes) if published else ()) or [str(i) for i in range(num_classes)]
+
+
+def _print_classes(
+    images: Sequence[str],
+    read: "Callable[[str], Tensor]",
+    classify: "Callable[[Tensor], NDArray[Any]]",
+    names: Sequence[str],
+    top: int,
+) -> int:
+    """A line for each of the `top` likeliest classes of each image: `classify` makes (K,) probabilities of what `read`
+    makes of a file, and one that cannot be read is named. Returns the exit code."""
+    failed = 0
+    for image in images:
+        try:
+            pixels = read(image)
+        except (OSError, ValueError) as error:
+            print(f"{image}\tfailed: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        probabilities = classify(pixels)
+        for i in np.argsort(-probabilities)[:top]:
+            print(f"{image}\t{names[i]}\t{probabilities[i]:.3f}")
+    return 1 if failed == len(images) else 0
 
 
 # ---- arguments ----------------------------------------------------------------------------------------------------
@@ -325,6 +376,18 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--probe", required=True, metavar="DIR", help="what `vitbackbone probe` saved")
     p.add_argument("--model", metavar="NAME", help="if the backbone lies elsewhere than when the probe was fitted")
     p.add_argument("--weights", metavar="FILE", help="its weights, if they were given by hand")
+
+    p = command(
+        "classify",
+        _classify,
+        "Classify images with a checkpoint's own classifier: the likeliest classes of each, with probabilities.",
+        "vitbackbone classify cat.jpg --model hf:google/vit-base-patch16-224",
+    )
+    p.add_argument("images", nargs="+", metavar="IMAGE", help="files")
+    p.add_argument("--model", required=True, metavar="NAME", help="one with a classifier, named as for `extract`")
+    p.add_argument("--weights", metavar="FILE", help="weights downloaded by hand")
+    p.add_argument("--top", type=int, default=5, metavar="N", help="how many classes to print of each image")
+    p.add_argument("--device", default="cpu", help="such as cpu, cuda, cuda:1 or mps")
 
     p = command(
         "show",

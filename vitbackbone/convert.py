@@ -15,7 +15,9 @@ from torch import Tensor
 
 State = Mapping[str, Tensor]
 
-HEADS = ("head.", "head_dist.")  # what comes out under these is a classifier's, whose size only the checkpoint knows
+# What comes out under these is a classifier's, whose size only the checkpoint knows. The name says what a layer reads:
+# the backbone's own pooling, DeiT's distillation token, or CLS beside the mean of the patches.
+HEADS = ("head.", "head_dist.", "head_concat.")
 
 
 @dataclass(frozen=True)

@@ -172,11 +172,14 @@ def _costs(label: str, config: ViTConfig, size: tuple[int, int]) -> list[str]:
 
 
 @torch.inference_mode()
-def trace(config: ViTConfig, resolution: Resolution | None = None, num_classes: int | None = 1000) -> str:
+def trace(
+    config: ViTConfig, resolution: Resolution | None = None, num_classes: int | None = 1000, layout: str = ""
+) -> str:
     """What happens to one image on its way through the network: each step, its tensor, and a word on it.
 
     The shapes are those of a forward on the meta device. `resolution`: a side or (H, W) in pixels, by default the
-    configuration's own. `num_classes`: of a linear head on the pooled features; None leaves the head out.
+    configuration's own. `num_classes`: of the classifier; None leaves it out. `layout`: the checkpoint's, which tells
+    what the classifier reads, by default the pooled features.
     Raises `ValueError` on a size that the configuration refuses.
     """
     model = _on_meta(config)
@@ -246,11 +249,17 @@ def trace(config: ViTConfig, resolution: Resolution | None = None, num_classes: 
     pool = {"cls": "CLS", "mean": "the mean of the patches"}[config.pool] + ", then LayerNorm" * config.fc_norm
     rows.append(("pooled", _by(features.pooled.shape[1:]), f"features.pooled: {pool}"))
     if num_classes is not None:
-        head = nn.Linear(d, num_classes, device="meta")
-        rows.append(("logits", _by(head(features.pooled).shape[1:]), "a linear head on the pooled features"))
+        rows.append(("logits", str(num_classes), CLASSIFIERS.get(layout, "a linear head on the pooled features")))
     return "\n".join(line.rstrip() for line in _columns(rows))
 
 
+_TWO_HEADS = "the mean of two linear heads, on CLS and on the distillation token"
+# Of the layouts whose classifier reads something else than the pooled features; see heads/classification.py
+CLASSIFIERS = {
+    "timm_distilled": _TWO_HEADS,
+    "DeiTForImageClassificationWithTeacher": _TWO_HEADS,
+    "dinov2_classifier": "a linear head on CLS and the mean of the patches side by side",
+}
 MLP_NAMES = {"gelu": "GELU between", "swiglu": "SiLU of one half times the other"}
 
 

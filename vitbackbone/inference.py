@@ -7,6 +7,14 @@ import torch
 from torch import nn
 
 
+def check_device(device: torch.device | str) -> None:
+    """Raises `ValueError` on a device that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch has both for it
+        raise ValueError(f"device={str(device)!r}: {str(error).splitlines()[0]}") from error
+
+
 @contextmanager
 def evaluating(module: object) -> Iterator[None]:
     """Eval mode and no gradients meanwhile; then every sub-module has its own mode back, for a look into the middle of

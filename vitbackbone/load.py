@@ -41,7 +41,7 @@ class Checkpoint:
     """A backbone and what came with it."""
 
     backbone: BackboneModule
-    head: dict[str, Tensor]  # the classifier's own parameters: `head.weight`, `head.bias`, `head_dist.…`; {} if none
+    head: dict[str, Tensor]  # the classifier's own parameters, by what they read (`convert.HEADS`); {} if none
     labels: tuple[str, ...]  # class names in the order of the head's outputs; () if the checkpoint names none
 
 

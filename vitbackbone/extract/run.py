@@ -19,7 +19,7 @@ from vitbackbone.extract.source import Inputs, list_inputs
 from vitbackbone.extract.store import FeatureStore
 from vitbackbone.extract.writer import claim, verified, write_shard
 from vitbackbone.features import Backbone, Features, pool_cls, resolve_layers
-from vitbackbone.inference import evaluating
+from vitbackbone.inference import check_device, evaluating
 from vitbackbone.preprocess import Resolution
 
 SHARD_BYTES = 2**28
@@ -64,7 +64,7 @@ def extract(
     for name, value, least in (("batch_size", batch_size, 1), ("shard_size", shard_size, 1), ("workers", workers, 0)):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    _check_device(device)
+    check_device(device)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; want one of {', '.join(DTYPES)}")
     size = backbone.preprocess.view((1, 1), resolution, keep_aspect).size  # refuses an impossible resolution
@@ -131,13 +131,6 @@ def extract(
                     bar.update(len(records))
                 write_shard(directory, manifest, number, inputs, shard.records, shard.tensors())
     return FeatureStore(directory)
-
-
-def _check_device(device: torch.device | str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch has both for a device that is not there
-        raise ValueError(f"device={str(device)!r}: {str(error).splitlines()[0]}") from error
 
 
 def _default_shard_size(

@@ -1,8 +1,8 @@
 """The checkpoint formats, as tables: which key of a file becomes which parameter of `ViT`, or of timm's
 Swin behind `TimmBackbone`.
 
-A head's parameters come out under `head.` and `head_dist.`; they are no part of a backbone, and `load_checkpoint`
-hands them on.
+A head's parameters come out under `head.`, `head_dist.` and `head_concat.`, by what they read; they are no part of a
+backbone, and `load_checkpoint` hands them on.
 """
 
 from vitbackbone.convert import Rules

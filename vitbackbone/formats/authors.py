@@ -127,6 +127,8 @@ DINOV2: Rules = (
     rename("register_tokens", "reg_token"),
     unused("mask_token", 1, "dim"),  # stands for masked patches in pretraining alone
 )
+# facebookresearch/dinov2, hub/classifiers.py
+DINOV2_CLASSIFIER: Rules = (*inside("backbone.", DINOV2), *both("linear_head", "head_concat"))
 
 # facebookresearch/dinov3, models/vision_transformer.py
 DINOV3: Rules = (
@@ -198,6 +200,7 @@ AUTHORS: dict[str, Rules] = {
     "mae": MAE,
     "dino": DINO,
     "dinov2": DINOV2,
+    "dinov2_classifier": DINOV2_CLASSIFIER,
     "dinov3": DINOV3,
     "clip": CLIP,
     "sam": SAM,

@@ -8,6 +8,7 @@ from vitbackbone.convert import Rule, Rules, both, drop, inside, read_only, rena
 from vitbackbone.formats.changes import FLATTEN, FOLD_CLS, FOLD_DISTILLED, FOLD_FLAT, UNSTACK_FIRST, gated, qkv
 
 CLASSIFIER = both("classifier", "head")
+CLASSIFIER_OF_BOTH = both("classifier", "head_concat")  # reads CLS and the mean of the patches
 
 
 def _layers(prefix: str, names: dict[str, str]) -> Rules:
@@ -180,11 +181,11 @@ HUGGING_FACE: dict[str, Rules] = {
         *both("distillation_classifier", "head_dist"),
     ),
     "Dinov2Model": DINOV2,
-    "Dinov2ForImageClassification": (*inside("dinov2.", DINOV2), *CLASSIFIER),
+    "Dinov2ForImageClassification": (*inside("dinov2.", DINOV2), *CLASSIFIER_OF_BOTH),
     "Dinov2WithRegistersModel": DINOV2_WITH_REGISTERS,
     "Dinov2WithRegistersForImageClassification": (
         *inside("dinov2_with_registers.", DINOV2_WITH_REGISTERS),
-        *CLASSIFIER,
+        *CLASSIFIER_OF_BOTH,
     ),
     **{f"BeitModel{kind}": rules for kind, rules in BEIT.items()},
     **{f"BeitForImageClassification{kind}": (*inside("beit.", rules), *CLASSIFIER) for kind, rules in BEIT.items()},

@@ -110,6 +110,15 @@ def _dinov2(size: str, registers: int, file: str) -> Entry:
     return Entry(config, "dinov2", preprocess, "apache-2.0", source, ANTIALIASED if registers else PLAIN, on_hub=False)
 
 
+def _dinov2_classifier(name: str, size: str, registers: int, file: str) -> Entry:
+    """The same backbone with a linear layer that its authors trained on ImageNet-1k; they publish it as a file of its
+    own, and torch hub puts the two together."""
+    source = f"https://github.com/facebookresearch/dinov2, state_dict of {name}_lc(layers=1)"
+    preprocess = evaluation(224, 0.875, IMAGENET_MEAN, IMAGENET_STD)
+    backbone = _dinov2(size, registers, file)
+    return replace(backbone, format="dinov2_classifier", preprocess=preprocess, source=source, num_classes=1000)
+
+
 def _dinov3(size: str) -> Entry:
     config = dinov3_config(size, "none" if size == "7B" else "qv", rounded=True)
     preprocess = evaluation(256, 1.0, IMAGENET_MEAN, IMAGENET_STD)
@@ -146,6 +155,7 @@ AUTHORS: dict[str, Entry] = {
     **{name: _flax(name, variant) for name, variant in _FLAX.items()},
     **{name: _dino(*row) for name, row in _DINO.items()},
     **{name: _dinov2(*row) for name, row in _DINOV2.items()},
+    **{f"{name}_lc": _dinov2_classifier(name, *row) for name, row in _DINOV2.items()},
     **{name: _dinov3(size) for name, size in _DINOV3.items()},
     **{name: _mae(name, variant) for name, variant in _MAE.items()},
     **{name: _beit(*row) for name, row in _BEIT.items()},
