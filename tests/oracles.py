@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.helpers import randomise, relative_error
-from vitbackbone import ViT, load_backbone
-from vitbackbone.load import Positions
-from vitbackbone.zoo import ZOO
+from vitbackbone import BackboneModule, ViT, load_backbone
+from vitbackbone.zoo import ZOO, Positions
 
 Size = tuple[int, int]
 
@@ -48,19 +47,20 @@ class Case:
     name: str
     sizes: tuple[Size, ...]  # native, another square, not square, not divided by the patch
     model: Callable[[], nn.Module]
-    load: Callable[[Path, Positions], ViT]
+    load: Callable[[Path, Positions], BackboneModule]
     save: Callable[[nn.Module, Path], None]
     run: Callable[[nn.Module, Tensor, list[int]], Outputs]
     policy: Positions  # the one that is the upstream's
+    multiple: int  # of pixels that both sides pad to
 
 
-def errors(ours: ViT, case: Case, theirs: nn.Module, size: Size, batch: int = 1) -> dict[str, float]:
+def errors(ours: BackboneModule, case: Case, theirs: nn.Module, size: Size, batch: int = 1) -> dict[str, float]:
     """max |a - b| / max |b| of every part that the model has; of the layers, the largest of any."""
     spec = ours.spec
     layers = list(range(spec.depth))
     x = images(size, batch)
     with torch.inference_mode():
-        want = case.run(theirs, F.pad(x, (0, -size[1] % spec.stride, 0, -size[0] % spec.stride)), layers)
+        want = case.run(theirs, F.pad(x, (0, -size[1] % case.multiple, 0, -size[0] % case.multiple)), layers)
         got = ours(x)
         raw = ours.forward_layers(x, layers, norm=False)
         found = {
@@ -68,6 +68,7 @@ def errors(ours: ViT, case: Case, theirs: nn.Module, size: Size, batch: int = 1)
             "layers": max(
                 relative_error(features.tokens, want.layers[layer][:, spec.num_prefix :])
                 for layer, features in zip(layers, raw, strict=True)
+                if layer in want.layers
             ),
             "pooled": relative_error(got.pooled, want.pooled),
         }
@@ -75,7 +76,7 @@ def errors(ours: ViT, case: Case, theirs: nn.Module, size: Size, batch: int = 1)
             found["cls"] = relative_error(got.cls, want.tokens[:, 0])
         if spec.num_registers:
             found["registers"] = relative_error(got.registers, want.tokens[:, 1 : spec.num_prefix])
-        if want.neck is not None and ours.neck is not None:
+        if want.neck is not None and isinstance(ours, ViT) and ours.neck is not None:
             found["neck"] = relative_error(ours.neck(got.patches), want.neck)
     return found
 
@@ -156,12 +157,54 @@ def run_timm(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
 def timm_case(name: str) -> Case:
     family, sizes = TIMM[name]
 
-    def load(folder: Path, positions: Positions) -> ViT:
-        return load_backbone(name, weights=folder / "model.safetensors", positions=positions)
-
+    patch = ZOO[name].config.patch_size
+    model = functools.partial(timm_model, name)
     return Case(
-        family, "timm", name, sizes, functools.partial(timm_model, name), load, save_timm, run_timm, policy="timm"
+        family, "timm", name, sizes, model, functools.partial(load_timm, name), save_timm, run_timm, "timm", patch
     )
+
+
+def load_timm(name: str, folder: Path, positions: Positions) -> BackboneModule:
+    return load_backbone(name, weights=folder / "model.safetensors", positions=positions)
+
+
+# ---- timm, through the adapter ------------------------------------------------------------------------------------
+
+#    timm's name                                family          multiple, sizes
+ADAPTED: dict[str, tuple[str, int, tuple[Size, ...]]] = {
+    "swin_tiny_patch4_window7_224.ms_in1k": ("Swin", 4, P16),
+    "swinv2_tiny_window8_256.ms_in1k": ("Swin V2", 4, ((256, 256), (384, 384), (160, 352), (230, 301))),
+    "vit_tiny_r_s16_p8_224.augreg_in21k_ft_in1k": ("hybrid of ResNet and ViT", 32, P16),
+    "vit_small_r26_s32_224.augreg_in21k_ft_in1k": ("hybrid of ResNet and ViT", 32, P16),
+    "resnet50.a1_in1k": ("ResNet-50", 1, P16),
+}
+FLEXIBLE = {"swin": {"strict_img_size": False}, "swinv2": {"strict_img_size": False}, "vit": {"dynamic_img_size": True}}
+
+
+def adapted_model(name: str) -> nn.Module:
+    options = FLEXIBLE.get(name.split("_")[0], {})
+    return randomise(timm.create_model(name.split(".")[0], pretrained=False, num_classes=0, **options))
+
+
+def run_adapted(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
+    prefixed = bool(getattr(model, "num_prefix_tokens", 0))
+    options = {"return_prefix_tokens": True} if prefixed else {}
+    found = model.forward_intermediates(x, indices=layers, norm=False, intermediates_only=True, **options)
+    raw = {
+        layer: torch.cat([part[1], part[0].flatten(2).mT], dim=1) if prefixed else part.flatten(2).mT
+        for layer, part in zip(layers, found, strict=True)
+    }
+    last = model.forward_features(x)
+    tokens = {"Swin": lambda: last.flatten(1, 2), "ResN": lambda: last.flatten(2).mT}
+    tokens = tokens.get(type(model).__name__[:4], lambda: last)()
+    return Outputs(tokens, raw, model.forward_head(last, pre_logits=True))
+
+
+def adapted_case(name: str) -> Case:
+    family, multiple, sizes = ADAPTED[name]
+    load = functools.partial(load_timm, name)
+    model = functools.partial(adapted_model, name)
+    return Case(family, "timm", name, sizes, model, load, save_timm, run_adapted, "timm", multiple)
 
 
 # ---- transformers -------------------------------------------------------------------------------------------------
@@ -171,7 +214,9 @@ MLP = {"intermediate_size": 96}
 GATED = {"use_gated_mlp": True, "hidden_act": "silu", "num_register_tokens": 4}
 SHARED = {"use_shared_relative_position_bias": True, "use_absolute_position_embeddings": True}
 SAM = {"output_channels": 16, "window_size": 3, "global_attn_indexes": [1], "mlp_dim": 96}
+SWIN = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 4}
 HF_SIZES: tuple[Size, ...] = ((64, 64), (96, 96), (40, 88), (61, 43))
+SWIN_SIZES: tuple[Size, ...] = ((64, 64), (96, 96), (72, 104), (101, 78))
 
 
 @dataclass(frozen=True)
@@ -183,6 +228,7 @@ class HuggingFace:
     model: str
     settings: dict[str, object] = field(default_factory=dict)
     sizes: tuple[Size, ...] = HF_SIZES
+    multiple: int = 8
 
 
 HF: dict[str, HuggingFace] = {
@@ -216,14 +262,22 @@ HF: dict[str, HuggingFace] = {
         "CLIP", "CLIPVisionConfig", "CLIPVisionModelWithProjection", {**MLP, "hidden_act": "gelu"}
     ),
     "siglip": HuggingFace("SigLIP", "SiglipVisionConfig", "SiglipVisionModel", MLP),
+    "swin": HuggingFace("Swin", "SwinConfig", "SwinModel", SWIN, SWIN_SIZES, 4),
+    "swin classifier": HuggingFace(
+        "Swin", "SwinConfig", "SwinForImageClassification", {**SWIN, "num_labels": 7}, SWIN_SIZES, 4
+    ),
+    "swinv2": HuggingFace("Swin V2", "Swinv2Config", "Swinv2Model", SWIN, SWIN_SIZES, 4),
+    "swinv2 classifier": HuggingFace(
+        "Swin V2", "Swinv2Config", "Swinv2ForImageClassification", {**SWIN, "num_labels": 7}, SWIN_SIZES, 4
+    ),
     "sam": HuggingFace("SAM", "SamVisionConfig", "SamVisionModel", {**MLP, **SAM}, ((64, 64),)),  # its only size
 }
-FIXED_SIZE = ("Dinov2", "DINOv3", "Sam")  # classes whose forward has no `interpolate_pos_encoding`
+FIXED_SIZE = ("Dinov2", "DINOv3", "Sam", "Swin")  # classes whose forward has no `interpolate_pos_encoding`
 
 
 def hf_model(case: str) -> transformers.PreTrainedModel:
     row = HF[case]
-    config = getattr(transformers, row.config)(**SMALL, **row.settings)
+    config = getattr(transformers, row.config)(**({"image_size": 64} if row.multiple == 4 else SMALL), **row.settings)
     return randomise(getattr(transformers, row.model)(config))
 
 
@@ -236,7 +290,11 @@ def run_hf(row: HuggingFace, model: transformers.PreTrainedModel, x: Tensor, lay
     if row.config == "ViTMAEConfig":  # it shuffles the patches by noise, unless that is in order
         patch = model.config.patch_size
         options["noise"] = torch.arange(x.shape[2] // patch * (x.shape[3] // patch)).float().expand(len(x), -1)
+    if row.config.startswith("Swin"):  # it remembers having seen a small map, and shifts no window after
+        inner = copy.deepcopy(inner)
     out = inner(pixel_values=x, output_hidden_states=True, **options)
+    if row.config.startswith("Swin"):  # its hidden states have been made coarser for the next stage
+        return Outputs(out.last_hidden_state, {max(layers): out.hidden_states[-1]}, out.pooler_output)
     tokens = out.last_hidden_state
     raw = {layer: out.hidden_states[layer + 1] for layer in layers}
     pooled = getattr(out, "pooler_output", None)
@@ -264,10 +322,11 @@ def hf_case(name: str) -> Case:
         lambda model, folder: model.save_pretrained(folder),
         functools.partial(run_hf, row),
         policy="hf",
+        multiple=row.multiple,
     )
 
 
-CASES: list[Case] = [*map(timm_case, TIMM), *map(hf_case, HF)]
+CASES: list[Case] = [*map(timm_case, TIMM), *map(adapted_case, ADAPTED), *map(hf_case, HF)]
 
 
 # ---- resampling policies ------------------------------------------------------------------------------------------
