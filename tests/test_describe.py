@@ -2,10 +2,12 @@
 
 import re
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,13 +15,18 @@ from torchvision.models import ViT_B_16_Weights, ViT_H_14_Weights, ViT_L_16_Weig
 
 from tests.helpers import TINY
 from vitbackbone import Preprocess, ViT, ViTConfig, vit_config
-from vitbackbone.describe import Flops, activation_memory, flops, info, parameters, trace
+from vitbackbone.attention import WindowAttention
+from vitbackbone.config import Rotary
+from vitbackbone.costs import costs, parameters
+from vitbackbone.describe import info, models_table, trace
+from vitbackbone.zoo import ZOO, Entry
 
+MAP = replace(TINY, cls=False, pool="mean")
 STEM = ((8, 2), (12, 2), (12, 1), (16, 2))
 CONFIGS: dict[str, ViTConfig] = {
     "plain": TINY,
     "registers": replace(TINY, num_registers=3, layer_scale=True),
-    "mean": replace(TINY, cls=False, pool="mean"),
+    "mean": MAP,
     "fc_norm": replace(TINY, pool="mean", final_norm=False, fc_norm=True),
     "sincos2d": replace(TINY, position="sincos2d"),
     "no positions": replace(TINY, position="none", qkv_bias="none"),
@@ -28,11 +35,40 @@ CONFIGS: dict[str, ViTConfig] = {
     "wide": replace(TINY, dim=48, num_heads=3, mlp_dim=192, position="none"),
     "narrow MLP": replace(TINY, dim=48, num_heads=3, mlp_dim=24, position="none"),
     "wide stem": replace(TINY, dim=48, mlp_dim=192, stem=((64, 2), (64, 4)), position="none"),
+    "DINOv3": replace(
+        TINY, position="none", rotary=Rotary(100.0, "centred", "halves"), num_registers=2, qkv_bias="none"
+    ),
+    "EVA-02": replace(
+        TINY,
+        rotary=Rotary(10000.0, "index", "neighbours"),
+        qkv_bias="qv",
+        mlp="swiglu",
+        mlp_norm=True,
+        pool="mean",
+        final_norm=False,
+        fc_norm=True,
+    ),
+    "BEiT": replace(TINY, position="none", relative_position="table", qkv_bias="qv"),
+    "SAM": replace(
+        MAP,
+        relative_position="decomposed",
+        window=3,
+        global_blocks=(1,),
+        final_norm=False,
+        neck_dim=12,
+        pool="neck",
+    ),
+    "windows alone": replace(MAP, window=3, neck_dim=12),  # and a neck that nothing runs
+    "no windows after all": replace(MAP, window=3, global_blocks=(2, 0, 1)),
+    "biases everywhere": replace(MAP, relative_position="decomposed"),
+    "CLIP": replace(TINY, pre_norm=True, patch_bias=False, mlp="quick_gelu", projection_dim=12),
+    "SigLIP": replace(MAP, mlp="gelu_tanh", pool="map"),
+    "SwiGLU pooling": replace(MAP, mlp="swiglu", mlp_norm=True, pool="map", projection_dim=5, projection_bias=True),
 }
 
 
 def make(config: ViTConfig) -> ViT:
-    return ViT(config).eval()
+    return ViT(config).eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -57,31 +93,58 @@ def test_parameters_and_flops_are_the_published_ones(variant: str, weights: Weig
     with_head = parameters(config) + config.dim + head
     assert with_head == weights.meta["num_params"]
     assert with_head == pytest.approx(paper, rel=0.01)
-    operations = flops(config, (224, 224)).total / 2 + head
+    operations = costs(config, (224, 224)).flops / 2 + head
     assert operations / 1e9 == pytest.approx(weights.meta["_ops"], abs=2e-3)
+
+
+def counted(run: Callable[[], object]) -> dict[str, int]:
+    """Torch's count of each operation."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        run()
+    return {str(operation): count for operation, count in counter.get_flop_counts().get("Global", {}).items()}
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 50)], ids=str)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_flops_equal_torchs_counter(config: ViTConfig, size: tuple[int, int]) -> None:
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        make(config).requires_grad_(False)(torch.zeros(1, 3, *size))
-    counted = {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
-    attention = sum(count for operation, count in counted.items() if "attention" in operation)
-    ours = flops(config, size)
-    assert (ours.total, ours.attention) == (counter.get_total_flops(), attention)
+    network = make(config)
+    forward = counted(lambda: network(torch.zeros(1, 3, *size)))
+    between = sum(count for operation, count in forward.items() if "attention" in operation or "bmm" in operation)
+    ours = costs(config, size)
+    assert (ours.flops, ours.attention) == (sum(forward.values()), between)
     if not config.stem:
-        assert ours.embed == counted["aten.convolution"]
+        assert ours.embed == forward["aten.convolution"]
+    with torch.inference_mode():
+        features = network(torch.zeros(1, 3, *size))
+    assert ours.pooling == sum(counted(lambda: features.pooled).values())
+
+
+def test_flops_and_memory_grow_with_the_batch() -> None:
+    once, thrice = (costs(CONFIGS["SAM"], (33, 50), batch) for batch in (1, 3))
+    for name in ("embed", "linear", "attention", "pooling", "attention_map"):
+        assert getattr(thrice, name) == 3 * getattr(once, name)
+    assert thrice.activations == pytest.approx(3 * once.activations, rel=0.05)  # less the tables of relative positions
 
 
 def test_the_attention_part_alone_grows_with_the_square_of_the_tokens() -> None:
     config = replace(vit_config("B/16"), cls=False, pool="mean")
-    once = flops(config, (224, 224))
-    assert flops(config, (448, 448)) == Flops(4 * once.embed, 4 * once.linear, 16 * once.attention)
+    once, twice = costs(config, (224, 224)), costs(config, (448, 448))
+    assert (twice.embed, twice.linear, twice.attention) == (4 * once.embed, 4 * once.linear, 16 * once.attention)
+    assert twice.attention_map == 16 * once.attention_map == 16 * 4 * 12 * 196**2
+
+
+def test_within_windows_attention_grows_with_the_tokens() -> None:
+    config = replace(vit_config("B/16"), cls=False, pool="mean", window=7)
+    once, twice = costs(config, (224, 224)), costs(config, (448, 448))
+    assert once.attention == 12 * 4 * 196 * 49 * 768
+    assert (twice.attention, twice.attention_map) == (4 * once.attention, 4 * once.attention_map)
+    padded = costs(config, (240, 224))  # 15 rows of patches, in windows of 21
+    assert padded.attention == 1.5 * once.attention
+    assert padded.linear == 12 * 2 * 768**2 * (4 * 21 * 14 + 8 * 15 * 14)  # the MLP sees no padding
 
 
 class Live(TorchDispatchMode):
-    """The most bytes of tensors alive at once, of those made within."""
+    """The most bytes of tensors alive at once, of those made within. The attention kernel is the CPU's own here."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,19 +168,36 @@ class Live(TorchDispatchMode):
         return outputs
 
 
+@pytest.mark.parametrize("size", [(130, 99), (32, 32)], ids=str)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_activation_memory_is_what_lives_at_once(config: ViTConfig) -> None:
-    network, size = make(config), (130, 99)
-    with Live() as live, torch.no_grad():
-        network(torch.zeros(2, 3, *size))
-    assert activation_memory(config, size, batch=2).peak == pytest.approx(live.peak, rel=0.05)
+def test_activations_are_what_lives_at_once(config: ViTConfig, size: tuple[int, int]) -> None:
+    network = make(config)
+    with torch.no_grad():
+        network(torch.zeros(2, 3, *size))  # makes the tables that stay
+        with Live() as live:
+            network(torch.zeros(2, 3, *size))
+    assert costs(config, size, batch=2).activations == pytest.approx(live.peak, rel=0.003)
 
 
-@pytest.mark.parametrize("name", ["plain", "registers", "wide"])
+def test_activations_of_a_plain_network_by_hand() -> None:
+    """In the MLP: the images, the stream before and after attention, its normed copy, and the hidden layer before and
+    after GELU. In attention, with a narrow MLP: the stream, its normed copy, q k v, the heads' output, its
+    projection. With BEiT's bias, that as well: as large as the map of one image, whatever the batch."""
+    n, d = 197, 768
+    config = vit_config("B/16")
+    assert costs(config, (224, 224)).activations == 4 * (3 * 224 * 224 + 3 * n * d + 2 * n * 4 * d)
+    config = vit_config("B/16", mlp_dim=d)
+    attention = 3 * 224 * 224 + 7 * n * d
+    assert costs(config, (224, 224), batch=2).activations == 4 * 2 * attention
+    config = replace(config, position="none", relative_position="table")
+    assert costs(config, (224, 224), batch=2).activations == 4 * (2 * attention + 12 * n * n)
+
+
+@pytest.mark.parametrize("name", ["plain", "registers", "wide", "DINOv3", "BEiT", "biases everywhere", "SAM"])
 def test_the_attention_map_takes_what_it_says(name: str) -> None:
     config = CONFIGS[name]
     weights = make(config).attention(torch.zeros(2, 3, 33, 50), [0])[0].weights
-    assert activation_memory(config, (33, 50), batch=2).attention_map == weights.nbytes
+    assert costs(config, (33, 50), batch=2).attention_map == weights.nbytes
 
 
 def cells(page: str, first: str) -> list[str]:
@@ -126,23 +206,27 @@ def cells(page: str, first: str) -> list[str]:
     return re.split(r"\s{2,}", line.strip())
 
 
+def entry(config: ViTConfig, preprocess: Preprocess | None = None) -> Entry:
+    return Entry(config, "native", preprocess or Preprocess(), "", "")
+
+
 def test_info_says_what_a_model_costs_and_how_that_grows() -> None:
-    page = info("vit_base", vit_config("B/16", num_registers=4), Preprocess(), 384)
+    page = info("vit_base", entry(vit_config("B/16", num_registers=4)), 384)
     assert page.startswith("vit_base\n")
     assert cells(page, "tokens")[1] == "24 x 24 = 576 patches + CLS + 4 registers = 581"
     assert cells(page, "parameters")[1] == "85.8 M"
     heading, *rows = ["pixels", "112 x 112", "224 x 224", "336 x 336", "384 x 384", "448 x 448"]
     assert cells(page, heading)[1:] == [
-        "patches", "tokens", "parameters", "GFLOPs", "O(N²) part", "activations", "attention map",
+        "patches", "tokens", "parameters", "GFLOPs", "attention part", "activations", "attention map",
     ]  # fmt: skip
     for row in rows:
         side = int(row.split()[0])
-        cost = flops(vit_config("B/16", num_registers=4), (side, side))
+        cost = costs(vit_config("B/16", num_registers=4), (side, side))
         found = cells(page, row)
         assert found[2] == f"{(side // 16) ** 2 + 5}"
-        assert float(found[4]) == pytest.approx(cost.total / 1e9, rel=5e-3)
+        assert float(found[4]) == pytest.approx(cost.flops / 1e9, rel=5e-3)
         assert float(found[5].split()[0]) == pytest.approx(cost.attention / 1e9, rel=5e-3)
-        assert f"({100 * cost.attention / cost.total:.1f}%)" in found[5]
+        assert f"({100 * cost.attention / cost.flops:.1f}%)" in found[5]
     for patch, tokens in {"8 x 8": 48**2 + 5, "16 x 16": 24**2 + 5, "32 x 32": 12**2 + 5}.items():
         assert cells(page, patch)[2] == str(tokens)
     assert float(cells(page, "32 x 32")[3].split()[0]) == pytest.approx(
@@ -151,12 +235,27 @@ def test_info_says_what_a_model_costs_and_how_that_grows() -> None:
 
 
 def test_info_of_other_patches_and_of_a_stem() -> None:
-    page = info("fourteen", vit_config("S/14"), Preprocess())
+    page = info("fourteen", entry(vit_config("S/14")))
     assert "16 x 16 = 256 patches + CLS = 257" in page
     assert cells(page, "14 x 14")[1:3] == ["16 x 16", "257"]
-    page = info("stem", CONFIGS["stem"], Preprocess((32, 32)), (40, 64))
+    page = info("stem", entry(CONFIGS["stem"], Preprocess((32, 32))), (40, 64))
     assert cells(page, "40 x 64")[1:3] == ["5 x 8", "42"]
     assert "With other patch sizes" not in page
+
+
+def test_info_says_what_windows_biases_and_pooling_mean_for_the_costs() -> None:
+    plain, sam = (info(name, entry(CONFIGS[name], Preprocess((32, 32)))) for name in ("plain", "SAM"))
+    assert cells(sam, "windows")[1] == "2 blocks within windows of 3 x 3 patches, 1 over the whole image (1)"
+    assert cells(sam, "tokens")[1] == "4 x 4 = 16 patches"
+    pooling = costs(CONFIGS["SAM"], (32, 32)).pooling
+    assert cells(sam, "compute")[1].endswith(f"; features.pooled adds {pooling / 1e9:.3g} GFLOPs")
+    words = ["within windows with N", "The bias of relative positions", "largest block's map"]
+    for word in words:
+        assert word in " ".join(sam.split())
+        assert word not in " ".join(plain.split())
+    assert "windows" not in plain
+    assert "features.pooled" not in plain
+    assert "MLP 2 x 24" in info("swiglu", entry(CONFIGS["swiglu"], Preprocess((32, 32))))
 
 
 def test_trace_tells_the_forward_in_the_words_of_the_paper() -> None:
@@ -189,40 +288,63 @@ def test_trace_tells_the_forward_in_the_words_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_trace_shows_the_shapes_of_a_real_forward(config: ViTConfig) -> None:
+def test_trace_shows_the_shapes_of_a_real_forward(config: ViTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     network = make(config)
-    steps: list[tuple[int, ...]] = []  # without batch; maps as (h, w, channels)
+    steps: list[tuple[int, ...]] = []  # without batch; of images (h, w, channels)
+    maps: set[str] = set()
 
     def note(tensor: torch.Tensor) -> None:
         steps.append(tuple(tensor.shape[1:]) if tensor.ndim < 4 else tuple(tensor[0].permute(1, 2, 0).shape))
 
+    def after(module: torch.nn.Module) -> None:
+        module.register_forward_hook(lambda module, inputs, output: note(output))
+
+    def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: torch.Tensor | None) -> torch.Tensor:
+        inner = (q.shape[1], q.shape[2], k.shape[2])
+        maps.add(" x ".join(map(str, inner if len(q) == 1 else (len(q), *inner))))
+        return kernel(q, k, v, attn_mask)
+
     image = torch.zeros(1, 3, 33, 50)
+    kernel = F.scaled_dot_product_attention
     note(image)
     network.patch_embed.register_forward_pre_hook(lambda module, inputs: note(inputs[0]))  # padded
     if config.stem:
         for gelu in network.patch_embed.convs[2::3]:
-            gelu.register_forward_hook(lambda module, inputs, output: note(output))
+            after(gelu)
     network.patch_embed.register_forward_hook(lambda module, inputs, output: note(output.flatten(2).mT))
     if network.pos_embed is not None:
         network.pos_embed.register_forward_hook(lambda module, inputs, output: note(output[None]))
-    block = network.blocks[0]
     if config.num_prefix:
-        block.register_forward_pre_hook(lambda module, inputs: note(inputs[0]))
-    for module in (block.norm1, block.attn, block.norm2, block.mlp, block, network.norm):
+        network.norm_pre.register_forward_pre_hook(lambda module, inputs: note(inputs[0]))
+    if config.pre_norm:
+        after(network.norm_pre)
+    block = network.blocks[0]
+    after(block.norm1)
+    if isinstance(block.attn, WindowAttention):  # all windows of the one image
+        block.attn.proj.register_forward_pre_hook(lambda module, inputs: steps.append(tuple(inputs[0].shape)))
+    for module in (block.attn, block.norm2, block.mlp, block, network.norm):
         if module is not None:
-            module.register_forward_hook(lambda module, inputs, output: note(output))
-    with torch.inference_mode():
+            after(module)
+    with torch.inference_mode(), monkeypatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", fused)
         features = network(image)
-        logits = torch.nn.Linear(config.dim, 7)(features.pooled)
+    for module in (network.attn_pool, network.neck, network.fc_norm, network.projection):
+        if module is not None and not isinstance(module, torch.nn.Identity):
+            module.register_forward_hook(lambda module, inputs, output: pooling.append(tuple(output.shape[1:])))
+    pooling: list[tuple[int, ...]] = []
+    pooled = features.pooled
     last = [features.cls] * config.cls + [features.registers] * (config.num_registers > 0)
-    ends = [*(tuple(t.shape[1:]) for t in last), (config.dim, *features.grid), (config.dim,), tuple(logits.shape[1:])]
+    ends = [*(tuple(t.shape[1:]) for t in last), (config.dim, *features.grid), tuple(pooled.shape[1:]), *pooling, (7,)]
 
-    printed = [re.split(r"\s{2,}", line.strip())[:2] for line in trace(config, (33, 50), 7).splitlines()]
+    page = trace(config, (33, 50), 7)
+    printed = [re.split(r"\s{2,}", line.strip())[:2] for line in page.splitlines()]
     cut = [step for step in printed if " = " not in step[1] and not step[0].endswith(" blocks")]
     cut.pop([name for name, _ in cut].index("+ residual"))  # of attention: inside the block, no module's output
     assert [tuple(map(int, shape.split(" x "))) for _, shape in cut] == [*steps, *ends]
     grid = "{} x {} = {}".format(*features.grid, features.grid[0] * features.grid[1])
     assert ["patches", grid] in printed
+    (attention,) = (line for line in page.splitlines() if line.strip().startswith("self-attention"))
+    assert set(re.findall(r", (?:in windows )?([0-9]+ x [0-9 x]+)(?=[,;])", attention)) == maps
 
 
 def test_trace_without_a_head_and_of_a_size_that_is_refused() -> None:
@@ -230,3 +352,68 @@ def test_trace_without_a_head_and_of_a_size_that_is_refused() -> None:
     assert trace(TINY, 40, 5).splitlines()[-1].split()[:2] == ["logits", "5"]
     with pytest.raises(ValueError, match="which the patch size 8 does not divide"):
         trace(replace(TINY, indivisible="refuse"), 33)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("plain", ["weights softmax(q kᵀ / √8), 2 x 36 x 36", "16 -> 32 -> 16, GELU between"]),
+        ("DINOv3", ["2 heads of 8; q and k turned by rotary positions; weights softmax(q kᵀ / √8)"]),
+        ("EVA-02", ["rotary positions", "16 -> 2 x 32 -> 16, SiLU of one half times the other, then LayerNorm"]),
+        ("BEiT", ["softmax(q kᵀ / √8 + bias of relative positions resampled from 4 x 4 to 5 x 7)"]),
+        (
+            "SAM",
+            [
+                "2 blocks within windows of 3 x 3 patches, 1 over the whole image (1); 2 x 3 windows, the last ones",
+                "softmax(q kᵀ / √8 + bias of relative positions resampled from 4 x 4 to 5 x 7), 2 x 35 x 35, "
+                "in windows 6 x 2 x 9 x 9;",
+                "features.pooled, run only when asked for: the mean of the neck",
+                "convolutions 1 x 1 and 3 x 3, each with LayerNorm over the channels",
+            ],
+        ),
+        ("windows alone", ["3 blocks within windows of 3 x 3 patches; 2 x 3 windows", "the mean of the patches"]),
+        ("CLIP", ["before the first block", "x · sigmoid(1.702 x) between", "asked for: CLS", "linear 16 -> 12"]),
+        ("SigLIP", ["GELU between, by its tanh approximation", "one learned query attends to the patches, 2 heads"]),
+    ],
+)
+def test_trace_names_what_is_special(name: str, words: list[str]) -> None:
+    page = trace(CONFIGS[name], (33, 50))
+    for word in words:
+        assert word in page
+    plain = trace(TINY, (33, 50))
+    for word in ("windows", "rotary", "bias", "before the first block", "query", "neck", "  projection"):
+        assert word not in plain
+
+
+def test_other_kinds_of_network_are_refused() -> None:
+    with pytest.raises(ValueError, match="this package's own ViT, not for a Preprocess"):
+        trace(Preprocess())
+
+
+FAMILIES = [
+    "nano",
+    "deit_tiny_distilled_patch16_224.fb_in1k",
+    "beit_base_patch16_224.in22k_ft_in22k_in1k",
+    "vit_base_patch16_224.mae",
+    "dinov3_vits16plus",
+    "ViT-B-32.openai",
+    "hf:google/siglip-base-patch16-224",
+    "eva02_tiny_patch14_336.mim_in22k_ft_in1k",
+    "sam_vit_b",
+]
+
+
+@pytest.mark.parametrize("names", [FAMILIES, pytest.param(list(ZOO), marks=pytest.mark.slow)], ids=["some", "all"])
+def test_every_model_has_its_pages(names: list[str]) -> None:
+    for name in names:
+        config, (height, width) = ZOO[name].config, ZOO[name].preprocess.image_size
+        assert f"{height} x {width} pixels" in info(name, ZOO[name])
+        first, *_ = trace(config, (height, width)).splitlines()
+        assert first.endswith(f"{height} x {width} x 3")
+
+
+def test_the_table_of_models_has_a_row_for_each() -> None:
+    header, *rows = [re.split(r"\s{2,}", line) for line in models_table(["nano", "sam_vit_b"]).splitlines()]
+    assert header == ["name", "pixels", "patch", "dim", "parameters", "licence", "source"]
+    assert rows[0] == ["nano", "32", "4", "192", "2.8 M", "apache-2.0", "built in"]
+    assert rows[1][:6] == ["sam_vit_b", "1024", "16", "768", "89.7 M", "apache-2.0"]

@@ -50,7 +50,8 @@ ALLOWED: dict[str, set[str]] = {
     "extract": {"extract", "features", "files", "inference", "preprocess"},
     "estimator": {"features", "inference", "load", "preprocess", "vit"},
     "view": {"features", "inference", "preprocess"},
-    "describe": {"config", "preprocess", "vit", "zoo"},
+    "costs": {"config", "vit"},
+    "describe": {"config", "costs", "features", "fused", "preprocess", "zoo"},
     "demo": {"extract", "load", "view"},
     "__init__": {
         "config",

@@ -9,6 +9,7 @@ from vitbackbone import ConversionError, Preprocess
 from vitbackbone.convert import convert
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 from vitbackbone.timm_names import describe_timm, preprocess_of, timm_rules
+from vitbackbone.zoo import ADAPTED
 
 
 def test_what_timm_says_of_a_name() -> None:
@@ -90,3 +91,16 @@ def test_a_convolution_as_classifier_is_a_linear_head() -> None:
     model = timm.create_model("resnetv2_18", num_classes=5)
     rules = timm_rules(backbone, describe_timm("resnetv2_18").classifier)
     assert convert(model.state_dict(), rules, backbone.state_dict())["head.weight"].shape == (5, backbone.spec.dim)
+
+
+def test_what_a_list_of_models_shows_is_what_timm_says() -> None:
+    for name, (side, stride, dim, millions, licence) in ADAPTED.items():
+        known = describe_timm(name)
+        assert (known.config.image_size, known.licence) == ((side, side), licence)
+        assert known.source == f"timm/{name}"
+        with torch.device("meta"):
+            options = {**dict(known.config.arguments), "num_classes": 0}
+            model = timm.create_model(known.config.architecture, pretrained=False, **options)
+        last = list(model.feature_info)[-1]
+        assert (last["reduction"], last["num_chs"]) == (stride, dim)
+        assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)

@@ -41,8 +41,9 @@ class DecomposedTables(nn.Module):
     def forward(self, q: Float[Tensor, "B heads N d"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
         by_row, by_column = (_pairs(table, side) for table, side in zip((self.rows, self.columns), grid, strict=True))
         q = rearrange(q, "B heads (h w) d -> B heads h w d", h=grid[0])
-        rows = einsum(q, by_row, "B heads h w d, h y d -> B heads h w y")
-        columns = einsum(q, by_column, "B heads h w d, w x d -> B heads h w x")
+        # Contiguous, or their sum is laid out as einsum left them, and copied once more.
+        rows = einsum(q, by_row, "B heads h w d, h y d -> B heads h w y").contiguous()
+        columns = einsum(q, by_column, "B heads h w d, w x d -> B heads h w x").contiguous()
         return rearrange(rows[..., None] + columns[..., None, :], "B heads h w y x -> B heads (h w) (y x)")
 
 

@@ -183,7 +183,7 @@ def _info(args: argparse.Namespace) -> int:
         size = args.resolution or entry.preprocess.image_size
         print(trace(entry.config, size, entry.num_classes or None, entry.format))
     else:
-        print(info(args.name, entry.config, entry.preprocess, args.resolution))
+        print(info(args.name, entry, args.resolution))
     return 0
 
 

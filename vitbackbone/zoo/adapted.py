@@ -1,22 +1,25 @@
-"""Models of timm that are no plain ViT, by timm's names; timm itself says the rest of them. `"timm:NAME"` takes any."""
+"""Models of timm that are no plain ViT, by timm's names: what a list of models shows of them. timm itself says the rest
+when one is loaded, and `"timm:NAME"` takes any other of its models.
+"""
 
-ADAPTED = (
-    "swin_tiny_patch4_window7_224.ms_in1k",
-    "swin_small_patch4_window7_224.ms_in1k",
-    "swin_base_patch4_window7_224.ms_in22k_ft_in1k",
-    "swin_base_patch4_window12_384.ms_in22k_ft_in1k",
-    "swin_large_patch4_window7_224.ms_in22k_ft_in1k",
-    "swin_large_patch4_window12_384.ms_in22k_ft_in1k",
-    "swinv2_tiny_window8_256.ms_in1k",
-    "swinv2_small_window8_256.ms_in1k",
-    "swinv2_base_window8_256.ms_in1k",
-    "swinv2_base_window12to16_192to256.ms_in22k_ft_in1k",
-    "swinv2_large_window12to16_192to256.ms_in22k_ft_in1k",
-    "vit_tiny_r_s16_p8_224.augreg_in21k_ft_in1k",
-    "vit_small_r26_s32_224.augreg_in21k_ft_in1k",
-    "vit_base_r50_s16_224.orig_in21k",
-    "vit_base_r50_s16_384.orig_in21k_ft_in1k",
-    "vit_large_r50_s32_224.augreg_in21k_ft_in1k",
-    "resnet50.a1_in1k",
-    "resnet50.tv2_in1k",
-)
+#    timm's name: pixels a side, stride and width of the last layer, millions of parameters without head, licence
+ADAPTED: dict[str, tuple[int, int, int, float, str]] = {
+    "swin_tiny_patch4_window7_224.ms_in1k": (224, 32, 768, 27.5, "mit"),
+    "swin_small_patch4_window7_224.ms_in1k": (224, 32, 768, 48.8, "mit"),
+    "swin_base_patch4_window7_224.ms_in22k_ft_in1k": (224, 32, 1024, 86.7, "mit"),
+    "swin_base_patch4_window12_384.ms_in22k_ft_in1k": (384, 32, 1024, 86.9, "mit"),
+    "swin_large_patch4_window7_224.ms_in22k_ft_in1k": (224, 32, 1536, 195.0, "mit"),
+    "swin_large_patch4_window12_384.ms_in22k_ft_in1k": (384, 32, 1536, 195.2, "mit"),
+    "swinv2_tiny_window8_256.ms_in1k": (256, 32, 768, 27.6, "mit"),
+    "swinv2_small_window8_256.ms_in1k": (256, 32, 768, 49.0, "mit"),
+    "swinv2_base_window8_256.ms_in1k": (256, 32, 1024, 86.9, "mit"),
+    "swinv2_base_window12to16_192to256.ms_in22k_ft_in1k": (256, 32, 1024, 86.9, "mit"),
+    "swinv2_large_window12to16_192to256.ms_in22k_ft_in1k": (256, 32, 1536, 195.2, "mit"),
+    "vit_tiny_r_s16_p8_224.augreg_in21k_ft_in1k": (224, 32, 192, 6.1, "apache-2.0"),
+    "vit_small_r26_s32_224.augreg_in21k_ft_in1k": (224, 32, 384, 36.0, "apache-2.0"),
+    "vit_base_r50_s16_224.orig_in21k": (224, 16, 768, 97.9, "apache-2.0"),
+    "vit_base_r50_s16_384.orig_in21k_ft_in1k": (384, 16, 768, 98.2, "apache-2.0"),
+    "vit_large_r50_s32_224.augreg_in21k_ft_in1k": (224, 32, 1024, 328.0, "apache-2.0"),
+    "resnet50.a1_in1k": (224, 32, 2048, 23.5, "apache-2.0"),
+    "resnet50.tv2_in1k": (176, 32, 2048, 23.5, "bsd-3-clause"),
+}
