@@ -1,5 +1,6 @@
-"""One suite over every backbone: what `vitbackbone.features.Backbone` promises."""
+"""One suite over every backbone: what `vitbackbone.features.Backbone` promises. Below, what every `ViT` does."""
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -11,12 +12,23 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.helpers import relative_error, tiny_vit
-from vitbackbone import Backbone, Features, Geometry, Resampling, ViT, load_backbone
+from tests.timm_networks import BACKBONES as TIMM
+from vitbackbone import (
+    Backbone,
+    BackboneModule,
+    Features,
+    FusedBackbone,
+    Geometry,
+    Member,
+    Resampling,
+    ViT,
+    load_backbone,
+)
 from vitbackbone.config import Rotary
 
 NO_CLS = {"cls": False, "pool": "mean"}
 HALVES, NEIGHBOURS = Rotary(100.0, "centred", "halves"), Rotary(1e4, "index", "neighbours", (4, 4))
-BACKBONES: dict[str, ViT] = {
+VITS: dict[str, ViT] = {
     "cls": tiny_vit(),
     "registers": tiny_vit(num_registers=3, layer_scale=True),
     "mean": tiny_vit(**NO_CLS),
@@ -40,17 +52,26 @@ BACKBONES: dict[str, ViT] = {
 }
 
 
+MEMBERS = [Member(VITS["registers"], -2, False), Member(tiny_vit(patch_size=16, seed=1), 1, False)]
+BACKBONES: dict[str, BackboneModule] = {
+    **VITS,
+    **{name: TIMM[name] for name in ("swin sized", "swinv2 fixed", "hybrid", "r26", "resnet", "convnext")},
+    "fused": FusedBackbone(MEMBERS),
+}
+
+
 @pytest.fixture(params=BACKBONES)
-def backbone(request: pytest.FixtureRequest) -> ViT:
+def backbone(request: pytest.FixtureRequest) -> BackboneModule:
     return BACKBONES[request.param]
+
+
+@pytest.fixture(params=VITS)
+def vit(request: pytest.FixtureRequest) -> ViT:
+    return VITS[request.param]
 
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def norm_of(backbone: ViT) -> bool:
-    return backbone.spec.has_norm
 
 
 @settings(max_examples=8, deadline=None)
@@ -76,7 +97,7 @@ def test_any_size_gives_the_shapes_that_the_spec_promises(name: str, height: int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, backbone in BACKBONES.items() if backbone.spec.stride == 8])
+@pytest.mark.parametrize("name", [name for name, vit in VITS.items() if vit.spec.stride == 8])
 def test_4096_tokens_give_a_map_of_64_by_64(name: str) -> None:
     with torch.inference_mode():
         features = BACKBONES[name](images(1, 3, 512, 512))
@@ -85,7 +106,7 @@ def test_4096_tokens_give_a_map_of_64_by_64(name: str) -> None:
     assert torch.isfinite(features.pooled).all()
 
 
-def test_it_is_a_backbone_to_python(backbone: ViT) -> None:
+def test_it_is_a_backbone_to_python(backbone: BackboneModule) -> None:
     assert isinstance(backbone, Backbone)
 
 
@@ -104,7 +125,7 @@ def test_features_of_four_parts_pool_cls_or_the_mean() -> None:
     assert relative_error(mean, patches.mean(dim=(2, 3))) < 1e-6
 
 
-def test_tokens_are_the_map_in_raster_order(backbone: ViT) -> None:
+def test_tokens_are_the_map_in_raster_order(backbone: BackboneModule) -> None:
     features = backbone(images(2, 3, 24, 40))
     h, w = features.grid
     for row in range(h):
@@ -112,47 +133,51 @@ def test_tokens_are_the_map_in_raster_order(backbone: ViT) -> None:
             assert torch.equal(features.tokens[:, row * w + column], features.patches[:, :, row, column])
 
 
-def test_layers_come_in_the_order_asked_with_duplicates_and_negatives(backbone: ViT) -> None:
+def test_layers_come_in_the_order_asked_with_duplicates_and_negatives(backbone: BackboneModule) -> None:
     x = images(2, 3, 32, 40)
-    depth = backbone.spec.depth
-    asked = [depth - 1, 0, -1, 1, 0]
-    got = backbone.forward_layers(x, asked, norm=norm_of(backbone))
-    alone = [backbone.forward_layers(x, [layer], norm=norm_of(backbone))[0] for layer in asked]
+    spec = backbone.spec
+    asked = [spec.depth - 1, 0, -1, 1 % spec.depth, 0]
+    norm = spec.norms(asked)
+    got = backbone.forward_layers(x, asked, norm=norm)
+    alone = [backbone.forward_layers(x, [layer], norm=norm)[0] for layer in asked]
     assert len(got) == len(asked)
-    for a, b in zip(got, alone, strict=True):
+    for layer, a, b in zip(asked, got, alone, strict=True):
         assert torch.equal(a.patches, b.patches)
         assert torch.equal(a.registers, b.registers)
-    assert torch.equal(got[0].patches, backbone(x).patches)
-    assert not torch.allclose(got[1].patches, got[3].patches)
+        assert (a.patches.shape[1], a.geometry.stride) == (spec.dims[layer], spec.strides[layer])
+    assert torch.equal(backbone.forward_layers(x, [-1], norm=spec.has_norm)[0].patches, backbone(x).patches)
+    if spec.depth > 1:
+        a, b = got[1].patches, got[3].patches
+        assert a.shape != b.shape or not torch.allclose(a, b)
 
 
-def test_no_block_runs_past_the_deepest(backbone: ViT) -> None:
+def test_no_block_runs_past_the_deepest(vit: ViT) -> None:
     ran: list[int] = []
-    hooks = [block.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(backbone.blocks)]
+    hooks = [block.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(vit.blocks)]
     try:
-        backbone.forward_layers(images(1, 3, 32, 32), [0, 1, 0], norm=False)
+        vit.forward_layers(images(1, 3, 32, 32), [0, 1, 0], norm=False)
         assert ran == [0, 1]
         ran.clear()
-        backbone.attention(images(1, 3, 32, 32), [1])
+        vit.attention(images(1, 3, 32, 32), [1])
         assert ran == [0]
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def test_norm_means_the_final_norm_of_this_checkpoint(backbone: ViT) -> None:
+def test_norm_means_the_final_norm_of_this_checkpoint(vit: ViT) -> None:
     x = images(2, 3, 32, 32)
-    (raw,) = backbone.forward_layers(x, [1], norm=False)
-    if backbone.norm is None:
+    (raw,) = vit.forward_layers(x, [1], norm=False)
+    if vit.norm is None:
         with pytest.raises(ValueError, match="no final norm"):
-            backbone.forward_layers(x, [1])
+            vit.forward_layers(x, [1])
         return
-    (normed,) = backbone.forward_layers(x, [1])
-    assert relative_error(normed.tokens, backbone.norm(raw.tokens)) < 1e-6
-    assert raw.cls is None or relative_error(normed.cls, backbone.norm(raw.cls)) < 1e-6
+    (normed,) = vit.forward_layers(x, [1])
+    assert relative_error(normed.tokens, vit.norm(raw.tokens)) < 1e-6
+    assert raw.cls is None or relative_error(normed.cls, vit.norm(raw.cls)) < 1e-6
 
 
-def test_batch_size_does_not_change_the_features(backbone: ViT) -> None:
+def test_batch_size_does_not_change_the_features(backbone: BackboneModule) -> None:
     x = images(5, 3, 40, 24)
     with torch.inference_mode():
         together = backbone(x)
@@ -160,7 +185,7 @@ def test_batch_size_does_not_change_the_features(backbone: ViT) -> None:
     assert relative_error(together.patches, alone) < 1e-5
 
 
-def test_mixed_sizes_equal_each_image_alone(backbone: ViT) -> None:
+def test_mixed_sizes_equal_each_image_alone(backbone: BackboneModule) -> None:
     batch = [images(3, 32, 32), images(3, 17, 70, seed=1), images(3, 50, 9, seed=2)]
     with torch.inference_mode():
         mixed = backbone(batch)
@@ -175,19 +200,19 @@ def test_mixed_sizes_equal_each_image_alone(backbone: ViT) -> None:
     assert mixed.grid == mixed.patches.shape[-2:]
 
 
-def test_a_size_the_patch_does_not_divide_is_padded_with_the_mean_colour(backbone: ViT) -> None:
-    stride = backbone.spec.stride
+def test_a_size_the_patch_does_not_divide_is_padded_with_the_mean_colour(vit: ViT) -> None:
+    stride = vit.spec.stride
     x = images(1, 3, 2 * stride + 1, 3 * stride - 1)
     padded = F.pad(x, (0, 1, 0, stride - 1))
-    assert torch.equal(backbone(x).patches, backbone(padded).patches)
-    assert backbone(x).geometry.padding == ((stride - 1, 1),)
+    assert torch.equal(vit(x).patches, vit(padded).patches)
+    assert vit(x).geometry.padding == ((stride - 1, 1),)
 
 
-def test_attention_is_what_the_forward_uses(backbone: ViT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_what_the_forward_uses(vit: ViT, monkeypatch: pytest.MonkeyPatch) -> None:
     """At 24 x 48 pixels the windows of 3 x 3 patches need no padding, and every row sums to 1."""
     x = images(2, 3, 24, 48)
     asked = [-1, 0, 0]
-    maps = backbone.attention(x, asked)
+    maps = vit.attention(x, asked)
     assert len(maps) == len(asked)
     assert torch.equal(maps[1].weights, maps[2].weights)
     given: list[tuple[torch.Tensor, ...]] = []
@@ -197,15 +222,15 @@ def test_attention_is_what_the_forward_uses(backbone: ViT, monkeypatch: pytest.M
         "scaled_dot_product_attention",
         lambda q, k, v, **o: given.append((q, k, o.get("attn_mask"))) or fused(q, k, v, **o),
     )
-    backbone(x)
+    vit(x)
     q, k, bias = given[-1]  # of the last block, or of a pooling after it
-    if not backbone.config.window and backbone.config.pool != "map":
+    if not vit.config.window and vit.config.pool != "map":
         scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         assert relative_error(maps[0].weights, (scores if bias is None else scores + bias).softmax(-1)) < 1e-5
     for attention in maps:
         assert torch.allclose(attention.weights.sum(-1), torch.ones(()), atol=1e-5)
         assert attention.weights.shape[-1] == attention.num_prefix + attention.grid[0] * attention.grid[1]
-    if backbone.spec.num_prefix:
+    if vit.spec.num_prefix:
         h, w = maps[0].grid
         n = maps[0].num_prefix
         assert torch.equal(maps[0].cls_to_patches[..., 1, 2], maps[0].weights[:, :, 0, n + w + 2])
@@ -215,17 +240,17 @@ def test_attention_is_what_the_forward_uses(backbone: ViT, monkeypatch: pytest.M
             _ = maps[0].cls_to_patches
 
 
-def test_the_forward_keeps_the_fused_kernel(backbone: ViT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_forward_keeps_the_fused_kernel(vit: ViT, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     fused = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k))
-    backbone.attention(images(1, 3, 32, 32), [1])
+    vit.attention(images(1, 3, 32, 32), [1])
     assert len(calls) == 1  # the block before the one looked at
-    backbone(images(1, 3, 32, 32))
-    assert len(calls) == 1 + backbone.spec.depth
+    vit(images(1, 3, 32, 32))
+    assert len(calls) == 1 + vit.spec.depth
 
 
-def test_gradients_reach_the_image_and_every_parameter(backbone: ViT) -> None:
+def test_gradients_reach_the_image_and_every_parameter(backbone: BackboneModule) -> None:
     x = images(1, 3, 40, 40).requires_grad_()
     features = backbone(x)
     (features.pooled.square().sum() + features.patches.square().sum() + features.registers.square().sum()).backward()
@@ -234,23 +259,18 @@ def test_gradients_reach_the_image_and_every_parameter(backbone: ViT) -> None:
     trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
     without = [name for name, p in trained.items() if p.grad is None]
     backbone.zero_grad(set_to_none=True)
-    assert without == []
+    if not isinstance(backbone, FusedBackbone):  # its members have blocks after the layer that is taken
+        assert without == []
 
 
-def test_runs_in_other_precisions(backbone: ViT) -> None:
+def test_runs_in_other_precisions(backbone: BackboneModule) -> None:
     x = images(1, 3, 32, 40)
     reference = backbone(x).patches
-    half = load_state_of(backbone).to(torch.bfloat16)(x)
+    half = copy.deepcopy(backbone).to(torch.bfloat16)(x)
     assert half.patches.dtype == torch.bfloat16
     assert relative_error(half.patches.float(), reference) < 0.1
-    double = load_state_of(backbone).double()(x)
+    double = copy.deepcopy(backbone).double()(x)
     assert relative_error(double.patches.float(), reference) < 1e-5
-
-
-def load_state_of(backbone: ViT) -> ViT:
-    copy = ViT(backbone.config)
-    copy.load_state_dict(backbone.state_dict())
-    return copy.eval()
 
 
 @pytest.mark.parametrize(
@@ -268,9 +288,9 @@ def load_state_of(backbone: ViT) -> ViT:
     ],
     ids=["no batch", "grey", "channels last", "empty", "no height", "uint8", "4-D in list", "mixed up", "empty list"],
 )
-def test_bad_images_are_refused_with_what_is_wanted(backbone: ViT, bad: object) -> None:
+def test_bad_images_are_refused_with_what_is_wanted(backbone: BackboneModule, bad: object) -> None:
     for call in (backbone, lambda x: backbone.forward_layers(x, [0], norm=False), lambda x: backbone.attention(x, [0])):
-        with pytest.raises(ValueError, match=r"want a float tensor \(B, 3, H, W\)"):
+        with pytest.raises(ValueError, match=r"want a float tensor \(B, 3"):
             call(bad)
 
 
@@ -287,16 +307,29 @@ def test_values_that_are_no_tensors_are_refused() -> None:
 
 
 @pytest.mark.parametrize("layers", [[99], [-99], []])
-def test_layers_out_of_range_are_refused(backbone: ViT, layers: list[int]) -> None:
+def test_layers_out_of_range_are_refused(backbone: BackboneModule, layers: list[int]) -> None:
     with pytest.raises(ValueError, match="want block indices from"):
         backbone.forward_layers(images(1, 3, 32, 32), layers, norm=False)
     with pytest.raises(ValueError, match="want block indices from"):
         backbone.attention(images(1, 3, 32, 32), layers)
 
 
-def test_attention_of_mixed_sizes_is_refused(backbone: ViT) -> None:
+def test_attention_is_a_map_over_the_image_or_an_error_that_says_why_not(backbone: BackboneModule) -> None:
+    x = images(1, 3, 64, 96)
+    if not isinstance(backbone, ViT) and backbone.spec.name not in ("hybrid", "r26"):
+        with pytest.raises(ValueError, match="attention"):
+            backbone.attention(x, [-1])
+        return
+    (attention,) = backbone.attention(x, [-1])
+    h, w = backbone(x).grid
+    assert attention.grid == (h, w)
+    assert attention.weights.shape[-1] == backbone.spec.num_prefix + h * w
+    assert torch.allclose(attention.weights.sum(-1), torch.ones(()), atol=1e-5) or backbone.config.window
+
+
+def test_attention_of_mixed_sizes_is_refused(vit: ViT) -> None:
     with pytest.raises(ValueError, match="once per image"):
-        backbone.attention([images(3, 32, 32), images(3, 40, 32)], [0])
+        vit.attention([images(3, 32, 32), images(3, 40, 32)], [0])
 
 
 def test_indivisible_sizes_are_refused_where_the_caller_says_so() -> None:

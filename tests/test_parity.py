@@ -31,7 +31,7 @@ from tests.oracles import (
     timm_case,
     timm_model,
 )
-from vitbackbone import load_backbone
+from vitbackbone import ViTConfig, load_backbone
 from vitbackbone.formats import FORMATS
 from vitbackbone.position import rotary_table
 from vitbackbone.zoo import ZOO
@@ -326,11 +326,10 @@ def test_the_policies_are_the_implementations(name: str, policy: str, tmp_path: 
 
 
 def test_every_family_with_positions_has_its_policies_held() -> None:
-    learned = {name for name in ZOO if ZOO[name].source.startswith("timm/") and ZOO[name].config.position != "none"}
-    relative = {name for name in ZOO if ZOO[name].config.relative_position == "table"}
-    held = {ZOO[name].config.resampling for name in POLICIES} | {ZOO[name].hf for name in POLICIES}
-    assert {ZOO[name].config.resampling for name in learned | relative} <= held
-    assert {ZOO[name].hf for name in learned | relative} <= held
+    of_timm = [e for e in ZOO.values() if isinstance(e.config, ViTConfig) and e.source.startswith("timm/")]
+    resampled = [e for e in of_timm if e.config.position != "none" or e.config.relative_position == "table"]
+    held = {(ZOO[name].config.resampling, ZOO[name].hf) for name in POLICIES}
+    assert {(entry.config.resampling, entry.hf) for entry in resampled} <= held
 
 
 def test_the_policies_differ_where_the_implementations_do(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from transformers import (
     Swinv2Model,
 )
 
-from tests.helpers import relative_error
-from tests.timm_networks import BACKBONES, CONFIGS, TOLERANCE, images, randomised
+from tests.helpers import randomise, relative_error
+from tests.timm_networks import BACKBONES, CONFIGS, TOLERANCE, images
 from vitbackbone import ConversionError
 from vitbackbone.convert import convert
 from vitbackbone.formats.swin import SWIN as SWIN_FORMATS
@@ -53,7 +53,7 @@ def _no_gradients() -> object:
 def from_hugging_face(name: str, directory: Path) -> tuple[torch.nn.Module, TimmBackbone]:
     make_config, make_model, read = HF_MODELS[name]
     with torch.inference_mode(False):
-        model = randomised(make_model(make_config(**HF)))
+        model = randomise(make_model(make_config(**HF)))
         model.save_pretrained(directory)
         backbone = TimmBackbone(read(model.config.to_dict()), name=name)
     state = load_file(directory / "model.safetensors")

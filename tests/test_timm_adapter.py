@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.helpers import relative_error
-from tests.timm_networks import BACKBONES, STAGES, SWIN, TOLERANCE, images, padded, randomised
+from tests.helpers import randomise, relative_error
+from tests.timm_networks import BACKBONES, STAGES, SWIN, TOLERANCE, images, padded
 from vitbackbone import Backbone
 from vitbackbone.features import BackboneSpec
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
@@ -61,7 +61,7 @@ def test_equals_timm(name: str, size: tuple[int, int]) -> None:
 
 def test_levels_equal_timms_features_only() -> None:
     config = TimmConfig("resnet18", (64, 64), 1)
-    backbone = randomised(TimmBackbone(config))
+    backbone = randomise(TimmBackbone(config))
     model = timm.create_model("resnet18", features_only=True).eval()
     model.load_state_dict(backbone.model.state_dict(), strict=False)
     x = images(1, 3, 70, 53)
@@ -71,7 +71,7 @@ def test_levels_equal_timms_features_only() -> None:
 
 def test_a_distillation_token_is_a_register() -> None:
     arguments = (("img_size", (32, 32)), ("embed_dim", 24), ("depth", 2), ("num_heads", 2), ("dynamic_img_size", True))
-    backbone = randomised(TimmBackbone(TimmConfig("deit_tiny_distilled_patch16_224", (32, 32), arguments=arguments)))
+    backbone = randomise(TimmBackbone(TimmConfig("deit_tiny_distilled_patch16_224", (32, 32), arguments=arguments)))
     features = backbone(images(2, 3, 48, 32))
     tokens = backbone.model.forward_features(images(2, 3, 48, 32))
     assert torch.equal(features.cls, tokens[:, 0])

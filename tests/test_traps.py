@@ -14,7 +14,7 @@ from transformers import Dinov2Backbone, Dinov2Config
 
 from tests.helpers import photo, randomise, relative_error, tiny_vit
 from tests.oracles import hf_model
-from tests.test_contract import BACKBONES
+from tests.test_contract import VITS
 from vitbackbone import ConversionError, Resampling, ViT, load_backbone
 from vitbackbone.config import ViTConfig
 from vitbackbone.position import resample
@@ -28,10 +28,10 @@ def images(*shape: int) -> torch.Tensor:
 # ---- 1: `norm` means another thing, or nothing, from model to model -----------------------------------------------
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", VITS)
 def test_norm_is_on_by_default_and_never_a_no_op(name: str) -> None:
     """timm's default is False, DINOv2's True; timm's BEiT and EVA ignore it, and its SAM runs the neck."""
-    backbone = BACKBONES[name]
+    backbone = VITS[name]
     x = images(1, 3, 32, 32)
     raw = backbone.forward_layers(x, [0, -1], norm=False)
     assert raw[0].patches.shape[1] == raw[1].patches.shape[1] == backbone.spec.dim
@@ -82,9 +82,9 @@ def test_as_many_patches_in_another_shape_are_another_grid() -> None:
 # ---- 4: a size that the patch does not divide is floored, or an assertion -----------------------------------------
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", VITS)
 def test_the_last_pixels_of_an_indivisible_size_are_seen(name: str) -> None:
-    backbone = BACKBONES[name]
+    backbone = VITS[name]
     stride = backbone.spec.stride
     x = images(1, 3, 3 * stride + 2, 4 * stride + 3)
     changed = x.clone()
@@ -119,9 +119,9 @@ def test_dinov2s_blocks_are_transformers_indices_plus_one(tmp_path: Path) -> Non
 # ---- 6: attention maps are empty under the fused kernel, or come for all layers at once ---------------------------
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", VITS)
 def test_attention_comes_for_the_layers_asked_and_they_alone(name: str) -> None:
-    backbone = BACKBONES[name]
+    backbone = VITS[name]
     maps = backbone.attention(images(1, 3, 24, 48), [1])
     assert len(maps) == 1
     assert maps[0].weights.shape[:2] == (1, backbone.spec.num_heads)
@@ -166,10 +166,10 @@ def test_a_photo_and_its_rotated_file_have_the_same_features(tmp_path: Path) -> 
 # ---- 9: the batch size changes the features -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", VITS)
 def test_the_company_of_other_images_changes_nothing(name: str) -> None:
     """Stated tolerance: 1e-5 of the largest value. Kernels sum in another order for another batch."""
-    backbone = BACKBONES[name]
+    backbone = VITS[name]
     x = images(7, 3, 40, 32)
     with torch.inference_mode():
         together = backbone(x)
@@ -193,13 +193,13 @@ class Tokens(nn.Module):
 
 EXPORT = """
 import sys, torch
-from tests.test_contract import BACKBONES
+from tests.test_contract import VITS
 from tests.test_traps import Tokens, images
 from tests.helpers import relative_error
 here, there = images(2, 3, 48, 40), images(2, 3, 64, 32)
 auto = {"x": {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}}
 for name in ("cls", "offset", "sincos2d", "rotary halves", "relative spline", "windows"):
-    backbone = BACKBONES[name]
+    backbone = VITS[name]
     for shapes in (None, auto):
         with torch.no_grad():
             graph = torch.export.export(Tokens(backbone), (here,), dynamic_shapes=shapes).module()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.helpers import randomise
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 
 TOLERANCE = 1e-5
@@ -32,21 +33,7 @@ CONFIGS = {
 }
 
 
-def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """What a checkpoint holds, running statistics among it; buffers that follow from the configuration stay."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point():
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(noise.abs() + 0.5)
-            else:
-                fan_in = tensor[0].numel() if tensor.ndim > 1 and "token" not in name else 4
-                tensor.copy_(noise / fan_in**0.5 + (1.0 if tensor.ndim == 1 and name.endswith("weight") else 0.0))
-    return module.eval()
-
-
-BACKBONES = {name: randomised(TimmBackbone(config, name=name)) for name, config in CONFIGS.items()}
+BACKBONES = {name: randomise(TimmBackbone(config, name=name)) for name, config in CONFIGS.items()}
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
