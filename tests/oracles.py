@@ -26,8 +26,11 @@ from vitbackbone.zoo import ZOO, Positions
 Size = tuple[int, int]
 
 
-def images(size: Size, batch: int = 1) -> Tensor:
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(size[0] * 1000 + size[1]))
+transformers.utils.logging.disable_progress_bar()
+
+
+def images(size: Size, batch: int = 1, channels: int = 3) -> Tensor:
+    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(size[0] * 1000 + size[1]))
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,14 @@ class Case:
     run: Callable[[nn.Module, Tensor, list[int]], Outputs]
     policy: Positions  # the one that is the upstream's
     multiple: int  # of pixels that both sides pad to
+    channels: int = 3
 
 
 def errors(ours: BackboneModule, case: Case, theirs: nn.Module, size: Size, batch: int = 1) -> dict[str, float]:
     """max |a - b| / max |b| of every part that the model has; of the layers, the largest of any."""
     spec = ours.spec
     layers = list(range(spec.depth))
-    x = images(size, batch)
+    x = images(size, batch, case.channels)
     with torch.inference_mode():
         want = case.run(theirs, F.pad(x, (0, -size[1] % case.multiple, 0, -size[0] % case.multiple)), layers)
         got = ours(x)
@@ -326,7 +330,56 @@ def hf_case(name: str) -> Case:
     )
 
 
-CASES: list[Case] = [*map(timm_case, TIMM), *map(adapted_case, ADAPTED), *map(hf_case, HF)]
+# ---- OpenVLA's two encoders as one --------------------------------------------------------------------------------
+
+PARTS = {
+    "vision_backbone.featurizer.": "vit_large_patch14_reg4_dinov2",
+    "vision_backbone.fused_featurizer.": "vit_so400m_patch14_siglip_224",
+}
+
+
+def openvla_models() -> nn.Module:
+    options = {"pretrained": False, "img_size": 224, "num_classes": 0, "dynamic_img_size": True}
+    return nn.ModuleList(
+        randomise(timm.create_model(name, **options), seed) for seed, name in enumerate(PARTS.values())
+    )
+
+
+def save_openvla(models: nn.Module, folder: Path) -> None:
+    """As OpenVLA keeps them: LayerScale by another name."""
+    state = {
+        part + key.replace("ls1.gamma", "ls1.scale_factor").replace("ls2.gamma", "ls2.scale_factor"): value
+        for part, model in zip(PARTS, models, strict=True)
+        for key, value in model.state_dict().items()
+    }
+    save_file(state, folder / "model.safetensors")
+
+
+def run_openvla(models: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
+    """The second-to-last block of each without a final norm, as prismatic-vlms takes them."""
+    parts = [
+        model.get_intermediate_layers(picture, n={len(model.blocks) - 2})[0]
+        for model, picture in zip(models, x.split(3, dim=1), strict=True)
+    ]
+    tokens = torch.cat(parts, dim=2)
+    return Outputs(tokens, {0: tokens}, tokens.mean(dim=1))
+
+
+OPENVLA = Case(
+    "OpenVLA's DINOv2 + SigLIP",
+    "timm",
+    "openvla",
+    ((224, 224), (336, 336), (168, 350), (231, 300)),
+    openvla_models,
+    functools.partial(load_timm, "openvla"),
+    save_openvla,
+    run_openvla,
+    policy="timm",
+    multiple=14,
+    channels=6,
+)
+
+CASES: list[Case] = [*map(timm_case, TIMM), *map(adapted_case, ADAPTED), OPENVLA, *map(hf_case, HF)]
 
 
 # ---- resampling policies ------------------------------------------------------------------------------------------
