@@ -30,11 +30,13 @@ def test_the_code_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         assert main(arguments) == 0, line
     capsys.readouterr()
     namespace: dict[str, object] = {}
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), namespace)
     assert namespace["features"].cls.shape == (1, 192)
     assert len(namespace["last4"]) == 4
+    assert [stage.geometry.stride for stage in namespace["stages"]] == [4, 8, 16, 32]
+    assert namespace["both"].spec.dim == 192 + 192
     assert namespace["store"].failed == [("dogs/broken.jpg", "the file has 0 bytes; want 1 to 1073741824")]
 
 
@@ -53,9 +55,10 @@ def test_the_shapes_in_the_comments_are_those_that_come_out(tmp_path: Path, monk
 
 def test_every_model_and_file_it_names_exists() -> None:
     from vitbackbone import list_backbones
+    from vitbackbone.huggingface import MODEL_TYPES
 
-    names = re.findall(r"`((?:vit_|deit_|dinov2_|hf:)[\w./:-]+)`", README)
+    names = re.findall(r"`((?:vit_|deit_|beit|mae_|dino|ViT-|eva02_|sam|swin_|resnet|openvla|hf:)[\w./:-]+)`", README)
     assert names
-    assert set(names) <= set(list_backbones())
+    assert set(names) <= {*list_backbones(), *MODEL_TYPES}
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (Path(__file__).parent.parent / target).exists(), target
