@@ -28,8 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "windows": set(),
     "timm_adapter": {"config", "features", "preprocess", "windows"},
     "timm_names": {"convert", "preprocess", "timm_adapter", "windows"},
-    "huggingface_swin": {"timm_adapter"},
-    "huggingface": {"config", "huggingface_swin", "preprocess", "timm_adapter"},
+    "huggingface": {"config", "huggingface", "preprocess", "timm_adapter"},
     "zoo": {"config", "fused", "huggingface", "preprocess", "timm_adapter", "zoo"},
     "fused": {"convert", "features", "preprocess"},
     "load": {

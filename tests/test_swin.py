@@ -20,7 +20,7 @@ from tests.timm_networks import BACKBONES, CONFIGS, TOLERANCE, images
 from vitbackbone import ConversionError
 from vitbackbone.convert import convert
 from vitbackbone.formats.swin import SWIN as SWIN_FORMATS
-from vitbackbone.huggingface_swin import read_swin, read_swinv2
+from vitbackbone.huggingface.swin import read_swin, read_swinv2
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 
 HF = {

@@ -1,60 +1,56 @@
-"""What a Hugging Face checkpoint says of itself: `config.json` and `preprocessor_config.json` to our records, and back.
+"""`config.json` to and from the configuration of a network: what each `model_type` of transformers says of itself.
 
 A writer stands behind its reader and writes what it can; `export.save_pretrained` reads that again, and refuses where
 something else comes back.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vitbackbone.config import MlpKind, Resampling, Rotary, ViTConfig
-from vitbackbone.huggingface_swin import read_swin, read_swinv2
-from vitbackbone.preprocess import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
+from vitbackbone.huggingface.fields import Json, get, sides
+from vitbackbone.huggingface.processor import (
+    CLIP_EVAL,
+    DEIT_EVAL,
+    DINOV2_EVAL,
+    DINOV3_EVAL,
+    SAM_EVAL,
+    SIGLIP_EVAL,
+    SWIN_EVAL,
+    VIT_EVAL,
+)
+from vitbackbone.huggingface.swin import read_swin, read_swinv2
+from vitbackbone.preprocess import Preprocess
 from vitbackbone.timm_adapter import TimmConfig
-
-Json = Mapping[str, Any]
 
 # How transformers resamples positions (modeling_vit.py, modeling_dinov2.py; modeling_dinov2_with_registers.py).
 PLAIN = Resampling("bicubic", antialias=False, relative="bilinear")
 ANTIALIASED = Resampling("bicubic", antialias=True, relative="bilinear")
 
 
-def _get(config: Json, key: str, default: Any) -> Any:
-    """A setting; older files leave out or write null for what is transformers' default."""
-    value = config.get(key)
-    return default if value is None else value
-
-
-def _sides(size: Any) -> tuple[int, int]:
-    """(H, W) of a number, a pair, or {height, width}."""
-    if isinstance(size, Mapping):
-        return size["height"], size["width"]
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
 def _shared(config: Json, **defaults: Any) -> dict[str, Any]:
     """What every model type has. `defaults`: where a type's are not ViT's, since older files leave them out."""
 
-    def get(key: str, default: Any) -> Any:
-        return _get(config, key, defaults.get(key, default))
+    def own(key: str, default: Any) -> Any:
+        return get(config, key, defaults.get(key, default))
 
-    height, width = _sides(get("patch_size", 16))
+    height, width = sides(own("patch_size", 16))
     if height != width:
         raise ValueError(f"config.json has patch_size={config['patch_size']}; only square patches are supported")
-    activation = get("hidden_act", "gelu")
+    activation = own("hidden_act", "gelu")
     if activation not in ACTIVATIONS:
         raise ValueError(f"config.json has hidden_act={activation!r}; want one of {', '.join(ACTIVATIONS)}")
     return {
-        "image_size": _sides(get("image_size", 224)),
+        "image_size": sides(own("image_size", 224)),
         "patch_size": height,
-        "dim": get("hidden_size", 768),
-        "depth": get("num_hidden_layers", 12),
-        "num_heads": get("num_attention_heads", 12),
-        "mlp_dim": get("intermediate_size", 3072),
+        "dim": own("hidden_size", 768),
+        "depth": own("num_hidden_layers", 12),
+        "num_heads": own("num_attention_heads", 12),
+        "mlp_dim": own("intermediate_size", 3072),
         "mlp": ACTIVATIONS[activation],
-        "qkv_bias": "qkv" if get("qkv_bias", True) else "none",
-        "norm_eps": get("layer_norm_eps", 1e-12),
+        "qkv_bias": "qkv" if own("qkv_bias", True) else "none",
+        "norm_eps": own("layer_norm_eps", 1e-12),
         "resampling": PLAIN,
     }
 
@@ -107,8 +103,8 @@ def _write_mae(config: ViTConfig) -> dict[str, Any]:
 
 def _dinov2(config: Json) -> ViTConfig:
     shared = _shared(config, layer_norm_eps=1e-6)
-    shared["mlp_dim"] = int(shared["dim"] * _get(config, "mlp_ratio", 4))
-    if _get(config, "use_swiglu_ffn", False):
+    shared["mlp_dim"] = int(shared["dim"] * get(config, "mlp_ratio", 4))
+    if get(config, "use_swiglu_ffn", False):
         shared |= {"mlp": "swiglu", "mlp_dim": (int(shared["mlp_dim"] * 2 / 3) + 7) // 8 * 8}
     return ViTConfig(**shared, layer_scale=True)
 
@@ -124,7 +120,7 @@ def _write_dinov2(config: ViTConfig) -> dict[str, Any]:
 
 
 def _dinov2_with_registers(config: Json) -> ViTConfig:
-    registers = _get(config, "num_register_tokens", 4)
+    registers = get(config, "num_register_tokens", 4)
     return replace(_dinov2(config), resampling=ANTIALIASED, num_registers=registers)
 
 
@@ -135,18 +131,18 @@ def _write_dinov2_with_registers(config: ViTConfig) -> dict[str, Any]:
 def _dinov3(config: Json) -> ViTConfig:
     defaults = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "layer_norm_eps": 1e-5}
     shared = _shared(config, **defaults)
-    biases = tuple(_get(config, f"{part}_bias", part != "key") for part in ("query", "key", "value"))
+    biases = tuple(get(config, f"{part}_bias", part != "key") for part in ("query", "key", "value"))
     kinds = {(True, True, True): "qkv", (True, False, True): "qv", (False, False, False): "none"}
-    gated = _get(config, "use_gated_mlp", False)
-    if biases not in kinds or not _get(config, "proj_bias", True) or not _get(config, "mlp_bias", True):
+    gated = get(config, "use_gated_mlp", False)
+    if biases not in kinds or not get(config, "proj_bias", True) or not get(config, "mlp_bias", True):
         raise ValueError("config.json leaves out biases that this ViT has: want proj_bias, mlp_bias, and query, value")
     if gated != (shared["mlp"] == "swiglu"):
         raise ValueError(f"config.json has use_gated_mlp={gated} with hidden_act={config.get('hidden_act')!r}")
     return ViTConfig(
         **{**shared, "qkv_bias": kinds[biases]},
         position="none",
-        rotary=Rotary(_get(config, "rope_theta", 100.0), "centred", "halves"),
-        num_registers=_get(config, "num_register_tokens", 0),
+        rotary=Rotary(get(config, "rope_theta", 100.0), "centred", "halves"),
+        num_registers=get(config, "num_register_tokens", 0),
         layer_scale=True,
     )
 
@@ -164,16 +160,16 @@ def _write_dinov3(config: ViTConfig) -> dict[str, Any]:
 
 
 def _beit(config: Json) -> ViTConfig:
-    own, shared = (_get(config, f"use_{kind}relative_position_bias", False) for kind in ("", "shared_"))
+    own, shared = (get(config, f"use_{kind}relative_position_bias", False) for kind in ("", "shared_"))
     if own and shared:
         raise ValueError("config.json has relative positions per block and shared ones at once; want one of them")
     pretraining = config.get("architectures") == ["BeitForMaskedImageModeling"]
-    mean = _get(config, "use_mean_pooling", True)
+    mean = get(config, "use_mean_pooling", True)
     return ViTConfig(
         **{**_shared(config), "qkv_bias": "qv"},
-        position="learned" if _get(config, "use_absolute_position_embeddings", False) else "none",
+        position="learned" if get(config, "use_absolute_position_embeddings", False) else "none",
         relative_position="table" if own or shared else "none",
-        layer_scale=_get(config, "layer_scale_init_value", 0.1) > 0,
+        layer_scale=get(config, "layer_scale_init_value", 0.1) > 0,
         final_norm=pretraining or not mean,
         fc_norm=mean and not pretraining,
         pool="mean" if mean else "cls",
@@ -191,14 +187,14 @@ def _write_beit(config: ViTConfig) -> dict[str, Any]:
 
 
 def _clip(config: Json) -> ViTConfig:
-    tower = _get(config, "vision_config", config)
+    tower = get(config, "vision_config", config)
     defaults = {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
     projected = config.get("architectures") in (["CLIPModel"], ["CLIPVisionModelWithProjection"])
     return ViTConfig(
         **_shared(tower, **defaults),
         patch_bias=False,
         pre_norm=True,
-        projection_dim=_get(config, "projection_dim", 512) if projected else 0,
+        projection_dim=get(config, "projection_dim", 512) if projected else 0,
     )
 
 
@@ -208,9 +204,9 @@ def _write_clip(config: ViTConfig) -> dict[str, Any]:
 
 
 def _siglip(config: Json) -> ViTConfig:
-    tower = _get(config, "vision_config", config)
+    tower = get(config, "vision_config", config)
     shared = _shared(tower, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
-    return ViTConfig(**shared, cls=False, pool="map" if _get(tower, "vision_use_head", True) else "mean")
+    return ViTConfig(**shared, cls=False, pool="map" if get(tower, "vision_use_head", True) else "mean")
 
 
 def _write_siglip(config: ViTConfig) -> dict[str, Any]:
@@ -218,18 +214,18 @@ def _write_siglip(config: ViTConfig) -> dict[str, Any]:
 
 
 def _sam(config: Json) -> ViTConfig:
-    tower = _get(config, "vision_config", config)
+    tower = get(config, "vision_config", config)
     shared = _shared(tower, image_size=1024, layer_norm_eps=1e-6)
-    if not (_get(tower, "use_abs_pos", True) and _get(tower, "use_rel_pos", True)):
+    if not (get(tower, "use_abs_pos", True) and get(tower, "use_rel_pos", True)):
         raise ValueError("config.json leaves out absolute or relative positions, which this encoder has")
     return ViTConfig(
-        **{**shared, "mlp_dim": _get(tower, "mlp_dim", int(shared["dim"] * _get(tower, "mlp_ratio", 4.0)))},
+        **{**shared, "mlp_dim": get(tower, "mlp_dim", int(shared["dim"] * get(tower, "mlp_ratio", 4.0)))},
         cls=False,
         relative_position="decomposed",
-        window=_get(tower, "window_size", 14),
-        global_blocks=tuple(_get(tower, "global_attn_indexes", (2, 5, 8, 11))),
+        window=get(tower, "window_size", 14),
+        global_blocks=tuple(get(tower, "global_attn_indexes", (2, 5, 8, 11))),
         final_norm=False,
-        neck_dim=_get(tower, "output_channels", 256),
+        neck_dim=get(tower, "output_channels", 256),
         pool="neck",
     )
 
@@ -247,8 +243,8 @@ def _write_sam(config: ViTConfig) -> dict[str, Any]:
 
 def _beit_layout(config: Json) -> str:
     """The key layout depends on two switches; see `formats.huggingface.BEIT`."""
-    absolute = _get(config, "use_absolute_position_embeddings", False)
-    return " absolute" * absolute + " shared" * _get(config, "use_shared_relative_position_bias", False)
+    absolute = get(config, "use_absolute_position_embeddings", False)
+    return " absolute" * absolute + " shared" * get(config, "use_shared_relative_position_bias", False)
 
 
 @dataclass(frozen=True)
@@ -260,15 +256,6 @@ class ModelType:
     fixed_input: bool  # whether the network's `image_size` is also the input's where no processor file says otherwise
     layout: Callable[[Json], str] = lambda config: ""  # what comes after the class in the name of the key layout
 
-
-VIT_EVAL = Preprocess((224, 224), 1.0, "squash", "bilinear", HALF, HALF, crop_rounding="down")
-DEIT_EVAL = Preprocess((224, 224), 224 / 256, "squash", "bicubic", IMAGENET_MEAN, IMAGENET_STD, crop_rounding="down")
-DINOV2_EVAL = replace(DEIT_EVAL, crop_mode="center")
-DINOV3_EVAL = replace(VIT_EVAL, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-SIGLIP_EVAL = replace(VIT_EVAL, interpolation="bicubic")
-CLIP_EVAL = Preprocess((224, 224), 1.0, "center", "bicubic", CLIP_MEAN, CLIP_STD, crop_rounding="down")
-SWIN_EVAL = replace(SIGLIP_EVAL, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-SAM_EVAL = Preprocess((1024, 1024), 1.0, "squash", "bilinear", IMAGENET_MEAN, IMAGENET_STD)
 
 MODEL_TYPES: dict[str, ModelType] = {
     "vit": ModelType(_vit, VIT_EVAL, fixed_input=True),
@@ -324,7 +311,7 @@ def read_config(config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:
     Raises `ValueError` on a model type that is not known here, or a setting that this ViT does not have.
     """
     model_type = _model_type(config)
-    if _get(config, "num_channels", 3) != 3:
+    if get(config, "num_channels", 3) != 3:
         raise ValueError(f"config.json has num_channels={config['num_channels']}; only 3 are supported")
     network = model_type.read(config)
     image_size = network.image_size if model_type.fixed_input else model_type.preprocess.image_size
@@ -348,7 +335,7 @@ def _model_type(config: Json) -> ModelType:
 
 def read_labels(config: Json) -> tuple[str, ...]:
     """Class names in order, or () if there are none."""
-    names = {int(index): str(name) for index, name in _get(config, "id2label", {}).items()}
+    names = {int(index): str(name) for index, name in get(config, "id2label", {}).items()}
     return tuple(names[index] for index in sorted(names))
 
 
@@ -358,69 +345,3 @@ def write_labels(labels: tuple[str, ...], count: int) -> dict[str, Any]:
         return {"num_labels": count}
     names = {str(index): name for index, name in enumerate(labels)}
     return {"id2label": names, "label2id": {name: index for index, name in enumerate(labels)}}
-
-
-# PIL.Image.Resampling, as the files number it
-RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-
-
-def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
-    """The settings of a `preprocessor_config.json`; `default` is its model type's.
-
-    `size` is {height, width}, {shortest_edge}, or a number, which means what the model type's processor does with it.
-    Raises `ValueError` on a setting that cannot be followed.
-    """
-    for key, wanted in {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}.items():
-        if abs(_get(processor, key, wanted) - wanted) > 1e-6:
-            raise ValueError(f"preprocessor_config.json has {key}={processor[key]}; only {wanted} is supported")
-    size = _get(processor, "size", None)
-    crop_mode = default.crop_mode
-    if size is None:
-        resized = default.scaled(default.image_size)
-    elif isinstance(size, Mapping) and "shortest_edge" in size:
-        resized, crop_mode = _sides(size["shortest_edge"]), "center"
-    else:
-        resized = _sides(size)
-        if isinstance(size, Mapping):
-            crop_mode = "squash"
-    image_size = resized
-    if _get(processor, "do_center_crop", default.crop_pct < 1):
-        image_size = _sides(_get(processor, "crop_size", default.image_size))
-    if image_size[0] * resized[1] != image_size[1] * resized[0] or image_size[0] > resized[0]:
-        raise ValueError(
-            f"preprocessor_config.json crops {image_size} from {resized}; want the same shape, and smaller"
-        )
-    resample = _get(processor, "resample", None)
-    if resample is not None and resample not in RESAMPLE:
-        raise ValueError(f"preprocessor_config.json has resample={resample}; want one of {RESAMPLE}")
-    normalise = _get(processor, "do_normalize", True)
-    return replace(
-        default,
-        image_size=image_size,
-        crop_pct=image_size[0] / resized[0],
-        crop_mode=crop_mode,
-        interpolation=default.interpolation if resample is None else RESAMPLE[resample],
-        mean=tuple(_get(processor, "image_mean", default.mean)) if normalise else (0.0, 0.0, 0.0),
-        std=tuple(_get(processor, "image_std", default.std)) if normalise else (1.0, 1.0, 1.0),
-    )
-
-
-def write_preprocess(preprocess: Preprocess) -> dict[str, Any]:
-    """A `preprocessor_config.json`, for the processor of transformers that does these steps."""
-    resized = preprocess.scaled(preprocess.image_size)
-    squash, crop = preprocess.crop_mode == "squash", resized != preprocess.image_size
-    kind = ("DeiTImageProcessor" if crop else "ViTImageProcessor") if squash else "BitImageProcessor"
-    return {
-        "image_processor_type": kind,
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": resized[0], "width": resized[1]} if squash else {"shortest_edge": resized[0]},
-        "resample": next(number for number, name in RESAMPLE.items() if name == preprocess.interpolation),
-        "do_center_crop": crop or not squash,
-        "crop_size": {"height": preprocess.image_size[0], "width": preprocess.image_size[1]},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(preprocess.mean),
-        "image_std": list(preprocess.std),
-    }

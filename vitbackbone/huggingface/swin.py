@@ -1,11 +1,9 @@
 """What a Hugging Face Swin or Swin V2 says of itself: `config.json` to a `TimmConfig`."""
 
-from collections.abc import Mapping
 from typing import Any
 
+from vitbackbone.huggingface.fields import Json, sides
 from vitbackbone.timm_adapter import TimmConfig, Windows
-
-Json = Mapping[str, Any]
 
 # transformers' defaults (configuration_swin.py, configuration_swinv2.py): files leave out or write null for these
 DEFAULTS: Json = {
@@ -32,7 +30,7 @@ def read_swinv2(config: Json) -> TimmConfig:
     """The same for Swin V2, for whose windows transformers goes by the `image_size` of the configuration alone."""
     settings = _settings(config)
     stages = len(settings["depths"])
-    (height, width), coarsest = _pair(settings["image_size"]), _pair(settings["patch_size"])[0] * 2 ** (stages - 1)
+    (height, width), coarsest = sides(settings["image_size"]), sides(settings["patch_size"])[0] * 2 ** (stages - 1)
     if height != width or height % coarsest:
         raise ValueError(f"config.json has image_size={height} x {width}; want a square that {coarsest} divides")
     pretrained = ("pretrained_window_sizes", tuple(settings["pretrained_window_sizes"][:stages]))
@@ -41,7 +39,7 @@ def read_swinv2(config: Json) -> TimmConfig:
 
 def _config(architecture: str, settings: Json, windows: Windows, *arguments: tuple[str, Any]) -> TimmConfig:
     """`architecture` is any of the family: the arguments replace all that it sets."""
-    image_size, patch_size = _pair(settings["image_size"]), _pair(settings["patch_size"])
+    image_size, patch_size = sides(settings["image_size"]), sides(settings["patch_size"])
     if patch_size[0] != patch_size[1]:
         raise ValueError(f"config.json has patch_size={settings['patch_size']}; only square patches are supported")
     return TimmConfig(
@@ -70,8 +68,3 @@ def _settings(config: Json) -> Json:
         if given.get(key, wanted) != wanted:
             raise ValueError(f"config.json has {key}={given[key]!r}; only {wanted!r} is supported for a Swin")
     return {**DEFAULTS, **given}
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    """(H, W) of a number or a pair."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
