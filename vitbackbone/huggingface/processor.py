@@ -36,7 +36,7 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
     elif isinstance(size, Mapping) and "longest_edge" in size:
         raise ValueError(
             f"preprocessor_config.json has size={dict(size)}, which pads at the right and bottom: not supported. Take "
-            " a directory without that file, or an authors' or timm's name of the model"
+            "a directory without that file, or an authors' or timm's name of the model"
         )
     elif isinstance(size, Mapping) and "shortest_edge" in size:
         resized, crop_mode = sides(size["shortest_edge"]), "center"
