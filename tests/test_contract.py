@@ -250,6 +250,22 @@ def test_the_forward_keeps_the_fused_kernel(vit: ViT, monkeypatch: pytest.Monkey
     assert len(calls) == 1 + vit.spec.depth
 
 
+def test_a_mean_of_many_patches_does_not_overflow_in_half_precision() -> None:
+    patches = torch.full((1, 8, 64, 64), 20.0, dtype=torch.float16)
+    features = Features(None, torch.zeros(1, 0, 8), patches, Geometry(((512, 512),), 8))
+    assert torch.equal(features.pooled, torch.full((1, 8), 20.0, dtype=torch.float16))
+
+
+def test_one_image_of_a_batch(backbone: BackboneModule) -> None:
+    mixed = backbone([images(3, 32, 32), images(3, 17, 70, seed=1)])
+    for index in (1, -1):
+        one = mixed.image(index)
+        assert one.grid == one.patches.shape[-2:] == mixed.geometry.grids[1]
+        assert relative_error(one.pooled, mixed.pooled[1:]) < 1e-5
+    with pytest.raises(IndexError):
+        mixed.image(2)
+
+
 def test_gradients_reach_the_image_and_every_parameter(backbone: BackboneModule) -> None:
     x = images(1, 3, 40, 40).requires_grad_()
     features = backbone(x)
@@ -267,7 +283,7 @@ def test_runs_in_other_precisions(backbone: BackboneModule) -> None:
     x = images(1, 3, 32, 40)
     reference = backbone(x).patches
     half = copy.deepcopy(backbone).to(torch.bfloat16)(x)
-    assert half.patches.dtype == torch.bfloat16
+    assert half.patches.dtype == half.pooled.dtype == torch.bfloat16
     assert relative_error(half.patches.float(), reference) < 0.1
     double = copy.deepcopy(backbone).double()(x)
     assert relative_error(double.patches.float(), reference) < 1e-5

@@ -146,7 +146,10 @@ def test_a_target_in_every_block_is_filled_from_one_key() -> None:
 
 def test_a_rest_matches_anything_and_empty_tensors_are_nothing() -> None:
     state = {"text.a.0": T["a"], "text.b": T["b"], "x": T["c"], "registers": torch.zeros(1, 0, 8)}
-    assert convert(state, [drop("text.{rest}"), rename("x", "y")], {"y": T["c"]}).keys() == {"y"}
+    rules = [drop("text.{rest}"), rename("x", "y"), rename("registers", "reg_token")]
+    assert convert(state, rules, {"y": T["c"]}).keys() == {"y"}
+    with pytest.raises(ConversionError, match="registers: no rule"):
+        convert(state, rules[:2], {"y": T["c"]})
     with pytest.raises(ConversionError, match="textual: no rule"):
         convert({"textual": T["a"]}, [drop("text.{rest}")], {})
 

@@ -278,7 +278,7 @@ def test_members_that_do_not_go_together_are_refused() -> None:
         FusedBackbone([])
     with pytest.raises(ValueError, match="tiny has layers from -3 to 2, not 3"):
         FusedBackbone([good, replace(good, layer=3)])
-    with pytest.raises(ValueError, match="tiny has no final norm to apply"):
+    with pytest.raises(ValueError, match="tiny has no final norm for layer -1"):
         FusedBackbone([good, Member(no_norm, -1, True)])
     with pytest.raises(ValueError, match="2 members, and preprocessing for 3; want one each"):
         FusedBackbone([good, good], FusedPreprocess((FIRST, SECOND, FIRST)))

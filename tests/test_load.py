@@ -124,6 +124,43 @@ def test_other_models_of_timm_come_through_the_adapter(name: str, tmp_path: Path
         load_backbone(name, weights=tmp_path / "model.safetensors")
 
 
+def test_a_revision_is_of_a_repository() -> None:
+    for name in ("nano@main", "dino_vits16@main", "openvla@main"):
+        with pytest.raises(ValueError, match="has no repository on the Hub, so no revision 'main'"):
+            load_backbone(name, weights="random")
+    assert load_backbone("timm:test_vit@main", weights="random").spec.depth > 0
+
+
+def test_transformers_has_no_policy_for_every_network_of_timm() -> None:
+    with pytest.raises(ValueError, match="transformers has none for resnet18"):
+        load_backbone("timm:resnet18.a1_in1k", weights="random", positions="hf")
+
+
+def test_positions_for_a_size_that_the_patch_does_not_divide(tmp_path: Path) -> None:
+    """As SigLIP at 384 with patches of 14 has them: for 27 patches a side."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    settings = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 64}
+    theirs = randomise(SiglipVisionModel(SiglipVisionConfig(**settings, patch_size=14, image_size=64)))
+    theirs.save_pretrained(tmp_path)
+    x = torch.randn(1, 3, 56, 56)
+    with torch.inference_mode():
+        want = theirs(pixel_values=torch.nn.functional.pad(x, (0, 8, 0, 8))).last_hidden_state
+        assert relative_error(load_backbone(tmp_path)(x).tokens, want) < 1e-5
+
+
+def test_a_damaged_config_is_named(directory: Path) -> None:
+    (directory / "config.json").write_text('{"model_type": ')
+    with pytest.raises(ValueError, match="config.json is not a whole JSON file"):
+        load_backbone(directory)
+
+
+def test_what_is_loaded_in_inference_mode_can_be_trained() -> None:
+    with torch.inference_mode():
+        nano = load_backbone("nano")
+    nano(torch.randn(1, 3, 32, 32)).pooled.sum().backward()
+
+
 def test_what_a_swins_windows_do_at_other_sizes_is_chosen_at_load() -> None:
     name = "swin_tiny_patch4_window7_224.ms_in1k"
     assert load_backbone(name, "random").config.windows == "sized"

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.helpers import TINY, randomise, relative_error, tiny_vit
-from vitbackbone import ViT, ViTConfig, vit_config
+from vitbackbone import Rotary, ViT, ViTConfig, vit_config
 from vitbackbone.layers import DropPath
 
 
@@ -124,6 +124,16 @@ def test_drop_path_drops_whole_images_in_training_alone_and_keeps_the_expectatio
         ({"position": "sincos2d", "dim": 18, "num_heads": 2}, "needs dim divisible"),
         ({"num_registers": -1}, "num_registers must be 0 or more"),
         ({"drop_path": 1.0}, "drop_path must be in"),
+        ({"global_blocks": (1,)}, "global_blocks=.1,. with window=0"),
+        ({"window": 4}, "window=4 has no place for CLS"),
+        ({"window": -1, "cls": False, "pool": "mean"}, "window must be 0 or more"),
+        ({"relative_position": "table", "num_registers": 1}, "biases for one prefix token, got 2"),
+        ({"relative_position": "decomposed"}, "no place for CLS"),
+        ({"rotary": Rotary(100.0, "centred", "halves"), "dim": 18, "num_heads": 3}, "heads of a width divisible by 4"),
+        ({"mlp_norm": True}, "mlp_norm=True goes with mlp='swiglu'"),
+        ({"pool": "neck"}, "pool='neck' needs neck_dim"),
+        ({"projection_bias": True}, "needs projection_dim"),
+        ({"norm_eps": 0.0}, "norm_eps must be above 0"),
     ],
 )
 def test_contradictory_configurations_are_refused(fields: dict[str, object], message: str) -> None:
@@ -134,11 +144,21 @@ def test_contradictory_configurations_are_refused(fields: dict[str, object], mes
 def test_unknown_choices_are_refused() -> None:
     """In a process of its own, without the type checks of the tests, which would come first."""
     code = (
-        "from vitbackbone import ViTConfig\n"
+        "from functools import partial\n"
+        "from vitbackbone import Preprocess, Resampling, Rotary, TimmConfig, ViTConfig\n"
         "for field in ('position', 'pool', 'mlp', 'indivisible'):\n"
         "    try: ViTConfig(**{field: 'reject'})\n"
         "    except ValueError as e: assert f\"{field}='reject'; want one of\" in str(e), e\n"
-        "    else: raise SystemExit(f'{field} was taken')"
+        "    else: raise SystemExit(f'{field} was taken')\n"
+        "rotary = partial(Rotary, theta=1.0, coordinates='index', pairs='halves')\n"
+        "others = {Resampling: ('mode', 'relative'), rotary: ('coordinates', 'pairs'),\n"
+        "    Preprocess: ('crop_mode', 'crop_rounding', 'interpolation'),\n"
+        "    partial(TimmConfig, 'resnet18'): ('windows',)}\n"
+        "for record, fields in others.items():\n"
+        "    for field in fields:\n"
+        "        try: record(**{field: 'reject'})\n"
+        "        except ValueError as e: assert field in str(e) and 'want one of' in str(e), e\n"
+        "        else: raise SystemExit(f'{field} was taken')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

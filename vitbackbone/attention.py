@@ -84,7 +84,7 @@ class Attention(nn.Module):
     def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
         """softmax(q kᵀ / √d + bias): row i says how much token i takes from each token."""
         q, k, _, bias = self._split(x, grid)
-        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)  # scaled first: the product overflows in half precision
         return (scores if bias is None else scores + bias).softmax(dim=-1)
 
     def _split(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

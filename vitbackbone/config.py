@@ -1,6 +1,7 @@
 """The configuration of a Vision Transformer: one frozen record that validates itself, and the table of sizes."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -10,6 +11,18 @@ QkvBias = Literal["qkv", "qv", "none"]
 MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
 Pool = Literal["cls", "mean", "map", "neck"]
 Indivisible = Literal["pad", "refuse"]
+Mode = Literal["bicubic", "bilinear"]
+RelativeMode = Literal["spline", "geometric", "bilinear"]
+Coordinates = Literal["centred", "index"]
+Pairs = Literal["halves", "neighbours"]
+
+
+def check_kinds(record: object, kinds: Mapping[str, object]) -> None:
+    """Raises `ValueError` where a field is none of the values that its `Literal` allows."""
+    for name, kind in kinds.items():
+        if getattr(record, name) not in get_args(kind):
+            wanted = ", ".join(map(str, get_args(kind)))
+            raise ValueError(f"{type(record).__name__}: {name}={getattr(record, name)!r}; want one of {wanted}")
 
 
 @dataclass(frozen=True)
@@ -22,12 +35,13 @@ class Resampling:
     `relative`: the same for tables of relative positions, see `position.resample_relative`.
     """
 
-    mode: Literal["bicubic", "bilinear"] = "bicubic"
+    mode: Mode = "bicubic"
     antialias: bool = False
     offset: float = 0.0
-    relative: Literal["spline", "geometric", "bilinear"] = "spline"
+    relative: RelativeMode = "spline"
 
     def __post_init__(self) -> None:
+        check_kinds(self, {"mode": Mode, "relative": RelativeMode})
         if self.antialias and self.offset:
             raise ValueError("Resampling: an offset goes with antialias=False; torch accepts no scale factor with it")
 
@@ -40,11 +54,16 @@ class Rotary:
     or column, rescaled so that every grid spans `reference` (EVA-02).
     """
 
-    theta: float  # the longest wavelength, as a multiple of the shortest
-    coordinates: Literal["centred", "index"]
-    pairs: Literal["halves", "neighbours"]  # channels that rotate together: (i, i + d/2), or (2i, 2i + 1)
+    theta: float  # wavelengths run from 1 to nearly theta, in geometric progression
+    coordinates: Coordinates
+    pairs: Pairs  # channels that rotate together: (i, i + d/2), or (2i, 2i + 1)
     reference: tuple[int, int] = (16, 16)  # (h, w)
     bfloat16: bool = False  # wavelengths rounded to bfloat16, as the authors' DINOv3 files keep them
+
+    def __post_init__(self) -> None:
+        check_kinds(self, {"coordinates": Coordinates, "pairs": Pairs})
+        if self.theta <= 0:
+            raise ValueError(f"Rotary: theta must be above 0, got {self.theta}")
 
 
 @dataclass(frozen=True)
@@ -89,9 +108,7 @@ class ViTConfig:
         def wrong(text: str) -> ValueError:
             return ValueError(f"ViTConfig: {text}")
 
-        for name, kind in KINDS.items():
-            if getattr(self, name) not in get_args(kind):
-                raise wrong(f"{name}={getattr(self, name)!r}; want one of {', '.join(get_args(kind))}")
+        check_kinds(self, KINDS)
         for name in ("patch_size", "dim", "depth", "num_heads", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise wrong(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -110,10 +127,19 @@ class ViTConfig:
             raise wrong("relative_position='decomposed' has no place for CLS or registers")
         if self.relative_position == "table" and self.num_prefix != 1:
             raise wrong(f"relative_position='table' has biases for one prefix token, got {self.num_prefix}")
+        for name in ("window", "neck_dim", "projection_dim"):
+            if getattr(self, name) < 0:
+                raise wrong(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.norm_eps <= 0:
+            raise wrong(f"norm_eps must be above 0, got {self.norm_eps}")
         if self.window and self.num_prefix:
             raise wrong(f"window={self.window} has no place for CLS or registers")
-        if self.window < 0 or any(not 0 <= i < self.depth for i in self.global_blocks):
-            raise wrong(f"window={self.window}, global_blocks={self.global_blocks} with depth={self.depth}")
+        if any(not 0 <= i < self.depth for i in self.global_blocks) or (self.global_blocks and not self.window):
+            raise wrong(f"global_blocks={self.global_blocks} with window={self.window} and depth={self.depth}")
+        if self.projection_bias and not self.projection_dim:
+            raise wrong("projection_bias=True needs projection_dim")
+        if self.stem and not self.patch_bias:
+            raise wrong("patch_bias=False is of linear patches; a stem has a bias")
         if self.mlp_norm and self.mlp != "swiglu":
             raise wrong(f"mlp_norm=True goes with mlp='swiglu', got {self.mlp!r}")
         if self.pool == "cls" and not self.cls:
@@ -161,16 +187,15 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
 }
 
 
-def vit_config(variant: str, resolution: int | None = None, **fields: Any) -> ViTConfig:
+def vit_config(variant: str, resolution: int = 224, **fields: Any) -> ViTConfig:
     """The published configuration of a variant such as `"B/16"` or `"H/14"`, with `fields` of `ViTConfig` replaced.
 
-    `resolution`: side of the square training image in pixels, default 224.
+    `resolution`: side of the square training image in pixels.
     Raises `ValueError` if the variant is unknown.
     """
     size, _, patch = variant.partition("/")
     if size not in SIZES or not patch.isdecimal():
         raise ValueError(f"unknown variant {variant!r}; want SIZE/PATCH such as 'B/16', SIZE one of {', '.join(SIZES)}")
     dim, depth, num_heads, mlp_dim = SIZES[size]
-    side = 224 if resolution is None else resolution
-    base = ViTConfig((side, side), int(patch), dim, depth, num_heads, mlp_dim)
+    base = ViTConfig((resolution, resolution), int(patch), dim, depth, num_heads, mlp_dim)
     return replace(base, **fields)

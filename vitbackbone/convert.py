@@ -92,9 +92,9 @@ def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, T
     found: dict[tuple[int, str], dict[int, str]] = {}  # (rule, block number) -> position in the rule -> source key
     trouble: list[str] = []
     for key, tensor in state.items():
-        if not tensor.numel():  # transformers saves the registers of a model that has none
-            continue
         matches = [(n, part, match) for n, part, pattern in patterns if (match := pattern.fullmatch(key))]
+        if matches and not tensor.numel():  # transformers saves the registers of a model that has none
+            continue
         fitting = [
             (n, part, block)
             for n, part, match in matches
@@ -132,7 +132,7 @@ def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, T
                 for copy, name in enumerate(_names(target, block, expected)):
                     if name in result:
                         trouble.append(f"{name}: filled twice, the second time by {', '.join(keys.values())}")
-                    result[name] = tensor.clone() if copy else tensor  # parameters of two blocks share no memory
+                    result[name] = tensor.clone() if copy else tensor.contiguous()  # no two share memory
 
     trouble += [f"{name}: the checkpoint does not fill this parameter" for name in expected.keys() - result.keys()]
     for name, tensor in result.items():

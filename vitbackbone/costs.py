@@ -66,14 +66,14 @@ def windowed_blocks(config: ViTConfig) -> int:
 def costs(config: ViTConfig, size: tuple[int, int], batch: int = 1) -> Costs:
     """The costs of `batch` images of (H, W) pixels.
 
-    Tables that stay between forwards (rotary, resampled positions) are left out of the activations; workspace inside
-    torch's kernels, and what an allocator rounds up or keeps, come on top.
+    Tables that stay between forwards (of rotary and relative positions) are left out of the activations; workspace
+    inside torch's kernels, and what an allocator rounds up or keeps, come on top.
     Raises `ValueError` on a size that the configuration refuses.
     """
     # Blocks of a kind cost the same, so one of each is run.
     windowed = windowed_blocks(config)
     kinds = [count for count in (windowed, config.depth - windowed) if count]
-    last = () if windowed == config.depth else (len(kinds) - 1,)
+    last = (len(kinds) - 1,) if config.window and windowed < config.depth else ()
     model = on_meta(replace(config, depth=len(kinds), global_blocks=last))
     with torch.no_grad(), torch.device("meta"):
         with FlopCounterMode(display=False) as forward:

@@ -284,7 +284,10 @@ def _leaving(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row]
 
 def _own(config: object) -> ViTConfig:
     if not isinstance(config, ViTConfig):
-        raise ValueError(f"costs are described for this package's own ViT, not for a {type(config).__name__}")
+        raise ValueError(
+            f"costs are described for this package's own ViT, not for a {type(config).__name__}: Swin, hybrids and "
+            "CNNs come from timm, and a fused backbone has its members' costs"
+        )
     return config
 
 

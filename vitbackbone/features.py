@@ -106,9 +106,10 @@ def pool_cls(features: "Features") -> Float[Tensor, "B D"]:
 
 
 def pool_mean(features: "Features") -> Float[Tensor, "B D"]:
-    """The mean of the patches that show the image."""
-    valid = features.valid[:, None].to(features.patches.dtype)
-    return (features.patches * valid).sum(dim=(2, 3)) / valid.sum(dim=(2, 3))
+    """The mean of the patches that show the image. The sum is made in float32 at least: half precision overflows."""
+    patches, valid = features.patches, features.valid[:, None]
+    total = (patches * valid).sum(dim=(2, 3), dtype=torch.promote_types(patches.dtype, torch.float32))
+    return (total / valid.sum(dim=(2, 3))).to(patches.dtype)
 
 
 def pool_cls_or_mean(features: "Features") -> Float[Tensor, "B D"]:
@@ -147,6 +148,7 @@ class Features:
 
     def image(self, index: int) -> "Features":
         """One image of the batch alone, (1, …), its map cut to its own grid."""
+        index = range(len(self.patches))[index]
         one = slice(index, index + 1)
         geometry = self.geometry.image(index)
         h, w = geometry.grid
@@ -183,7 +185,8 @@ def stack(alone: Sequence[Features]) -> Features:
 class Attention:
     """The attention maps of one block. Tokens are CLS (if any), then the registers, then the patches, row-major."""
 
-    weights: Float[Tensor, "B heads N N"]  # row i: how much token i takes from each token; rows sum to 1
+    # Row i: how much token i takes from each token. Rows sum to 1, but for what a window's padding takes.
+    weights: Float[Tensor, "B heads N N"]
     num_prefix: int  # CLS and registers
     grid: tuple[int, int]  # (h, w) of the patches
 
@@ -271,6 +274,7 @@ class BackboneModule(nn.Module, ABC):
     """A `Backbone` that is a module of torch: what `load_backbone` returns."""
 
     preprocess: ImageTransform
+    has_norm: bool  # whether there is a final norm to apply
 
     @property
     @abstractmethod
@@ -278,7 +282,7 @@ class BackboneModule(nn.Module, ABC):
 
     def forward(self, images: Images) -> Features:
         """The last layer, with the final norm if there is one."""
-        return self.forward_layers(images, [-1], norm=self.spec.has_norm)[0]
+        return self.forward_layers(images, [-1], norm=self.has_norm)[0]
 
     @abstractmethod
     def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:

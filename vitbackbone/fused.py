@@ -118,8 +118,8 @@ class FusedBackbone(BackboneModule):
             spec = member.backbone.spec
             if not -spec.depth <= member.layer < spec.depth:
                 raise ValueError(f"{spec.name} has layers from {-spec.depth} to {spec.depth - 1}, not {member.layer}")
-            if member.norm and not spec.has_norm:
-                raise ValueError(f"{spec.name} has no final norm to apply; pass norm=False")
+            if member.norm and not spec.norms([member.layer]):
+                raise ValueError(f"{spec.name} has no final norm for layer {member.layer}; pass norm=False")
         if preprocess is None:
             own = cast(tuple[Preprocess, ...], tuple(member.backbone.preprocess for member in members))  # it checks
             preprocess = FusedPreprocess(own, own[0].image_size)
@@ -128,6 +128,7 @@ class FusedBackbone(BackboneModule):
         self.members = nn.ModuleList([cast(nn.Module, member.backbone) for member in members])
         self.layers = tuple(member.layer % member.backbone.spec.depth for member in members)
         self.norms = tuple(member.norm for member in members)
+        self.has_norm = all(self.norms)
         self.preprocess = preprocess
         self.name = name
 
@@ -143,7 +144,7 @@ class FusedBackbone(BackboneModule):
             stride=min(spec.strides[layer] for spec, layer, _ in parts),
             num_registers=0,
             has_cls=all(spec.has_cls for spec in specs),
-            has_norm=all(self.norms),
+            has_norm=self.has_norm,
             image_size=self.preprocess.image_size,
             settings=repr([(spec.name, layer, norm, spec.settings) for spec, layer, norm in parts]),
         )
@@ -156,7 +157,7 @@ class FusedBackbone(BackboneModule):
         """
         check_images(images, self._channels())
         indices = resolve_layers(layers, 1)
-        if norm and not all(self.norms):
+        if norm and not self.has_norm:
             raise ValueError(f"{self.name} has no final norm common to all its members; pass norm=False")
         if isinstance(images, Tensor):
             features = self._fuse(images, norm)
@@ -171,7 +172,7 @@ class FusedBackbone(BackboneModule):
         raise ValueError(f"{self.name} has no attention of its own; ask a member: members[i].attention")
 
     def _fuse(self, images: Float[Tensor, "B C H W"], norm: bool) -> Features:
-        drop = all(self.norms) and not norm
+        drop = self.has_norm and not norm
         parts = [
             member.backbone.forward_layers(picture, [member.layer], norm=member.norm and not drop)[0]
             for member, picture in zip(self._members(), self._pictures(images), strict=True)

@@ -50,13 +50,10 @@ class PositionEmbedding(nn.Module):
     """One vector per patch, learned or fixed, resampled to the grid asked for. Covers patches alone: a checkpoint's
     position of the CLS token is a constant, added to that token when the weights are loaded."""
 
-    CACHED_GRIDS = 8  # the tables of the latest grids; one of 64 x 64 at D = 1280 takes 20 MiB
-
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.grid = config.grid
         self.resampling: Resampling = config.resampling
-        self._cache: dict[tuple[object, ...], Tensor] = {}
         shape = (self.grid[0] * self.grid[1], config.dim)
         if config.position == "learned":
             self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
@@ -64,25 +61,8 @@ class PositionEmbedding(nn.Module):
             fixed = {"sincos1d": sincos1d, "sincos2d": sincos2d}[config.position]
             self.table = nn.Parameter(fixed(self.grid, config.dim), requires_grad=False)
 
-    def train(self, mode: bool = True) -> "PositionEmbedding":
-        self._cache.clear()
-        return super().train(mode)
-
     def forward(self, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
-        if grid == self.grid:
-            return self.table
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.table.requires_grad):
-            return resample(self.table, self.grid, grid, self.resampling)
-        # The version counts in-place changes, such as an optimiser's step or load_state_dict. One through `.data`, as
-        # some moving averages make, is not: switching between train and eval mode forgets, too.
-        version = 0 if self.table.is_inference() else self.table._version
-        key = (grid, self.table.dtype, self.table.device, self.table.data_ptr(), version)
-        if key not in self._cache:
-            while len(self._cache) >= self.CACHED_GRIDS:
-                self._cache.pop(next(iter(self._cache)))
-            with torch.inference_mode(False), torch.no_grad():
-                self._cache[key] = resample(self.table, self.grid, grid, self.resampling)
-        return self._cache[key]
+        return resample(self.table, self.grid, grid, self.resampling)
 
 
 def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

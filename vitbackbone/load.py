@@ -81,7 +81,11 @@ def load_checkpoint(
 ) -> Checkpoint:
     """The backbone, and the classifier's parameters and class names where the checkpoint has them. The arguments and
     errors are those of `load_backbone`."""
-    name = str(name)
+    with torch.inference_mode(False):  # a model that is loaded while another looks on can be trained after
+        return _load(str(name), weights, positions, indivisible)
+
+
+def _load(name: str, weights: Weights | None, positions: Positions, indivisible: Indivisible) -> Checkpoint:
     known, revision = _pin(name)
     entry, labels = _describe(known, revision, offline=weights is not None)
     if positions not in get_args(Positions):
@@ -197,7 +201,9 @@ def read_weights(path: Weights) -> dict[str, Tensor]:
 def _pin(name: str) -> tuple[str, str | None]:
     """A name of the zoo or the Hub, and the revision after its `@`, if any; the path of a directory as it is."""
     known, _, revision = name.partition("@")
-    if revision and (known in ZOO or known.startswith("hf:")):
+    if revision and (known in ZOO or known in ADAPTED or known.startswith(("hf:", "timm:"))):
+        if known in ZOO and not ZOO[known].on_hub:
+            raise ValueError(f"{known!r} has no repository on the Hub, so no revision {revision!r}; leave out the '@'")
         return known, revision
     return name, None
 
@@ -233,15 +239,22 @@ def _read_directory(directory: Path) -> tuple[Entry, tuple[str, ...]]:
     config_file, processor_file = directory / "config.json", directory / "preprocessor_config.json"
     if not config_file.is_file():
         raise ValueError(f"{directory} has no config.json; want a Hugging Face directory: config.json and safetensors")
-    saved = json.loads(config_file.read_text(encoding="utf-8"))
+    saved = _read_json(config_file)
     config, preprocess = read_config(saved)
     if processor_file.is_file():
-        preprocess = read_preprocess(json.loads(processor_file.read_text(encoding="utf-8")), preprocess)
+        preprocess = read_preprocess(_read_json(processor_file), preprocess)
     layout = read_format(saved)
     if layout not in FORMATS:
         raise ValueError(f"{config_file} names the architecture {layout!r}, whose key layout is not known here")
     hf = config.resampling if isinstance(config, ViTConfig) else PLAIN
     return Entry(config, layout, preprocess, "", str(directory), hf, on_hub=False), read_labels(saved)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a whole JSON file ({error}); download it again") from error
 
 
 def _find_weights(known: str, revision: str | None, entry: Entry) -> dict[str, Tensor]:

@@ -6,8 +6,8 @@ Axes: `D` width, `d` width of a head, `h w` patch grid, `N` patches.
 
 import math
 from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar, cast
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -67,14 +67,24 @@ R = TypeVar("R")
 
 
 def kept(count: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Keeps the latest `count` results; while a graph is traced none, since tensors are symbols then."""
+    """Keeps the latest `count` results of a function of values alone; none of a graph that is traced, nor a stand-in
+    for a tensor, such as shape propagation makes."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        cached = cast(Callable[P, R], lru_cache(maxsize=count)(function))
+        results: dict[object, R] = {}
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            return (function if torch.compiler.is_compiling() else cached)(*args, **kwargs)
+            if torch.compiler.is_compiling():
+                return function(*args, **kwargs)
+            if args not in results:
+                result = function(*args, **kwargs)
+                if type(result) not in (Tensor, np.ndarray):
+                    return result
+                while len(results) >= count:
+                    results.pop(next(iter(results)))
+                results[args] = result
+            return results[args]
 
         return call
 
@@ -120,7 +130,7 @@ def rotate(
 # ---- relative -----------------------------------------------------------------------------------------------------
 
 
-@kept(4)  # of N² numbers each
+@kept(2)  # of N² numbers each
 def relative_index(grid: tuple[int, int], device: torch.device) -> Int[Tensor, "T T"]:
     """The row of BEiT's bias table for each pair of the T = 1 + h*w tokens: one row for every difference of places, and
     three more for CLS to a patch, a patch to CLS, and CLS to itself (microsoft/unilm, beit/modeling_finetune.py)."""
@@ -128,7 +138,7 @@ def relative_index(grid: tuple[int, int], device: torch.device) -> Int[Tensor, "
     with torch.inference_mode(False):
         y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
         differences = (2 * h - 1) * (2 * w - 1)
-        index = torch.full((1 + h * w, 1 + h * w), differences)
+        index = torch.full((1 + h * w, 1 + h * w), differences, dtype=torch.int32)
         index[1:, 0] = differences + 1
         index[0, 0] = differences + 2
         index[1:, 1:] = (y[:, None] - y + h - 1) * (2 * w - 1) + x[:, None] - x + w - 1

@@ -21,6 +21,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 ImageSource = str | PathLike[str] | Image.Image
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash", "letterbox"]
+Rounding = Literal["even", "down"]
 Resolution = int | tuple[int, int]  # side of a square, or (H, W)
 
 # What Pillow raises on damaged files: it has no one error type. 78,000 damaged files raised all of the first five.
@@ -120,13 +121,15 @@ class Preprocess:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    crop_rounding: Literal["even", "down"] = "even"  # of half a pixel: as timm and torchvision do, or transformers
+    crop_rounding: Rounding = "even"  # of half a pixel: as timm and torchvision do, or transformers
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"Preprocess: crop_pct must be in (0, 1], got {self.crop_pct}")
-        if self.interpolation not in FILTERS or self.crop_mode not in get_args(CropMode):
-            raise ValueError(f"Preprocess: unknown interpolation or crop_mode: {self.interpolation}, {self.crop_mode}")
+        for name, kind in {"interpolation": Interpolation, "crop_mode": CropMode, "crop_rounding": Rounding}.items():
+            if getattr(self, name) not in get_args(kind):
+                wanted = ", ".join(get_args(kind))
+                raise ValueError(f"Preprocess: unknown {name}: {getattr(self, name)!r}; want one of {wanted}")
 
     def __call__(
         self, image: ImageSource, resolution: Resolution | None = None, keep_aspect: bool = False

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitbackbone.config import Indivisible
+from vitbackbone.config import Indivisible, check_kinds
 from vitbackbone.features import (
     Attention,
     BackboneModule,
@@ -60,9 +60,7 @@ class TimmConfig:
         def wrong(text: str) -> ValueError:
             return ValueError(f"TimmConfig: {text}")
 
-        for name, kind in {"windows": Windows, "indivisible": Indivisible}.items():
-            if getattr(self, name) not in get_args(kind):
-                raise wrong(f"{name}={getattr(self, name)!r}; want one of {', '.join(get_args(kind))}")
+        check_kinds(self, {"windows": Windows, "indivisible": Indivisible})
         if not self.architecture or "." in self.architecture:
             raise wrong(f"architecture={self.architecture!r}; want timm's name without the tag of its weights")
         if min(self.image_size) < 1:
@@ -281,7 +279,7 @@ def _weights(attention: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B head
     q, k, _ = rearrange(
         attention.qkv(x), "B N (three heads d) -> three B heads N d", three=3, heads=attention.num_heads
     )
-    return (attention.q_norm(q) @ attention.k_norm(k).transpose(-2, -1) * attention.scale).softmax(dim=-1)
+    return (attention.q_norm(q) * attention.scale @ attention.k_norm(k).transpose(-2, -1)).softmax(dim=-1)
 
 
 def _replace_windows(model: Any, by_size: bool) -> None:

@@ -47,6 +47,7 @@ class ViT(BackboneModule):
         super().__init__()
         self.config = config
         self.name = name
+        self.has_norm = config.final_norm
         self.preprocess = preprocess or Preprocess(image_size=config.image_size)
         self.patch_embed = ConvStem(config) if config.stem else PatchEmbed(config)
         self.pos_embed = PositionEmbedding(config) if config.position != "none" else None

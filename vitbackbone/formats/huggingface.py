@@ -1,7 +1,5 @@
 """The layouts of transformers' `save_pretrained`, named as `config.json` does under `architectures`: the class that
 saved them. (Version 5 still writes the names of version 4.)
-
-`base` is the attribute that holds the backbone inside of a model with a head.
 """
 
 from vitbackbone.convert import Rule, Rules, both, drop, inside, read_only, rename, unused

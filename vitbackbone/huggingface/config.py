@@ -29,7 +29,7 @@ PLAIN = Resampling("bicubic", antialias=False, relative="bilinear")
 ANTIALIASED = Resampling("bicubic", antialias=True, relative="bilinear")
 
 
-def _shared(config: Json, **defaults: Any) -> dict[str, Any]:
+def _shared(config: Json, gated: bool = False, **defaults: Any) -> dict[str, Any]:
     """What every model type has. `defaults`: where a type's are not ViT's, since older files leave them out."""
 
     def own(key: str, default: Any) -> Any:
@@ -39,16 +39,17 @@ def _shared(config: Json, **defaults: Any) -> dict[str, Any]:
     if height != width:
         raise ValueError(f"config.json has patch_size={config['patch_size']}; only square patches are supported")
     activation = own("hidden_act", "gelu")
-    if activation not in ACTIVATIONS:
+    if not gated and activation not in ACTIVATIONS:
         raise ValueError(f"config.json has hidden_act={activation!r}; want one of {', '.join(ACTIVATIONS)}")
+    rows, columns = (side // height for side in sides(own("image_size", 224)))
     return {
-        "image_size": sides(own("image_size", 224)),
+        "image_size": (rows * height, columns * height),  # that positions are for: SigLIP's 384 has 27 patches of 14
         "patch_size": height,
         "dim": own("hidden_size", 768),
         "depth": own("num_hidden_layers", 12),
         "num_heads": own("num_attention_heads", 12),
         "mlp_dim": own("intermediate_size", 3072),
-        "mlp": ACTIVATIONS[activation],
+        "mlp": "swiglu" if gated else ACTIVATIONS[activation],
         "qkv_bias": "qkv" if own("qkv_bias", True) else "none",
         "norm_eps": own("layer_norm_eps", 1e-12),
         "resampling": PLAIN,
@@ -59,9 +60,8 @@ ACTIVATIONS: dict[str, MlpKind] = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
-    "silu": "swiglu",
 }
-HIDDEN_ACT = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+HIDDEN_ACT = {**{ours: theirs for theirs, ours in ACTIVATIONS.items()}, "swiglu": "silu"}
 
 
 def _write_shared(config: ViTConfig) -> dict[str, Any]:
@@ -102,10 +102,11 @@ def _write_mae(config: ViTConfig) -> dict[str, Any]:
 
 
 def _dinov2(config: Json) -> ViTConfig:
-    shared = _shared(config, layer_norm_eps=1e-6)
+    gated = get(config, "use_swiglu_ffn", False)
+    shared = _shared(config, gated, layer_norm_eps=1e-6)
     shared["mlp_dim"] = int(shared["dim"] * get(config, "mlp_ratio", 4))
-    if get(config, "use_swiglu_ffn", False):
-        shared |= {"mlp": "swiglu", "mlp_dim": (int(shared["mlp_dim"] * 2 / 3) + 7) // 8 * 8}
+    if gated:
+        shared |= {"mlp_dim": (int(shared["mlp_dim"] * 2 / 3) + 7) // 8 * 8}
     return ViTConfig(**shared, layer_scale=True)
 
 
@@ -129,15 +130,16 @@ def _write_dinov2_with_registers(config: ViTConfig) -> dict[str, Any]:
 
 
 def _dinov3(config: Json) -> ViTConfig:
-    defaults = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "layer_norm_eps": 1e-5}
-    shared = _shared(config, **defaults)
+    small: dict[str, Any] = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+    gated = get(config, "use_gated_mlp", False)
+    if gated and get(config, "hidden_act", "gelu") != "silu":
+        given = config.get("hidden_act")
+        raise ValueError(f"config.json has use_gated_mlp=True with hidden_act={given!r}; want 'silu'")
+    shared = _shared(config, gated, **small, layer_norm_eps=1e-5)
     biases = tuple(get(config, f"{part}_bias", part != "key") for part in ("query", "key", "value"))
     kinds = {(True, True, True): "qkv", (True, False, True): "qv", (False, False, False): "none"}
-    gated = get(config, "use_gated_mlp", False)
     if biases not in kinds or not get(config, "proj_bias", True) or not get(config, "mlp_bias", True):
         raise ValueError("config.json leaves out biases that this ViT has: want proj_bias, mlp_bias, and query, value")
-    if gated != (shared["mlp"] == "swiglu"):
-        raise ValueError(f"config.json has use_gated_mlp={gated} with hidden_act={config.get('hidden_act')!r}")
     return ViTConfig(
         **{**shared, "qkv_bias": kinds[biases]},
         position="none",
@@ -188,7 +190,7 @@ def _write_beit(config: ViTConfig) -> dict[str, Any]:
 
 def _clip(config: Json) -> ViTConfig:
     tower = get(config, "vision_config", config)
-    defaults = {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+    defaults: dict[str, Any] = {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
     projected = config.get("architectures") in (["CLIPModel"], ["CLIPVisionModelWithProjection"])
     return ViTConfig(
         **_shared(tower, **defaults),

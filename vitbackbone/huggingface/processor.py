@@ -14,6 +14,7 @@ DINOV3_EVAL = replace(VIT_EVAL, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 SIGLIP_EVAL = replace(VIT_EVAL, interpolation="bicubic")
 CLIP_EVAL = Preprocess((224, 224), 1.0, "center", "bicubic", CLIP_MEAN, CLIP_STD, crop_rounding="down")
 SWIN_EVAL = replace(SIGLIP_EVAL, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+# transformers pads SAM's photos at the right and bottom instead
 SAM_EVAL = Preprocess((1024, 1024), 1.0, "squash", "bilinear", IMAGENET_MEAN, IMAGENET_STD)
 
 # PIL.Image.Resampling, as the files number it

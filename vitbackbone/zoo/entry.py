@@ -35,6 +35,9 @@ class Entry:
             policies = {"native": self.config.resampling, "timm": TIMM_RESAMPLING, "hf": self.hf}
             return replace(self.config, resampling=policies[positions])
         if isinstance(self.config, TimmConfig):
+            swin = self.config.windows != "timm"
+            if positions == "hf" and not swin:
+                raise ValueError(f"positions='hf': transformers has none for {self.config.architecture}; leave it out")
             return replace(self.config, windows="timm") if positions == "timm" else self.config
         raise ValueError("a fused backbone has its members' positions")
 
