@@ -48,7 +48,7 @@ class Case:
     family: str
     upstream: str
     name: str
-    sizes: tuple[Size, ...]  # native, another square, not square, not divided by the patch
+    sizes: tuple[Size, ...]  # native, another square, not square, not divided by the patch, one patch wide
     model: Callable[[], nn.Module]
     load: Callable[[Path, Positions], BackboneModule]
     save: Callable[[nn.Module, Path], None]
@@ -87,13 +87,12 @@ def errors(ours: BackboneModule, case: Case, theirs: nn.Module, size: Size, batc
 
 # ---- timm ---------------------------------------------------------------------------------------------------------
 
-P16, P14, P32 = (
-    ((224, 224), (384, 384), (160, 352), (230, 301)),
-    ((518, 518), (224, 224), (168, 350), (231, 300)),
-    ((224, 224), (384, 384), (160, 352), (230, 301)),
-)
-EVA = ((224, 224), (336, 336), (168, 350), (231, 300))
-DINOV3 = ((256, 256), (224, 224), (160, 352), (230, 301))
+# native, another square, not square, not divided by the patch, one patch wide
+P16: tuple[Size, ...] = ((224, 224), (384, 384), (160, 352), (230, 301), (272, 16))
+P32: tuple[Size, ...] = ((224, 224), (384, 384), (160, 352), (230, 301), (288, 32))
+P14: tuple[Size, ...] = ((518, 518), (224, 224), (168, 350), (231, 300), (238, 14))
+EVA: tuple[Size, ...] = ((224, 224), (336, 336), (168, 350), (231, 300), (238, 14))
+DINOV3: tuple[Size, ...] = ((256, 256), (224, 224), (160, 352), (230, 301), (272, 16))
 
 TIMM: dict[str, tuple[str, tuple[Size, ...]]] = {
     "vit_tiny_patch16_224.augreg_in21k": ("ViT", P16),
@@ -116,7 +115,7 @@ TIMM: dict[str, tuple[str, tuple[Size, ...]]] = {
     "vit_base_patch32_siglip_256.v2_webli": ("SigLIP 2", ((256, 256), (384, 384), (160, 352), (230, 301))),
     "eva02_tiny_patch14_224.mim_in22k": ("EVA-02", EVA),
     "eva02_base_patch14_224.mim_in22k": ("EVA-02, norm in the MLP", EVA),
-    "samvit_base_patch16.sa1b": ("SAM", ((1024, 1024), (512, 512), (224, 416), (230, 301))),
+    "samvit_base_patch16.sa1b": ("SAM", ((1024, 1024), (512, 512), (224, 416), (230, 301), (272, 16))),
 }
 
 
@@ -219,7 +218,7 @@ GATED = {"use_gated_mlp": True, "hidden_act": "silu", "num_register_tokens": 4}
 SHARED = {"use_shared_relative_position_bias": True, "use_absolute_position_embeddings": True}
 SAM = {"output_channels": 16, "window_size": 3, "global_attn_indexes": [1], "mlp_dim": 96}
 SWIN = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 4}
-HF_SIZES: tuple[Size, ...] = ((64, 64), (96, 96), (40, 88), (61, 43))
+HF_SIZES: tuple[Size, ...] = ((64, 64), (96, 96), (40, 88), (61, 43), (72, 8))
 SWIN_SIZES: tuple[Size, ...] = ((64, 64), (96, 96), (72, 104), (101, 78))
 
 

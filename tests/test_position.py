@@ -117,3 +117,14 @@ def test_a_model_used_in_inference_can_be_trained_afterwards() -> None:
         parameter.requires_grad_(False)
     vit(torch.randn(1, 3, 40, 40)).pooled.sum().backward()
     assert vit.blocks[0].attn.qkv.weight.grad is not None
+
+
+@pytest.mark.parametrize("how", [Resampling(), Resampling(antialias=True)])
+@pytest.mark.parametrize("new", [(6, 1), (1, 6), (3, 1), (17, 1), (1, 1)])
+def test_a_grid_one_patch_wide_has_positions_of_its_rows(how: Resampling, new: tuple[int, int]) -> None:
+    """One axis after the other, each on an image that is several pixels wide."""
+    table = torch.randn(5 * 5, 3)
+    got = resample(table, (5, 5), new, how).view(*new, 3)
+    rows = resample(table, (5, 5), (new[0], 5), how).view(new[0], 5, 3)
+    both = resample(rows.transpose(0, 1).reshape(-1, 3), (5, new[0]), (new[1], new[0]), how)
+    assert torch.allclose(got, both.view(new[1], new[0], 3).transpose(0, 1), atol=1e-5)

@@ -121,7 +121,7 @@ def test_opposite_borders_do_not_see_each_other(name: str) -> None:
     changed[:, :2] = images(1, 2, 17, 24, seed=1)
     moved = (block(changed) - block(x)).abs().amax(dim=(0, 2, 3)) > 1e-6
     assert moved.tolist() == [True] * 2 + [False] * 15
-    theirs = BACKBONES[name.split()[0]].model.layers[0].blocks[1]  # pytorch-image-models #2438
+    theirs = BACKBONES[name.split()[0]].model.layers[0].blocks[1]
     assert ((theirs(changed) - theirs(x)).abs().amax(dim=(0, 2, 3)) > 1e-6)[-2:].any()
 
 

@@ -49,7 +49,9 @@ def resample(
     """
     if old == new:
         return table
-    image = rearrange(table.float(), "(h w) d -> 1 d h w", h=old[0])
+    # Channels last, with the strides that say so: of an image in another layout, torch's antialiased bicubic loses the
+    # rows where it makes it one column wide.
+    image = table.float().contiguous().view(1, *old, -1).permute(0, 3, 1, 2)
     if how.offset:
         factor = [(n + how.offset) / m for n, m in zip(new, old, strict=True)]
         image = F.interpolate(image, scale_factor=factor, mode=how.mode, align_corners=False)
@@ -154,13 +156,14 @@ def resample_relative(
     they are, in geometric progression: microsoft/unilm, beit/run_class_finetuning.py); `"geometric"` is timm's, linear
     between the same places; `"bilinear"` is transformers', over evenly spaced ones.
     """
-    if old == new:
+    if old == new and (how.relative != "bilinear" or old[0] == old[1]):
         return table
     before, after = ((2 * grid[0] - 1, 2 * grid[1] - 1) for grid in (old, new))
-    body = rearrange(table[:-3].float(), "(y x) heads -> heads y x", y=before[0])
-    if how.relative == "bilinear":
+    if how.relative == "bilinear":  # transformers takes rows for columns, which shows where the grid is no square
+        body = rearrange(table[:-3].float(), "(y x) heads -> heads y x", y=before[1])
         body = F.interpolate(body[None], size=after, mode="bilinear", align_corners=False)[0]
     else:
+        body = rearrange(table[:-3].float(), "(y x) heads -> heads y x", y=before[0])
         degree = {"spline": 3, "geometric": 1}[how.relative]
         rows, columns = (
             torch.from_numpy(_geometric(a, b, degree)).to(table.device) for a, b in zip(before, after, strict=True)

@@ -33,7 +33,7 @@ def pca_rgb(maps: Sequence[Float[Tensor, "D _ _"]]) -> list[Float[np.ndarray, "_
     whitened and squashed by sigmoid(2x) (DINOv3's notebook `pca.ipynb`). A component that the patches do not have,
     for being fewer than four or all alike, is 0.5 everywhere.
 
-    The sign of a component is arbitrary, and LAPACK's choice flips from one machine to the next (dinov2#292). Here
+    The sign of a component is arbitrary, and LAPACK's choice flips from one machine to the next. Here
     its skewness is positive: the few patches that stand out are bright. That depends on the projections alone, so
     no rotation, permutation or negation of the channels changes the picture, as a rule on the loadings would.
 

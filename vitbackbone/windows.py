@@ -2,7 +2,7 @@
 
 A map that the window does not divide is padded with zeros, then shifted, so that one mask keeps apart what the shift
 brings together, as torchvision and transformers do. timm shifts first and pads after, with the same mask, so that
-opposite borders of the image attend to each other (pytorch-image-models #2438).
+opposite borders of the image attend to each other.
 
 Axes: `B` batch, `h w` map, `D` width, `p q` window, `v` windows of a map, `N` tokens of a window.
 """
