@@ -149,6 +149,49 @@ def test_positions_for_a_size_that_the_patch_does_not_divide(tmp_path: Path) -> 
         assert relative_error(load_backbone(tmp_path)(x).tokens, want) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("file", "settings", "message"),
+    [
+        ("preprocessor_config.json", {"size": {"shortest_edge": 64}, "do_center_crop": False}, "crops nothing"),
+        ("preprocessor_config.json", {"size": {"longest_edge": 64}}, "pads at the right and bottom"),
+        ("preprocessor_config.json", {"size": {"max_height": 64}}, "a value of another kind"),
+        ("preprocessor_config.json", {"image_mean": 0.5}, "a value of another kind"),
+    ],
+)
+def test_a_processor_that_cannot_be_followed_is_refused(
+    directory: Path, file: str, settings: dict[str, object], message: str
+) -> None:
+    (directory / file).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=message):
+        load_backbone(directory)
+
+
+def test_the_image_processor_inside_of_another_is_read(directory: Path) -> None:
+    inside = {"size": {"shortest_edge": 80}, "crop_size": {"height": 64, "width": 64}, "do_center_crop": True}
+    (directory / "processor_config.json").write_text(json.dumps({"image_processor": inside, "tokenizer": {}}))
+    preprocess = load_backbone(directory).preprocess
+    assert (preprocess.image_size, preprocess.crop_pct) == ((64, 64), 0.8)
+
+
+def test_a_classifier_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
+
+    settings = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = DeiTConfig(**settings, image_size=32, num_labels=3)
+    DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    heads = [key for key in state if "classifier" in key]
+    for left_out in (heads[:1], [key for key in heads if key.startswith("distillation")]):
+        save_file({k: v for k, v in state.items() if k not in left_out}, tmp_path / "model.safetensors")
+        with pytest.raises(ConversionError, match=left_out[0]):
+            load_checkpoint(tmp_path)
+    save_file({k: v for k, v in state.items() if k not in heads}, tmp_path / "model.safetensors")
+    assert load_checkpoint(tmp_path).head == {}
+    save_file({**state, **{k: state[k][:2] for k in heads}}, tmp_path / "model.safetensors")
+    with pytest.raises(ConversionError, match="2 outputs of the classifier, 3 labels"):
+        load_checkpoint(tmp_path)
+
+
 def test_a_damaged_config_is_named(directory: Path) -> None:
     (directory / "config.json").write_text('{"model_type": ')
     with pytest.raises(ValueError, match="config.json is not a whole JSON file"):

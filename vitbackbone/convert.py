@@ -18,6 +18,7 @@ State = Mapping[str, Tensor]
 # What comes out under these is a classifier's, whose size only the checkpoint knows. The name says what a layer reads:
 # the backbone's own pooling, DeiT's distillation token, or CLS beside the mean of the patches.
 HEADS = ("head.", "head_dist.", "head_concat.")
+OPTIONAL = ("head.hidden.",)  # the tanh layer of the head as pretrained, which fine-tuning takes away
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, T
             trouble.append(f"{key}: no rule of the format knows this key")
 
     result: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}  # the keys that a parameter was made of, with their shapes
     for (n, block), keys in found.items():
         rule = table[n]
         missing = [source for part, source in enumerate(rule.sources) if part not in keys]
@@ -121,10 +123,10 @@ def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, T
             trouble += [f"{source.replace('{i}', block)}: missing, though {there} is there" for source in missing]
         elif rule.targets:
             given = tuple(state[keys[part]] for part in range(len(rule.sources)))
+            shapes = ", ".join(f"{key} {tuple(state[key].shape)}" for key in keys.values())
             try:
                 changed = rule.via.there(*given) if rule.via else given
             except (RuntimeError, IndexError, ValueError) as error:
-                shapes = ", ".join(f"{key} {tuple(state[key].shape)}" for key in keys.values())
                 trouble.append(f"{shapes}: these shapes do not go together ({error})")
                 result |= dict.fromkeys((name for t in rule.targets for name in _names(t, block, expected)), UNKNOWN)
                 continue
@@ -133,12 +135,19 @@ def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, T
                     if name in result:
                         trouble.append(f"{name}: filled twice, the second time by {', '.join(keys.values())}")
                     result[name] = tensor.clone() if copy else tensor.contiguous()  # no two share memory
+                    origin[name] = shapes
 
-    trouble += [f"{name}: the checkpoint does not fill this parameter" for name in expected.keys() - result.keys()]
+    wanted = set(expected.keys() - result.keys())
+    if any(name.startswith(HEADS) for name in result):  # a classifier is there whole or not at all
+        targets = {target for rule in table for target in rule.targets if target.startswith(HEADS)}
+        wanted |= {target for target in targets - result.keys() if not target.startswith(OPTIONAL)}
+    for name in wanted:
+        lacking = _sources(name, table, expected)
+        trouble.append(f"{name}: the checkpoint does not fill this parameter; {lacking} is missing")
     for name, tensor in result.items():
         if tensor is not UNKNOWN and name in expected and tensor.shape != expected[name].shape:
             shapes = f"shape {tuple(tensor.shape)} in the checkpoint, {tuple(expected[name].shape)} in the model"
-            trouble.append(f"{name}: {shapes}")
+            trouble.append(f"{name}: {shapes}; made of {origin[name]}")
     if trouble:
         raise ConversionError("the checkpoint does not fit:\n  " + "\n  ".join(sorted(trouble)))
     return result
@@ -181,6 +190,17 @@ def revert(state: State, rules: Iterable[Rule]) -> dict[str, Tensor]:
     if trouble:
         raise ConversionError("the model does not fit the format:\n  " + "\n  ".join(sorted(trouble)))
     return {key: tensor.contiguous() for key, tensor in result.items()}
+
+
+def _sources(name: str, table: Iterable[Rule], expected: State) -> str:
+    """The keys of the format that a parameter is made of."""
+    for rule in sorted(table, key=lambda rule: not rule.written):
+        for target in rule.targets:
+            match = _pattern(target).fullmatch(name)
+            block = match.groupdict().get("i", "") if match else ""
+            if match and _lacking(rule, block, expected) is None:
+                return ", ".join(source.replace("{i}", block) for source in rule.sources)
+    return "a key for it"
 
 
 UNKNOWN = torch.empty(0)  # in the place of a parameter that could not be made

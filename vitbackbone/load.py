@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vitbackbone.config import Indivisible, ViTConfig
-from vitbackbone.convert import HEADS, State, convert
+from vitbackbone.convert import HEADS, ConversionError, State, convert
 from vitbackbone.features import BackboneModule
 from vitbackbone.formats import FORMATS
-from vitbackbone.fused import FusedBackbone, FusedConfig, fuse, split_openvla
+from vitbackbone.fused import OPENVLA_PARTS, FusedBackbone, FusedConfig, fuse, split_openvla
 from vitbackbone.huggingface import PLAIN, read_config, read_format, read_labels, read_preprocess
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 from vitbackbone.timm_names import describe_timm, timm_rules
@@ -97,6 +97,11 @@ def _load(name: str, weights: Weights | None, positions: Positions, indivisible:
         return Checkpoint(_build(config, entry, name).eval(), {}, labels)
     state = _find_weights(known, revision, entry) if weights is None else read_weights(weights)
     backbone, head = _fill(config, entry, name, state)
+    outputs = len(next(iter(head.values()))) if head else 0
+    if head and labels and len(labels) != outputs:
+        raise ConversionError(
+            f"the checkpoint does not fit:\n  {outputs} outputs of the classifier, {len(labels)} labels"
+        )
     return Checkpoint(backbone, head, labels if head else ())
 
 
@@ -134,13 +139,17 @@ def _load_fused(
         members = [load_backbone(member, weights, **options) for member in names]
     else:
         members = []
-        for member, state in zip(names, split_openvla(read_weights(weights)), strict=True):
+        parts = zip(names, OPENVLA_PARTS, split_openvla(read_weights(weights)), strict=True)
+        for member, part, state in parts:
             of_member = ZOO[member]
             native = of_member.at_other_sizes(positions)
             assert isinstance(native, ViTConfig)
             # OpenVLA keeps the positions of its own input size
             config = replace(native, image_size=entry.config.image_size, indivisible=indivisible)
-            members.append(_fill(config, of_member, member, state)[0])
+            try:
+                members.append(_fill(config, of_member, member, state)[0])
+            except ConversionError as error:
+                raise ConversionError(f"in {part}*, {error}") from error
     return fuse(entry.config, members, name)
 
 
@@ -236,18 +245,30 @@ def _read_timm(name: str) -> Entry:
 
 
 def _read_directory(directory: Path) -> tuple[Entry, tuple[str, ...]]:
-    config_file, processor_file = directory / "config.json", directory / "preprocessor_config.json"
+    config_file = directory / "config.json"
     if not config_file.is_file():
         raise ValueError(f"{directory} has no config.json; want a Hugging Face directory: config.json and safetensors")
     saved = _read_json(config_file)
-    config, preprocess = read_config(saved)
-    if processor_file.is_file():
-        preprocess = read_preprocess(_read_json(processor_file), preprocess)
+    try:
+        config, preprocess = read_config(saved)
+        if processor := _read_processor(directory):
+            preprocess = read_preprocess(processor, preprocess)
+    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ValueError(f"{directory}: a JSON file has a value of another kind than it should: {error!r}") from error
     layout = read_format(saved)
     if layout not in FORMATS:
         raise ValueError(f"{config_file} names the architecture {layout!r}, whose key layout is not known here")
     hf = config.resampling if isinstance(config, ViTConfig) else PLAIN
     return Entry(config, layout, preprocess, "", str(directory), hf, on_hub=False), read_labels(saved)
+
+
+def _read_processor(directory: Path) -> dict[str, Any]:
+    """The settings of the image processor, {} if there are none. A processor of images and text keeps them inside."""
+    if (file := directory / "preprocessor_config.json").is_file():
+        return _read_json(file)
+    if (file := directory / "processor_config.json").is_file():
+        return _read_json(file).get("image_processor", {})
+    return {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -293,7 +314,8 @@ def _download_config(known: str, revision: str | None) -> Path:
     """The folder with a repository's `config.json` and, if it has one, `preprocessor_config.json`."""
     repository = known.removeprefix("hf:")
     config = _download(known, repository, "config.json", revision)
-    _download_if_there(known, repository, "preprocessor_config.json", revision)
+    if _download_if_there(known, repository, "preprocessor_config.json", revision) is None:
+        _download_if_there(known, repository, "processor_config.json", revision)
     return config.parent
 
 

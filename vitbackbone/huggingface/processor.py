@@ -41,6 +41,11 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
         )
     elif isinstance(size, Mapping) and "shortest_edge" in size:
         resized, crop_mode = sides(size["shortest_edge"]), "center"
+        if processor.get("do_center_crop") is False:
+            raise ValueError(
+                "preprocessor_config.json keeps the aspect and crops nothing, so that every photo has its own size; "
+                "want do_center_crop=true. `preprocess(photo, keep_aspect=True)` does the other"
+            )
     else:
         resized = sides(size)
         if isinstance(size, Mapping):
