@@ -247,6 +247,8 @@ HF: dict[str, HuggingFace] = {
     "beit shared": HuggingFace("BEiT", "BeitConfig", "BeitForImageClassification", {**MLP, **SHARED, "num_labels": 7}),
     "beit cls": HuggingFace("BEiT", "BeitConfig", "BeitModel", {**MLP, "use_mean_pooling": False}),
     "mae": HuggingFace("MAE", "ViTMAEConfig", "ViTMAEModel", {**MLP, "mask_ratio": 0.0}),
+    "ijepa": HuggingFace("I-JEPA", "IJepaConfig", "IJepaModel", MLP),
+    "ijepa classifier": HuggingFace("I-JEPA", "IJepaConfig", "IJepaForImageClassification", {**MLP, "num_labels": 7}),
     "dinov2": HuggingFace("DINOv2", "Dinov2Config", "Dinov2Model"),
     "dinov2 swiglu": HuggingFace("DINOv2, SwiGLU", "Dinov2Config", "Dinov2Model", {"use_swiglu_ffn": True}),
     "dinov2 classifier": HuggingFace("DINOv2", "Dinov2Config", "Dinov2ForImageClassification", {"num_labels": 7}),
@@ -308,6 +310,8 @@ def run_hf(row: HuggingFace, model: transformers.PreTrainedModel, x: Tensor, lay
         tokens = inner.post_layernorm(tokens)
         if row.model.endswith("WithProjection"):
             pooled = model(pixel_values=x, **options).image_embeds
+    if row.config == "IJepaConfig":
+        pooled = tokens.mean(dim=1)
     if row.config in ("ViTConfig", "DeiTConfig", "ViTMAEConfig"):  # their pooler is a tanh layer of transformers' own
         pooled = tokens[:, 0]
     return Outputs(tokens, raw, pooled)

@@ -87,6 +87,7 @@ HF = {  # model class: (config class, settings, head)
     "ViTForImageClassification": ("ViTConfig", {}, MlpHead),
     "DeiTForImageClassification": ("DeiTConfig", {}, MlpHead),
     "DeiTForImageClassificationWithTeacher": ("DeiTConfig", {}, DistilledHead),
+    "IJepaForImageClassification": ("IJepaConfig", {}, MlpHead),
     "BeitForImageClassification": ("BeitConfig", {"use_relative_position_bias": True}, MlpHead),
     "Dinov2ForImageClassification": ("Dinov2Config", {}, ConcatHead),
     "Dinov2WithRegistersForImageClassification": ("Dinov2WithRegistersConfig", {}, ConcatHead),

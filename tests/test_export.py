@@ -60,6 +60,8 @@ HF: dict[str, tuple[str, dict[str, object]]] = {  # case: (model class, settings
     "vit without qkv bias": ("ViTModel", {**MLP, "qkv_bias": False, "hidden_act": "gelu_pytorch_tanh"}),
     "vit classifier": ("ViTForImageClassification", {**MLP, **LABELLED}),
     "mae": ("ViTMAEModel", {**MLP, "mask_ratio": 0.0}),
+    "ijepa": ("IJepaModel", MLP),
+    "ijepa classifier": ("IJepaForImageClassification", {**MLP, **LABELLED}),
     "deit": ("DeiTModel", MLP),
     "deit classifier": ("DeiTForImageClassification", {**MLP, **LABELLED}),
     "deit teacher": ("DeiTForImageClassificationWithTeacher", {**MLP, **LABELLED}),
@@ -104,7 +106,7 @@ def hf_model(case: str) -> transformers.PreTrainedModel:
 def hf_outputs(model: transformers.PreTrainedModel, side: int) -> dict[str, Tensor]:
     kind = model.config.model_type
     options: dict[str, object] = {}
-    if kind in ("vit", "vit_mae", "deit", "clip_vision_model", "siglip_vision_model"):
+    if kind in ("vit", "vit_mae", "ijepa", "deit", "clip_vision_model", "siglip_vision_model"):
         options["interpolate_pos_encoding"] = True
     if kind == "vit_mae":
         options["noise"] = torch.arange((side // 8) ** 2).float().expand(2, -1)  # the patches stay in order

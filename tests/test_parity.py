@@ -71,7 +71,7 @@ def test_equals_its_upstream(case: Case, size: tuple[int, int], tmp_path: Path) 
 def test_every_format_of_timm_and_transformers_has_a_case() -> None:
     """A table that no case runs through is not known to be right."""
     ran = {ZOO[case.name].format for case in CASES if case.upstream == "timm" and case.name in ZOO}
-    assert ran == {ZOO[name].format for name in ZOO if ZOO[name].source.startswith("timm/")}
+    assert ran >= {ZOO[name].format for name in ZOO if ZOO[name].source.startswith("timm/")}
     classes = {HF[case.name].model for case in CASES if case.upstream == "transformers"}
     wanted = {name.split()[0] for name in FORMATS if name[0].isupper()}
     assert wanted - classes == WHOLE_MODELS

@@ -3,7 +3,7 @@ saved them. (Version 5 still writes the names of version 4.)
 """
 
 from vitbackbone.convert import Rule, Rules, both, drop, inside, read_only, rename, unused
-from vitbackbone.formats.changes import FLATTEN, FOLD_CLS, FOLD_DISTILLED, FOLD_FLAT, UNSTACK_FIRST, gated, qkv
+from vitbackbone.formats.changes import FLATTEN, FOLD_CLS, FOLD_DISTILLED, FOLD_FLAT, UNBATCH, UNSTACK_FIRST, gated, qkv
 
 CLASSIFIER = both("classifier", "head")
 CLASSIFIER_OF_BOTH = both("classifier", "head_concat")  # reads CLS and the mean of the patches
@@ -40,6 +40,7 @@ _REGISTERS = Rule(("embeddings.register_tokens",), ("reg_token",), blank=(1, "nu
 _WITH_CLS: Rules = (Rule((_CLS, _POSITIONS), ("cls_token", "pos_embed.table"), FOLD_CLS),)
 
 VIT: Rules = (*_BERT, *_MLP, *_NORMS, *_WITH_CLS)
+IJEPA: Rules = (*_BERT, *_MLP, *_NORMS, Rule((_POSITIONS,), ("pos_embed.table",), UNBATCH))
 DEIT: Rules = (
     *_BERT,
     *_MLP,
@@ -171,6 +172,8 @@ HUGGING_FACE: dict[str, Rules] = {
     "ViTForImageClassification": (*inside("vit.", VIT), *CLASSIFIER),
     "ViTMAEModel": VIT,
     "ViTMAEForPreTraining": (*inside("vit.", VIT), drop("decoder.{rest}")),
+    "IJepaModel": IJEPA,
+    "IJepaForImageClassification": (*inside("ijepa.", IJEPA), *CLASSIFIER),
     "DeiTModel": _having(_POOLER, DEIT),
     "DeiTForImageClassification": (*inside("deit.", DEIT), *CLASSIFIER),
     "DeiTForImageClassificationWithTeacher": (

@@ -101,6 +101,10 @@ def _write_mae(config: ViTConfig) -> dict[str, Any]:
     return {**_write_vit(config), "mask_ratio": 0.0}  # features of the whole image, where pretraining hides most of it
 
 
+def _ijepa(config: Json) -> ViTConfig:
+    return replace(_vit(config), cls=False, pool="mean")
+
+
 def _dinov2(config: Json) -> ViTConfig:
     gated = get(config, "use_swiglu_ffn", False)
     shared = _shared(config, gated, layer_norm_eps=1e-6)
@@ -262,6 +266,7 @@ class ModelType:
 MODEL_TYPES: dict[str, ModelType] = {
     "vit": ModelType(_vit, VIT_EVAL, fixed_input=True),
     "vit_mae": ModelType(_mae, VIT_EVAL, fixed_input=True),
+    "ijepa": ModelType(_ijepa, VIT_EVAL, fixed_input=True),
     "deit": ModelType(_deit, DEIT_EVAL, fixed_input=True),
     "beit": ModelType(_beit, SIGLIP_EVAL, fixed_input=True, layout=_beit_layout),
     "dinov2": ModelType(_dinov2, DINOV2_EVAL, fixed_input=False),
@@ -284,6 +289,8 @@ CLASSES: dict[str, tuple[str, Callable[[ViTConfig], dict[str, Any]]]] = {
     "ViTModel": ("vit", _write_vit),
     "ViTForImageClassification": ("vit", _write_vit),
     "ViTMAEModel": ("vit_mae", _write_mae),
+    "IJepaModel": ("ijepa", _write_vit),
+    "IJepaForImageClassification": ("ijepa", _write_vit),
     "DeiTModel": ("deit", _write_vit),
     "DeiTForImageClassification": ("deit", _write_vit),
     "DeiTForImageClassificationWithTeacher": ("deit", _write_vit),
