@@ -333,6 +333,33 @@ def hf_case(name: str) -> Case:
     )
 
 
+# ---- authors' own files of models that timm has no name for -------------------------------------------------------
+
+
+def moco_v3_model() -> nn.Module:
+    return randomise(timm.create_model("vit_small_patch16_224", num_heads=12, num_classes=0, dynamic_img_size=True))
+
+
+def save_moco_v3(model: nn.Module, folder: Path) -> None:
+    state = {f"module.base_encoder.{key}": value for key, value in model.state_dict().items()}
+    extra = ("base_encoder.head.0.weight", "momentum_encoder.norm.weight", "predictor.0.weight")
+    save_file(state | {f"module.{key}": torch.zeros(2) for key in extra}, folder / "model.safetensors")
+
+
+MOCO_V3 = Case(
+    "MoCo v3",
+    "timm",
+    "moco_v3_vit_small",
+    P16,
+    moco_v3_model,
+    functools.partial(load_timm, "moco_v3_vit_small"),
+    save_moco_v3,
+    run_timm,
+    policy="timm",
+    multiple=16,
+)
+
+
 # ---- OpenVLA's two encoders as one --------------------------------------------------------------------------------
 
 PARTS = {
@@ -382,7 +409,7 @@ OPENVLA = Case(
     channels=6,
 )
 
-CASES: list[Case] = [*map(timm_case, TIMM), *map(adapted_case, ADAPTED), OPENVLA, *map(hf_case, HF)]
+CASES: list[Case] = [*map(timm_case, TIMM), *map(adapted_case, ADAPTED), MOCO_V3, OPENVLA, *map(hf_case, HF)]
 
 
 # ---- resampling policies ------------------------------------------------------------------------------------------

@@ -118,6 +118,13 @@ MAE: Rules = (
 # facebookresearch/dino, vision_transformer.py
 DINO: Rules = (*_PLAIN, *POSITIONS_WITH_CLS)
 
+# facebookresearch/moco-v3, main_moco.py: the network under training, with its slow copy and what they predict from
+MOCO_V3: Rules = (
+    *inside("module.base_encoder.", (*_PLAIN, *POSITIONS_WITH_CLS, drop("head.{rest}"))),
+    drop("module.momentum_encoder.{rest}"),
+    drop("module.predictor.{rest}"),
+)
+
 # facebookresearch/dinov2, models/vision_transformer.py
 DINOV2: Rules = (
     *_PLAIN,
@@ -199,6 +206,7 @@ AUTHORS: dict[str, Rules] = {
     "beit": BEIT,
     "mae": MAE,
     "dino": DINO,
+    "moco_v3": MOCO_V3,
     "dinov2": DINOV2,
     "dinov2_classifier": DINOV2_CLASSIFIER,
     "dinov3": DINOV3,

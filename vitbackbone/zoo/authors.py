@@ -34,6 +34,14 @@ _DINO = {
 }
 _DINO_FILES = "https://dl.fbaipublicfiles.com/dino"
 
+# facebookresearch/moco-v3, whose ViT-S has 12 heads
+#    name                  variant  file
+_MOCO_V3 = {
+    "moco_v3_vit_small": ("S/16", "vit-s-300ep/vit-s-300ep.pth.tar"),
+    "moco_v3_vit_base": ("B/16", "vit-b-300ep/vit-b-300ep.pth.tar"),
+}
+_MOCO_V3_FILES = "https://dl.fbaipublicfiles.com/moco-v3"
+
 #    name                size registers file
 _DINOV2 = {
     "dinov2_vits14": ("S", 0, "dinov2_vits14/dinov2_vits14_pretrain.pth"),
@@ -104,6 +112,12 @@ def _dino(variant: str, file: str) -> Entry:
     return Entry(config, "dino", preprocess, "apache-2.0", f"{_DINO_FILES}/{file}", on_hub=False)
 
 
+def _moco_v3(variant: str, file: str) -> Entry:
+    config = vit_config(variant, num_heads=12, position="sincos2d", resampling=PLAIN)
+    preprocess = evaluation(224, 0.875, IMAGENET_MEAN, IMAGENET_STD)
+    return Entry(config, "moco_v3", preprocess, "cc-by-nc-4.0", f"{_MOCO_V3_FILES}/{file}", on_hub=False)
+
+
 def _dinov2(size: str, registers: int, file: str) -> Entry:
     config, source = dinov2_config(size, registers), f"{_DINOV2_FILES}/{file}"
     preprocess = evaluation(518, 1.0, IMAGENET_MEAN, IMAGENET_STD)
@@ -154,6 +168,7 @@ def _sam(variant: str, global_blocks: tuple[int, ...], file: str) -> Entry:
 AUTHORS: dict[str, Entry] = {
     **{name: _flax(name, variant) for name, variant in _FLAX.items()},
     **{name: _dino(*row) for name, row in _DINO.items()},
+    **{name: _moco_v3(*row) for name, row in _MOCO_V3.items()},
     **{name: _dinov2(*row) for name, row in _DINOV2.items()},
     **{f"{name}_lc": _dinov2_classifier(name, *row) for name, row in _DINOV2.items()},
     **{name: _dinov3(size) for name, size in _DINOV3.items()},
