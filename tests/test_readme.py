@@ -57,7 +57,9 @@ def test_every_model_and_file_it_names_exists() -> None:
     from vitbackbone import list_backbones
     from vitbackbone.huggingface import MODEL_TYPES
 
-    names = re.findall(r"`((?:vit_|deit_|beit|mae_|dino|ViT-|eva02_|sam|swin_|resnet|openvla|hf:)[\w./:-]+)`", README)
+    names = re.findall(
+        r"`((?:vit_|deit_|beit|mae_|dino|ViT-|moco_|eva02_|sam|swin_|resnet|openvla|hf:)[\w./:-]+)`", README
+    )
     assert names
     assert set(names) <= {*list_backbones(), *MODEL_TYPES}
     for target in re.findall(r"\]\(([^)#]+)\)", README):

@@ -184,7 +184,7 @@ def read_weights(path: Weights) -> dict[str, Tensor]:
                 return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
         except (ValueError, OSError, BadZipFile) as error:
             raise ValueError(f"{path} is not a whole .npz of plain arrays ({error}); download it again") from error
-    if path.suffix not in (".pth", ".pt", ".bin"):
+    if path.suffix not in (".pth", ".pt", ".bin", ".tar"):  # .pth.tar is no archive, but torch's file by another name
         raise ValueError(f"{path}: want a .safetensors file, or .npz, .pth, .pt or .bin")
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
