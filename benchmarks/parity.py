@@ -142,7 +142,7 @@ def main() -> None:
 The largest |a - b| / max |b| of each part, in float32, on identical weights with every parameter randomised:
 LayerScale, norms, biases, positions. 0 is bit for bit. `layers` is the worst of all blocks, without the final norm;
 `pooled` is the checkpoint's own pooling, with a projection where it has one. Sizes are the native one, another square,
-one that is not square, and one that the patch does not divide (padded with zeros on both sides).
+one that is not square, one that the patch does not divide (padded with zeros on both sides), and one patch wide.
 
 Where the policy is not the upstream's own, the oracle is timm at that size with its tables resampled beforehand by the
 formula of the implementation that is named. CLIP of transformers norms CLS alone; here the norm is on every token, and
