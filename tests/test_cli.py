@@ -368,7 +368,7 @@ def test_classify_says_what_it_cannot_use(
     shutil.copytree(classifier[0], tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "id2label": {"0": "a", "1": "b"}}))
-    assert "names 2 classes, its classifier has 7" in error("--model", str(tmp_path / "model"))
+    assert "7 outputs of the classifier, 2 labels" in error("--model", str(tmp_path / "model"))
     del config["id2label"]
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     assert main(["classify", str(photos / "dark/02.jpg"), "--model", str(tmp_path / "model"), "--top", "7"]) == 0

@@ -265,8 +265,6 @@ def _class_names(model: str, checkpoint: "Checkpoint", num_classes: int) -> Sequ
     from heads.classification import imagenet_labels
     from vitbackbone.load import find_entry
 
-    if len(checkpoint.labels) not in (0, num_classes):
-        raise ValueError(f"{model} names {len(checkpoint.labels)} classes, its classifier has {num_classes}")
     if checkpoint.labels:
         return checkpoint.labels
     published = find_entry(model).num_classes == num_classes  # weights given by hand may have classes of their own
