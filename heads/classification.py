@@ -9,20 +9,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitbackbone import Checkpoint, Features, pool_cls, pool_mean
+from heads.base import Head, Needs
+from vitbackbone import BackboneSpec, Checkpoint, Features, pool_cls, pool_mean
 
 
-class MlpHead(nn.Module):
+class MlpHead(Head):
     """Logits from the backbone's own pooling, CLS or the patch mean (Dosovitskiy et al. 2021, section 3.1).
 
     `hidden`: width of one hidden tanh layer, as in pretraining; None is the single linear layer of fine-tuning.
     """
 
-    def __init__(self, dim: int, num_classes: int, hidden: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, spec: BackboneSpec, num_classes: int, hidden: int | None = None) -> None:
+        super().__init__(spec, Needs("last", norm=spec.has_norm))
+        width = spec.pooled_dim
         self.num_classes = num_classes
-        self.hidden = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh()) if hidden else nn.Identity()
-        self.linear = nn.Linear(hidden or dim, num_classes)
+        self.hidden = nn.Sequential(nn.Linear(width, hidden), nn.Tanh()) if hidden else nn.Identity()
+        self.linear = nn.Linear(hidden or width, num_classes)
         # Zero weights at the start of fine-tuning, as in the paper (section 3.2).
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
@@ -31,15 +33,15 @@ class MlpHead(nn.Module):
         return self.linear(self.hidden(features.pooled))
 
 
-class DistilledHead(nn.Module):
+class DistilledHead(Head):
     """DeiT's two linear heads, on CLS and on the distillation token; the logits are their mean (Touvron et al. 2021,
     section 4)."""
 
-    def __init__(self, dim: int, num_classes: int) -> None:
-        super().__init__()
+    def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
+        super().__init__(spec, Needs("last", prefix=True))
         self.num_classes = num_classes
-        self.cls = nn.Linear(dim, num_classes)
-        self.distillation = nn.Linear(dim, num_classes)
+        self.cls = nn.Linear(spec.dim, num_classes)
+        self.distillation = nn.Linear(spec.dim, num_classes)
 
     def forward(self, features: Features) -> Float[Tensor, "B K"]:
         """Raises `ValueError` on features without a distillation token."""
@@ -48,21 +50,30 @@ class DistilledHead(nn.Module):
         return (self.cls(features.cls) + self.distillation(features.registers[:, 0])) / 2
 
 
-class ConcatHead(nn.Module):
-    """A linear layer on CLS and the mean of the patches side by side: DINOv2's classifier on its last layer (Oquab et
-    al. 2023; facebookresearch/dinov2, hub/classifiers.py with `layers=1`)."""
+def lc_features(*features: Features) -> Float[Tensor, "B F"]:
+    """The CLS tokens of the layers given, and the mean of the last one's patches, side by side: what DINOv2's linear
+    classifiers read (facebookresearch/dinov2, eval/linear.py; torch hub's names end in `_lc`).
 
-    def __init__(self, dim: int, num_classes: int) -> None:
-        super().__init__()
+    Raises `ValueError` on features without CLS.
+    """
+    return torch.cat([*(pool_cls(each) for each in features), pool_mean(features[-1])], dim=1)
+
+
+class ConcatHead(Head):
+    """A linear layer on `lc_features`: DINOv2's classifiers on its last layer, or with `layers="last4"` on its last
+    four (Oquab et al. 2023; facebookresearch/dinov2, hub/classifiers.py)."""
+
+    def __init__(self, spec: BackboneSpec, num_classes: int, layers: str = "last") -> None:
+        super().__init__(spec, Needs(layers, prefix=True))
         self.num_classes = num_classes
-        self.linear = nn.Linear(2 * dim, num_classes)
+        self.linear = nn.Linear(sum(spec.dims[layer] for layer in self.layers) + spec.dim, num_classes)
         # As its authors start it (dinov2/eval/linear.py).
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, features: Features) -> Float[Tensor, "B K"]:
+    def forward(self, *features: Features) -> Float[Tensor, "B K"]:
         """Raises `ValueError` on features without CLS."""
-        return self.linear(torch.cat([pool_cls(features), pool_mean(features)], dim=1))
+        return self.linear(lc_features(*features))
 
 
 Classifier = MlpHead | DistilledHead | ConcatHead
@@ -79,22 +90,16 @@ def checkpoint_head(checkpoint: Checkpoint) -> Classifier:
     spec, weights = checkpoint.backbone.spec, checkpoint.head
     if "head_concat.weight" in weights:
         weight = weights["head_concat.weight"]
-        if weight.shape[1:] == (5 * spec.dim,):
-            raise ValueError(
-                f"the classifier of {spec.name} reads CLS of four layers, which is not supported; want the one on the "
-                "last layer alone, which torch hub makes with `layers=1`"
-            )
-        return _filled(ConcatHead(spec.dim, len(weight)), checkpoint, {"linear": "head_concat"})
+        layers = "last4" if weight.shape[1:] == (5 * spec.dim,) else "last"
+        return _filled(ConcatHead(spec, len(weight), layers), checkpoint, {"linear": "head_concat"})
     if "head.weight" not in weights:
         raise ValueError(f"{spec.name} comes without a classifier; one that has one is hf:google/vit-base-patch16-224")
     num_classes = len(weights["head.weight"])
     if "head_dist.weight" in weights:
         names = {"cls": "head", "distillation": "head_dist"}
-        return _filled(DistilledHead(spec.dim, num_classes), checkpoint, names)
+        return _filled(DistilledHead(spec, num_classes), checkpoint, names)
     hidden = len(weights["head.hidden.weight"]) if "head.hidden.weight" in weights else None
-    return _filled(
-        MlpHead(spec.pooled_dim, num_classes, hidden), checkpoint, {"linear": "head", "hidden.0": "head.hidden"}
-    )
+    return _filled(MlpHead(spec, num_classes, hidden), checkpoint, {"linear": "head", "hidden.0": "head.hidden"})
 
 
 def imagenet_labels(num_classes: int) -> tuple[str, ...]:

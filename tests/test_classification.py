@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from heads import ConcatHead, DistilledHead, MlpHead, checkpoint_head, imagenet_labels
+from heads import ConcatHead, DistilledHead, MlpHead, attach, checkpoint_head, imagenet_labels
 from tests.helpers import randomise, relative_error, tiny_vit
 from vitbackbone import Checkpoint, load_checkpoint
 from vitbackbone.convert import HEADS, convert
@@ -21,13 +21,13 @@ CLASSES = 7
 LIMIT = 1e-5
 
 # One tiny size for all: a row of the zoo shrunk to it keeps all else, such as how it pools and the layout of its files.
-SMALL = {"image_size": (32, 32), "patch_size": 8, "dim": 48, "depth": 2, "num_heads": 3}
-TIMM_SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+SMALL = {"image_size": (32, 32), "patch_size": 8, "dim": 48, "depth": 4, "num_heads": 3}
+TIMM_SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
 HF_SMALL = {
     "image_size": 32,
     "patch_size": 8,
     "hidden_size": 48,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 4,
     "num_attention_heads": 3,
     "intermediate_size": 96,
 }
@@ -57,7 +57,8 @@ def check(checkpoint: Checkpoint, kind: type[nn.Module], logits: Tensor) -> None
     assert not head.training
     assert head.num_classes == CLASSES
     with torch.inference_mode():
-        assert relative_error(head(checkpoint.backbone(images())), logits) <= LIMIT
+        ours = attach(checkpoint.backbone, {"classes": head})(images())["classes"]
+        assert relative_error(ours, logits) <= LIMIT
 
 
 # ---- against upstream ---------------------------------------------------------------------------------------------
@@ -112,12 +113,13 @@ def test_equals_transformers(name: str, settings: dict[str, object], tmp_path: P
     assert checkpoint.labels == tuple(f"class {i}" for i in range(CLASSES))
 
 
+@pytest.mark.parametrize("layers", [1, 4])
 @pytest.mark.parametrize("registers", [0, 4])
-def test_equals_the_authors_dinov2(registers: int, shrink: Shrink, tmp_path: Path) -> None:
-    """The oracle is the lines of hub/classifiers.py for `layers=1`, on timm's tokens."""
+def test_equals_the_authors_dinov2(registers: int, layers: int, shrink: Shrink, tmp_path: Path) -> None:
+    """The oracle is the lines of hub/classifiers.py for `layers=1` and `layers=4`, on timm's tokens."""
     name, middle = ("dinov2_vits14_reg_lc", "_reg4") if registers else ("dinov2_vits14_lc", "")
     model = randomise(timm.create_model(f"vit_small_patch14{middle}_dinov2", num_classes=0, **TIMM_SMALL))
-    linear = randomise(nn.Linear(2 * 48, CLASSES))
+    linear = randomise(nn.Linear((layers + 1) * 48, CLASSES))
     inner = model.state_dict()
     if registers:  # the authors have a position for CLS, and timm has folded it
         inner["register_tokens"] = inner.pop("reg_token")
@@ -126,13 +128,10 @@ def test_equals_the_authors_dinov2(registers: int, shrink: Shrink, tmp_path: Pat
     state |= {f"linear_head.{key}": value for key, value in linear.state_dict().items()}
     torch.save(state, tmp_path / "lc.pth")
     with torch.inference_mode():
-        tokens = model.forward_features(images())
-        logits = linear(torch.cat([tokens[:, 0], tokens[:, 1 + registers :].mean(dim=1)], dim=1))
+        tokens = model.get_intermediate_layers(images(), n=layers, return_prefix_tokens=True, norm=True)
+        cls = [prefix[:, 0] for _, prefix in tokens]
+        logits = linear(torch.cat([*cls, tokens[-1][0].mean(dim=1)], dim=1))
         check(load_checkpoint(shrink(name), tmp_path / "lc.pth"), ConcatHead, logits)
-
-    torch.save({**state, "linear_head.weight": torch.zeros(CLASSES, 5 * 48)}, tmp_path / "lc4.pth")
-    with pytest.raises(ValueError, match="reads CLS of four layers, which is not supported; want .* `layers=1`"):
-        checkpoint_head(load_checkpoint(name, tmp_path / "lc4.pth"))
 
 
 def test_the_authors_dinov2_classifiers_see_what_they_were_trained_on() -> None:
@@ -166,26 +165,26 @@ def test_equals_the_formula_of_googles_pretraining_head() -> None:
 @pytest.mark.parametrize("fields", [{}, {"cls": False, "pool": "mean"}])
 def test_the_hidden_layer_is_tanh(fields: dict[str, object]) -> None:
     features = tiny_vit(**fields)(torch.randn(2, 3, 32, 32))
-    head = randomise(MlpHead(16, 5, hidden=8))
+    head = randomise(MlpHead(tiny_vit().spec, 5, hidden=8))
     (inner, _), outer = head.hidden, head.linear
     want = torch.tanh(features.pooled @ inner.weight.T + inner.bias) @ outer.weight.T + outer.bias
     assert relative_error(head(features), want) < 1e-6
 
 
 def test_the_linear_head_starts_at_zero_as_in_the_paper() -> None:
-    head = MlpHead(16, 5)
+    head = MlpHead(tiny_vit().spec, 5)
     assert not head(tiny_vit()(torch.randn(2, 3, 32, 32))).any()
 
 
 def test_the_distilled_head_wants_one_distillation_token() -> None:
-    DistilledHead(16, 5)(tiny_vit(num_registers=1)(images()))
+    DistilledHead(tiny_vit(num_registers=1).spec, 5)(tiny_vit(num_registers=1)(images()))
     for wrong in (tiny_vit(), tiny_vit(num_registers=4)):
         with pytest.raises(ValueError, match="one distillation token"):
-            DistilledHead(16, 5)(wrong(images()))
+            DistilledHead(tiny_vit(num_registers=1).spec, 5)(wrong(images()))
 
 
 def test_the_head_on_cls_and_the_mean_leaves_padding_out_and_wants_cls() -> None:
-    head, backbone = randomise(ConcatHead(16, 5)), tiny_vit()
+    head, backbone = randomise(ConcatHead(tiny_vit().spec, 5)), tiny_vit()
     sizes = [images()[0], images()[1, :, :16, :24]]
     alone = torch.cat([head(backbone(image[None])) for image in sizes])
     assert relative_error(head(backbone(sizes)), alone) <= LIMIT

@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 
 from vitbackbone.config import ViTConfig
 from vitbackbone.extract import FeatureStore, extract
-from vitbackbone.extract.manifest import weights_sha256
 from vitbackbone.extract.reader import ImageReader
 from vitbackbone.extract.source import list_inputs
 from vitbackbone.extract.writer import publish
 from vitbackbone.features import Features, Images
+from vitbackbone.fingerprint import weights_sha256
 from vitbackbone.preprocess import Preprocess
 from vitbackbone.vit import ViT
 

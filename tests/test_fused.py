@@ -26,10 +26,11 @@ from vitbackbone import Attention, Backbone, BackboneSpec, Features, Geometry, I
 from vitbackbone.cli import _same_backbone
 from vitbackbone.convert import ConversionError, convert
 from vitbackbone.extract import extract
-from vitbackbone.extract.manifest import make_manifest, weights_sha256
+from vitbackbone.extract.manifest import make_manifest
 from vitbackbone.extract.reader import ImageReader
 from vitbackbone.extract.source import list_inputs
 from vitbackbone.features import Images, check_images
+from vitbackbone.fingerprint import weights_sha256
 from vitbackbone.formats import FORMATS
 from vitbackbone.fused import FusedBackbone, FusedConfig, FusedPreprocess, Member, fuse, split_openvla
 from vitbackbone.preprocess import HALF
@@ -180,7 +181,7 @@ def test_the_norm_is_the_members() -> None:
     assert torch.equal(mixed(x[:, :3]).patches, twice)
     assert torch.equal(mixed.forward_layers(x[:, :3], [0], norm=False)[0].patches, twice)
     for fused in (mixed, FUSED["same stride"]):
-        with pytest.raises(ValueError, match="has no final norm common to all its members; pass norm=False"):
+        with pytest.raises(ValueError, match="has no final norm to apply; pass norm=False"):
             fused.forward_layers(x, [0])
 
 

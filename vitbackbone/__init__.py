@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vitbackbone.align import align
 from vitbackbone.config import Resampling, Rotary, ViTConfig, vit_config
 from vitbackbone.convert import ConversionError
 from vitbackbone.export import export_weights, save_pretrained
@@ -16,6 +17,7 @@ from vitbackbone.features import (
     pool_cls,
     pool_mean,
 )
+from vitbackbone.fingerprint import fingerprint
 from vitbackbone.fused import FusedBackbone, FusedPreprocess, Member
 from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
 from vitbackbone.preprocess import Preprocess, View, load_image
@@ -51,8 +53,10 @@ __all__ = [
     "ViTConfig",
     "View",
     "WeightsUnavailable",
+    "align",
     "export_weights",
     "extract",
+    "fingerprint",
     "list_backbones",
     "load_backbone",
     "load_checkpoint",

@@ -135,6 +135,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _classify(args: argparse.Namespace) -> int:
+    from heads.base import attach
     from heads.classification import checkpoint_head
     from vitbackbone.inference import check_device, evaluating
     from vitbackbone.load import load_checkpoint
@@ -146,10 +147,11 @@ def _classify(args: argparse.Namespace) -> int:
     check_device(args.device)
     checkpoint = load_checkpoint(args.model, args.weights)
     backbone, head = checkpoint.backbone.to(args.device), checkpoint_head(checkpoint).to(args.device)
+    model = attach(backbone, {"classes": head})
 
     def classify(pixels: "Tensor") -> "NDArray[Any]":
         with evaluating(backbone):
-            return head(backbone(pixels[None].to(args.device))).softmax(dim=1)[0].cpu().numpy()
+            return model(pixels[None].to(args.device))["classes"].softmax(dim=1)[0].cpu().numpy()
 
     names = _class_names(args.model, checkpoint, head.num_classes)
     return _print_classes(args.images, backbone.preprocess, classify, names, args.top)
@@ -242,7 +244,7 @@ def _same_features(store: "FeatureStore", test: "FeatureStore") -> None:
 
 def _same_backbone(backbone: "BackboneModule", manifest: dict[str, Any]) -> None:
     """Refuses another backbone than the one that a store was made with."""
-    from vitbackbone.extract import weights_sha256
+    from vitbackbone.fingerprint import weights_sha256
 
     model, preprocessing = manifest["model"], asdict(backbone.preprocess)
     pairs = {

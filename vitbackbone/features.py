@@ -4,7 +4,7 @@ Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens, `
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from vitbackbone.preprocess import ImageTransform, View
 
 Images = Tensor | Sequence[Tensor]  # (B, 3, H, W) float, or a list of (3, Hi, Wi)
+Norm = bool | Sequence[bool]  # whether the final norm is applied: to all layers asked, or to each
+Wanted = tuple[int, bool]  # a layer, 0-based, and whether the final norm is applied
 
 
 @dataclass(frozen=True)
@@ -229,9 +231,33 @@ class BackboneSpec:
                 )
             object.__setattr__(self, name, each)
 
+    def indices(self, layers: Sequence[int]) -> list[int]:
+        """0-based indices of `layers`, negative ones counted from the end. Raises `ValueError` on one out of range."""
+        wrong = [i for i in layers if not -self.depth <= i < self.depth]
+        if wrong or not layers:
+            last = self.depth - 1
+            raise ValueError(f"layers={list(layers)}: want block indices from {-self.depth} to {last}, at least one")
+        return [i % self.depth for i in layers]
+
     def norms(self, layers: Sequence[int]) -> bool:
         """Whether there is a final norm that fits each of the layers: a Swin's fits the last alone."""
-        return self.has_norm and all(self.dims[layer] == self.dim for layer in resolve_layers(layers, self.depth))
+        return self.has_norm and all(self.dims[layer] == self.dim for layer in self.indices(layers))
+
+    def wanted(self, layers: Sequence[int], norm: Norm) -> list[Wanted]:
+        """Each layer asked with its norm. Raises `ValueError` on a layer out of range and on a norm that is not there,
+        or does not fit the layer."""
+        indices = self.indices(layers)
+        norms = [norm] * len(indices) if isinstance(norm, bool) else list(norm)
+        if len(norms) != len(indices):
+            raise ValueError(f"norm={norms}, for {len(indices)} layers; want one for each, or one for all")
+        normed = [layer for layer, asked in zip(indices, norms, strict=True) if asked]
+        if normed and not self.has_norm:
+            raise ValueError(f"{self.name} has no final norm to apply; pass norm=False")
+        if normed and not self.norms(normed):
+            raise ValueError(
+                f"the final norm of {self.name} fits its last layer {self.depth - 1} alone; pass norm=False"
+            )
+        return list(zip(indices, norms, strict=True))
 
     @property
     def num_prefix(self) -> int:
@@ -259,10 +285,10 @@ class Backbone(Protocol):
         """The last layer, with the checkpoint's own final norm."""
         ...
 
-    def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
+    def forward_layers(self, images: Images, layers: Sequence[int], norm: Norm = True) -> tuple[Features, ...]:
         """One `Features` per entry of `layers`: 0-based, negative from the end, in the order asked, duplicates kept;
         no block after the deepest is run. `norm=True` applies the checkpoint's final norm, and raises `ValueError`
-        where it has none."""
+        where it has none; a list has one for each layer."""
         ...
 
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
@@ -275,6 +301,7 @@ class BackboneModule(nn.Module, ABC):
 
     preprocess: ImageTransform
     has_norm: bool  # whether there is a final norm to apply
+    frozen: bool = False  # whether it stays in eval mode, whatever `train` is told
 
     @property
     @abstractmethod
@@ -284,21 +311,31 @@ class BackboneModule(nn.Module, ABC):
         """The last layer, with the final norm if there is one."""
         return self.forward_layers(images, [-1], norm=self.has_norm)[0]
 
-    @abstractmethod
-    def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
+    def forward_layers(self, images: Images, layers: Sequence[int], norm: Norm = True) -> tuple[Features, ...]:
         """See `Backbone`."""
+        check_images(images, self._channels())
+        wanted = self.spec.wanted(layers, norm)
+        if isinstance(images, Tensor):
+            outputs = self._run(images, set(wanted))
+            return tuple(outputs[each] for each in wanted)
+        alone = [self.forward_layers(image[None], layers, norm) for image in images]
+        return tuple(stack(of_one_layer) for of_one_layer in zip(*alone, strict=True))
+
+    @abstractmethod
+    def _run(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+        """The `Features` of each layer and norm; both are checked."""
+
+    def _channels(self) -> tuple[int, ...]:
+        """How many channels images may have."""
+        return (3,)
 
     @abstractmethod
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
         """See `Backbone`."""
 
-
-def resolve_layers(layers: Sequence[int], depth: int) -> list[int]:
-    """0-based indices of `layers`, negative ones counted from the end. Raises `ValueError` on one out of range."""
-    wrong = [i for i in layers if not -depth <= i < depth]
-    if wrong or not layers:
-        raise ValueError(f"layers={list(layers)}: want block indices from {-depth} to {depth - 1}, at least one")
-    return [i % depth for i in layers]
+    def train(self, mode: bool = True) -> "BackboneModule":
+        """As in torch; a frozen backbone stays in eval mode."""
+        return super().train(mode and not self.frozen)
 
 
 def check_images(images: Images, channels: Sequence[int] = (3,)) -> None:

@@ -7,7 +7,7 @@ Axes: `B` batch, `C` channels of all members' pictures (3n), `D` width, `h w` pa
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitbackbone.align import align
 from vitbackbone.convert import ConversionError, State
 from vitbackbone.features import (
     Attention,
@@ -22,11 +23,9 @@ from vitbackbone.features import (
     BackboneModule,
     BackboneSpec,
     Features,
-    Geometry,
     Images,
+    Wanted,
     check_images,
-    resolve_layers,
-    stack,
 )
 from vitbackbone.preprocess import CropMode, ImageSource, Preprocess, Resolution, View, load_image
 
@@ -149,39 +148,25 @@ class FusedBackbone(BackboneModule):
             settings=repr([(spec.name, layer, norm, spec.settings) for spec, layer, norm in parts]),
         )
 
-    def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
-        """The `Features` of the one layer, 0 or -1, for each entry of `layers`.
-
-        `norm=True` raises `ValueError` unless every member's norm is applied; `norm=False` then leaves out all of them.
-        Of a member no block after its layer is run.
-        """
-        check_images(images, self._channels())
-        indices = resolve_layers(layers, 1)
-        if norm and not self.has_norm:
-            raise ValueError(f"{self.name} has no final norm common to all its members; pass norm=False")
-        if isinstance(images, Tensor):
-            features = self._fuse(images, norm)
-        else:
-            features = stack([self._fuse(image[None], norm) for image in images])
-        return (features,) * len(indices)
+    def _run(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+        """Where every member's norm is applied, `norm=False` leaves out all of them; else there is no norm in common,
+        `norm=True` is refused, and each member keeps its own choice. Of a member no block after its layer is run."""
+        norms = sorted({norm for _, norm in wanted})
+        each = [
+            member.backbone.forward_layers(
+                picture,
+                [member.layer] * len(norms),
+                norm=[norm if self.has_norm else member.norm for norm in norms],
+            )
+            for member, picture in zip(self._members(), self._pictures(images), strict=True)
+        ]
+        return {(0, norm): _join(parts) for norm, parts in zip(norms, zip(*each, strict=True), strict=True)}
 
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
         """Raises `ValueError`: the members attend each among its own tokens; ask them, `members[i].attention`."""
         check_images(images, self._channels())
-        resolve_layers(layers, 1)
+        self.spec.indices(layers)
         raise ValueError(f"{self.name} has no attention of its own; ask a member: members[i].attention")
-
-    def _fuse(self, images: Float[Tensor, "B C H W"], norm: bool) -> Features:
-        drop = self.has_norm and not norm
-        parts = [
-            member.backbone.forward_layers(picture, [member.layer], norm=member.norm and not drop)[0]
-            for member, picture in zip(self._members(), self._pictures(images), strict=True)
-        ]
-        finest = min((part.geometry for part in parts), key=lambda geometry: geometry.stride)
-        patches = torch.cat([_align(part, finest) for part in parts], dim=1)
-        tokens = [part.cls for part in parts if part.cls is not None]
-        cls = torch.cat(tokens, dim=1) if len(tokens) == len(parts) else None
-        return Features(cls, patches.new_empty(len(patches), 0, patches.shape[1]), patches, finest)
 
     def _pictures(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B 3 H W"]]:
         """What each member is given."""
@@ -198,31 +183,21 @@ class FusedBackbone(BackboneModule):
         return [Member(cast(Backbone, module), layer, norm) for module, layer, norm in parts]
 
 
+def _join(parts: Sequence[Features]) -> Features:
+    """The members' features side by side, on the finest grid."""
+    finest = min((part.geometry for part in parts), key=lambda geometry: geometry.stride)
+    patches = torch.cat([align(part, finest) for part in parts], dim=1)
+    tokens = [part.cls for part in parts if part.cls is not None]
+    cls = torch.cat(tokens, dim=1) if len(tokens) == len(parts) else None
+    return Features(cls, patches.new_empty(len(patches), 0, patches.shape[1]), patches, finest)
+
+
 def _renormalise(images: Float[Tensor, "B 3 H W"], old: Preprocess, new: Preprocess) -> Float[Tensor, "B 3 H W"]:
     """From one mean and std to another. They are Python's numbers, so that no precision of a module rounds them."""
     channels = zip(images.unbind(1), old.mean, old.std, new.mean, new.std, strict=True)
     return torch.stack(
         [x * (std / to_std) + (mean - to_mean) / to_std for x, mean, std, to_mean, to_std in channels], 1
     )
-
-
-def _align(features: Features, geometry: Geometry) -> Float[Tensor, "B D h w"]:
-    """The map at the patch centres of another geometry of the same images: bilinear, and at the edges the edge patch.
-
-    By strides, not by grid sizes: where a stride does not divide the image, the maps cover different parts of padding.
-    Where both cover the same, this is `F.interpolate(align_corners=False)`.
-    """
-    maps, ratio = features.patches, geometry.stride / features.geometry.stride
-    if ratio == 1:
-        return maps
-    rows, columns = (_hats(*sizes, ratio, maps.device) for sizes in zip(geometry.grid, maps.shape[-2:], strict=True))
-    return rows.to(maps) @ maps @ columns.to(maps).T
-
-
-def _hats(points: int, size: int, ratio: float, device: torch.device) -> Float[Tensor, "points size"]:
-    """How much of each of `size` samples is in each of `points`, which are `ratio` samples apart; rows sum to 1."""
-    centres = ((torch.arange(points, device=device) + 0.5) * ratio - 0.5).clamp(0, size - 1)
-    return (1 - (centres[:, None] - torch.arange(size, device=device)).abs()).clamp(min=0)
 
 
 # ---- by name ------------------------------------------------------------------------------------------------------

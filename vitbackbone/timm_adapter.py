@@ -6,7 +6,7 @@ then its four stages. Each has a width and a stride of its own, `spec.dims` and 
 Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens, `H W` pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -26,11 +26,10 @@ from vitbackbone.features import (
     Features,
     Geometry,
     Images,
+    Wanted,
     check_images,
     pool_cls,
     pool_mean,
-    resolve_layers,
-    stack,
 )
 from vitbackbone.preprocess import Preprocess
 from vitbackbone.windows import WindowBlock
@@ -132,19 +131,14 @@ class TimmBackbone(BackboneModule):
             strides=self.strides,
         )
 
-    def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
-        """The `Features` of each layer in `layers`, in that order; see `Backbone`."""
-        check_images(images)
-        indices = resolve_layers(layers, len(self.dims))
-        if norm:
-            self._check_norm(indices)
-        if not isinstance(images, Tensor):
-            alone = [self.forward_layers(image[None], layers, norm) for image in images]
-            return tuple(stack(of_one_layer) for of_one_layer in zip(*alone, strict=True))
-        wanted, padded = sorted(set(indices)), self._pad(images)
-        found = self._run(padded, wanted, norm)
-        outputs = {i: self._unpack(*parts, i, images, padded) for i, parts in zip(wanted, found, strict=True)}
-        return tuple(outputs[i] for i in indices)
+    def _run(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+        padded = self._pad(images)
+        outputs: dict[Wanted, Features] = {}
+        for norm in sorted({norm for _, norm in wanted}):  # timm norms all levels or none: both take two runs
+            layers = sorted(layer for layer, asked in wanted if asked == norm)
+            for layer, parts in zip(layers, self._levels(padded, layers, norm), strict=True):
+                outputs[layer, norm] = self._unpack(*parts, layer, images, padded)
+        return outputs
 
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
         """The attention maps of each layer in `layers`, recomputed from q and k; the forward keeps its fused kernel.
@@ -152,7 +146,7 @@ class TimmBackbone(BackboneModule):
         Raises `ValueError` where no one map over the image exists: a Swin attends within windows, a CNN not at all.
         """
         check_images(images)
-        indices = resolve_layers(layers, len(self.dims))
+        indices = self.spec.indices(layers)
         blocks = self._plain_blocks()
         if not isinstance(images, Tensor):
             raise ValueError("attention maps of images of different sizes do not stack; call once per image")
@@ -163,20 +157,13 @@ class TimmBackbone(BackboneModule):
             for i in set(indices)
         ]
         try:
-            self._run(padded, [max(indices)], norm=False)
+            self._levels(padded, [max(indices)], norm=False)
         finally:
             for hook in hooks:
                 hook.remove()
         grid = (padded.shape[-2] // self.strides[-1], padded.shape[-1] // self.strides[-1])
         maps = {i: Attention(_weights(blocks[i].attn, x), self.num_prefix, grid) for i, x in entering.items()}
         return tuple(maps[i] for i in indices)
-
-    def _check_norm(self, indices: Sequence[int]) -> None:
-        if not self.has_norm:
-            raise ValueError(f"{self.name} has no final norm to apply; pass norm=False")
-        last = len(self.dims) - 1
-        if len(set(self.dims)) > 1 and set(indices) != {last}:
-            raise ValueError(f"the final norm of {self.name} fits its last layer {last} alone; pass norm=False")
 
     def _pad(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 Hp Wp"]:
         """In the network's precision, the right and bottom filled up with the mean colour."""
@@ -202,9 +189,9 @@ class TimmBackbone(BackboneModule):
     def _dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
-    def _run(self, images: Float[Tensor, "B 3 H W"], wanted: list[int], norm: bool) -> list[tuple[Tensor, Tensor]]:
-        """The map (B, D, h, w) and the prefix tokens (B, P, D) of the layers `wanted`, which ascend."""
-        common = {"indices": wanted, "norm": norm, "stop_early": True, "intermediates_only": True}
+    def _levels(self, images: Float[Tensor, "B 3 H W"], layers: list[int], norm: bool) -> list[tuple[Tensor, Tensor]]:
+        """The map (B, D, h, w) and the prefix tokens (B, P, D) of `layers`, which ascend."""
+        common = {"indices": layers, "norm": norm, "stop_early": True, "intermediates_only": True}
         if self.num_prefix:
             return self.model.forward_intermediates(images, return_prefix_tokens=True, **common)
         maps = self.model.forward_intermediates(images, **common)

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitbackbone.features import Attention, Backbone, Features, resolve_layers
+from vitbackbone.features import Attention, Backbone, Features
 from vitbackbone.inference import evaluating
 from vitbackbone.preprocess import FILTERS, ImageSource, Preprocess, Resolution, View, load_image
 
@@ -239,7 +239,7 @@ def _attention_maps(
     """
     spec = backbone.spec
     at_once = max(1, MAP_BYTES // (4 * spec.num_heads * tokens**2))
-    top = resolve_layers([layer], spec.depth)[0] + 1
+    top = spec.indices([layer])[0] + 1
     heads = row = torch.empty(0)
     for end in range(top, 0, -at_once):
         attentions = backbone.attention(images, range(max(0, end - at_once), end))

@@ -5,7 +5,7 @@
 Axes: `B` batch, `N` tokens, `D` width, `h w` patch grid, `H W` pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import cast
 
@@ -23,11 +23,10 @@ from vitbackbone.features import (
     Features,
     Geometry,
     Images,
+    Wanted,
     check_images,
     pool_cls,
     pool_mean,
-    resolve_layers,
-    stack,
 )
 from vitbackbone.layers import Block, ConvStem, PatchEmbed, PositionEmbedding
 from vitbackbone.pooling import AttentionPool, Neck, pool_neck
@@ -81,23 +80,16 @@ class ViT(BackboneModule):
             pooled_dim=c.projection_dim or (c.neck_dim if c.pool == "neck" else c.dim),
         )
 
-    def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
-        """The `Features` of each layer in `layers`, in that order; see `Backbone`."""
-        check_images(images)
-        indices = resolve_layers(layers, self.config.depth)
-        if norm and self.norm is None:
-            raise ValueError(f"{self.name} has no final norm to apply; pass norm=False")
-        if not isinstance(images, Tensor):
-            alone = [self.forward_layers(image[None], layers, norm) for image in images]
-            return tuple(stack(of_one_layer) for of_one_layer in zip(*alone, strict=True))
-
+    def _run(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
         x, geometry = self.embed(images)
-        outputs: dict[int, Features] = {}
-        for i, block in enumerate(self._first(max(indices) + 1)):
+        outputs: dict[Wanted, Features] = {}
+        for i, block in enumerate(self._first(max(layer for layer, _ in wanted) + 1)):
             x = block(x, geometry.grid)
-            if i in indices:
-                outputs[i] = self.unpack(self.norm(x) if norm and self.norm else x, geometry)
-        return tuple(outputs[i] for i in indices)
+            if (i, False) in wanted:
+                outputs[i, False] = self.unpack(x, geometry)
+            if (i, True) in wanted and self.norm is not None:
+                outputs[i, True] = self.unpack(self.norm(x), geometry)
+        return outputs
 
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
         """The attention maps of each layer in `layers`, recomputed from q and k; the forward keeps its fused kernel.
@@ -105,7 +97,7 @@ class ViT(BackboneModule):
         A map takes B * num_heads * N² numbers, so ask for the layers you look at. Images of one size only.
         """
         check_images(images)
-        indices = resolve_layers(layers, self.config.depth)
+        indices = self.spec.indices(layers)
         if not isinstance(images, Tensor):
             raise ValueError("attention maps of images of different sizes do not stack; call once per image")
         x, geometry = self.embed(images)

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
-from torch import nn
-
 from vitbackbone.extract.layout import SCHEMA
 from vitbackbone.extract.source import Inputs
 from vitbackbone.features import Backbone
@@ -76,12 +73,3 @@ def differences(stored: object, asked: object, name: str = "") -> list[str]:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:76]} ..."
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """Of the names, dtypes, shapes and bytes of a module's parameters and buffers, whatever device they are on."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vitbackbone.extract.layout import DTYPES, TOKENS, tensor_name
-from vitbackbone.extract.manifest import make_manifest, weights_sha256
+from vitbackbone.extract.manifest import make_manifest
 from vitbackbone.extract.reader import Batch, ImageReader, Record, read_batches
 from vitbackbone.extract.source import Inputs, list_inputs
 from vitbackbone.extract.store import FeatureStore
 from vitbackbone.extract.writer import claim, verified, write_shard
-from vitbackbone.features import Backbone, Features, pool_cls, resolve_layers
+from vitbackbone.features import Backbone, Features, pool_cls
+from vitbackbone.fingerprint import weights_sha256
 from vitbackbone.inference import check_device, evaluating
 from vitbackbone.preprocess import Resolution
 
@@ -69,7 +70,7 @@ def extract(
         raise ValueError(f"dtype={dtype!r}; want one of {', '.join(DTYPES)}")
     size = backbone.preprocess.view((1, 1), resolution, keep_aspect).size  # refuses an impossible resolution
     kinds = _check_tokens(tokens, backbone)
-    indices = resolve_layers(layers, backbone.spec.depth)
+    indices = backbone.spec.indices(layers)
     if len(set(indices)) < len(indices):
         raise ValueError(f"layers={list(layers)} asks for a layer twice")
 
