@@ -1,0 +1,125 @@
+"""What the examples that train share: parameter groups, the learning rate, and a loop that can be interrupted."""
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vitbackbone import ViT
+
+Batch = TypeVar("Batch")
+Groups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how fast. A run is resumed with equal settings alone."""
+
+    steps: int
+    lr: float  # peak
+    weight_decay: float = 0.05
+    warmup: float = 0.05  # share of the steps over which the learning rate rises to its peak
+    seed: int = 0
+    precision: str = "fp32"  # or "bf16": autocast
+    save_every: int = 200  # steps
+
+
+def head_groups(head: nn.Module, settings: Settings) -> Groups:
+    """Of a head, or of any module whose parameters all learn at one rate."""
+    return _decayed([(name, p) for name, p in head.named_parameters() if p.requires_grad], settings.lr, settings)
+
+
+def backbone_groups(backbone: ViT, settings: Settings, layer_decay: float) -> Groups:
+    """Of a backbone: the learning rate falls by `layer_decay` from each block to the one before (Clark et al. 2020,
+    ELECTRA; Bao et al. 2021, BEiT). Tokens and positions learn as the layer before the first block."""
+    depth = backbone.config.depth
+    layers: dict[int, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in backbone.named_parameters():
+        if parameter.requires_grad:
+            parts = name.split(".")
+            early = parts[0] in ("patch_embed", "pos_embed", "cls_token", "reg_token", "norm_pre")
+            layer = int(parts[1]) + 1 if parts[0] == "blocks" else 0 if early else depth + 1
+            layers.setdefault(layer, []).append((name, parameter))
+    return [
+        group
+        for layer, named in layers.items()
+        for group in _decayed(named, settings.lr * layer_decay ** (depth + 1 - layer), settings)
+    ]
+
+
+def _decayed(named: list[tuple[str, nn.Parameter]], lr: float, settings: Settings) -> Groups:
+    """Weight decay for matrices alone: not for biases, norms, tokens and positions."""
+    plain = [p for name, p in named if p.ndim < 2 or "token" in name or "pos_embed" in name]
+    taken = {id(p) for p in plain}
+    matrices = [p for _, p in named if id(p) not in taken]
+    groups = [{"params": matrices, "lr": lr, "weight_decay": settings.weight_decay}]
+    groups.append({"params": plain, "lr": lr, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def schedule(progress: float, warmup: float) -> float:
+    """Factor on the learning rate: linear warm-up, then a cosine to 0."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
+
+
+def fit(
+    model: nn.Module,
+    groups: Groups,
+    batch: Callable[[int], Batch],
+    loss: Callable[[Batch], Tensor],
+    settings: Settings,
+    out: Path,
+) -> None:
+    """Trains the parameters in `groups` with AdamW, and shows rate, time left and loss.
+
+    `model`: what is saved in the checkpoint `out/checkpoint.pt`, from which an interrupted run goes on.
+    `batch`: the batch of a step, a function of its number alone, so that a resumed run sees what an uninterrupted one
+    would. torch's generator is seeded by the step too.
+    Exits with a message if `out` holds a run of other settings; raises `ValueError` on a loss that is not finite.
+    """
+    optimizer = torch.optim.AdamW(groups)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.pt"
+    first = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["settings"] != asdict(settings):
+            raise SystemExit(f"{checkpoint} is of a run with {state['settings']}; give another --out, or delete it")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+
+    def save(step: int) -> None:
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        torch.save({**state, "settings": asdict(settings)}, checkpoint.with_suffix(".tmp"))
+        checkpoint.with_suffix(".tmp").replace(checkpoint)
+
+    half = torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
+    bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, unit="step", mininterval=2)
+    average = math.nan
+    for step in bar:
+        torch.manual_seed(settings.seed * 1_000_003 + step)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * schedule((step + 1) / (settings.steps + 1), settings.warmup)
+        with half if settings.precision == "bf16" else nullcontext():
+            value = loss(batch(step))
+        if not torch.isfinite(value):
+            raise ValueError(f"the loss of step {step} is {value.item()}; try a lower learning rate than {settings.lr}")
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        average = value.item() if math.isnan(average) else 0.98 * average + 0.02 * value.item()
+        bar.set_postfix(loss=f"{average:.3f}")
+        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+            save(step + 1)
+    (out / "training.json").write_text(json.dumps({**asdict(settings), "loss": average}, indent=2) + "\n")
