@@ -253,12 +253,14 @@ def create_head(name: str, spec: BackboneSpec, **config: Any) -> Any:
     Raises `ValueError` on an unknown name, an option that the head does not have, and one that is missing.
     """
     head_class = _find(name)
-    signature = inspect.signature(head_class)
-    try:
-        signature.bind(spec, **config)
-    except TypeError as error:
-        options = [str(parameter) for parameter in list(signature.parameters.values())[1:]]
-        raise ValueError(f"head {name!r}: {error}; its options are {', '.join(options) or 'none'}") from error
+    options = dict(list(inspect.signature(head_class).parameters.items())[1:])  # but for the spec
+    stray = [f"has no option {key!r}" for key in config if key not in options]
+    lacking = [
+        f"wants {key}" for key, option in options.items() if option.default is option.empty and key not in config
+    ]
+    if stray or lacking:
+        known = ", ".join(map(str, options.values())) or "none"
+        raise ValueError(f"head {name!r} {' and '.join(stray + lacking)}; its options are {known}")
     head = head_class(spec, **config)
     head.name, head.config = name, config
     return head

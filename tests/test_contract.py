@@ -151,6 +151,19 @@ def test_layers_come_in_the_order_asked_with_duplicates_and_negatives(backbone: 
         assert a.shape != b.shape or not torch.allclose(a, b)
 
 
+def test_each_layer_may_have_its_own_norm(backbone: BackboneModule) -> None:
+    """One run gives raw and normed maps, as several heads of one backbone want them."""
+    x, last = images(2, 3, 64, 48), backbone.spec.depth - 1
+    norms = [False, backbone.spec.norms([last]), False]
+    got = backbone.forward_layers(x, [last, -1, 0], norm=norms)
+    for layer, norm, features in zip([last, last, 0], norms, got, strict=True):
+        (alone,) = backbone.forward_layers(x, [layer], norm=norm)
+        assert torch.equal(features.patches, alone.patches)
+        assert torch.equal(features.registers, alone.registers)
+    with pytest.raises(ValueError, match=r"norm=\[False, False\], for 1 layers; want one for each, or one for all"):
+        backbone.forward_layers(x, [0], norm=[False, False])
+
+
 def test_no_block_runs_past_the_deepest(vit: ViT) -> None:
     ran: list[int] = []
     hooks = [block.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(vit.blocks)]

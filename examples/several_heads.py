@@ -1,0 +1,70 @@
+"""Several heads on one backbone: one forward tells which digit is in a picture and which pixels are its ink.
+
+    python examples/several_heads.py --out runs/several
+
+The blocks of the backbone run once for both heads, and none past the deepest that a head reads.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from drawn import Batch, Pictures
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from training import Settings, fit, head_groups
+
+from heads import attach, create_head, freeze, save_head
+from vitbackbone import load_backbone
+
+
+def main(out: Path, steps: int) -> None:
+    torch.manual_seed(0)
+    backbone = freeze(load_backbone("nano"))
+    pictures = Pictures(backbone.preprocess)
+    heads = {
+        "digit": create_head("concat", backbone.spec, num_classes=10, layers="last4"),
+        "ink": create_head("multilayer", backbone.spec, num_classes=2),
+    }
+    model = attach(backbone, heads)
+    ran: list[int] = []
+    for i, block in enumerate(backbone.blocks):
+        block.register_forward_hook(lambda *_, i=i: ran.append(i))
+    model(pictures.draw(0).images)
+    print(f"one forward for {' and '.join(heads)}: blocks {ran} of {backbone.spec.depth}")
+
+    def loss(batch: Batch) -> Tensor:
+        output = model.train()(batch.images)
+        return F.cross_entropy(output["digit"], batch.digits) + F.cross_entropy(output["ink"], batch.ink)
+
+    settings = Settings(steps=steps, lr=3e-3)
+    fit(model.heads, head_groups(model.heads, settings), pictures.draw, loss, settings, out)
+
+    batch = pictures.draw(0, 500, test=True)
+    with torch.inference_mode():
+        output = model.eval()(batch.images)
+    found, ink = output["ink"].argmax(1) == 1, batch.ink == 1
+    print(f"digits: {(output['digit'].argmax(1) == batch.digits).float().mean():.3f} right (guessing: 0.1)")
+    print(f"ink: IoU {(found & ink).sum() / (found | ink).sum():.3f} (everything: {ink.float().mean():.3f})")
+    for name, head in heads.items():
+        save_head(head, out / name, backbone)
+    sheet(batch, found, out / "several.png")
+
+
+def sheet(batch: Batch, found: Tensor, path: Path) -> None:
+    """Eight pictures, the true ink and the ink found."""
+    low, high = batch.images.amin(), batch.images.amax()
+    photos = ((batch.images[:8] - low) / (high - low)).permute(0, 2, 3, 1)
+    masks = [mask[:8, :, :, None].expand(-1, -1, -1, 3).float() for mask in (batch.ink, found)]
+    rows = [torch.cat(list(row), dim=1) for row in (photos, *masks)]
+    Image.fromarray((torch.cat(rows) * 255).byte().numpy()).resize((1536, 576), 0).save(path)
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/several"), help="folder for heads and picture")
+    parser.add_argument("--steps", type=int, default=400)
+    args = parser.parse_args()
+    main(args.out, args.steps)
