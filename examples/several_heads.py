@@ -41,7 +41,7 @@ def main(out: Path, steps: int) -> None:
     settings = Settings(steps=steps, lr=3e-3)
     fit(model.heads, head_groups(model.heads, settings), pictures.draw, loss, settings, out)
 
-    batch = pictures.draw(0, 500, test=True)
+    batch = pictures.draw(0, 200, test=True)
     with torch.inference_mode():
         output = model.eval()(batch.images)
     found, ink = output["ink"].argmax(1) == 1, batch.ink == 1
