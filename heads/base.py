@@ -135,9 +135,13 @@ class Attached(nn.Module):
         self.union = list(dict.fromkeys(each for of_one in wanted.values() for each in of_one))
 
     def forward(self, images: Tensor | list[Tensor]) -> dict[str, Any]:
-        """The blocks are run once, and none past the deepest that a head reads. `images`: as for the backbone.
+        """The output of each head; see `features`."""
+        return {name: self.heads[name](*given) for name, given in self.features(images).items()}
 
-        Raises `ValueError` on images that give a map which a head cannot divide.
+    def features(self, images: Tensor | list[Tensor]) -> dict[str, tuple[Features, ...]]:
+        """What each head is given. The blocks are run once, and none past the deepest that a head reads.
+
+        `images`: as for the backbone. Raises `ValueError` on images that give a map which a head cannot divide.
         """
         sizes = [images.shape[-2:]] if isinstance(images, Tensor) else [image.shape[-2:] for image in images]
         for name, head in self.heads.items():
@@ -145,7 +149,7 @@ class Attached(nn.Module):
                 _check_grid(name, cast(Head, head), (height, width), "resize the images")
         layers, norms = zip(*self.union, strict=True)
         found = dict(zip(self.union, self.backbone.forward_layers(images, layers, norms), strict=True))
-        return {name: head(*(found[each] for each in self.wanted[name])) for name, head in self.heads.items()}
+        return {name: tuple(found[each] for each in wanted) for name, wanted in self.wanted.items()}
 
 
 def attach(backbone: BackboneModule, heads: Mapping[str, Head], image_size: tuple[int, int] | None = None) -> Attached:
