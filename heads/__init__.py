@@ -25,6 +25,10 @@ if TYPE_CHECKING:
         imagenet_labels,
         lc_features,
     )
+    from heads.depth import DepthMetrics, LinearDepth, depth_metrics, scale_invariant_loss
+    from heads.dpt import DPT, DPTDepth
+    from heads.eomt import EoMT
+    from heads.masks import Masks, set_loss
     from heads.probes import (
         ClassReport,
         KnnProbe,
@@ -36,27 +40,37 @@ if TYPE_CHECKING:
         report,
         save_probe,
     )
-    from heads.segmentation import LinearSegmenter, MultiLayerSegmenter
+    from heads.segmentation import LinearSegmenter, MultiLayerSegmenter, Segmenter, segmentation_loss
+    from heads.upernet import UPerNet
 
 # Loaded on first use, so that none pays for the libraries of another.
 _LAZY = {
     "Attached": "base",
     "ClassReport": "probes",
     "ConcatHead": "classification",
+    "DPT": "dpt",
+    "DPTDepth": "dpt",
     "DenseHead": "base",
+    "DepthMetrics": "depth",
     "DistilledHead": "classification",
+    "EoMT": "eomt",
     "Head": "base",
     "KnnProbe": "probes",
+    "LinearDepth": "depth",
     "LinearProbe": "probes",
     "LinearSegmenter": "segmentation",
+    "Masks": "masks",
     "MlpHead": "classification",
     "MultiLayerSegmenter": "segmentation",
     "Needs": "base",
     "Report": "probes",
+    "Segmenter": "segmentation",
+    "UPerNet": "upernet",
     "accuracy_interval": "probes",
     "attach": "base",
     "checkpoint_head": "classification",
     "create_head": "base",
+    "depth_metrics": "depth",
     "freeze": "base",
     "hold_out": "probes",
     "imagenet_labels": "classification",
@@ -68,26 +82,38 @@ _LAZY = {
     "report": "probes",
     "save_head": "base",
     "save_probe": "probes",
+    "scale_invariant_loss": "depth",
+    "segmentation_loss": "segmentation",
+    "set_loss": "masks",
 }
 
 __all__ = [
+    "DPT",
     "Attached",
     "ClassReport",
     "ConcatHead",
+    "DPTDepth",
     "DenseHead",
+    "DepthMetrics",
     "DistilledHead",
+    "EoMT",
     "Head",
     "KnnProbe",
+    "LinearDepth",
     "LinearProbe",
     "LinearSegmenter",
+    "Masks",
     "MlpHead",
     "MultiLayerSegmenter",
     "Needs",
     "Report",
+    "Segmenter",
+    "UPerNet",
     "accuracy_interval",
     "attach",
     "checkpoint_head",
     "create_head",
+    "depth_metrics",
     "freeze",
     "hold_out",
     "imagenet_labels",
@@ -99,6 +125,9 @@ __all__ = [
     "report",
     "save_head",
     "save_probe",
+    "scale_invariant_loss",
+    "segmentation_loss",
+    "set_loss",
 ]
 
 

@@ -3,7 +3,12 @@
 BUILT_IN: dict[str, str] = {
     "concat": "heads.classification:ConcatHead",
     "distilled": "heads.classification:DistilledHead",
+    "dpt": "heads.dpt:DPT",
+    "dpt_depth": "heads.dpt:DPTDepth",
+    "eomt": "heads.eomt:EoMT",
     "linear": "heads.segmentation:LinearSegmenter",
+    "linear_depth": "heads.depth:LinearDepth",
     "mlp": "heads.classification:MlpHead",
     "multilayer": "heads.segmentation:MultiLayerSegmenter",
+    "upernet": "heads.upernet:UPerNet",
 }

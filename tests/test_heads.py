@@ -17,6 +17,7 @@ from heads import (
     DenseHead,
     Head,
     Needs,
+    Segmenter,
     attach,
     create_head,
     freeze,
@@ -34,9 +35,14 @@ from vitbackbone import BackboneSpec, Features, FusedBackbone, Member, ViT, alig
 OPTIONS: dict[str, dict[str, object]] = {
     "concat": {"num_classes": 5},
     "distilled": {"num_classes": 5},
+    "dpt": {"num_classes": 5, "channels": 16},
+    "dpt_depth": {"channels": 16},
+    "eomt": {"num_classes": 5, "num_queries": 4},
     "linear": {"num_classes": 5},
+    "linear_depth": {},
     "mlp": {"num_classes": 5, "hidden": 8},
     "multilayer": {"num_classes": 5},
+    "upernet": {"num_classes": 5, "channels": 16},
 }
 
 BACKBONES: dict[str, Callable[[], ViT]] = {
@@ -64,6 +70,14 @@ def tensors(output: object) -> list[Tensor]:
     return found
 
 
+def loss(head: Head, features: tuple[Features, ...]) -> Tensor:
+    """What a segmenter is trained by; of another head, something that depends on all of its output."""
+    if isinstance(head, Segmenter):
+        (height, width), batch = features[0].geometry.sizes[0], len(features[0].patches)
+        return head.loss(torch.arange(height * width * batch).view(batch, height, width) % head.num_classes, *features)
+    return sum(each.square().sum() for each in tensors(head(*features)) if each.is_floating_point())
+
+
 def multiple(head: Head) -> int:
     return head.needs.grid_multiple * head.spec.stride
 
@@ -88,7 +102,7 @@ def test_a_head_runs_learns_and_comes_back(name: str, backbone: str, tmp_path: P
     if isinstance(head, DenseHead):
         assert output[0].shape == (3, output[0].shape[1], *size)
     head.train()
-    sum(tensor.square().sum() for tensor in tensors(attached(x)["it"]) if tensor.is_floating_point()).backward()
+    loss(head, attached.features(x)["it"]).backward()
     dead = [key for key, p in head.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not dead, f"parameters that no output depends on: {dead}"
     assert all(p.grad is None for p in model.parameters())

@@ -5,7 +5,7 @@ Axes: `B` batch, `N` tokens, `D` width, `d` width of a head, `h w` patch grid.
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,8 +76,16 @@ class Attention(nn.Module):
         self.rel_pos = relative(config, grid) if relative else None
         self.proj = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N D"]:
+    def forward(
+        self,
+        x: Float[Tensor, "B N D"],
+        grid: tuple[int, int],
+        mask: Bool[Tensor, "B #heads N N"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """`mask`: True where a token attends to another; each must attend to one at least."""
         q, k, v, bias = self._split(x, grid)
+        if mask is not None:
+            bias = mask if bias is None else bias.masked_fill(~mask, -torch.inf)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(rearrange(x, "B heads N d -> B N (heads d)"))
 
@@ -109,7 +117,15 @@ class WindowAttention(Attention):
         super().__init__(config, (config.window, config.window))
         self.window = config.window
 
-    def forward(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N D"]:
+    def forward(
+        self,
+        x: Float[Tensor, "B N D"],
+        grid: tuple[int, int],
+        mask: Bool[Tensor, "B #heads N N"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """Raises `ValueError` on a mask, which is of all tokens to all."""
+        if mask is not None:
+            raise ValueError("attention within windows takes no mask; take a backbone without windows")
         inside = (self.window, self.window)
         windows, rows = self._cut(x, grid)
         x = rearrange(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -156,7 +156,13 @@ class Block(nn.Module):
         self.ls2 = scale()
         self.drop_path = DropPath(config.drop_path * index / max(config.depth - 1, 1))
 
-    def forward(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N D"]:
-        """`grid`: (h, w) of the patches, which are the last h*w tokens."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), grid)))
+    def forward(
+        self,
+        x: Float[Tensor, "B N D"],
+        grid: tuple[int, int],
+        mask: Bool[Tensor, "B #heads N N"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """`grid`: (h, w) of the patches, which are the last h*w tokens. `mask`: True where a token attends to another;
+        raises `ValueError` where attention stays within windows."""
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), grid, mask)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))

@@ -1,0 +1,123 @@
+"""Depth: DINOv2's linear head over bins, its loss, and the usual figures.
+
+Axes: `B` batch, `D` width, `K` bins, `h w` patch grid, `H W` pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from heads.base import DenseHead, Needs
+from vitbackbone import BackboneSpec, Features, align, pool_cls
+
+UPSAMPLE = 4
+FLOOR = 0.1  # of each bin before they are normalised
+MEAN_WEIGHT = 0.15  # of the squared mean error beside the variance
+EPSILON = 0.001  # added before logarithms
+
+
+class LinearDepth(DenseHead):
+    """Depth, (B, 1, H, W), as the mean of evenly spaced bins, each weighted by a linear map of a patch and CLS
+    (Oquab et al. 2023, DINOv2, section 7.4; facebookresearch/dinov2, hub/depthers.py).
+
+    `layers`: without the final norm; `"last"` is DINOv2's `linear`, `"even4"` its `linear4`.
+    `min_depth`, `max_depth`: of the bins, in the unit of the targets; DINOv2's for NYU are the defaults, in metres.
+    Raises `ValueError` unless 0 < min_depth < max_depth.
+    """
+
+    centres: Tensor
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        layers: Sequence[int] | str = "last",
+        bins: int = 256,
+        min_depth: float = 0.001,
+        max_depth: float = 10.0,
+    ) -> None:
+        if not 0 < min_depth < max_depth:
+            raise ValueError(f"LinearDepth: min_depth={min_depth}, max_depth={max_depth}; want 0 < min < max")
+        super().__init__(spec, Needs(layers if isinstance(layers, str) else tuple(layers), norm=False, prefix=True))
+        width = 2 * sum(spec.dims[layer] for layer in self.layers)
+        self.linear = nn.Conv2d(width, bins, kernel_size=1)
+        self.register_buffer("centres", torch.linspace(min_depth, max_depth, bins), persistent=False)
+
+    def maps(self, *features: Features) -> Float[Tensor, "B 1 h w"]:
+        """Raises `ValueError` on features without CLS."""
+        geometry = features[0].geometry
+        parts = []
+        for each in features:
+            x = align(each, geometry)
+            parts += [x, pool_cls(each)[:, :, None, None].expand_as(x)]
+        # Upstream resizes first: the same, as both are linear, but of many times the channels.
+        logits = self.linear(torch.cat(parts, dim=1))
+        logits = F.interpolate(logits, scale_factor=UPSAMPLE, mode="bilinear", align_corners=False)
+        weights = F.relu(logits) + FLOOR
+        depth = einsum(weights, self.centres.to(weights), "B K h w, K -> B h w") / weights.sum(dim=1)
+        return depth[:, None]
+
+
+def _known(depth: Tensor, target: Tensor) -> Bool[Tensor, "B 1 H W"]:
+    """Where a target is known: where it is positive. Raises `ValueError` on other shapes, and on a target that is not
+    finite."""
+    wanted = "want a positive finite depth where it is known, and 0 where it is not"
+    if target.shape != depth.shape:
+        raise ValueError(f"target has shape {tuple(target.shape)}; want {tuple(depth.shape)}, that of the output")
+    if not target.is_floating_point():
+        raise ValueError(f"target is {target.dtype}; {wanted}, in floating point")
+    if not target.isfinite().all():
+        raise ValueError(f"target holds NaN or infinity at {int((~target.isfinite()).sum())} pixels; {wanted}")
+    return target > 0
+
+
+def scale_invariant_loss(depth: Float[Tensor, "B 1 H W"], target: Tensor) -> Tensor:
+    """√(Var g + 0.15 (mean g)²) of the differences g of logarithms, over the pixels with a target above 0; without
+    any, 0 (Eigen et al. 2014, with the weights of AdaBins; facebookresearch/dinov2, eval/depth/models/losses).
+
+    Raises `ValueError` on a target of another shape, or with NaN or infinity.
+    """
+    known = _known(depth, target)
+    error = (depth[known].float() + EPSILON).log() - (target[known].float() + EPSILON).log()
+    if not len(error):
+        return depth.sum() * 0
+    variance = error.var(correction=min(1, len(error) - 1))
+    # The root has no slope at 0, where every pixel is right.
+    return (variance + MEAN_WEIGHT * error.mean() ** 2).clamp(min=1e-12).sqrt()
+
+
+@dataclass(frozen=True)
+class DepthMetrics:
+    """Figures of predicted depth over all pixels with a target."""
+
+    abs_rel: float  # mean of |prediction - target| / target
+    rmse: float  # in the unit of the targets
+    delta1: float  # share of pixels where the ratio, or its inverse, is below 1.25
+
+    def __str__(self) -> str:
+        return f"abs-rel {self.abs_rel:.3f}, rmse {self.rmse:.3f}, delta1 {self.delta1:.1%}"
+
+
+def depth_metrics(depth: Float[Tensor, "B 1 H W"], target: Tensor) -> DepthMetrics:
+    """Of all pixels with a target above 0 (Eigen et al. 2014, section 4.3).
+
+    Raises `ValueError` on a target of another shape, with NaN or infinity, or nowhere above 0, and on a prediction that
+    is not above 0 there.
+    """
+    known = _known(depth, target)
+    predicted, true = depth[known].double(), target[known].double()
+    if not len(true):
+        raise ValueError("target is above 0 nowhere: no pixel to measure at")
+    if not (predicted > 0).all():
+        raise ValueError(f"depth is not above 0 at {int((~(predicted > 0)).sum())} pixels with a target")
+    error = predicted - true
+    ratio = torch.maximum(predicted / true, true / predicted)
+    return DepthMetrics(
+        abs_rel=(error.abs() / true).mean().item(),
+        rmse=(error**2).mean().sqrt().item(),
+        delta1=(ratio < 1.25).double().mean().item(),
+    )

@@ -1,0 +1,175 @@
+"""DPT (Ranftl et al. 2021, "Vision transformers for dense prediction"), as DINOv2 has it.
+
+    four maps -> CLS read out -> 4x, 2x, 1x, 0.5x -> fused, deepest first, each step twice as large -> classes or depth
+
+Axes: `B` batch, `D` width, `C` channels, `K` classes, `h w` patch grid.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from heads.base import DenseHead, Needs
+from heads.segmentation import Segmenter
+from vitbackbone import BackboneSpec, Features, pool_cls
+
+READOUTS = ("project", "ignore")
+
+
+class DPT(Segmenter):
+    """Segmentation: the decoder, then a convolution with batch norm, and a classifier (section 3 and appendix of the
+    paper; transformers, models/dpt/modeling_dpt.py).
+
+    `layers`, `channels`, `readout`: see `Decoder`. `dropout`: before the classifier.
+    """
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        num_classes: int,
+        layers: Sequence[int] | str = "even4",
+        channels: int = 256,
+        readout: str | None = None,
+        dropout: float = 0.1,
+    ) -> None:
+        readout = readout or default_readout(spec)
+        super().__init__(spec, needs(layers, readout), num_classes)
+        self.decoder = Decoder(spec, self.layers, channels, readout)
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+
+    def maps(self, *features: Features) -> Float[Tensor, "B K h w"]:
+        x = F.relu(self.bn(self.conv(self.decoder(*features))))
+        return twice(self.classifier(self.dropout(x)))
+
+
+class DPTDepth(DenseHead):
+    """Depth, (B, 1, H, W), in the unit of the targets it is trained with (facebookresearch/dinov2,
+    hub/depth/decode_heads.py).
+
+    `layers`, `channels`, `readout`: see `Decoder`. `min_depth`: what is added to the output, so that it is positive.
+    """
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        layers: Sequence[int] | str = "even4",
+        channels: int = 256,
+        readout: str | None = None,
+        min_depth: float = 0.001,
+    ) -> None:
+        readout = readout or default_readout(spec)
+        super().__init__(spec, needs(layers, readout))
+        self.min_depth = min_depth
+        self.decoder = Decoder(spec, self.layers, channels, readout)
+        self.project = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.conv1 = nn.Conv2d(channels, channels // 2, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(channels // 2, 32, kernel_size=3, padding=1)
+        self.depth = nn.Conv2d(32, 1, kernel_size=1)
+        if self.depth.bias is not None:
+            nn.init.ones_(self.depth.bias)  # a head that starts below the last ReLU would have no gradient
+
+    def maps(self, *features: Features) -> Float[Tensor, "B 1 h w"]:
+        x = F.relu(self.project(self.decoder(*features)))
+        x = F.relu(self.conv2(twice(self.conv1(x))))
+        return F.relu(self.depth(x)) + self.min_depth
+
+
+def default_readout(spec: BackboneSpec) -> str:
+    return "project" if spec.has_cls else "ignore"
+
+
+def needs(layers: Sequence[int] | str, readout: str) -> Needs:
+    """Raises `ValueError` on an unknown readout."""
+    if readout not in READOUTS:
+        raise ValueError(f"DPT: readout={readout!r}; want {' or '.join(map(repr, READOUTS))}")
+    return Needs(layers if isinstance(layers, str) else tuple(layers), norm=False, prefix=readout == "project")
+
+
+class Decoder(nn.Module):
+    """Four maps of one stride to one map, eight times as large on even grids.
+
+    `layers`: four, shallow first. `channels`: of the fused maps.
+    `readout`: what becomes of CLS: `"project"` joins it to each patch, `"ignore"` leaves it out. None is the former
+    where there is one.
+
+    Raises `ValueError` unless the layers are four of one stride, at least 8 wide.
+    """
+
+    def __init__(self, spec: BackboneSpec, layers: tuple[int, ...], channels: int, readout: str) -> None:
+        super().__init__()
+        widths = [spec.dims[layer] for layer in layers]
+        strides = [spec.strides[layer] for layer in layers]
+        if len(layers) != 4 or len(set(strides)) > 1 or widths[0] < 8:
+            raise ValueError(
+                f"DPT: layers {list(layers)} of {spec.name} have strides {strides} and widths {widths}; want four of "
+                "one stride, at least 8 wide. For layers that are a pyramid already, there is UPerNet"
+            )
+        reduced = [width // 2 ** (3 - i) for i, width in enumerate(widths)]
+        self.readouts = nn.ModuleList(nn.Linear(2 * width, width) for width in widths) if readout == "project" else None
+        self.projections = nn.ModuleList(nn.Conv2d(w, r, kernel_size=1) for w, r in zip(widths, reduced, strict=True))
+        self.resizers = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(reduced[0], reduced[0], kernel_size=4, stride=4),
+                nn.ConvTranspose2d(reduced[1], reduced[1], kernel_size=2, stride=2),
+                nn.Identity(),
+                nn.Conv2d(reduced[3], reduced[3], kernel_size=3, stride=2, padding=1),
+            ]
+        )
+        self.convs = nn.ModuleList(nn.Conv2d(r, channels, kernel_size=3, padding=1, bias=False) for r in reduced)
+        self.fusions = nn.ModuleList(Fusion(channels, first=layer == 3) for layer in range(4))
+
+    def forward(self, *features: Features) -> Float[Tensor, "B C h w"]:
+        fused: Tensor | None = None
+        for i in (3, 2, 1, 0):
+            x = self._read(i, features[i])
+            x = self.convs[i](self.resizers[i](self.projections[i](x)))
+            fused = self.fusions[i](x) if fused is None else self.fusions[i](fused, x)
+        assert fused is not None
+        return fused
+
+    def _read(self, index: int, features: Features) -> Float[Tensor, "B D h w"]:
+        if self.readouts is None:
+            return features.patches
+        tokens = features.tokens
+        cls = pool_cls(features)[:, None].expand_as(tokens)
+        tokens = F.gelu(self.readouts[index](torch.cat([tokens, cls], dim=2)))
+        return tokens.mT.unflatten(2, features.grid)
+
+
+class Fusion(nn.Module):
+    """Adds a map to what came from below it, and doubles the size. The first has nothing below."""
+
+    def __init__(self, channels: int, first: bool) -> None:
+        super().__init__()
+        self.residual = None if first else Residual(channels)
+        self.out = Residual(channels)
+        self.project = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, x: Float[Tensor, "B C h w"], skip: Float[Tensor, "B C _ _"] | None = None) -> Tensor:
+        if skip is not None and self.residual is not None:
+            if skip.shape != x.shape:  # the half of an odd side, doubled, is one longer
+                skip = F.interpolate(skip, size=x.shape[-2:], mode="bilinear", align_corners=False)
+            x = x + self.residual(skip)
+        return self.project(twice(self.out(x)))
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions, each after a ReLU, added to what they are given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+def twice(x: Float[Tensor, "B C h w"]) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)

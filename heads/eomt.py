@@ -1,0 +1,138 @@
+"""EoMT (Kerssies et al. 2025, "Your ViT is secretly an image segmentation model"): queries that the last blocks of the
+backbone take along with its own tokens.
+
+    [queries, CLS and registers, patches] -> last blocks -> a mask and a class for each query
+
+Axes: `B` batch, `D` width, `Q` queries, `N` all tokens, `K` classes, `h w` patch grid.
+"""
+
+import math
+from typing import cast
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from heads.base import Needs
+from heads.masks import Masks, set_loss
+from heads.segmentation import IGNORED, Segmenter, check_labels
+from vitbackbone import BackboneModule, BackboneSpec, Features, ViT
+
+POWER = 0.9  # of the annealing
+
+
+class EoMT(Segmenter):
+    """The one head that runs blocks of a backbone, the last `num_blocks`, and so must be attached to it. The backbone
+    may be frozen; it is then still trained through, to the queries.
+
+    The output is the sum over the queries of class probability times mask probability, (B, K, H, W). `loss` is that of
+    a set of masks, after each of the blocks. In training a query attends to the patches of its mask alone, at first
+    always and in the end never: call `anneal` as training goes on. In eval mode it attends to all.
+    """
+
+    def __init__(self, spec: BackboneSpec, num_classes: int, num_queries: int = 100, num_blocks: int = 4) -> None:
+        super().__init__(spec, Needs((-num_blocks - 1,), norm=False), num_classes)
+        width = spec.dim
+        self.num_blocks = num_blocks
+        self.queries = nn.Parameter(torch.randn(num_queries, width))
+        self.classifier = nn.Linear(width, num_classes + 1)
+        self.mask_mlp = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
+        )
+        doublings = max(1, math.floor(math.log2(spec.stride)) - 2)
+        self.upscale = nn.Sequential(*(Upscale(width) for _ in range(doublings)))
+        self.masked = (1.0,) * num_blocks  # how likely a query keeps to its mask, in each block
+        self._bound: tuple[ViT, ...] = ()  # in a tuple, so that the backbone is no part of the head
+
+    def bind(self, backbone: BackboneModule) -> None:
+        """Raises `ValueError` on a backbone whose blocks have no place for queries."""
+        if not isinstance(backbone, ViT):
+            raise ValueError(
+                f"EoMT runs the blocks of a plain ViT; {backbone.spec.name} is a {type(backbone).__name__}"
+            )
+        config = backbone.config
+        if config.window or config.relative_position != "none":
+            raise ValueError(
+                f"EoMT puts queries beside the patches, which have no place in the windows and relative positions of "
+                f"{backbone.spec.name}; take a backbone without them, such as DINOv2"
+            )
+        self._bound = (backbone,)
+
+    def anneal(self, progress: float) -> None:
+        """Sets how often queries keep to their masks, at `progress` of training from 0 to 1: block after block falls
+        from 1 to 0, each within a sixth of the training, the first from 1/6 on and the last by 5/6."""
+        starts = [1 / 6 + i / (2 * max(1, self.num_blocks - 1)) for i in range(self.num_blocks)]
+        left = [min(1.0, max(0.0, 1 - (progress - start) * 6)) for start in starts]
+        self.masked = tuple(share**POWER for share in left)
+
+    def predictions(self, features: Features) -> list[Masks]:
+        """What the queries say: in training before each of the blocks and after the last; in eval mode after the last
+        alone. Raises `ValueError` before the head is attached, and on images of different sizes."""
+        if not self._bound:
+            raise ValueError("EoMT runs blocks of the backbone: attach(backbone, {name: head}), or head.bind(backbone)")
+        if len(set(features.geometry.sizes)) > 1:
+            raise ValueError("EoMT: the images are of different sizes; its masks are of one size, crop them to one")
+        backbone, grid, batch = self._bound[0], features.grid, len(features.patches)
+        prefix = [features.registers] if features.cls is None else [features.cls[:, None], features.registers]
+        x = torch.cat([self.queries.to(features.patches).expand(batch, -1, -1), *prefix, features.tokens], dim=1)
+        found = []
+        for block, masked in zip(backbone.blocks[-self.num_blocks :], self.masked, strict=True):
+            mask = None
+            if self.training:
+                found.append(self._predict(x, grid))
+                mask = self._mask(found[-1].masks, x.shape[1], grid, masked)
+            x = block(x, grid, mask)
+        return [*found, self._predict(x, grid)]
+
+    def maps(self, *features: Features) -> Float[Tensor, "B K h w"]:
+        last = self.predictions(features[0])[-1]
+        size = features[0].geometry.padded_size
+        masks = F.interpolate(last.masks, size=size, mode="bilinear", align_corners=False).sigmoid()
+        return einsum(last.classes.softmax(dim=2)[:, :, :-1], masks, "B Q K, B Q h w -> B K h w")
+
+    def loss(self, labels: Tensor, *features: Features, ignore_index: int = IGNORED) -> Tensor:
+        """Raises `ValueError` as `predictions` and `set_loss` do."""
+        predictions = self.predictions(features[0])
+        geometry = features[0].geometry
+        (height, width), (bottom, right) = geometry.sizes[0], geometry.padding[0]
+        check_labels(labels, (len(geometry.sizes), height, width), self.num_classes, ignore_index)
+        labels = F.pad(labels.long(), (0, right, 0, bottom), value=ignore_index)
+        return torch.stack([set_loss(each, labels, ignore_index) for each in predictions]).sum()
+
+    def _predict(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Masks:
+        norm = self._bound[0].norm
+        x = x if norm is None else norm(x)
+        queries = x[:, : len(self.queries)]
+        patches = self.upscale(x[:, -grid[0] * grid[1] :].mT.unflatten(2, grid))
+        masks = einsum(self.mask_mlp(queries), patches, "B Q D, B D h w -> B Q h w")
+        return Masks(masks, self.classifier(queries))
+
+    def _mask(
+        self, masks: Float[Tensor, "B Q _ _"], tokens: int, grid: tuple[int, int], masked: float
+    ) -> Bool[Tensor, "B 1 N N"] | None:
+        """True where a token attends to another: all to all, but each query, with probability `masked`, to no patch
+        outside its mask."""
+        if masked == 0:
+            return None
+        batch, count = masks.shape[:2]
+        inside = F.interpolate(masks, size=grid, mode="bilinear", align_corners=False).flatten(2) > 0
+        free = torch.rand(batch, count, 1, device=masks.device) >= masked
+        mask = torch.ones(batch, 1, tokens, tokens, dtype=torch.bool, device=masks.device)
+        mask[:, 0, :count, -inside.shape[2] :] = inside | free
+        return mask
+
+
+class Upscale(nn.Module):
+    """A map twice as large: transposed convolution, GELU, a 3x3 convolution of each channel, norm of the channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.enlarge = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
+        self.smooth = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width, bias=False)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D H W"]:
+        x = self.smooth(F.gelu(self.enlarge(x)))
+        return cast(Tensor, self.norm(x.movedim(1, 3))).movedim(3, 1)

@@ -1,0 +1,80 @@
+"""The loss of a set of masks: each target is matched to one query, and the queries left over are to say "no object".
+
+Axes: `B` batch, `Q` queries, `T` targets of an image, `P` places, `K` classes, `h w` grid of the masks, `H W` pixels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from heads.segmentation import IGNORED, check_labels
+
+CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT, NO_OBJECT_WEIGHT = 2.0, 5.0, 5.0, 0.1
+
+
+@dataclass(frozen=True)
+class Masks:
+    """A set of masks as logits. The last class is "no object"."""
+
+    masks: Float[Tensor, "B Q h w"]
+    classes: Float[Tensor, "B Q C"]  # K classes and "no object"
+
+
+def set_loss(predicted: Masks, labels: Tensor, ignore_index: int = IGNORED) -> Tensor:
+    """Mask2Former's (Cheng et al. 2022): 2 x cross-entropy of the classes + 5 x binary cross-entropy and 5 x dice of
+    the matched masks, "no object" weighted by 0.1; matched by the same sum (Kuhn 1955, the Hungarian method).
+
+    `labels`: integers (B, H, W) over what the masks cover. The target of a class that an image shows is its share of
+    each of the places h x w; where upstream draws places at random, these are all of them. Ignored pixels are left out.
+    A batch where all are gives 0.
+
+    Raises `ValueError` on labels of another kind, or with a value that is no class.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    logits, classes = predicted.masks.float(), predicted.classes.float()
+    none = classes.shape[2] - 1
+    check_labels(labels, (len(logits), *labels.shape[-2:]), none, ignore_index)
+    wanted = torch.full(classes.shape[:2], none, device=labels.device)
+    mask_loss = dice_loss = logits.sum() * 0
+    matched = 0
+    for i, label in enumerate(labels):
+        present, targets, seen = _targets(label, ignore_index, (logits.shape[2], logits.shape[3]))
+        if not len(present):
+            wanted[i] = -100  # what torch's cross-entropy leaves out: of this image nothing is known
+            continue
+        binary, dice = _pairs(logits[i][:, seen], targets[:, seen])
+        likely = classes[i].softmax(dim=1)[:, present]
+        cost = MASK_WEIGHT * binary + DICE_WEIGHT * dice - CLASS_WEIGHT * likely
+        rows, columns = (torch.from_numpy(index) for index in linear_sum_assignment(cost.detach().cpu().numpy()))
+        wanted[i, rows] = present[columns]
+        mask_loss = mask_loss + binary[rows, columns].sum()
+        dice_loss = dice_loss + dice[rows, columns].sum()
+        matched += len(present)
+    if not matched:
+        return mask_loss + classes.sum() * 0
+    weights = torch.ones(none + 1, device=classes.device)
+    weights[none] = NO_OBJECT_WEIGHT
+    class_loss = F.cross_entropy(classes.mT, wanted, weights)
+    return CLASS_WEIGHT * class_loss + (MASK_WEIGHT * mask_loss + DICE_WEIGHT * dice_loss) / matched
+
+
+def _targets(label: Tensor, ignore_index: int, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of an image: its classes (T,), the share of each in the places (T, h, w), and which places (h, w) show more than
+    what is ignored."""
+    present = label[label != ignore_index].unique().long()
+    each = F.adaptive_avg_pool2d((label == present[:, None, None]).float(), grid)
+    shown = F.adaptive_avg_pool2d((label != ignore_index).float()[None], grid)[0]
+    return present, each / shown.clamp(min=1e-6), shown > 0
+
+
+def _pairs(logits: Float[Tensor, "Q P"], targets: Float[Tensor, "T P"]) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy, the mean over the places, and dice of each query with each target: two of (Q, T)."""
+    binary = (F.softplus(logits).sum(dim=1, keepdim=True) - logits @ targets.T) / logits.shape[1]
+    shares = logits.sigmoid()
+    areas = rearrange(shares.sum(dim=1), "Q -> Q 1") + targets.sum(dim=1)
+    return binary, 1 - (2 * shares @ targets.T + 1) / (areas + 1)

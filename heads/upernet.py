@@ -1,0 +1,151 @@
+"""UPerNet (Xiao et al. 2018, "Unified perceptual parsing for scene understanding") on a Vision Transformer.
+
+    four maps -> pyramid of 4x, 2x, 1x, 0.5x -> pooled context on the coarsest -> top-down sums -> all side by side
+
+Axes: `B` batch, `D` width, `C` channels, `K` classes, `h w` patch grid.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from heads.base import Needs
+from heads.segmentation import IGNORED, Segmenter, segmentation_loss
+from vitbackbone import BackboneSpec, Features
+
+SCALES = (4.0, 2.0, 1.0, 0.5)  # of the pyramid that is made of maps of one stride
+POOLED = (1, 2, 3, 6)  # sides of the grids that the coarsest map is pooled to
+AUXILIARY_WEIGHT = 0.4
+
+
+class UPerNet(Segmenter):
+    """As mmsegmentation puts it on a ViT (configs/_base_/models/upernet_vit-b16_ln_mln.py): blocks evenly spread,
+    without the final norm, and a neck that makes a pyramid of them. Where the layers have strides of their own, as a
+    Swin's, they are the pyramid already and there is no neck.
+
+    `auxiliary` is the head that helps training: the same classes off the third map alone, the one that mmsegmentation
+    takes on MAE and Swin. `loss` adds it with weight 0.4; `head.auxiliary(features)` runs it.
+    Training needs batches of two images or more, of one size: batch norm sees a map pooled to one place.
+
+    Raises `ValueError` unless `layers` are four, of one stride or each coarser than the one before.
+    """
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        num_classes: int,
+        layers: Sequence[int] | str = "even4",
+        channels: int = 512,
+    ) -> None:
+        needs = Needs(layers if isinstance(layers, str) else tuple(layers), norm=False)
+        super().__init__(spec, needs, num_classes)
+        widths = [spec.dims[layer] for layer in self.layers]
+        strides = [spec.strides[layer] for layer in self.layers]
+        rising = all(fine < coarse for fine, coarse in pairwise(strides))
+        if len(strides) != 4 or not (rising or len(set(strides)) == 1):
+            raise ValueError(
+                f"UPerNet: layers {list(self.layers)} of {spec.name} have strides {strides}; "
+                "want four layers of one stride, or each coarser than the one before"
+            )
+        self.neck = None if rising else Neck(widths)
+        self.context = PooledContext(widths[-1], channels)
+        self.laterals = nn.ModuleList(conv_norm(width, channels, 1) for width in widths[:-1])
+        self.smooth = nn.ModuleList(conv_norm(channels, channels, 3) for _ in widths[:-1])
+        self.fuse = conv_norm(4 * channels, channels, 3)
+        self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+        self.auxiliary = FCN(spec, num_classes, self.layers[2])
+
+    def maps(self, *features: Features) -> Float[Tensor, "B K h w"]:
+        levels = self.neck([each.patches for each in features]) if self.neck else over_same_pixels(features)
+        paths = [lateral(x) for lateral, x in zip(self.laterals, levels[:-1], strict=True)]
+        paths.append(self.context(levels[-1]))
+        for i in (2, 1, 0):
+            paths[i] = paths[i] + _resized(paths[i + 1], paths[i])
+        smooth = [conv(x) for conv, x in zip(self.smooth, paths[:-1], strict=True)]
+        together = torch.cat([_resized(x, paths[0]) for x in (*smooth, paths[-1])], dim=1)
+        maps = self.classifier(self.fuse(together))
+        if self.neck is None:
+            h, w = features[0].grid
+            maps = maps[:, :, :h, :w]
+        return maps
+
+    def loss(self, labels: Tensor, *features: Features, ignore_index: int = IGNORED) -> Tensor:
+        auxiliary = segmentation_loss(self.auxiliary(features[2]), labels, ignore_index)
+        return super().loss(labels, *features, ignore_index=ignore_index) + AUXILIARY_WEIGHT * auxiliary
+
+
+class FCN(Segmenter):
+    """A 3x3 convolution and a classifier on one map (Long et al. 2015)."""
+
+    def __init__(self, spec: BackboneSpec, num_classes: int, layer: int, channels: int = 256) -> None:
+        super().__init__(spec, Needs((layer,), norm=False), num_classes)
+        self.conv = conv_norm(spec.dims[layer], channels, 3)
+        self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+
+    def maps(self, *features: Features) -> Float[Tensor, "B K h w"]:
+        return self.classifier(self.conv(features[0].patches))
+
+
+class Neck(nn.Module):
+    """A pyramid of maps of one stride: each through a 1x1 convolution, resized, and through a 3x3 convolution
+    (open-mmlab/mmsegmentation, models/necks/multilevel_neck.py). Half of an odd side is rounded up."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList(nn.Conv2d(width, width, kernel_size=1) for width in widths)
+        self.outer = nn.ModuleList(nn.Conv2d(width, width, kernel_size=3, padding=1) for width in widths)
+
+    def forward(self, maps: Sequence[Float[Tensor, "B D h w"]]) -> list[Tensor]:
+        levels = []
+        for inner, outer, scale, x in zip(self.inner, self.outer, SCALES, maps, strict=True):
+            size = [math.ceil(side * scale) for side in x.shape[-2:]]
+            levels.append(outer(F.interpolate(inner(x), size=size, mode="bilinear", align_corners=False)))
+        return levels
+
+
+class PooledContext(nn.Module):
+    """The map beside its averages over coarse grids (Zhao et al. 2017, "Pyramid scene parsing network")."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(conv_norm(width, channels, 1) for _ in POOLED)
+        self.fuse = conv_norm(width + len(POOLED) * channels, channels, 3)
+
+    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C h w"]:
+        if self.training and len(x) < 2:
+            raise ValueError(
+                "UPerNet trains on two images or more of one size at a time: batch norm cannot tell anything from one "
+                "image pooled to one place. Crop the images to one size, or raise the batch size"
+            )
+        pooled = [F.adaptive_avg_pool2d(x, side) for side in POOLED]
+        context = [_resized(branch(each), x) for branch, each in zip(self.branches, pooled, strict=True)]
+        return self.fuse(torch.cat([x, *context], dim=1))
+
+
+def conv_norm(width: int, channels: int, kernel: int) -> nn.Sequential:
+    """Convolution of the same size, batch norm, ReLU."""
+    conv = nn.Conv2d(width, channels, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
+
+
+def over_same_pixels(features: Sequence[Features]) -> list[Tensor]:
+    """The maps, continued by their edges until all cover what the widest does: maps of different strides end at
+    different places where a stride does not divide the image, and resizing one to another would shift it."""
+    sides = zip(*(each.geometry.padded_size for each in features), strict=True)
+    height, width = (max(side) for side in sides)
+    maps = []
+    for each in features:
+        h, w = each.grid
+        stride = each.geometry.stride
+        bottom, right = math.ceil(height / stride) - h, math.ceil(width / stride) - w
+        maps.append(F.pad(each.patches, (0, right, 0, bottom), mode="replicate"))
+    return maps
+
+
+def _resized(x: Float[Tensor, "B C _ _"], like: Tensor) -> Float[Tensor, "B C h w"]:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
