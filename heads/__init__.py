@@ -4,6 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from heads.adapters.detectron2 import as_detectron2
+    from heads.adapters.torchvision import as_torchvision
     from heads.base import (
         Attached,
         DenseHead,
@@ -17,15 +19,9 @@ if TYPE_CHECKING:
         register_head,
         save_head,
     )
-    from heads.classification import (
-        ConcatHead,
-        DistilledHead,
-        MlpHead,
-        checkpoint_head,
-        imagenet_labels,
-        lc_features,
-    )
+    from heads.classification import ConcatHead, DistilledHead, MlpHead, checkpoint_head, imagenet_labels, lc_features
     from heads.depth import DepthMetrics, LinearDepth, depth_metrics, scale_invariant_loss
+    from heads.detection import FeaturePyramid, SimpleFeaturePyramid, feature_pyramid
     from heads.dpt import DPT, DPTDepth
     from heads.eomt import EoMT
     from heads.masks import Masks, set_loss
@@ -54,6 +50,7 @@ _LAZY = {
     "DepthMetrics": "depth",
     "DistilledHead": "classification",
     "EoMT": "eomt",
+    "FeaturePyramid": "detection",
     "Head": "base",
     "KnnProbe": "probes",
     "LinearDepth": "depth",
@@ -65,12 +62,16 @@ _LAZY = {
     "Needs": "base",
     "Report": "probes",
     "Segmenter": "segmentation",
+    "SimpleFeaturePyramid": "detection",
     "UPerNet": "upernet",
     "accuracy_interval": "probes",
+    "as_detectron2": "adapters.detectron2",
+    "as_torchvision": "adapters.torchvision",
     "attach": "base",
     "checkpoint_head": "classification",
     "create_head": "base",
     "depth_metrics": "depth",
+    "feature_pyramid": "detection",
     "freeze": "base",
     "hold_out": "probes",
     "imagenet_labels": "classification",
@@ -97,6 +98,7 @@ __all__ = [
     "DepthMetrics",
     "DistilledHead",
     "EoMT",
+    "FeaturePyramid",
     "Head",
     "KnnProbe",
     "LinearDepth",
@@ -108,12 +110,16 @@ __all__ = [
     "Needs",
     "Report",
     "Segmenter",
+    "SimpleFeaturePyramid",
     "UPerNet",
     "accuracy_interval",
+    "as_detectron2",
+    "as_torchvision",
     "attach",
     "checkpoint_head",
     "create_head",
     "depth_metrics",
+    "feature_pyramid",
     "freeze",
     "hold_out",
     "imagenet_labels",

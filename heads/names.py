@@ -6,9 +6,11 @@ BUILT_IN: dict[str, str] = {
     "dpt": "heads.dpt:DPT",
     "dpt_depth": "heads.dpt:DPTDepth",
     "eomt": "heads.eomt:EoMT",
+    "fpn": "heads.detection:FeaturePyramid",
     "linear": "heads.segmentation:LinearSegmenter",
     "linear_depth": "heads.depth:LinearDepth",
     "mlp": "heads.classification:MlpHead",
     "multilayer": "heads.segmentation:MultiLayerSegmenter",
+    "simple_pyramid": "heads.detection:SimpleFeaturePyramid",
     "upernet": "heads.upernet:UPerNet",
 }

@@ -1,0 +1,110 @@
+"""A backbone for the models of transformers that take one: DETR, UPerNet, Mask2Former, ...
+
+    config = PyramidConfig(backbone="nano", out_features=["p2", "p3", "p4", "p5"])
+    model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=config))
+
+Importing this module makes `AutoConfig` and `AutoBackbone` know it: import it before `from_pretrained` of such a model.
+
+Axes: `B` batch, `H W` pixels.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+from transformers.modeling_outputs import BackboneOutput
+
+from heads.base import attach
+from heads.detection import feature_pyramid
+from vitbackbone import load_backbone
+
+STAGES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}  # name: stride
+
+
+class PyramidConfig(BackboneConfigMixin, PreTrainedConfig):
+    """A backbone and its pyramid. `backbone` and `weights` are what `load_backbone` takes.
+
+    `out_features`, or `out_indices`, are the levels that the model asks for: `"p2"` to `"p5"`, of strides 4, 8, 16 and
+    32, by default the last. DETR wants one, `["p4"]` or `["p5"]`, and UPerNet all four.
+    """
+
+    model_type = "vitbackbone_pyramid"
+
+    def __init__(
+        self,
+        backbone: str = "nano",
+        weights: str | None = None,
+        out_features: list[str] | None = None,
+        out_indices: list[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.stage_names = list(STAGES)
+        self.set_output_features_output_indices(out_features, out_indices)
+        super().__init__(**kwargs)
+
+
+class PyramidBackbone(BackboneMixin, PreTrainedModel):
+    """A backbone with its weights, and a pyramid of the levels of `config.out_features`, each of 256 channels.
+
+    `attached.backbone` is the one of `load_backbone`, to be frozen by `heads.freeze` or not. What `save_pretrained`
+    writes holds the weights of both, and `from_pretrained` reads no others.
+    """
+
+    config_class = PyramidConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    has_attentions = False
+
+    def __init__(self, config: PyramidConfig) -> None:
+        super().__init__(config)
+        # transformers makes a model on the meta device when it is about to fill it from a file.
+        self.from_file = torch.get_default_device().type == "meta"
+        weights = "random" if self.from_file else config.weights
+        with torch.device("cpu"):
+            backbone = load_backbone(config.backbone, weights)
+            pyramid = feature_pyramid(backbone.spec, [STAGES[name] for name in self.out_features])
+        self.attached = attach(backbone, {"pyramid": pyramid})
+        self.levels = list(self.out_features)  # those made, whatever the config is changed to
+        self.num_features = [pyramid.channels] * len(STAGES)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leaves the weights as they were loaded. Raises `ValueError` where the file of `from_pretrained` has none."""
+        own = module.named_parameters(recurse=False)
+        missing = [name for name, parameter in own if not getattr(parameter, "_is_hf_initialized", False)]
+        if self.from_file and missing:
+            raise ValueError(f"the file lacks {', '.join(missing)} of a {type(module).__name__}; want all the weights")
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "B 3 H W"],
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BackboneOutput | tuple[Any, ...]:
+        """`feature_maps`: of each level asked, of the pixels of the image alone: a level of stride s has ceil(H / s)
+        rows. Raises `ValueError` if hidden states or attentions are asked for, or a level that was not when the model
+        was made."""
+        if output_hidden_states or output_attentions:
+            raise ValueError("PyramidBackbone hands out feature maps alone, no hidden states and no attentions")
+        missing = [name for name in self.out_features if name not in self.levels]
+        if missing:
+            made, lacking = ", ".join(self.levels), ", ".join(missing)
+            raise ValueError(f"the backbone was made with the levels {made}, not {lacking}; ask for them in its config")
+        height, width = pixel_values.shape[-2:]
+        levels = dict(zip(self.levels, self.attached(pixel_values)["pyramid"].values(), strict=False))  # without "pool"
+        maps = tuple(
+            levels[name][:, :, : -(-height // STAGES[name]), : -(-width // STAGES[name])] for name in self.out_features
+        )
+        output = BackboneOutput(feature_maps=maps)
+        return output.to_tuple() if return_dict is False else output
+
+
+AutoConfig.register(PyramidConfig.model_type, PyramidConfig, exist_ok=True)
+AutoBackbone.register(PyramidConfig, PyramidBackbone, exist_ok=True)

@@ -1,0 +1,100 @@
+"""A backbone for torchvision's detectors.
+
+    body = as_torchvision(load_backbone("nano"))
+    detector = FasterRCNN(body, num_classes=3, **body.detector_kwargs)
+
+Axes: `B` batch, `H W` pixels.
+"""
+
+import math
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from heads.adapters.pixels import mean_and_std
+from heads.base import attach
+from heads.detection import Levels, Pyramid, feature_pyramid
+from vitbackbone import BackboneModule
+
+ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height / width
+SLACK = 0.5  # of the range of an image: what sharpening and colour augmentation may step over it
+
+
+class TorchvisionBackbone(nn.Module):
+    """A backbone and its pyramid, as torchvision's `FasterRCNN`, `MaskRCNN`, `RetinaNet` and `FCOS` take them.
+
+    The backbone learns with the detector unless it is frozen (`heads.freeze`), before or after.
+    """
+
+    def __init__(self, backbone: BackboneModule, pyramid: Pyramid) -> None:
+        super().__init__()
+        self.attached = attach(backbone, {"pyramid": pyramid})
+        self.out_channels = pyramid.channels
+        self.strides = pyramid.strides
+        self.mean, self.std = mean_and_std(backbone)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Levels:
+        """The levels of images that the detector normalised: `"0"` to `"3"` and `"pool"`.
+
+        Raises `ValueError` on values that no image in [0, 1] has once it is normalised: the detector was given one that
+        was normalised before, or one in [0, 255].
+        """
+        self._check_range(images)
+        return self.attached(images)["pyramid"]
+
+    @property
+    def detector_kwargs(self) -> dict[str, Any]:
+        """Keywords for the four detectors, made anew at each call.
+
+        The detector gets images in [0, 1] and normalises them itself, by this `image_mean` and `image_std`. It pads
+        them so that every level has exactly its stride: torchvision takes an anchor's place from a ratio of sizes that
+        it rounds down. For the same reason the ROI pools are told their scales, which torchvision would else guess from
+        the first image, without its padding.
+
+        `RetinaNet` and `FCOS` have no regions to pool and name their anchors differently: they ignore these, and their
+        own anchors, of five sizes, fit the five levels. Those are made for strides from 8 to 128, as are the levels of
+        `feature_pyramid(backbone.spec, strides=(8, 16, 32, 64))`, at a quarter of the cost.
+        """
+        from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+        levels = [*self.strides, 2 * self.strides[-1]]
+        anchors = AnchorGenerator(tuple((8 * stride,) for stride in levels), (ASPECT_RATIOS,) * len(levels))
+        return {
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "size_divisible": levels[-1],
+            "rpn_anchor_generator": anchors,
+            "box_roi_pool": self._roi_pool(7),
+            "mask_roi_pool": self._roi_pool(14),
+        }
+
+    def _roi_pool(self, output_size: int) -> nn.Module:
+        from torchvision.ops import MultiScaleRoIAlign
+        from torchvision.ops.poolers import initLevelMapper
+
+        pool = MultiScaleRoIAlign([str(i) for i in range(len(self.strides))], output_size, sampling_ratio=2)
+        pool.scales = [1 / stride for stride in self.strides]
+        pool.map_levels = initLevelMapper(int(math.log2(self.strides[0])), int(math.log2(self.strides[-1])))
+        return pool
+
+    def _check_range(self, images: Float[Tensor, "B 3 H W"]) -> None:
+        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        low, high = (extreme.item() for extreme in (images.detach() * std + mean).aminmax())
+        if not (low >= -SLACK and high <= 1 + SLACK):  # nan among them
+            raise ValueError(
+                f"the detector was given images with values from {low:.3g} to {high:.3g}; want [0, 1]: it normalises "
+                "them itself, given **detector_kwargs"
+            )
+
+
+def as_torchvision(backbone: BackboneModule, pyramid: Pyramid | None = None) -> TorchvisionBackbone:
+    """A backbone for a detector of torchvision, with `out_channels` and `detector_kwargs`.
+
+    `pyramid`: by default `feature_pyramid(backbone.spec)`: 256 channels at strides 4, 8, 16, 32 and 64.
+    Any size of image. torchvision resizes the shorter side to `min_size=800` unless it is told another.
+
+    Raises `ValueError` on a backbone without the mean and standard deviation of its colours, and on a pyramid that was
+    made for another backbone.
+    """
+    return TorchvisionBackbone(backbone, pyramid or feature_pyramid(backbone.spec))

@@ -1,0 +1,156 @@
+"""Detection: the feature pyramid that detectors read, of a plain Vision Transformer or of a network with levels.
+
+Axes: `B` batch, `D` width, `C` channels of the pyramid, `h w` grid of a map.
+"""
+
+import math
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from heads.base import Head, Needs, create_head
+from vitbackbone import BackboneSpec, Features, Geometry, align
+
+Levels = OrderedDict[str, Tensor]  # maps (B, C, h, w), from high resolution to low
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Pyramid(Head):
+    """A head whose output are maps at several strides: a subclass defines `levels`.
+
+    The output is an `OrderedDict` from high resolution to low, under the names that torchvision's detectors read:
+    `"0"`, `"1"`, ... for `strides`, and `"pool"`, every other pixel of the last one. Images of different sizes are run
+    one by one, as convolutions would mix their padding in, and their maps are filled up with zeros at the right and
+    bottom.
+
+    Raises `ValueError` unless `strides` are powers of two, ascending.
+    """
+
+    def __init__(self, spec: BackboneSpec, needs: Needs, channels: int, strides: Sequence[int]) -> None:
+        super().__init__(spec, needs)
+        ascending = list(strides) == sorted(set(strides))
+        if not strides or not ascending or any(stride < 1 or stride & (stride - 1) for stride in strides):
+            raise ValueError(f"strides={list(strides)}; want powers of two, ascending, such as {list(STRIDES)}")
+        self.channels = channels
+        self.strides = tuple(strides)
+
+    @abstractmethod
+    def levels(self, *features: Features) -> list[Float[Tensor, "B C _ _"]]:
+        """The map of each stride, for images of one size."""
+
+    def forward(self, *features: Features) -> Levels:
+        sizes = features[0].geometry.sizes
+        if len(set(sizes)) > 1:
+            return _stack([self(*(each.image(i) for each in features)) for i in range(len(sizes))])
+        maps = self.levels(*features)
+        named = [(str(i), level) for i, level in enumerate(maps)]
+        return OrderedDict([*named, ("pool", maps[-1][:, :, ::2, ::2])])
+
+
+class SimpleFeaturePyramid(Pyramid):
+    """ViTDet's pyramid on the last map (Li et al. 2022, "Exploring Plain Vision Transformer Backbones for Object
+    Detection"; facebookresearch/detectron2, modeling/backbone/vit.py).
+
+    From a map of stride 16 these are its four branches: 4 times larger by two transposed convolutions, 2 times by one,
+    as it is, and max-pooled; then a 1x1 and a 3x3 convolution, each with a norm. The map of another backbone is first
+    brought to the nearest power of two, as detectors take strides for one: patch 14 is resampled to 16. A finer map
+    than 16 needs fewer transposed convolutions and is pooled more, a coarser one the reverse. The last row and column
+    of an odd map are pooled too, so that every level covers the image.
+
+    `channels`: of every level. `strides`: of the levels, in pixels. `norm`: whether the backbone's final norm is
+    applied; ViTDet's own backbone has none.
+    """
+
+    def __init__(
+        self, spec: BackboneSpec, channels: int = 256, strides: Sequence[int] = STRIDES, norm: bool = True
+    ) -> None:
+        super().__init__(spec, Needs("last", norm), channels, strides)
+        self.base = 2 ** round(math.log2(spec.stride))
+        self.branches = nn.ModuleList(_branch(spec.dim, channels, self.base, stride) for stride in strides)
+
+    def levels(self, *features: Features) -> list[Float[Tensor, "B C _ _"]]:
+        (last,) = features
+        x = align(last, Geometry(last.geometry.sizes, self.base))
+        return [branch(x) for branch in self.branches]
+
+
+def _branch(dim: int, channels: int, base: int, stride: int) -> nn.Sequential:
+    """From a map of stride `base` to one of another: both are powers of two."""
+    layers: list[nn.Module] = []
+    if stride > base:
+        layers.append(nn.MaxPool2d(stride // base, ceil_mode=True))
+    for doubling in range(int(math.log2(base / stride))):
+        if doubling:
+            layers += [ChannelNorm(dim), nn.GELU()]
+        layers.append(nn.ConvTranspose2d(dim, dim // 2, kernel_size=2, stride=2))
+        dim //= 2
+    return nn.Sequential(
+        *layers,
+        nn.Conv2d(dim, channels, kernel_size=1, bias=False),
+        ChannelNorm(channels),
+        nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
+        ChannelNorm(channels),
+    )
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each pixel of a map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class FeaturePyramid(Pyramid):
+    """The pyramid of a network that has a layer at every stride, such as a Swin (Lin et al. 2017, "Feature Pyramid
+    Networks for Object Detection"): the last layer of each stride through a 1x1 convolution, the coarser level added
+    to the finer one from the top down, and a 3x3 convolution on each. The layers are taken without the final norm.
+
+    Raises `ValueError` if the backbone has no layer of one of the strides.
+    """
+
+    def __init__(self, spec: BackboneSpec, channels: int = 256, strides: Sequence[int] = STRIDES) -> None:
+        missing = set(strides) - set(spec.strides)
+        if missing:
+            raise ValueError(
+                f"{spec.name} has no layer of stride {', '.join(map(str, sorted(missing)))}, only of "
+                f"{', '.join(map(str, sorted(set(spec.strides))))}; take SimpleFeaturePyramid, which makes levels"
+            )
+        last = {stride: layer for layer, stride in enumerate(spec.strides)}
+        super().__init__(spec, Needs(tuple(last[stride] for stride in strides), norm=False), channels, strides)
+        self.laterals = nn.ModuleList(nn.Conv2d(spec.dims[layer], channels, kernel_size=1) for layer in self.layers)
+        self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, kernel_size=3, padding=1) for _ in strides)
+
+    def levels(self, *features: Features) -> list[Float[Tensor, "B C _ _"]]:
+        merged = [lateral(each.patches) for lateral, each in zip(self.laterals, features, strict=True)]
+        for i in reversed(range(len(merged) - 1)):
+            fine, factor = merged[i], self.strides[i + 1] // self.strides[i]
+            coarse = merged[i + 1].repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+            merged[i] = fine + coarse[:, :, : fine.shape[2], : fine.shape[3]]
+        return [output(level) for output, level in zip(self.outputs, merged, strict=True)]
+
+
+def feature_pyramid(spec: BackboneSpec, strides: Sequence[int] = STRIDES) -> Pyramid:
+    """The pyramid that suits a backbone: `FeaturePyramid` where it has layers of all the strides, else
+    `SimpleFeaturePyramid`, with the final norm if there is one."""
+    if set(strides) <= set(spec.strides) and len(set(spec.strides)) > 1:
+        return create_head("fpn", spec, strides=list(strides))
+    return create_head("simple_pyramid", spec, strides=list(strides), norm=spec.norms([-1]))
+
+
+def _stack(alone: Sequence[Levels]) -> Levels:
+    """The levels of images that were run one by one, as those of a batch."""
+    batch = Levels()
+    for name in alone[0]:
+        maps = [levels[name] for levels in alone]
+        h, w = (max(level.shape[axis] for level in maps) for axis in (2, 3))
+        batch[name] = torch.cat([F.pad(x, (0, w - x.shape[3], 0, h - x.shape[2])) for x in maps])
+    return batch
