@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from heads.adapters.detectron2 import as_detectron2
     from heads.adapters.torchvision import as_torchvision
+    from heads.attentive import AimProbe, VJepaProbe
+    from heads.attentive_probe import AttentiveProbe
     from heads.base import (
         Attached,
         DenseHead,
@@ -25,23 +27,16 @@ if TYPE_CHECKING:
     from heads.dpt import DPT, DPTDepth
     from heads.eomt import EoMT
     from heads.masks import Masks, set_loss
-    from heads.probes import (
-        ClassReport,
-        KnnProbe,
-        LinearProbe,
-        Report,
-        accuracy_interval,
-        hold_out,
-        load_probe,
-        report,
-        save_probe,
-    )
+    from heads.probe_files import load_probe, save_probe
+    from heads.probes import ClassReport, KnnProbe, LinearProbe, Report, accuracy_interval, hold_out, report
     from heads.segmentation import LinearSegmenter, MultiLayerSegmenter, Segmenter, segmentation_loss
     from heads.upernet import UPerNet
 
 # Loaded on first use, so that none pays for the libraries of another.
 _LAZY = {
+    "AimProbe": "attentive",
     "Attached": "base",
+    "AttentiveProbe": "attentive_probe",
     "ClassReport": "probes",
     "ConcatHead": "classification",
     "DPT": "dpt",
@@ -64,6 +59,7 @@ _LAZY = {
     "Segmenter": "segmentation",
     "SimpleFeaturePyramid": "detection",
     "UPerNet": "upernet",
+    "VJepaProbe": "attentive",
     "accuracy_interval": "probes",
     "as_detectron2": "adapters.detectron2",
     "as_torchvision": "adapters.torchvision",
@@ -78,11 +74,11 @@ _LAZY = {
     "lc_features": "classification",
     "list_heads": "base",
     "load_head": "base",
-    "load_probe": "probes",
+    "load_probe": "probe_files",
     "register_head": "base",
     "report": "probes",
     "save_head": "base",
-    "save_probe": "probes",
+    "save_probe": "probe_files",
     "scale_invariant_loss": "depth",
     "segmentation_loss": "segmentation",
     "set_loss": "masks",
@@ -90,7 +86,9 @@ _LAZY = {
 
 __all__ = [
     "DPT",
+    "AimProbe",
     "Attached",
+    "AttentiveProbe",
     "ClassReport",
     "ConcatHead",
     "DPTDepth",
@@ -112,6 +110,7 @@ __all__ = [
     "Segmenter",
     "SimpleFeaturePyramid",
     "UPerNet",
+    "VJepaProbe",
     "accuracy_interval",
     "as_detectron2",
     "as_torchvision",

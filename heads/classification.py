@@ -54,6 +54,13 @@ def lc_features(*features: Features) -> Float[Tensor, "B F"]:
     """The CLS tokens of the layers given, and the mean of the last one's patches, side by side: what DINOv2's linear
     classifiers read (facebookresearch/dinov2, eval/linear.py; torch hub's names end in `_lc`).
 
+    For a `LinearProbe` on photos, `ImageFeatures(pooling="4cls+mean")` makes those of four layers; out of a store that
+    was made with `--layers -4,-3,-2,-1 --tokens cls,patches` they are
+
+        cls = [store.layer(i).cls for i in store.layers]
+        mean = np.stack([tokens.mean(axis=0) for tokens in store.tokens])
+        X = np.hstack([*cls, mean])
+
     Raises `ValueError` on features without CLS.
     """
     return torch.cat([*(pool_cls(each) for each in features), pool_mean(features[-1])], dim=1)

@@ -1,6 +1,7 @@
 """The heads known by name: where each is. Data only, so that listing them imports none."""
 
 BUILT_IN: dict[str, str] = {
+    "aim_probe": "heads.attentive:AimProbe",
     "concat": "heads.classification:ConcatHead",
     "distilled": "heads.classification:DistilledHead",
     "dpt": "heads.dpt:DPT",
@@ -13,4 +14,5 @@ BUILT_IN: dict[str, str] = {
     "multilayer": "heads.segmentation:MultiLayerSegmenter",
     "simple_pyramid": "heads.detection:SimpleFeaturePyramid",
     "upernet": "heads.upernet:UPerNet",
+    "vjepa_probe": "heads.attentive:VJepaProbe",
 }

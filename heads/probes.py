@@ -1,26 +1,19 @@
 """Probes: how good frozen features are, measured by classifiers that leave the backbone alone.
 
-`LinearProbe` and `KnnProbe` are scikit-learn classifiers on plain arrays; `report` measures one, `save_probe` and
-`load_probe` keep it without pickle.
+`LinearProbe` and `KnnProbe` are scikit-learn classifiers on plain arrays; `report` measures one.
 
 Axes: `N` samples, `F` features, `K` classes.
 """
 
-import hashlib
-import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import Any, no_type_check
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError
-from safetensors import numpy as safetensors
 from scipy.special import expit, softmax
 from scipy.stats import binomtest
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -47,7 +40,7 @@ BLOCK = 2**24  # similarities that KnnProbe holds at a time: 64 MB in float32
 
 @no_type_check  # at run time: `fit` refuses wrong arguments itself, in the words that scikit-learn demands
 class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
-    """What the two probes share: the checks of scikit-learn's contract, and what goes into a file.
+    """What the probes share: the checks of scikit-learn's contract, and what goes into a file.
 
     float32 and float64 features stay what they are; half precision and integers become float32.
     """
@@ -60,15 +53,17 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
 
     def _check_fit(self, X: ArrayLike, y: ArrayLike) -> tuple[Array, Array, Array]:
         """Features (N, F), classes (K,), and the index (N,) of each label among the classes."""
-        features, labels = validate_data(self, X, y, dtype=[np.float32, np.float64])
-        check_classification_targets(labels)
-        classes, codes = np.unique(labels, return_inverse=True)
+        check_no_label_missing(y)
+        features, labels = validate_data(self, X, y, dtype=[np.float32, np.float64], ensure_all_finite=False)
+        _check_finite(features)
+        classes, codes = encode_labels(labels)
         return features, classes, codes
 
     def _check_predict(self, X: ArrayLike) -> Array:
         """Features (N, F) in the precision of the fit."""
         check_is_fitted(self)
-        features: Array = validate_data(self, X, dtype=self._dtype(), reset=False)
+        features: Array = validate_data(self, X, dtype=self._dtype(), reset=False, ensure_all_finite=False)
+        _check_finite(features)
         return features
 
     def _dtype(self) -> np.dtype[Any]:
@@ -81,6 +76,35 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
     def _from_tensors(self, tensors: Tensors) -> None:
         """The inverse; `classes_` is set before. Raises `KeyError` or `ValueError` on what does not fit."""
         raise NotImplementedError
+
+
+def check_no_label_missing(y: ArrayLike | None) -> None:
+    """Raises `ValueError` if a label is NaN or None."""
+    if y is None:
+        return  # scikit-learn speaks of that
+    labels = np.asarray(y, dtype=object).ravel()
+    missing = [i for i, label in enumerate(labels) if label is None or (isinstance(label, float) and math.isnan(label))]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(labels)} labels are NaN or None, first that of sample {missing[0]}; leave the "
+            "samples without a label out, of X and of y"
+        )
+
+
+def encode_labels(labels: Array) -> tuple[Array, Array]:
+    """Classes (K,), sorted, and the index (N,) of each label among them. Raises `ValueError` on continuous labels."""
+    check_classification_targets(labels)
+    classes, codes = np.unique(labels, return_inverse=True)
+    return classes, codes
+
+
+def _check_finite(features: Array) -> None:
+    wrong = np.flatnonzero(~np.isfinite(features.sum(axis=1, dtype=np.float64)))  # and no mask of the size of X
+    if len(wrong):
+        raise ValueError(
+            f"the features of {len(wrong)} of {len(features)} samples hold NaN or inf, first sample {wrong[0]}; leave "
+            "these samples out, of X and of y, or extract them again in a higher precision"
+        )
 
 
 @no_type_check
@@ -302,10 +326,8 @@ class Report:
         return "\n".join(lines)
 
 
-def report(
-    probe: LinearProbe | KnnProbe, X: ArrayLike, y: ArrayLike, class_names: Sequence[str] | None = None
-) -> Report:
-    """Measures a fitted probe on features (N, F) and labels (N,).
+def report(probe: Probe, X: Any, y: ArrayLike, class_names: Sequence[str] | None = None) -> Report:
+    """Measures a fitted probe on features, as it takes them, and labels (N,).
 
     `class_names`: the name of each label, where labels are 0, 1, ...; by default a label is its own name. The table
     has the classes of the probe and those of `y`; a class the probe does not know counts as wrong.
@@ -323,87 +345,3 @@ def report(
     names = [str(label) if class_names is None else class_names[label] for label in labels]
     rows = zip(names, samples.astype(int).tolist(), precision.tolist(), recall.tolist(), strict=True)
     return Report(int((predicted == truth).sum()), len(truth), tuple(ClassReport(*row) for row in rows))
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-KINDS: dict[str, type[LinearProbe] | type[KnnProbe]] = {"linear": LinearProbe, "knn": KnnProbe}
-TENSORS, RECORD = "probe.safetensors", "probe.json"
-VERSION = 1
-
-
-def save_probe(probe: BaseEstimator, folder: str | PathLike[str], *, about: dict[str, Any]) -> None:
-    """Writes a fitted probe to `folder`, made if missing: `probe.safetensors` and `probe.json`. A probe there is
-    replaced.
-
-    `about`: what the probe was fitted on, anything that JSON holds: the backbone, its settings, the class names.
-    Raises `ValueError` on another estimator than a fitted probe, and on labels other than strings, integers and
-    booleans; `ValueError` or `TypeError` on what JSON does not hold. Nothing is written then.
-    """
-    kind = next((kind for kind, cls in KINDS.items() if isinstance(probe, cls)), None)
-    if kind is None:
-        raise ValueError(f"save_probe was given a {type(probe).__name__}; want a LinearProbe or a KnnProbe")
-    check_is_fitted(probe)
-    tensors = safetensors.save(probe._to_tensors())
-    names = getattr(probe, "feature_names_in_", None)
-    record = {
-        "version": VERSION,
-        "kind": kind,
-        "params": probe.get_params(),
-        "classes": probe.classes_.tolist(),
-        "classes_dtype": _label_dtype(probe.classes_),
-        "feature_names": None if names is None else list(names),
-        "sha256": hashlib.sha256(tensors).hexdigest(),  # a record beside the tensors of another probe is refused
-        "about": about,
-    }
-    text = json.dumps(record, indent=2, allow_nan=False, default=_number)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / TENSORS).write_bytes(tensors)
-    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
-
-
-def load_probe(folder: str | PathLike[str]) -> tuple[LinearProbe | KnnProbe, dict[str, Any]]:
-    """The probe that `save_probe` wrote, predicting the same to the last bit, and its `about`.
-
-    Raises `OSError` if the files cannot be read, `ValueError` if they are not what `save_probe` wrote.
-    """
-    folder = Path(folder)
-    missing = [name for name in (TENSORS, RECORD) if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} has no {' and no '.join(missing)}; want a folder written by save_probe, with {TENSORS}, {RECORD}"
-        )
-    data, text = (folder / TENSORS).read_bytes(), (folder / RECORD).read_bytes()
-    try:
-        record = json.loads(text)
-        if record["version"] != VERSION:
-            raise ValueError(f"version {record['version']}; this release reads version {VERSION}")
-        if record["sha256"] != hashlib.sha256(data).hexdigest():
-            raise ValueError(f"{TENSORS} is not the file that {RECORD} was written with (sha256)")
-        if record["kind"] not in KINDS:
-            raise ValueError(f"kind {record['kind']!r}; want one of {', '.join(KINDS)}")
-        probe = KINDS[record["kind"]](**record["params"])
-        probe.classes_ = np.array(record["classes"], dtype=record["classes_dtype"])
-        probe._from_tensors(safetensors.load(data))
-        if record["feature_names"] is not None:
-            probe.feature_names_in_ = np.array(record["feature_names"], dtype=object)
-        return probe, record["about"]
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder} holds no probe as save_probe writes it: {error!r}") from error
-
-
-def _label_dtype(classes: Array) -> str:
-    """The dtype by which `classes` come back from JSON. Raises `ValueError` where JSON would change them."""
-    if classes.dtype.kind == "U":
-        return "str"
-    if classes.dtype.kind in "biu" or all(isinstance(label, str) for label in classes):
-        return classes.dtype.name
-    raise ValueError(f"labels are {classes.dtype}; a saved probe needs strings, integers or booleans")
-
-
-def _number(value: object) -> Any:
-    """numpy's numbers, which a grid search sets as parameters, as JSON's."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{value!r} is a {type(value).__name__}, which JSON does not hold")

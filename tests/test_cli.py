@@ -110,7 +110,7 @@ def test_nothing_readable_is_exit_code_1_and_a_whole_store(tmp_path: Path) -> No
     assert len(FeatureStore(tmp_path / "out").failed) == 1
 
 
-@pytest.mark.parametrize("kind", ["linear", "knn"])
+@pytest.mark.parametrize("kind", ["linear", "knn", "attentive"])
 def test_probe_measures_saves_and_predicts(
     store: Path, photos: Path, tmp_path: Path, kind: str, capsys: object
 ) -> None:

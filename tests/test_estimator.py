@@ -178,7 +178,7 @@ def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", ["fit", "transform"])
 def test_wrong_parameters(method):
     for parameters, match in [
-        ({"pooling": "max"}, "pooling='max'; want one of cls, mean, cls\\+mean, pooled"),
+        ({"pooling": "max"}, "pooling='max'; want one of cls, mean, cls\\+mean, 4cls\\+mean, pooled, tokens"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=match):

@@ -45,6 +45,7 @@ from vitbackbone import (
 
 # The options of a small head of each name. A head that is not here fails `test_every_head_is_held_to_the_contract`.
 OPTIONS: dict[str, dict[str, object]] = {
+    "aim_probe": {"num_classes": 5},
     "concat": {"num_classes": 5},
     "distilled": {"num_classes": 5},
     "dpt": {"num_classes": 5, "channels": 16},
@@ -57,6 +58,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "multilayer": {"num_classes": 5},
     "simple_pyramid": {"channels": 8},
     "upernet": {"num_classes": 5, "channels": 16},
+    "vjepa_probe": {"num_classes": 5},
 }
 
 BACKBONES: dict[str, Callable[[], BackboneModule]] = {

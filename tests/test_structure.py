@@ -119,6 +119,13 @@ def test_the_names_that_are_exported() -> None:
         _ = heads.nothing
 
 
+@pytest.mark.parametrize("names", ["extract, extract", "FeatureStore, extract", "ImageFeatures, extract"])
+def test_extract_is_the_function_in_whatever_order_it_is_imported(names: str) -> None:
+    """It shares its name with the module that it is in."""
+    code = f"import vitbackbone as v; from vitbackbone import {names}; assert callable(extract) and callable(v.extract)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("module", ["vitbackbone", "heads", "vitbackbone.cli"])
 def test_a_bare_import_is_light(module: str) -> None:
     code = f"import {module}, sys; print(*sys.modules)"

@@ -77,5 +77,8 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        module = importlib.import_module(_LAZY[name])
+        # All of the module's at once: importing it puts the module `extract` where the function is to be.
+        globals().update({each: getattr(module, each) for each, home in _LAZY.items() if home == _LAZY[name]})
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -97,10 +97,11 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys and values of each head, and what is added to their scores."""
-        bias: Tensor | None = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias)
+            qkv = F.linear(x, self.qkv.weight, bias)
+        else:
+            qkv = self.qkv(x)  # called as a module, so that an adapter or a hook on it takes part
         q, k, v = rearrange(qkv, "B N (three heads d) -> three B heads N d", three=3, heads=self.num_heads)
         scores = None if self.rel_pos is None else self.rel_pos(q, grid)
         if self.rotary:

@@ -73,19 +73,25 @@ def _extract(args: argparse.Namespace) -> int:
 
 
 def _probe(args: argparse.Namespace) -> int:
-    from heads.probes import KnnProbe, LinearProbe, hold_out, report, save_probe
+    from heads.attentive_probe import AttentiveProbe
+    from heads.probe_files import save_probe
+    from heads.probes import KnnProbe, LinearProbe, hold_out, report
     from vitbackbone.extract import FeatureStore
 
     out = Path(args.out or Path(args.store) / f"probe-{args.probe}")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; want a folder")
     store = FeatureStore(args.store)
-    kind = _kind(store)
+    kind = "tokens" if args.probe == "attentive" else _kind(store)
     X, y = _labelled(store, kind, store.class_names)
     classes, codes = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"{store.directory} has the one class {store.class_names[classes[0]]!r}; want at least two")
-    make = {"linear": lambda: LinearProbe(preset=args.preset), "knn": lambda: KnnProbe(k=args.k)}[args.probe]
+    make: Callable[[], Any] = {
+        "linear": lambda: LinearProbe(preset=args.preset),
+        "knn": lambda: KnnProbe(k=args.k),
+        "attentive": lambda: AttentiveProbe(form=args.form),
+    }[args.probe]
     if args.test:
         test = FeatureStore(args.test)
         _same_features(store, test)
@@ -108,7 +114,7 @@ def _probe(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from heads.probes import load_probe
+    from heads.probe_files import load_probe
     from vitbackbone.features import pool_cls, pool_mean
     from vitbackbone.inference import evaluating
     from vitbackbone.load import load_backbone
@@ -128,7 +134,8 @@ def _predict(args: argparse.Namespace) -> int:
     def classify(pixels: "Tensor") -> "NDArray[Any]":
         with evaluating(backbone):
             (features,) = backbone.forward_layers(pixels[None], manifest["layers"][-1:], norm=manifest["norm"])
-            row = {"cls": pool_cls, "patches": pool_mean}[about["features"]](features)
+            read_of = {"cls": pool_cls, "patches": pool_mean, "tokens": lambda features: features.tokens}
+            row = read_of[about["features"]](features)
         return probe.predict_proba(row.numpy())[0]
 
     return _print_classes(args.images, read, classify, [manifest["class_names"][i] for i in probe.classes_], top=3)
@@ -215,8 +222,8 @@ def _kind(store: "FeatureStore") -> str:
     return kinds[0]
 
 
-def _labelled(store: "FeatureStore", kind: str, class_names: Sequence[str]) -> "tuple[NDArray[Any], NDArray[Any]]":
-    """Features and labels of the images that have one, the labels as indices into `class_names`."""
+def _labelled(store: "FeatureStore", kind: str, class_names: Sequence[str]) -> "tuple[Any, NDArray[Any]]":
+    """Features of the images that have a label, and their labels as indices into `class_names`."""
     if not len(store):
         raise ValueError(f"no image of {store.directory} was read; `FeatureStore.failed` says why")
     known = np.flatnonzero(store.labels >= 0)
@@ -231,6 +238,8 @@ def _labelled(store: "FeatureStore", kind: str, class_names: Sequence[str]) -> "
     y = np.array([class_names.index(name) for name in store.class_names])[store.labels[known]]
     if kind == "cls":
         return np.asarray(store.cls[known], dtype=np.float32), y
+    if kind == "tokens":
+        return store.tokens[known], y
     return np.stack([store.patches(int(i)).mean(axis=(1, 2), dtype=np.float32) for i in known]), y
 
 
@@ -361,9 +370,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("store", metavar="STORE", help="what `vitbackbone extract` wrote, with labels")
     p.add_argument("--test", metavar="STORE", help="measure on it; without one, on a fifth of the first, held out")
-    p.add_argument("--probe", choices=["linear", "knn"], default="linear", help="logistic regression or neighbours")
+    probes = "logistic regression, neighbours, or attention to patches, which the store must have"
+    p.add_argument("--probe", choices=["linear", "knn", "attentive"], default="linear", help=probes)
     p.add_argument("--preset", choices=["clip", "dinov2"], default="clip", help="of linear: one C, or a sweep of 45")
     p.add_argument("--k", type=int, default=20, metavar="N", help="of knn: how many neighbours vote")
+    p.add_argument("--form", choices=["vjepa", "aim"], default="vjepa", help="of attentive: whose")
     p.add_argument("--out", metavar="DIR", help="where to save the probe (default: STORE/probe-KIND)")
 
     p = command(

@@ -4,6 +4,7 @@ Axes: `N` images, `F` features, `D` width of the backbone, `H W` pixels.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
 from typing import Any, no_type_check
@@ -17,17 +18,30 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from torch import Tensor, nn
 
-from vitbackbone.features import Backbone, BackboneModule, Features, pool_cls, pool_mean
+from vitbackbone.features import Backbone, BackboneModule, BackboneSpec, Features, pool_cls, pool_mean
 from vitbackbone.inference import evaluating
 from vitbackbone.preprocess import ImageTransform, Resolution
 
 Images = Sequence[Any] | NDArray[Any]
 
-POOLINGS: dict[str, Callable[[Features], Tensor]] = {
-    "cls": pool_cls,
-    "mean": pool_mean,
-    "cls+mean": lambda features: torch.cat([pool_cls(features), pool_mean(features)], dim=1),
-    "pooled": lambda features: features.pooled,
+
+def _cls_mean(*features: Features) -> Tensor:
+    return torch.cat([*(pool_cls(each) for each in features), pool_mean(features[-1])], dim=1)
+
+
+@dataclass(frozen=True)
+class _Pooling:
+    pool: Callable[..., Tensor]  # of the features of each layer
+    layers: int = 1  # how many are read, up to the one asked for
+
+
+POOLINGS = {
+    "cls": _Pooling(pool_cls),
+    "mean": _Pooling(pool_mean),
+    "cls+mean": _Pooling(_cls_mean),
+    "4cls+mean": _Pooling(_cls_mean, layers=4),
+    "pooled": _Pooling(lambda features: features.pooled),
+    "tokens": _Pooling(lambda features: features.tokens),
 }
 
 
@@ -39,8 +53,10 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
     `model`: what `load_backbone` takes, or a backbone. A named one is loaded on first use and in no pickle; the last
     two stay in memory and are shared, so the clones of a grid search do not load it again. A backbone that is passed is
     used on the device where it lies, and gets its training mode back; cloning the estimator copies it.
-    `pooling`: `"cls"`, `"mean"` of the patches, `"cls+mean"` (both, in this order), or `"pooled"`, the checkpoint's
-    own pooling.
+    `pooling`: `"cls"`, `"mean"` of the patches, `"cls+mean"` (both, in this order), `"4cls+mean"` (CLS of each of the
+    last four layers up to `layer`, then the mean), or `"pooled"`, the checkpoint's own pooling. DINOv2's linear
+    classifiers read the third or the fourth (facebookresearch/dinov2, eval/linear.py). `"tokens"` pools nothing: the
+    patches as (T, D), for `heads.AttentiveProbe`.
     `layer`: index of a block, negative from the end; the final norm is applied at each, where the checkpoint has one.
     `resolution`: input size in pixels, a side or (H, W); by default the checkpoint's own.
     `batch_size`: how many images are read and run at a time.
@@ -73,7 +89,7 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         return self
 
     def transform(self, X: Images) -> NDArray[np.float32]:
-        """Features (N, F), float32; F is D, or 2 D for `"cls+mean"`.
+        """Features (N, F), float32; F is D, 2 D for `"cls+mean"`, 5 D for `"4cls+mean"`. For `"tokens"`, (N, T, D).
 
         Raises `ValueError` on an image that cannot be read, naming it, and on wrong parameters.
         """
@@ -81,6 +97,7 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         backbone = self._backbone()
         parameter = next(backbone.parameters(), None) if isinstance(backbone, nn.Module) else None
         device = torch.device(self.device) if parameter is None else parameter.device
+        layers = self._layers(backbone.spec)
         batches = []
         images = list(X)
         with evaluating(backbone):
@@ -88,14 +105,20 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
                 batch = images[start : start + self.batch_size]
                 pixels = [self._read(start + i, image, backbone.preprocess) for i, image in enumerate(batch)]
                 inputs = torch.stack(pixels).to(device)
-                features = backbone.forward_layers(inputs, [self.layer], norm=backbone.spec.norms([self.layer]))[0]
-                batches.append(POOLINGS[self.pooling](features).float().cpu().numpy())
+                features = backbone.forward_layers(inputs, layers, norm=backbone.spec.norms(layers))
+                batches.append(POOLINGS[self.pooling].pool(*features).float().cpu().numpy())
         return np.concatenate(batches)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
-        """The name of each feature, (F,): `cls0`, `cls1`, ..., `mean0`, ... Loads the backbone."""
-        dim = self._backbone().spec.dim
-        return np.array([f"{part}{i}" for part in self.pooling.split("+") for i in range(dim)], dtype=object)
+        """The name of each feature, (F,): `cls0`, `cls1`, ..., `mean0`, ...; of several layers `layer8.cls0`, ... Loads
+        the backbone. Raises `ValueError` for `"tokens"`, which are no columns."""
+        if self.pooling == "tokens":
+            raise ValueError('ImageFeatures(pooling="tokens") gives (N, T, D), whose last axis has no names')
+        spec = self._backbone().spec
+        layers = self._layers(spec)
+        first, *rest = self.pooling.split("+")
+        parts = [*([first] if len(layers) == 1 else [f"layer{layer}.cls" for layer in layers]), *rest]
+        return np.array([f"{part}{i}" for part in parts for i in range(spec.dim)], dtype=object)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -108,6 +131,16 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
 
     def _backbone(self) -> Backbone:
         return _load(str(self.model), self.device) if isinstance(self.model, str | PathLike) else self.model
+
+    def _layers(self, spec: BackboneSpec) -> list[int]:
+        """0-based, those that the pooling reads."""
+        (last,), count = spec.indices([self.layer]), POOLINGS[self.pooling].layers
+        if last + 1 < count:
+            raise ValueError(
+                f"ImageFeatures: pooling={self.pooling!r} reads {count} layers up to layer {last} of {spec.name}, and "
+                f"there are {last + 1}; want a deeper layer"
+            )
+        return list(range(last + 1 - count, last + 1))
 
     def _check(self, X: Images) -> None:
         if self.pooling not in POOLINGS:

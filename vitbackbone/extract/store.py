@@ -3,6 +3,7 @@
 Axes: `N` images that were read, `R` register tokens, `D` width, `h w` patch grid of one image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -94,6 +95,12 @@ class FeatureStore:
         tokens = _numpy(shard.file.get_tensor(name)[start : start + h * w])
         return tokens.reshape(h, w, -1).transpose(2, 0, 1)
 
+    @property
+    def tokens(self) -> "StoredTokens":
+        """The patches of each image as a sequence, (h*w, D), row-major, as `Features.tokens`: read when asked for."""
+        self._name("patches")
+        return StoredTokens(self, np.arange(len(self)))
+
     @cached_property
     def index(self) -> pa.Table:
         """A row for every input, in order; the columns are those of `layout.INDEX`."""
@@ -149,6 +156,24 @@ class FeatureStore:
             sizes = grid.astype(np.int64).prod(axis=1)
             self._open[number] = _Shard(file, grid, sizes.cumsum() - sizes)
         return self._open[number]
+
+
+class StoredTokens(Sequence[Float[np.ndarray, "T D"]]):
+    """The patch tokens of some images of a store. An index reads one image; a slice, a mask or indices choose images
+    and read none."""
+
+    def __init__(self, store: FeatureStore, rows: Int[np.ndarray, " n"]) -> None:
+        self.store = store
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, int | np.integer):
+            maps = self.store.patches(int(self.rows[index]))
+            return maps.reshape(len(maps), -1).T
+        return StoredTokens(self.store, self.rows[index])
 
 
 def _numpy(tensor: Tensor) -> Float[np.ndarray, "..."]:

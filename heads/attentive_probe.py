@@ -1,0 +1,212 @@
+"""The attentive probe as a scikit-learn classifier, trained in torch on stored or live patch tokens.
+
+Axes: `B` batch, `T` tokens, `D` width, `K` classes, `N` samples.
+"""
+
+import sys
+from collections.abc import Iterator
+from typing import Any, no_type_check
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import Tags, check_consistent_length, column_or_1d
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from heads.attentive import FORMS
+from heads.probes import Array, Probe, Tensors, check_no_label_missing, encode_labels
+
+HEAD_WIDTH = 64  # of the attention of nearly every Vision Transformer
+
+
+@no_type_check  # at run time: `fit` refuses wrong arguments itself
+class AttentiveProbe(Probe):
+    """An attentive probe on the patch tokens of a frozen backbone, trained in torch, as a scikit-learn classifier.
+
+    `form`: `"vjepa"` or `"aim"`. It reads the tokens it is given; AIM's own are the mean of the last six layers.
+    `num_heads`: of the attention; by default one for every 64 of width, as nearly all Vision Transformers have.
+    `epochs`, `batch_size`, `lr`, `weight_decay`: AdamW, the learning rate falling from `lr` to 0 by a cosine, gradients
+    clipped to 1, no weight decay of biases and norms: V-JEPA's recipe for images (facebookresearch/jepa,
+    evals/image_classification_frozen/eval.py), but that its weight decay falls too.
+    `random_state`: decides initialisation and order; equal seeds give equal probes on one machine.
+    `device`: where it trains and predicts. `progress`: show a bar.
+
+    X is a sequence with (T, D) tokens of each sample, which may differ in T, read when needed:
+    `FeatureStore(...).tokens`, an array or a memory map (N, T, D), or what `ImageFeatures(pooling="tokens")` makes.
+
+    Fitted: `module_`, whose parameters are those of the head's `classifier`; `loss_`, the mean of the last epoch;
+    `classes_`.
+    Raises `ValueError` on an unknown form, a number of heads that does not divide D, a single class, labels that are
+    missing or continuous, and tokens that are of another shape or not finite.
+    """
+
+    module_: nn.Module
+    loss_: float
+
+    def __init__(
+        self,
+        form: str = "vjepa",
+        num_heads: int | None = None,
+        epochs: int = 20,
+        batch_size: int = 64,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-3,
+        random_state: int = 0,
+        device: str = "cpu",
+        progress: bool = True,
+    ) -> None:
+        self.form = form
+        self.num_heads = num_heads
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.random_state = random_state
+        self.device = device
+        self.progress = progress
+
+    def fit(self, X: Any, y: ArrayLike) -> "AttentiveProbe":
+        """Trains on tokens, N of (T, D), and labels (N,)."""
+        self._check_parameters()
+        samples = _Samples(X)
+        check_no_label_missing(y)
+        labels = column_or_1d(y, warn=True)
+        check_consistent_length(labels, range(len(samples)))
+        classes, codes = encode_labels(labels)
+        if len(classes) < 2:
+            raise ValueError(f"AttentiveProbe was given samples of one class, {str(classes[0])!r}; want at least two")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.random_state)
+            module = self._build(samples.width, len(classes)).to(self.device).train()
+        self.loss_ = self._train(module, samples, torch.from_numpy(codes).to(self.device))
+        self.classes_, self.n_features_in_, self.module_ = classes, samples.width, module.eval()
+        return self
+
+    def _train(self, module: nn.Module, samples: "_Samples", targets: Tensor) -> float:
+        """Trains the module in place; returns the mean loss of the last epoch."""
+        matrices = [p for p in module.parameters() if p.ndim > 1]
+        plain = [p for p in module.parameters() if p.ndim == 1]
+        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        steps = self.epochs * -(-len(samples) // self.batch_size)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        order = np.random.default_rng(self.random_state)
+        shown = {"disable": not self.progress, "mininterval": 0.1 if sys.stderr.isatty() else 10}
+        with tqdm(total=self.epochs * len(samples), unit="sample", **shown) as bar:
+            for _ in range(self.epochs):
+                total = 0.0
+                for rows in self._batches(order.permutation(len(samples))):
+                    loss = F.cross_entropy(module(*samples.batch(rows, self.device)), targets[rows])
+                    if not torch.isfinite(loss):
+                        raise ValueError(f"AttentiveProbe: the loss is {loss.item()}; take a lower lr than {self.lr}")
+                    optimizer.zero_grad()
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+                    optimizer.step()
+                    cosine.step()
+                    total += loss.item() * len(rows)
+                    bar.update(len(rows))
+                    bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        return total / len(samples)
+
+    def predict_proba(self, X: Any) -> Array:
+        """Probabilities (N, K), in the order of `classes_`."""
+        return self._logits(X).softmax(dim=1).numpy()
+
+    def predict(self, X: Any) -> Array:
+        """Labels (N,)."""
+        best = self._logits(X).argmax(dim=1).numpy()
+        return self.classes_[best]
+
+    def _logits(self, X: Any) -> Tensor:
+        check_is_fitted(self)
+        samples = _Samples(X)
+        if samples.width != self.n_features_in_:
+            raise ValueError(f"AttentiveProbe was fitted on tokens of width {self.n_features_in_}, got {samples.width}")
+        module = self.module_.to(self.device)
+        with torch.inference_mode():
+            parts = self._batches(np.arange(len(samples)))
+            return torch.cat([module(*samples.batch(rows, self.device)).float().cpu() for rows in parts])
+
+    def _batches(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """As alike in size as can be: batch norm has nothing to norm by in a last batch of one."""
+        return iter(np.array_split(rows, -(-len(rows) // self.batch_size)))
+
+    def _build(self, width: int, num_classes: int) -> nn.Module:
+        heads = max(1, width // HEAD_WIDTH) if self.num_heads is None else self.num_heads
+        return FORMS[self.form](width, num_classes, heads)
+
+    def _check_parameters(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"AttentiveProbe: unknown form {self.form!r}; want one of {', '.join(FORMS)}")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"AttentiveProbe: {name} must be at least 1, got {getattr(self, name)!r}")
+
+    def _to_tensors(self) -> Tensors:
+        tensors = {name: tensor.cpu().numpy() for name, tensor in self.module_.state_dict().items()}
+        return {**tensors, "loss": np.array(self.loss_)}
+
+    def _from_tensors(self, tensors: Tensors) -> None:
+        self.loss_ = float(tensors.pop("loss"))
+        num_classes, self.n_features_in_ = tensors["linear.weight"].shape
+        if num_classes != len(self.classes_):
+            raise ValueError(f"{len(self.classes_)} classes, but a layer for {num_classes}")
+        self.module_ = self._build(self.n_features_in_, num_classes).eval()
+        try:
+            self.module_.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()})
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+class _Samples:
+    """The tokens of samples, read when asked for."""
+
+    def __init__(self, X: Any) -> None:
+        """Raises `ValueError` on what is no sequence of (T, D) tokens."""
+        self.X = X
+        if not hasattr(X, "__getitem__") or not hasattr(X, "__len__") or isinstance(X, str | bytes | dict):
+            raise ValueError(f"X is a {type(X).__name__}; want patch tokens, (N, T, D) or a sequence of (T, D)")
+        if not len(X):
+            raise ValueError("X has no sample; want patch tokens, (N, T, D) or a sequence of (T, D)")
+        self.width = np.shape(X[0])[-1] if np.ndim(X[0]) == 2 else 0
+        self.read(0)
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def read(self, row: int) -> Float[np.ndarray, "T D"]:
+        """Raises `ValueError` on tokens of another shape, and on values that are not finite."""
+        tokens = np.asarray(self.X[row], dtype=np.float32)
+        if tokens.ndim != 2 or tokens.shape[1] != self.width or not tokens.size:
+            width = self.width or "D"
+            raise ValueError(
+                f"the tokens of sample {row} have shape {tokens.shape}; want (T, {width}), one row a patch: "
+                "`FeatureStore(...).tokens`, or of features (B, D, h, w) their `tokens`"
+            )
+        if not np.isfinite(tokens).all():
+            raise ValueError(
+                f"the tokens of sample {row} hold NaN or inf; leave the sample out, of X and of y, or extract it again "
+                "in a higher precision"
+            )
+        return tokens
+
+    def batch(self, rows: NDArray[np.int64], device: str) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T, D), shorter samples filled up, and which of them are there (B, T)."""
+        parts = [self.read(int(row)) for row in rows]
+        lengths = np.array([len(part) for part in parts])
+        tokens = np.zeros((len(parts), lengths.max(), self.width), dtype=np.float32)
+        for i, part in enumerate(parts):
+            tokens[i, : len(part)] = part
+        valid = np.arange(lengths.max()) < lengths[:, None]
+        return torch.from_numpy(tokens).to(device), torch.from_numpy(valid).to(device)
