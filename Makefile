@@ -4,7 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint format bench parity clean
+OLDEST := .venv-oldest
+LEROBOT := .venv-lerobot
+
+.PHONY: demo test test-all test-oldest test-lerobot lint format bench parity clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitbackbone demo --out demo
@@ -14,6 +17,12 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
+
+test-oldest: $(OLDEST)/.made
+	$(OLDEST)/bin/python -m pytest -q -m "not slow"
+
+test-lerobot: $(LEROBOT)/.made
+	$(LEROBOT)/bin/python -m pytest -q tests/test_lerobot.py tests/test_cameras.py tests/test_vla.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -31,7 +40,7 @@ parity: $(VENV)/.dev
 	PYTHONPATH=. $(BIN)/python benchmarks/parity.py
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(LEROBOT) demo build dist *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -42,4 +51,19 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+# Every lower bound of pyproject.toml is the version installed. transformers wants a newer huggingface_hub than these
+# do, and the tests against it are left out (tests/conftest.py).
+$(OLDEST)/.made: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	grep -oE '"[A-Za-z_-]+(\[[a-z]+\])?>=[0-9.]+"' pyproject.toml | tr -d '"' | sed -E 's/\[.*\]//; s/>=/==/' \
+		> $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt \
+		--editable ".[view]" beartype hypothesis pandas pytest
+	touch $@
+
+$(LEROBOT)/.made: pyproject.toml
+	$(PYTHON) -m venv $(LEROBOT)
+	$(LEROBOT)/bin/python -m pip install --quiet --editable . "lerobot==0.4.4" beartype hypothesis pytest
 	touch $@

@@ -21,14 +21,18 @@ if TYPE_CHECKING:
         register_head,
         save_head,
     )
+    from heads.cameras import CameraEncoder, CameraFeatures, CameraTokens
     from heads.classification import ConcatHead, DistilledHead, MlpHead, checkpoint_head, imagenet_labels, lc_features
     from heads.depth import DepthMetrics, LinearDepth, depth_metrics, scale_invariant_loss
     from heads.detection import FeaturePyramid, SimpleFeaturePyramid, feature_pyramid
     from heads.dpt import DPT, DPTDepth
     from heads.eomt import EoMT
     from heads.masks import Masks, set_loss
+    from heads.policy import KeypointEncoder, PolicyNeck, SpatialSoftmax
     from heads.probe_files import load_probe, save_probe
     from heads.probes import ClassReport, KnnProbe, LinearProbe, Report, accuracy_interval, hold_out, report
+    from heads.projectors import OpenVLAProjector, SpaceToDepth, TokenProjector
+    from heads.resamplers import MapPool, PerceiverResampler
     from heads.segmentation import LinearSegmenter, MultiLayerSegmenter, Segmenter, segmentation_loss
     from heads.upernet import UPerNet
 
@@ -37,6 +41,9 @@ _LAZY = {
     "AimProbe": "attentive",
     "Attached": "base",
     "AttentiveProbe": "attentive_probe",
+    "CameraEncoder": "cameras",
+    "CameraFeatures": "cameras",
+    "CameraTokens": "cameras",
     "ClassReport": "probes",
     "ConcatHead": "classification",
     "DPT": "dpt",
@@ -47,17 +54,25 @@ _LAZY = {
     "EoMT": "eomt",
     "FeaturePyramid": "detection",
     "Head": "base",
+    "KeypointEncoder": "policy",
     "KnnProbe": "probes",
     "LinearDepth": "depth",
     "LinearProbe": "probes",
     "LinearSegmenter": "segmentation",
+    "MapPool": "resamplers",
     "Masks": "masks",
     "MlpHead": "classification",
     "MultiLayerSegmenter": "segmentation",
     "Needs": "base",
+    "OpenVLAProjector": "projectors",
+    "PerceiverResampler": "resamplers",
+    "PolicyNeck": "policy",
     "Report": "probes",
     "Segmenter": "segmentation",
     "SimpleFeaturePyramid": "detection",
+    "SpaceToDepth": "projectors",
+    "SpatialSoftmax": "policy",
+    "TokenProjector": "projectors",
     "UPerNet": "upernet",
     "VJepaProbe": "attentive",
     "accuracy_interval": "probes",
@@ -89,6 +104,9 @@ __all__ = [
     "AimProbe",
     "Attached",
     "AttentiveProbe",
+    "CameraEncoder",
+    "CameraFeatures",
+    "CameraTokens",
     "ClassReport",
     "ConcatHead",
     "DPTDepth",
@@ -98,17 +116,25 @@ __all__ = [
     "EoMT",
     "FeaturePyramid",
     "Head",
+    "KeypointEncoder",
     "KnnProbe",
     "LinearDepth",
     "LinearProbe",
     "LinearSegmenter",
+    "MapPool",
     "Masks",
     "MlpHead",
     "MultiLayerSegmenter",
     "Needs",
+    "OpenVLAProjector",
+    "PerceiverResampler",
+    "PolicyNeck",
     "Report",
     "Segmenter",
     "SimpleFeaturePyramid",
+    "SpaceToDepth",
+    "SpatialSoftmax",
+    "TokenProjector",
     "UPerNet",
     "VJepaProbe",
     "accuracy_interval",

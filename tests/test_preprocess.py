@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.transforms import ResizeKeepRatio, str_to_interp_mode
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from torchvision.transforms import functional as TVF
 
@@ -14,6 +15,15 @@ from tests.helpers import photo, save_photo
 from vitbackbone import Preprocess, load_image
 
 SIZES = [(68, 121), (160, 160), (333, 517), (30, 20), (1, 1), (7, 400)]
+
+
+def timms(size: tuple[int, int], interpolation: str, **settings: object) -> Compose:
+    """timm's transform. Before 1.0.31 it forgot the interpolation of sizes that are no square."""
+    transform = create_transform((3, *size), interpolation=interpolation, **settings)
+    for step in transform.transforms:
+        if isinstance(step, ResizeKeepRatio):
+            step.interpolation = str_to_interp_mode(interpolation)
+    return transform
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -26,9 +36,7 @@ def test_equals_timm(
 ) -> None:
     image = photo(height, width)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-    theirs = create_transform(
-        (3, *size), interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, mean=mean, std=std
-    )(image)
+    theirs = timms(size, interpolation, crop_pct=crop_pct, crop_mode=crop_mode, mean=mean, std=std)(image)
     assert torch.equal(Preprocess(size, crop_pct, crop_mode, interpolation, mean, std)(image), theirs)
 
 
@@ -67,7 +75,7 @@ def test_letterbox_of_another_aspect_pads_to_that(height: int, width: int, size:
     padded = TVF.pad(
         photo(height, width), (horizontal, vertical, horizontal, vertical), fill=tuple(int(x * 255) for x in mean)
     )
-    theirs = create_transform((3, *size), interpolation="bicubic", crop_pct=1.0, mean=mean, std=(1.0, 1.0, 1.0))(padded)
+    theirs = timms(size, "bicubic", crop_pct=1.0, mean=mean, std=(1.0, 1.0, 1.0))(padded)
     ours = Preprocess(size, 1.0, "letterbox", mean=mean, std=(1.0, 1.0, 1.0))
     assert torch.equal(ours(photo(height, width)), theirs)
     assert horizontal == 0 or vertical == 0  # the smallest border

@@ -3,7 +3,7 @@
 Axes: `N` images, `F` features, `D` width of the backbone, `H W` pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
@@ -22,7 +22,7 @@ from vitbackbone.features import Backbone, BackboneModule, BackboneSpec, Feature
 from vitbackbone.inference import evaluating
 from vitbackbone.preprocess import ImageTransform, Resolution
 
-Images = Sequence[Any] | NDArray[Any]
+Images = Any  # a sequence of images, as `transform` says; a column of pandas is one too, and no `Sequence`
 
 
 def _cls_mean(*features: Features) -> Tensor:

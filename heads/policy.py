@@ -1,0 +1,79 @@
+"""A map to the vector that a robot policy reads.
+
+Axes: `B` batch, `D` width, `K` keypoints, `C` channels, `h w` patch grid.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from heads.base import Needs
+from heads.resamplers import PoolingHead
+from vitbackbone import BackboneSpec, Features
+
+
+class SpatialSoftmax(PoolingHead):
+    """Where each of K learned channels is seen, (B, K, 2): (x, y) from -1 at the first patch to 1 at the last (Finn et
+    al. 2015, "Deep spatial autoencoders"; in the form of huggingface/lerobot, policies/diffusion, SpatialSoftmax).
+
+    A 1x1 convolution to K channels, the softmax of each over the map, and the mean position under it.
+    """
+
+    def __init__(self, spec: BackboneSpec, num_keypoints: int = 32, layer: int = -1, norm: bool = True) -> None:
+        super().__init__(spec, Needs((layer,), norm))
+        self.keypoints = nn.Conv2d(spec.dims[self.layers[0]], num_keypoints, kernel_size=1)
+
+    def pool(self, features: Features) -> Float[Tensor, "B K 2"]:
+        logits = self.keypoints(features.patches)
+        weights = logits.flatten(2).softmax(dim=-1).view_as(logits)
+        rows, columns = (torch.linspace(-1, 1, side).to(weights) for side in logits.shape[-2:])
+        return torch.stack([weights.sum(dim=2) @ columns, weights.sum(dim=3) @ rows], dim=-1)
+
+
+class KeypointEncoder(SpatialSoftmax):
+    """The keypoints of `SpatialSoftmax` through a linear layer and ReLU, (B, 2K): what LeRobot's Diffusion policy reads
+    of each camera."""
+
+    def __init__(self, spec: BackboneSpec, num_keypoints: int = 32, layer: int = -1, norm: bool = True) -> None:
+        super().__init__(spec, num_keypoints, layer, norm)
+        self.out = nn.Linear(2 * num_keypoints, 2 * num_keypoints)
+
+    def pool(self, features: Features) -> Float[Tensor, "B C"]:
+        return F.relu(self.out(super().pool(features).flatten(1)))
+
+
+class PolicyNeck(PoolingHead):
+    """Three convolutions that bring a map down to one vector, (B, C) (Shang et al. 2024, "Theia"; bdaiinstitute/theia,
+    src/theia/utils/cortexbench/policy_heads.py).
+
+    They take a grid of 14 x 14, Theia's, to 7, 3 and 1, a norm over the whole map and ReLU after each. A map of another
+    grid is first resized to theirs, whatever its aspect, so that the vector sees all of it and knows where. On 14 x 14
+    it is Theia's neck, with a scale and a shift for each channel of a norm, in place of one for each of its values.
+    """
+
+    GRID = 14
+
+    def __init__(self, spec: BackboneSpec, width: int = 256, layer: int = -1, norm: bool = True) -> None:
+        super().__init__(spec, Needs((layer,), norm))
+        dim = spec.dims[self.layers[0]]
+        self.neck = nn.Sequential(
+            nn.Conv2d(dim, width, kernel_size=4, stride=2, padding=1),
+            nn.GroupNorm(1, width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, kernel_size=3, stride=2),
+            nn.GroupNorm(1, width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, kernel_size=3),
+            nn.GroupNorm(1, width),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+
+    def pool(self, features: Features) -> Float[Tensor, "B C"]:
+        maps, size = features.patches, (self.GRID, self.GRID)
+        if features.grid != size:
+            # In float32, as torch has no such resize of bfloat16 on the CPU.
+            resized = F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
+            maps = resized.to(maps.dtype)
+        return self.neck(maps)

@@ -1,0 +1,97 @@
+"""Patches to the tokens of a language model: what stands between the vision encoder of a VLA and its transformer.
+
+Axes: `B` batch, `D` width, `N` tokens, `L` width of the language model, `h w` patch grid.
+
+In a batch of images of different sizes, `features.valid` tells which tokens show padding alone.
+"""
+
+from itertools import pairwise
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from heads.base import Head, Needs
+from vitbackbone import BackboneSpec, Features
+
+FORMS = ("linear", "mlp", "fused")
+PROJECTIONS = ("none", "linear", "mlp")
+
+
+class TokenProjector(Head):
+    """Each patch to a token of the language model, by itself: (B, h*w, L), row-major.
+
+    `width`: L. `form`: `"linear"`, one layer; `"mlp"`, D -> L -> GELU -> L, OpenVLA's for one encoder and LLaVA-1.5's;
+    `"fused"`, D -> 4D -> GELU -> L -> GELU -> L, OpenVLA's for two (prismatic-vlms, prismatic/util/nn_utils.py).
+    `layer`: 0-based, negative from the end.
+    Raises `ValueError` on an unknown form.
+    """
+
+    def __init__(self, spec: BackboneSpec, width: int, form: str = "mlp", layer: int = -1, norm: bool = True) -> None:
+        super().__init__(spec, Needs((layer,), norm))
+        if form not in FORMS:
+            raise ValueError(f"TokenProjector: form={form!r}; want one of {', '.join(FORMS)}")
+        dim = spec.dims[self.layers[0]]
+        widths = {"linear": (dim, width), "mlp": (dim, width, width), "fused": (dim, 4 * dim, width, width)}[form]
+        self.projection = _mlp(*widths)
+
+    def forward(self, features: Features) -> Float[Tensor, "B N L"]:
+        return self.projection(features.tokens)
+
+
+class OpenVLAProjector(TokenProjector):
+    """OpenVLA's projector on its two encoders (Kim et al. 2024): for `load_backbone("openvla")`, which gives the
+    second to last blocks of DINOv2 and SigLIP, neither with its final norm."""
+
+    def __init__(self, spec: BackboneSpec, width: int = 4096) -> None:
+        super().__init__(spec, width, form="fused", norm=False)
+
+
+class SpaceToDepth(Head):
+    """Each square of `factor` x `factor` patches becomes one token of factor² D channels, row-major within the square:
+    (B, h*w / factor², factor² D), on grids of any aspect that `factor` divides. On square ones it equals the "pixel
+    shuffle" of InternVL (its version 2), SmolVLM and nanoVLM.
+
+    `projection`, to `width` channels: `"none"`; `"linear"`, without bias, SmolVLM's and nanoVLM's (nanoVLM,
+    models/modality_projector.py); `"mlp"`, LayerNorm -> linear -> GELU -> linear, InternVL's.
+    Raises `ValueError` on an unknown projection, and on a width for none or none for one.
+    """
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        factor: int = 2,
+        projection: str = "none",
+        width: int | None = None,
+        layer: int = -1,
+        norm: bool = True,
+    ) -> None:
+        super().__init__(spec, Needs((layer,), norm, grid_multiple=factor))
+        if projection not in PROJECTIONS:
+            wanted = ", ".join(PROJECTIONS)
+            raise ValueError(f"SpaceToDepth: projection={projection!r}; want one of {wanted}")
+        if (projection == "none") != (width is None):
+            raise ValueError(f"SpaceToDepth: projection={projection!r} with width={width}; want both or neither")
+        self.factor = factor
+        dim = spec.dims[self.layers[0]] * factor**2
+        self.projection: nn.Module
+        if width is None:
+            self.projection = nn.Identity()
+        elif projection == "linear":
+            self.projection = nn.Linear(dim, width, bias=False)
+            nn.init.normal_(self.projection.weight, std=0.02)
+        else:
+            self.projection = nn.Sequential(nn.LayerNorm(dim), _mlp(dim, width, width))
+
+    def forward(self, features: Features) -> Float[Tensor, "B N L"]:
+        s = self.factor
+        tokens = rearrange(features.patches, "B D (h s1) (w s2) -> B (h w) (s1 s2 D)", s1=s, s2=s)
+        return self.projection(tokens)
+
+
+def _mlp(*widths: int) -> nn.Sequential:
+    """Linear layers from each width to the next, with the exact GELU between them."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.GELU(), nn.Linear(before, after)]
+    return nn.Sequential(*layers[1:])
