@@ -14,16 +14,16 @@ from torch import Tensor
 
 from vitbackbone import Preprocess
 
-SIZE = 64  # pixels a side of a picture
+SIZE = 48  # pixels a side of a picture
 
 
 @dataclass(frozen=True)
 class Batch:
     """Pictures and what is known of them."""
 
-    images: Tensor  # (B, 3, 64, 64), normalised
+    images: Tensor  # (B, 3, 48, 48), normalised
     digits: Tensor  # (B,), 0 to 9
-    ink: Tensor  # (B, 64, 64), 1 where there is ink
+    ink: Tensor  # (B, 48, 48), 1 where there is ink
     middles: Tensor  # (B, 2), (x, y) of the digit's middle, from 0 to 1
 
 
@@ -48,7 +48,7 @@ class Pictures:
     ) -> tuple[NDArray[np.uint8], int, NDArray[np.int64], tuple[float, float]]:
         known = len(self.digits) - 500
         index = int(rng.integers(known, len(self.digits)) if test else rng.integers(known))
-        side = int(rng.integers(32, 56))
+        side = int(rng.integers(28, 45))
         top, left = rng.integers(0, SIZE - side, 2)
         photo = self.photos[int(rng.integers(2))]
         y, x = (int(rng.integers(0, length - SIZE)) for length in photo.shape[:2])

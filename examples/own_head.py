@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from drawn import Batch, Pictures
+from drawn import SIZE, Batch, Pictures
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,8 +55,8 @@ def main(out: Path, steps: int) -> None:
     batch = pictures.draw(0, 200, test=True)
     with torch.inference_mode():
         found = attach(backbone, {"where": load_head(out, backbone)})(batch.images)["where"]
-    off, guess = ((64 * (where - batch.middles)).norm(dim=1).median() for where in (found, torch.tensor([0.5, 0.5])))
-    print(f"half of the digits are found within {off:.1f} pixels of 64 (always the centre: {guess:.1f})")
+    off, guess = ((SIZE * (where - batch.middles)).norm(dim=1).median() for where in (found, torch.tensor([0.5, 0.5])))
+    print(f"half of the digits are found within {off:.1f} pixels of {SIZE} (always the centre: {guess:.1f})")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main(out: Path, steps: int) -> None:
         output = model.train()(batch.images)
         return F.cross_entropy(output["digit"], batch.digits) + F.cross_entropy(output["ink"], batch.ink)
 
-    settings = Settings(steps=steps, lr=3e-3)
+    settings = Settings(steps=steps, lr=1e-2)
     fit(model.heads, head_groups(model.heads, settings), pictures.draw, loss, settings, out)
 
     batch = pictures.draw(0, 200, test=True)
@@ -58,7 +58,7 @@ def sheet(batch: Batch, found: Tensor, path: Path) -> None:
     photos = ((batch.images[:8] - low) / (high - low)).permute(0, 2, 3, 1)
     masks = [mask[:8, :, :, None].expand(-1, -1, -1, 3).float() for mask in (batch.ink, found)]
     rows = [torch.cat(list(row), dim=1) for row in (photos, *masks)]
-    Image.fromarray((torch.cat(rows) * 255).byte().numpy()).resize((1536, 576), 0).save(path)
+    Image.fromarray((torch.cat(rows) * 255).byte().numpy()).resize((1152, 432), 0).save(path)
     print(f"wrote {path}")
 
 
