@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ class Settings:
     seed: int = 0
     precision: str = "fp32"  # or "bf16": autocast
     save_every: int = 200  # steps
+    task: Mapping[str, Any] = field(default_factory=dict)  # what else decides the result: data, head, augmentation
 
 
 def head_groups(head: nn.Module, settings: Settings) -> Groups:
@@ -64,6 +66,14 @@ def _decayed(named: list[tuple[str, nn.Parameter]], lr: float, settings: Setting
     return [group for group in groups if group["params"]]
 
 
+def set_drop_path(backbone: ViT, rate: float) -> None:
+    """Stochastic depth in training: `rate` in the last block, falling to 0 in the first."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"the rate of DropPath must be in [0, 1), got {rate}")
+    for i, block in enumerate(backbone.blocks):
+        block.drop_path.rate = rate * i / max(len(backbone.blocks) - 1, 1)
+
+
 def schedule(progress: float, warmup: float) -> float:
     """Factor on the learning rate: linear warm-up, then a cosine to 0."""
     if progress < warmup:
@@ -90,23 +100,23 @@ def fit(
     peaks = [group["lr"] for group in optimizer.param_groups]
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
-    first = 0
+    device = groups[0]["params"][0].device
+    first, average = 0, math.nan
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
         if state["settings"] != asdict(settings):
             raise SystemExit(f"{checkpoint} is of a run with {state['settings']}; give another --out, or delete it")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+        first, average = state["step"], state["average"]
 
     def save(step: int) -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "average": average}
         torch.save({**state, "settings": asdict(settings)}, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
-    half = torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
+    half = torch.autocast(device.type, torch.bfloat16)
     bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, unit="step", mininterval=2)
-    average = math.nan
     for step in bar:
         torch.manual_seed(settings.seed * 1_000_003 + step)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -123,3 +133,16 @@ def fit(
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             save(step + 1)
     (out / "training.json").write_text(json.dumps({**asdict(settings), "loss": average}, indent=2) + "\n")
+
+
+def exit_code(run: Callable[[], None]) -> int:
+    """Runs an example from the command line: 0, 2 for wrong input, 130 for Ctrl-C."""
+    try:
+        run()
+        return 0
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command again goes on from the last checkpoint", file=sys.stderr)
+        return 130

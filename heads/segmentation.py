@@ -44,6 +44,9 @@ class Segmenter(DenseHead):
         super().__init__(spec, needs)
         self.num_classes = num_classes
 
+    def anneal(self, progress: float) -> None:
+        """Told how far training is, from 0 to 1. For a head whose training changes as it goes on (EoMT)."""
+
     def loss(self, labels: Tensor, *features: Features, ignore_index: int = IGNORED) -> Tensor:
         """What the head is trained by, given labels (B, H, W) and what the head is given (`Attached.features`). Labels
         of images of different sizes are filled up with `ignore_index`, at the right and bottom.

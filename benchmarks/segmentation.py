@@ -1,0 +1,91 @@
+"""What features bring to segmentation: a head on `nano`, on `nano` untrained, and on raw pixels; and `nano` fine-tuned.
+
+    PYTHONPATH=examples python benchmarks/segmentation.py DATA --out runs/segmentation
+
+DATA and the options are those of `examples/segment.py train`; the rows differ in the features alone. Prints a table for
+the README; the same command again goes on where it was interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence, Set
+
+import segment
+import torch
+from jaxtyping import Float
+from segmentation_data import Classes, check_pairs, find_pairs
+from torch import Tensor
+from torch.nn import functional as F
+from training import exit_code
+
+from vitbackbone import Attention, BackboneModule, BackboneSpec, Features, Geometry, Preprocess, load_backbone
+from vitbackbone.features import Images, Wanted
+
+
+class Pixels(BackboneModule):
+    """No features: the colours of the pixels of each patch, as its one layer."""
+
+    def __init__(self, preprocess: Preprocess, stride: int) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+        self.has_norm = False
+        self.stride = stride
+
+    @property
+    def spec(self) -> BackboneSpec:
+        return BackboneSpec(
+            name="pixels",
+            dim=3 * self.stride**2,
+            depth=1,
+            num_heads=0,
+            stride=self.stride,
+            num_registers=0,
+            has_cls=False,
+            has_norm=False,
+            image_size=self.preprocess.image_size,
+        )
+
+    def _run(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+        geometry = Geometry((tuple(images.shape[-2:]),) * len(images), self.stride)
+        bottom, right = geometry.padding[0]
+        patches = F.pixel_unshuffle(F.pad(images, (0, right, 0, bottom)), self.stride)
+        registers = images.new_zeros(len(images), 0, self.spec.dim)
+        return {each: Features(None, registers, patches, geometry) for each in wanted}
+
+    def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
+        raise ValueError("pixels attend to nothing")
+
+
+def pixels() -> BackboneModule:
+    nano = load_backbone("nano", "random")
+    assert isinstance(nano.preprocess, Preprocess)
+    return Pixels(nano.preprocess, nano.spec.stride)
+
+
+# Features; where they come from; what differs in the arguments of `train`.
+ROWS: dict[str, tuple[Callable[[], BackboneModule], dict[str, object]]] = {
+    "nano, frozen": (lambda: load_backbone("nano"), {}),
+    "nano, untrained": (lambda: load_backbone("nano", "random"), {"weights": "random"}),
+    "raw pixels": (pixels, {"backbone": "pixels", "head": "linear", "options": {"norm": False}}),
+    "nano, fine-tuned": (lambda: load_backbone("nano"), {"finetune": True}),
+}
+
+
+def measure(args: argparse.Namespace) -> None:
+    classes = Classes.of(args.data, args.ignore)
+    pairs, held_out = (find_pairs(args.data / split) for split in ("train", "val"))
+    check_pairs(pairs, classes)
+    print("| features | mIoU |", *(f"{name} |" for name in classes.names))
+    print("| --- |" + " --- |" * (len(classes.names) + 1))
+    for row, (make, changes) in ROWS.items():
+        torch.manual_seed(args.seed)
+        backbone = make()
+        out = args.out / row.replace(", ", "-").replace(" ", "-")
+        changed = argparse.Namespace(**{**vars(args), **changes, "out": out})
+        iou = 100 * segment.evaluate(segment.fit_segmenter(backbone, pairs, classes, changed), held_out)
+        print(f"| {row} | {iou.nanmean():.1f} |", *(f"{value:.1f} |" for value in iou.tolist()), flush=True)
+
+
+if __name__ == "__main__":
+    arguments = segment.parser().parse_args(["train", *sys.argv[1:]])
+    raise SystemExit(exit_code(lambda: measure(arguments)))

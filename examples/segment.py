@@ -1,0 +1,236 @@
+"""Semantic segmentation: train a head on the features of a backbone, measure it, and look at what it says.
+
+    python examples/segment.py train DATA --backbone nano --head multilayer --out runs/camvid
+    python examples/segment.py eval DATA/val --head runs/camvid
+    python examples/segment.py predict photo.jpg --head runs/camvid --out prediction.png
+
+DATA holds `train/` and `val/`, each with `images/NAME.jpg` and `labels/NAME.png` of the same size, whose pixels are
+class indices. `DATA/classes.txt` names the classes, one a line; without it they are CamVid's eleven. The same command
+again goes on with a training that was interrupted.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageColor, ImageDraw
+from safetensors.torch import load_file, save_file
+from segmentation_data import Classes, Pair, augmentation, check_pairs, draw_batch, find_pairs, read_pair
+from torch import Tensor
+from torchmetrics.classification import MulticlassJaccardIndex
+from tqdm import tqdm
+from training import Settings, backbone_groups, exit_code, fit, head_groups, set_drop_path
+
+from heads import attach, create_head, freeze, load_head, save_head
+from heads.base import Attached
+from vitbackbone import BackboneModule, ViT, load_backbone, load_image
+from vitbackbone.inference import evaluating
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NAME = "segmentation"  # of the head among those attached
+RECORD, WEIGHTS = "segment.json", "backbone.safetensors"  # in the folder of a head, beside its own files
+
+
+# ---- train --------------------------------------------------------------------------------------------------------
+
+
+def train(args: argparse.Namespace) -> None:
+    classes = Classes.of(args.data, args.ignore)
+    pairs, held_out = (find_pairs(args.data / split) for split in ("train", "val"))
+    check_pairs(pairs, classes)
+    torch.manual_seed(args.seed)  # random weights are the same when a run goes on
+    backbone = load_backbone(args.backbone, args.weights)
+    segmenter = fit_segmenter(backbone, pairs, classes, args)
+    save(segmenter, args.out, args.backbone, own_weights=args.finetune or args.weights is not None)
+    print(f"saved to {args.out}; on {args.data / 'val'}:\n{table(evaluate(segmenter, held_out), classes)}")
+
+
+def fit_segmenter(
+    backbone: BackboneModule, pairs: list[Pair], classes: Classes, args: argparse.Namespace
+) -> "Segmenter":
+    """Trains a head, and with `args.finetune` the backbone too."""
+    head = create_head(args.head, backbone.spec, num_classes=len(classes.names), **args.options)
+    model = attach(backbone, {NAME: head}, (args.crop, args.crop)).to(DEVICE)
+    task = ("backbone", "weights", "head", "options", "batch_size", "crop", "finetune", "layer_decay", "drop_path")
+    settings = Settings(
+        args.steps,
+        args.lr or (1e-3 if args.finetune else 1e-2),
+        seed=args.seed,
+        precision=args.precision,
+        save_every=args.save_every,
+        task={key: str(getattr(args, key)) for key in task} | asdict(classes),
+    )
+    groups = head_groups(head, settings)
+    if args.finetune:
+        if not isinstance(backbone, ViT):
+            raise ValueError(f"--finetune wants the blocks of a ViT, and {args.backbone} has none")
+        set_drop_path(backbone, args.drop_path)
+        groups += backbone_groups(backbone, settings, args.layer_decay)
+    else:
+        freeze(backbone)
+    augment = augmentation(args.crop, classes)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        head.anneal(step / args.steps)
+        return draw_batch(pairs, args.batch_size, augment, classes, backbone.preprocess)
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        given = model.features(batch[0].to(DEVICE))[NAME]
+        return head.loss(batch[1].to(DEVICE), *given, ignore_index=classes.ignore)
+
+    model.train()
+    fit(model if args.finetune else head, groups, batch, loss, settings, args.out)
+    return Segmenter(model, classes, args.crop)
+
+
+# ---- use ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    model: Attached
+    classes: Classes
+    window: int  # pixels a side: as large as the crops that the head was trained on
+
+    def __call__(self, photo: Image.Image) -> Tensor:
+        """The class of each pixel (H, W), at full resolution: by the sum of the scores of overlapping windows. A token
+        attends to as many others there as in training."""
+        image = self.model.backbone.preprocess(photo, (photo.height, photo.width), keep_aspect=True).to(DEVICE)
+        side = self.window
+        corners = [(top, left) for top in starts(photo.height, side) for left in starts(photo.width, side)]
+        with evaluating(self.model):
+            windows = torch.stack([image[:, top : top + side, left : left + side] for top, left in corners])
+            scores = self.model(windows)[NAME]
+            total = scores.new_zeros(scores.shape[1], photo.height, photo.width)
+            for (top, left), part in zip(corners, scores, strict=True):
+                total[:, top : top + side, left : left + side] += part
+            return total.argmax(dim=0)
+
+
+def starts(length: int, window: int) -> list[int]:
+    """Where windows begin that cover a length evenly and overlap by a quarter at least."""
+    steps = max(0, -(-4 * (length - window) // (3 * window)))
+    return [round(i * (length - window) / steps) for i in range(steps + 1)] if steps else [0]
+
+
+def save(segmenter: Segmenter, folder: Path, name: str, own_weights: bool) -> None:
+    """`own_weights`: the backbone has others than `load_backbone(name)`, and goes into the folder too."""
+    backbone = segmenter.model.backbone
+    save_head(segmenter.model.heads[NAME], folder, backbone)
+    if own_weights:
+        save_file({key: value.contiguous() for key, value in backbone.state_dict().items()}, folder / WEIGHTS)
+    record = {"backbone": name, "own_weights": own_weights, "window": segmenter.window, **asdict(segmenter.classes)}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder: Path) -> Segmenter:
+    """What `save` wrote. Raises `ValueError` if that is not it."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        name, own_weights, window = record["backbone"], record["own_weights"], record["window"]
+        classes = Classes(tuple(record["names"]), record["ignore"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} holds no head as `segment.py train` writes it: {error!r}") from error
+    backbone = load_backbone(name, "random" if own_weights else None)
+    if own_weights:
+        backbone.load_state_dict(load_file(folder / WEIGHTS))
+    model = attach(backbone, {NAME: load_head(folder, backbone)}, (window, window))
+    return Segmenter(model.to(DEVICE), classes, window)
+
+
+def evaluate(segmenter: Segmenter, pairs: list[Pair]) -> Tensor:
+    """The IoU of each class over all pixels of a split together; NaN for a class that is ignored, or neither there nor
+    found."""
+    classes = segmenter.classes
+    metric = MulticlassJaccardIndex(
+        len(classes.names), average="none", ignore_index=classes.ignore, zero_division=float("nan")
+    )
+    for pair in tqdm(pairs, desc="evaluating", unit="photo"):
+        photo, label = read_pair(pair, classes)
+        metric.update(segmenter(photo).cpu(), label)
+    iou = metric.compute()
+    if classes.ignore < len(iou):
+        iou[classes.ignore] = torch.nan  # found it may be, by mistake
+    return iou
+
+
+def table(iou: Tensor, classes: Classes) -> str:
+    rows = [f"{name:24}{100 * value:5.1f}" for name, value in zip(classes.names, iou.tolist(), strict=True)]
+    return "\n".join([f"{'class':24}{'IoU %':>5}", *rows, f"{'mIoU':24}{100 * iou.nanmean():5.1f}"])
+
+
+def picture(photo: Image.Image, labels: Tensor, classes: Classes) -> Image.Image:
+    """The photo blended with the colours of its classes, and under it what they mean."""
+    colours = [ImageColor.getrgb(f"hsl({i * 137.5 % 360}, 85%, {45 + i % 3 * 12}%)") for i in range(len(classes.names))]
+    paint = Image.fromarray(torch.tensor(colours, dtype=torch.uint8)[labels.cpu()].numpy())
+    found = labels.unique().tolist()
+    columns = max(1, photo.width // 110)
+    rows = -(-len(found) // columns)
+    out = Image.new("RGB", (photo.width, photo.height + 20 * rows), "white")
+    out.paste(Image.blend(photo, paint, 0.55))
+    draw = ImageDraw.Draw(out)
+    for i, index in enumerate(found):
+        x, y = i % columns * 110 + 6, photo.height + i // columns * 20 + 4
+        draw.rectangle((x, y, x + 12, y + 12), fill=colours[index])
+        draw.text((x + 18, y), classes.names[index], fill="black")
+    return out
+
+
+def evaluate_split(args: argparse.Namespace) -> None:
+    segmenter = load(args.head)
+    print(table(evaluate(segmenter, find_pairs(args.split)), segmenter.classes))
+
+
+def predict(args: argparse.Namespace) -> None:
+    segmenter = load(args.head)
+    photo = load_image(args.image)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    picture(photo, segmenter(photo), segmenter.classes).save(args.out)
+    print(args.out)
+
+
+# ---- arguments ----------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+
+    p = commands.add_parser("train", help="train a head, and the backbone if asked, and measure it on val")
+    p.set_defaults(run=train)
+    p.add_argument("data", type=Path, metavar="DATA", help="folder with train/ and val/")
+    p.add_argument("--backbone", default="nano", metavar="NAME", help="of `vitbackbone models` (%(default)s)")
+    p.add_argument("--weights", metavar="FILE", help="weights for it, or 'random'")
+    p.add_argument("--head", default="multilayer", metavar="NAME", help="a head for segmentation (%(default)s)")
+    p.add_argument("--options", type=json.loads, default={}, metavar="JSON", help='of the head, as {"dropout": 0.1}')
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for head and checkpoints")
+    p.add_argument("--ignore", type=int, metavar="N", help="label that counts for nothing (the one after the classes)")
+    p.add_argument("--steps", type=int, default=300, help="(%(default)s)")
+    p.add_argument("--batch-size", type=int, default=16, metavar="PHOTOS", help="(%(default)s)")
+    p.add_argument("--crop", type=int, default=128, metavar="PIXELS", help="side of what is trained on (%(default)s)")
+    p.add_argument("--lr", type=float, help="peak of the learning rate (0.01, and 0.001 with --finetune)")
+    p.add_argument("--finetune", action="store_true", help="train the backbone too")
+    p.add_argument("--layer-decay", type=float, default=0.75, help="of the rate, from block to block (%(default)s)")
+    p.add_argument("--drop-path", type=float, default=0.1, help="in the last block, with --finetune (%(default)s)")
+    p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the training (%(default)s)")
+    p.add_argument("--save-every", type=int, default=100, metavar="STEPS", help="between checkpoints (%(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+
+    p = commands.add_parser("eval", help="print mIoU and the IoU of each class")
+    p.set_defaults(run=evaluate_split)
+    p.add_argument("split", type=Path, metavar="SPLIT", help="folder with images/ and labels/")
+    p.add_argument("--head", type=Path, required=True, metavar="DIR", help="what `train` wrote")
+
+    p = commands.add_parser("predict", help="paint the classes over a photo")
+    p.set_defaults(run=predict)
+    p.add_argument("image", type=Path, metavar="IMAGE")
+    p.add_argument("--head", type=Path, required=True, metavar="DIR", help="what `train` wrote")
+    p.add_argument("--out", type=Path, required=True, metavar="PNG")
+    return whole
+
+
+if __name__ == "__main__":
+    arguments = parser().parse_args()
+    raise SystemExit(exit_code(lambda: arguments.run(arguments)))
