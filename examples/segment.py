@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageColor, ImageDraw
 from safetensors.torch import load_file, save_file
-from segmentation_data import Classes, Pair, augmentation, check_pairs, draw_batch, find_pairs, read_pair
+from segmentation_data import Classes, Pair, augmentation, check_pairs, draw_batch, find_pairs, read_pair, windows
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 from tqdm import tqdm
@@ -70,11 +70,11 @@ def fit_segmenter(
         groups += backbone_groups(backbone, settings, args.layer_decay)
     else:
         freeze(backbone)
-    augment = augmentation(args.crop, classes)
+    augment = augmentation(colours=args.finetune)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         head.anneal(step / args.steps)
-        return draw_batch(pairs, args.batch_size, augment, classes, backbone.preprocess)
+        return draw_batch(pairs, args.batch_size, args.crop, augment, classes, backbone.preprocess)
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
         given = model.features(batch[0].to(DEVICE))[NAME]
@@ -99,20 +99,14 @@ class Segmenter:
         attends to as many others there as in training."""
         image = self.model.backbone.preprocess(photo, (photo.height, photo.width), keep_aspect=True).to(DEVICE)
         side = self.window
-        corners = [(top, left) for top in starts(photo.height, side) for left in starts(photo.width, side)]
+        corners = windows(photo.height, photo.width, side)
         with evaluating(self.model):
-            windows = torch.stack([image[:, top : top + side, left : left + side] for top, left in corners])
-            scores = self.model(windows)[NAME]
+            parts = torch.stack([image[:, top : top + side, left : left + side] for top, left in corners])
+            scores = self.model(parts)[NAME]
             total = scores.new_zeros(scores.shape[1], photo.height, photo.width)
             for (top, left), part in zip(corners, scores, strict=True):
                 total[:, top : top + side, left : left + side] += part
             return total.argmax(dim=0)
-
-
-def starts(length: int, window: int) -> list[int]:
-    """Where windows begin that cover a length evenly and overlap by a quarter at least."""
-    steps = max(0, -(-4 * (length - window) // (3 * window)))
-    return [round(i * (length - window) / steps) for i in range(steps + 1)] if steps else [0]
 
 
 def save(segmenter: Segmenter, folder: Path, name: str, own_weights: bool) -> None:

@@ -19,6 +19,7 @@ from vitbackbone import load_image
 from vitbackbone.preprocess import ImageTransform
 
 CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
+GREY = [124, 116, 104]
 Pair = tuple[Path, Path]  # a photo and its label
 
 
@@ -90,29 +91,39 @@ def check_pairs(pairs: list[Pair], classes: Classes) -> None:
         )
 
 
-def augmentation(crop: int, classes: Classes) -> v2.Transform:
-    """Random flip, zoom, crop and colours, of a PIL photo and a `tv_tensors.Mask` (1, H, W). What lies outside of the
-    photo is grey, and ignored. Mild: a linear head on frozen features has nothing to spare for more."""
-    fill = {Image.Image: (124, 116, 104), tv_tensors.Mask: classes.ignore}
-    return v2.Compose(
-        [
-            v2.RandomHorizontalFlip(),
-            v2.RandomAffine(0, scale=(0.8, 1.25), interpolation=v2.InterpolationMode.BILINEAR, fill=fill),
-            v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
-            v2.ColorJitter(0.1, 0.1, 0.1),
-        ]
-    )
+def windows(height: int, width: int, side: int) -> list[tuple[int, int]]:
+    """The (top, left) of windows that cover a photo evenly and overlap by a quarter at least."""
+    return [(top, left) for top in _starts(height, side) for left in _starts(width, side)]
+
+
+def _starts(length: int, side: int) -> list[int]:
+    steps = max(0, -(-4 * (length - side) // (3 * side)))
+    return [round(i * (length - side) / steps) for i in range(steps + 1)] if steps else [0]
+
+
+def augmentation(colours: bool) -> v2.Transform:
+    """Random flip of a PIL photo and a `tv_tensors.Mask` (1, H, W), and of `colours` if asked."""
+    return v2.Compose([v2.RandomHorizontalFlip(), *([v2.ColorJitter(0.2, 0.2, 0.2)] if colours else [])])
 
 
 def draw_batch(
-    pairs: list[Pair], size: int, augment: v2.Transform, classes: Classes, preprocess: ImageTransform
+    pairs: list[Pair], size: int, side: int, augment: v2.Transform, classes: Classes, preprocess: ImageTransform
 ) -> tuple[Tensor, Tensor]:
-    """Random photos, augmented: (B, 3, H, W) as the backbone wants them, and labels (B, H, W). By torch's generator
-    alone."""
+    """A window of each of some random photos, augmented: (B, 3, side, side) as the backbone wants them, and labels
+    (B, side, side). By torch's generator alone.
+
+    The windows are those that a photo is later cut into: its positions tell a token where in the photo it is, which
+    windows anywhere would take away. A photo that is smaller is filled up in grey, which is ignored.
+    """
     images, labels = [], []
     for i in torch.randperm(len(pairs))[:size].tolist():
         photo, label = read_pair(pairs[i], classes)
         photo, mask = augment(photo, tv_tensors.Mask(label[None]))
-        images.append(preprocess(photo, (photo.height, photo.width), keep_aspect=True))
+        corners = windows(photo.height, photo.width, side)
+        top, left = corners[int(torch.randint(len(corners), ()))]
+        missing = [0, 0, max(0, side - photo.width), max(0, side - photo.height)]
+        photo = v2.functional.crop(v2.functional.pad(photo, missing, fill=GREY), top, left, side, side)
+        mask = v2.functional.crop(v2.functional.pad(mask, missing, fill=classes.ignore), top, left, side, side)
+        images.append(preprocess(photo, side, keep_aspect=True))
         labels.append(mask[0].long())
     return torch.stack(images), torch.stack(labels)

@@ -119,18 +119,16 @@ def test_windows_cover_a_photo_of_any_size(size: tuple[int, int]) -> None:
     with torch.inference_mode():
         x = backbone.preprocess(image, size, keep_aspect=True)
         scores = torch.zeros(5, *size)
-        for top in segment.starts(size[0], 32):
-            for left in segment.starts(size[1], 32):
-                part = segmenter.model(x[None, :, top : top + 32, left : left + 32])[segment.NAME][0]
-                scores += torch.nn.functional.pad(
-                    part, (left, size[1] - left - part.shape[2], top, size[0] - top - part.shape[1])
-                )
+        for top, left in segmentation_data.windows(*size, 32):
+            part = segmenter.model(x[None, :, top : top + 32, left : left + 32])[segment.NAME][0]
+            right, bottom = size[1] - left - part.shape[2], size[0] - top - part.shape[1]
+            scores += torch.nn.functional.pad(part, (left, right, top, bottom))
         assert (segmenter(image) == scores.argmax(0)).float().mean() > 0.999  # a batch rounds otherwise than one
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 56, 57, 360, 480])
 def test_windows_overlap_by_a_quarter(length: int) -> None:
-    places = segment.starts(length, 32)
+    places = [left for _, left in segmentation_data.windows(32, length, 32)]
     assert places[0] == 0
     assert places[-1] == max(0, length - 32)
     assert all(0 < b - a <= 25 for a, b in pairwise(places))  # 24, and half a pixel of rounding
@@ -222,23 +220,29 @@ def test_an_ignored_label_is_not_learned(tmp_path: Path) -> None:
     assert printed.splitlines()[2].split() == ["green", "nan"]
 
 
-def test_augmentation_moves_photo_and_label_alike() -> None:
-    label = np.random.default_rng(0).integers(0, 3, (6, 8)).repeat(8, 0).repeat(8, 1)
-    classes = segmentation_data.Classes(("red", "green", "blue"), 3)
-    image, mask = Image.fromarray(COLOURS[label]), segmentation_data.tv_tensors.Mask(torch.from_numpy(label)[None])
-    augment = segmentation_data.augmentation(40, classes)
-    views, ignored = set(), 0
-    for seed in range(20):
+@pytest.mark.parametrize(
+    ("side", "corners"), [(32, {(0, 0), (0, 16), (0, 32), (16, 0), (16, 16), (16, 32)}), (80, None)]
+)
+def test_a_batch_has_windows_of_photos_and_their_labels(
+    data: Path, side: int, corners: set[tuple[int, int]] | None
+) -> None:
+    classes, preprocess = segmentation_data.Classes(("red", "green", "blue"), 3), load_backbone("nano").preprocess
+    if corners is not None:
+        assert set(segmentation_data.windows(48, 64, side)) == corners
+    pairs = segmentation_data.find_pairs(data / "train")
+    colours = (torch.from_numpy(COLOURS) / 255 - torch.tensor(preprocess.mean)) / torch.tensor(preprocess.std)
+    seen = set()
+    for seed in range(10):
         torch.manual_seed(seed)
-        view, moved = augment(image, mask)
-        assert view.size == (40, 40)
-        inside = moved[0].numpy() != 3
-        ignored += (~inside).sum()
-        pixels = np.asarray(view).astype(int)
-        assert (pixels.argmax(-1) == moved[0].numpy())[inside].mean() > 0.85  # but for blurred edges
-        views.add(moved.numpy().tobytes())
-    assert len(views) == 20
-    assert ignored > 0
+        augment = segmentation_data.augmentation(colours=False)
+        images, labels = segmentation_data.draw_batch(pairs, 4, side, augment, classes, preprocess)
+        assert images.shape == (4, 3, side, side)
+        nearest = (images[:, None] - colours[:, :, None, None]).abs().sum(2).argmin(1)
+        known = labels != 3
+        assert torch.equal(nearest[known], labels[known])
+        assert known[:, 48:].sum() == known[:, :, 64:].sum() == 0  # outside of the photo
+        seen |= {tuple(label[0, :32].tolist()) for label in labels}
+    assert len(seen) > 5  # other photos, windows and flips
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------
