@@ -1,5 +1,6 @@
 """The commands, as a user runs them: output, files, exit codes."""
 
+import importlib
 import json
 import os
 import re
@@ -455,7 +456,7 @@ def test_ctrl_c_is_exit_code_130(photos: Path, tmp_path: Path, monkeypatch: pyte
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitbackbone.extract.extract", interrupt)
+    monkeypatch.setattr(importlib.import_module("vitbackbone.extract"), "extract", interrupt)
     assert main(["extract", str(photos), "--out", str(tmp_path / "a")]) == 130
 
 

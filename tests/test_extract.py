@@ -3,6 +3,7 @@
 import copy
 import csv
 import hashlib
+import importlib
 import json
 import os
 import pickle
@@ -680,9 +681,8 @@ def test_the_store_opens_without_reading_the_shards(
     out = tmp_path / "f"
     extract(backbone(), photos, out, tokens=["cls", "patches"], shard_size=1)
     opened: list[str] = []
-    monkeypatch.setattr(
-        "vitbackbone.extract.store.safe_open", lambda path, **o: (opened.append(path.name), safe_open(path, **o))[1]
-    )
+    module = importlib.import_module("vitbackbone.extract.store")
+    monkeypatch.setattr(module, "safe_open", lambda path, **o: (opened.append(path.name), safe_open(path, **o))[1])
     (out / "shards/00005.safetensors").write_bytes(b"damaged")
     store = FeatureStore(out)
     assert len(store) == len(store.paths) == len(store.labels) == 7
