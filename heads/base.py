@@ -7,16 +7,13 @@ Axes: `B` batch, `D` width, `h w` patch grid, `H W` pixels.
 """
 
 import difflib
-import hashlib
 import importlib
 import inspect
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from os import PathLike
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -27,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.names import BUILT_IN
+from heads.records import read_record, write_record
 from vitbackbone import BackboneModule, BackboneSpec, Features, Geometry, fingerprint
 
 # Of a depth: where four layers are taken from evenly. DINOv2 takes other ones of its 24-block model than a quarter
@@ -293,9 +291,6 @@ def _find(name: str) -> type[Head]:
 
 # ---- on disk ------------------------------------------------------------------------------------------------------
 
-TENSORS, RECORD = "head.safetensors", "head.json"
-VERSION = 1
-
 
 def save_head(head: Head, folder: str | PathLike[str], backbone: BackboneModule) -> None:
     """Writes `head.safetensors` and `head.json` to a folder, made if missing; a head there is replaced.
@@ -308,20 +303,14 @@ def save_head(head: Head, folder: str | PathLike[str], backbone: BackboneModule)
         raise ValueError(f"save_head: this {type(head).__name__} has no name; make it with create_head")
     tensors = safetensors.save({key: value.contiguous() for key, value in head.state_dict().items()})
     record = {
-        "version": VERSION,
         "head": head.name,
         "config": dict(head.config),
         "backbone": {"name": backbone.spec.name, "fingerprint": fingerprint(backbone)},
-        "sha256": hashlib.sha256(tensors).hexdigest(),  # a record beside the tensors of another head is refused
     }
     try:
-        text = json.dumps(record, indent=2, allow_nan=False)
+        write_record(folder, "head", tensors, record)
     except (TypeError, ValueError) as error:
         raise ValueError(f"save_head: the options of {head.name!r} do not go into JSON: {error}") from error
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / TENSORS).write_bytes(tensors)
-    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 
 
 def load_head(folder: str | PathLike[str], backbone: BackboneModule) -> Any:
@@ -330,19 +319,8 @@ def load_head(folder: str | PathLike[str], backbone: BackboneModule) -> Any:
     Raises `OSError` if the files cannot be read, `ValueError` if they are not what `save_head` wrote, or if the
     backbone is not the one that the head was fitted to.
     """
-    folder = Path(folder)
-    missing = [name for name in (TENSORS, RECORD) if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} has no {' and no '.join(missing)}; want a folder written by save_head, with {TENSORS}, {RECORD}"
-        )
-    data, text = (folder / TENSORS).read_bytes(), (folder / RECORD).read_bytes()
     try:
-        record = json.loads(text)
-        if record["version"] != VERSION:
-            raise ValueError(f"version {record['version']}; this release reads version {VERSION}")
-        if record["sha256"] != hashlib.sha256(data).hexdigest():
-            raise ValueError(f"{TENSORS} is not the file that {RECORD} was written with (sha256)")
+        record, data = read_record(folder, "head")
         name, config, fitted = record["head"], record["config"], record["backbone"]
         fitted_name, fitted_to = fitted["name"], fitted["fingerprint"]
         tensors = safetensors.load(data)

@@ -1,9 +1,6 @@
 """Fitted probes on disk: safetensors and JSON, never pickle."""
 
-import hashlib
-import json
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +11,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from heads.attentive_probe import AttentiveProbe
 from heads.probes import Array, KnnProbe, LinearProbe, Probe
+from heads.records import read_record, write_record
 
 KINDS: dict[str, type[Probe]] = {"linear": LinearProbe, "knn": KnnProbe, "attentive": AttentiveProbe}
-TENSORS, RECORD = "probe.safetensors", "probe.json"
-VERSION = 1
 
 
 def save_probe(probe: BaseEstimator, folder: str | PathLike[str], *, about: dict[str, Any]) -> None:
@@ -33,23 +29,16 @@ def save_probe(probe: BaseEstimator, folder: str | PathLike[str], *, about: dict
         given = type(probe).__name__
         raise ValueError(f"save_probe was given a {given}; want a LinearProbe, a KnnProbe or an AttentiveProbe")
     check_is_fitted(probe)
-    tensors = safetensors.save(probe._to_tensors())
     names = getattr(probe, "feature_names_in_", None)
     record = {
-        "version": VERSION,
         "kind": kind,
         "params": probe.get_params(),
         "classes": probe.classes_.tolist(),
         "classes_dtype": _label_dtype(probe.classes_),
         "feature_names": None if names is None else list(names),
-        "sha256": hashlib.sha256(tensors).hexdigest(),  # a record beside the tensors of another probe is refused
         "about": about,
     }
-    text = json.dumps(record, indent=2, allow_nan=False, default=_number)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / TENSORS).write_bytes(tensors)
-    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+    write_record(folder, "probe", safetensors.save(probe._to_tensors()), record, default=_number)
 
 
 def load_probe(folder: str | PathLike[str]) -> tuple[Probe, dict[str, Any]]:
@@ -57,19 +46,8 @@ def load_probe(folder: str | PathLike[str]) -> tuple[Probe, dict[str, Any]]:
 
     Raises `OSError` if the files cannot be read, `ValueError` if they are not what `save_probe` wrote.
     """
-    folder = Path(folder)
-    missing = [name for name in (TENSORS, RECORD) if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} has no {' and no '.join(missing)}; want a folder written by save_probe, with {TENSORS}, {RECORD}"
-        )
-    data, text = (folder / TENSORS).read_bytes(), (folder / RECORD).read_bytes()
     try:
-        record = json.loads(text)
-        if record["version"] != VERSION:
-            raise ValueError(f"version {record['version']}; this release reads version {VERSION}")
-        if record["sha256"] != hashlib.sha256(data).hexdigest():
-            raise ValueError(f"{TENSORS} is not the file that {RECORD} was written with (sha256)")
+        record, data = read_record(folder, "probe")
         if record["kind"] not in KINDS:
             raise ValueError(f"kind {record['kind']!r}; want one of {', '.join(KINDS)}")
         probe = KINDS[record["kind"]](**record["params"])
