@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vitbackbone.align import align
 from vitbackbone.config import Resampling, Rotary, ViTConfig, vit_config
 from vitbackbone.convert import ConversionError
+from vitbackbone.decode import Photo, load_image
 from vitbackbone.export import export_weights, save_pretrained
 from vitbackbone.features import (
     Attention,
@@ -20,7 +21,7 @@ from vitbackbone.features import (
 from vitbackbone.fingerprint import fingerprint
 from vitbackbone.fused import FusedBackbone, FusedPreprocess, Member
 from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
-from vitbackbone.preprocess import Preprocess, View, load_image
+from vitbackbone.preprocess import Preprocess, View
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 from vitbackbone.vit import ViT
 
@@ -44,6 +45,7 @@ __all__ = [
     "Geometry",
     "ImageFeatures",
     "Member",
+    "Photo",
     "Preprocess",
     "Resampling",
     "Rotary",

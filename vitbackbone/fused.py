@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from vitbackbone.align import align
 from vitbackbone.convert import ConversionError, State
+from vitbackbone.decode import ImageSource, Photo, load_image
 from vitbackbone.features import (
     Attention,
     Backbone,
@@ -27,7 +28,7 @@ from vitbackbone.features import (
     Wanted,
     check_images,
 )
-from vitbackbone.preprocess import CropMode, ImageSource, Preprocess, Resolution, View, load_image
+from vitbackbone.preprocess import CropMode, Preprocess, Resolution, View, check_area, enough
 
 Strategy = Literal["resize-naive", "letterbox", "crop"]  # prismatic's names; its "resize-crop" is the last
 
@@ -64,6 +65,20 @@ class FusedPreprocess:
         """A path or a PIL image to a float32 tensor (3n, H, W). Arguments and errors are those of `Preprocess`."""
         rgb = load_image(image)
         return torch.cat([part(rgb, resolution, keep_aspect) for part in self._on_one_view()])
+
+    def pixels(
+        self, photo: Photo, resolution: Resolution | None = None, keep_aspect: bool = False, draft: bool = False
+    ) -> UInt8[Tensor, "C H W"]:
+        """What `__call__` makes of the same photo before it is normalised, faster. As `Preprocess.pixels`."""
+        view = self.view(photo.size, resolution, keep_aspect)
+        check_area(view)
+        rgb = photo.decode(enough(view) if draft else None)
+        return torch.cat([part.cut(rgb, view) for part in self.parts])
+
+    def normalise(self, pixels: UInt8[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]:
+        """`pixels` as `__call__` gives them out, in float32, on their device."""
+        pictures = pixels.split(3, dim=-3)
+        return torch.cat([part.normalise(own) for part, own in zip(self.parts, pictures, strict=True)], dim=-3)
 
     def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
         """What `__call__` cuts out of a photo of (H, W) pixels, for every member alike."""

@@ -17,9 +17,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitbackbone.decode import ImageSource, load_image
 from vitbackbone.features import Attention, Backbone, Features
 from vitbackbone.inference import evaluating
-from vitbackbone.preprocess import FILTERS, ImageSource, Preprocess, Resolution, View, load_image
+from vitbackbone.preprocess import Preprocess, Resolution, View
+from vitbackbone.resize import FILTERS
 
 MAX_TOKENS = 4096  # one map of 16 heads takes 1 GiB there
 MAP_BYTES = 2**29  # attention maps that `show` asks for in one forward, at least one layer's

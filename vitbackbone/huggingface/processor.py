@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from vitbackbone.huggingface.fields import Json, get, sides
-from vitbackbone.preprocess import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
+from vitbackbone.preprocess import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from vitbackbone.resize import Interpolation
 
 VIT_EVAL = Preprocess((224, 224), 1.0, "squash", "bilinear", HALF, HALF, crop_rounding="down")
 DEIT_EVAL = Preprocess((224, 224), 224 / 256, "squash", "bicubic", IMAGENET_MEAN, IMAGENET_STD, crop_rounding="down")
