@@ -105,8 +105,10 @@ class Photo:
         """As it is stored, or None if Pillow has to do it, or to say what is wrong."""
         if (self._image.format, self._image.mode) not in TORCHVISION:
             return None
-        from torchvision.io import ImageReadMode, decode_jpeg
-
+        try:
+            from torchvision.io import ImageReadMode, decode_jpeg
+        except ImportError:  # deprecated since torchvision 0.29, to be removed
+            return None
         try:
             return decode_jpeg(torch.frombuffer(bytearray(self._data), dtype=torch.uint8), ImageReadMode.RGB)
         except RuntimeError:
@@ -161,10 +163,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """Pillow's errors come out as `OSError` or `ValueError`. Its warnings of odd metadata, photo after photo, would
-    drown a progress bar; that of a bomb is an error."""
+    """Pillow's errors come out as `OSError` or `ValueError`. Warnings of odd metadata, photo after photo, would
+    drown a progress bar; Pillow's of a bomb is an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torchvision")  # of its decoders
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             yield

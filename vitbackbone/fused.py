@@ -73,7 +73,9 @@ class FusedPreprocess:
         view = self.view(photo.size, resolution, keep_aspect)
         check_area(view)
         rgb = photo.decode(enough(view) if draft else None)
-        return torch.cat([part.cut(rgb, view) for part in self.parts])
+        kinds = [(part.interpolation, part.border if view.pad != (0, 0) else None) for part in self.parts]
+        pictures = {kind: part.cut(rgb, view) for kind, part in dict(zip(kinds, self.parts, strict=True)).items()}
+        return torch.cat([pictures[kind] for kind in kinds])
 
     def normalise(self, pixels: UInt8[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]:
         """`pixels` as `__call__` gives them out, in float32, on their device."""

@@ -199,9 +199,9 @@ def enough(view: View) -> tuple[int, int]:
 
 
 def check_area(view: View) -> None:
-    """A photo of few pixels that is very long and thin becomes huge when its shorter side is scaled up, or a border
-    makes it square."""
-    largest = max(view.padded, view.resized, key=math.prod)
+    """A photo of few pixels that is very long and thin becomes huge when its shorter side is scaled up and nothing
+    cropped, or a border makes it square."""
+    largest = max(view.padded, view.size, key=math.prod)
     if Image.MAX_IMAGE_PIXELS is not None and math.prod(largest) > Image.MAX_IMAGE_PIXELS:
         raise ValueError(
             f"too long and thin: {view.source[1]} x {view.source[0]} pixels become {largest[1]} x {largest[0]}, "

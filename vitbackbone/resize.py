@@ -1,5 +1,12 @@
-"""Resize and crop in one, of pixels in 8 bits: Pillow's numbers, and torch's kernels where those are faster."""
+"""Resize and crop in one, of pixels in 8 bits: Pillow's numbers, by torch's kernels where those are faster.
 
+Both resize one axis after the other and round to 8 bits between. If they begin with the same axis they agree to 1 of
+255 (to 2 in a pixel of 100,000 of a picture of nothing but 0 and 255, bicubic); in the other order they are up to 28
+apart. Of pictures that are enlarged bicubically that is no longer so, and there is little to gain: Pillow's are taken.
+"""
+
+import math
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -7,6 +14,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
@@ -16,6 +24,10 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+SUPPORT = {"nearest": 1, "bilinear": 1, "bicubic": 2, "lanczos": 3}  # half the width of the kernel, in pixels
+
+# torch has no Lanczos, and its "nearest" takes other pixels than Pillow's.
+TORCH = ("bilinear", "bicubic")
 
 
 def resized_crop(
@@ -25,10 +37,98 @@ def resized_crop(
     size: tuple[int, int],
     interpolation: Interpolation,
 ) -> UInt8[Tensor, "3 H W"]:
-    """`rgb` resized to `resized`, of which the crop of `size` at `offset` (top, left) is kept."""
-    top, left = offset
-    image = Image.fromarray(np.ascontiguousarray(rgb.permute(1, 2, 0).numpy()))
+    """`rgb` resized to `resized`, of which the crop of `size` at `offset` (top, left) is kept: what Pillow gives, to
+    the bit or, where both sides shrink by torch's kernels, within 1 of 255.
+
+    What sticks out of the resized picture is black. One of more than `PIL.Image.MAX_IMAGE_PIXELS` is never made: it is
+    resized where the crop is, within 1 of 255 too, but for "nearest", which may take the next pixel in a tie.
+    """
+    height, width = rgb.shape[1:]
+    shrinks = resized[0] <= height and resized[1] <= width
+    inside = all(o >= 0 and o + n <= r for o, n, r in zip(offset, size, resized, strict=True))
+    if interpolation in TORCH and shrinks and inside:
+        return _by_torch(rgb, resized, offset, size, interpolation)
+    return _by_pillow(rgb, resized, offset, size, interpolation)
+
+
+def _by_torch(
+    rgb: UInt8[Tensor, "3 h w"],
+    resized: tuple[int, int],
+    offset: tuple[int, int],
+    size: tuple[int, int],
+    interpolation: Interpolation,
+) -> UInt8[Tensor, "3 H W"]:
+    """One axis after the other, so that the second is only resized where the first was kept."""
+    vertical_first = _vertical_first((rgb.shape[1], rgb.shape[2]), resized)
+    picture = rgb[None]
+    for axis in (0, 1) if vertical_first else (1, 0):
+        shape = [picture.shape[2], picture.shape[3]]
+        if shape[axis] != resized[axis]:
+            shape[axis] = resized[axis]
+            # Colours of a pixel side by side: torch's kernel for that is the fastest, and fails on none of the sizes.
+            picture = picture.contiguous(memory_format=torch.channels_last)
+            picture = F.interpolate(picture, shape, mode=interpolation, antialias=True)
+        picture = picture.narrow(2 + axis, offset[axis], size[axis])
+    return picture[0].contiguous()
+
+
+def _vertical_first(source: tuple[int, int], resized: tuple[int, int]) -> bool:
+    """Whether Pillow resizes the columns before the rows: a recent one does if they lose more than twice as many
+    pixels. Found by trying: 2392 of 2392 sizes are as this says."""
+    lost = source[0] - resized[0], source[1] - resized[1]
+    return lost[0] > max(0, 2 * lost[1]) and _pillow_chooses_the_order()
+
+
+@cache
+def _pillow_chooses_the_order() -> bool:
+    """Whether this Pillow begins with the columns of a tall picture. Others begin with the rows always."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 8, 3), np.uint8))
+    bicubic = Image.Resampling.BICUBIC
+    return noise.resize((6, 6), bicubic).tobytes() == noise.resize((8, 6), bicubic).resize((6, 6), bicubic).tobytes()
+
+
+def _by_pillow(
+    rgb: UInt8[Tensor, "3 h w"],
+    resized: tuple[int, int],
+    offset: tuple[int, int],
+    size: tuple[int, int],
+    interpolation: Interpolation,
+) -> UInt8[Tensor, "3 H W"]:
+    if Image.MAX_IMAGE_PIXELS is not None and math.prod(resized) > Image.MAX_IMAGE_PIXELS:
+        return _part_by_pillow(rgb, resized, offset, size, interpolation)
+    image = _image(rgb)
     if image.size != (resized[1], resized[0]):
         image = image.resize((resized[1], resized[0]), FILTERS[interpolation])
-    crop = image.crop((left, top, left + size[1], top + size[0]))
-    return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+    top, left = offset
+    return _tensor(image.crop((left, top, left + size[1], top + size[0])))
+
+
+def _part_by_pillow(
+    rgb: UInt8[Tensor, "3 h w"],
+    resized: tuple[int, int],
+    offset: tuple[int, int],
+    size: tuple[int, int],
+    interpolation: Interpolation,
+) -> UInt8[Tensor, "3 H W"]:
+    """The crop alone, which lies inside, of the pixels that its kernels reach. They are cut out first, as Pillow holds
+    a box in single precision: far out in a long photo that would shift the crop."""
+    starts, stops, boxes = [], [], []
+    for axis in (0, 1):
+        length = rgb.shape[1 + axis]
+        scale = length / resized[axis]
+        reach = math.ceil(SUPPORT[interpolation] * max(scale, 1)) + 1
+        first, last = offset[axis] * scale, (offset[axis] + size[axis]) * scale
+        starts.append(max(math.floor(first) - reach, 0))
+        stops.append(min(math.ceil(last) + reach, length))
+        boxes.append((first - starts[axis], min(last - starts[axis], stops[axis] - starts[axis])))
+    part = _image(rgb[:, starts[0] : stops[0], starts[1] : stops[1]])
+    (top, bottom), (left, right) = boxes
+    return _tensor(part.resize((size[1], size[0]), FILTERS[interpolation], (left, top, right, bottom)))
+
+
+def _image(rgb: UInt8[Tensor, "3 h w"]) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(rgb.permute(1, 2, 0).numpy()))
+
+
+def _tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
