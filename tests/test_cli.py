@@ -26,7 +26,7 @@ from vitbackbone import FeatureStore, list_backbones, load_backbone
 from vitbackbone.cli import main
 from vitbackbone.zoo import ZOO
 
-COMMANDS = ["extract", "probe", "predict", "classify", "show", "demo", "models", "info"]
+COMMANDS = ["extract", "verify", "export", "probe", "predict", "classify", "show", "demo", "models", "info"]
 
 
 @pytest.fixture(scope="module")
@@ -462,15 +462,15 @@ def test_ctrl_c_is_exit_code_130(photos: Path, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example_that_parses(command: str, capsys: object) -> None:
-    from vitbackbone.cli import _parser
+    from vitbackbone.cli.arguments import parser
 
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    example = text.split("example:\n  ")[1].splitlines()[0]
+    example = re.split(r"examples?:\n  ", text)[1].splitlines()[0]
     assert example.startswith(f"vitbackbone {command}")
-    _parser().parse_args(example.replace("'", "").split()[1:])
+    parser().parse_args(example.replace("'", "").split()[1:])
 
 
 def test_the_command_is_installed_as_a_module() -> None:

@@ -205,8 +205,14 @@ LENGTHS = st.integers(1, 40) | st.integers(1, 400)
 @given(source=st.tuples(LENGTHS, LENGTHS), resized=st.tuples(LENGTHS, LENGTHS), extreme=st.booleans())
 @pytest.mark.parametrize("interpolation", FILTERS)
 @pytest.mark.parametrize("layout", ["side by side", "planes", "turned"])
+@pytest.mark.parametrize("exact", [True, False])
 def test_any_size_to_any_other_is_as_pillows(
-    source: tuple[int, int], resized: tuple[int, int], extreme: bool, interpolation: Interpolation, layout: str
+    source: tuple[int, int],
+    resized: tuple[int, int],
+    extreme: bool,
+    interpolation: Interpolation,
+    layout: str,
+    exact: bool,
 ) -> None:
     rng = np.random.default_rng(sum(source))
     rgb = rng.integers(0, 2, (*source, 3), np.uint8) * 255 if extreme else rng.integers(0, 256, (*source, 3), np.uint8)
@@ -215,9 +221,9 @@ def test_any_size_to_any_other_is_as_pillows(
         given = given.contiguous()
     if layout == "turned":
         given = given.transpose(1, 2).contiguous().transpose(1, 2)
-    got = resized_crop(given, resized, (0, 0), resized, interpolation)
+    got = resized_crop(given, resized, (0, 0), resized, interpolation, exact)
     shrinks = resized[0] <= source[0] and resized[1] <= source[1]
-    exact = interpolation in ("nearest", "lanczos") or not shrinks
+    exact = exact or interpolation in ("nearest", "lanczos") or not shrinks
     most = 2 if extreme and interpolation == "bicubic" else 1  # 2 in a pixel or two, where all are 0 or 255
     assert apart(got, pillows(rgb, *resized, interpolation)) <= (0 if exact else most)
 
@@ -240,7 +246,9 @@ def test_a_crop_is_that_of_the_whole(
     with pytest.MonkeyPatch.context() as patch:
         if huge:
             patch.setattr(Image, "MAX_IMAGE_PIXELS", 0)
-        got = resized_crop(torch.from_numpy(rgb).permute(2, 0, 1), resized, (top, left), size, interpolation)
+        got = resized_crop(
+            torch.from_numpy(rgb).permute(2, 0, 1), resized, (top, left), size, interpolation, exact=False
+        )
     whole = pillows(rgb, *resized, interpolation)
     assert apart(got, whole[:, top : top + size[0], left : left + size[1]]) <= 1
 
@@ -263,8 +271,10 @@ def stds(preprocess: ImageTransform) -> Tensor:
 
 
 def differences(preprocess: ImageTransform, path: Path, **fields: object) -> Tensor:
-    """Of the fast way from the slow one, in levels of 255."""
-    pixels = preprocess.pixels(Photo(path.read_bytes()), **fields)
+    """Of the fast way from the exact one, in levels of 255. The other way in two steps is exact."""
+    exact = preprocess.pixels(Photo(path.read_bytes()), **fields)
+    assert torch.equal(preprocess.normalise(exact), preprocess(path, **fields))
+    pixels = preprocess.pixels(Photo(path.read_bytes()), **fields, decoding="fast")
     assert pixels.dtype == torch.uint8
     return (preprocess.normalise(pixels) - preprocess(path, **fields)).abs() * stds(preprocess) * 255
 
@@ -366,7 +376,7 @@ def test_a_draft_shows_the_same_view(tmp_path: Path, crop_mode: CropMode, orient
     exif[0x0112] = orientation
     smooth(401, 603).save(tmp_path / "a.jpg", quality=95, exif=exif)
     preprocess, data = Preprocess((48, 48), 0.9, crop_mode), (tmp_path / "a.jpg").read_bytes()
-    whole, draft = (preprocess.pixels(Photo(data), draft=draft) for draft in (False, True))
+    whole, draft = (preprocess.pixels(Photo(data), decoding=how) for how in ("exact", "draft"))
     assert draft.shape == whole.shape
     assert not torch.equal(draft, whole)
     assert (draft.float() - whole.float()).abs().mean() < 2.5  # shifted by half a pixel it is 5 to 8
@@ -376,4 +386,5 @@ def test_without_draft_nothing_is_scaled(tmp_path: Path, monkeypatch: pytest.Mon
     from PIL.JpegImagePlugin import JpegImageFile
 
     monkeypatch.setattr(JpegImageFile, "draft", lambda *_: pytest.fail("scaled"))
-    Preprocess((32, 32)).pixels(Photo(encode(photo(320, 240))))
+    for how in ("exact", "fast"):
+        Preprocess((32, 32)).pixels(Photo(encode(photo(320, 240))), decoding=how)

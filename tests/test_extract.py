@@ -24,10 +24,11 @@ from safetensors.torch import load_file
 
 from vitbackbone.config import ViTConfig
 from vitbackbone.extract import FeatureStore, extract
+from vitbackbone.extract.layout import INDEX
 from vitbackbone.extract.reader import ImageReader
 from vitbackbone.extract.source import list_inputs
-from vitbackbone.extract.writer import publish
 from vitbackbone.features import Features, Images
+from vitbackbone.files import publish
 from vitbackbone.fingerprint import weights_sha256
 from vitbackbone.preprocess import Preprocess
 from vitbackbone.vit import ViT
@@ -142,6 +143,7 @@ def test_the_files_are_laid_out_as_designed(photos: Path, tmp_path: Path) -> Non
     store = extract(model, photos, out, tokens=["cls", "registers", "patches"], layers=[0, 1], shard_size=4)
     assert set(contents(out)) == {
         "manifest.json",
+        "inputs/00000.parquet",
         *(f"index/0000{i}.parquet" for i in (0, 1)),
         *(f"shards/0000{i}.{kind}" for i in (0, 1) for kind in ("json", "safetensors")),
     }
@@ -154,7 +156,7 @@ def test_the_files_are_laid_out_as_designed(photos: Path, tmp_path: Path) -> Non
     assert marker["rows"] == 3
     assert marker["sha256"] == hashlib.sha256((out / "shards/00001.safetensors").read_bytes()).hexdigest()
 
-    assert store.index.column_names == ["row", "path", "label", "status", "error", "width", "height", "sha256"]
+    assert store.index.schema.names == INDEX.names
     assert store.index["row"].to_pylist() == list(range(7))
     assert store.index["status"].to_pylist() == ["ok"] * 5 + ["failed", "ok"]
     assert list(zip(store.index["width"].to_pylist(), store.index["height"].to_pylist(), strict=True)) == [
@@ -164,7 +166,7 @@ def test_the_files_are_laid_out_as_designed(photos: Path, tmp_path: Path) -> Non
     assert store.index["sha256"][0].as_py() == hashlib.sha256(first.read_bytes()).hexdigest()
     assert store.manifest["model"]["weights_sha256"] == weights_sha256(model)
     assert store.manifest["preprocessing"]["mean"] == list(model.preprocess.mean)
-    assert store.manifest["inputs"]["count"] == 7
+    assert store.index["reason"].to_pylist() == [None] * 5 + ["empty", None]
 
 
 def test_the_index_gives_the_size_of_the_upright_photo(tmp_path: Path) -> None:
@@ -401,8 +403,6 @@ def spoil(folder: Path) -> dict[str, str]:
     reasons["4_float.tif"] = "a float image (mode F)"
     picture(0).save(folder / "5_eps.jpg", "ICO")  # a format that is not on the list
     reasons["5_eps.jpg"] = "not an image of a known format"
-    save(folder / "6_thin.png", 0, (1, 200_000))
-    reasons["6_thin.png"] = "too long and thin: 1 x 200000 pixels become 36 x 7200000"
     (folder / "7_folder.jpg").mkdir()
     reasons["7_folder.jpg"] = "is a directory"
     os.mkfifo(folder / "8_pipe.jpg")
@@ -435,6 +435,8 @@ def test_a_bad_file_is_a_row_with_its_reason_and_harms_no_other(photos: Path, tm
 
 def test_a_bomb_is_refused_before_it_is_decoded(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[tuple[int, int]] = []
+    (photos / "cat" / "0.jpg").unlink()  # the others are decoded by Pillow
+    save(photos / "cat" / "0.png", 0, (121, 68))
     load = ImageFile.ImageFile.load
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: (decoded.append(image.size), load(image))[1])
     (photos / "cat" / "bomb.png").write_bytes(png_header(12_000, 9_000))
@@ -442,6 +444,13 @@ def test_a_bomb_is_refused_before_it_is_decoded(photos: Path, tmp_path: Path, mo
     assert [path for path, _ in store.failed] == ["cat/bomb.png"]
     assert (121, 68) in decoded
     assert (12_000, 9_000) not in decoded
+
+
+def test_a_long_thin_photo_of_which_nothing_is_cropped_is_refused(photos: Path, tmp_path: Path) -> None:
+    save(photos / "cat" / "thin.png", 0, (1, 200_000))
+    store = extract(backbone(), photos, tmp_path / "f", keep_aspect=True)
+    assert store.failed[0][1].startswith("too long and thin: 1 x 200000 pixels become 32 x 6400000")
+    assert set(store.index["reason"].to_pylist()) == {None, "too thin"}
 
 
 def test_a_batch_and_a_shard_of_bad_files(photos: Path, tmp_path: Path) -> None:
@@ -523,7 +532,7 @@ def test_an_overflow_of_half_precision_is_flagged(photos: Path, tmp_path: Path) 
 
 @dataclass(frozen=True)
 class Mistaken(Preprocess):
-    def __call__(self, image: object, *_: object) -> torch.Tensor:
+    def pixels(self, photo: object, *_: object) -> torch.Tensor:
         raise AttributeError("a mistake in the program")
 
 
@@ -535,7 +544,7 @@ def test_a_mistake_of_the_program_is_not_taken_for_a_bad_file(photos: Path, tmp_
 
 
 def test_workers_are_not_sent_the_weights() -> None:
-    reader = ImageReader(backbone().preprocess, None, False)
+    reader = ImageReader(backbone().preprocess, None, False, "exact")
     assert len(pickle.dumps(reader)) < 1000
 
 
@@ -623,9 +632,23 @@ def test_another_run_is_refused_with_each_difference_named(photos: Path, tmp_pat
         for message in messages:
             with pytest.raises(ValueError, match=message):
                 extract(model, photos, out, **options)
-    save(photos / "cat" / "new.png", 0)
-    with pytest.raises(ValueError, match=r"inputs\.count: the store has 7, asked is 8"):
-        extract(backbone(), photos, out)
+    assert contents(out) == whole
+
+
+def test_other_inputs_are_refused(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f"
+    extract(backbone(), photos, out)
+    whole = contents(out)
+    save(tmp_path / "others" / "a.png", 9)
+    with pytest.raises(
+        ValueError, match=r"inputs are others: of the 7 .* such as 'cat/0\.jpg', none is among the 1 asked"
+    ):
+        extract(backbone(), tmp_path / "others", out)
+    relabelled = write_list(photos / "list.csv", [("cat/0.jpg", "dog"), ("cat/1.png", "cat")])
+    with pytest.raises(
+        ValueError, match=r"labels are others: that of 'cat/0\.jpg' is 'cat' in the store and 'dog' now"
+    ):
+        extract(backbone(), relabelled, out)
     assert contents(out) == whole
 
 
@@ -724,15 +747,15 @@ def test_a_store_says_what_it_has_not(photos: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"is not a feature store: it has no manifest\.json"):
             FeatureStore(directory)
     (photos / "manifest.json").write_text('{"name": "of something else"}')
-    with pytest.raises(ValueError, match="is not a feature store: its manifest is not of schema 1"):
+    with pytest.raises(ValueError, match="is not a feature store: its manifest is not of schema 2"):
         FeatureStore(photos)
-    with pytest.raises(ValueError, match="its manifest is not of schema 1"):
+    with pytest.raises(ValueError, match="its manifest is not of schema 2"):
         extract(backbone(), photos, photos)
 
 
 def test_a_folder_name_does_not_become_a_column(photos: Path, tmp_path: Path) -> None:
     store = extract(backbone(), photos, tmp_path / "run=1")
-    assert len(store.index.column_names) == 8  # pyarrow reads run=1 as a partition unless told otherwise
+    assert store.index.schema.names == INDEX.names  # pyarrow reads run=1 as a partition unless told otherwise
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from torchvision.transforms import functional as TVF
 
 from tests.helpers import photo, randomise, relative_error, save_photo, tiny_vit
 from vitbackbone import Attention, Backbone, BackboneSpec, Features, Geometry, ImageFeatures, Preprocess, View, ViT
-from vitbackbone.cli import _same_backbone
+from vitbackbone.cli.probing import check_same_backbone
 from vitbackbone.convert import ConversionError, convert
 from vitbackbone.extract import extract
 from vitbackbone.extract.manifest import make_manifest
@@ -532,15 +532,15 @@ def test_the_command_line_tells_it_from_another_backbone(photos: Path) -> None:
         return make_manifest(backbone, weights_sha256(backbone), inputs, dtype="float32", **settings)
 
     pair, vit = FUSED["same stride"], tiny_vit()
-    _same_backbone(pair, manifest(pair))
+    check_same_backbone(pair, manifest(pair))
     with pytest.raises(ValueError, match="another backbone than this pair: weights, settings, crop_pct, crop_mode"):
-        _same_backbone(vit, manifest(pair))
+        check_same_backbone(vit, manifest(pair))
     with pytest.raises(ValueError, match="another backbone than this tiny: weights, settings, parts, strategy differ"):
-        _same_backbone(pair, manifest(vit))
+        check_same_backbone(pair, manifest(vit))
     other = copy.deepcopy(pair)
     other.preprocess = replace(pair.preprocess, parts=(FIRST, FIRST))
     with pytest.raises(ValueError, match="another backbone than this pair: parts differ"):
-        _same_backbone(other, manifest(pair))
+        check_same_backbone(other, manifest(pair))
     assert json.loads(json.dumps(asdict(pair.preprocess)))["image_size"] == [32, 32]
 
 

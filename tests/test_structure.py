@@ -73,6 +73,7 @@ ALLOWED: dict[str, set[str]] = {
         "vit",
     },
     "cli": {
+        "cli",
         "demo",
         "describe",
         "extract",

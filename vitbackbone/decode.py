@@ -54,6 +54,10 @@ DECODE_ERRORS = (
 )
 
 
+class UnsupportedPixels(ValueError):
+    """An image that is whole, with values that have no agreed meaning as 8-bit colours."""
+
+
 class Photo:
     """An image file whose header has been read: its size is known, its pixels are decoded when they are asked for.
 
@@ -63,12 +67,14 @@ class Photo:
     """
 
     size: tuple[int, int]  # (H, W) in pixels, upright
+    frames: int  # of an animation, or pages
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         with _readable():
             self._image = Image.open(BytesIO(data), formats=FORMATS)  # reads the header, and refuses bombs by it
             self._orientation = self._read_orientation()
+            self.frames = self._count_frames()
         sideways, _ = ORIENTATIONS[self._orientation]
         width, height = self._image.size
         self.size = (width, height) if sideways else (height, width)
@@ -93,6 +99,15 @@ class Photo:
     def _read_orientation(self) -> int:
         found = self._image.getexif().get(ExifTags.Base.Orientation, 1)
         return found if found in ORIENTATIONS else 1
+
+    def _count_frames(self) -> int:
+        if not getattr(self._image, "is_animated", False):
+            return 1
+        try:
+            with Image.open(BytesIO(self._data), formats=FORMATS) as apart:  # counting seeks through them all
+                return getattr(apart, "n_frames", 1)
+        except DECODE_ERRORS:  # one behind the first, which is the one that counts, is damaged
+            return 1
 
     def _draft(self, at_least: tuple[int, int]) -> bool:
         """Whether Pillow will decode at a lower scale."""
@@ -152,11 +167,12 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise ValueError("a float image (mode F) has no agreed range; scale it to 8 or 16 bits first")
+        raise UnsupportedPixels("a float image (mode F) has no agreed range; scale it to 8 or 16 bits first")
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"a 32-bit image with values from {values.min()} to {values.max()}; scale it to 16 bits")
+            span = f"{values.min()} to {values.max()}"
+            raise UnsupportedPixels(f"a 32-bit image with values from {span}; scale it to 16 bits")
         image = Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
     return image.convert("RGB")
 

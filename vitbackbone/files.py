@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 
 def _umask() -> int:
@@ -20,10 +21,9 @@ UMASK = _umask()
 def publish(target: Path) -> Iterator[Path]:
     """Gives a temporary path beside `target` to write to; at the end, the file is flushed to disk and renamed.
 
-    On an exception, Ctrl-C among them, neither is left. The temporary name is the same every time, so that what a
-    kill leaves is overwritten.
+    On an exception, Ctrl-C among them, neither is left. A kill leaves one of `leftovers`.
     """
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
     try:
         yield temporary
         temporary.chmod(0o666 & ~UMASK)  # safetensors makes its files private; a store is as readable as other files
@@ -33,6 +33,11 @@ def publish(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     _flush(target.parent)  # the rename itself
+
+
+def leftovers(target: Path) -> list[Path]:
+    """The temporary files of publications of `target`, by now or by processes that were killed."""
+    return [path for path in target.parent.glob(".*.tmp") if path.name.startswith(f".{target.name}.")]
 
 
 def _flush(path: Path) -> None:

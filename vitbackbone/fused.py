@@ -28,7 +28,7 @@ from vitbackbone.features import (
     Wanted,
     check_images,
 )
-from vitbackbone.preprocess import CropMode, Preprocess, Resolution, View, check_area, enough
+from vitbackbone.preprocess import CropMode, Decoding, Preprocess, Resolution, View, check_area, enough
 
 Strategy = Literal["resize-naive", "letterbox", "crop"]  # prismatic's names; its "resize-crop" is the last
 
@@ -67,14 +67,19 @@ class FusedPreprocess:
         return torch.cat([part(rgb, resolution, keep_aspect) for part in self._on_one_view()])
 
     def pixels(
-        self, photo: Photo, resolution: Resolution | None = None, keep_aspect: bool = False, draft: bool = False
+        self,
+        photo: Photo,
+        resolution: Resolution | None = None,
+        keep_aspect: bool = False,
+        decoding: Decoding = "exact",
     ) -> UInt8[Tensor, "C H W"]:
-        """What `__call__` makes of the same photo before it is normalised, faster. As `Preprocess.pixels`."""
+        """What `__call__` makes of the same photo before it is normalised. As `Preprocess.pixels`."""
         view = self.view(photo.size, resolution, keep_aspect)
         check_area(view)
-        rgb = photo.decode(enough(view) if draft else None)
+        rgb = photo.decode(enough(view) if decoding == "draft" else None)
         kinds = [(part.interpolation, part.border if view.pad != (0, 0) else None) for part in self.parts]
-        pictures = {kind: part.cut(rgb, view) for kind, part in dict(zip(kinds, self.parts, strict=True)).items()}
+        of_kind, exact = dict(zip(kinds, self.parts, strict=True)), decoding == "exact"
+        pictures = {kind: part.cut(rgb, view, exact) for kind, part in of_kind.items()}
         return torch.cat([pictures[kind] for kind in kinds])
 
     def normalise(self, pixels: UInt8[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]:

@@ -20,7 +20,12 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 CropMode = Literal["center", "squash", "letterbox"]
 Rounding = Literal["even", "down"]
+Decoding = Literal["exact", "fast", "draft"]
 Resolution = int | tuple[int, int]  # side of a square, or (H, W)
+
+
+class TooThin(ValueError):
+    """A photo so long and thin that what is made of it would be huge."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,13 @@ class ImageTransform(Protocol):
     ) -> Float[Tensor, "C H W"]: ...
 
     def pixels(
-        self, photo: Photo, resolution: Resolution | None = None, keep_aspect: bool = False, draft: bool = False
+        self,
+        photo: Photo,
+        resolution: Resolution | None = None,
+        keep_aspect: bool = False,
+        decoding: Decoding = "exact",
     ) -> UInt8[Tensor, "C H W"]:
-        """The fast way, in two steps: a quarter of the bytes to send about, and `normalise` where they arrive."""
+        """The same in two steps: a quarter of the bytes to send about, and `normalise` where they arrive."""
         ...
 
     def normalise(self, pixels: UInt8[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]: ...
@@ -137,22 +146,28 @@ class Preprocess:
         return self.normalise(torch.from_numpy(np.array(rgb)).permute(2, 0, 1))
 
     def pixels(
-        self, photo: Photo, resolution: Resolution | None = None, keep_aspect: bool = False, draft: bool = False
+        self,
+        photo: Photo,
+        resolution: Resolution | None = None,
+        keep_aspect: bool = False,
+        decoding: Decoding = "exact",
     ) -> UInt8[Tensor, "3 H W"]:
-        """What `__call__` makes of the same photo before it is normalised, faster and within 1 of 255.
+        """What `__call__` makes of the same photo before it is normalised.
 
-        `draft`: a JPEG is decoded at the lowest of its scales that is still twice what it is resized to. That differs
-        visibly. Raises `OSError` or `ValueError` on what cannot be read, and on a photo that is too long and thin.
+        `decoding`: "exact" is that to the bit; "fast" is within 1 of 255, which moves features by some 1e-4; with
+        "draft" moreover a JPEG is decoded at the lowest of its scales that is still twice what it is resized to, which
+        differs visibly.
+        Raises `OSError` or `ValueError` on what cannot be read, and on a photo that is too long and thin.
         """
         view = self.view(photo.size, resolution, keep_aspect)
         check_area(view)
-        return self.cut(photo.decode(enough(view) if draft else None), view)
+        return self.cut(photo.decode(enough(view) if decoding == "draft" else None), view, decoding == "exact")
 
-    def cut(self, rgb: UInt8[Tensor, "3 h w"], view: View) -> UInt8[Tensor, "3 H W"]:
+    def cut(self, rgb: UInt8[Tensor, "3 h w"], view: View, exact: bool) -> UInt8[Tensor, "3 H W"]:
         """The part of a decoded photo that `view` is of. A photo decoded at a lower scale is resized by less."""
         if view.pad != (0, 0):
             rgb = _expand(rgb, view, self.border)
-        return resized_crop(rgb, view.resized, view.offset, view.size, self.interpolation)
+        return resized_crop(rgb, view.resized, view.offset, view.size, self.interpolation, exact)
 
     def normalise(self, pixels: UInt8[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
         """`pixels` as `__call__` gives them out, in float32, on their device."""
@@ -203,7 +218,7 @@ def check_area(view: View) -> None:
     cropped, or a border makes it square."""
     largest = max(view.padded, view.size, key=math.prod)
     if Image.MAX_IMAGE_PIXELS is not None and math.prod(largest) > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(
+        raise TooThin(
             f"too long and thin: {view.source[1]} x {view.source[0]} pixels become {largest[1]} x {largest[0]}, "
             f"more than {Image.MAX_IMAGE_PIXELS} pixels"
         )

@@ -36,9 +36,10 @@ def resized_crop(
     offset: tuple[int, int],
     size: tuple[int, int],
     interpolation: Interpolation,
+    exact: bool,
 ) -> UInt8[Tensor, "3 H W"]:
     """`rgb` resized to `resized`, of which the crop of `size` at `offset` (top, left) is kept: what Pillow gives, to
-    the bit or, where both sides shrink by torch's kernels, within 1 of 255.
+    the bit; if it need not be `exact` and both sides shrink, by torch's kernels and within 1 of 255.
 
     What sticks out of the resized picture is black. One of more than `PIL.Image.MAX_IMAGE_PIXELS` is never made: it is
     resized where the crop is, within 1 of 255 too, but for "nearest", which may take the next pixel in a tie.
@@ -46,7 +47,7 @@ def resized_crop(
     height, width = rgb.shape[1:]
     shrinks = resized[0] <= height and resized[1] <= width
     inside = all(o >= 0 and o + n <= r for o, n, r in zip(offset, size, resized, strict=True))
-    if interpolation in TORCH and shrinks and inside:
+    if not exact and interpolation in TORCH and shrinks and inside:
         return _by_torch(rgb, resized, offset, size, interpolation)
     return _by_pillow(rgb, resized, offset, size, interpolation)
 

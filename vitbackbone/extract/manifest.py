@@ -7,9 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from vitbackbone.extract.layout import SCHEMA
-from vitbackbone.extract.source import Inputs
 from vitbackbone.features import Backbone
-from vitbackbone.preprocess import Resolution
+from vitbackbone.preprocess import Decoding, Resolution
 
 Manifest = dict[str, Any]
 
@@ -17,27 +16,26 @@ Manifest = dict[str, Any]
 def make_manifest(
     backbone: Backbone,
     weights: str,
-    inputs: Inputs,
     *,
     tokens: Sequence[str],
     layers: Sequence[int],
     shard_size: int,
     resolution: Resolution | None,
     keep_aspect: bool,
+    decoding: Decoding,
     dtype: str,
 ) -> Manifest:
     """As it will be read back: JSON types only. `weights`: their `weights_sha256`."""
+    asked = {"resolution": resolution, "keep_aspect": keep_aspect, "decoding": decoding}
     manifest = {
         "schema": SCHEMA,
         "model": {"name": backbone.spec.name, "weights_sha256": weights, "spec": asdict(backbone.spec)},
-        "preprocessing": asdict(backbone.preprocess) | {"resolution": resolution, "keep_aspect": keep_aspect},
+        "preprocessing": asdict(backbone.preprocess) | asked,
         "dtype": dtype,
         "tokens": tokens,
         "layers": layers,
         "norm": backbone.spec.norms(layers),
         "shard_size": shard_size,
-        "inputs": {"count": len(inputs), "sha256": inputs.sha256},
-        "class_names": inputs.class_names,
     }
     return parse(serialise(manifest))
 

@@ -1,58 +1,79 @@
-"""What to extract: a folder, a glob or a list file becomes paths and labels."""
+"""What to extract: a folder, a glob, a list file or archives of images become paths and labels."""
 
 import csv
 import glob
-import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm"})
+from vitbackbone.extract.archive import ARCHIVES, EXTENSIONS, Label, has_images, is_image, open_archive
+
 UNKNOWN = -1
 MAX_CLASSES = 100_000  # a larger whole-number label is an id, not a class index
-WANTED = "want a folder of images, a glob such as 'photos/**/*.jpg', or a .csv or .parquet list with a column 'path'"
+WANTED = (
+    "want a folder of images, a glob such as 'photos/**/*.jpg', a .csv or .parquet list with a column 'path', or "
+    f"archives of images ({', '.join(ARCHIVES)}), one or a glob such as 'shards/*.tar'"
+)
+CHUNK = 2**16  # rows that are Python objects at a time
+
+LISTED = pa.schema(
+    {
+        "path": pa.binary(),  # POSIX, from the root; of an archive's image, that of the archive, "/" and its name
+        "archive": pa.int32(),  # how many bytes of `path` are the archive's; 0 for a file by itself
+        "offset": pa.int64(),  # where in the archive, see `archive.Member`
+        "bytes": pa.int64(),  # -1 where the file system must be asked
+        "label": pa.int64(),  # index into the class names, -1 where unknown
+    }
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inputs:
     """The images to extract, in the order of their rows."""
 
     root: Path  # what relative paths start from
-    paths: tuple[str, ...]  # as shown to users: POSIX
-    labels: tuple[int, ...]  # index into `class_names`, -1 where unknown
+    table: pa.Table  # of `LISTED`: a million paths are a few dozen MB so, and several hundred as Python's own objects
     class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.paths)
-
-    def files(self, start: int, stop: int) -> list[str]:
-        """Where the inputs of rows [start, stop) lie."""
-        return [str(self.root / path) for path in self.paths[start:stop]]
+        return len(self.table)
 
     @property
-    def sha256(self) -> str:
-        """Of the paths and labels, in order; not of what the files hold."""
-        digest = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels, strict=True):
-            digest.update(f"{path}\0{label}\0".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
+    def paths(self) -> tuple[str, ...]:
+        """As users know them: POSIX, relative to the root."""
+        return tuple(map(os.fsdecode, self.table["path"].to_pylist()))
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        return tuple(self.table["label"].to_pylist())
+
+    def files(self, start: int, stop: int) -> list[str]:
+        """Where the inputs of rows [start, stop) lie, if they are files by themselves."""
+        return [str(self.root / os.fsdecode(path)) for path in self.table["path"][start:stop].to_pylist()]
 
 
 def list_inputs(source: str | PathLike[str]) -> Inputs:
-    """The images of a folder, a glob or a list file. Nothing is opened: a path that cannot be read is a row too.
+    """The images of a folder, a glob, a list file or archives. No image is opened: one that cannot be read is a row
+    too.
 
     - Folder: every file below it with an image's extension, sorted; first-level sub-folders are the classes. Hidden
       files are skipped, links are followed but not in circles.
     - Glob: what it matches of those extensions, sorted; `**` is any depth. No labels.
-    - List: the rows in their order, labels from the column `label` if there is one. Names are sorted into classes;
-      whole numbers are class indices already, and empty or -1 is unknown. Relative paths start at the list's folder.
+    - List, `.csv` or `.parquet`: the rows in their order, labels from the column `label` if there is one. Names are
+      sorted into classes; whole numbers are class indices already, and empty or -1 is unknown. Relative paths start at
+      the list's folder.
+    - Archives, one or by a glob: `.tar`, `.zip`, and `.parquet` with a column `image`; see `archive`. Sorted by name,
+      each in its own order.
 
     Raises `ValueError` if the source does not exist, is none of these, or names no image.
     """
@@ -60,41 +81,76 @@ def list_inputs(source: str | PathLike[str]) -> Inputs:
     if Path(text).is_dir():
         inputs = _from_folder(Path(text))
     elif Path(text).is_file():
-        inputs = _from_list(Path(text))
+        inputs = _from_file(Path(text))
     elif glob.has_magic(text):
         inputs = _from_glob(text)
     else:
         raise ValueError(f"{text}: there is no such file or folder; {WANTED}")
-    if not inputs.paths:
+    if not len(inputs):
         raise ValueError(f"{text}: found no image there; {WANTED}. Image files end in {', '.join(sorted(EXTENSIONS))}")
     return inputs
 
 
-def _is_image(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in EXTENSIONS
+class _Rows:
+    """Rows as they come, kept as Arrow has them."""
+
+    def __init__(self) -> None:
+        self._cells: list[tuple[bytes, int, int, int, int]] = []
+        self._batches: list[pa.RecordBatch] = []
+        self._labels: dict[Label, int] = {}  # what each is, to the number that stands for it until all are known
+
+    def add(self, path: str, label: object = None, archive: str = "", offset: int = -1, size: int = -1) -> None:
+        whole = os.fsencode(f"{archive}/{path}" if archive else path)
+        code = self._labels.setdefault(_label(label), len(self._labels))
+        self._cells.append((whole, len(os.fsencode(archive)), offset, size, code))
+        if len(self._cells) == CHUNK:
+            self._pack()
+
+    def inputs(self, root: Path, names: Sequence[str] = (), parse: Callable[[Label], Label] | None = None) -> Inputs:
+        """`names`: those of whole-number labels. `parse`: what a label's text says, where it has no types."""
+        self._pack()
+        table = pa.Table.from_batches(self._batches, LISTED)
+        values = [parse(label) if parse else label for label in self._labels]
+        indices, class_names = _classes(values, names)
+        of_code = np.array([*indices, UNKNOWN], dtype=np.int64)
+        labels = pa.array(of_code[table["label"].to_numpy()]) if len(table) else pa.array([], pa.int64())
+        return Inputs(
+            root, table.set_column(LISTED.get_field_index("label"), LISTED.field("label"), labels), class_names
+        )
+
+    def _pack(self) -> None:
+        columns = zip(*self._cells, strict=True) if self._cells else [()] * len(LISTED)
+        arrays = [pa.array(cells, field.type) for cells, field in zip(columns, LISTED, strict=True)]
+        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=LISTED))
+        self._cells.clear()
 
 
 def _from_folder(folder: Path) -> Inputs:
-    paths = tuple(sorted(_walk(folder)))
-    folders = [path.split("/", 1)[0] if "/" in path else "" for path in paths]
-    names = tuple(sorted(set(folders) - {""}))
-    indices = {name: i for i, name in enumerate(names)} | {"": UNKNOWN}
-    return Inputs(folder.absolute(), paths, tuple(indices[name] for name in folders), names)
+    rows = _Rows()
+    for path in _walk(folder):
+        rows.add(path, path.split("/", 1)[0] if "/" in path else None)
+    return rows.inputs(folder.absolute())
 
 
 def _walk(folder: Path, prefix: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Relative POSIX paths of the images below `folder`. `above`: the folders that it lies in."""
+    """Relative POSIX paths of the images below `folder`, sorted. `above`: the folders that it lies in."""
     here = _identity(folder)
     if here in above:
         return
+    found: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if _is_image(entry.name):  # a folder of that name as well: its row will say so
-                yield prefix + entry.name
+            if is_image(entry.name):  # a folder of that name as well: its row will say so
+                found.append(entry.name)
             if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and Path(entry).is_dir()):
-                yield from _walk(Path(entry), f"{prefix}{entry.name}/", (*above, here))
+                found.append(f"{entry.name}/")  # sorts as all that lies in it does
+    for name in sorted(found):
+        if name.endswith("/"):
+            yield from _walk(folder / name, prefix + name, (*above, here))
+        else:
+            yield prefix + name
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -111,51 +167,77 @@ def _from_glob(pattern: str) -> Inputs:
         way = [part for part in (folder, *folder.parents) if len(part.parts) >= len(start.parts)]
         return len({_identity(part) for part in way}) < len(way)
 
-    found = [path for path in glob.glob(pattern, recursive=True) if _is_image(path)]  # noqa: PTH207  # takes absolute ones
-    paths = tuple(sorted(path.replace(os.sep, "/") for path in found if not circular(Path(path).parent)))
-    return Inputs(Path.cwd(), paths, (UNKNOWN,) * len(paths))
+    found = [path.replace(os.sep, "/") for path in glob.glob(pattern, recursive=True)]  # noqa: PTH207  # takes absolute ones
+    found = sorted(path for path in found if not circular(Path(path).parent))
+    if Path(pattern).suffix.lower() in ARCHIVES:
+        return _from_archives(Path.cwd(), found)
+    rows = _Rows()
+    for path in found:
+        if is_image(path):
+            rows.add(path)
+    return rows.inputs(Path.cwd())
 
 
-def _from_list(file: Path) -> Inputs:
-    readers = {".csv": _read_csv, ".parquet": _read_parquet}
-    reader = readers.get(file.suffix.lower())
-    if reader is None:
-        raise ValueError(f"{file} is a file, not a list of images; {WANTED}")
+def _from_file(file: Path) -> Inputs:
+    suffix = file.suffix.lower()
     try:
-        paths, given = reader(file)
-        labels, names = _classes(given)
+        if suffix in ARCHIVES and (suffix != ".parquet" or has_images(file)):
+            return _from_archives(file.absolute().parent, [file.name])
+        if suffix == ".csv":
+            return _from_csv(file)
+        if suffix == ".parquet":
+            return _from_parquet(file)
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{file}: {error}") from error
-    return Inputs(file.absolute().parent, tuple(paths), labels, names)
+    raise ValueError(f"{file} is a file, not a list of images; {WANTED}")
 
 
-def _read_csv(file: Path) -> tuple[list[str], list[object]]:
+def _from_archives(root: Path, files: Sequence[str]) -> Inputs:
+    rows = _Rows()
+    names: list[str] = []
+    for file in files:
+        archive = open_archive(root / file)
+        names = archive.class_names() or names
+        for member in archive.members():
+            rows.add(member.name, member.label, file, member.offset, member.bytes)
+    return rows.inputs(root, names)
+
+
+def _from_csv(file: Path) -> Inputs:
+    rows = _Rows()
     with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-        rows = csv.reader(lines)
-        header = [name.strip() for name in next(rows, [])]
+        reader = csv.reader(lines)
+        header = [name.strip() for name in next(reader, [])]
         _check_columns(header)
         path, label = (header.index(name) if name in header else len(header) for name in ("path", "label"))
-        cells = [(_cell(row, path), _cell(row, label)) for row in rows if row]
-    paths, labels = [path for path, _ in cells], [label for _, label in cells]
-    if all(re.fullmatch(r"|-?(0|[1-9]\d*)", text) for text in labels):  # a CSV has no types; 007 is a name
-        return paths, [int(text) if text else None for text in labels]
-    return paths, list(labels)
+        for row in reader:
+            if row:
+                rows.add(_cell(row, path), _cell(row, label))
+
+    def number(text: Label) -> Label:
+        return int(text) if text is not None else None
+
+    texts = [text for text in rows._labels if text is not None]
+    numeric = all(re.fullmatch(r"-?(0|[1-9]\d*)", str(text)) for text in texts)  # a CSV has no types; 007 is a name
+    return rows.inputs(file.absolute().parent, parse=number if numeric else None)
 
 
 def _cell(row: Sequence[str], column: int) -> str:
     return row[column] if column < len(row) else ""
 
 
-def _read_parquet(file: Path) -> tuple[list[str], list[object]]:
+def _from_parquet(file: Path) -> Inputs:
     table = pq.ParquetFile(file)
     columns = table.schema_arrow.names
     _check_columns(columns)
-    content = table.read([name for name in ("path", "label") if name in columns])
-    paths = ["" if path is None else path for path in content["path"].to_pylist()]
-    wrong = next((path for path in paths if not isinstance(path, str)), None)
-    if wrong is not None:
-        raise ValueError(f"the column 'path' holds {wrong!r}; want text")
-    return paths, content["label"].to_pylist() if "label" in columns else [None] * len(paths)
+    rows = _Rows()
+    for batch in table.iter_batches(CHUNK, columns=[name for name in ("path", "label") if name in columns]):
+        labels = batch["label"].to_pylist() if "label" in columns else [None] * len(batch)
+        for path, label in zip(batch["path"].to_pylist(), labels, strict=True):
+            if not isinstance(path, str | None):
+                raise ValueError(f"the column 'path' holds {path!r}; want text")
+            rows.add(path or "", label)
+    return rows.inputs(file.absolute().parent)
 
 
 def _check_columns(columns: Sequence[str]) -> None:
@@ -163,14 +245,13 @@ def _check_columns(columns: Sequence[str]) -> None:
         raise ValueError(f"the columns are {list(columns)}; want 'path', and 'label' if there are labels")
 
 
-def _classes(given: Sequence[object]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Class indices and class names of the labels of a list."""
-    labels = [_label(value) for value in given]
-    numbers = [label for label in labels if isinstance(label, int)]
-    names = sorted({label for label in labels if isinstance(label, str)})
-    if names:
-        indices = {name: i for i, name in enumerate(names)}
-        return tuple(UNKNOWN if label is None else indices[str(label)] for label in labels), tuple(names)
+def _classes(values: Sequence[Label], names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+    """The class index of each value, and the names of all classes. `names`: those of whole numbers, if known."""
+    numbers = [value for value in values if isinstance(value, int)]
+    texts = sorted({value for value in values if isinstance(value, str)})
+    if texts:
+        indices = {name: i for i, name in enumerate(texts)}
+        return [UNKNOWN if value is None else indices[str(value)] for value in values], tuple(texts)
     wrong = next((number for number in numbers if not UNKNOWN <= number < MAX_CLASSES), None)
     if wrong is not None:
         raise ValueError(
@@ -178,10 +259,11 @@ def _classes(given: Sequence[object]) -> tuple[tuple[int, ...], tuple[str, ...]]
             f"if it is a name, write it as text, such as 'class {wrong}'"
         )
     highest = max(numbers, default=UNKNOWN)
-    return tuple(UNKNOWN if not isinstance(i, int) else i for i in labels), tuple(map(str, range(highest + 1)))
+    known = names if highest < len(names) else map(str, range(highest + 1))
+    return [UNKNOWN if value is None else int(value) for value in values], tuple(known)
 
 
-def _label(value: object) -> int | str | None:
+def _label(value: Any) -> Label:
     """A class name, a class index, or None. pandas writes integers with gaps as floats."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None

@@ -1,13 +1,17 @@
 """Puts files into a store so that each is there whole or not at all."""
 
+import errno
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,26 +21,20 @@ from vitbackbone.extract.layout import (
     Marker,
     index_file,
     marker_file,
-    read_marker,
     shard_file,
 )
 from vitbackbone.extract.manifest import Manifest, differences, fingerprint, parse, serialise
+from vitbackbone.extract.plan import PlannedShard
 from vitbackbone.extract.reader import Record
-from vitbackbone.extract.source import Inputs
-from vitbackbone.files import publish
+from vitbackbone.files import leftovers, publish
+
+COPY = Record()  # what becomes of an input whose content an earlier row has
 
 
-def claim(directory: Path, manifest: Manifest) -> None:
-    """Makes `directory` the store of this manifest, or checks that it is one already.
-
-    Raises `ValueError` if it is the store of another, with each difference.
-    """
+def check_manifest(directory: Path, manifest: Manifest) -> None:
+    """Raises `ValueError` if `directory` is the store of another manifest, with each difference."""
     target = directory / MANIFEST
     if not target.exists():
-        for folder in ("shards", "index"):
-            (directory / folder).mkdir(parents=True, exist_ok=True)
-        with publish(target) as temporary:
-            temporary.write_bytes(serialise(manifest))
         return
     try:
         stored = parse(target.read_bytes())
@@ -50,58 +48,86 @@ def claim(directory: Path, manifest: Manifest) -> None:
         )
 
 
-def write_shard(
-    directory: Path,
-    manifest: Manifest,
-    shard: int,
-    inputs: Inputs,
-    records: Sequence[Record],
-    tensors: Mapping[str, Tensor],
-) -> None:
-    """Publishes the features, then the rows of the index, then the marker that says that both are there."""
-    marker_file(directory, shard).unlink(missing_ok=True)  # of files that are about to be replaced
-    with publish(shard_file(directory, shard)) as temporary:
-        save_file(dict(tensors), temporary)
-        sha256 = _sha256(temporary)
-    with publish(index_file(directory, shard)) as temporary:
-        pq.write_table(_index(shard * manifest["shard_size"], inputs, records), temporary)
-        index_sha256 = _sha256(temporary)
-    read = sum(record.error is None for record in records)
-    marker = Marker(len(records), read, sha256, index_sha256, fingerprint(manifest))
-    with publish(marker_file(directory, shard)) as temporary:
-        temporary.write_text(json.dumps(asdict(marker), indent=2) + "\n")
+def claim(directory: Path, manifest: Manifest) -> None:
+    """Makes `directory` the store of this manifest, if it is not one already."""
+    for folder in ("shards", "index"):
+        (directory / folder).mkdir(exist_ok=True)
+    if not (directory / MANIFEST).exists():
+        with published(directory / MANIFEST) as temporary:
+            temporary.write_bytes(serialise(manifest))
 
 
-def verified(directory: Path, manifest: Manifest, shard: int) -> Marker | None:
-    """The marker of a shard that is done and whose files are what was written; otherwise None. Reads them whole."""
-    marker = read_marker(directory, shard)
-    if marker is None or marker.manifest_sha256 != fingerprint(manifest):
-        return None
+@contextmanager
+def published(target: Path) -> Iterator[Path]:
+    """`publish` for the one writer of a file: what killed ones left of it goes, and a full disk says what to do."""
+    for path in leftovers(target):
+        path.unlink(missing_ok=True)
     try:
-        intact = (
-            _sha256(shard_file(directory, shard)) == marker.sha256
-            and _sha256(index_file(directory, shard)) == marker.index_sha256
-        )
-    except FileNotFoundError:
-        return None
-    return marker if intact else None
+        with publish(target) as temporary:
+            yield temporary
+    except (OSError, SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "os error 28" not in str(error) and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"{os.strerror(errno.ENOSPC)}, for {target.name}; free some and run the same extraction again: what is "
+            "done is kept",
+            str(target.parent),
+        ) from error
 
 
-def _index(first: int, inputs: Inputs, records: Sequence[Record]) -> pa.Table:
-    rows = range(first, first + len(records))
+def write_shard(
+    directory: Path, manifest: Manifest, shard: PlannedShard, records: Sequence[Record], tensors: Mapping[str, Tensor]
+) -> Marker:
+    """Publishes the features, then the rows of the index, then the marker that says that both are there. `records`: of
+    the inputs that are no copies."""
+    marker_file(directory, shard.number).unlink(missing_ok=True)  # of files that are about to be replaced
+    with published(shard_file(directory, shard.number)) as temporary:
+        save_file(dict(tensors), temporary)
+        sha256 = file_sha256(temporary)
+    with published(index_file(directory, shard.number)) as temporary:
+        pq.write_table(_index(shard, records), temporary)
+        index_sha256 = file_sha256(temporary)
+    read = sum(record.reason is None for record in records)
+    copies = len(shard) - len(records)
+    marker = Marker(len(shard), read, copies, sha256, index_sha256, fingerprint(manifest), shard.sha256)
+    with published(marker_file(directory, shard.number)) as temporary:
+        temporary.write_text(json.dumps(asdict(marker), indent=2) + "\n")
+    return marker
+
+
+def damaged(directory: Path, number: int, marker: Marker) -> list[Path]:
+    """The files of a shard that are not what was written. Reads them whole."""
+    wanted = {shard_file(directory, number): marker.sha256, index_file(directory, number): marker.index_sha256}
+    return [file for file, sha256 in wanted.items() if not file.is_file() or file_sha256(file) != sha256]
+
+
+def _index(shard: PlannedShard, records: Sequence[Record]) -> pa.Table:
+    inputs = {name: shard.table[name].to_pylist() for name in ("path", "sha256", "same_as")}
+    read = iter(records)
+    rows = [COPY if original is not None else next(read) for original in inputs["same_as"]]
     columns = {
-        "row": list(rows),
-        "path": [inputs.paths[row].encode("utf-8", "backslashreplace").decode() for row in rows],
-        "label": [inputs.labels[row] for row in rows],
-        "status": ["ok" if record.error is None else "failed" for record in records],
-        "error": [record.error for record in records],
-        "width": [record.width for record in records],
-        "height": [record.height for record in records],
-        "sha256": [record.sha256 for record in records],
+        "row": list(shard.rows),
+        "path": [shown(path) for path in inputs["path"]],
+        "label": shard.table["label"],
+        "status": ["copy" if row is COPY else "failed" if row.reason else "ok" for row in rows],
+        "reason": [row.reason for row in rows],
+        "error": [row.error for row in rows],
+        "width": [row.width for row in rows],
+        "height": [row.height for row in rows],
+        "frames": [row.frames for row in rows],
+        "sha256": [digest.hex() if digest else None for digest in inputs["sha256"]],
+        "same_as": inputs["same_as"],
     }
     return pa.table(columns, INDEX)
 
 
-def _sha256(path: Path) -> str:
+def shown(path: bytes) -> str:
+    """As users see it: bytes that are not UTF-8 are written \\udcXX."""
+    return os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
+
+
+def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,220 @@
+"""Every command and its options."""
+
+import argparse
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vitbackbone.cli.classes import classify
+from vitbackbone.cli.extraction import run_export, run_extract, run_verify
+from vitbackbone.cli.looking import list_models, print_info, run_demo, show_pictures
+from vitbackbone.cli.model import STRONGER
+from vitbackbone.cli.probing import predict, probe
+
+if TYPE_CHECKING:
+    from vitbackbone.extract.part import Part
+
+Run = Callable[[argparse.Namespace], int]
+Command = Callable[..., argparse.ArgumentParser]  # name, what runs it, what it does, examples
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Examples as they are written, and defaults behind what an option says."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vitbackbone",
+        description="Features out of Vision Transformers.",
+        epilog="example:\n  vitbackbone demo",
+        formatter_class=_Help,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Run, help: str, *examples: str) -> argparse.ArgumentParser:
+        epilog = "\n  ".join(["example:" if len(examples) == 1 else "examples:", *examples])
+        added = commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=_Help)
+        added.set_defaults(run=run)
+        return added
+
+    _add_extraction(command)
+    _add_probing(command)
+    _add_looking(command)
+    return parser
+
+
+def _add_extraction(command: Command) -> None:
+    p = command(
+        "extract",
+        run_extract,
+        "Write the features of images into a store. Run again, it does what is missing, damaged, new or changed.",
+        f"vitbackbone extract photos/ --model {STRONGER} --out features/ --tokens cls,patches",
+        "vitbackbone extract 'shards/*.tar' --out features/ --workers 4",
+        "vitbackbone extract photos/ --out features/ --shard 0/3",
+        "vitbackbone extract photos/ --out features/ --engine ray --ray-address auto --ray-gpus 1",
+    )
+    p._negative_number_matcher = re.compile(r"-\d+(,-?\d+)*$")  # so that `--layers -4,-1` is a value and not an option
+    what = "a folder (sub-folders are labels), a quoted glob, a list with columns path[,label], or .tar/.zip/.parquet"
+    p.add_argument("source", metavar="SOURCE", help=what)
+    _model(p)
+    p.add_argument("--out", required=True, metavar="DIR", help="the store; FeatureStore(DIR) reads it")
+
+    group = p.add_argument_group("what is stored")
+    group.add_argument("--tokens", type=_words, default="cls", metavar="KINDS", help="of cls,patches,registers")
+    group.add_argument("--layers", type=_numbers, default="-1", metavar="N,N", help="blocks, negative from the end")
+    _resolution(group)
+    group.add_argument("--keep-aspect", action="store_true", help="keep the whole photo and its aspect, crop nothing")
+    text = "exact; fast, within 1/255 of it; or draft, which decodes JPEGs at a lower scale and differs visibly"
+    group.add_argument("--decoding", default="exact", choices=["exact", "fast", "draft"], help=text)
+    precisions = ["float32", "float16", "bfloat16"]
+    group.add_argument("--dtype", default="float32", choices=precisions, help="of the stored features")
+    text = "images to a file (default: 1000, or what makes 256 MiB)"
+    group.add_argument("--shard-size", type=int, metavar="N", help=text)
+
+    group = p.add_argument_group("how it runs")
+    group.add_argument("--batch-size", type=int, default=32, metavar="N", help="images to a forward")
+    text = "processes that read images; 0 reads in this one"
+    group.add_argument("--workers", type=int, default=0, metavar="N", help=text)
+    group.add_argument("--device", default="cpu", help="such as cpu, cuda, cuda:1 or mps")
+    text = "do slice I of N, from 0, beside others that do the rest, such as $SLURM_ARRAY_TASK_ID/8"
+    group.add_argument("--shard", type=_part, default="0/1", metavar="I/N", help=text)
+    group.add_argument("--retry-failed", action="store_true", help="try those again that could not be read")
+
+    group = p.add_argument_group("engines")
+    text = "auto, or ray, which has the shards done by a cluster"
+    group.add_argument("--engine", default="auto", choices=["auto", "ray"], help=text)
+    text = "of the cluster: auto, or ray://HEAD:10001 (default: a new one on this machine)"
+    group.add_argument("--ray-address", metavar="ADDRESS", help=text)
+    group.add_argument("--ray-actors", type=int, metavar="N", help="how many at a time (default: what fits)")
+    group.add_argument("--ray-cpus", type=float, default=1, metavar="N", help="that an actor takes of its node")
+    group.add_argument("--ray-gpus", type=float, default=0, metavar="N", help="the same of GPUs; also --device cuda")
+
+    p = command(
+        "verify",
+        run_verify,
+        "Read a store and compare it with what was written. Exit code 1 if anything is not as it was.",
+        "vitbackbone verify features/",
+    )
+    p.add_argument("store", metavar="STORE", help="what `vitbackbone extract` wrote")
+
+    p = command(
+        "export",
+        run_export,
+        "Write a store as other programs read it: .npy as clip-retrieval has it, or parquet for pandas and polars.",
+        "vitbackbone export features/ --format npy",
+        "vitbackbone export features/ --format parquet --out table/",
+    )
+    p.add_argument("store", metavar="STORE", help="what `vitbackbone extract` wrote")
+    text = "npy: img_emb/ and metadata/; parquet: a table with a row for each image"
+    p.add_argument("--format", required=True, choices=["npy", "parquet"], help=text)
+    p.add_argument("--out", metavar="DIR", help="folder for the files (default: STORE/export-FORMAT)")
+
+
+def _add_probing(command: Command) -> None:
+    p = command(
+        "probe",
+        probe,
+        "Fit a classifier on the features of a store, print how good it is, and save it.",
+        "vitbackbone probe features/train --test features/test --probe linear",
+    )
+    p.add_argument("store", metavar="STORE", help="what `vitbackbone extract` wrote, with labels")
+    p.add_argument("--test", metavar="STORE", help="measure on it; without one, on a fifth of the first, held out")
+    probes = "logistic regression, neighbours, or attention to patches, which the store must have"
+    p.add_argument("--probe", choices=["linear", "knn", "attentive"], default="linear", help=probes)
+    p.add_argument("--preset", choices=["clip", "dinov2"], default="clip", help="of linear: one C, or a sweep of 45")
+    p.add_argument("--k", type=int, default=20, metavar="N", help="of knn: how many neighbours vote")
+    p.add_argument("--form", choices=["vjepa", "aim"], default="vjepa", help="of attentive: whose")
+    p.add_argument("--out", metavar="DIR", help="where to save the probe (default: STORE/probe-KIND)")
+
+    p = command(
+        "predict",
+        predict,
+        "Classify images with a saved probe: the three likeliest classes of each, with probabilities.",
+        "vitbackbone predict cat.jpg --probe features/train/probe-linear",
+    )
+    p.add_argument("images", nargs="+", metavar="IMAGE", help="files")
+    p.add_argument("--probe", required=True, metavar="DIR", help="what `vitbackbone probe` saved")
+    p.add_argument("--model", metavar="NAME", help="if the backbone lies elsewhere than when the probe was fitted")
+    p.add_argument("--weights", metavar="FILE", help="its weights, if they were given by hand")
+
+    p = command(
+        "classify",
+        classify,
+        "Classify images with a checkpoint's own classifier: the likeliest classes of each, with probabilities.",
+        "vitbackbone classify cat.jpg --model hf:google/vit-base-patch16-224",
+    )
+    p.add_argument("images", nargs="+", metavar="IMAGE", help="files")
+    p.add_argument("--model", required=True, metavar="NAME", help="one with a classifier, named as for `extract`")
+    p.add_argument("--weights", metavar="FILE", help="weights downloaded by hand")
+    p.add_argument("--top", type=int, default=5, metavar="N", help="how many classes to print of each image")
+    p.add_argument("--device", default="cpu", help="such as cpu, cuda, cuda:1 or mps")
+
+
+def _add_looking(command: Command) -> None:
+    p = command(
+        "show",
+        show_pictures,
+        "Write pictures of what a backbone sees: attention per head, rollout, PCA of the patches.",
+        "vitbackbone show photo.jpg --resolution 128 --out pictures/",
+    )
+    p.add_argument("image", metavar="IMAGE", help="a file")
+    _model(p)
+    p.add_argument("--out", required=True, metavar="DIR", help="folder for the pictures")
+    _resolution(p)
+    p.add_argument("--layer", type=int, default=-1, metavar="N", help="a block, negative from the end")
+
+    p = command("demo", run_demo, "The whole job on sample photos and digits, offline.", "vitbackbone demo --out demo")
+    p.add_argument("--out", default="demo", metavar="DIR", help="folder for pictures and features")
+
+    p = command("models", list_models, "List the backbones known by name.", "vitbackbone models '*dinov2*'")
+    p.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a shell pattern")
+
+    p = command(
+        "info",
+        print_info,
+        "Tokens, parameters, compute and memory of a backbone, and how they grow; or its forward step by step.",
+        "vitbackbone info vit_base_patch16_224.augreg_in21k --resolution 384",
+    )
+    p.add_argument("name", metavar="NAME", help="of `vitbackbone models`, hf:OWNER/REPO, a folder")
+    _resolution(p)
+    p.add_argument("--trace", action="store_true", help="print the tensor at every step of the forward")
+
+
+def _model(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--model", default="nano", metavar="NAME", help="of `vitbackbone models`, hf:OWNER/REPO, a folder")
+    to.add_argument("--weights", metavar="FILE", help="weights downloaded by hand, or 'random'")
+
+
+def _resolution(parser: argparse._ActionsContainer) -> None:
+    text = "input size, a side or HEIGHTxWIDTH (default: the checkpoint's own)"
+    parser.add_argument("--resolution", type=_pixels, metavar="PX", help=text)
+
+
+def _pixels(text: str) -> int | tuple[int, int]:
+    sides = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if not sides:
+        raise argparse.ArgumentTypeError(f"{text!r}; want a side such as 224, or HEIGHTxWIDTH such as 160x352")
+    height, width = sides.groups()
+    return (int(height), int(width)) if width else int(height)
+
+
+def _part(text: str) -> "Part":
+    from vitbackbone.extract.part import Part
+
+    try:
+        return Part.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _numbers(text: str) -> list[int]:
+    if not re.fullmatch(r"-?\d+(,-?\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}; want numbers such as -1 or 2,5,8,11")
+    return [int(word) for word in text.split(",")]

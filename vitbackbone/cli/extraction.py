@@ -1,0 +1,91 @@
+"""`extract`, `verify` and `export`: photos to a feature store, what it is worth, and out of it."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vitbackbone.cli.model import load
+
+SHOWN = 10  # images that failed, or files that are damaged
+
+
+def run_extract(args: argparse.Namespace) -> int:
+    from vitbackbone.extract import RayOptions, extract
+
+    ray = None
+    if args.engine == "ray":
+        actors = args.ray_actors if args.ray_actors is not None else RayOptions.actors
+        ray = RayOptions(args.ray_address, actors, args.ray_cpus, args.ray_gpus)
+    with _terminable():
+        store = extract(
+            load(args),
+            args.source,
+            args.out,
+            tokens=args.tokens,
+            layers=args.layers,
+            batch_size=args.batch_size,
+            shard_size=args.shard_size,
+            resolution=args.resolution,
+            keep_aspect=args.keep_aspect,
+            decoding=args.decoding,
+            dtype=args.dtype,
+            workers=args.workers,
+            device=args.device,
+            shard=(args.shard.index, args.shard.count),
+            retry_failed=args.retry_failed,
+            ray=ray,
+        )
+    failed = store.failed
+    print(f"{len(store)} images read, {len(failed)} failed: {args.out}")
+    if store.missing:
+        print(f"  {store.missing} shards are not done yet; they belong to other slices")
+    _print_some([f"failed: {path}: {error}" for path, error in failed], f"FeatureStore({str(args.out)!r}).failed")
+    return 1 if failed and not len(store) else 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    from vitbackbone.extract import verify
+
+    found = verify(args.store, progress=True)
+    if found.problems:
+        count = len(found.problems)
+        print(f"{args.store}: {count} problems; `vitbackbone extract` with the same arguments repairs them")
+        for file, problem in found.problems:
+            print(f"  {file}: {problem}")
+        return 1
+    print(f"{args.store}: all {found.shards} shards of {found.images} images are as they were written")
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from vitbackbone.extract import FeatureStore, export
+
+    out = Path(args.out or Path(args.store) / f"export-{args.format}")
+    files = export(FeatureStore(args.store), args.format, out, progress=True)
+    print(f"{len(files)} files: {out}")
+    return 0
+
+
+def _print_some(lines: list[str], more: str) -> None:
+    for line in lines[:SHOWN]:
+        print(f"  {line}")
+    if len(lines) > SHOWN:
+        print(f"  and {len(lines) - SHOWN} more: {more}")
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, by which schedulers stop a job, ends it as Ctrl-C does: nothing half-written is left, and no lock."""
+
+    def stop(*_: object) -> None:
+        print("terminated; what is done is kept", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,18 @@
+"""The backbone that a command line names."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitbackbone.features import BackboneModule
+
+STRONGER = "vit_small_patch14_dinov2.lvd142m"
+
+
+def load(args: argparse.Namespace) -> "BackboneModule":
+    from vitbackbone.load import load_backbone
+
+    if args.model == "nano":
+        print(f"model: nano, the small built-in one; for real work give --model {STRONGER}", file=sys.stderr)
+    return load_backbone(args.model, args.weights)
