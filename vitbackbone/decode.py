@@ -26,6 +26,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow's decod
 # is left to Pillow, and so are PNG and WebP, whose alpha and 16 bits torchvision reads in another way.
 TORCHVISION = {("JPEG", "RGB"), ("JPEG", "L"), ("MPO", "RGB"), ("MPO", "L")}
 
+SEVERAL = ("GIF", "TIFF", "WEBP", "PNG", "MPO")  # formats of files that may hold more than one picture
+
 # EXIF orientation: whether rows and columns change places, and the axes of (3, H, W) that are reversed after that
 ORIENTATIONS: dict[int, tuple[bool, tuple[int, ...]]] = {
     1: (False, ()),
@@ -89,6 +91,16 @@ class Photo:
                 return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
         sideways, reverse = ORIENTATIONS[self._orientation]
         return (picture.transpose(1, 2) if sideways else picture).flip(reverse)
+
+    def frames(self) -> int:
+        """How many pictures the file holds. Those of a GIF or a TIFF are sought through.
+
+        Raises `OSError` or `ValueError` on a damaged file.
+        """
+        if self._image.format not in SEVERAL:
+            return 1
+        with _readable():  # opened anew, as a picture that was loaded may have let go of its file
+            return int(getattr(Image.open(BytesIO(self._data), formats=FORMATS), "n_frames", 1))
 
     def _read_orientation(self) -> int:
         found = self._image.getexif().get(ExifTags.Base.Orientation, 1)
