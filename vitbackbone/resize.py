@@ -41,7 +41,8 @@ def resized_crop(
     the bit or, where both sides shrink by torch's kernels, within 1 of 255.
 
     What sticks out of the resized picture is black. One of more than `PIL.Image.MAX_IMAGE_PIXELS` is never made: it is
-    resized where the crop is, within 1 of 255 too, but for "nearest", which may take the next pixel in a tie.
+    resized where the crop is, within 2 of 255 (rarely more than 1), but for "nearest", which may take the next pixel in
+    a tie.
     """
     height, width = rgb.shape[1:]
     shrinks = resized[0] <= height and resized[1] <= width
