@@ -139,7 +139,7 @@ class Preprocess:
     def pixels(
         self, photo: Photo, resolution: Resolution | None = None, keep_aspect: bool = False, draft: bool = False
     ) -> UInt8[Tensor, "3 H W"]:
-        """What `__call__` makes of the same photo before it is normalised, faster and within 1 of 255.
+        """What `__call__` makes of the same photo before it is normalised, faster and within 1 of 255 (seldom 2).
 
         `draft`: a JPEG is decoded at the lowest of its scales that is still twice what it is resized to. That differs
         visibly. Raises `OSError` or `ValueError` on what cannot be read, and on a photo that is too long and thin.

@@ -1,7 +1,7 @@
 """Resize and crop in one, of pixels in 8 bits: Pillow's numbers, by torch's kernels where those are faster.
 
 Both resize one axis after the other and round to 8 bits between. If they begin with the same axis they agree to 1 of
-255 (to 2 in a pixel of 100,000 of a picture of nothing but 0 and 255, bicubic); in the other order they are up to 28
+255 (bicubic: to 2 in few pixels, of photos too); in the other order they are up to 28
 apart. Of pictures that are enlarged bicubically that is no longer so, and there is little to gain: Pillow's are taken.
 """
 
@@ -38,7 +38,7 @@ def resized_crop(
     interpolation: Interpolation,
 ) -> UInt8[Tensor, "3 H W"]:
     """`rgb` resized to `resized`, of which the crop of `size` at `offset` (top, left) is kept: what Pillow gives, to
-    the bit or, where both sides shrink by torch's kernels, within 1 of 255.
+    the bit or, where both sides shrink by torch's kernels, within 1 of 255 (bicubic: seldom 2).
 
     What sticks out of the resized picture is black. One of more than `PIL.Image.MAX_IMAGE_PIXELS` is never made: it is
     resized where the crop is, within 2 of 255 (rarely more than 1), but for "nearest", which may take the next pixel in
