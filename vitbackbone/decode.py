@@ -26,6 +26,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow's decod
 # is left to Pillow, and so are PNG and WebP, whose alpha and 16 bits torchvision reads in another way.
 TORCHVISION = {("JPEG", "RGB"), ("JPEG", "L"), ("MPO", "RGB"), ("MPO", "L")}
 
+SEVERAL = ("GIF", "TIFF", "WEBP", "PNG", "MPO")  # formats of files that may hold more than one picture
+
 # EXIF orientation: whether rows and columns change places, and the axes of (3, H, W) that are reversed after that
 ORIENTATIONS: dict[int, tuple[bool, tuple[int, ...]]] = {
     1: (False, ()),
@@ -67,14 +69,12 @@ class Photo:
     """
 
     size: tuple[int, int]  # (H, W) in pixels, upright
-    frames: int  # of an animation, or pages
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         with _readable():
             self._image = Image.open(BytesIO(data), formats=FORMATS)  # reads the header, and refuses bombs by it
             self._orientation = self._read_orientation()
-            self.frames = self._count_frames()
         sideways, _ = ORIENTATIONS[self._orientation]
         width, height = self._image.size
         self.size = (width, height) if sideways else (height, width)
@@ -96,18 +96,19 @@ class Photo:
         sideways, reverse = ORIENTATIONS[self._orientation]
         return (picture.transpose(1, 2) if sideways else picture).flip(reverse)
 
+    def frames(self) -> int:
+        """How many pictures the file holds. Those of a GIF or a TIFF are sought through.
+
+        Raises `OSError` or `ValueError` on a damaged file.
+        """
+        if self._image.format not in SEVERAL:
+            return 1
+        with _readable():  # opened anew, as a picture that was loaded may have let go of its file
+            return int(getattr(Image.open(BytesIO(self._data), formats=FORMATS), "n_frames", 1))
+
     def _read_orientation(self) -> int:
         found = self._image.getexif().get(ExifTags.Base.Orientation, 1)
         return found if found in ORIENTATIONS else 1
-
-    def _count_frames(self) -> int:
-        if not getattr(self._image, "is_animated", False):
-            return 1
-        try:
-            with Image.open(BytesIO(self._data), formats=FORMATS) as apart:  # counting seeks through them all
-                return getattr(apart, "n_frames", 1)
-        except DECODE_ERRORS:  # one behind the first, which is the one that counts, is damaged
-            return 1
 
     def _draft(self, at_least: tuple[int, int]) -> bool:
         """Whether Pillow will decode at a lower scale."""

@@ -154,9 +154,9 @@ class Preprocess:
     ) -> UInt8[Tensor, "3 H W"]:
         """What `__call__` makes of the same photo before it is normalised.
 
-        `decoding`: "exact" is that to the bit; "fast" is within 1 of 255, which moves features by some 1e-4; with
-        "draft" moreover a JPEG is decoded at the lowest of its scales that is still twice what it is resized to, which
-        differs visibly.
+        `decoding`: "exact" is that to the bit; "fast" is within 1 of 255 (seldom 2), which moves features by some 1e-4;
+        with "draft" moreover a JPEG is decoded at the lowest of its scales that is still twice what it is resized to,
+        which differs visibly.
         Raises `OSError` or `ValueError` on what cannot be read, and on a photo that is too long and thin.
         """
         view = self.view(photo.size, resolution, keep_aspect)

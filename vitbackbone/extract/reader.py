@@ -79,7 +79,7 @@ class ImageReader(Dataset[tuple[Record, Tensor | None]]):
                 text = "is another file than when the run began; run the same extraction again"
                 raise Unreadable("changed", text)
             photo = _open(data)
-            size, frames = photo.size, photo.frames
+            size, frames = photo.size, _count_frames(photo)
             return Record(None, None, size[1], size[0], frames), self._pixels(photo)
         except Unreadable as unreadable:
             return Record(unreadable.reason, str(unreadable), size[1], size[0], frames), None
@@ -104,6 +104,13 @@ def _open(data: bytes) -> Photo:
     except (OSError, ValueError) as error:
         bomb = isinstance(error.__cause__, Image.DecompressionBombError | Image.DecompressionBombWarning)
         raise Unreadable("bomb" if bomb else "damaged", _text(error)) from error
+
+
+def _count_frames(photo: Photo) -> int | None:
+    try:
+        return photo.frames()
+    except (OSError, ValueError):  # one behind the first, which is the one that counts, is damaged
+        return None
 
 
 def _text(error: Exception) -> str:
