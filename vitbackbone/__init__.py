@@ -14,12 +14,14 @@ from vitbackbone.features import (
     BackboneSpec,
     Features,
     Geometry,
+    Prefix,
     pool_cls,
     pool_mean,
 )
 from vitbackbone.fingerprint import fingerprint
 from vitbackbone.fused import FusedBackbone, FusedPreprocess, Member
 from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
+from vitbackbone.packing import Layout
 from vitbackbone.preprocess import Preprocess, View, load_image
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 from vitbackbone.vit import ViT
@@ -43,7 +45,9 @@ __all__ = [
     "FusedPreprocess",
     "Geometry",
     "ImageFeatures",
+    "Layout",
     "Member",
+    "Prefix",
     "Preprocess",
     "Resampling",
     "Rotary",

@@ -169,6 +169,14 @@ class Features:
         return (rows < h) & (columns < w)
 
 
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The tokens of `Features` that are no patches, of one layer."""
+
+    cls: Float[Tensor, "B D"] | None  # None where the family has no CLS token
+    registers: Float[Tensor, "B R D"]  # in the checkpoint's order
+
+
 def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
     return [a for a, _ in pairs], [b for _, b in pairs]
 
@@ -315,15 +323,38 @@ class BackboneModule(nn.Module, ABC):
         """See `Backbone`."""
         check_images(images, self._channels())
         wanted = self.spec.wanted(layers, norm)
-        if isinstance(images, Tensor):
-            outputs = self._run(images, set(wanted))
-            return tuple(outputs[each] for each in wanted)
-        alone = [self.forward_layers(image[None], layers, norm) for image in images]
-        return tuple(stack(of_one_layer) for of_one_layer in zip(*alone, strict=True))
+        outputs = self._run_any(images, set(wanted))
+        return tuple(outputs[each] for each in wanted)
+
+    def forward_prefix(self, images: Images, layers: Sequence[int], norm: Norm = True) -> tuple[Prefix, ...]:
+        """CLS and registers alone, of each entry of `layers`, as `forward_layers` has them. Nothing is done for patches
+        that these do not need: a ViT saves most of the deepest block.
+
+        Raises `ValueError` as `forward_layers` does, and where the backbone has neither.
+        """
+        check_images(images, self._channels())
+        wanted = self.spec.wanted(layers, norm)
+        if not self.spec.num_prefix:
+            raise ValueError(f"{self.spec.name} has no CLS token and no registers; take patches from forward_layers")
+        outputs = self._run_prefix(images, set(wanted))
+        return tuple(outputs[each] for each in wanted)
 
     @abstractmethod
     def _run(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
         """The `Features` of each layer and norm; both are checked."""
+
+    def _run_mixed(self, images: Sequence[Tensor], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+        """The same of images of any sizes: here, one by one."""
+        alone = [self._run(image[None], wanted) for image in images]
+        return {each: stack([outputs[each] for outputs in alone]) for each in wanted}
+
+    def _run_prefix(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Prefix]:
+        """The same of CLS and registers alone: here, from the full `Features`."""
+        outputs = self._run_any(images, wanted)
+        return {each: Prefix(features.cls, features.registers) for each, features in outputs.items()}
+
+    def _run_any(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+        return self._run(images, wanted) if isinstance(images, Tensor) else self._run_mixed(images, wanted)
 
     def _channels(self) -> tuple[int, ...]:
         """How many channels images may have."""
