@@ -13,8 +13,10 @@ from vitbackbone.features import (
     BackboneModule,
     BackboneSpec,
     Features,
+    Fidelity,
     Geometry,
     Prefix,
+    Runtime,
     pool_cls,
     pool_mean,
 )
@@ -23,6 +25,7 @@ from vitbackbone.fused import FusedBackbone, FusedPreprocess, Member
 from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
 from vitbackbone.packing import Layout
 from vitbackbone.preprocess import Preprocess, View, load_image
+from vitbackbone.runtime import optimize
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 from vitbackbone.vit import ViT
 
@@ -41,6 +44,7 @@ __all__ = [
     "ConversionError",
     "FeatureStore",
     "Features",
+    "Fidelity",
     "FusedBackbone",
     "FusedPreprocess",
     "Geometry",
@@ -51,6 +55,7 @@ __all__ = [
     "Preprocess",
     "Resampling",
     "Rotary",
+    "Runtime",
     "TimmBackbone",
     "TimmConfig",
     "ViT",
@@ -65,6 +70,7 @@ __all__ = [
     "load_backbone",
     "load_checkpoint",
     "load_image",
+    "optimize",
     "pool_cls",
     "pool_mean",
     "save_pretrained",

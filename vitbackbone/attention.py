@@ -45,7 +45,9 @@ class DecomposedTables(nn.Module):
         self.columns = nn.Parameter(nn.init.trunc_normal_(torch.empty(2 * grid[1] - 1, width), std=0.02))
 
     def forward(self, q: Float[Tensor, "B heads N d"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
-        by_row, by_column = (_pairs(table, side) for table, side in zip((self.rows, self.columns), grid, strict=True))
+        by_row, by_column = (
+            _pairs(table, side).type_as(q) for table, side in zip((self.rows, self.columns), grid, strict=True)
+        )
         q = rearrange(q, "B heads (h w) d -> B heads h w d", h=grid[0])
         # Contiguous, or their sum is laid out as einsum left them, and copied once more.
         rows = einsum(q, by_row, "B heads h w d, h y d -> B heads h w y").contiguous()
@@ -152,11 +154,9 @@ class Attention(nn.Module):
 
     def _split(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of each head, (B, heads, T, d)."""
+        qkv = self.qkv(x)  # called as a module, so that an adapter, a hook or a faster kernel takes part
         if self.q_bias is not None and self.v_bias is not None:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-            qkv = F.linear(x, self.qkv.weight, bias)
-        else:
-            qkv = self.qkv(x)  # called as a module, so that an adapter or a hook on it takes part
+            qkv = qkv + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).type_as(qkv)
         q, k, v = rearrange(qkv, "B T (three heads d) -> three B heads T d", three=3, heads=self.num_heads)
         return q, k, v
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -272,6 +272,33 @@ class BackboneSpec:
         return int(self.has_cls) + self.num_registers
 
 
+Precision = Literal["fp32", "bf16", "int8"]
+Engine = Literal["native", "openvino"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What computes the features. Backbones of equal weights, `spec` and runtime have the same features to 1e-5."""
+
+    precision: Precision = "fp32"
+    engine: Engine = "native"
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close the features of an optimised backbone are to those of the plain one, of a sample of images."""
+
+    cls_cosine: float | None  # the lowest of an image; None where there is no CLS
+    patches_cosine: float  # the mean over the patches of an image, the lowest of an image
+    cls_error: float | None  # max |a - b| / max |b|
+    patches_error: float
+
+    @property
+    def cosine(self) -> float:
+        """The lower of the two."""
+        return min(self.patches_cosine, 1.0 if self.cls_cosine is None else self.cls_cosine)
+
+
 @runtime_checkable
 class Backbone(Protocol):
     """Anything that turns images into `Features`.
@@ -310,6 +337,8 @@ class BackboneModule(nn.Module, ABC):
     preprocess: ImageTransform
     has_norm: bool  # whether there is a final norm to apply
     frozen: bool = False  # whether it stays in eval mode, whatever `train` is told
+    runtime: Runtime = Runtime()
+    fidelity: Fidelity | None = None  # of one that `optimize` made
 
     @property
     @abstractmethod
