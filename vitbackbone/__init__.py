@@ -23,6 +23,7 @@ from vitbackbone.fused import FusedBackbone, FusedPreprocess, Member
 from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
 from vitbackbone.packing import Layout
 from vitbackbone.preprocess import Preprocess, View, load_image
+from vitbackbone.tiling import tile
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 from vitbackbone.vit import ViT
 
@@ -68,6 +69,7 @@ __all__ = [
     "pool_cls",
     "pool_mean",
     "save_pretrained",
+    "tile",
     "vit_config",
 ]
 
