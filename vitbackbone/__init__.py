@@ -26,6 +26,7 @@ from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, loa
 from vitbackbone.packing import Layout
 from vitbackbone.preprocess import Preprocess, View, load_image
 from vitbackbone.runtime import optimize
+from vitbackbone.tiling import tile
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 from vitbackbone.vit import ViT
 
@@ -74,6 +75,7 @@ __all__ = [
     "pool_cls",
     "pool_mean",
     "save_pretrained",
+    "tile",
     "vit_config",
 ]
 

@@ -29,8 +29,12 @@ class RelativeTable(nn.Module):
 
     def forward(self, q: Float[Tensor, "B heads Q d"], grid: tuple[int, int]) -> Float[Tensor, "1 heads Q N"]:
         """Of the first Q tokens, whose queries are given."""
+        return self.bias(grid, q.shape[2])
+
+    def bias(self, grid: tuple[int, int], queries: int | None = None) -> Float[Tensor, "1 heads Q N"]:
+        """Of the first `queries` tokens, None: of all."""
         table = resample_relative(self.table, self.grid, grid, self.resampling)
-        index = relative_index(grid, table.device)[: q.shape[2]]
+        index = relative_index(grid, table.device)[:queries]
         return rearrange(table[index], "q n heads -> 1 heads q n")
 
 
@@ -45,18 +49,21 @@ class DecomposedTables(nn.Module):
         self.columns = nn.Parameter(nn.init.trunc_normal_(torch.empty(2 * grid[1] - 1, width), std=0.02))
 
     def forward(self, q: Float[Tensor, "B heads N d"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
-        by_row, by_column = (
-            _pairs(table, side).type_as(q) for table, side in zip((self.rows, self.columns), grid, strict=True)
-        )
+        by_row, by_column = (pairs.type_as(q) for pairs in self.pairs(grid))
         q = rearrange(q, "B heads (h w) d -> B heads h w d", h=grid[0])
         # Contiguous, or their sum is laid out as einsum left them, and copied once more.
         rows = einsum(q, by_row, "B heads h w d, h y d -> B heads h w y").contiguous()
         columns = einsum(q, by_column, "B heads h w d, w x d -> B heads h w x").contiguous()
         return rearrange(rows[..., None] + columns[..., None, :], "B heads h w y x -> B heads (h w) (y x)")
 
+    def pairs(self, grid: tuple[int, int]) -> tuple[Float[Tensor, "h h d"], Float[Tensor, "w w d"]]:
+        """The vector of each pair of rows, and of columns."""
+        height, width = grid
+        return _pairs(self.rows, height), _pairs(self.columns, width)
+
 
 def _pairs(table: Float[Tensor, "M d"], side: int) -> Float[Tensor, "side side d"]:
-    """The vector of each pair of rows, or columns."""
+    """The vector of each pair of places on one axis."""
     places = torch.arange(side, device=table.device)
     return resample_line(table, side)[places[:, None] - places + side - 1]
 

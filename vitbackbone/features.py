@@ -171,10 +171,11 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The tokens of `Features` that are no patches, of one layer."""
+    """What `Features` hold of the whole image, of one layer: all but the patches."""
 
     cls: Float[Tensor, "B D"] | None  # None where the family has no CLS token
     registers: Float[Tensor, "B R D"]  # in the checkpoint's order
+    pooled: Float[Tensor, "B P"]  # by the checkpoint's own pooling
 
 
 def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
@@ -356,15 +357,13 @@ class BackboneModule(nn.Module, ABC):
         return tuple(outputs[each] for each in wanted)
 
     def forward_prefix(self, images: Images, layers: Sequence[int], norm: Norm = True) -> tuple[Prefix, ...]:
-        """CLS and registers alone, of each entry of `layers`, as `forward_layers` has them. Nothing is done for patches
-        that these do not need: a ViT saves most of the deepest block.
+        """What `forward_layers` returns, but for the patches. Nothing is done for patches that is not needed: a ViT
+        that pools its CLS token saves most of the deepest block. Others run in full.
 
-        Raises `ValueError` as `forward_layers` does, and where the backbone has neither.
+        Raises `ValueError` as `forward_layers` does.
         """
         check_images(images, self._channels())
         wanted = self.spec.wanted(layers, norm)
-        if not self.spec.num_prefix:
-            raise ValueError(f"{self.spec.name} has no CLS token and no registers; take patches from forward_layers")
         outputs = self._run_prefix(images, set(wanted))
         return tuple(outputs[each] for each in wanted)
 
@@ -378,9 +377,9 @@ class BackboneModule(nn.Module, ABC):
         return {each: stack([outputs[each] for outputs in alone]) for each in wanted}
 
     def _run_prefix(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Prefix]:
-        """The same of CLS and registers alone: here, from the full `Features`."""
+        """The same without patches: here, from the full `Features`."""
         outputs = self._run_any(images, wanted)
-        return {each: Prefix(features.cls, features.registers) for each, features in outputs.items()}
+        return {each: Prefix(features.cls, features.registers, features.pooled) for each, features in outputs.items()}
 
     def _run_any(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
         return self._run(images, wanted) if isinstance(images, Tensor) else self._run_mixed(images, wanted)

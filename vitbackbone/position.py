@@ -80,14 +80,14 @@ def kept(count: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if torch.compiler.is_compiling():
                 return function(*args, **kwargs)
-            if args not in results:
+            result = results.get(args)
+            if result is None:
                 result = function(*args, **kwargs)
-                if type(result) not in (Tensor, np.ndarray):
-                    return result
-                while len(results) >= count:
-                    results.pop(next(iter(results)))
-                results[args] = result
-            return results[args]
+                if type(result) in (Tensor, np.ndarray):
+                    while len(results) >= count:
+                        results.pop(next(iter(results)), None)  # another thread may have taken it
+                    results[args] = result
+            return result
 
         return call
 

@@ -216,11 +216,23 @@ def _blocks(backbone: BackboneModule) -> list[Block]:
     return [module for module in backbone.modules() if isinstance(module, Block)]
 
 
+def openvino(backbone: BackboneModule, images: Images, precision: Literal["fp32", "bf16"]) -> BackboneModule:
+    """OpenVINO's blocks, its own attention among them."""
+    from vitbackbone.openvino import OpenVinoBackbone
+
+    try:
+        return OpenVinoBackbone(cast(ViT, backbone), precision)
+    except (ImportError, ValueError) as error:
+        raise Unavailable(str(error)) from error
+
+
 # In each device, the plainest first: another must be faster by `GAIN`.
 PATHS = (
     Path("torch as it is", "fp32", "native", "cpu", plain),
     Path("oneDNN's packed linears", "fp32", "native", "cpu", packed),
     Path("oneDNN's packed linears", "bf16", "native", "cpu", partial(packed, dtype=torch.bfloat16)),
+    Path("OpenVINO", "fp32", "openvino", "cpu", partial(openvino, precision="fp32")),
+    Path("OpenVINO", "bf16", "openvino", "cpu", partial(openvino, precision="bf16")),
     Path("torch as it is", "fp32", "native", "cuda", plain),
     Path("torch's bfloat16", "bf16", "native", "cuda", partial(unpacked, dtype=torch.bfloat16)),
 )

@@ -102,6 +102,8 @@ class ViT(BackboneModule):
         return self._run(images, wanted)
 
     def _run_prefix(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Prefix]:
+        if self.config.pool != "cls":  # the pooled vector is made of patches
+            return super()._run_prefix(images, wanted)
         x, geometry = self.embed(images)
         layout = Layout.of(geometry.grids)
         outputs: dict[Wanted, Prefix] = {}
@@ -194,7 +196,8 @@ class ViT(BackboneModule):
         if not one_grid(grids):
             x = rearrange(x, "1 (B P) D -> B P D", B=len(grids))
             x = x[torch.tensor(packing_order(grids), device=x.device).argsort()]
-        return Prefix(x[:, 0] if self.config.cls else None, x[:, int(self.config.cls) :])
+        cls = x[:, 0]
+        return Prefix(cls, x[:, 1:], self.projection(self.fc_norm(cls)))
 
     def _pooling(self) -> Callable[[Features], Tensor]:
         if self.attn_pool is not None:
