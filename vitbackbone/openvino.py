@@ -93,18 +93,21 @@ class OpenVinoBackbone(ViT):
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError("OpenVINO makes no gradients for images; call it under torch.no_grad(), or the plain ViT")
         asked = _Asked(frozenset(layers), prefix, torch.get_num_threads())
-        parts = [self._infer(asked, batch, grid) for grid, batch in layout.split(x)]
+        compiled, deepest = self._compile(asked), max(layers)
+        parts = [self._infer(compiled, batch, deepest, grid) for grid, batch in layout.split(x)]
         return {layer: layout.join(each) for layer, each in zip(sorted(layers), zip(*parts, strict=True), strict=True)}
 
-    def _infer(self, asked: "_Asked", x: Float[Tensor, "B N D"], grid: Grid) -> list[Float[Tensor, "B _ D"]]:
-        """Of images of one grid, each layer asked, ascending."""
+    def _infer(
+        self, compiled: "ov.CompiledModel", x: Float[Tensor, "B N D"], deepest: int, grid: Grid
+    ) -> list[Float[Tensor, "B _ D"]]:
+        """Of images of one grid, what the graph returns."""
         from vitbackbone.openvino_graph import tables
 
-        inputs = {"tokens": x, **tables(self, max(asked.layers), grid)}
-        request = self._compile(asked).create_infer_request()  # of its own, so that threads do not meet in one
+        inputs = {"tokens": x, **tables(self, deepest, grid)}
         arrays = {name: tensor.detach().contiguous().numpy() for name, tensor in inputs.items()}
+        request = compiled.create_infer_request()  # of its own: threads do not meet in one, and it keeps no outputs
         outputs = request.infer(arrays, share_inputs=True, share_outputs=True)
-        return [torch.from_numpy(outputs[i]) for i in range(len(asked.layers))]
+        return [torch.from_numpy(outputs[i]) for i in range(len(outputs))]
 
     def _compile(self, asked: "_Asked") -> "ov.CompiledModel":
         from vitbackbone.openvino_graph import build
@@ -119,7 +122,13 @@ class OpenVinoBackbone(ViT):
                     "NUM_STREAMS": 1,
                     "ENABLE_CPU_PINNING": False,  # or the processes of one machine share its first cores
                 }
-                self._compiled[asked] = _core().compile_model(build(self, asked.layers, asked.prefix), "CPU", settings)
+                compiled = _core().compile_model(build(self, asked.layers, asked.prefix), "CPU", settings)
+                # OpenVINO (2026.4) fits its kernels to the shapes that come first. A single token is not to: the
+                # features of longer rows would be wrong ever after.
+                self._infer(
+                    compiled, torch.zeros(2, self.config.num_prefix + 15, self.config.dim), max(asked.layers), (3, 5)
+                )
+                self._compiled[asked] = compiled
             return self._compiled[asked]
 
     def _check_parameters(self) -> None:
