@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from tests.helpers import relative_error, tiny_vit
 from tests.test_contract import BACKBONES, VITS, images
-from vitbackbone import BackboneModule, Features, ViT, fingerprint, kernels, runtime
+from vitbackbone import BackboneModule, Features, ViT, fingerprint, kernels, quantize, runtime
 from vitbackbone.attention import attend
 from vitbackbone.features import Fidelity, Runtime
 from vitbackbone.fingerprint import weights_sha256
@@ -117,6 +117,69 @@ def test_an_adapter_on_a_linear_layer_takes_part() -> None:
 def test_below_float32_there_is_no_path_for_what_is_no_vit() -> None:
     with pytest.raises(runtime.Unavailable, match="a TimmBackbone is run in float32 alone"):
         runtime.unpacked(BACKBONES["resnet"], MIXED, dtype=BF16)
+
+
+int8 = partial(runtime.int8, make=quantize.reference)
+
+
+@pytest.mark.parametrize("name", VITS)
+@pytest.mark.parametrize(
+    "make",
+    [
+        quantize.reference,
+        pytest.param(
+            quantize.onednn, marks=pytest.mark.skipif(bool(quantize.int8_trouble()), reason=quantize.int8_trouble())
+        ),
+    ],
+)
+def test_int8_is_close(name: str, make) -> None:
+    vit = VITS[name]
+    batch = images(2, 3, 40, 56)
+    fast = runtime.int8(vit, MIXED, make=make)
+    assert sum(isinstance(module, quantize.Int8Linear) for module in fast.modules()) == 4 * vit.config.depth
+    with torch.inference_mode():
+        assert 0.995 < compare(fast(batch), vit(batch)).cosine < 1 - 1e-7
+    assert weights_sha256(fast) == weights_sha256(vit)
+
+
+def with_outliers(vit: ViT) -> ViT:
+    """Channels that the linear layers read, 50 times as large as they were, and the weights that read them as much
+    smaller."""
+    vit = copy.deepcopy(vit)
+    with torch.no_grad():
+        for block in vit.blocks:
+            for norm, linear in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.fc1)):
+                for channel in (3, 11):
+                    norm.weight[channel] *= 50
+                    norm.bias[channel] *= 50
+                    linear.weight[:, channel] /= 50
+            block.mlp.fc1.weight[5] *= 50
+            block.mlp.fc1.bias[5] *= 50
+            block.mlp.fc2.weight[:, 5] /= 50
+    return vit
+
+
+def loss(build, vit: ViT) -> float:
+    batch = images(4, 3, 40, 56)
+    with torch.inference_mode():
+        return 1 - compare(build(vit, batch)(batch), vit(batch)).cosine
+
+
+@pytest.mark.parametrize("build", [int8, partial(runtime.unpacked, dtype=BF16)], ids=["int8", "bf16"])
+def test_outlier_channels_cost_little_closeness(build) -> None:
+    vit = tiny_vit(dim=64, mlp_dim=128)
+    assert loss(build, with_outliers(vit)) < 3 * loss(build, vit)
+
+
+def test_int8_without_what_is_done_about_outliers_would_lose_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the two measures alone does not do."""
+    vit = with_outliers(tiny_vit(dim=64, mlp_dim=128))
+    both = loss(int8, vit)
+    with monkeypatch.context() as patch:
+        patch.setattr(quantize, "SMOOTHING", 0.0)
+        assert loss(int8, vit) > 4 * both
+    monkeypatch.setattr(quantize, "FEWEST", 0)
+    assert loss(int8, vit) > 4 * both
 
 
 # ---- what is handed back ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,14 +46,14 @@ class FastLinear(nn.Linear):
             weight, bias = weight * self.gamma[:, None], None if bias is None else bias * self.gamma
         return weight.to(dtype), None if bias is None else bias.to(dtype)
 
-    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+    def forward(self, x: Shaped[Tensor, "*B I"]) -> Shaped[Tensor, "*B O"]:
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError("an optimised backbone makes no gradients; call it under torch.no_grad()")
         if _version(self) != self.version:
             raise ValueError("the weights were changed since the backbone was optimised; optimise it again")
         return self.multiply(x)
 
-    def multiply(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+    def multiply(self, x: Shaped[Tensor, "*B I"]) -> Shaped[Tensor, "*B O"]:
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FastLinear":
@@ -192,8 +192,7 @@ def same(x: Tensor) -> Tensor:
     return x
 
 
-def fuse_gelu(mlp: Mlp, kind: str, dtype: torch.dtype) -> None:
-    """The first linear layer of an MLP and its GELU as one operation."""
-    if type(mlp.fc1) is nn.Linear:
-        mlp.fc1 = PackedLinear(mlp.fc1, None, dtype, kind)
-        mlp.activation = same
+def fuse_gelu(mlp: Mlp, first: FastLinear) -> None:
+    """Gives an MLP a first linear layer that applies the activation itself."""
+    mlp.fc1 = first
+    mlp.activation = same
