@@ -29,6 +29,11 @@ packed_bf16 = pytest.mark.skipif(bool(kernels.trouble(BF16)), reason=kernels.tro
 MIXED = [images(3, 40, 24), images(3, 16, 33, seed=1), images(3, 40, 24, seed=2)]
 
 
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "SECONDS", 0.0)  # a round of each path, and no more
+
+
 def parts(features: Features) -> list[Tensor]:
     return [x for x in (features.cls, features.registers, features.patches, features.pooled) if x is not None]
 
@@ -298,7 +303,7 @@ def test_a_higher_precision_does_where_the_one_asked_brings_nothing(
     with caplog.at_level(logging.INFO, "vitbackbone"):
         fast = optimize(VITS["cls"], "bf16", floor=0.9)
     assert fast.runtime == Runtime("fp32", "native")
-    assert "tiny, at least bf16: fp32 by torch, as fast as a test wants; cosine to float32 1.000000" in caplog.text
+    assert "tiny, at least bf16: fp32 by torch, as fast as a test wants; cosine to float32 1.0000000" in caplog.text
 
 
 def test_features_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +317,7 @@ def test_features_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatc
         return fast
 
     only(monkeypatch, Path("a broken one", "int8", "native", "cpu", broken))
-    with pytest.raises(ValueError, match="cosine 0.000000, want at least 0.999"):
+    with pytest.raises(ValueError, match="cosine 0.0000000, want at least 0.999"):
         optimize(VITS["cls"], "int8")
 
 
@@ -337,6 +342,18 @@ def test_the_faster_path_is_taken_and_the_plainer_where_none_is(
     built, _ = runtime._build_all(paths, VITS["cls"], MIXED, runtime.FLOORS)
     assert runtime._race(built, MIXED)[0].name == taken
     assert len(optimize(VITS["cls"], sample=MIXED)._forward_pre_hooks) == 1
+
+
+def test_an_engine_that_is_asked_for_is_taken_or_the_reason_given() -> None:
+    with pytest.raises(ValueError, match="engine='openvino' cannot run .*: a TimmBackbone .* Use engine"):
+        optimize(BACKBONES["resnet"], engine="openvino")
+    pytest.importorskip("openvino")
+    fast = optimize(VITS["cls"], engine="openvino", sample=MIXED)
+    assert fast.runtime == Runtime("fp32", "openvino")
+    assert fast.fidelity.cosine > 1 - 1e-9
+    assert furthest(outputs(fast, MIXED), outputs(VITS["cls"], MIXED)) < 1e-5
+    with pytest.raises(ValueError, match="optimised already"):
+        optimize(fast)
 
 
 def raising(*_: object) -> Tensor:

@@ -45,7 +45,7 @@ from vitbackbone.vit import ViT
 LOG = logging.getLogger("vitbackbone")
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # from the closest on
-FLOORS: dict[Precision, float] = {"fp32": 0.999999, "bf16": 0.9999, "int8": 0.999}  # of the cosine to plain float32
+FLOORS: dict[Precision, float] = {"fp32": 1 - 1e-9, "bf16": 0.9999, "int8": 0.999}  # of the cosine to plain float32
 SAMPLE = 4  # images that are looked at
 SECONDS = 2.0  # that a comparison of speeds takes
 GAIN = 1.03  # times as fast as one before it in the table that a path must be, to be taken
@@ -77,8 +77,9 @@ def optimize(
     backbone, on values that are none, and on a backbone that is optimised already or not in float32.
     """
     device = _check(backbone, precision, engine)
-    images = _noise(backbone.spec) if sample is None else sample[:SAMPLE]
+    images = _noise(backbone.spec) if sample is None else sample
     check_images(images, backbone._channels())
+    images = images[:SAMPLE]
     images = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
     paths = [
         path
@@ -87,7 +88,8 @@ def optimize(
         and engine in ("auto", path.engine)
         and PRECISIONS.index(path.precision) <= PRECISIONS.index(precision)
     ]
-    floors = FLOORS if floor is None else {**FLOORS, precision: floor}
+    least = FLOORS[precision] if floor is None else floor
+    floors = {each: FLOORS["fp32"] if each == "fp32" else least for each in PRECISIONS}
     built, refused = _build_all(paths, backbone, images, floors)
     too_far = [str(why) for path, why in refused.items() if isinstance(why, TooFar) and path.precision == precision]
     if too_far and precision not in {path.precision for path in built}:
@@ -101,7 +103,7 @@ def optimize(
     best, gains = _race(built, images)
     fast = built[best]
     LOG.info(
-        "%s, at least %s: %s, %s; cosine to float32 %.6f%s",
+        "%s, at least %s: %s, %s; cosine to float32 %.7f%s",
         backbone.spec.name,
         precision,
         best,
@@ -283,7 +285,7 @@ def _build_all(
             fast = path.build(backbone, images)
             fast.runtime, fast.fidelity = Runtime(path.precision, path.engine), compare(_run(fast, images), want)
             if not fast.fidelity.cosine >= floors[path.precision]:
-                raise TooFar(f"cosine {fast.fidelity.cosine:.6f}, want at least {floors[path.precision]}")
+                raise TooFar(f"cosine {fast.fidelity.cosine:.7f}, want at least {floors[path.precision]}")
             built[path] = fast
         except Unavailable as error:
             refused[path] = error
