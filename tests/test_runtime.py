@@ -73,17 +73,63 @@ def test_packed_float32_is_the_plain_backbone_to_1e5(name: str, fuses: bool, mon
         assert furthest(outputs(fast, batch), outputs(backbone, batch)) < 1e-5
 
 
+def stand_in(
+    x: Tensor, weight: Tensor, bias: Tensor | None, name: str, scalars: list[object], algorithm: str
+) -> Tensor:
+    """What `_linear_pointwise` does, in torch's own kernels."""
+    y = F.linear(x, weight, bias)
+    return F.gelu(y, approximate=algorithm) if name == "gelu" else y
+
+
 @pytest.mark.parametrize("name", VITS)
-@pytest.mark.parametrize("build", [runtime.unpacked, pytest.param(runtime.packed, marks=packed_bf16)])
-def test_bfloat16_is_close_and_its_features_are_float32(name: str, build) -> None:
+@pytest.mark.parametrize("build", ["unpacked", "packed", pytest.param("onednn", marks=packed_bf16)])
+def test_bfloat16_is_close_and_its_features_are_float32(name: str, build: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if build == "packed":  # also where the processor has no such instructions
+        monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", Tensor.clone)
+        monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", stand_in)
     backbone = VITS[name]
-    fast = build(backbone, MIXED, dtype=BF16)
+    fast = (runtime.unpacked if build == "unpacked" else runtime.packed)(backbone, MIXED, dtype=BF16)
     for batch in (images(2, 3, 40, 56), MIXED):
         with torch.inference_mode():
             got, want = fast(batch), backbone(batch)
         assert all(x.dtype == FP32 for x in parts(got))
         assert 0.999 < compare(got, want).cosine < 1 - 1e-9
     assert furthest(outputs(fast, batch), outputs(backbone, batch)) < 0.1
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_the_same_at_any_size_and_compiled_twice() -> None:
+    """By a compiler that changes nothing: what a GPU's makes of them is measured by `optimize`, there. In a process of
+    its own, without the type checks of the tests, which would be compiled too."""
+    code = (
+        "import torch\n"
+        "from torch._dynamo.testing import CompileCounter\n"
+        "from vitbackbone import load_backbone, runtime\n"
+        "nano, counter = load_backbone('nano'), CompileCounter()\n"
+        "fast = runtime.compiled(nano, torch.randn(2, 3, 32, 32), dtype=torch.bfloat16, compiler=counter)\n"
+        "want = runtime.unpacked(nano, torch.randn(2, 3, 32, 32), dtype=torch.bfloat16)\n"
+        "sizes = (32, 32), (40, 24), (24, 56), (16, 64)\n"
+        "with torch.inference_mode():\n"
+        "    for batch in (torch.randn(2, 3, *size) for size in sizes):\n"
+        "        assert torch.equal(fast(batch).patches, want(batch).patches)\n"
+        "    assert counter.frame_count == 2, counter.frame_count\n"
+        "    mixed = [torch.randn(3, *size) for size in sizes]\n"
+        "    assert torch.equal(fast(mixed).patches, want(mixed).patches)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_not_compiled_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("windows", "relative spline"):
+        with pytest.raises(runtime.Unavailable, match="windows and relative positions"):
+            runtime.compiled(VITS[name], MIXED, dtype=BF16, compiler="eager")
+
+    def no_compiler(graph: object, given: object) -> object:
+        raise RuntimeError("no GPU compiler")
+
+    torch.compiler.reset()
+    with pytest.raises(runtime.Unavailable, match="torch cannot compile it here .*no GPU compiler"):
+        runtime.compiled(VITS["cls"], MIXED, dtype=BF16, compiler=no_compiler)
 
 
 @pytest.mark.parametrize("queries", [5, 300])

@@ -47,11 +47,16 @@ class FastLinear(nn.Linear):
         return weight.to(dtype), None if bias is None else bias.to(dtype)
 
     def forward(self, x: Shaped[Tensor, "*B I"]) -> Shaped[Tensor, "*B O"]:
+        if not torch.compiler.is_compiling():
+            self.check(x)
+        return self.multiply(x)
+
+    def check(self, x: Tensor) -> None:
+        """Raises `ValueError` where the result would not be what it seems."""
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError("an optimised backbone makes no gradients; call it under torch.no_grad()")
         if _version(self) != self.version:
             raise ValueError("the weights were changed since the backbone was optimised; optimise it again")
-        return self.multiply(x)
 
     def multiply(self, x: Shaped[Tensor, "*B I"]) -> Shaped[Tensor, "*B O"]:
         raise NotImplementedError

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -66,7 +66,8 @@ def optimize(
     path was taken, and why.
 
     `precision`: the least that will do, and no promise of speed: where "bf16" or "int8" brings nothing on this machine,
-    a higher one is taken. "fp32" equals the plain backbone to 1e-5.
+    a higher one is taken. "fp32" equals the plain backbone to 1e-5. Below it, a GPU's kernels are compiled, which takes
+    up to a minute.
     `engine`: "native" is torch, "openvino" needs the extra of that name; "auto" takes the faster.
     `sample`: images as the backbone takes them, to calibrate with and to measure closeness and speed on; the first 4
     count. Without any, it is noise, which is easier on a low precision than photos are.
@@ -193,6 +194,22 @@ def unpacked(backbone: BackboneModule, images: Images, dtype: torch.dtype) -> Ba
     return _with_linears(backbone, partial(CastLinear, dtype=dtype), dtype, fuses=False)
 
 
+def compiled(
+    backbone: BackboneModule, images: Images, dtype: torch.dtype, compiler: str | Callable[..., Any] = "inductor"
+) -> BackboneModule:
+    """The same, the blocks compiled: once for all of them, and once more for other sizes than the first."""
+    fast = unpacked(backbone, images, dtype)
+    if any(vit.config.window or vit.config.relative_position != "none" for vit in _vits(fast)):
+        raise Unavailable("windows and relative positions would be compiled for every size anew")
+    for block in _blocks(fast):
+        block.compile(backend=compiler)
+    try:
+        _run(fast, images)
+    except RuntimeError as error:  # such as no compiler for the GPU
+        raise Unavailable(f"torch cannot compile it here ({' '.join(str(error).split())[:160]})") from error
+    return fast
+
+
 def _with_linears(backbone: BackboneModule, make: Make, dtype: torch.dtype, fuses: bool) -> BackboneModule:
     """Other linear layers in the blocks. In float32 all other linear layers too, those of timm's networks among them;
     below, the residual stream, norms and all that is not in a block stay float32, which halves the error at the same
@@ -267,6 +284,7 @@ PATHS = (
     Path("OpenVINO", "bf16", "openvino", "cpu", partial(openvino, precision="bf16")),
     Path("torch as it is", "fp32", "native", "cuda", plain),
     Path("torch's bfloat16", "bf16", "native", "cuda", partial(unpacked, dtype=torch.bfloat16)),
+    Path("torch's bfloat16, compiled", "bf16", "native", "cuda", partial(compiled, dtype=torch.bfloat16)),
 )
 
 
