@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from heads.base import Needs
 from heads.masks import Masks, set_loss
 from heads.segmentation import IGNORED, Segmenter, check_labels
-from vitbackbone import BackboneModule, BackboneSpec, Features, ViT
+from vitbackbone import BackboneModule, BackboneSpec, Features, Layout, ViT
 
 POWER = 0.9  # of the annealing
 
@@ -83,7 +83,7 @@ class EoMT(Segmenter):
             if self.training:
                 found.append(self._predict(x, grid))
                 mask = self._mask(found[-1].masks, x.shape[1], grid, masked)
-            x = block(x, grid, mask)
+            x = block(x, Layout((grid,)), mask)
         return [*found, self._predict(x, grid)]
 
     def maps(self, *features: Features) -> Float[Tensor, "B K h w"]:

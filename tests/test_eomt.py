@@ -17,7 +17,7 @@ from transformers.models.eomt.modeling_eomt import (
 from heads import Masks, attach, create_head, freeze, set_loss
 from tests.helpers import randomise, relative_error, tiny_vit
 from tests.timm_networks import BACKBONES
-from vitbackbone import Rotary, ViT, ViTConfig
+from vitbackbone import Layout, Rotary, ViT, ViTConfig
 from vitbackbone.layers import Block
 
 QUERIES, CLASSES, BLOCKS = 6, 3, 2
@@ -36,7 +36,7 @@ def masked_block(block: Block, x: Tensor, grid: tuple[int, int], mask: Tensor) -
     normed = block.norm1(x)
     weights = attention.weights(normed, grid).double() * mask
     weights = weights / weights.sum(dim=3, keepdim=True)
-    value = attention._split(normed, grid)[2].double()
+    value = attention._split(normed)[2].double()
     x = x + block.ls1(attention.proj((weights @ value).transpose(1, 2).flatten(2).float()))
     return x + block.ls2(block.mlp(block.norm2(x)))
 
@@ -59,14 +59,15 @@ def test_a_block_attends_by_its_mask(fields: dict[str, object], heads: int) -> N
     mask = torch.rand(2, heads, tokens, tokens, generator=torch.Generator().manual_seed(1)) > 0.5
     mask |= torch.eye(tokens, dtype=torch.bool)
     with torch.inference_mode():
-        assert relative_error(block(x, grid, mask), masked_block(block, x, grid, mask)) < 1e-5
-        assert relative_error(block(x, grid, mask | True), block(x, grid)) < 1e-5
+        assert relative_error(block(x, Layout((grid,)), mask), masked_block(block, x, grid, mask)) < 1e-5
+        free = block(x, Layout((grid,)))
+        assert relative_error(block(x, Layout((grid,)), mask | True), free) < 1e-5
 
 
 def test_windows_take_no_mask() -> None:
     block = tiny_vit(window=2, cls=False, pool="mean").blocks[0]
     with pytest.raises(ValueError, match=r"within windows takes no mask"):
-        block(images(1, 16, 16), (4, 4), torch.ones(1, 1, 16, 16, dtype=torch.bool))
+        block(images(1, 16, 16), Layout(((4, 4),)), torch.ones(1, 1, 16, 16, dtype=torch.bool))
 
 
 # ---- against transformers ------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def test_queries_in_front_do_not_move_rotary_positions() -> None:
     mask = torch.ones(1, 1, tokens.shape[1], tokens.shape[1], dtype=torch.bool)
     mask[:, :, QUERIES:, :QUERIES] = False
     with torch.inference_mode():
-        after = backbone.blocks[1](tokens, features.grid, mask)[:, QUERIES + 1 :]
+        after = backbone.blocks[1](tokens, Layout((features.grid,)), mask)[:, QUERIES + 1 :]
         assert relative_error(after, backbone.forward_layers(x, [1], norm=False)[0].tokens) < 1e-5
 
 

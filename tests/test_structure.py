@@ -21,13 +21,17 @@ ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "convert": set(),
     "features": {"preprocess"},
-    "position": {"config"},
-    "attention": {"config", "position"},
-    "layers": {"attention", "config", "position"},
+    "packing": set(),
+    "position": {"config", "packing"},
+    "attention": {"config", "packing", "position"},
+    "layers": {"attention", "config", "packing", "position"},
     "pooling": {"config", "features", "layers"},
-    "vit": {"config", "features", "layers", "pooling", "preprocess"},
+    "vit": {"config", "features", "layers", "packing", "pooling", "preprocess"},
+    "openvino": {"features", "openvino_graph", "packing", "vit"},
+    "openvino_graph": {"attention", "config", "layers", "packing", "position", "vit"},
     "formats": {"convert", "formats"},
     "windows": set(),
+    "tiling": {"features", "inference", "preprocess"},
     "timm_adapter": {"config", "features", "preprocess", "windows"},
     "timm_names": {"convert", "preprocess", "timm_adapter", "windows"},
     "huggingface": {"config", "huggingface", "preprocess", "resize", "timm_adapter"},
@@ -50,9 +54,12 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "export": {"config", "convert", "features", "files", "formats", "huggingface", "preprocess", "vit"},
     "inference": set(),
-    "extract": {"decode", "extract", "features", "fingerprint", "files", "inference", "preprocess"},
+    "extract": {"decode", "extract", "features", "fingerprint", "files", "inference", "preprocess", "runtime"},
     "estimator": {"features", "inference", "load", "preprocess", "vit"},
     "view": {"decode", "features", "inference", "preprocess", "resize"},
+    "kernels": {"layers"},
+    "quantize": {"kernels", "layers"},
+    "runtime": {"features", "inference", "kernels", "layers", "openvino", "quantize", "vit"},
     "costs": {"config", "vit"},
     "describe": {"config", "costs", "features", "fused", "preprocess", "zoo"},
     "demo": {"extract", "load", "view"},
@@ -68,7 +75,10 @@ ALLOWED: dict[str, set[str]] = {
         "features",
         "fused",
         "load",
+        "packing",
         "preprocess",
+        "runtime",
+        "tiling",
         "timm_adapter",
         "vit",
     },
@@ -134,7 +144,7 @@ def test_extract_is_the_function_in_whatever_order_it_is_imported(names: str) ->
 def test_a_bare_import_is_light(module: str) -> None:
     code = f"import {module}, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    heavy = {"timm", "transformers", "sklearn", "matplotlib", "torchvision", "pyarrow", "pandas", "ray"}
+    heavy = {"openvino", "timm", "transformers", "sklearn", "matplotlib", "torchvision", "pyarrow", "pandas", "ray"}
     assert not heavy & set(loaded)
 
 

@@ -102,12 +102,12 @@ def test_a_norm_after_pooling_applies_to_the_pooled_vector_alone() -> None:
 def test_drop_path_drops_whole_images_in_training_alone_and_keeps_the_expectation() -> None:
     drop, x = DropPath(0.25), torch.ones(4000, 2, 3)
     torch.manual_seed(0)
-    y = drop.train()(x)
+    y = drop.train()(x, [2])
     per_image = y.flatten(1)
     assert (per_image == per_image[:, :1]).all()
     assert set(per_image[:, 0].tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert y.mean().item() == pytest.approx(1, abs=0.05)
-    assert torch.equal(drop.eval()(x), x)
+    assert torch.equal(drop.eval()(x, [2]), x)
     rates = [block.drop_path.rate for block in ViT(vit_config("Ti/16", depth=5, drop_path=0.2)).blocks]
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
 

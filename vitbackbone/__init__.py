@@ -14,14 +14,20 @@ from vitbackbone.features import (
     BackboneModule,
     BackboneSpec,
     Features,
+    Fidelity,
     Geometry,
+    Prefix,
+    Runtime,
     pool_cls,
     pool_mean,
 )
 from vitbackbone.fingerprint import fingerprint
 from vitbackbone.fused import FusedBackbone, FusedPreprocess, Member
 from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
+from vitbackbone.packing import Layout
 from vitbackbone.preprocess import Preprocess, View
+from vitbackbone.runtime import optimize
+from vitbackbone.tiling import tile
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 from vitbackbone.vit import ViT
 
@@ -40,15 +46,19 @@ __all__ = [
     "ConversionError",
     "FeatureStore",
     "Features",
+    "Fidelity",
     "FusedBackbone",
     "FusedPreprocess",
     "Geometry",
     "ImageFeatures",
+    "Layout",
     "Member",
     "Photo",
+    "Prefix",
     "Preprocess",
     "Resampling",
     "Rotary",
+    "Runtime",
     "TimmBackbone",
     "TimmConfig",
     "ViT",
@@ -63,9 +73,11 @@ __all__ = [
     "load_backbone",
     "load_checkpoint",
     "load_image",
+    "optimize",
     "pool_cls",
     "pool_mean",
     "save_pretrained",
+    "tile",
     "vit_config",
 ]
 

@@ -1,7 +1,10 @@
 """Multi-head self-attention, everywhere or in windows, with rotary positions or a bias of relative ones.
 
-Axes: `B` batch, `N` tokens, `D` width, `d` width of a head, `h w` patch grid.
+Axes: `B` batch, `N` tokens, `T` tokens of a row (see `packing.py`), `D` width, `d` width of a head, `h w` patch grid.
 """
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from einops import einsum, rearrange
@@ -10,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitbackbone.config import ViTConfig
-from vitbackbone.position import relative_index, resample_line, resample_relative, rotary_table, rotate
+from vitbackbone.packing import Layout
+from vitbackbone.position import relative_index, resample_line, resample_relative, rotary_row, rotate
 
 
 class RelativeTable(nn.Module):
@@ -23,9 +27,15 @@ class RelativeTable(nn.Module):
         differences = (2 * grid[0] - 1) * (2 * grid[1] - 1)
         self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(differences + 3, config.num_heads), std=0.02))
 
-    def forward(self, q: Float[Tensor, "B heads N d"], grid: tuple[int, int]) -> Float[Tensor, "1 heads N N"]:
+    def forward(self, q: Float[Tensor, "B heads Q d"], grid: tuple[int, int]) -> Float[Tensor, "1 heads Q N"]:
+        """Of the first Q tokens, whose queries are given."""
+        return self.bias(grid, q.shape[2])
+
+    def bias(self, grid: tuple[int, int], queries: int | None = None) -> Float[Tensor, "1 heads Q N"]:
+        """Of the first `queries` tokens, None: of all."""
         table = resample_relative(self.table, self.grid, grid, self.resampling)
-        return rearrange(table[relative_index(grid, table.device)], "n m heads -> 1 heads n m")
+        index = relative_index(grid, table.device)[:queries]
+        return rearrange(table[index], "q n heads -> 1 heads q n")
 
 
 class DecomposedTables(nn.Module):
@@ -39,16 +49,21 @@ class DecomposedTables(nn.Module):
         self.columns = nn.Parameter(nn.init.trunc_normal_(torch.empty(2 * grid[1] - 1, width), std=0.02))
 
     def forward(self, q: Float[Tensor, "B heads N d"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
-        by_row, by_column = (_pairs(table, side) for table, side in zip((self.rows, self.columns), grid, strict=True))
+        by_row, by_column = (pairs.type_as(q) for pairs in self.pairs(grid))
         q = rearrange(q, "B heads (h w) d -> B heads h w d", h=grid[0])
         # Contiguous, or their sum is laid out as einsum left them, and copied once more.
         rows = einsum(q, by_row, "B heads h w d, h y d -> B heads h w y").contiguous()
         columns = einsum(q, by_column, "B heads h w d, w x d -> B heads h w x").contiguous()
         return rearrange(rows[..., None] + columns[..., None, :], "B heads h w y x -> B heads (h w) (y x)")
 
+    def pairs(self, grid: tuple[int, int]) -> tuple[Float[Tensor, "h h d"], Float[Tensor, "w w d"]]:
+        """The vector of each pair of rows, and of columns."""
+        height, width = grid
+        return _pairs(self.rows, height), _pairs(self.columns, width)
+
 
 def _pairs(table: Float[Tensor, "M d"], side: int) -> Float[Tensor, "side side d"]:
-    """The vector of each pair of rows, or columns."""
+    """The vector of each pair of places on one axis."""
     places = torch.arange(side, device=table.device)
     return resample_line(table, side)[places[:, None] - places + side - 1]
 
@@ -59,11 +74,48 @@ RELATIVE: dict[str, type[RelativeTable] | type[DecomposedTables]] = {
 }
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def attend(
+    q: Float[Tensor, "B heads Q d"],
+    k: Float[Tensor, "B heads N d"],
+    v: Float[Tensor, "B heads N d"],
+    bias: Float[Tensor, "#B #heads Q N"] | Bool[Tensor, "#B #heads Q N"] | None,
+) -> Float[Tensor, "B heads Q d"]:
+    """Attention of images with as many tokens each, by torch's fused kernel. A bias of booleans is a mask."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def attend_jagged(
+    q: Float[Tensor, "1 heads T d"],
+    k: Float[Tensor, "1 heads T d"],
+    v: Float[Tensor, "1 heads T d"],
+    lengths: Sequence[int],
+) -> Float[Tensor, "1 heads T d"]:
+    """Attention of all images of a row at once, each among its own `lengths` of tokens: one kernel on a GPU, where many
+    small ones wait for each other to start. On a CPU `attend` image by image is four times as fast."""
+    ends = torch.tensor([0, *accumulate(lengths)], device=q.device)
+
+    def jagged(x: Tensor) -> Tensor:
+        tokens = rearrange(x, "1 heads T d -> T heads d").contiguous()
+        shortest, longest = min(lengths), max(lengths)
+        return torch.nested.nested_tensor_from_jagged(tokens, ends, min_seqlen=shortest, max_seqlen=longest).transpose(
+            1, 2
+        )
+
+    mixed = F.scaled_dot_product_attention(jagged(q), jagged(k), jagged(v)).transpose(1, 2)
+    return rearrange(mixed.values(), "T heads d -> 1 heads T d")
+
+
 class Attention(nn.Module):
-    """Attention of all tokens to all. The forward uses torch's fused kernel; `weights` recomputes the map on request.
+    """Attention of all tokens of an image to all. The forward uses torch's fused kernel; `weights` recomputes the map
+    on request.
 
     `grid`: (h, w) that learned tables of relative positions are for.
     """
+
+    attend: Attend  # what a faster kernel takes the place of
 
     def __init__(self, config: ViTConfig, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -75,39 +127,69 @@ class Attention(nn.Module):
         relative = RELATIVE.get(config.relative_position)
         self.rel_pos = relative(config, grid) if relative else None
         self.proj = nn.Linear(config.dim, config.dim)
+        self.attend = attend
 
     def forward(
         self,
-        x: Float[Tensor, "B N D"],
-        grid: tuple[int, int],
-        mask: Bool[Tensor, "B #heads N N"] | None = None,
-    ) -> Float[Tensor, "B N D"]:
-        """`mask`: True where a token attends to another; each must attend to one at least."""
-        q, k, v, bias = self._split(x, grid)
-        if mask is not None:
-            bias = mask if bias is None else bias.masked_fill(~mask, -torch.inf)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.proj(rearrange(x, "B heads N d -> B N (heads d)"))
+        x: Float[Tensor, "B T D"],
+        layout: Layout,
+        mask: Bool[Tensor, "B #heads T T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """`mask`: True where a token attends to another; each must attend to one at least. Raises `ValueError` on one
+        for images of different sizes."""
+        if mask is not None and len(layout.grids) > 1:
+            raise ValueError(
+                "a mask is of the tokens of one image; images of different sizes take none, run each alone"
+            )
+        q, k, v = self._split(x)
+        if q.is_cuda and len(layout.grids) > 1 and self.rel_pos is None:
+            mixed = attend_jagged(*self._turn(q, k, layout), v, layout.lengths(x.shape[1]))
+            return self.proj(rearrange(mixed, "B heads T d -> B T (heads d)"))
+        return self.proj(self._mix(q, k, v, layout, x.shape[1], mask))
+
+    def prefix(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B P D"]:
+        """What `forward` makes of the tokens in front of each image's patches, which alone ask here."""
+        return self.proj(self._mix(*self._split(x), layout, layout.num_prefix(x.shape[1])))
 
     def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
         """softmax(q kᵀ / √d + bias): row i says how much token i takes from each token."""
-        q, k, _, bias = self._split(x, grid)
+        q, k, _ = self._split(x)
+        bias = None if self.rel_pos is None else self.rel_pos(q, grid)
+        q, k = self._turn(q, k, Layout((grid,)))
         scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)  # scaled first: the product overflows in half precision
         return (scores if bias is None else scores + bias).softmax(dim=-1)
 
-    def _split(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Queries, keys and values of each head, and what is added to their scores."""
+    def _split(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of each head, (B, heads, T, d)."""
+        qkv = self.qkv(x)  # called as a module, so that an adapter, a hook or a faster kernel takes part
         if self.q_bias is not None and self.v_bias is not None:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-            qkv = F.linear(x, self.qkv.weight, bias)
-        else:
-            qkv = self.qkv(x)  # called as a module, so that an adapter or a hook on it takes part
-        q, k, v = rearrange(qkv, "B N (three heads d) -> three B heads N d", three=3, heads=self.num_heads)
-        scores = None if self.rel_pos is None else self.rel_pos(q, grid)
-        if self.rotary:
-            table = rotary_table(self.rotary, q.shape[-1], grid, q.device)
-            q, k = rotate(q, table, self.rotary), rotate(k, table, self.rotary)
-        return q, k, v, scores
+            qkv = qkv + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).type_as(qkv)
+        q, k, v = rearrange(qkv, "B T (three heads d) -> three B heads T d", three=3, heads=self.num_heads)
+        return q, k, v
+
+    def _turn(self, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Queries and keys by their rotary positions."""
+        if self.rotary is None:
+            return q, k
+        table = rotary_row(self.rotary, q.shape[-1], layout, layout.num_prefix(q.shape[2]), q.device)
+        return rotate(q, table, self.rotary), rotate(k, table, self.rotary)
+
+    def _mix(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, count: int, mask: Tensor | None = None
+    ) -> Float[Tensor, "B Q D"]:
+        """The values that the first `count` tokens of each image take, the heads side by side."""
+        each = []
+        plain = layout.split(q)  # relative positions are of queries that were not turned
+        q, k = self._turn(q, k, layout)
+        parts = zip(plain, layout.split(q), layout.split(k), layout.split(v), strict=True)
+        for (grid, asking), (_, queries), (_, keys), (_, values) in parts:
+            bias = mask
+            if self.rel_pos is not None:
+                bias = self.rel_pos(asking[:, :, :count], grid)
+                bias = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+            mixed = self.attend(queries[:, :, :count], keys, values, bias)
+            each.append(rearrange(mixed, "B heads Q d -> B Q (heads d)"))
+        return layout.join(each)
 
 
 class WindowAttention(Attention):
@@ -120,27 +202,25 @@ class WindowAttention(Attention):
 
     def forward(
         self,
-        x: Float[Tensor, "B N D"],
-        grid: tuple[int, int],
-        mask: Bool[Tensor, "B #heads N N"] | None = None,
-    ) -> Float[Tensor, "B N D"]:
+        x: Float[Tensor, "B T D"],
+        layout: Layout,
+        mask: Bool[Tensor, "B #heads T T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
         """Raises `ValueError` on a mask, which is of all tokens to all."""
         if mask is not None:
             raise ValueError("attention within windows takes no mask; take a backbone without windows")
-        inside = (self.window, self.window)
-        windows, rows = self._cut(x, grid)
-        x = rearrange(
-            super().forward(windows, inside), "(B y x) (h w) D -> B (y h) (x w) D", h=self.window, y=rows, B=len(x)
-        )
-        return rearrange(x[:, : grid[0], : grid[1]], "B h w D -> B (h w) D")
+        cut = [(grid, self._cut(part, grid)) for grid, part in layout.split(x)]
+        inside = Layout(((self.window, self.window),))
+        windows = super().forward(cut[0][1] if len(cut) == 1 else torch.cat([part for _, part in cut]), inside)
+        parts = windows.split([len(part) for _, part in cut])
+        return layout.join([self._uncut(part, grid) for part, (grid, _) in zip(parts, cut, strict=True)])
 
     def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
         """The maps of the windows as one over the image, 0 from window to window. A row of a window with padding lacks
         what the padding takes."""
         side = self.window
-        windows, rows = self._cut(x, grid)
-        each = super().weights(windows, (side, side))
-        columns = len(each) // (len(x) * rows)
+        rows, columns = self._windows(grid)
+        each = super().weights(self._cut(x, grid), (side, side))
         where = torch.arange(rows * columns, device=x.device)
         whole = each.new_zeros(len(x), each.shape[1], rows * columns, side**2, rows * columns, side**2)
         whole[:, :, where, :, where, :] = rearrange(each, "(B n) heads q k -> n B heads q k", B=len(x))
@@ -152,9 +232,18 @@ class WindowAttention(Attention):
         h, w = grid
         return rearrange(whole[:, :, :h, :w, :h, :w], "B heads h w g f -> B heads (h w) (g f)")
 
-    def _cut(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> tuple[Float[Tensor, "M K D"], int]:
-        """The windows of all images, one image after the other, row-major, and how many rows of them there are."""
+    def _windows(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """How many rows and columns of windows an image has."""
+        return -(-grid[0] // self.window), -(-grid[1] // self.window)
+
+    def _cut(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "M K D"]:
+        """The windows of all images, one image after the other, row-major."""
         image = rearrange(x, "B (h w) D -> B h w D", h=grid[0])
         image = F.pad(image, (0, 0, 0, -grid[1] % self.window, 0, -grid[0] % self.window))
-        windows = rearrange(image, "B (y h) (x w) D -> (B y x) (h w) D", h=self.window, w=self.window)
-        return windows, image.shape[1] // self.window
+        return rearrange(image, "B (y h) (x w) D -> (B y x) (h w) D", h=self.window, w=self.window)
+
+    def _uncut(self, windows: Float[Tensor, "M K D"], grid: tuple[int, int]) -> Float[Tensor, "B N D"]:
+        """The images of which these are the windows."""
+        rows, columns = self._windows(grid)
+        image = rearrange(windows, "(B y x) (h w) D -> B (y h) (x w) D", h=self.window, y=rows, x=columns)
+        return rearrange(image[:, : grid[0], : grid[1]], "B h w D -> B (h w) D")

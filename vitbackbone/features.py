@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -169,6 +169,19 @@ class Features:
         return (rows < h) & (columns < w)
 
 
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """What `Features` hold of the whole image, of one layer: all but the patches."""
+
+    cls: Float[Tensor, "B D"] | None  # None where the family has no CLS token
+    registers: Float[Tensor, "B R D"]  # in the checkpoint's order
+    pooled: Float[Tensor, "B P"]  # by the checkpoint's own pooling
+
+    @classmethod
+    def of(cls, features: Features) -> "Prefix":
+        return Prefix(features.cls, features.registers, features.pooled)
+
+
 def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
     return [a for a, _ in pairs], [b for _, b in pairs]
 
@@ -264,6 +277,35 @@ class BackboneSpec:
         return int(self.has_cls) + self.num_registers
 
 
+Precision = Literal["fp32", "bf16", "int8"]
+Engine = Literal["native", "openvino"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What computes the features. Backbones of equal weights, `spec`, precision and engine have the same features to
+    1e-5; if the path is the same too, to the bit on machines of one kind."""
+
+    precision: Precision = "fp32"
+    engine: Engine = "native"
+    path: str = "torch as it is"  # of `runtime.PATHS`, by its name
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close the features of an optimised backbone are to those of the plain one, of a sample of images."""
+
+    cls_cosine: float | None  # the lowest of an image; None where there is no CLS
+    patches_cosine: float  # the mean over the patches of an image, the lowest of an image
+    cls_error: float | None  # max |a - b| / max |b|
+    patches_error: float
+
+    @property
+    def cosine(self) -> float:
+        """The lower of the two."""
+        return min(self.patches_cosine, 1.0 if self.cls_cosine is None else self.cls_cosine)
+
+
 @runtime_checkable
 class Backbone(Protocol):
     """Anything that turns images into `Features`.
@@ -302,6 +344,8 @@ class BackboneModule(nn.Module, ABC):
     preprocess: ImageTransform
     has_norm: bool  # whether there is a final norm to apply
     frozen: bool = False  # whether it stays in eval mode, whatever `train` is told
+    runtime: Runtime = Runtime()
+    fidelity: Fidelity | None = None  # of one that `optimize` made
 
     @property
     @abstractmethod
@@ -315,15 +359,38 @@ class BackboneModule(nn.Module, ABC):
         """See `Backbone`."""
         check_images(images, self._channels())
         wanted = self.spec.wanted(layers, norm)
-        if isinstance(images, Tensor):
-            outputs = self._run(images, set(wanted))
-            return tuple(outputs[each] for each in wanted)
-        alone = [self.forward_layers(image[None], layers, norm) for image in images]
-        return tuple(stack(of_one_layer) for of_one_layer in zip(*alone, strict=True))
+        outputs = self._run_any(images, set(wanted))
+        return tuple(outputs[each] for each in wanted)
+
+    def forward_prefix(self, images: Images, layers: Sequence[int], norm: Norm = True) -> tuple[Prefix, ...]:
+        """What `forward_layers` returns, but for the patches. Nothing is done for patches that is not needed: a ViT
+        that pools its CLS token saves most of the deepest block. Others run in full.
+
+        Raises `ValueError` as `forward_layers` does.
+        """
+        if type(self).forward_layers is not BackboneModule.forward_layers:  # a subclass's own way counts here too
+            return tuple(Prefix.of(features) for features in self.forward_layers(images, layers, norm))
+        check_images(images, self._channels())
+        wanted = self.spec.wanted(layers, norm)
+        outputs = self._run_prefix(images, set(wanted))
+        return tuple(outputs[each] for each in wanted)
 
     @abstractmethod
     def _run(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
         """The `Features` of each layer and norm; both are checked."""
+
+    def _run_mixed(self, images: Sequence[Tensor], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+        """The same of images of any sizes: here, one by one."""
+        alone = [self._run(image[None], wanted) for image in images]
+        return {each: stack([outputs[each] for outputs in alone]) for each in wanted}
+
+    def _run_prefix(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Prefix]:
+        """The same without patches: here, from the full `Features`."""
+        outputs = self._run_any(images, wanted)
+        return {each: Prefix.of(features) for each, features in outputs.items()}
+
+    def _run_any(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+        return self._run(images, wanted) if isinstance(images, Tensor) else self._run_mixed(images, wanted)
 
     def _channels(self) -> tuple[int, ...]:
         """How many channels images may have."""

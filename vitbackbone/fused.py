@@ -27,6 +27,7 @@ from vitbackbone.features import (
     Images,
     Wanted,
     check_images,
+    stack,
 )
 from vitbackbone.preprocess import CropMode, Decoding, Preprocess, Resolution, View, check_area, enough
 
@@ -173,6 +174,20 @@ class FusedBackbone(BackboneModule):
     def _run(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
         """Where every member's norm is applied, `norm=False` leaves out all of them; else there is no norm in common,
         `norm=True` is refused, and each member keeps its own choice. Of a member no block after its layer is run."""
+        outputs = self._ask(self._pictures(images), wanted)
+        return {each: _join(parts) for each, parts in outputs.items()}
+
+    def _run_mixed(self, images: Sequence[Tensor], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+        """Each member runs all images at once; they are joined one by one, each on its own grid."""
+        pictures = zip(*(self._pictures(image[None]) for image in images), strict=True)
+        outputs = self._ask([[one[0] for one in of_member] for of_member in pictures], wanted)
+        return {
+            each: stack([_join([part.image(i) for part in parts]) for i in range(len(images))])
+            for each, parts in outputs.items()
+        }
+
+    def _ask(self, pictures: Sequence[Images], wanted: Set[Wanted]) -> Mapping[Wanted, Sequence[Features]]:
+        """What the members make of what each is given."""
         norms = sorted({norm for _, norm in wanted})
         each = [
             member.backbone.forward_layers(
@@ -180,9 +195,9 @@ class FusedBackbone(BackboneModule):
                 [member.layer] * len(norms),
                 norm=[norm if self.has_norm else member.norm for norm in norms],
             )
-            for member, picture in zip(self._members(), self._pictures(images), strict=True)
+            for member, picture in zip(self._members(), pictures, strict=True)
         ]
-        return {(0, norm): _join(parts) for norm, parts in zip(norms, zip(*each, strict=True), strict=True)}
+        return {(0, norm): parts for norm, parts in zip(norms, zip(*each, strict=True), strict=True)}
 
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
         """Raises `ValueError`: the members attend each among its own tokens; ask them, `members[i].attention`."""

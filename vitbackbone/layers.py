@@ -1,9 +1,9 @@
 """The parts of a Vision Transformer but for attention.
 
-Axes: `B` batch, `N` tokens, `D` width, `h w` patch grid, `H W` pixels.
+Axes: `B` batch, `N` tokens, `T` tokens of a row (see `packing.py`), `D` width, `h w` patch grid, `H W` pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from vitbackbone.attention import Attention, WindowAttention
 from vitbackbone.config import Resampling, ViTConfig
+from vitbackbone.packing import Layout
 from vitbackbone.position import resample, sincos1d, sincos2d
 
 
@@ -128,11 +129,15 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+    def forward(self, x: Float[Tensor, "B T D"], lengths: Sequence[int]) -> Float[Tensor, "B T D"]:
+        """`lengths`: how many tokens each image of a row has."""
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        return x * x.new_empty(len(x), 1, 1).bernoulli_(keep) / keep
+        kept = x.new_empty(len(x), len(lengths), 1).bernoulli_(keep)
+        if len(lengths) > 1:
+            kept = kept.repeat_interleave(torch.tensor(lengths, device=x.device), dim=1)
+        return x * kept / keep
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
@@ -158,11 +163,19 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "B N D"],
-        grid: tuple[int, int],
-        mask: Bool[Tensor, "B #heads N N"] | None = None,
-    ) -> Float[Tensor, "B N D"]:
-        """`grid`: (h, w) of the patches, which are the last h*w tokens. `mask`: True where a token attends to another;
-        raises `ValueError` where attention stays within windows."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), grid, mask)))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        x: Float[Tensor, "B T D"],
+        layout: Layout,
+        mask: Bool[Tensor, "B #heads T T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """`layout`: which images each row of tokens holds. `mask`: True where a token attends to another; raises
+        `ValueError` where attention stays within windows, and for images of different sizes."""
+        lengths = layout.lengths(x.shape[1])
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), layout, mask)), lengths)
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), lengths)
+
+    def prefix(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B P D"]:
+        """What `forward` makes of the tokens in front of each image's patches: keys and values are of all tokens, and
+        all else is done for these alone."""
+        lengths = [layout.num_prefix(x.shape[1])] * len(layout.grids)
+        taken = layout.prefix(x) + self.drop_path(self.ls1(self.attn.prefix(self.norm1(x), layout)), lengths)
+        return taken + self.drop_path(self.ls2(self.mlp(self.norm2(taken))), lengths)

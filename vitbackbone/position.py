@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitbackbone.config import Resampling, Rotary
+from vitbackbone.packing import Layout
 
 
 def _angles(positions: Int[Tensor, " N"], dim: int) -> Float[Tensor, "N half"]:
@@ -79,14 +80,14 @@ def kept(count: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if torch.compiler.is_compiling():
                 return function(*args, **kwargs)
-            if args not in results:
+            result = results.get(args)
+            if result is None:
                 result = function(*args, **kwargs)
-                if type(result) not in (Tensor, np.ndarray):
-                    return result
-                while len(results) >= count:
-                    results.pop(next(iter(results)))
-                results[args] = result
-            return results[args]
+                if type(result) in (Tensor, np.ndarray):
+                    while len(results) >= count:
+                        results.pop(next(iter(results)), None)  # another thread may have taken it
+                    results[args] = result
+            return result
 
         return call
 
@@ -96,7 +97,7 @@ def kept(count: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
 # ---- rotary -------------------------------------------------------------------------------------------------------
 
 
-@kept(16)
+@kept(32)  # as many grids as a batch of `extract` may have
 def rotary_table(rotary: Rotary, dim: int, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "2 N d"]:
     """Cosines and sines of the angles by which the channels of a head of width `dim` turn, per patch, in float32."""
     with torch.inference_mode(False), torch.no_grad():
@@ -113,6 +114,26 @@ def rotary_table(rotary: Rotary, dim: int, grid: tuple[int, int], device: torch.
         angle = torch.cat([axis.flatten()[:, None] / periods for axis in (rows, columns)], dim=1)
         angle = torch.cat([angle, angle], 1) if rotary.pairs == "halves" else angle.repeat_interleave(2, dim=1)
         return torch.stack([angle.cos(), angle.sin()])
+
+
+def rotary_row(
+    rotary: Rotary, dim: int, layout: Layout, num_prefix: int, device: torch.device
+) -> Float[Tensor, "2 T d"]:
+    """The tables of images that share a row, one after another, each behind prefix tokens that do not turn. Of one
+    image it is its table alone."""
+    if len(layout.grids) == 1:
+        return rotary_table(rotary, dim, layout.grids[0], device)
+    return _rotary_row(rotary, dim, layout, num_prefix, device)
+
+
+@kept(2)
+def _rotary_row(
+    rotary: Rotary, dim: int, layout: Layout, num_prefix: int, device: torch.device
+) -> Float[Tensor, "2 T d"]:
+    with torch.inference_mode(False), torch.no_grad():
+        still = torch.tensor([1.0, 0.0], device=device)[:, None, None].expand(-1, num_prefix, dim)
+        tables = [rotary_table(rotary, dim, grid, device) for grid in layout.grids]
+        return torch.cat([part for table in tables for part in (still, table)], dim=1)
 
 
 def rotate(

@@ -2,11 +2,14 @@
 
     images (B, 3, H, W) -> patches (B, h*w, D) -> + positions -> CLS and registers in front -> blocks -> Features
 
-Axes: `B` batch, `N` tokens, `D` width, `h w` patch grid, `H W` pixels.
+Images of different sizes share one row of tokens (1, T, D), see `packing.py`.
+
+Axes: `B` batch, `N` tokens, `T` tokens of a row, `D` width, `h w` patch grid, `H W` pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
+from itertools import groupby
 from typing import cast
 
 import torch
@@ -23,12 +26,15 @@ from vitbackbone.features import (
     Features,
     Geometry,
     Images,
+    Prefix,
     Wanted,
     check_images,
     pool_cls,
     pool_mean,
+    stack,
 )
 from vitbackbone.layers import Block, ConvStem, PatchEmbed, PositionEmbedding
+from vitbackbone.packing import Grid, Layout, one_grid, packing_order
 from vitbackbone.pooling import AttentionPool, Neck, pool_neck
 from vitbackbone.preprocess import Preprocess
 
@@ -37,7 +43,7 @@ class ViT(BackboneModule):
     """A Vision Transformer that returns features. Parameter names are timm's.
 
     Call it on images for the `Features` of the last layer; `forward_layers` and `attention` look inside. The steps
-    are public: `embed`, `blocks`, `unpack`.
+    are public: `embed`, `blocks`, which are called with `Layout.of(geometry.grids)`, and `unpack`.
     """
 
     preprocess: Preprocess
@@ -80,15 +86,37 @@ class ViT(BackboneModule):
             pooled_dim=c.projection_dim or (c.neck_dim if c.pool == "neck" else c.dim),
         )
 
-    def _run(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+    def _run(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
         x, geometry = self.embed(images)
+        layout = Layout.of(geometry.grids)
         outputs: dict[Wanted, Features] = {}
         for i, block in enumerate(self._first(max(layer for layer, _ in wanted) + 1)):
-            x = block(x, geometry.grid)
+            x = block(x, layout)
             if (i, False) in wanted:
                 outputs[i, False] = self.unpack(x, geometry)
             if (i, True) in wanted and self.norm is not None:
                 outputs[i, True] = self.unpack(self.norm(x), geometry)
+        return outputs
+
+    def _run_mixed(self, images: Sequence[Tensor], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+        return self._run(images, wanted)
+
+    def _run_prefix(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Prefix]:
+        if self.config.pool != "cls":  # the pooled vector is made of patches
+            return super()._run_prefix(images, wanted)
+        x, geometry = self.embed(images)
+        layout = Layout.of(geometry.grids)
+        outputs: dict[Wanted, Prefix] = {}
+        blocks = self._first(max(layer for layer, _ in wanted) + 1)
+        for i, block in enumerate(blocks):
+            deepest = i == len(blocks) - 1
+            x = block.prefix(x, layout) if deepest else block(x, layout)
+            if (i, False) in wanted or (i, True) in wanted:
+                prefix = x if deepest else layout.prefix(x)
+                if (i, False) in wanted:
+                    outputs[i, False] = self._unpack_prefix(prefix, geometry)
+                if (i, True) in wanted and self.norm is not None:
+                    outputs[i, True] = self._unpack_prefix(self.norm(prefix), geometry)
         return outputs
 
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
@@ -107,36 +135,69 @@ class ViT(BackboneModule):
                 weights = block.attn.weights(block.norm1(x), geometry.grid)
                 maps[i] = Attention(weights, self.config.num_prefix, geometry.grid)
             if i < max(indices):
-                x = block(x, geometry.grid)
+                x = block(x, Layout((geometry.grid,)))
         return tuple(maps[i] for i in indices)
 
-    def embed(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B N D"], Geometry]:
-        """Images to the tokens that enter the first block: CLS, registers, patches in raster order."""
+    def embed(self, images: Images) -> tuple[Float[Tensor, "B T D"], Geometry]:
+        """Images to the tokens that enter the first block, of each CLS, registers, patches in raster order. Images of
+        one grid have a row each; those of several share one, as `Layout.of(geometry.grids)` says."""
+        p = self.config.patch_size
+        if isinstance(images, Tensor):
+            height, width = images.shape[-2:]
+            geometry = Geometry(((height, width),) * len(images), p)
+            return self._embed(self._pad(images), geometry.grid), geometry
+        geometry = Geometry(tuple((image.shape[1], image.shape[2]) for image in images), p)
+        grids = geometry.grids
+        order = packing_order(grids)
+        rows = [
+            self._embed(torch.cat([self._pad(images[i][None]) for i in same]), grid)
+            for grid, same in groupby(order, key=grids.__getitem__)
+        ]
+        return rows[0] if len(rows) == 1 else torch.cat([row.flatten(0, 1) for row in rows])[None], geometry
+
+    def _pad(self, images: Float[Tensor, "B 3 _ _"]) -> Float[Tensor, "B 3 H W"]:
+        """To whole patches, at the bottom and right."""
         height, width = images.shape[-2:]
-        geometry = Geometry(((height, width),) * len(images), self.config.patch_size)
-        bottom, right = geometry.padding[0]
-        if bottom or right:
-            if self.config.indivisible == "refuse":
-                raise ValueError(
-                    f"images are {height} x {width}, which the patch size {self.config.patch_size} does not divide; "
-                    f"resize them to {height + bottom} x {width + right}, or load the backbone with indivisible='pad'"
-                )
-            images = F.pad(images, (0, right, 0, bottom))  # zero is the mean colour
+        bottom, right = (-side % self.config.patch_size for side in (height, width))
+        if not (bottom or right):
+            return images
+        if self.config.indivisible == "refuse":
+            raise ValueError(
+                f"images are {height} x {width}, which the patch size {self.config.patch_size} does not divide; "
+                f"resize them to {height + bottom} x {width + right}, or load the backbone with indivisible='pad'"
+            )
+        return F.pad(images, (0, right, 0, bottom))  # zero is the mean colour
+
+    def _embed(self, images: Float[Tensor, "B 3 H W"], grid: Grid) -> Float[Tensor, "B N D"]:
         images = images.to(self.patch_embed.proj.weight.dtype)
         x = rearrange(self.patch_embed(images), "B D h w -> B (h w) D")
         if self.pos_embed is not None:
-            x = x + self.pos_embed(geometry.grid)
+            x = x + self.pos_embed(grid)
         prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
-        return self.norm_pre(torch.cat([*prefix, x], dim=1)), geometry
+        return self.norm_pre(torch.cat([*prefix, x], dim=1))
 
-    def unpack(self, x: Float[Tensor, "B N D"], geometry: Geometry) -> Features:
+    def unpack(self, x: Float[Tensor, "B T D"], geometry: Geometry) -> Features:
         """Tokens of a block to `Features`."""
+        grids = geometry.grids
+        if not one_grid(grids):
+            lengths = Layout.of(grids).lengths(x.shape[1])
+            each = dict(zip(packing_order(grids), x.split(lengths, dim=1), strict=True))
+            return stack([self.unpack(each[i], geometry.image(i)) for i in range(len(grids))])
         cls = x[:, 0] if self.config.cls else None
         registers = x[:, int(self.config.cls) : self.config.num_prefix]
         patches = rearrange(x[:, self.config.num_prefix :], "B (h w) D -> B D h w", h=geometry.grid[0])
         return Features(
             cls, registers, patches, geometry, partial(_pool, self._pooling(), self.fc_norm, self.projection)
         )
+
+    def _unpack_prefix(self, x: Float[Tensor, "B P D"], geometry: Geometry) -> Prefix:
+        """The tokens in front of the patches, of each image in the order given."""
+        grids = geometry.grids
+        if not one_grid(grids):
+            x = rearrange(x, "1 (B P) D -> B P D", B=len(grids))
+            x = x[torch.tensor(packing_order(grids), device=x.device).argsort()]
+        cls = x[:, 0]
+        return Prefix(cls, x[:, 1:], self.projection(self.fc_norm(cls)))
 
     def _pooling(self) -> Callable[[Features], Tensor]:
         if self.attn_pool is not None:

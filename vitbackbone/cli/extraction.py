@@ -16,7 +16,7 @@ def run_extract(args: argparse.Namespace) -> int:
     from vitbackbone.extract import RayOptions, extract
 
     ray = None
-    if args.engine == "ray":
+    if args.engine["ray"]:
         actors = args.ray_actors if args.ray_actors is not None else RayOptions.actors
         ray = RayOptions(args.ray_address, actors, args.ray_cpus, args.ray_gpus)
     with _terminable():
@@ -32,6 +32,8 @@ def run_extract(args: argparse.Namespace) -> int:
             keep_aspect=args.keep_aspect,
             decoding=args.decoding,
             dtype=args.dtype,
+            precision=args.precision,
+            engine=args.engine["computing"],
             workers=args.workers,
             device=args.device,
             shard=(args.shard.index, args.shard.count),

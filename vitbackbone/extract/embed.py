@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitbackbone.extract.layout import tensor_name
 from vitbackbone.extract.reader import Batch, Record
-from vitbackbone.features import Backbone, Features, Images, pool_cls
+from vitbackbone.features import Backbone, BackboneModule, Features, Images, Prefix
 
 log = logging.getLogger("vitbackbone")
 
@@ -96,14 +96,20 @@ class Embedder:
 
     def _embed(self, images: Images) -> tuple[Bool[Tensor, " n"], dict[str, Tensor]]:
         """Which of the images have finite features, and the rows of those."""
-        outputs = self.backbone.forward_layers(images, self.layers, norm=self.backbone.spec.norms(self.layers))
+        norm = self.backbone.spec.norms(self.layers)
+        outputs: list[Features | Prefix]
+        if "patches" in self.kinds or not isinstance(self.backbone, BackboneModule):
+            outputs = [*self.backbone.forward_layers(images, self.layers, norm=norm)]
+        else:
+            outputs = [*self.backbone.forward_prefix(images, self.layers, norm=norm)]
         values = {
             (layer, kind): _tokens(output, kind).to("cpu", self.dtype)
             for layer, output in zip(self.layers, outputs, strict=True)
             for kind in self.kinds
         }
         finite = torch.stack([value.isfinite().flatten(1).all(dim=1) for value in values.values()]).all(dim=0)
-        grids = torch.tensor(outputs[0].geometry.grids, dtype=torch.int32)
+        first = outputs[0]
+        grids = torch.tensor(first.geometry.grids if isinstance(first, Features) else [], dtype=torch.int32)
         rows = {
             tensor_name(kind, layer, self.layers): _flat(value, grids, finite) if kind == "patches" else value[finite]
             for (layer, kind), value in values.items()
@@ -111,10 +117,14 @@ class Embedder:
         return finite, rows | ({"grid": grids[finite]} if "patches" in self.kinds else {})
 
 
-def _tokens(features: Features, kind: str) -> Float[Tensor, "B ..."]:
-    if kind == "cls":
-        return pool_cls(features)
-    return features.registers if kind == "registers" else features.patches
+def _tokens(output: Features | Prefix, kind: str) -> Float[Tensor, "B ..."]:
+    if kind == "patches":
+        assert isinstance(output, Features)
+        return output.patches
+    if kind == "registers":
+        return output.registers
+    assert output.cls is not None  # as `extract` sees to
+    return output.cls
 
 
 def _flat(maps: Float[Tensor, "B D h w"], grids: Int[Tensor, "B 2"], keep: Bool[Tensor, " B"]) -> Float[Tensor, "L D"]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vitbackbone.extract.layout import SCHEMA
-from vitbackbone.features import Backbone
+from vitbackbone.features import Backbone, Runtime
 from vitbackbone.preprocess import Decoding, Resolution
 
 Manifest = dict[str, Any]
@@ -24,12 +24,17 @@ def make_manifest(
     keep_aspect: bool,
     decoding: Decoding,
     dtype: str,
+    runtime: Runtime,
+    calibration: str | None,
 ) -> Manifest:
-    """As it will be read back: JSON types only. `weights`: their `weights_sha256`."""
+    """As it will be read back: JSON types only. `weights`: their `weights_sha256`. `calibration`: of the images
+    that the runtime was calibrated on, if it was."""
     asked = {"resolution": resolution, "keep_aspect": keep_aspect, "decoding": decoding}
     manifest = {
         "schema": SCHEMA,
         "model": {"name": backbone.spec.name, "weights_sha256": weights, "spec": asdict(backbone.spec)},
+        "runtime": asdict(runtime),
+        "calibration": calibration,
         "preprocessing": asdict(backbone.preprocess) | asked,
         "dtype": dtype,
         "tokens": tokens,

@@ -7,6 +7,7 @@ Every node must see the store and the images under the same paths.
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitbackbone.extract.work import Job, Tally, compute
+from vitbackbone.extract.work import Job, Tally, compute, ready
 from vitbackbone.features import Backbone
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ class Shards:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
         self.job = job
-        self.backbone: Backbone = ray.get(backbone)
+        # Never left: the process is this actor's alone.
+        self.backbone: Backbone = ExitStack().enter_context(ready(job, ray.get(backbone)))
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
         """`number`: of the shards to do. Returns how many images each has, and how many of them failed."""

@@ -4,14 +4,16 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from vitbackbone.extract.fast import Choice, calibration, choose, is_optimised, read_sample
 from vitbackbone.extract.layout import DTYPES, TOKENS, Marker, read_marker
 from vitbackbone.extract.lock import planning, writing
 from vitbackbone.extract.manifest import Manifest, fingerprint, make_manifest
@@ -20,9 +22,9 @@ from vitbackbone.extract.plan import Outline, make_plan, read_outline, read_plan
 from vitbackbone.extract.ray_engine import RayOptions, compute_on_ray
 from vitbackbone.extract.source import Inputs, list_inputs
 from vitbackbone.extract.store import FeatureStore
-from vitbackbone.extract.work import Job, compute
+from vitbackbone.extract.work import Job, compute, ready
 from vitbackbone.extract.writer import check_manifest, claim, damaged
-from vitbackbone.features import Backbone
+from vitbackbone.features import Backbone, Precision
 from vitbackbone.fingerprint import weights_sha256
 from vitbackbone.inference import check_device
 from vitbackbone.preprocess import Decoding, Resolution
@@ -47,6 +49,8 @@ def extract(
     keep_aspect: bool = False,
     decoding: Decoding = "exact",
     dtype: str = "float32",
+    precision: Precision = "fp32",
+    engine: Choice = "auto",
     workers: int = 0,
     device: torch.device | str = "cpu",
     shard: tuple[int, int] = (0, 1),
@@ -69,6 +73,9 @@ def extract(
     `resolution`, `keep_aspect`: as for `Preprocess`. `decoding`: as for `Preprocess.pixels`; the default changes no
     pixel.
     `dtype`: of the stored features, "float32", "float16" or "bfloat16".
+    `precision`, `engine`: of the computation, as for `optimize`; the store says which path was taken, and keeps to it.
+    By default it is the fastest that equals float32 to 1e-5; for less than 2000 images torch as it is, as comparing
+    takes longer.
     `workers`: processes that read images; 0 reads in this one.
     `shard`: (i, n) does the i-th of n slices, from 0, beside others; the store that comes back is a partial one until
     all are done. `ray`: have the shards done by a Ray cluster.
@@ -85,6 +92,8 @@ def extract(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if ray is None:
         check_device(device)
+    elif is_optimised(backbone):
+        raise ValueError("an optimised backbone is of this process; give Ray the plain one, and a precision and engine")
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; want one of {', '.join(DTYPES)}")
     if decoding not in get_args(Decoding):
@@ -95,25 +104,32 @@ def extract(
     indices = backbone.spec.indices(layers)
     if len(set(indices)) < len(indices):
         raise ValueError(f"layers={list(layers)} asks for a layer twice")
+    shard_size = shard_size or _default_shard_size(backbone, kinds, indices, size, DTYPES[dtype])
+    directory = Path(out)
+    inputs = list_inputs(source)
+    sample: list[Tensor] = []
+    if precision != "fp32":
+        sample = read_sample(directory, inputs, shard_size, backbone.preprocess, resolution, keep_aspect)
+    runtime = choose(backbone, precision, engine, directory, len(inputs), sample, device)
     manifest = make_manifest(
         backbone,
         weights_sha256(backbone),
         tokens=kinds,
         layers=indices,
-        shard_size=shard_size or _default_shard_size(backbone, kinds, indices, size, DTYPES[dtype]),
+        shard_size=shard_size,
         resolution=resolution,
         keep_aspect=keep_aspect,
         decoding=decoding,
         dtype=dtype,
+        runtime=runtime,
+        calibration=calibration(runtime, sample),
     )
-    directory = Path(out)
     check_manifest(directory, manifest)
-    inputs = list_inputs(source)
     directory.mkdir(parents=True, exist_ok=True)
     with writing(directory, part):
         with planning(directory):
             outline = _plan(directory, manifest, inputs, retry_failed, progress)
-        job = Job(directory, inputs.root, manifest, batch_size, workers, str(device))
+        job = Job(directory, inputs.root, manifest, batch_size, workers, str(device), sample)
         _run(job, backbone, outline, part, retry_failed, ray, progress)
     return FeatureStore(directory, partial=not part.whole)
 
@@ -165,9 +181,11 @@ def _run(
         return
     failed, before = sum(marker.failed for marker in finished), sum(marker.rows for marker in finished)
     total = before + sum(outline.rows[number] for number in todo)
-    tallies = compute(job, backbone, todo) if ray is None else compute_on_ray(job, backbone, todo, ray)
-    with tqdm(total=total, initial=before, unit="img", disable=not progress, mininterval=_interval()) as bar:
-        for tally in tallies:
+    with (
+        ready(job, backbone) if ray is None else nullcontext(backbone) as fast,
+        tqdm(total=total, initial=before, unit="img", disable=not progress, mininterval=_interval()) as bar,
+    ):
+        for tally in compute(job, fast, todo) if ray is None else compute_on_ray(job, backbone, todo, ray):
             failed += tally.failed
             bar.set_postfix(failed=failed, refresh=False)
             bar.update(tally.images)

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitbackbone.extract.embed import Embedder
+from vitbackbone.extract.fast import prepared
 from vitbackbone.extract.layout import DTYPES
 from vitbackbone.extract.manifest import Manifest
 from vitbackbone.extract.plan import PlannedShard, locators, read_shard
 from vitbackbone.extract.reader import Asked, ImageReader, Record, read_batches
 from vitbackbone.extract.writer import write_shard
-from vitbackbone.features import Backbone
+from vitbackbone.features import Backbone, Runtime
 from vitbackbone.inference import evaluating
 
 SPREAD = 2  # times the pixels of a batch of images of the size asked, that a forward may have
@@ -31,6 +32,7 @@ class Job:
     batch_size: int
     workers: int
     device: str
+    sample: list[Tensor]  # images that a path below float32 is held to
 
     def shard(self, number: int) -> PlannedShard:
         return read_shard(self.directory, self.manifest["shard_size"], number)
@@ -42,12 +44,19 @@ class Tally:
     failed: int
 
 
+@contextmanager
+def ready(job: Job, backbone: Backbone) -> Iterator[Backbone]:
+    """The backbone as `compute` wants it: on the device of the job, by the path of its manifest."""
+    with prepared(backbone, Runtime(**job.manifest["runtime"]), job.sample, job.device) as fast:
+        yield fast
+
+
 def compute(job: Job, backbone: Backbone, numbers: Sequence[int]) -> Iterator[Tally]:
     """Does these shards, and tells of each batch."""
     asked = job.manifest["preprocessing"]
     resolution = tuple(asked["resolution"]) if isinstance(asked["resolution"], list) else asked["resolution"]
     reader = ImageReader(backbone.preprocess, resolution, asked["keep_aspect"], asked["decoding"])
-    batches = read_batches(reader, _batches(job, numbers), job.workers)  # started before the backbone moves
+    batches = read_batches(reader, _batches(job, numbers), job.workers)
     area = math.prod(backbone.preprocess.view((1, 1), resolution, asked["keep_aspect"]).size)
     embedder = Embedder(
         backbone,
@@ -57,7 +66,7 @@ def compute(job: Job, backbone: Backbone, numbers: Sequence[int]) -> Iterator[Ta
         job.device,
         SPREAD * job.batch_size * area,
     )
-    with _on(job.device, backbone), evaluating(backbone):
+    with evaluating(backbone):
         for number in numbers:
             shard = job.shard(number)
             originals = len(shard.originals())
@@ -80,18 +89,6 @@ def _batches(job: Job, numbers: Sequence[int]) -> Iterator[list[Asked]]:
             part = table[start : start + job.batch_size]
             found = locators(job.root, part, part["bytes"].to_pylist())
             yield list(zip(found, part["sha256"].to_pylist(), strict=True))
-
-
-@contextmanager
-def _on(device: str, module: Backbone) -> Iterator[None]:
-    """The module on `device` meanwhile."""
-    assert isinstance(module, nn.Module)  # as `extract` sees to
-    home = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    try:
-        module.to(device)
-        yield
-    finally:
-        module.to(home)
 
 
 class _Rows:

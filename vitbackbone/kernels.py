@@ -1,0 +1,203 @@
+"""Linear layers and attention in other kernels than torch's default ones, and where in a ViT they take the place of its
+own. Parameters keep their names and their memory: what is multiplied with is a copy, laid out for the kernel.
+
+oneDNN's packed linears are private operations of torch: `trouble` tries them against `F.linear` before they are used.
+
+Axes: `B` batch, `N` tokens, `Q` tokens that ask, `D` width, `d` width of a head, `I O` width in and out.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitbackbone.layers import Block, LayerScale, Mlp
+
+POST_OPS = {
+    "gelu": "none",
+    "gelu_tanh": "tanh",
+}  # what oneDNN applies as it stores, by torch's names
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # max |a - b| / max |b| of one linear
+
+
+# ---- linear layers ------------------------------------------------------------------------------------------------
+
+
+class FastLinear(nn.Linear):
+    """A linear layer in another kernel. It takes no gradients, and stays on its device and in its precision.
+
+    `gamma`: factors of the output channels, folded into the copy; those of a LayerScale behind it.
+    """
+
+    def __init__(self, linear: nn.Linear, gamma: Float[Tensor, " O"] | None = None) -> None:
+        nn.Module.__init__(self)  # not that of `nn.Linear`, which makes parameters
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.gamma = gamma
+        self.version = _version(linear)
+
+    def folded(self, dtype: torch.dtype) -> tuple[Float[Tensor, "O I"], Float[Tensor, " O"] | None]:
+        """Weight and bias, as they are multiplied with."""
+        weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
+        if self.gamma is not None:
+            weight, bias = weight * self.gamma[:, None], None if bias is None else bias * self.gamma
+        return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+    def forward(self, x: Shaped[Tensor, "*B I"]) -> Shaped[Tensor, "*B O"]:
+        if not torch.compiler.is_compiling():
+            self.check(x)
+        return self.multiply(x)
+
+    def check(self, x: Tensor) -> None:
+        """Raises `ValueError` where the result would not be what it seems."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError("an optimised backbone makes no gradients; call it under torch.no_grad()")
+        if _version(self) != self.version:
+            raise ValueError("the weights were changed since the backbone was optimised; optimise it again")
+
+    def multiply(self, x: Shaped[Tensor, "*B I"]) -> Shaped[Tensor, "*B O"]:
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FastLinear":
+        moved = fn(self.weight)
+        if (moved.dtype, moved.device) != (self.weight.dtype, self.weight.device):
+            raise ValueError(
+                f"an optimised backbone stays {self.weight.dtype} on {self.weight.device}, not {moved.dtype} on "
+                f"{moved.device}; move the plain one and optimise it there"
+            )
+        return cast(FastLinear, super()._apply(fn, recurse))
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("an optimised backbone is of this process; copy or pickle the plain one and optimise that")
+
+
+def _version(linear: nn.Linear) -> list[int]:
+    """Another one after every change of a parameter."""
+    return [0 if p is None or p.is_inference() else p._version for p in (linear.weight, linear.bias)]
+
+
+class CastLinear(FastLinear):
+    """In torch's own kernel of another precision. On a GPU it is the fast one, elsewhere what others are held to."""
+
+    def __init__(self, linear: nn.Linear, gamma: Float[Tensor, " O"] | None, dtype: torch.dtype) -> None:
+        super().__init__(linear, gamma)
+        self.copies = self.folded(dtype)
+
+    def multiply(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        weight, bias = self.copies
+        return F.linear(x.to(weight.dtype), weight, bias)
+
+
+class PackedLinear(FastLinear):
+    """In oneDNN's kernel, for which the weights are laid out once instead of at every call.
+
+    `gelu`: the GELU that is applied to the output, by its name in `POST_OPS`.
+    """
+
+    def __init__(
+        self, linear: nn.Linear, gamma: Float[Tensor, " O"] | None, dtype: torch.dtype, gelu: str | None = None
+    ) -> None:
+        super().__init__(linear, gamma)
+        weight, self.shift = self.folded(dtype)
+        self.dtype = dtype
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self.post_op = ("none", "") if gelu is None else ("gelu", POST_OPS[gelu])
+
+    def multiply(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        name, algorithm = self.post_op
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.shift, name, [], algorithm)
+
+
+def trouble(dtype: torch.dtype) -> str:
+    """Why oneDNN's packed linears are not to be used here; empty where they agree with `F.linear`."""
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(48, 80)
+    with torch.no_grad():
+        for tensor in (linear.weight, linear.bias):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        x = torch.randn(2, 37, 48, generator=generator)
+        plain = linear(x)
+        wanted = {None: plain, "gelu": F.gelu(plain), "gelu_tanh": F.gelu(plain, approximate="tanh")}
+        for gelu, want in wanted.items():
+            try:
+                got = PackedLinear(linear, None, dtype, gelu)(x).float()
+            except (AttributeError, RuntimeError, TypeError) as error:  # no such operation, processor or argument
+                return f"oneDNN has no packed {dtype} linears here ({str(error).splitlines()[0][:120]})"
+            off = ((got - want).abs().max() / want.abs().max()).item()
+            if not off <= TOLERANCE[dtype]:
+                return f"oneDNN's packed {dtype} linears are off by {off:.1e} here"
+    return ""
+
+
+# ---- attention ----------------------------------------------------------------------------------------------------
+
+QUERIES, HEADS = 256, 2  # of a block at long sequences
+
+
+def attend_in_blocks(
+    q: Float[Tensor, "B heads Q d"],
+    k: Float[Tensor, "B heads N d"],
+    v: Float[Tensor, "B heads N d"],
+    bias: Tensor | None,
+) -> Float[Tensor, "B heads Q d"]:
+    """`attention.attend` as explicit products of contiguous matrices, which in bfloat16 on a CPU is up to 1.7 times as
+    fast as torch's fused kernel: all heads of an image at once where it is short, else blocks that the cache holds."""
+    q, k, v = (q * q.shape[-1] ** -0.5).contiguous(), k.contiguous(), v.contiguous()
+    heads = q.shape[1] if q.shape[2] <= QUERIES else HEADS
+    mixed = torch.empty_like(q)
+    for image in range(len(q)):
+        for h in range(0, q.shape[1], heads):
+            some = slice(h, h + heads)
+            for start in range(0, q.shape[2], QUERIES):
+                rows = slice(start, start + QUERIES)
+                scores = q[image, some, rows] @ k[image, some].transpose(-2, -1)
+                if bias is not None:
+                    part = bias.expand(len(q), q.shape[1], -1, -1)[image, some, rows]
+                    scores = scores.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else scores + part
+                mixed[image, some, rows] = scores.softmax(dim=-1).to(v.dtype) @ v[image, some]
+    return mixed
+
+
+# ---- their places in a ViT ----------------------------------------------------------------------------------------
+
+Make = Callable[[nn.Linear, Tensor | None], FastLinear]  # of a linear layer, and the factors to fold into it
+
+
+class Folded(LayerScale):
+    """A LayerScale whose factors the linear layer before it has taken over."""
+
+    def __init__(self, scale: LayerScale) -> None:
+        nn.Module.__init__(self)
+        self.gamma = scale.gamma
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        return x
+
+
+def replace_linears(block: Block, make: Make) -> None:
+    """The linear layers of a block by what `make` makes of them. What is no plain one, such as an adapter, stays."""
+    first, last = ("fc1", "fc2") if isinstance(block.mlp, Mlp) else ("w12", "w3")
+    for part, name in ((block.attn, "qkv"), (block.mlp, first)):
+        linear = getattr(part, name)
+        if type(linear) is nn.Linear:
+            setattr(part, name, make(linear, None))
+    for part, name, scale in ((block.attn, "proj", "ls1"), (block.mlp, last, "ls2")):
+        linear, factors = getattr(part, name), getattr(block, scale)
+        if type(linear) is nn.Linear:
+            fold = isinstance(factors, LayerScale)
+            setattr(part, name, make(linear, factors.gamma.detach() if fold else None))
+            setattr(block, scale, Folded(factors) if fold else factors)
+
+
+def same(x: Tensor) -> Tensor:
+    """The activation of an MLP whose first linear layer applies it."""
+    return x
+
+
+def fuse_gelu(mlp: Mlp, first: FastLinear) -> None:
+    """Gives an MLP a first linear layer that applies the activation itself."""
+    mlp.fc1 = first
+    mlp.activation = same

@@ -1,0 +1,163 @@
+"""A ViT whose blocks are run by OpenVINO on the CPU, behind the same contract (extra `openvino`).
+
+Axes: `B` batch, `N` tokens, `T` tokens of a row (see `packing.py`), `P` CLS and registers, `D` width.
+"""
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from functools import cache
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vitbackbone.features import Features, Images, Prefix, Runtime, Wanted
+from vitbackbone.packing import Grid, Layout
+from vitbackbone.vit import ViT
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+Precision = Literal["fp32", "bf16"]
+
+HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names
+KEPT = 4  # compiled graphs; each has the weights of its blocks once more, laid out for the CPU
+COMPILING = Lock()
+
+
+class OpenVinoBackbone(ViT):
+    """A ViT of the same weights, `spec` and `preprocess`, whose blocks OpenVINO runs.
+
+    There is one graph for all batches and sizes of images. It is compiled when a set of layers is first asked for, in
+    about a second, for `torch.get_num_threads()` threads; the last four are kept. Nothing is kept on disk: to read a
+    compiled graph back takes longer than to make it.
+
+    The parameters are a copy, in float32 on the CPU, and take no gradients; nor do features, and images that want them
+    are refused. `attention` is recomputed by torch.
+
+    `precision`: `"fp32"` equals the plain backbone to about 1e-6. `"bf16"` is for CPUs with instructions for it.
+
+    Raises `ImportError` where OpenVINO is not installed, and `ValueError` on a backbone that is no plain ViT in float32
+    on the CPU, and on a precision that is none or that this CPU does not have.
+    """
+
+    frozen = True
+
+    def __init__(self, backbone: ViT, precision: Precision = "fp32") -> None:
+        if not isinstance(backbone, ViT):
+            raise ValueError(f"backbone is a {type(backbone).__name__}; want a ViT, the one network OpenVINO runs here")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision={precision!r}; want one of {', '.join(get_args(Precision))}")
+        capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bf16" and "BF16" not in capabilities:  # OpenVINO would run float32 and not say so
+            raise ValueError("precision='bf16': this CPU has no instructions for bfloat16; use precision='fp32'")
+        with torch.device("meta"):
+            super().__init__(backbone.config, backbone.preprocess, backbone.name)
+        state = {key: value.detach().clone() for key, value in backbone.state_dict().items()}
+        if state.keys() != self.state_dict().keys():
+            strange = ", ".join(sorted(state.keys() ^ self.state_dict().keys())[:4])
+            raise ValueError(f"the backbone has other parameters than a plain ViT ({strange}); merge adapters into it")
+        super().load_state_dict(state, assign=True)
+        self.requires_grad_(False).eval()
+        self.precision = precision
+        self.runtime = Runtime(precision, "openvino")
+        self._compiled: dict[_Asked, ov.CompiledModel] = {}
+        self._check_parameters()
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises `ValueError`: the graphs keep the weights they were made of."""
+        raise ValueError("OpenVinoBackbone keeps its weights; load these into a ViT, and make one of that")
+
+    def _run(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+        x, geometry = self.embed(images)
+        rows = self._run_blocks(x, Layout.of(geometry.grids), {layer for layer, _ in wanted}, prefix=False)
+        return {(layer, norm): self.unpack(self._norm(rows[layer], norm), geometry) for layer, norm in wanted}
+
+    def _run_prefix(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Prefix]:
+        if self.config.pool != "cls":  # the pooled vector is made of patches
+            return super()._run_prefix(images, wanted)
+        x, geometry = self.embed(images)
+        rows = self._run_blocks(x, Layout.of(geometry.grids), {layer for layer, _ in wanted}, prefix=True)
+        return {(layer, norm): self._unpack_prefix(self._norm(rows[layer], norm), geometry) for layer, norm in wanted}
+
+    def _norm(self, x: Float[Tensor, "B T D"], norm: bool) -> Float[Tensor, "B T D"]:
+        return self.norm(x) if norm and self.norm is not None else x
+
+    def _run_blocks(
+        self, x: Float[Tensor, "B T D"], layout: Layout, layers: Set[int], prefix: bool
+    ) -> dict[int, Float[Tensor, "B _ D"]]:
+        """What leaves the blocks `layers`. `prefix`: of CLS and registers alone, as `Block.prefix` has it."""
+        self._check_parameters()
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError("OpenVINO makes no gradients for images; call it under torch.no_grad(), or the plain ViT")
+        asked = _Asked(frozenset(layers), prefix, torch.get_num_threads())
+        compiled, deepest = self._compile(asked), max(layers)
+        parts = [self._infer(compiled, batch, deepest, grid) for grid, batch in layout.split(x)]
+        return {layer: layout.join(each) for layer, each in zip(sorted(layers), zip(*parts, strict=True), strict=True)}
+
+    def _infer(
+        self, compiled: "ov.CompiledModel", x: Float[Tensor, "B N D"], deepest: int, grid: Grid
+    ) -> list[Float[Tensor, "B _ D"]]:
+        """Of images of one grid, what the graph returns."""
+        from vitbackbone.openvino_graph import tables
+
+        inputs = {"tokens": x, **tables(self, deepest, grid)}
+        arrays = {name: tensor.detach().contiguous().numpy() for name, tensor in inputs.items()}
+        request = compiled.create_infer_request()  # of its own: threads do not meet in one, and it keeps no outputs
+        outputs = request.infer(arrays, share_inputs=True, share_outputs=True)
+        return [torch.from_numpy(outputs[i]) for i in range(len(outputs))]
+
+    def _compile(self, asked: "_Asked") -> "ov.CompiledModel":
+        from vitbackbone.openvino_graph import build
+
+        with COMPILING:
+            if asked not in self._compiled:
+                while len(self._compiled) >= KEPT:
+                    self._compiled.pop(next(iter(self._compiled)))
+                settings = {
+                    "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+                    "INFERENCE_NUM_THREADS": asked.threads,
+                    "NUM_STREAMS": 1,
+                    "ENABLE_CPU_PINNING": False,  # or the processes of one machine share its first cores
+                }
+                compiled = _core().compile_model(build(self, asked.layers, asked.prefix), "CPU", settings)
+                # OpenVINO (2026.4) fits its kernels to the shapes that come first. A single token is not to: the
+                # features of longer rows would be wrong ever after.
+                self._infer(
+                    compiled, torch.zeros(2, self.config.num_prefix + 15, self.config.dim), max(asked.layers), (3, 5)
+                )
+                self._compiled[asked] = compiled
+            return self._compiled[asked]
+
+    def _check_parameters(self) -> None:
+        """Raises `ValueError` where they are no longer what OpenVINO can run."""
+        first = self.patch_embed.proj.weight
+        if (first.dtype, first.device.type) != (torch.float32, "cpu"):
+            raise ValueError(
+                f"the parameters are {first.dtype} on {first.device}; OpenVINO wants float32 on the CPU: .float().cpu()"
+            )
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError("OpenVINO makes no gradients for parameters; train the plain ViT, then take OpenVINO")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": {}}  # what is compiled is of this process
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a compiled graph is for."""
+
+    layers: frozenset[int]
+    prefix: bool
+    threads: int
+
+
+@cache
+def _core() -> "ov.Core":
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError("OpenVinoBackbone needs OpenVINO: pip install 'vitbackbone[openvino]'") from error
+    return openvino.Core()

@@ -1,0 +1,236 @@
+"""The blocks of a ViT as a graph of OpenVINO, written with its operations. Nothing is traced, so it takes any batch and
+any patch grid, and is there in a tenth of a second, where a traced conversion takes half a minute.
+
+Patch embedding, final norm and pooling are left to torch: they are a few percent of the work, and positions are
+resampled there by the checkpoint's own policy. So is all else that depends on the patch grid: see `tables`.
+
+Axes: `B` batch, `N` tokens, `P` of them CLS and registers, `D` width, `d` width of a head, `h w` patch grid.
+"""
+
+from collections.abc import Callable, Set
+from typing import Any, cast
+
+import numpy as np
+import openvino as ov
+import torch
+from jaxtyping import Float
+from openvino import opset15 as ops
+from torch import Tensor, nn
+
+from vitbackbone.attention import Attention, DecomposedTables, RelativeTable, WindowAttention
+from vitbackbone.config import ViTConfig
+from vitbackbone.layers import Block, LayerScale, Mlp, SwiGLU
+from vitbackbone.packing import Grid
+from vitbackbone.position import rotary_table
+from vitbackbone.vit import ViT
+
+Value = Any  # what an operation gives: OpenVINO's own types do not tell nodes from their outputs
+
+ACTIVATIONS: dict[str, Callable[[Value], Value]] = {
+    "gelu": lambda x: ops.gelu(x, "ERF"),
+    "gelu_tanh": lambda x: ops.gelu(x, "TANH"),
+    "quick_gelu": lambda x: ops.swish(x, np.float32(1.702)),
+}
+
+
+def build(vit: ViT, layers: Set[int], prefix: bool) -> ov.Model:
+    """The graph from the tokens that enter the first block, (B, N, D), to those that leave each of `layers`, ascending.
+
+    `prefix`: to CLS and registers alone, (B, P, D), and nothing is done for patches that these do not need.
+    The graph reads the parameters where `vit` has them.
+    """
+    graph = _Graph(vit.config)
+    x = graph.input("tokens", -1, -1, vit.config.dim)
+    results = []
+    for i in range(max(layers) + 1):
+        deepest = i == max(layers)
+        x = graph.block(i, _block(vit, i), x, prefix and deepest)
+        if i in layers:
+            results.append(ops.result(graph.prefix(x) if prefix and not deepest else x))
+    return ov.Model(results, list(graph.inputs.values()), vit.name)
+
+
+def tables(vit: ViT, deepest: int, grid: Grid) -> dict[str, Tensor]:
+    """What the blocks up to the deepest are given besides tokens, by the names of the graph's inputs."""
+    config = vit.config
+    found = {}
+    if config.rotary:
+        table = rotary_table(config.rotary, config.dim // config.num_heads, grid, torch.device("cpu"))
+        still = torch.tensor([1.0, 0.0])[:, None, None].expand(-1, config.num_prefix, table.shape[-1])
+        found["rotary"] = torch.cat([still, table[..., _channels(config)]], dim=1)
+    if config.relative_position == "decomposed" or config.window:
+        found["grid"] = torch.tensor(grid)
+    if config.window:
+        found["windows"] = torch.tensor([-(-side // config.window) for side in grid])
+        found["padding"] = torch.tensor([0, *(-side % config.window for side in grid), 0])
+    for i in range(deepest + 1):
+        attn = _block(vit, i).attn
+        if isinstance(attn.rel_pos, RelativeTable):
+            found[f"bias.{i}"] = attn.rel_pos.bias(grid).contiguous()
+        elif isinstance(attn.rel_pos, DecomposedTables) and not isinstance(attn, WindowAttention):
+            found[f"rows.{i}"], found[f"columns.{i}"] = attn.rel_pos.pairs(grid)
+    return found
+
+
+class _Graph:
+    """Each method is the module of its name, or a step of it."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        self.config = config
+        self.width = config.dim // config.num_heads
+        self.inputs: dict[str, Value] = {}
+
+    def input(self, name: str, *shape: int, dtype: type = np.float32) -> Value:
+        """One for all blocks that ask for the name; -1 is any length."""
+        if name not in self.inputs:
+            self.inputs[name] = ops.parameter(list(shape), dtype, name)
+            self.inputs[name].output(0).set_names({name})
+        return self.inputs[name]
+
+    def block(self, index: int, block: Block, x: Value, prefix: bool) -> Value:
+        """`prefix`: what it makes of CLS and registers, whose keys and values are of all tokens."""
+        mixed = self.scale(block.ls1, self.attention(index, block.attn, self.norm(block.norm1, x), prefix))
+        x = ops.add(self.prefix(x) if prefix else x, mixed)
+        return ops.add(x, self.scale(block.ls2, self.mlp(block.mlp, self.norm(block.norm2, x))))
+
+    def prefix(self, x: Value) -> Value:
+        return ops.slice(x, [0], [self.config.num_prefix], [1], [1])
+
+    # ---- linear layers, norms, the MLP ----------------------------------------------------------------------------
+
+    def linear(self, weight: Tensor, bias: Tensor | None, x: Value) -> Value:
+        x = ops.matmul(x, _constant(weight), transpose_a=False, transpose_b=True)
+        return x if bias is None else ops.add(x, _constant(bias))
+
+    def norm(self, norm: nn.LayerNorm, x: Value) -> Value:
+        x = ops.mvn(x, [-1], normalize_variance=True, eps=norm.eps, eps_mode="inside_sqrt")
+        return ops.add(ops.multiply(x, _constant(norm.weight)), _constant(norm.bias))
+
+    def scale(self, scale: nn.Module, x: Value) -> Value:
+        return ops.multiply(x, _constant(scale.gamma)) if isinstance(scale, LayerScale) else x
+
+    def mlp(self, mlp: Mlp | SwiGLU, x: Value) -> Value:
+        if isinstance(mlp, Mlp):
+            x = ACTIVATIONS[self.config.mlp](self.linear(mlp.fc1.weight, mlp.fc1.bias, x))
+            return self.linear(mlp.fc2.weight, mlp.fc2.bias, x)
+        gate, value = ops.split(self.linear(mlp.w12.weight, mlp.w12.bias, x), -1, 2).outputs()
+        x = ops.multiply(ops.swish(gate), value)
+        if isinstance(mlp.norm, nn.LayerNorm):
+            x = self.norm(mlp.norm, x)
+        return self.linear(mlp.w3.weight, mlp.w3.bias, x)
+
+    # ---- attention ------------------------------------------------------------------------------------------------
+
+    def attention(self, index: int, attn: Attention, x: Value, prefix: bool) -> Value:
+        inside = isinstance(attn, WindowAttention)
+        q, k, v = self.split(attn, self.cut(x) if inside else x, prefix)
+        bias = self.bias(index, attn, q, prefix)
+        if self.config.rotary:
+            q, k = q if prefix else self.turn(q), self.turn(k)
+        mixed = ops.transpose(ops.scaled_dot_product_attention(q, k, v, bias), [0, 2, 1, 3])
+        x = self.linear(attn.proj.weight, attn.proj.bias, ops.reshape(mixed, [0, 0, self.config.dim], True))
+        return self.uncut(x) if inside else x
+
+    def split(self, attn: Attention, x: Value, prefix: bool) -> list[Value]:
+        """Queries, keys and values of each head, (B, heads, N, d)."""
+        dim, (weight, bias) = self.config.dim, _qkv(attn, self.config)
+        if not prefix:
+            return self.heads(self.linear(weight, bias, x), 3)
+        asked, given = (None, None) if bias is None else (bias[:dim], bias[dim:])
+        q = self.linear(weight[:dim], asked, self.prefix(x))
+        return self.heads(q, 1) + self.heads(self.linear(weight[dim:], given, x), 2)
+
+    def heads(self, x: Value, count: int) -> list[Value]:
+        x = ops.reshape(x, [0, 0, count, self.config.num_heads, self.width], True)
+        parts = ops.split(ops.transpose(x, [2, 0, 3, 1, 4]), 0, count).outputs()
+        return [ops.squeeze(part, [0]) for part in parts]
+
+    def turn(self, x: Value) -> Value:
+        """By their rotary positions; CLS and registers have those that change nothing."""
+        cos, sin = ops.split(self.input("rotary", 2, -1, self.width), 0, 2).outputs()
+        first, second = ops.split(x, -1, 2).outputs()
+        across = ops.concat([ops.negative(second), first], -1)
+        return ops.add(ops.multiply(x, cos), ops.multiply(across, sin))
+
+    def bias(self, index: int, attn: Attention, q: Value, prefix: bool) -> Value | None:
+        """What relative positions add to the scores, (B, heads, N, N)."""
+        if isinstance(attn.rel_pos, RelativeTable):
+            bias = self.input(f"bias.{index}", 1, self.config.num_heads, -1, -1)
+            return ops.slice(bias, [0], [self.config.num_prefix], [1], [2]) if prefix else bias
+        if attn.rel_pos is None:
+            return None
+        if isinstance(attn, WindowAttention):
+            side = attn.window
+            grid: Value = np.array([side, side])
+            rows, columns = (_constant(pairs) for pairs in attn.rel_pos.pairs((side, side)))
+        else:
+            grid = self.input("grid", 2, dtype=np.int64)
+            rows, columns = (self.input(f"{name}.{index}", -1, -1, self.width) for name in ("rows", "columns"))
+        q = ops.reshape(q, _shape([0, 0], grid, [self.width]), True)  # B heads h w d
+        by_row = ops.matmul(q, rows, transpose_a=False, transpose_b=True)  # B heads h w y
+        by_column = ops.matmul(ops.transpose(q, [0, 1, 3, 2, 4]), columns, transpose_a=False, transpose_b=True)
+        by_column = ops.transpose(by_column, [0, 1, 3, 2, 4])  # B heads h w x
+        both = ops.add(ops.unsqueeze(by_row, [-1]), ops.unsqueeze(by_column, [-2]))
+        tokens = ops.reduce_prod(grid, [0], keep_dims=True)
+        return ops.reshape(both, _shape([0, 0], tokens, tokens), True)
+
+    # ---- windows --------------------------------------------------------------------------------------------------
+
+    def cut(self, x: Value) -> Value:
+        """The windows of all images as a batch, each image padded with zeros to whole ones."""
+        side, dim = self.config.window, self.config.dim
+        image = ops.reshape(x, _shape([-1], self.input("grid", 2, dtype=np.int64), [dim]), False)
+        image = ops.pad(image, [0, 0, 0, 0], self.input("padding", 4, dtype=np.int64), "constant", np.float32(0))
+        rows, columns = self.windows()
+        tiles = ops.reshape(image, _shape([-1], rows, [side], columns, [side, dim]), False)
+        return ops.reshape(ops.transpose(tiles, [0, 1, 3, 2, 4, 5]), [-1, side**2, dim], False)
+
+    def uncut(self, x: Value) -> Value:
+        """The images of which these are the windows, without their padding."""
+        side, dim = self.config.window, self.config.dim
+        rows, columns = self.windows()
+        tiles = ops.reshape(x, _shape([-1], rows, columns, [side, side, dim]), False)
+        height, width = ops.multiply(rows, np.int64(side)), ops.multiply(columns, np.int64(side))
+        image = ops.reshape(ops.transpose(tiles, [0, 1, 3, 2, 4, 5]), _shape([-1], height, width, [dim]), False)
+        image = ops.slice(image, [0, 0], self.input("grid", 2, dtype=np.int64), [1, 1], [1, 2])
+        return ops.reshape(image, [0, -1, dim], True)
+
+    def windows(self) -> list[Value]:
+        """How many rows and columns of windows an image has."""
+        return ops.split(self.input("windows", 2, dtype=np.int64), 0, 2).outputs()
+
+
+def _constant(tensor: Float[Tensor, "..."]) -> Value:
+    return ops.constant(tensor.detach().contiguous().numpy(), shared_memory=True)
+
+
+def _shape(*parts: Value) -> Value:
+    """One shape of several: lists of numbers, and values of the graph."""
+    return ops.concat([np.array(part) if isinstance(part, list) else part for part in parts], 0)
+
+
+def _block(vit: ViT, index: int) -> Block:
+    return cast(Block, vit.blocks[index])
+
+
+def _qkv(attn: Attention, config: ViTConfig) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the three projections, queries and keys with their channels in the order of `_channels`."""
+    weight: Tensor = attn.qkv.weight
+    bias: Tensor | None = attn.qkv.bias
+    if attn.q_bias is not None and attn.v_bias is not None:
+        bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias])
+    if config.rotary is None or config.rotary.pairs == "halves":
+        return weight, bias
+    width, dim = config.dim // config.num_heads, config.dim
+    starts = torch.arange(0, 2 * dim, width)[:, None]
+    order = torch.cat([(starts + torch.tensor(_channels(config))).flatten(), torch.arange(2 * dim, 3 * dim)])
+    return weight[order], None if bias is None else bias[order]
+
+
+def _channels(config: ViTConfig) -> list[int]:
+    """The channels of a head, those that rotate together half a head apart. Queries and keys of one order have the same
+    products as those of another."""
+    width = config.dim // config.num_heads
+    if config.rotary is None or config.rotary.pairs == "halves":
+        return list(range(width))
+    return [*range(0, width, 2), *range(1, width, 2)]

@@ -1,0 +1,376 @@
+"""The fast paths: a backbone in the precision asked, by whatever is fastest on this machine and close enough.
+
+Axes: `B` batch, `D` width, `h w` patch grid.
+"""
+
+import copy
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitbackbone.features import (
+    BackboneModule,
+    BackboneSpec,
+    Engine,
+    Features,
+    Fidelity,
+    Images,
+    Precision,
+    Runtime,
+    check_images,
+)
+from vitbackbone.inference import evaluating
+from vitbackbone.kernels import (
+    POST_OPS,
+    CastLinear,
+    Make,
+    PackedLinear,
+    attend_in_blocks,
+    fuse_gelu,
+    replace_linears,
+    trouble,
+)
+from vitbackbone.layers import Block, Mlp
+from vitbackbone.quantize import MakeKernel, int8_trouble, onednn, quantize, watching
+from vitbackbone.vit import ViT
+
+LOG = logging.getLogger("vitbackbone")
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # from the closest on
+FLOORS: dict[Precision, float] = {"fp32": 1 - 1e-9, "bf16": 0.9999, "int8": 0.999}  # of the cosine to plain float32
+SAMPLE = 4  # images that are looked at
+SECONDS = 2.0  # that a comparison of speeds takes
+GAIN = 1.03  # times as fast as one before it in the table that a path must be, to be taken
+
+
+def optimize(
+    backbone: BackboneModule,
+    precision: Precision = "fp32",
+    engine: Literal["auto", "native", "openvino"] = "auto",
+    sample: Images | None = None,
+    floor: float | None = None,
+) -> BackboneModule:
+    """A new backbone with the same contract, weights and device, by the fastest path of this machine that is as precise
+    as asked. `backbone` stays as it is; the two share their parameters where the path allows it.
+
+    It is for inference alone: it makes no gradients, and is not to be copied or pickled. Its `runtime` says what
+    computes the features, its `fidelity` how close they are to plain float32, and a line of the log "vitbackbone" which
+    path was taken, and why.
+
+    `precision`: the least that will do, and no promise of speed: where "bf16" or "int8" brings nothing on this machine,
+    a higher one is taken. "fp32" equals the plain backbone to 1e-5. Below it, a GPU's kernels are compiled, which takes
+    up to a minute.
+    `engine`: "native" is torch, "openvino" needs the extra of that name; "auto" takes the faster.
+    `sample`: images as the backbone takes them, to calibrate with and to measure closeness and speed on; the first 4
+    count. Without any, it is noise, which is easier on a low precision than photos are.
+    `floor`: the cosine to plain float32 that CLS and patches must reach, in place of 0.9999 for "bf16" and 0.999 for
+    "int8".
+
+    Raises `ValueError` if the precision asked can run and does not reach the floor, where the engine cannot run the
+    backbone, on values that are none, and on a backbone that is optimised already or not in float32.
+    """
+    device = _check(backbone, precision, engine)
+    images = _noise(backbone.spec) if sample is None else sample
+    check_images(images, backbone._channels())
+    images = images[:SAMPLE]
+    images = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
+    paths = [
+        path
+        for path in PATHS
+        if path.device == device.type
+        and engine in ("auto", path.engine)
+        and PRECISIONS.index(path.precision) <= PRECISIONS.index(precision)
+    ]
+    least = FLOORS[precision] if floor is None else floor
+    floors = {each: FLOORS["fp32"] if each == "fp32" else least for each in PRECISIONS}
+    built, refused = _build_all(paths, backbone, images, floors)
+    too_far = [str(why) for path, why in refused.items() if isinstance(why, TooFar) and path.precision == precision]
+    if too_far and precision not in {path.precision for path in built}:
+        raise ValueError(
+            f"{backbone.spec.name}: {'; '.join(too_far)}. Take a higher precision than {precision!r}, or give the "
+            "lowest cosine that will do as `floor`"
+        )
+    if not built:
+        reasons = "; ".join(map(str, refused.values()))
+        raise ValueError(f"engine={engine!r} cannot run {backbone.spec.name} here: {reasons}. Use engine='native'")
+    best, gains = _race(built, images)
+    fast = built[best]
+    LOG.info(
+        "%s, at least %s: %s, %s; cosine to float32 %.7f%s",
+        backbone.spec.name,
+        precision,
+        best,
+        " and ".join(gains) or "the only path",
+        cast(Fidelity, fast.fidelity).cosine,
+        "".join(f"; not {path}: {why}" for path, why in refused.items()),
+    )
+    return fast
+
+
+def rebuild(backbone: BackboneModule, runtime: Runtime, sample: Images | None = None) -> BackboneModule:
+    """The backbone by the very path that `optimize` once took: no speeds are compared, and nothing is logged.
+
+    Raises `ValueError` where this machine cannot, or the result is not as close as `optimize` has it by default.
+    """
+    device = _check(backbone, runtime.precision, runtime.engine)
+    images = (_noise(backbone.spec) if sample is None else sample)[:SAMPLE]
+    images = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
+    paths = [path for path in PATHS if path.device == device.type and path.runtime == runtime]
+    built, refused = _build_all(paths, backbone, images, FLOORS)
+    if not built:
+        why = "; ".join(map(str, refused.values())) or f"there is no such path on {device.type}"
+        raise ValueError(f"{backbone.spec.name} cannot run in {runtime.precision} by {runtime.path} here: {why}")
+    return built[paths[0]]
+
+
+def _check(backbone: BackboneModule, precision: str, engine: str) -> torch.device:
+    """The device of the backbone. Raises `ValueError` where there is nothing to optimise."""
+    for name, value, known in (("precision", precision, PRECISIONS), ("engine", engine, ("auto", *get_args(Engine)))):
+        if value not in known:
+            raise ValueError(f"{name}={value!r}; want one of {', '.join(known)}")
+    if not isinstance(backbone, BackboneModule):
+        raise ValueError(f"backbone is a {type(backbone).__name__}; want what load_backbone returns")
+    if backbone.fidelity is not None or backbone.runtime != Runtime():
+        raise ValueError(f"{backbone.spec.name} is optimised already; optimise the backbone that it was made from")
+    kinds = {(p.dtype, p.device) for p in backbone.parameters() if p.is_floating_point()}
+    if len(kinds) > 1 or any(dtype != torch.float32 for dtype, _ in kinds):
+        found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+        raise ValueError(f"{backbone.spec.name} is in {found}; want float32 on one device, `.float()`")
+    return next(iter(kinds))[1] if kinds else torch.device("cpu")
+
+
+def _noise(spec: BackboneSpec) -> Tensor:
+    """One image of (H, W) as the backbone was trained for, coarse and fine noise."""
+    generator = torch.Generator().manual_seed(0)
+    coarse, fine = (torch.randn(1, 3, *size, generator=generator) for size in ((7, 7), spec.image_size))
+    return F.interpolate(coarse, size=spec.image_size, mode="bicubic") + 0.3 * fine
+
+
+# ---- the paths ----------------------------------------------------------------------------------------------------
+
+
+class Unavailable(Exception):
+    """Why a path cannot be taken."""
+
+
+class TooFar(Unavailable):
+    """Its features are too far from those of plain float32."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """A way to compute a backbone."""
+
+    name: str
+    precision: Precision
+    engine: Engine
+    device: Literal["cpu", "cuda"]
+    build: Callable[[BackboneModule, Images], BackboneModule]  # given a sample; raises `Unavailable`
+
+    @property
+    def runtime(self) -> Runtime:
+        return Runtime(self.precision, self.engine, self.name)
+
+    def __str__(self) -> str:
+        return f"{self.precision} by {self.name}"
+
+
+def share(backbone: BackboneModule) -> BackboneModule:
+    """A frozen copy with the same parameters in the same memory, which take no gradients here."""
+    with torch.inference_mode(False):  # whose tensors are of no use elsewhere
+        parameters = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in backbone.parameters()}
+    shared = copy.deepcopy(backbone, {**parameters, **{id(b): b for b in backbone.buffers()}})
+    shared.frozen = True
+    return shared.eval()
+
+
+def plain(backbone: BackboneModule, images: Images) -> BackboneModule:
+    """As it is."""
+    return share(backbone)
+
+
+def packed(backbone: BackboneModule, images: Images, dtype: torch.dtype = torch.float32) -> BackboneModule:
+    """oneDNN's packed linears. Below float32, attention is explicit."""
+    if why := trouble(dtype):
+        raise Unavailable(why)
+    # Without AVX-512, oneDNN's GELU is slower than torch's.
+    fuses = dtype != torch.float32 or torch.backends.cpu.get_cpu_capability() == "AVX512"
+    fast = _with_linears(backbone, partial(PackedLinear, dtype=dtype), dtype, fuses)
+    for block in _blocks(fast) if dtype != torch.float32 else ():
+        block.attn.attend = attend_in_blocks
+    return fast
+
+
+def unpacked(backbone: BackboneModule, images: Images, dtype: torch.dtype) -> BackboneModule:
+    """torch's own linears of another precision."""
+    return _with_linears(backbone, partial(CastLinear, dtype=dtype), dtype, fuses=False)
+
+
+def compiled(
+    backbone: BackboneModule, images: Images, dtype: torch.dtype, compiler: str | Callable[..., Any] = "inductor"
+) -> BackboneModule:
+    """The same, the blocks compiled: once for all of them, and once more for other sizes than the first."""
+    fast = unpacked(backbone, images, dtype)
+    if any(vit.config.window or vit.config.relative_position != "none" for vit in _vits(fast)):
+        raise Unavailable("windows and relative positions would be compiled for every size anew")
+    for block in _blocks(fast):
+        block.compile(backend=compiler)
+    try:
+        _run(fast, images)
+    except RuntimeError as error:  # such as no compiler for the GPU
+        raise Unavailable(f"torch cannot compile it here ({' '.join(str(error).split())[:160]})") from error
+    return fast
+
+
+def _with_linears(backbone: BackboneModule, make: Make, dtype: torch.dtype, fuses: bool) -> BackboneModule:
+    """Other linear layers in the blocks. In float32 all other linear layers too, those of timm's networks among them;
+    below, the residual stream, norms and all that is not in a block stay float32, which halves the error at the same
+    speed."""
+    fast = share(backbone)
+    vits = _vits(fast)
+    if dtype != torch.float32:
+        _need(vits, backbone)
+    with torch.inference_mode(False), torch.no_grad():
+        for vit in vits:
+            gelu = vit.config.mlp if fuses and vit.config.mlp in POST_OPS else None
+            for block in _blocks(vit):
+                if gelu is not None and isinstance(block.mlp, Mlp) and type(block.mlp.fc1) is nn.Linear:
+                    fuse_gelu(block.mlp, PackedLinear(block.mlp.fc1, None, dtype, gelu))
+                replace_linears(block, make)
+        for module in list(fast.modules()) if dtype == torch.float32 else ():
+            for name, linear in module.named_children():
+                if type(linear) is nn.Linear:
+                    setattr(module, name, make(linear, None))
+    return fast
+
+
+def _vits(backbone: BackboneModule) -> list[ViT]:
+    """The backbone, or those in it."""
+    return [module for module in backbone.modules() if isinstance(module, ViT)]
+
+
+def _need(vits: list[ViT], backbone: BackboneModule) -> None:
+    if not vits:
+        raise Unavailable(f"a {type(backbone).__name__} is run in float32 alone")
+
+
+def _blocks(backbone: BackboneModule) -> list[Block]:
+    return [module for module in backbone.modules() if isinstance(module, Block)]
+
+
+def int8(backbone: BackboneModule, images: Images, make: MakeKernel = onednn) -> BackboneModule:
+    """8-bit linears in the blocks, calibrated on the images; all else, attention among it, stays float32."""
+    if make is onednn and (why := int8_trouble()):
+        raise Unavailable(why)
+    fast = share(backbone)
+    vits = _vits(fast)
+    _need(vits, backbone)
+    with watching(_blocks(fast)) as seen:
+        _run(fast, images)
+    with torch.inference_mode(False), torch.no_grad():
+        for vit in vits:
+            for block in _blocks(vit):
+                quantize(block, seen, vit.config.mlp, make)
+    return fast
+
+
+def openvino(backbone: BackboneModule, images: Images, precision: Literal["fp32", "bf16"]) -> BackboneModule:
+    """OpenVINO's blocks, its own attention among them."""
+    from vitbackbone.openvino import OpenVinoBackbone
+
+    if not isinstance(backbone, ViT):
+        raise Unavailable(f"a {type(backbone).__name__} is run by torch alone")
+    try:
+        return OpenVinoBackbone(backbone, precision)
+    except (ImportError, ValueError) as error:
+        raise Unavailable(str(error)) from error
+
+
+# In each device, the plainest first: another must be faster by `GAIN`.
+PATHS = (
+    Path("torch as it is", "fp32", "native", "cpu", plain),
+    Path("oneDNN's packed linears", "fp32", "native", "cpu", packed),
+    Path("oneDNN's packed linears", "bf16", "native", "cpu", partial(packed, dtype=torch.bfloat16)),
+    Path("oneDNN's 8-bit linears", "int8", "native", "cpu", int8),
+    Path("OpenVINO", "fp32", "openvino", "cpu", partial(openvino, precision="fp32")),
+    Path("OpenVINO", "bf16", "openvino", "cpu", partial(openvino, precision="bf16")),
+    Path("torch as it is", "fp32", "native", "cuda", plain),
+    Path("torch's bfloat16", "bf16", "native", "cuda", partial(unpacked, dtype=torch.bfloat16)),
+    Path("torch's bfloat16, compiled", "bf16", "native", "cuda", partial(compiled, dtype=torch.bfloat16)),
+)
+
+
+# ---- which one ----------------------------------------------------------------------------------------------------
+
+
+def _build_all(
+    paths: list[Path], backbone: BackboneModule, images: Images, floors: Mapping[Precision, float]
+) -> tuple[dict[Path, BackboneModule], dict[Path, Unavailable]]:
+    """What each path makes of the backbone, and of the others why they do not."""
+    want = _run(backbone, images)
+    built: dict[Path, BackboneModule] = {}
+    refused: dict[Path, Unavailable] = {}
+    for path in paths:
+        try:
+            fast = path.build(backbone, images)
+            fast.runtime, fast.fidelity = path.runtime, compare(_run(fast, images), want)
+            if not fast.fidelity.cosine >= floors[path.precision]:
+                raise TooFar(f"cosine {fast.fidelity.cosine:.7f}, want at least {floors[path.precision]}")
+            built[path] = fast
+        except Unavailable as error:
+            refused[path] = error
+    return built, refused
+
+
+def _run(backbone: BackboneModule, images: Images) -> Features:
+    with evaluating(backbone):
+        return backbone(images)
+
+
+def compare(got: Features, want: Features) -> Fidelity:
+    """How close features are to others of the same images and layer."""
+    with torch.inference_mode():
+        cosines = _cosine(got.patches, want.patches) * want.valid
+        patches = (cosines.sum(dim=(1, 2)) / want.valid.sum(dim=(1, 2))).min().item()
+        cls = None if got.cls is None or want.cls is None else _cosine(got.cls, want.cls).min().item()
+        cls_error = None if got.cls is None or want.cls is None else _error(got.cls, want.cls)
+        return Fidelity(cls, patches, cls_error, _error(got.patches, want.patches))
+
+
+def _cosine(a: Float[Tensor, "B D *map"], b: Float[Tensor, "B D *map"]) -> Float[Tensor, "B *map"]:
+    """Of equal vectors it is 1, of zeros too; of what is not finite it is 0."""
+    cosine = F.cosine_similarity(a.double(), b.double(), dim=1)
+    return cosine.masked_fill((a == b).all(dim=1), 1.0).nan_to_num(nan=0.0)
+
+
+def _error(a: Tensor, b: Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def _race(built: Mapping[Path, BackboneModule], images: Images) -> tuple[Path, list[str]]:
+    """The path to take, and how it compares with each other one. They run in turn, and the best time of each counts:
+    what else the machine does only ever adds."""
+    best, *others = built
+    if not others:
+        return best, []
+    some = images[:1] if isinstance(images, Tensor) else images
+    seconds = dict.fromkeys(built, float("inf"))
+    began, rounds = time.perf_counter(), 0
+    while rounds < 1 or time.perf_counter() - began < SECONDS:
+        for path, backbone in built.items():
+            started = time.perf_counter()
+            _run(backbone, some).patches.sum().item()  # which waits for a GPU
+            seconds[path] = min(seconds[path], time.perf_counter() - started)
+        rounds += 1
+    for path in others:
+        if seconds[best] > GAIN * seconds[path]:
+            best = path
+    return best, [f"{seconds[path] / seconds[best]:.2f} times as fast as {path}" for path in built if path != best]
