@@ -1,7 +1,8 @@
 """Cost of the linear probe: of 45 values of C against one fit of scikit-learn, and of rows that stay on the disk.
 
-    python benchmarks/probes.py sweep                  # 50,000 x 768, 10 classes, in memory
-    python benchmarks/probes.py lazy --dtype float16   # 200,000 x 384, memory-mapped: seconds and peak memory
+    python benchmarks/probes.py sweep --samples 50000 --width 768             # in memory
+    python benchmarks/probes.py sweep --samples 50000 --width 768 --decay 0   # the same of features not correlated
+    python benchmarks/probes.py lazy --samples 200000 --width 384 --dtype float16   # seconds and peak memory
 
 `sweep` times in one process, in turn: the medians, their ratio, and the accuracy on fresh samples of the C that was
 chosen and of the one that a naive sweep chooses (`--naive`, which takes minutes). `lazy` measures one process for the
@@ -9,7 +10,6 @@ probe and one for scikit-learn on the whole array.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -56,18 +56,20 @@ class Mapped:
             yield np.load(self.array.filename, mmap_mode="r")[self.index[start : start + rows]]
 
 
-def samples(count: int, width: int, num_classes: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features as a backbone's: correlated, a few strong directions, classes that overlap; 10,000 at a time."""
+def samples(args: argparse.Namespace, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features of overlapping classes, a few directions stronger than the others, 10,000 samples at a time."""
+    width, num_classes = args.width, args.classes
     fixed, fresh = np.random.default_rng(0), np.random.default_rng(seed)
-    mix = fixed.standard_normal((width, width), dtype=np.float32) * np.arange(1, width + 1, dtype=np.float32) ** -0.75
+    axes = np.linalg.qr(fixed.standard_normal((width, width), dtype=np.float32))[0]
+    mix = axes * np.arange(1, width + 1, dtype=np.float32) ** -args.decay
     centres = 0.1 * fixed.standard_normal((num_classes, width), dtype=np.float32)
     for start in range(0, count, 10_000):
         y = fresh.integers(num_classes, size=min(10_000, count - start))
         yield (centres[y] + fresh.standard_normal((len(y), width), dtype=np.float32)) @ mix.T, y
 
 
-def whole(count: int, width: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    X, y = zip(*samples(count, width, num_classes, seed), strict=True)
+def whole(args: argparse.Namespace, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    X, y = zip(*samples(args, count, seed), strict=True)
     return np.concatenate(X), np.concatenate(y)
 
 
@@ -77,8 +79,8 @@ def plain(X: np.ndarray, y: np.ndarray, C: float) -> Any:
 
 
 def sweep(args: argparse.Namespace) -> None:
-    X, y = whole(args.samples or 50_000, args.width or 768, args.classes, seed=1)
-    X_test, y_test = whole(20_000, X.shape[1], args.classes, seed=2)
+    X, y = whole(args, args.samples, seed=1)
+    X_test, y_test = whole(args, 20_000, seed=2)
     probes: list[LinearProbe] = []
     contestants: dict[str, Callable[[], object]] = {
         "scikit-learn, one C": lambda: plain(X, y, 0.316),
@@ -107,12 +109,12 @@ def sweep(args: argparse.Namespace) -> None:
 
 
 def lazy(args: argparse.Namespace) -> None:
-    count, width = args.samples or 200_000, args.width or 384
+    count, width = args.samples, args.width
     with tempfile.TemporaryDirectory() as folder:
         file, labels = Path(folder) / "features.npy", Path(folder) / "labels.npy"
         array = np.lib.format.open_memmap(file, "w+", dtype=args.dtype, shape=(count, width))
         y, start = np.empty(count, dtype=np.int64), 0
-        for X, codes in samples(count, width, args.classes, seed=1):
+        for X, codes in samples(args, count, seed=1):
             array[start : start + len(X)], y[start : start + len(X)] = X, codes
             start += len(X)
         del array
@@ -139,15 +141,17 @@ def one(args: argparse.Namespace) -> None:
 
 
 def peak() -> float:
-    """Largest resident memory of this process so far, in MB (Linux counts in kB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    """Largest resident memory of this program so far, in MB. Linux alone says: `getrusage` has its parent's too."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) / 1e3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["sweep", "lazy", "one"], help="`one` is what `lazy` runs")
-    parser.add_argument("--samples", type=int, metavar="N")
-    parser.add_argument("--width", type=int, metavar="F")
+    parser.add_argument("--samples", type=int, default=50_000, metavar="N")
+    parser.add_argument("--width", type=int, default=768, metavar="F")
+    parser.add_argument("--decay", type=float, default=0.75, help="of directions: strength = rank ** -decay")
     parser.add_argument("--classes", type=int, default=10, metavar="K")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--dtype", default="float16", choices=["float16", "float32"])

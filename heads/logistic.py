@@ -22,8 +22,8 @@ from sklearn.exceptions import ConvergenceWarning
 from heads.blocks import Array, Rows, read
 
 MAX_ITER = 1000
-TOLERANCE = 1e-5  # of the largest derivative, in the coordinates of the curvature
-ROUGH = 1e-4  # the same, of a solution that is only compared with others
+TOLERANCE = 3e-5  # of the largest derivative, in the coordinates of the curvature
+ROUGH = 3e-4  # the same, of a solution that is only compared with others
 GAIN = 1e-10  # relative, of an iteration: less is rounding in float32
 SAMPLED = 8  # rows for each feature, which the curvature is taken from
 

@@ -51,9 +51,10 @@ class LinearProbe(Probe):
     another, whatever the magnitude of its features. The papers fit raw features: `scale=False` does as they do, for a
     number to compare with theirs; accuracies differ, either way.
 
-    X is an array, or `Rows` such as `FeatureStore(...).rows`, which are read a block of 8192 at a time: some ten
+    X is an array, or `Rows` such as `FeatureStore(...).rows`, which are read a block of 4096 at a time: some ten
     passes over them for one value of C, some hundred for 45. Either way the fit is the optimum that scikit-learn's
-    `LogisticRegression` has (`heads/logistic.py`). Memory: 40 MB of a block of 768 features and 8 bytes of a sample.
+    `LogisticRegression` has (`heads/logistic.py`).
+    Memory: 50 MB for a block of 768 features, and 32 bytes for a sample.
 
     Fitted: `coef_` (K, F), or (1, F) for two classes, and `intercept_`, both for raw features; `C_`; `classes_`.
     Raises `ValueError` on a single class or an unknown preset.
@@ -173,7 +174,7 @@ class KnnProbe(Probe):
     With fewer than `k` of them, all vote. A zero vector has similarity 0 to everything.
 
     X is an array, or `Rows` such as `FeatureStore(...).rows`: neither the training features nor those to predict need
-    fit into memory. The training features are read once for every 8192 samples to predict, a block at a time.
+    fit into memory. The training features are read once for every 4096 samples to predict, a block at a time.
 
     Fitted: `features_` (N, F) of length 1, or the `Rows` as they were given, which have to stay where they are;
     `codes_` (N,) their indices in `classes_`.
