@@ -54,7 +54,7 @@ class LinearProbe(Probe):
     X is an array, or `Rows` such as `FeatureStore(...).rows`, which are read a block of 4096 at a time: some ten
     passes over them for one value of C, some hundred for 45. Either way the fit is the optimum that scikit-learn's
     `LogisticRegression` has (`heads/logistic.py`).
-    Memory: 50 MB for a block of 768 features, and 32 bytes for a sample.
+    Memory: 70 MB at 768 features, and 32 bytes for a sample.
 
     Fitted: `coef_` (K, F), or (1, F) for two classes, and `intercept_`, both for raw features; `C_`; `classes_`.
     Raises `ValueError` on a single class or an unknown preset.
