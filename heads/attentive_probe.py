@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from heads.attentive import FORMS
-from heads.probes import Array, Probe, Tensors, check_no_label_missing, encode_labels
+from heads.blocks import Array
+from heads.probe_base import Probe, Tensors, check_no_label_missing, encode_labels
 
 HEAD_WIDTH = 64  # of the attention of nearly every Vision Transformer
 

@@ -10,7 +10,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from heads.attentive_probe import AttentiveProbe
-from heads.probes import Array, KnnProbe, LinearProbe, Probe
+from heads.blocks import Array
+from heads.probe_base import Probe
+from heads.probes import KnnProbe, LinearProbe
 from heads.records import read_record, write_record
 
 KINDS: dict[str, type[Probe]] = {"linear": LinearProbe, "knn": KnnProbe, "attentive": AttentiveProbe}

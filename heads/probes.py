@@ -1,6 +1,7 @@
 """Probes: how good frozen features are, measured by classifiers that leave the backbone alone.
 
-`LinearProbe` and `KnnProbe` are scikit-learn classifiers on plain arrays; `report` measures one.
+`LinearProbe` and `KnnProbe` are scikit-learn classifiers on plain arrays, and on `Rows` that need not fit into memory;
+`report` measures one.
 
 Axes: `N` samples, `F` features, `K` classes.
 """
@@ -13,112 +14,47 @@ from typing import Any, no_type_check
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import expit, softmax
 from scipy.stats import binomtest
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_recall_fscore_support
 from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.utils import column_or_1d
-from sklearn.utils.multiclass import check_classification_targets, unique_labels
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.multiclass import unique_labels
+from tqdm import tqdm
 
-Array = NDArray[Any]
-Tensors = dict[str, Array]
+from heads.blocks import DELAY, INTERVAL, Array, InMemory, Rows, Scaled, precision, read, read_checked
+from heads.logistic import ROUGH, Curvature, Objective, Solution, extrapolate
+from heads.probe_base import Probe, Tensors
 
 # The values of C that a preset tries, ascending.
 PRESETS: dict[str, tuple[float, ...]] = {
     "clip": (0.316,),  # Radford et al. 2021, README of openai/CLIP
     "dinov2": tuple(float(C) for C in 10 ** np.linspace(-6, 5, 45)),  # dinov2/eval/log_regression.py
 }
-MAX_ITER = 1000  # of both presets
+PATIENCE = 4  # values of C, a factor of ten: the sweep ends when so many in a row were no better than what came before
 HOLD_OUT_SEED = 0
-BLOCK = 2**24  # similarities that KnnProbe holds at a time: 64 MB in float32
-
-
-@no_type_check  # at run time: `fit` refuses wrong arguments itself, in the words that scikit-learn demands
-class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
-    """What the probes share: the checks of scikit-learn's contract, and what goes into a file.
-
-    float32 and float64 features stay what they are; half precision and integers become float32.
-    """
-
-    classes_: Array  # (K,), sorted
-    n_features_in_: int  # F
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "classes_")
-
-    def _check_fit(self, X: ArrayLike, y: ArrayLike) -> tuple[Array, Array, Array]:
-        """Features (N, F), classes (K,), and the index (N,) of each label among the classes."""
-        check_no_label_missing(y)
-        features, labels = validate_data(self, X, y, dtype=[np.float32, np.float64], ensure_all_finite=False)
-        _check_finite(features)
-        classes, codes = encode_labels(labels)
-        return features, classes, codes
-
-    def _check_predict(self, X: ArrayLike) -> Array:
-        """Features (N, F) in the precision of the fit."""
-        check_is_fitted(self)
-        features: Array = validate_data(self, X, dtype=self._dtype(), reset=False, ensure_all_finite=False)
-        _check_finite(features)
-        return features
-
-    def _dtype(self) -> np.dtype[Any]:
-        raise NotImplementedError
-
-    def _to_tensors(self) -> Tensors:
-        """All that was fitted, but for the classes."""
-        raise NotImplementedError
-
-    def _from_tensors(self, tensors: Tensors) -> None:
-        """The inverse; `classes_` is set before. Raises `KeyError` or `ValueError` on what does not fit."""
-        raise NotImplementedError
-
-
-def check_no_label_missing(y: ArrayLike | None) -> None:
-    """Raises `ValueError` if a label is NaN or None."""
-    if y is None:
-        return  # scikit-learn speaks of that
-    labels = np.asarray(y, dtype=object).ravel()
-    missing = [i for i, label in enumerate(labels) if label is None or (isinstance(label, float) and math.isnan(label))]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(labels)} labels are NaN or None, first that of sample {missing[0]}; leave the "
-            "samples without a label out, of X and of y"
-        )
-
-
-def encode_labels(labels: Array) -> tuple[Array, Array]:
-    """Classes (K,), sorted, and the index (N,) of each label among them. Raises `ValueError` on continuous labels."""
-    check_classification_targets(labels)
-    classes, codes = np.unique(labels, return_inverse=True)
-    return classes, codes
-
-
-def _check_finite(features: Array) -> None:
-    wrong = np.flatnonzero(~np.isfinite(features.sum(axis=1, dtype=np.float64)))  # and no mask of the size of X
-    if len(wrong):
-        raise ValueError(
-            f"the features of {len(wrong)} of {len(features)} samples hold NaN or inf, first sample {wrong[0]}; leave "
-            "these samples out, of X and of y, or extract them again in a higher precision"
-        )
 
 
 @no_type_check
 class LinearProbe(Probe):
-    """Logistic regression on frozen features, as CLIP and DINOv2 measure them.
+    """Logistic regression on frozen features, as CLIP and DINOv2 measure them, in memory or not.
 
-    `preset`: `"clip"` fits once, with C = 0.316. `"dinov2"` tries 45 values of C from 1e-6 to 1e5, keeps the one that
-    is best on a tenth of the samples, the smallest on a tie, and refits on all. The tenth is drawn from each class, at
-    least one sample of it, so classes of fewer than ten give more; a class of one sample gives none, and where all are
-    such there is nothing to choose by and C is CLIP's.
+    `preset`: `"clip"` fits once, with C = 0.316. `"dinov2"` tries 45 values of C from 1e-6 to 1e5, upwards until
+    neither accuracy nor loss on a tenth of the samples has got better for a factor of ten, keeps the one of the best
+    accuracy on it, the smallest on a tie, and refits on all. The tenth is drawn from each class, at least one sample of
+    it, so classes of fewer than ten give more; a class of one sample gives none, and where all are such there is
+    nothing to choose by and C is CLIP's.
 
-    `scale`: bring each feature to mean 0 and variance 1 first. It makes the fit several times faster, and a value of C
-    as strict for one backbone as for another, whatever the magnitude of its features. The papers fit raw features:
-    `scale=False` does as they do, for a number to compare with theirs; accuracies differ, either way.
+    `scale`: bring each feature to mean 0 and variance 1 first. It makes a value of C as strict for one backbone as for
+    another, whatever the magnitude of its features. The papers fit raw features: `scale=False` does as they do, for a
+    number to compare with theirs; accuracies differ, either way.
+
+    X is an array, or `Rows` such as `FeatureStore(...).rows`, which are read a block of 4096 at a time: some ten
+    passes over them for one value of C, some hundred for 45. Either way the fit is the optimum that scikit-learn's
+    `LogisticRegression` has (`heads/logistic.py`).
+    Memory: 70 MB at 768 features, and 32 bytes for a sample.
 
     Fitted: `coef_` (K, F), or (1, F) for two classes, and `intercept_`, both for raw features; `C_`; `classes_`.
     Raises `ValueError` on a single class or an unknown preset.
@@ -132,40 +68,49 @@ class LinearProbe(Probe):
         self.preset = preset
         self.scale = scale
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> "LinearProbe":
+    def fit(self, X: ArrayLike | Rows, y: ArrayLike) -> "LinearProbe":
         """Fits on features (N, F) and labels (N,). Warns (`ConvergenceWarning`) after 1000 iterations."""
         if self.preset not in PRESETS:
             raise ValueError(f"LinearProbe: unknown preset {self.preset!r}; want one of {', '.join(PRESETS)}")
-        features, classes, codes = self._check_fit(X, y)
-        if self.scale:
-            scaler = StandardScaler().fit(features)
-            features = scaler.transform(features)
+        rows, classes, codes = self._check_fit(X, y)
+        if len(classes) < 2:
+            raise ValueError(f"LinearProbe was given samples of one class, {str(classes[0])!r}; want at least two")
+        dtype = precision(rows.dtype)
+        scaler = StandardScaler()
+        for block in read_checked(rows, dtype, "mean and variance"):
+            scaler.partial_fit(block)
+        mean, scale = scaler.mean_, scaler.scale_ if self.scale else np.ones(rows.shape[1])
+        scaled: Rows = Scaled(rows, mean, scale, dtype)  # the mean always, which changes no more than the intercept
+        if isinstance(rows, InMemory):
+            scaled = InMemory(next(scaled.blocks(len(rows))))
+        curvature = Curvature.of(scaled)
         candidates = PRESETS[self.preset]
-        C = candidates[0] if len(candidates) == 1 else _sweep(candidates, features, codes)
-        model = LogisticRegression(C=C, max_iter=MAX_ITER).fit(features, codes)
-        coef, intercept = model.coef_.astype(np.float64), model.intercept_.astype(np.float64)
-        if self.scale:  # w (x - mean) / std + b, as one matrix product
-            coef = coef / scaler.scale_
-            intercept = intercept - coef @ scaler.mean_
+        C, start = (candidates[0], None) if len(candidates) == 1 else _sweep(candidates, scaled, codes, curvature)
+        found = Objective(scaled, codes, len(classes)).minimum(C, curvature, start)
         self.classes_, self.C_ = classes, C
-        self.coef_ = np.ascontiguousarray(coef, dtype=features.dtype)
-        self.intercept_ = intercept.astype(features.dtype)
+        coef = found.coef / scale  # w (x - mean) / scale + b, as one matrix product
+        self.coef_ = np.ascontiguousarray(coef, dtype=dtype)
+        self.intercept_ = (found.intercept - coef @ mean).astype(dtype)
         return self
 
-    def decision_function(self, X: ArrayLike) -> Array:
+    def decision_function(self, X: ArrayLike | Rows) -> Array:
         """Logits (N, K); for two classes (N,), those of the second."""
-        logits: Array = self._check_predict(X) @ self.coef_.T + self.intercept_
-        return logits[:, 0] if len(self.classes_) == 2 else logits
+        return np.concatenate(list(self._logits(X)))
 
-    def predict_proba(self, X: ArrayLike) -> Array:
+    def predict_proba(self, X: ArrayLike | Rows) -> Array:
         """Probabilities (N, K), in the order of `classes_`."""
         logits = self.decision_function(X)
         return np.stack([expit(-logits), expit(logits)], axis=1) if logits.ndim == 1 else softmax(logits, axis=1)
 
-    def predict(self, X: ArrayLike) -> Array:
+    def predict(self, X: ArrayLike | Rows) -> Array:
         """Labels (N,)."""
-        logits = self.decision_function(X)
-        return self.classes_[(logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(axis=1)]
+        best = [(part > 0).astype(int) if part.ndim == 1 else part.argmax(axis=1) for part in self._logits(X)]
+        return self.classes_[np.concatenate(best)]
+
+    def _logits(self, X: ArrayLike | Rows) -> Iterator[Array]:
+        for block in self._predict_blocks(X):
+            logits = block @ self.coef_.T + self.intercept_
+            yield logits[:, 0] if len(self.classes_) == 2 else logits
 
     def _dtype(self) -> np.dtype[Any]:
         return self.coef_.dtype
@@ -181,20 +126,33 @@ class LinearProbe(Probe):
         self.n_features_in_ = self.coef_.shape[1]
 
 
-def _sweep(candidates: Sequence[float], features: Array, codes: Array) -> float:
-    """The candidate that is best on the held-out samples, the first of several; ascending, each fit starts from the
-    one before, which is near."""
+def _sweep(
+    candidates: Sequence[float], rows: Rows, codes: Array, curvature: Curvature
+) -> tuple[float, Solution | None]:
+    """The candidate that is best on the held-out samples, the first of several, and its solution without them.
+
+    Ascending: each fit starts where the two before point to, and the sweep ends once neither accuracy nor loss on the
+    held-out samples gets better."""
     held = hold_out(codes, 0.1)
     if not held.any():
-        return PRESETS["clip"][0]
-    train, test = (features[~held], codes[~held]), (features[held], codes[held])
-    model = LogisticRegression(max_iter=MAX_ITER, warm_start=True)
-    accuracies = []
+        return PRESETS["clip"][0], None
+    num_classes = int(codes.max()) + 1
+    train, test = (Objective(rows[mask], codes[mask], num_classes) for mask in (~held, held))
+    best: tuple[float, Solution | None] = candidates[0], None
+    most, lowest, stale = -1, math.inf, 0
+    path: list[Solution] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate that did not converge is judged as it is
-        for C in candidates:
-            accuracies.append(model.set_params(C=C).fit(*train).score(*test))
-    return candidates[int(np.argmax(accuracies))]
+        for C in tqdm(candidates, "values of C", leave=False, unit="fit", delay=DELAY, mininterval=INTERVAL):
+            path = [*path[-1:], train.minimum(C, curvature, extrapolate(path), ROUGH)]
+            right, loss = test.measure(path[-1])
+            stale = 0 if right > most or loss <= lowest else stale + 1
+            if right > most:
+                best, most = (C, path[-1]), right
+            lowest = min(lowest, loss)
+            if stale == PATIENCE:
+                break
+    return best
 
 
 def hold_out(codes: Array, share: float) -> Array:
@@ -215,45 +173,48 @@ class KnnProbe(Probe):
     The `k` training samples of the highest cosine similarity vote, each with weight exp(similarity / temperature).
     With fewer than `k` of them, all vote. A zero vector has similarity 0 to everything.
 
-    Predicting takes about 200 MB (float32) besides the features, however many there are.
-    Fitted: `features_` (N, F) of length 1, `codes_` (N,) their indices in `classes_`.
+    X is an array, or `Rows` such as `FeatureStore(...).rows`: neither the training features nor those to predict need
+    fit into memory. The training features are read once for every 4096 samples to predict, a block at a time.
+
+    Fitted: `features_` (N, F) of length 1, or the `Rows` as they were given, which have to stay where they are;
+    `codes_` (N,) their indices in `classes_`.
     Raises `ValueError` unless `k` is a positive integer and `temperature` is positive.
     """
 
-    features_: Array
+    features_: Array | Rows
     codes_: Array
 
     def __init__(self, k: int = 20, temperature: float = 0.07) -> None:
         self.k = k
         self.temperature = temperature
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> "KnnProbe":
+    def fit(self, X: ArrayLike | Rows, y: ArrayLike) -> "KnnProbe":
         """Stores features (N, F) and labels (N,)."""
         if not isinstance(self.k, int | np.integer) or self.k < 1:
             raise ValueError(f"KnnProbe: k must be a positive integer, got {self.k!r}")
         if not self.temperature > 0:
             raise ValueError(f"KnnProbe: temperature must be positive, got {self.temperature!r}")
-        features, self.classes_, self.codes_ = self._check_fit(X, y)
-        self.features_ = normalize(features)
+        rows, classes, codes = self._check_fit(X, y)
+        for _ in read_checked(rows, precision(rows.dtype), "checking"):
+            pass
+        self.classes_, self.codes_ = classes, codes
+        self.features_ = normalize(rows.array) if isinstance(rows, InMemory) else rows
         return self
 
-    def predict_proba(self, X: ArrayLike) -> Array:
+    def predict_proba(self, X: ArrayLike | Rows) -> Array:
         """Each class's share of the votes, (N, K), in the order of `classes_`."""
         return np.concatenate(list(self._votes(X)))
 
-    def predict(self, X: ArrayLike) -> Array:
+    def predict(self, X: ArrayLike | Rows) -> Array:
         """Labels (N,)."""
         best = [votes.argmax(axis=1) for votes in self._votes(X)]
         return self.classes_[np.concatenate(best)]
 
-    def _votes(self, X: ArrayLike) -> Iterator[Array]:
-        """Shares of the votes of one block of samples after another, (rows, K)."""
-        features = normalize(self._check_predict(X))
-        num_classes = len(self.classes_)
-        rows = max(1, BLOCK // len(self.features_))
-        for start in range(0, len(features), rows):
-            similarities = torch.from_numpy(features[start : start + rows] @ self.features_.T)  # (rows, N)
-            top, nearest = (t.numpy() for t in similarities.topk(min(self.k, len(self.features_))))  # (rows, k)
+    def _votes(self, X: ArrayLike | Rows) -> Iterator[Array]:
+        """Shares of the votes of one block of samples after another, (n, K)."""
+        for block in self._predict_blocks(X):
+            num_classes = len(self.classes_)
+            top, nearest = self._nearest(normalize(block))
             # relative to the nearest: the shares are the same, and no temperature overflows
             weights = np.exp((top - top[:, :1]).astype(np.float64) / self.temperature)
             cells = np.arange(len(top))[:, None] * num_classes + self.codes_[nearest]
@@ -261,11 +222,31 @@ class KnnProbe(Probe):
             votes = votes.reshape(-1, num_classes)
             yield votes / votes.sum(axis=1, keepdims=True)
 
+    def _nearest(self, queries: Array) -> tuple[Array, Array]:
+        """The highest similarities of each query (n, F) to training samples, descending, and their indices: (n, k)."""
+        top = torch.empty(len(queries), 0, dtype=torch.from_numpy(queries).dtype)
+        nearest = torch.empty(len(queries), 0, dtype=torch.int64)
+        for start, block in self._training_blocks():
+            similarities = torch.from_numpy(queries @ block.T)  # (n, rows of the block)
+            found, columns = similarities.topk(min(self.k, len(block)))
+            top, nearest = torch.cat([top, found], dim=1), torch.cat([nearest, columns + start], dim=1)
+            top, kept = top.topk(min(self.k, top.shape[1]))
+            nearest = nearest.gather(1, kept)
+        return top.numpy(), nearest.numpy()
+
+    def _training_blocks(self) -> Iterator[tuple[int, Array]]:
+        """Training features of length 1, a block (n, F) after another, and the index of its first."""
+        start, stored = 0, self.features_
+        for block in read(InMemory(stored) if isinstance(stored, np.ndarray) else stored, "neighbours"):
+            yield start, block if isinstance(stored, np.ndarray) else normalize(block.astype(self._dtype()))
+            start += len(block)
+
     def _dtype(self) -> np.dtype[Any]:
-        return self.features_.dtype
+        return precision(self.features_.dtype)
 
     def _to_tensors(self) -> Tensors:
-        return {"features": self.features_, "codes": self.codes_}
+        features = np.concatenate([block for _, block in self._training_blocks()])  # not where they are kept
+        return {"features": features, "codes": self.codes_}
 
     def _from_tensors(self, tensors: Tensors) -> None:
         self.features_, self.codes_ = tensors["features"], tensors["codes"]

@@ -18,7 +18,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import heads
-from heads import KnnProbe, LinearProbe, accuracy_interval, load_probe, probes, report, save_probe
+from heads import KnnProbe, LinearProbe, accuracy_interval, blocks, load_probe, logistic, probes, report, save_probe
 
 SWEEP = 10 ** np.linspace(-6, 5, 45)
 PROBES = [LinearProbe(), LinearProbe("dinov2"), LinearProbe(scale=False), KnnProbe(), KnnProbe(k=1)]
@@ -32,6 +32,12 @@ def clusters(n: int, num_classes: int, dim: int = 12, spread: float = 0.7, seed:
     offset, magnitude = 5 * rng.normal(size=dim), np.exp(rng.normal(size=dim))
     train, test = ((centres[y] + rng.normal(size=(n, dim)) + offset) * magnitude for _ in range(2))
     return train, y, test
+
+
+def exact(C: float) -> LogisticRegression:
+    """scikit-learn's, by Newton's method and not stopped early: its L-BFGS is left far from the optimum by features
+    that are correlated or not scaled."""
+    return LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=1000)
 
 
 @parametrize_with_checks(PROBES)
@@ -55,17 +61,26 @@ def test_works_in_pipelines_searches_and_cross_validation(probe):
 
 @pytest.mark.parametrize("num_classes", [2, 5])
 @pytest.mark.parametrize("scale", [True, False])
-@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")  # unscaled, neither does; their 1000 iterations agree
 def test_clip_is_logistic_regression_with_its_c(num_classes, scale):
     X, y, test = clusters(200, num_classes)
-    plain = LogisticRegression(C=0.316, max_iter=1000)
+    plain = exact(0.316)
     oracle = (make_pipeline(StandardScaler(), plain) if scale else plain).fit(X, y)
     probe = LinearProbe("clip", scale=scale).fit(X, y)
     assert probe.C_ == 0.316
-    np.testing.assert_allclose(probe.decision_function(test), oracle.decision_function(test), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(probe.predict_proba(test), oracle.predict_proba(test), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(probe.predict_proba(test), oracle.predict_proba(test), atol=1e-3)
     np.testing.assert_array_equal(probe.predict(test), oracle.predict(test))
     assert probe.score(test, y) == oracle.score(test, y) < 1
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+@pytest.mark.parametrize("scale", [True, False])
+def test_a_fit_that_goes_on_ends_at_the_optimum(monkeypatch, num_classes, scale):
+    X, y, test = clusters(200, num_classes)
+    oracle = (make_pipeline(StandardScaler(), exact(0.316)) if scale else exact(0.316)).fit(X, y)
+    monkeypatch.setattr(logistic, "TOLERANCE", 1e-9)
+    monkeypatch.setattr(logistic, "GAIN", 0.0)
+    logits = LinearProbe(scale=scale).fit(X, y).decision_function(test)
+    np.testing.assert_allclose(logits, oracle.decision_function(test), rtol=1e-6, atol=1e-6)
 
 
 def test_scaling_is_folded_into_the_coefficients():
@@ -89,7 +104,7 @@ def test_constant_features_are_ignored():
     X, y, test = clusters(100, 3)
     padded = [np.column_stack([a, np.full(100, 7.0)]) for a in (X, test)]
     expected, probe = LinearProbe().fit(X, y), LinearProbe().fit(padded[0], y)
-    np.testing.assert_allclose(probe.predict_proba(padded[1]), expected.predict_proba(test), atol=1e-6)
+    np.testing.assert_allclose(probe.predict_proba(padded[1]), expected.predict_proba(test), atol=2e-4)
 
 
 @pytest.mark.parametrize("preset", ["clip", "dinov2"])
@@ -115,16 +130,16 @@ def test_dinov2_chooses_the_c_of_a_naive_sweep_and_refits_on_all(num_classes):
     assert min(accuracies) < max(accuracies)  # there is something to choose
     probe = LinearProbe("dinov2").fit(X, y)
     assert math.isclose(probe.C_, SWEEP[np.argmax(accuracies)])
-    refit = make_pipeline(StandardScaler(), LogisticRegression(C=probe.C_, max_iter=1000)).fit(X, y)
-    np.testing.assert_allclose(probe.predict_proba(test), refit.predict_proba(test), rtol=1e-9, atol=1e-9)
+    refit = make_pipeline(StandardScaler(), exact(probe.C_)).fit(X, y)
+    np.testing.assert_allclose(probe.predict_proba(test), refit.predict_proba(test), atol=2e-3)
 
 
 def test_a_candidate_that_does_not_converge_is_judged_without_a_warning(monkeypatch):
     X, y, _ = clusters(240, 4, spread=3)
-    monkeypatch.setattr(probes, "MAX_ITER", 1)
-    assert probes._sweep([1e-6, 1.0, 1e5], X, y) in (1e-6, 1.0, 1e5)  # a warning is an error in these tests
-    with pytest.warns(ConvergenceWarning):
-        LinearProbe().fit(X, y)
+    monkeypatch.setattr(logistic, "MAX_ITER", 1)
+    with pytest.warns(ConvergenceWarning, match="did not converge in 1 iterations") as warned:
+        LinearProbe("dinov2").fit(X, y)
+    assert len(warned) == 1  # that of the fit to all
 
 
 def test_the_hold_out_takes_a_tenth_of_each_class_and_leaves_it_some():
@@ -183,13 +198,13 @@ def test_knn_votes_as_dino(k, temperature):
     np.testing.assert_allclose(single.predict_proba(test), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("block", [1, 130, 60 * 60])
+@pytest.mark.parametrize("block", [1, 7, 60])
 def test_knn_does_not_depend_on_its_blocks(monkeypatch, block):
     X, y, test = clusters(60, 4)
-    expected = KnnProbe(k=5).fit(X, y).predict_proba(test)
-    monkeypatch.setattr(probes, "BLOCK", block)
+    expected = double_loop(X, y, test, 5, 0.07)
+    monkeypatch.setattr(blocks, "ROWS", block)
     probe = KnnProbe(k=5).fit(X, y)
-    assert len(list(probe._votes(test))) == {1: 60, 130: 30, 3600: 1}[block]
+    assert len(list(probe._votes(test))) == -(-60 // block)
     np.testing.assert_allclose(probe.predict_proba(test), expected, rtol=1e-9)
     np.testing.assert_array_equal(probe.predict(test), expected.argmax(axis=1))
 

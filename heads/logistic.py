@@ -1,0 +1,147 @@
+"""Logistic regression on rows that need not fit into memory, to the optimum of scikit-learn's `LogisticRegression`.
+
+The objective is scikit-learn's: the mean loss + ||w||^2 / (2 C N), the intercept free. L-BFGS minimises it in other
+coordinates, in which the curvature at w = 0 is the same in all directions: a dozen passes over the rows where plain
+features, which are correlated, take hundreds.
+
+Axes: `N` samples, `F` features, `K` classes; `M` rows of coefficients, K, or 1 for two classes.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.linalg import eigh
+from scipy.optimize import minimize
+from scipy.special import expit
+from sklearn.exceptions import ConvergenceWarning
+
+from heads.blocks import Array, Rows, read
+
+MAX_ITER = 1000
+TOLERANCE = 3e-5  # of the largest derivative, in the coordinates of the curvature
+ROUGH = 3e-4  # the same, of a solution that is only compared with others
+GAIN = 1e-10  # relative, of an iteration: less is rounding in float32
+SAMPLED = 8  # rows for each feature, which the curvature is taken from
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Coefficients (M, F) and intercepts (M,), and the objective there."""
+
+    coef: Float[np.ndarray, "M F"]
+    intercept: Float[np.ndarray, " M"]
+    loss: float
+    passes: int  # over the rows, that it took
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The principal axes of centred features, `axes` (F, F) in columns, and the variance along each (F,)."""
+
+    axes: Float[np.ndarray, "F F"]
+    variances: Float[np.ndarray, " F"]
+
+    @classmethod
+    def of(cls, rows: Rows) -> "Curvature":
+        """Estimated from some of the rows: it decides how fast the optimum is found, not where it is."""
+        count, width = rows.shape
+        chosen = np.random.RandomState(0).permutation(count)[: SAMPLED * width]
+        gram = np.zeros((width, width))
+        for block in read(rows[np.sort(chosen)], "curvature"):
+            gram += block.T @ block
+        variances, axes = eigh(gram / len(chosen))
+        return cls(axes, variances.clip(min=0))
+
+
+class Objective:
+    """The loss of centred rows (N, F) and labels (N,), indices of K classes."""
+
+    def __init__(self, rows: Rows, codes: Int[np.ndarray, " N"], num_classes: int) -> None:
+        self.rows = rows
+        self.codes = codes
+        self.outputs = 1 if num_classes == 2 else num_classes
+        self.slope = 1 / 4 if num_classes == 2 else 1 / num_classes  # second derivative by a logit, all classes even
+        self.passes = 0
+
+    def minimum(
+        self, C: float, curvature: Curvature, start: Solution | None = None, tolerance: float | None = None
+    ) -> Solution:
+        """To `TOLERANCE`, if no other is given. Warns (`ConvergenceWarning`) where it was not reached."""
+        strength = 1 / (C * len(self.codes))
+        stretch = curvature.axes / np.sqrt(self.slope * curvature.variances + strength)  # (F, F)
+        shape = self.outputs, len(stretch) + 1
+        first = np.zeros(shape)
+        if start is not None:
+            first[:, :-1] = start.coef @ curvature.axes * np.sqrt(self.slope * curvature.variances + strength)
+            first[:, -1] = start.intercept * np.sqrt(self.slope)
+
+        def value(flat: Array) -> tuple[float, Array]:
+            point = flat.reshape(shape)
+            coef = point[:, :-1] @ stretch.T
+            loss, by_coef, by_intercept = self._loss(coef, point[:, -1] / np.sqrt(self.slope))
+            by_coef += strength * coef
+            gradient = np.column_stack([by_coef @ stretch, by_intercept / np.sqrt(self.slope)])
+            return loss + strength / 2 * (coef**2).sum(), gradient.ravel()
+
+        options: dict[str, Any] = {"maxiter": MAX_ITER, "maxls": 50, "gtol": tolerance or TOLERANCE, "ftol": GAIN}
+        self.passes = 0
+        found = minimize(value, first.ravel(), method="L-BFGS-B", jac=True, options=options)
+        if found.status == 1:
+            message = f"logistic regression with C = {C:.3g} did not converge in {MAX_ITER} iterations"
+            warnings.warn(message, ConvergenceWarning, stacklevel=2)
+        point = found.x.reshape(shape)
+        return Solution(point[:, :-1] @ stretch.T, point[:, -1] / np.sqrt(self.slope), found.fun, self.passes)
+
+    def measure(self, solution: Solution) -> tuple[int, float]:
+        """How many of the rows it gets right, and its mean loss on them."""
+        right, loss = 0, 0.0
+        for _, codes, logits in self._logits(solution.coef, solution.intercept, "held out"):
+            best = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(axis=1)
+            right += int((best == codes).sum())
+            loss += _losses(logits, codes)[0].sum(dtype=np.float64)
+        return right, loss / len(self.codes)
+
+    def _loss(self, coef: Array, intercept: Array) -> tuple[float, Array, Array]:
+        """The mean over the rows, and its derivatives (M, F) and (M,)."""
+        self.passes += 1
+        loss, by_coef, by_intercept = 0.0, np.zeros(coef.shape), np.zeros(len(coef))
+        for block, codes, logits in self._logits(coef, intercept, f"pass {self.passes}"):
+            losses, slopes = _losses(logits, codes)
+            loss += losses.sum(dtype=np.float64)
+            by_coef += slopes.T @ block
+            by_intercept += slopes.sum(axis=0, dtype=np.float64)
+        count = len(self.codes)
+        return loss / count, by_coef / count, by_intercept / count
+
+    def _logits(self, coef: Array, intercept: Array, work: str) -> Iterator[tuple[Array, Array, Array]]:
+        """One block of rows (n, F) after another, with its labels (n,) and logits (n, M)."""
+        weights, bias, start = coef.T.astype(self.rows.dtype), intercept.astype(self.rows.dtype), 0
+        for block in read(self.rows, work):
+            yield block, self.codes[start : start + len(block)], block @ weights + bias
+            start += len(block)
+
+
+def extrapolate(path: Sequence[Solution]) -> Solution | None:
+    """Where the last two solutions point to, at equal steps of log C."""
+    if len(path) < 2:
+        return path[-1] if path else None
+    before, last = path
+    return replace(last, coef=2 * last.coef - before.coef, intercept=2 * last.intercept - before.intercept)
+
+
+def _losses(logits: Float[np.ndarray, "n M"], codes: Int[np.ndarray, " n"]) -> tuple[Array, Array]:
+    """The loss (n,) of each row, and its derivatives (n, M) by the logits."""
+    if logits.shape[1] == 1:
+        logit, second = logits[:, 0], codes == 1
+        return np.logaddexp(0, logit) - second * logit, (expit(logit) - second)[:, None]
+    own = np.arange(len(codes)), codes
+    logits = logits - logits.max(axis=1, keepdims=True)
+    slopes = np.exp(logits)
+    sums = slopes.sum(axis=1)
+    slopes /= sums[:, None]
+    slopes[own] -= 1
+    return np.log(sums) - logits[own], slopes
