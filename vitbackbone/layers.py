@@ -174,8 +174,8 @@ class Block(nn.Module):
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), lengths)
 
     def prefix(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B P D"]:
-        """What `forward` makes of the tokens in front of each image's patches: keys and values are of all tokens, and
-        all else is done for these alone."""
+        """What `forward` makes of the tokens in front of each image's patches: they attend to all tokens, and all that
+        follows is done for them alone."""
         lengths = [layout.num_prefix(x.shape[1])] * len(layout.grids)
         taken = layout.prefix(x) + self.drop_path(self.ls1(self.attn.prefix(self.norm1(x), layout)), lengths)
         return taken + self.drop_path(self.ls2(self.mlp(self.norm2(taken))), lengths)
