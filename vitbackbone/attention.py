@@ -148,8 +148,8 @@ class Attention(nn.Module):
         return self.proj(self._mix(q, k, v, layout, x.shape[1], mask))
 
     def prefix(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B P D"]:
-        """What `forward` makes of the tokens in front of each image's patches, which alone ask here. The others'
-        queries are made with their keys and values: the one layer for all three stays whole, for what replaces or adapts it."""
+        """What `forward` makes of the tokens in front of each image's patches, which alone ask here. The queries of all
+        are made with keys and values: the layer for the three stays whole, for what replaces or adapts it."""
         return self.proj(self._mix(*self._split(x), layout, layout.num_prefix(x.shape[1])))
 
     def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
