@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 LEROBOT := .venv-lerobot
 
-.PHONY: demo test test-all test-oldest test-lerobot lint format bench parity clean
+.PHONY: demo test test-all faults test-oldest test-lerobot lint format bench parity clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitbackbone demo --out demo
@@ -17,6 +17,10 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
+
+# What extraction promises, fault by fault, with a hundred kills.
+faults: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m promise --promises --kills 100
 
 test-oldest: $(OLDEST)/.made
 	$(OLDEST)/bin/python -m pytest -q -m "not slow"

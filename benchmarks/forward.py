@@ -3,7 +3,8 @@
     python benchmarks/forward.py                                  # prints the table of the README
     python benchmarks/forward.py --models vit_small_patch16_224.augreg_in21k --batches 1 --rounds 30
 
-A ratio above 1 says that this package is faster. The machine's own speed drifts, so only ratios within one run count.
+Each number is how many times as fast as timm it is: transformers, this package as it is and by each engine of
+`optimize`. The machine's own speed drifts, so only ratios within one run count.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from vitbackbone import ViTConfig, load_backbone
+from vitbackbone import ViTConfig, load_backbone, optimize
 from vitbackbone.zoo import ZOO
 
 MODELS = ["vit_tiny_patch16_224.augreg_in21k", "vit_base_patch16_224.augreg_in21k", "vit_small_patch14_dinov2.lvd142m"]
@@ -59,25 +60,29 @@ def main() -> None:
     args = parser.parse_args()
     print(f"torch {torch.__version__}, timm {timm.__version__}, transformers {transformers.__version__}, ", end="")
     print(f"{torch.get_num_threads()} threads, float32, median of {args.rounds}\n")
-    print("| model | image | batch | ms | against timm | against transformers |\n| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| model | image | batch | timm, ms | transformers | ours | ours, native | ours, OpenVINO | native, CLS alone |"
+    )
+    print("| --- " * 9 + "|")
     for name in args.models:
         config = ZOO[name].config
         peer = timm.create_model(name.split(".")[0], pretrained=False, num_classes=0).eval()
         backbone = load_backbone(name, weights="random")
+        native, openvino = (optimize(backbone, engine=engine) for engine in ("native", "openvino"))
         other = hugging_face(config).eval()
         for batch in args.batches:
             x = torch.randn(batch, 3, *config.image_size)
             contestants = {
                 "timm": lambda x=x, peer=peer: peer.forward_features(x),
+                "transformers": lambda x=x, other=other: other(pixel_values=x),
                 "ours": lambda x=x, backbone=backbone: backbone(x),
-                "hf": lambda x=x, other=other: other(pixel_values=x),
+                "native": lambda x=x, native=native: native(x),
+                "openvino": lambda x=x, openvino=openvino: openvino(x),
+                "prefix": lambda x=x, native=native: native.forward_prefix(x, [-1]),
             }
             t = medians(contestants, args.rounds)
-            print(
-                f"| {name} | {config.image_size[0]} | {batch} | {1000 * t['ours']:.0f} | {t['timm'] / t['ours']:.2f} | "
-                f"{t['hf'] / t['ours']:.2f} |",
-                flush=True,
-            )
+            ratios = " | ".join(f"{t['timm'] / t[key]:.2f}" for key in list(contestants)[1:])
+            print(f"| {name} | {config.image_size[0]} | {batch} | {1000 * t['timm']:.0f} | {ratios} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ install_import_hook(["vitbackbone", "heads"], "tests.typecheck.typechecked")
 
 import torch  # noqa: E402  # after the hook, which must come before the first import of the package
 
+from tests.promises import table  # noqa: E402
+
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 
 # Beside the oldest versions of `make test-oldest`, and in LeRobot's environment, there are none of these: what a file
@@ -29,6 +31,31 @@ collect_ignore = [
 ]
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
+def pytest_addoption(parser) -> None:
+    parser.addoption("--kills", type=int, default=3, help="how often the kill test kills")
+    parser.addoption("--promises", action="store_true", help="print what became of each promise of extraction")
+
+
+OUTCOMES: dict[int, list[str]] = {}  # of each promise, those of its tests
+
+
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        for mark in item.iter_markers("promise"):
+            item.user_properties.extend(("promise", number) for number in mark.args)
+
+
+def pytest_runtest_logreport(report) -> None:
+    if report.when == "call" or report.outcome != "passed":  # or it never got to its call
+        for name, value in report.user_properties:
+            if name == "promise":
+                OUTCOMES.setdefault(value, []).append(report.outcome)
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    if config.getoption("--promises"):
+        terminalreporter.section("promises of extraction")
+        for line in table(OUTCOMES):
+            terminalreporter.write_line(line)
     if collect_ignore:
         terminalreporter.write_line(f"left out, as what they need is not installed: {', '.join(collect_ignore)}")

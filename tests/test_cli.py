@@ -243,6 +243,7 @@ def test_a_closed_pipe_is_no_error_and_loses_nothing(store: Path, tmp_path: Path
     assert load_probe(tmp_path / "probe")
 
 
+@pytest.mark.promise(19)
 def test_an_interrupt_keeps_what_is_done(photos: Path, tmp_path: Path) -> None:
     """A real one, to a process with two workers."""
     command = [sys.executable, "-m", "vitbackbone.cli", "extract", str(photos), "--out", str(tmp_path / "out")]
@@ -452,6 +453,7 @@ def test_wrong_input_is_exit_code_2_and_one_message(arguments: list[str], messag
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.promise(19)
 def test_ctrl_c_is_exit_code_130(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -88,6 +88,7 @@ def test_a_jpeg_is_decoded_to_pillows_pixels(
     assert decoders == ["asked", "done"]
 
 
+@pytest.mark.promise(11)
 @pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", [*range(1, 9), 0, 77])
 def test_orientations_equal_pillows(kind: str, orientation: int) -> None:

@@ -169,6 +169,7 @@ def test_the_files_are_laid_out_as_designed(photos: Path, tmp_path: Path) -> Non
     assert store.index["reason"].to_pylist() == [None] * 5 + ["empty", None]
 
 
+@pytest.mark.promise(11)
 def test_the_index_gives_the_size_of_the_upright_photo(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
@@ -178,6 +179,7 @@ def test_the_index_gives_the_size_of_the_upright_photo(tmp_path: Path) -> None:
     assert (store.index["width"][0].as_py(), store.index["height"][0].as_py()) == (24, 40)
 
 
+@pytest.mark.promise(14)
 def test_mixed_sizes_keep_their_own_grids(photos: Path, tmp_path: Path) -> None:
     model = backbone()
     options = {"resolution": 24, "keep_aspect": True}
@@ -194,6 +196,7 @@ def test_mixed_sizes_keep_their_own_grids(photos: Path, tmp_path: Path) -> None:
     assert len(grids) > 3
 
 
+@pytest.mark.promise(21)
 @pytest.mark.parametrize("keep_aspect", [False, True])
 def test_the_size_of_the_batch_changes_no_feature(photos: Path, tmp_path: Path, keep_aspect: bool) -> None:
     model = backbone()
@@ -208,6 +211,7 @@ def test_the_size_of_the_batch_changes_no_feature(photos: Path, tmp_path: Path, 
         np.testing.assert_allclose(one.patches(i), eight.patches(i), atol=1e-5)
 
 
+@pytest.mark.promise(21)
 def test_worker_processes_give_the_same_bytes(photos: Path, tmp_path: Path) -> None:
     (photos / "cat" / "1.png").write_bytes(b"not a picture")
     for workers in (0, 2):
@@ -249,6 +253,7 @@ def test_progress_shows_rate_and_failures(photos: Path, tmp_path: Path, capfd: p
 # --- sources ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(16)
 def test_a_folder_is_sorted_and_its_first_level_names_the_classes(tmp_path: Path) -> None:
     root = tmp_path / "photos"
     names = ["dog/b.JPG", "cat/deep/er.png", "cat/a.jpeg", "loose.webp", "dog/.hidden.jpg", ".git/x.png"]
@@ -357,6 +362,7 @@ def test_a_source_that_names_no_image_says_what_is_wanted(tmp_path: Path) -> Non
     assert not (tmp_path / "f").exists()
 
 
+@pytest.mark.promise(16)
 def test_any_name_that_a_file_can_have(tmp_path: Path) -> None:
     names = ['comma, quote".png', "line\nbreak.png", "ünïcode 🦆.png", os.fsdecode(b"latin\xe9.png")]
     for i, name in enumerate(names):
@@ -412,6 +418,7 @@ def spoil(folder: Path) -> dict[str, str]:
     return reasons
 
 
+@pytest.mark.promise(7, 8, 15)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_file_is_a_row_with_its_reason_and_harms_no_other(photos: Path, tmp_path: Path, workers: int) -> None:
     reasons = spoil(photos / "cat")
@@ -433,6 +440,7 @@ def test_a_bad_file_is_a_row_with_its_reason_and_harms_no_other(photos: Path, tm
         np.testing.assert_allclose(store.patches(i), features.patches[0].numpy(), atol=1e-5)
 
 
+@pytest.mark.promise(10)
 def test_a_bomb_is_refused_before_it_is_decoded(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[tuple[int, int]] = []
     (photos / "cat" / "0.jpg").unlink()  # the others are decoded by Pillow
@@ -446,6 +454,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(photos: Path, tmp_path: Path, mo
     assert (12_000, 9_000) not in decoded
 
 
+@pytest.mark.promise(14)
 def test_a_long_thin_photo_of_which_nothing_is_cropped_is_refused(photos: Path, tmp_path: Path) -> None:
     save(photos / "cat" / "thin.png", 0, (1, 200_000))
     store = extract(backbone(), photos, tmp_path / "f", keep_aspect=True)
@@ -453,6 +462,7 @@ def test_a_long_thin_photo_of_which_nothing_is_cropped_is_refused(photos: Path, 
     assert set(store.index["reason"].to_pylist()) == {None, "too thin"}
 
 
+@pytest.mark.promise(9)
 def test_a_batch_and_a_shard_of_bad_files(photos: Path, tmp_path: Path) -> None:
     for i in range(4):
         (photos / "bad" / f"{i}.jpg").parent.mkdir(exist_ok=True)
@@ -463,6 +473,7 @@ def test_a_batch_and_a_shard_of_bad_files(photos: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(store.patches(0), direct(backbone(), photos / "cat/0.jpg").patches[0].numpy(), atol=1e-5)
 
 
+@pytest.mark.promise(9)
 def test_a_folder_of_bad_files_is_a_store_without_rows(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for i in range(3):
@@ -479,13 +490,7 @@ def test_a_folder_of_bad_files_is_a_store_without_rows(tmp_path: Path) -> None:
         store.patches(0)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_a_row(photos: Path, tmp_path: Path) -> None:
-    (photos / "cat" / "1.png").chmod(0)
-    store = extract(backbone(), photos, tmp_path / "f")
-    assert store.failed == [("cat/1.png", "Permission denied")]
-
-
+@pytest.mark.promise(12)
 def test_every_mode_of_pixels_is_read(tmp_path: Path) -> None:
     root = tmp_path / "photos"
     for mode, suffix in (("L", "jpg"), ("CMYK", "jpg"), ("RGBA", "png"), ("LA", "png"), ("P", "gif"), ("1", "png")):
@@ -510,6 +515,7 @@ class Poisoned(ViT):
         return tuple(replace(f, cls=torch.where(bright[:, None], torch.nan, f.cls)) for f in outputs)
 
 
+@pytest.mark.promise(22)
 def test_features_that_are_not_finite_are_a_row_that_failed(photos: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 40), "white").save(photos / "cat" / "11.png")
     model = Poisoned(TINY).eval()
@@ -521,6 +527,7 @@ def test_features_that_are_not_finite_are_a_row_that_failed(photos: Path, tmp_pa
     np.testing.assert_allclose(store.patches(2), features.patches[0].numpy(), atol=1e-5)
 
 
+@pytest.mark.promise(22)
 def test_an_overflow_of_half_precision_is_flagged(photos: Path, tmp_path: Path) -> None:
     model = backbone()
     with torch.no_grad():
@@ -591,6 +598,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.promise(3)
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_shard_is_noticed_and_redone(photos: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "f"
@@ -607,6 +615,7 @@ def test_a_damaged_shard_is_noticed_and_redone(photos: Path, tmp_path: Path, kin
     assert contents(out) == whole
 
 
+@pytest.mark.promise(6)
 def test_another_run_is_refused_with_each_difference_named(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "f"
     extract(backbone(), photos, out)
@@ -635,6 +644,7 @@ def test_another_run_is_refused_with_each_difference_named(photos: Path, tmp_pat
     assert contents(out) == whole
 
 
+@pytest.mark.promise(6)
 def test_other_inputs_are_refused(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "f"
     extract(backbone(), photos, out)
@@ -667,6 +677,7 @@ def test_shards_of_a_lost_manifest_do_not_count(photos: Path, tmp_path: Path) ->
     assert len(model.seen) == 1
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("moment", ["writing", "renaming"])
 def test_an_exception_leaves_neither_target_nor_temporary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str

@@ -1,6 +1,7 @@
 """Several backbones as one: the contract, alignment, OpenVLA's preprocessing and weights, and what takes a backbone."""
 
 import copy
+import hashlib
 import json
 import pickle
 import subprocess
@@ -26,9 +27,9 @@ from vitbackbone import Attention, Backbone, BackboneSpec, Features, Geometry, I
 from vitbackbone.cli.probing import check_same_backbone
 from vitbackbone.convert import ConversionError, convert
 from vitbackbone.extract import extract
+from vitbackbone.extract.locate import Locator
 from vitbackbone.extract.manifest import make_manifest
 from vitbackbone.extract.reader import ImageReader
-from vitbackbone.extract.source import list_inputs
 from vitbackbone.features import Images, check_images
 from vitbackbone.fingerprint import weights_sha256
 from vitbackbone.formats import FORMATS
@@ -504,9 +505,10 @@ def test_a_photo_whose_letterbox_would_be_huge_is_a_row_with_its_reason(
     height: int, width: int, tmp_path: Path
 ) -> None:
     path = save_photo(tmp_path / "thin.png", height, width)
-    reader = ImageReader(FusedPreprocess((FIRST, SECOND), (32, 32), "letterbox"), None, False)
-    record, pixels = reader[str(path)]
+    reader = ImageReader(FusedPreprocess((FIRST, SECOND), (32, 32), "letterbox"), None, False, "exact")
+    record, pixels = reader[Locator(str(path)), hashlib.sha256(path.read_bytes()).digest()]
     assert pixels is None
+    assert record.reason == "too thin"
     assert record.error.startswith(f"too long and thin: {width} x {height} pixels become 1")
 
 
@@ -528,8 +530,8 @@ def test_pictures_are_refused_with_what_to_do(photos: Path, tmp_path: Path) -> N
 def test_the_command_line_tells_it_from_another_backbone(photos: Path) -> None:
     def manifest(backbone: Any) -> dict[str, Any]:
         settings = {"tokens": ["patches"], "layers": [0], "shard_size": 9, "resolution": None, "keep_aspect": False}
-        inputs = list_inputs(photos)
-        return make_manifest(backbone, weights_sha256(backbone), inputs, dtype="float32", **settings)
+        settings |= {"decoding": "exact", "dtype": "float32", "runtime": backbone.runtime, "calibration": None}
+        return make_manifest(backbone, weights_sha256(backbone), **settings)
 
     pair, vit = FUSED["same stride"], tiny_vit()
     check_same_backbone(pair, manifest(pair))

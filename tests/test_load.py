@@ -383,6 +383,7 @@ class Evil:
         return exec, ("raise SystemExit('code from a checkpoint was run')",)
 
 
+@pytest.mark.promise(24)
 @pytest.mark.parametrize("protocol", ["torch", "pickle"])
 def test_pickled_code_is_refused_and_not_run(tmp_path: Path, protocol: str) -> None:
     path = tmp_path / "evil.pth"

@@ -101,6 +101,7 @@ def test_keeping_the_aspect_needs_no_border() -> None:
     assert letterbox.view((60, 100), 48, keep_aspect=True).pad == (0, 0)
 
 
+@pytest.mark.promise(11)
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientations_equal_the_turned_pixels(tmp_path: Path, orientation: int) -> None:
     upright = photo(40, 24)

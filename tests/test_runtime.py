@@ -18,7 +18,7 @@ from tests.helpers import relative_error, tiny_vit
 from tests.test_contract import BACKBONES, VITS, images
 from vitbackbone import BackboneModule, Features, ViT, fingerprint, kernels, quantize, runtime
 from vitbackbone.attention import attend
-from vitbackbone.features import Fidelity, Runtime
+from vitbackbone.features import Fidelity
 from vitbackbone.fingerprint import weights_sha256
 from vitbackbone.runtime import Path, compare, optimize
 
@@ -267,7 +267,7 @@ def test_it_has_the_same_weights_in_the_same_memory(monkeypatch: pytest.MonkeyPa
     only(monkeypatch, PLAIN, HALF)
     vit = VITS["rotary halves"]
     fast = optimize(vit, "bf16", floor=0.9)
-    assert fast.runtime == Runtime("bf16", "native")
+    assert (fast.runtime.precision, fast.runtime.engine) == ("bf16", "native")
     assert fast.spec == vit.spec
     assert fast.preprocess == vit.preprocess
     assert weights_sha256(fast) == weights_sha256(vit)
@@ -348,7 +348,7 @@ def test_a_higher_precision_does_where_the_one_asked_brings_nothing(
     only(monkeypatch, HALF, PLAIN)
     with caplog.at_level(logging.INFO, "vitbackbone"):
         fast = optimize(VITS["cls"], "bf16", floor=0.9)
-    assert fast.runtime == Runtime("fp32", "native")
+    assert (fast.runtime.precision, fast.runtime.engine) == ("fp32", "native")
     assert "tiny, at least bf16: fp32 by torch, as fast as a test wants; cosine to float32 1.0000000" in caplog.text
 
 
@@ -395,7 +395,7 @@ def test_an_engine_that_is_asked_for_is_taken_or_the_reason_given() -> None:
         optimize(BACKBONES["resnet"], engine="openvino")
     pytest.importorskip("openvino")
     fast = optimize(VITS["cls"], engine="openvino", sample=MIXED)
-    assert fast.runtime == Runtime("fp32", "openvino")
+    assert (fast.runtime.precision, fast.runtime.engine) == ("fp32", "openvino")
     assert fast.fidelity.cosine > 1 - 1e-9
     assert furthest(outputs(fast, MIXED), outputs(VITS["cls"], MIXED)) < 1e-5
     with pytest.raises(ValueError, match="optimised already"):

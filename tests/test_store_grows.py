@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from heads import LinearProbe
 from tests.helpers import save_photo, tiny_vit
 from vitbackbone.extract import FeatureStore, export, extract, verify
 from vitbackbone.extract.lock import writing
@@ -52,6 +53,7 @@ def test_slices_make_the_same_shards(photos: Path, tmp_path: Path) -> None:
     assert shards(tmp_path / "one") == shards(tmp_path / "three")
 
 
+@pytest.mark.promise(5)
 def test_a_second_writer_is_refused_with_the_first_ones_pid(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "f"
     out.mkdir()
@@ -71,6 +73,7 @@ def test_a_flipped_bit_is_found(photos: Path, tmp_path: Path) -> None:
     assert [problem[0] for problem in verify(out).problems] == [file]
 
 
+@pytest.mark.promise(25)
 def test_archives_are_read_in_place_and_escapes_refused(photos: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(photos / "cat" / "0.png", "cat/0.png")
@@ -94,6 +97,7 @@ class Small(ViT):
         return super().forward_layers(images, *args, **kwargs)
 
 
+@pytest.mark.promise(17)
 def test_out_of_memory_halves_the_batch(photos: Path, tmp_path: Path) -> None:
     model = tiny_vit()
     small = Small(model.config).eval()
@@ -113,3 +117,52 @@ def test_exports_hold_the_features(photos: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         np.array(row["patches"]).reshape(*row["grid"], -1).transpose(2, 0, 1), store.patches(1)
     )
+
+
+def test_what_kills_left_is_swept_by_whoever_writes_the_file(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f"
+    names = ["inputs/.00000.parquet.dead.tmp", "shards/.00000.safetensors.dead.tmp", "index/.00000.parquet.dead.tmp"]
+    for name in [*names, ".manifest.json.dead.tmp", ".lock.json.dead.tmp"]:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"half")
+    extract(tiny_vit(), photos, out, progress=False)
+    assert list(out.rglob(".*.tmp")) == []
+    assert verify(out).problems == ()
+
+
+@pytest.mark.parametrize("engine", ["native", "openvino"])
+def test_the_path_is_kept_in_the_manifest_and_another_is_refused(photos: Path, tmp_path: Path, engine: str) -> None:
+    out = tmp_path / "f"
+    store = extract(tiny_vit(), photos, out, engine=engine, progress=False)
+    plain = extract(tiny_vit(), photos, tmp_path / "plain", progress=False)
+    assert store.manifest["runtime"]["engine"] == engine
+    np.testing.assert_allclose(store.cls, plain.cls, atol=1e-5)
+    before = shards(out)
+    (out / "shards" / "00000.json").unlink()
+    extract(tiny_vit(), photos, out, progress=False)  # by the path that the store was made with, as none is asked
+    assert shards(out) == before
+    other = {"native": "openvino", "openvino": "native"}[engine]
+    with pytest.raises(ValueError, match=rf"runtime\.engine: the store has '{engine}', asked is '{other}'"):
+        extract(tiny_vit(), photos, out, engine=other, progress=False)
+
+
+def test_a_backbone_that_is_optimised_already_is_taken_as_it_is(photos: Path, tmp_path: Path) -> None:
+    from vitbackbone import optimize
+    from vitbackbone.openvino import OpenVinoBackbone
+
+    plain = extract(tiny_vit(), photos, tmp_path / "plain", progress=False)
+    for name, fast in {"optimised": optimize(tiny_vit()), "openvino": OpenVinoBackbone(tiny_vit())}.items():
+        store = extract(fast, photos, tmp_path / name, progress=False)
+        assert store.manifest["runtime"]["engine"] == fast.runtime.engine
+        np.testing.assert_allclose(store.cls, plain.cls, atol=1e-5)
+
+
+def test_a_probe_fits_on_rows_that_are_read_when_asked_for(tmp_path: Path) -> None:
+    for i in range(24):
+        save_photo(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png", 30 + 20 * (i % 2), 40, seed=i)
+    store = extract(tiny_vit(), tmp_path / "photos", tmp_path / "f", shard_size=5, progress=False)
+    order = np.random.default_rng(0).permutation(24)
+    np.testing.assert_array_equal(np.concatenate([*store.rows[order].blocks(7)]), store.cls[order])
+    lazy = LinearProbe().fit(store.rows, store.labels)
+    whole = LinearProbe().fit(store.cls, store.labels)
+    np.testing.assert_allclose(lazy.predict_proba(store.rows), whole.predict_proba(store.cls), atol=3e-3)

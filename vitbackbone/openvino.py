@@ -62,7 +62,7 @@ class OpenVinoBackbone(ViT):
         super().load_state_dict(state, assign=True)
         self.requires_grad_(False).eval()
         self.precision = precision
-        self.runtime = Runtime(precision, "openvino")
+        self.runtime = Runtime(precision, "openvino", "OpenVINO")
         self._compiled: dict[_Asked, ov.CompiledModel] = {}
         self._check_parameters()
 

@@ -67,7 +67,9 @@ def _add_extraction(command: Command) -> None:
     group.add_argument("--layers", type=_numbers, default="-1", metavar="N,N", help="blocks, negative from the end")
     _resolution(group)
     group.add_argument("--keep-aspect", action="store_true", help="keep the whole photo and its aspect, crop nothing")
-    text = "exact; fast, within 1/255 of it; or draft, which decodes JPEGs at a lower scale and differs visibly"
+    text = (
+        "exact; fast, within 1/255 (seldom 2) of it; or draft, which decodes JPEGs at a lower scale and differs visibly"
+    )
     group.add_argument("--decoding", default="exact", choices=["exact", "fast", "draft"], help=text)
     precisions = ["float32", "float16", "bfloat16"]
     group.add_argument("--dtype", default="float32", choices=precisions, help="of the stored features")

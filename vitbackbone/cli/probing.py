@@ -113,7 +113,7 @@ def _labelled(store: "FeatureStore", kind: str, class_names: Sequence[str]) -> "
         raise ValueError(f"{store.directory} has classes that the probe was not fitted on: {', '.join(strange)}")
     y = np.array([class_names.index(name) for name in store.class_names])[store.labels[known]]
     if kind == "cls":
-        return np.asarray(store.cls[known], dtype=np.float32), y
+        return store.rows[known], y
     if kind == "tokens":
         return store.tokens[known], y
     return np.stack([store.patches(int(i)).mean(axis=(1, 2), dtype=np.float32) for i in known]), y

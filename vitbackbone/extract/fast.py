@@ -53,7 +53,8 @@ def choose(
 
 
 def is_optimised(backbone: Backbone) -> bool:
-    return isinstance(backbone, BackboneModule) and backbone.fidelity is not None
+    """Whether it computes by a path of its own already."""
+    return isinstance(backbone, BackboneModule) and (backbone.fidelity is not None or backbone.runtime != Runtime())
 
 
 def read_sample(

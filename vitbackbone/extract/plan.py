@@ -21,8 +21,8 @@ from jaxtyping import Int
 
 from vitbackbone.extract.layout import PLAN, inputs_file, inputs_files
 from vitbackbone.extract.locate import Locator, Unreadable, read_bytes
+from vitbackbone.extract.publication import published
 from vitbackbone.extract.source import UNKNOWN, Inputs
-from vitbackbone.files import publish
 
 READERS = 8  # threads that read contents; a digest does not hold Python's lock
 CHUNK = 2**13  # inputs that are Python objects at a time
@@ -159,7 +159,7 @@ def write_plan(directory: Path, plan: Plan, before: Plan) -> None:
         last = number == len(plan.generations) - 1
         same = number < len(before.generations) and table.equals(before.generations[number])
         if not same or (last and plan.class_names != before.class_names):
-            with publish(inputs_file(directory, number)) as temporary:
+            with published(inputs_file(directory, number)) as temporary:
                 pq.write_table(table.replace_schema_metadata(metadata), temporary, row_group_size=plan.shard_size)
 
 
@@ -300,10 +300,10 @@ def _stat(root: Path, listed: pa.Table) -> tuple[Int[np.ndarray, " n"], Int[np.n
             if archive:
                 name = path[:archive]
                 if name not in of_archive:
-                    of_archive[name] = _size_and_time(os.path.join(os.fsencode(root), name))  # noqa: PTH118
+                    of_archive[name] = _size_and_time(os.path.join(os.fsencode(root), name))  # noqa: PTH118  # bytes
                 times[start + i] = of_archive[name][1]
             else:
-                sizes[start + i], times[start + i] = _size_and_time(os.path.join(os.fsencode(root), path))  # noqa: PTH118
+                sizes[start + i], times[start + i] = _size_and_time(os.path.join(os.fsencode(root), path))  # noqa: PTH118  # bytes
     return sizes, times
 
 

@@ -1,17 +1,14 @@
 """Puts files into a store so that each is there whole or not at all."""
 
-import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,8 +22,8 @@ from vitbackbone.extract.layout import (
 )
 from vitbackbone.extract.manifest import Manifest, differences, fingerprint, parse, serialise
 from vitbackbone.extract.plan import PlannedShard
+from vitbackbone.extract.publication import published
 from vitbackbone.extract.reader import Record
-from vitbackbone.files import leftovers, publish
 
 COPY = Record()  # what becomes of an input whose content an earlier row has
 
@@ -55,26 +52,6 @@ def claim(directory: Path, manifest: Manifest) -> None:
     if not (directory / MANIFEST).exists():
         with published(directory / MANIFEST) as temporary:
             temporary.write_bytes(serialise(manifest))
-
-
-@contextmanager
-def published(target: Path) -> Iterator[Path]:
-    """`publish` for the one writer of a file: what killed ones left of it goes, and a full disk says what to do."""
-    for path in leftovers(target):
-        path.unlink(missing_ok=True)
-    try:
-        with publish(target) as temporary:
-            yield temporary
-    except (OSError, SafetensorError) as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full and "os error 28" not in str(error) and os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise OSError(
-            errno.ENOSPC,
-            f"{os.strerror(errno.ENOSPC)}, for {target.name}; free some and run the same extraction again: what is "
-            "done is kept",
-            str(target.parent),
-        ) from error
 
 
 def write_shard(

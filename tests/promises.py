@@ -1,0 +1,41 @@
+"""What extraction promises, and the table of which promises held: `make faults`."""
+
+PROMISES = {
+    1: "an exception or Ctrl-C in mid-write leaves neither target nor temporary file",
+    2: "kill -9 at random moments, then resume: byte-identical to an uninterrupted run",
+    3: "a truncated or bit-flipped shard, or an empty marker, is noticed and redone",
+    4: "a full disk: a clear error, earlier shards intact, resumes",
+    5: "a second writer is refused with the first one's pid; a dead one's lock is taken over",
+    6: "another model, weights, preprocessing, dtype or inputs: refused, the difference named",
+    7: "a truncated JPEG or PNG is a row that says why, neighbours kept",
+    8: "empty, text, missing, no permission, a folder named x.jpg",
+    9: "a whole batch bad, a whole folder bad: the store is consistent",
+    10: "a decompression bomb is refused before it is decoded",
+    11: "EXIF orientations 1 to 8 equal the pre-rotated pixels",
+    12: "every mode of pixels; 16 bits scaled and not clipped",
+    13: "of several frames the first counts, and their number is recorded",
+    14: "1 x 1, long and thin, sizes that the patch does not divide",
+    15: "formats are on an allowlist",
+    16: "any name that a file can have; links in circles; ../ in a list",
+    17: "out of memory halves the batch, in order; at one image it raises",
+    18: "a killed reading process: an error that names the cause, no hang",
+    19: "Ctrl-C: exit code 130, what is done is kept",
+    20: "odd splits: each row exactly once",
+    21: "batch size and workers change features by no more than 1e-5",
+    22: "a NaN or Inf row is flagged",
+    23: "a million paths: memory stays flat",
+    24: "pickled weights are refused",
+    25: "an archive's member that leads out of it is refused",
+    26: "nothing is read with allow_pickle",
+}
+
+
+def table(outcomes: dict[int, list[str]]) -> list[str]:
+    """A line for each promise: what became of its tests, which are "passed", "failed" or "skipped"."""
+    lines = []
+    for number, promise in PROMISES.items():
+        found = outcomes.get(number, [])
+        counts = ", ".join(f"{found.count(kind)} {kind}" for kind in ("passed", "failed", "skipped") if kind in found)
+        held = "failed" not in found and "passed" in found
+        lines.append(f"{number:>3}  {'held' if held else 'NOT SHOWN':<9}  {promise} ({counts or 'no test ran'})")
+    return lines
