@@ -40,15 +40,21 @@ class Solution:
 
 @dataclass(frozen=True)
 class Curvature:
-    """The principal axes of centred features, `axes` (F, F) in columns, and the variance along each (F,)."""
+    """The principal axes of centred features, `axes` (F, A) in columns, and the variance along each (A,). Of fewer
+    samples than features there are no more axes than samples: the optimum has no part along any other."""
 
-    axes: Float[np.ndarray, "F F"]
-    variances: Float[np.ndarray, " F"]
+    axes: Float[np.ndarray, "F A"]
+    variances: Float[np.ndarray, " A"]
 
     @classmethod
     def of(cls, rows: Rows) -> "Curvature":
         """Estimated from some of the rows: it decides how fast the optimum is found, not where it is."""
         count, width = rows.shape
+        if count < width:  # the matrix of samples has the same variances and is smaller
+            some = np.concatenate([*read(rows, "curvature")]).astype(np.float64)
+            squares, vectors = eigh(some @ some.T)
+            kept = squares > squares[-1] * count * np.finfo(np.float32).eps ** 2
+            return cls(some.T @ (vectors[:, kept] / np.sqrt(squares[kept])), squares[kept] / count)
         chosen = np.random.RandomState(0).permutation(count)[: SAMPLED * width]
         gram = np.zeros((width, width))
         for block in read(rows[np.sort(chosen)], "curvature"):
@@ -72,8 +78,8 @@ class Objective:
     ) -> Solution:
         """To `TOLERANCE`, if no other is given. Warns (`ConvergenceWarning`) where it was not reached."""
         strength = 1 / (C * len(self.codes))
-        stretch = curvature.axes / np.sqrt(self.slope * curvature.variances + strength)  # (F, F)
-        shape = self.outputs, len(stretch) + 1
+        stretch = curvature.axes / np.sqrt(self.slope * curvature.variances + strength)  # (F, A)
+        shape = self.outputs, stretch.shape[1] + 1
         first = np.zeros(shape)
         if start is not None:
             first[:, :-1] = start.coef @ curvature.axes * np.sqrt(self.slope * curvature.variances + strength)

@@ -197,3 +197,12 @@ def test_the_protocol_tells_rows_from_arrays(stored):
     X, _, _ = samples(40, 2)
     assert isinstance(stored(X), Rows)
     assert not isinstance(X, Rows)
+
+
+def test_fewer_samples_than_features_reach_the_optimum_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 200)) @ rng.normal(size=(200, 200)), np.arange(60) % 3
+    X[:, 0] += 9 * y
+    scaled = StandardScaler().fit_transform(X)
+    theirs = LogisticRegression(C=0.316, max_iter=10_000, tol=1e-10).fit(scaled, y).predict_proba(scaled)
+    np.testing.assert_allclose(LinearProbe().fit(X, y).predict_proba(X), theirs, atol=1e-3)
