@@ -184,7 +184,8 @@ def test_activations_are_what_lives_at_once(config: ViTConfig, size: tuple[int, 
 def test_activations_of_a_plain_network_by_hand() -> None:
     """In the MLP: the images, the stream before and after attention, its normed copy, and the hidden layer before and
     after GELU. In attention, with a narrow MLP: the stream, its normed copy, q k v, the heads' output, its
-    projection. With BEiT's bias, that as well: as large as the map of one image, whatever the batch."""
+    projection. With BEiT's bias, within attention: that as well, as large as the map of one image, whatever the batch,
+    and the logarithm of each row's sum; no projection yet."""
     n, d = 197, 768
     config = vit_config("B/16")
     assert costs(config, (224, 224)).activations == 4 * (3 * 224 * 224 + 3 * n * d + 2 * n * 4 * d)
@@ -192,7 +193,7 @@ def test_activations_of_a_plain_network_by_hand() -> None:
     attention = 3 * 224 * 224 + 7 * n * d
     assert costs(config, (224, 224), batch=2).activations == 4 * 2 * attention
     config = replace(config, position="none", relative_position="table")
-    assert costs(config, (224, 224), batch=2).activations == 4 * (2 * attention + 12 * n * n)
+    assert costs(config, (224, 224), batch=2).activations == 4 * (2 * (attention - n * d + 12 * n) + 12 * n * n)
 
 
 @pytest.mark.parametrize("name", ["plain", "registers", "wide", "DINOv3", "BEiT", "biases everywhere", "SAM"])

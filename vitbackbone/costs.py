@@ -97,7 +97,8 @@ def costs(config: ViTConfig, size: tuple[int, int], batch: int = 1) -> Costs:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention as the fused kernels do it, which do not run on the meta device: all they write is as large as q."""
+    """Attention as the fused kernels do it, which do not run on the meta device: they write what is as large as q, and
+    the logarithm of each row's sum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +109,8 @@ class _FusedAttention(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         q, k, _ = args
         self.attention_map = max(self.attention_map, q[..., 0].numel() * k.shape[-2])
-        return torch.empty_like(q)
+        _sums, mixed = q.new_empty(q.shape[:-1], dtype=torch.float32), torch.empty_like(q)
+        return mixed
 
 
 class _Memory(TorchDispatchMode):
