@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 
 OLDEST := .venv-oldest
 LEROBOT := .venv-lerobot
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-all faults test-oldest test-lerobot lint format bench parity clean
 
@@ -13,10 +15,10 @@ demo: $(VENV)/.installed
 	$(BIN)/vitbackbone demo --out demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow" $(PARALLEL)
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	$(PYTEST) $(PARALLEL)
 
 # What extraction promises, fault by fault, with a hundred kills.
 faults: $(VENV)/.dev
@@ -37,11 +39,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/forward.py
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.report
 
 parity: $(VENV)/.dev
-	PYTHONPATH=. $(BIN)/python benchmarks/parity.py
+	$(BIN)/python -m benchmarks.parity
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(LEROBOT) demo build dist *.egg-info
@@ -55,6 +57,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	touch $@
 
 # Every lower bound of pyproject.toml is the version installed. transformers wants a newer huggingface_hub than these

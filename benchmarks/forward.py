@@ -1,88 +1,124 @@
-"""Speed of the forward against timm and transformers: the same architecture, one process, interleaved, medians.
+"""Speed of the forward against timm, transformers, ONNX Runtime and OpenVINO, in each precision.
 
-    python benchmarks/forward.py                                  # prints the table of the README
-    python benchmarks/forward.py --models vit_small_patch16_224.augreg_in21k --batches 1 --rounds 30
+python -m benchmarks.forward
+python -m benchmarks.forward --models vit_small_patch16_224.augreg_in21k --batches 1 --precisions fp32
 
-Each number is how many times as fast as timm it is: transformers, this package as it is and by each engine of
-`optimize`. The machine's own speed drifts, so only ratios within one run count.
+All run in one process, in turn. A ratio is to timm in float32; `best peer` is ours to the fastest of the others in that
+precision, and `of peak` what ours makes of the fastest matrix product in the precision that it runs in.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import get_args
 
-import timm
 import torch
-import transformers
-from tqdm import tqdm
 
-from vitbackbone import ViTConfig, load_backbone, optimize
-from vitbackbone.zoo import ZOO
+from benchmarks.peak import DTYPES, measured
+from benchmarks.peers import Field, entrants
+from benchmarks.timing import Contestants, machine, markdown, medians, noise
+from vitbackbone import ViTConfig
+from vitbackbone.costs import costs
+from vitbackbone.features import Precision
 
 MODELS = ["vit_tiny_patch16_224.augreg_in21k", "vit_base_patch16_224.augreg_in21k", "vit_small_patch14_dinov2.lvd142m"]
+BATCHES = [1, 8, 32]
+PRECISIONS: list[Precision] = list(get_args(Precision))
+PEERS = ["timm", "timm, compiled", "transformers", "ONNX Runtime", "OpenVINO"]
 
 
-def hugging_face(config: ViTConfig) -> torch.nn.Module:
-    """The same network in transformers, by its own defaults."""
-    shared = {
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.num_heads,
-        "image_size": config.image_size[0],
-        "patch_size": config.patch_size,
-    }
-    if config.layer_scale:
-        return transformers.Dinov2Model(transformers.Dinov2Config(**shared))
-    return transformers.ViTModel(
-        transformers.ViTConfig(**shared, intermediate_size=config.mlp_dim), add_pooling_layer=False
-    )
+@dataclass(frozen=True)
+class Row:
+    """Seconds of each contestant, by name and precision, on one batch."""
+
+    model: str
+    pixels: int
+    batch: int
+    flops: int
+    seconds: dict[tuple[str, Precision], float]
+    alone: float  # CLS alone, by what runs in float32
+
+    @property
+    def timm(self) -> float:
+        return self.seconds["timm", "fp32"]
+
+    def ours(self, precision: Precision) -> float:
+        return self.seconds["ours", precision]
+
+    def best_peer(self, precision: Precision) -> float:
+        """Of those in this precision; without any, of those in float32."""
+        of = precision if any((name, precision) in self.seconds for name in PEERS) else "fp32"
+        return min(self.seconds[name, of] for name in PEERS if (name, of) in self.seconds)
 
 
-def medians(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of each, taken in turn, after two rounds of warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for i in tqdm(range(rounds + 2), leave=False):
-        for name, run in contestants.items():
-            began = time.perf_counter()
-            run()
-            if i >= 2:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+def measure(name: str, batches: list[int], precisions: list[Precision], seconds: float) -> tuple[list[Row], Field]:
+    field, backbone = entrants(name, precisions)
+    assert isinstance(backbone.config, ViTConfig)
+    fastest = next(each.run for each in field.contestants if (each.name, each.precision) == ("ours", "fp32"))
+    rows = []
+    for batch in batches:
+        x = noise(batch, 3, *backbone.config.image_size)
+        runs: Contestants = {f"{i}": partial(each.run, x) for i, each in enumerate(field.contestants)}
+        runs["alone"] = partial(fastest.forward_prefix, x, [-1])  # type: ignore[attr-defined]  # a backbone's
+        times = medians(runs, seconds)
+        by_name = {(each.name, each.precision): times[f"{i}"] for i, each in enumerate(field.contestants)}
+        flops = costs(backbone.config, backbone.config.image_size, batch).flops
+        rows.append(Row(name, backbone.config.image_size[0], batch, flops, by_name, times["alone"]))
+    return rows, field
 
 
-@torch.inference_mode()
+def table(rows: list[Row], field: Field, precisions: list[Precision], peaks: dict[Precision, float]) -> str:
+    """Of one model."""
+    names = [name for name in [*PEERS, "ours, as it is"] if any(name == each for each, _ in rows[0].seconds)]
+    lines = []
+    for row in rows:
+        for precision in precisions:
+            cells = [
+                f"{row.timm / row.seconds[name, precision]:.2f}" if (name, precision) in row.seconds else ""
+                for name in names
+            ]
+            ours = row.ours(precision)
+            path = field.taken[precision]
+            peak = peaks[next(p for p in [*DTYPES, "fp32"] if path.startswith(p))] if path[:4] in DTYPES else 0
+            of_peak = f"{row.flops / ours / 1e9 / peak:.0%}" if peak else ""
+            best = f"{row.best_peer(precision) / ours:.2f}"
+            lines.append((row.batch, precision, *cells, f"**{row.timm / ours:.2f}**", path, best, of_peak))
+    return markdown(["batch", "precision", *names, "ours", "path", "best peer", "of peak"], lines)
+
+
+def report(models: list[str], batches: list[int], precisions: list[Precision], seconds: float) -> tuple[str, list[Row]]:
+    peaks: dict[Precision, float] = {}
+    sections, found = [], []
+    for name in models:
+        rows, field = measure(name, batches, precisions, seconds)
+        for taken in field.taken.values():
+            of = next(p for p in PRECISIONS if taken.startswith(p))
+            if of in DTYPES and of not in peaks:
+                peaks[of] = measured(of)
+        times = ", ".join(f"{1000 * row.timm:.0f} ms at batch {row.batch}" for row in rows)
+        alone = ", ".join(f"{row.ours('fp32') / row.alone:.2f} at batch {row.batch}" for row in rows)
+        absent = "".join(f"\n- No {who}: {why}." for who, why in field.absent.items())
+        sections.append(
+            f"### {name}, {rows[0].pixels} pixels\n\ntimm in float32: {times}.\n\n"
+            f"{table(rows, field, precisions, peaks)}\n\nCLS alone, against all tokens: {alone}.{absent}"
+        )
+        print(sections[-1], flush=True)
+        found += rows
+    return "\n\n".join(sections), found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], metavar="N")
-    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="counted runs of each contestant")
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, metavar="N")
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
+    parser.add_argument("--seconds", type=float, default=60, help="of each table row, at least three rounds")
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, timm {timm.__version__}, transformers {transformers.__version__}, ", end="")
-    print(f"{torch.get_num_threads()} threads, float32, median of {args.rounds}\n")
-    print(
-        "| model | image | batch | timm, ms | transformers | ours | ours, native | ours, OpenVINO | native, CLS alone |"
-    )
-    print("| --- " * 9 + "|")
-    for name in args.models:
-        config = ZOO[name].config
-        peer = timm.create_model(name.split(".")[0], pretrained=False, num_classes=0).eval()
-        backbone = load_backbone(name, weights="random")
-        native, openvino = (optimize(backbone, engine=engine) for engine in ("native", "openvino"))
-        other = hugging_face(config).eval()
-        for batch in args.batches:
-            x = torch.randn(batch, 3, *config.image_size)
-            contestants = {
-                "timm": lambda x=x, peer=peer: peer.forward_features(x),
-                "transformers": lambda x=x, other=other: other(pixel_values=x),
-                "ours": lambda x=x, backbone=backbone: backbone(x),
-                "native": lambda x=x, native=native: native(x),
-                "openvino": lambda x=x, openvino=openvino: openvino(x),
-                "prefix": lambda x=x, native=native: native.forward_prefix(x, [-1]),
-            }
-            t = medians(contestants, args.rounds)
-            ratios = " | ".join(f"{t['timm'] / t[key]:.2f}" for key in list(contestants)[1:])
-            print(f"| {name} | {config.image_size[0]} | {batch} | {1000 * t['timm']:.0f} | {ratios} |", flush=True)
+    logging.basicConfig(level=logging.WARNING)
+    print(f"{machine()}, {torch.get_num_threads()} threads\n", flush=True)
+    with torch.inference_mode():
+        report(args.models, args.batches, args.precisions, args.seconds)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Speed of the input, from the bytes of a file to pixels for a network: one process and thread, interleaved, medians.
 
-    python benchmarks/input.py                                    # photo-like JPEGs of 1 to 2 megapixels, made here
-    python benchmarks/input.py FOLDER --resolution 518 --rounds 3
+    python -m benchmarks.input                                    # photo-like JPEGs of 1 to 2 megapixels, made here
+    python -m benchmarks.input FOLDER --resolution 518 --rounds 3
 
 A ratio above 1 is faster than Pillow. Ours is `Preprocess.pixels` by each `decoding`, which stops at 8 bits, as the
 device normalises. The difference is to Pillow, in levels of 255.
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-import timm
 import torch
 import torchvision
 from PIL import Image
@@ -24,6 +23,7 @@ from timm.data import create_transform
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.timing import markdown
 from vitbackbone import Photo, Preprocess, load_image
 
 SIZES = [(900, 1200), (1024, 1365), (1365, 1024), (1000, 1500), (1080, 1920), (1200, 1600)]  # (H, W) in pixels
@@ -82,6 +82,31 @@ def levels(preprocess: Preprocess, found: Tensor) -> Tensor:
     return 255 * (found * std + mean)
 
 
+def report(files: Sequence[bytes], resolution: int, rounds: int) -> str:
+    """By one thread."""
+    preprocess = Preprocess((resolution, resolution))
+    contestants = ways(preprocess)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        t = seconds(contestants, files, rounds)
+    finally:
+        torch.set_num_threads(threads)
+    rows = []
+    for name, run in contestants.items():
+        apart = [
+            (levels(preprocess, run(data)) - levels(preprocess, contestants["Pillow"](data))).abs() for data in files
+        ]
+        largest, mean = max(each.max().item() for each in apart), statistics.mean(each.mean().item() for each in apart)
+        rows.append((name, f"{1 / t[name]:.0f}", f"{t['Pillow'] / t[name]:.2f}", f"{largest:.0f}", f"{mean:.3f}"))
+    megapixels = statistics.mean(np.prod(Photo(data).size) for data in files) / 1e6
+    return (
+        f"{len(files)} JPEGs of {megapixels:.1f} MP and {statistics.mean(map(len, files)) / 1000:.0f} kB in the mean, "
+        f"to {resolution} pixels; one thread, torchvision {torchvision.__version__}, Pillow {PIL.__version__}.\n\n"
+        + markdown(["", "images/s", "against Pillow", "largest difference", "mean"], rows)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="JPEGs to read instead")
@@ -96,21 +121,7 @@ def main() -> None:
         ]
         if not files:
             parser.error(f"{args.folder} has no .jpg or .jpeg in it")
-    torch.set_num_threads(1)
-    preprocess = Preprocess((args.resolution, args.resolution))
-    contestants = ways(preprocess)
-    t = seconds(contestants, files, args.rounds)
-    megapixels = statistics.mean(np.prod(Photo(data).size) for data in files) / 1e6
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}, ", end="")
-    print(f"Pillow {PIL.__version__}; 1 thread, {len(files)} JPEGs of {megapixels:.1f} MP and ", end="")
-    print(f"{statistics.mean(map(len, files)) / 1000:.0f} kB in the mean, to {args.resolution}\n")
-    print("| | images/s | against Pillow | largest difference | mean |\n| --- | --- | --- | --- | --- |")
-    for name, run in contestants.items():
-        apart = [
-            (levels(preprocess, run(data)) - levels(preprocess, contestants["Pillow"](data))).abs() for data in files
-        ]
-        largest, mean = max(each.max().item() for each in apart), statistics.mean(each.mean().item() for each in apart)
-        print(f"| {name} | {1 / t[name]:.0f} | {t['Pillow'] / t[name]:.2f} | {largest:.0f} | {mean:.3f} |")
+    print(report(files, args.resolution, args.rounds))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measures max |a - b| / max |b| against every upstream, in float32, on identical random weights, and writes
 `docs/parity.md` and the summary in the README.
 
-PYTHONPATH=. python benchmarks/parity.py
+python -m benchmarks.parity
 
 Where the network allows, published weights are checked too: ours against what timm makes of the same file.
 """

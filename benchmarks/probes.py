@@ -1,8 +1,8 @@
 """Cost of the linear probe: of 45 values of C against one fit of scikit-learn, and of rows that stay on the disk.
 
-    python benchmarks/probes.py sweep --samples 50000 --width 768             # in memory
-    python benchmarks/probes.py sweep --samples 50000 --width 768 --decay 0   # the same of features not correlated
-    python benchmarks/probes.py lazy --samples 200000 --width 384 --dtype float16   # seconds and peak memory
+    python -m benchmarks.probes sweep --samples 50000 --width 768             # in memory
+    python -m benchmarks.probes sweep --samples 50000 --width 768 --decay 0   # the same of features not correlated
+    python -m benchmarks.probes lazy --samples 200000 --width 384 --dtype float16   # seconds and peak memory
 
 `sweep` times in one process, in turn: the medians, their ratio, and the accuracy on fresh samples of the C that was
 chosen and of the one that a naive sweep chooses (`--naive`, which takes minutes). `lazy` measures one process for the

@@ -38,6 +38,7 @@ from vitbackbone.zoo import ZOO
 
 LIMIT = 1e-5
 HEAVY = {  # by the clock; of these the quick tests have the size that is not square
+    "beit_base_patch16_224.in22k_ft_in22k_in1k",
     "beitv2_base_patch16_224.in1k_ft_in1k",
     "samvit_base_patch16.sa1b",
     "vit_base_patch16_224.mae",
@@ -46,15 +47,21 @@ HEAVY = {  # by the clock; of these the quick tests have the size that is not sq
 }
 
 
+LARGE = 352  # pixels a side; the quick tests have none that is larger
+
+
 def sized(case: Case) -> list[object]:
     """The case at each of its sizes, the costly ones marked."""
-    heavy = case.name in HEAVY
+
+    def is_slow(size: tuple[int, int]) -> bool:
+        return case.name == "openvla" or (size != case.sizes[2] and (case.name in HEAVY or max(size) > LARGE))
+
     return [
         pytest.param(
             case,
             size,
             id=f"{case.upstream}-{case.name}-{size[0]}x{size[1]}",
-            marks=pytest.mark.slow if case.name == "openvla" or (heavy and size != case.sizes[2]) else (),
+            marks=pytest.mark.slow if is_slow(size) else (),
         )
         for size in case.sizes
     ]
@@ -81,7 +88,13 @@ def test_every_format_of_timm_and_transformers_has_a_case() -> None:
 WHOLE_MODELS = {"CLIPModel", "SiglipModel", "SamModel", "ViTMAEForPreTraining", "BeitForMaskedImageModeling"}
 
 
-@pytest.mark.parametrize("name", ["beit_base_patch16_224.in22k_ft_in22k_in1k", "vit_tiny_patch16_224.augreg_in21k"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("beit_base_patch16_224.in22k_ft_in22k_in1k", marks=pytest.mark.slow),
+        "vit_tiny_patch16_224.augreg_in21k",
+    ],
+)
 def test_equals_timm_as_loaded_by_default_at_the_native_size(name: str, tmp_path: Path) -> None:
     case = timm_case(name)
     case.save(case.model(), tmp_path)
@@ -326,7 +339,9 @@ def test_googles_npz_is_what_timm_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", ["native", "hf"])
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in POLICIES]
+)
 def test_the_policies_are_the_implementations(name: str, policy: str, tmp_path: Path) -> None:
     case = timm_case(name)
     case.save(timm_model(name), tmp_path)

@@ -61,8 +61,14 @@ def cluster() -> "Iterator[object]":
 
 def kill_an_actor(_: object) -> None:
     """Ray calls its processes by what they do."""
-    names = {file.parent.name: file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline")}
-    os.kill(int(next(pid for pid, name in names.items() if name.startswith(b"ray::MapWorker"))), signal.SIGKILL)
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found = file.read_bytes().startswith(b"ray::MapWorker")
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
+        if found:
+            return os.kill(int(file.parent.name), signal.SIGKILL)
+    raise AssertionError("no actor runs")
 
 
 def kill_a_node(cluster: object) -> None:

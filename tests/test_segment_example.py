@@ -138,7 +138,14 @@ def test_windows_overlap_by_a_quarter(length: int) -> None:
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more", [(), ("--finetune", "--precision", "bf16"), ("--weights", "random")])
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        pytest.param(("--finetune", "--precision", "bf16"), marks=pytest.mark.slow),  # on a CPU without bf16
+        ("--weights", "random"),
+    ],
+)
 def test_an_interrupted_training_ends_with_the_same_head(
     more: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,174 @@
+"""From a folder of photos to features on the disk: `extract` against a loop over timm and a `DataLoader`, and against
+the `image-feature-extraction` pipeline of transformers. The same photos, pixels, batches and worker processes.
+
+python -m benchmarks.folder                       # photo-like JPEGs of 1 to 2 megapixels, made here
+python -m benchmarks.folder FOLDER --workers 1
+
+CLS of ViT-S/16 at 224 pixels, float32. Decoding and the forward share the cores here, so the most that they allow
+together is 1 / (1 / decoding + 1 / forward), each at its best alone.
+"""
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from timm.data import create_transform
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.input import SIZES, made
+from benchmarks.peers import from_timm
+from benchmarks.timing import DEVICE, machine, markdown, medians, noise
+from vitbackbone import Decoding, Photo, extract, optimize
+
+MODEL = "vit_small_patch16_224.augreg_in21k"
+
+
+class Photos(Dataset):
+    """As a timm user writes it."""
+
+    def __init__(self, paths: list[Path], transform: Callable) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        from PIL import Image
+
+        with Image.open(self.paths[i]) as image:
+            return self.transform(image.convert("RGB"))
+
+
+def photos(folder: Path, count: int) -> None:
+    """Six pictures, each copied under many names with its number at the end: no two files are alike."""
+    kinds = [made(*size, seed) for seed, size in enumerate(SIZES)]
+    for i in range(count):
+        (folder / f"{i:05d}.jpg").write_bytes(kinds[i % len(kinds)] + i.to_bytes(4, "big"))
+
+
+def loop(model: torch.nn.Module, transform: Callable, paths: list[Path], out: Path, batch: int, workers: int) -> None:
+    loader = DataLoader(
+        Photos(paths, transform), batch_size=batch, num_workers=workers, pin_memory=DEVICE.type == "cuda"
+    )
+    found = [model.forward_features(x.to(DEVICE, non_blocking=True))[:, 0].cpu().numpy() for x in loader]
+    np.save(out, np.concatenate(found))
+
+
+def piped(pipeline: Callable, paths: list[Path], out: Path, batch: int, workers: int) -> None:
+    every = pipeline([str(path) for path in paths], batch_size=batch, num_workers=workers)
+    np.save(out, np.array([np.asarray(tokens)[0, 0] for tokens in every]))
+
+
+def compare(folder: Path, batch: int, workers: int, seconds: float) -> str:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    theirs, backbone = from_timm(MODEL)
+    fast = optimize(backbone)
+    preprocess = backbone.preprocess
+    transform = create_transform(
+        (3, *preprocess.image_size),
+        interpolation=preprocess.interpolation,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        crop_pct=preprocess.crop_pct,
+    )
+    pipeline = transformers.pipeline(
+        "image-feature-extraction",
+        model=transformers.ViTModel(
+            transformers.ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536),
+            add_pooling_layer=False,
+        ).eval(),
+        image_processor=transformers.ViTImageProcessor(),
+        device=DEVICE,
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary)
+
+        def ours(model: object, decoding: Decoding) -> None:
+            shutil.rmtree(out / "store", ignore_errors=True)
+            extract(
+                model,
+                folder,
+                out / "store",
+                batch_size=batch,
+                workers=workers,
+                decoding=decoding,
+                device=DEVICE,
+                progress=False,
+            )
+
+        t = medians(
+            {
+                "timm and a DataLoader": partial(
+                    loop, theirs.model, transform, paths, out / "timm.npy", batch, workers
+                ),
+                "transformers' pipeline": partial(piped, pipeline, paths, out / "hf.npy", batch, workers),
+                "ours, torch as it is": partial(ours, backbone, "exact"),
+                "ours": partial(ours, fast, "exact"),
+                "ours, decoding fast": partial(ours, fast, "fast"),
+                "ours, decoding draft": partial(ours, fast, "draft"),
+            },
+            seconds,
+            most=5,
+        )
+    x = noise(batch, 3, *preprocess.image_size)
+    some = [path.read_bytes() for path in paths[:12]]
+    stages = {decoding: decoding_rate(backbone, some, decoding) for decoding in ("exact", "fast", "draft")}
+    forward = batch / medians({"": partial(fast.forward_prefix, x, [-1])}, 20)[""]
+    first, count = next(iter(t.values())), len(paths)
+    rows = []
+    for name, value in t.items():
+        decoding = name.rpartition(" ")[2] if "decoding" in name else "exact"
+        bound = 1 / (1 / stages[decoding] + 1 / forward)
+        share = f"{count / value / bound:.0%}" if name.startswith("ours") and "as it is" not in name else ""
+        rows.append((name, f"{count / value:.1f}", f"{first / value:.2f}", share))
+    cores = torch.get_num_threads()
+    rates = ", ".join(f"{rate:.0f} ({decoding})" for decoding, rate in stages.items())
+    return (
+        f"{count} photos, CLS of ViT-S/16 at 224 pixels, batches of {batch}, {workers} worker(s), {cores} cores; ours "
+        f"by {fast.runtime.path}.\n\n{markdown(['', 'images/s', 'against timm', 'of what the stages allow'], rows)}\n\n"
+        f"The stages alone, on all cores: decoding {rates} images/s, forward {forward:.1f} images/s."
+    )
+
+
+def decoding_rate(backbone: object, files: list[bytes], decoding: Decoding) -> float:
+    """Images in a second by all cores, from one core's."""
+    preprocess = backbone.preprocess  # type: ignore[attr-defined]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one = medians({"": lambda: [preprocess.pixels(Photo(data), decoding=decoding) for data in files]}, 5)[""]
+    finally:
+        torch.set_num_threads(threads)
+    return threads * len(files) / one
+
+
+def report(batch: int, workers: int, count: int, seconds: float) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        photos(Path(folder), count)
+        return compare(Path(folder), batch, workers, seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="photos to read instead")
+    parser.add_argument("--count", type=int, default=96, metavar="N", help="photos to make")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N")
+    parser.add_argument("--workers", type=int, default=1, metavar="N")
+    parser.add_argument("--seconds", type=float, default=120, help="of measuring, at least three rounds")
+    args = parser.parse_args()
+    print(f"{machine()}, {torch.get_num_threads()} threads\n", flush=True)
+    with torch.inference_mode():
+        if args.folder:
+            print(compare(args.folder, args.batch_size, args.workers, args.seconds))
+        else:
+            print(report(args.batch_size, args.workers, args.count, args.seconds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What this machine can multiply: the fastest of a sweep of matrix products, and what its instructions promise.
+
+python -m benchmarks.peak
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.timing import DEVICE, cpu_info, machine, markdown, noise, wait_for
+from vitbackbone.features import Precision
+from vitbackbone.kernels import PackedLinear, trouble
+
+# (M, K, N): linears of ViT-B at batch 1, 8 and 32, and two squares.
+SHAPES = [(197, 768, 3072), (1576, 768, 3072), (1576, 3072, 768), (6304, 768, 3072), (2048, 2048, 2048)]
+ROUNDS = 7
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+# Floating-point operations of a core in a cycle, in float32: lanes, two operations to a multiply-add, units.
+PER_CYCLE = {
+    ("AuthenticAMD", 23, 0): 16,  # Zen 1 and +: two units of 128 bits
+    ("AuthenticAMD", 23, 48): 32,  # Zen 2: two of 256
+    ("AuthenticAMD", 25, 0): 32,  # Zen 3, Zen 4: two of 256
+    ("AuthenticAMD", 26, 0): 64,  # Zen 5: two of 512
+    ("GenuineIntel", 6, 0): 64,  # servers since Skylake: two of 512
+}
+
+
+def products(precision: Precision, shape: tuple[int, int, int]) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """The ways to multiply that a network may take."""
+    m, k, n = shape
+    dtype = DTYPES[precision]
+    linear = nn.Linear(k, n).to(DEVICE).requires_grad_(False)
+    x, weight = noise(m, k).to(dtype), linear.weight.to(dtype)
+    yield "torch", partial(F.linear, x, weight)
+    if DEVICE.type == "cpu" and not trouble(dtype):
+        yield "packed", partial(PackedLinear(linear, None, dtype), x)
+
+
+def sweep(precision: Precision) -> list[tuple[str, tuple[int, int, int], float]]:
+    """(way, shape, GFLOP/s at the median) of each."""
+    found = []
+    for shape in SHAPES:
+        m, k, n = shape
+        for way, run in products(precision, shape):
+            wait_for(run())
+            times = []
+            for _ in range(ROUNDS):
+                began = time.perf_counter()
+                wait_for(run())
+                times.append(time.perf_counter() - began)
+            found.append((way, shape, 2e-9 * m * k * n / statistics.median(times)))
+    return found
+
+
+def measured(precision: Precision) -> float:
+    """GFLOP/s of the fastest."""
+    return max(speed for _, _, speed in sweep(precision))
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor has instructions for it; without, it is emulated."""
+    return DEVICE.type == "cuda" or any(flag in cpu_info().get("flags", "") for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def theoretical() -> tuple[float, str] | None:
+    """GFLOP/s in float32 by the instruction set and the clock that Linux gives, and how it comes about."""
+    info = cpu_info()
+    try:
+        vendor, family, model = info["vendor_id"], int(info["cpu family"]), int(info["model"])
+        clock = float(info["cpu MHz"]) / 1e3
+    except (KeyError, ValueError):
+        return None
+    known = [flops for (v, f, m), flops in sorted(PER_CYCLE.items()) if (v, f) == (vendor, family) and m <= model]
+    if DEVICE.type == "cuda" or not known:
+        return None
+    threads = min(torch.get_num_threads(), os.cpu_count() or 1)
+    return threads * clock * known[-1], f"{threads} cores x {clock:.2f} GHz x {known[-1]} FLOP a cycle"
+
+
+def report() -> str:
+    """The sweep as a table, and a line on what the instructions promise."""
+    rows = []
+    for precision in DTYPES:
+        if precision == "bf16" and not has_bfloat16():
+            continue
+        rows += [
+            (precision, way, " x ".join(map(str, shape)), f"{speed:.0f}") for way, shape, speed in sweep(precision)
+        ]
+    promised = theoretical()
+    line = f"By its instructions: {promised[0]:.0f} GFLOP/s in float32 ({promised[1]})." if promised else ""
+    return "\n\n".join(filter(None, [markdown(["precision", "way", "M x K x N", "GFLOP/s"], rows), line]))
+
+
+if __name__ == "__main__":
+    print(machine(), report(), sep="\n\n")

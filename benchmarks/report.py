@@ -1,0 +1,127 @@
+"""Runs all benchmarks and writes `docs/performance.md`, its plot and the summary in the README. An hour on two cores.
+
+python -m benchmarks.report
+"""
+
+import argparse
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import timm
+import torch
+import transformers
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks import folder, forward, sizes
+from benchmarks import input as reading
+from benchmarks.parity import replace_between
+from benchmarks.peak import report as peaks
+from benchmarks.timing import DEVICE, machine, markdown
+
+ROOT = Path(__file__).parent.parent
+PLOT = "performance.png"
+
+
+def versions() -> str:
+    names = {"torch": torch.__version__, "timm": timm.__version__, "transformers": transformers.__version__}
+    if DEVICE.type == "cpu":
+        import onnxruntime
+        import openvino
+
+        names |= {"ONNX Runtime": onnxruntime.__version__, "OpenVINO": openvino.__version__.split("-")[0]}
+    return ", ".join(f"{name} {version}" for name, version in names.items())
+
+
+def probes(*arguments: str) -> str:
+    """In a process of its own, as what it measures is that process's memory too."""
+    command = [sys.executable, "-m", "benchmarks.probes", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+
+
+def sections(seconds: float) -> Iterator[tuple[str, str]]:
+    yield "The machine's own peak", peaks()
+    text, rows = forward.report(forward.MODELS, forward.BATCHES, forward.PRECISIONS, seconds)
+    yield "The forward", text
+    mixed = sizes.mixed(seconds)
+    yield "Images of mixed sizes", mixed
+    text, found = sizes.resolution(sizes.SIDES, seconds / 2)
+    yield "Resolution", text
+    draw(rows, found, ROOT / "docs" / PLOT)
+    replace_between(ROOT / "README.md", "performance", summary(rows))
+    yield "From a folder to features", folder.report(batch=32, workers=1, count=96, seconds=2 * seconds)
+    files = [reading.made(*size, seed) for seed, size in enumerate(reading.SIZES)]
+    yield "Reading photos", reading.report(files, 224, rounds=5)
+    yield "45 values of C on 50,000 x 768, against one fit of scikit-learn", probes("sweep", "--naive")
+    yield "A probe on rows that stay on the disk", probes("lazy", "--samples", "200000", "--width", "384")
+
+
+def summary(rows: list[forward.Row]) -> str:
+    """For the README: float32, which every machine has."""
+    lines = []
+    for row in rows:
+        peers = [
+            f"{row.timm / row.seconds[name, 'fp32']:.2f}" if (name, "fp32") in row.seconds else ""
+            for name in ("transformers", "ONNX Runtime", "OpenVINO")
+        ]
+        ours = row.timm / row.ours("fp32")
+        lines.append((row.model, row.pixels, row.batch, f"{1000 * row.timm:.0f}", *peers, f"**{ours:.2f}**"))
+    header = ["model", "pixels", "batch", "timm, ms", "transformers", "ONNX Runtime", "OpenVINO", "ours"]
+    return f"{markdown(header, lines)}\n\n{machine()}, {torch.get_num_threads()} threads; {versions()}."
+
+
+def draw(rows: list[forward.Row], found: list[sizes.Size], path: Path) -> None:
+    figure, (bars, lines) = plt.subplots(1, 2, figsize=(13, 4.6), width_ratios=(2, 1), layout="constrained")
+    names = [name for name in [*forward.PEERS, "ours"] if any((name, "fp32") in row.seconds for row in rows)]
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        heights = [row.timm / row.seconds.get((name, "fp32"), float("nan")) for row in rows]
+        places = [x + i * width for x in range(len(rows))]
+        bars.bar(
+            places, heights, width, label=name, color="#d1495b" if name == "ours" else plt.cm.Blues(0.35 + 0.15 * i)
+        )
+    labels = [f"{row.model.split('.')[0].removeprefix('vit_')}\nbatch {row.batch}" for row in rows]
+    bars.set_xticks([x + 0.4 - width / 2 for x in range(len(rows))], labels, fontsize=7)
+    bars.set_ylabel("times as fast as timm, float32")
+    bars.axhline(1, color="black", linewidth=0.6)
+    bars.legend(fontsize=8, ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    patches = [size.patches for size in found]
+    lines.loglog(patches, [size.theirs for size in found], "o-", color=plt.cm.Blues(0.6), label="timm, s")
+    lines.loglog(patches, [size.seconds for size in found], "o-", color="#d1495b", label="ours, s")
+    memory = lines.twinx()
+    memory.loglog(patches, [size.memory for size in found], "s--", color="#2e4057", label="ours, MiB")
+    memory.set_ylabel("MiB")
+    lines.set_xlabel("patches of one image, ViT-S/16")
+    lines.set_ylabel("s")
+    handles = [line for axes in (lines, memory) for line in axes.get_lines()]
+    lines.legend(handles=handles, fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=45, help="of each row of a table, at least three rounds")
+    args = parser.parse_args()
+    text = f"""# Performance
+
+Measured by `make bench` on {machine()}, {torch.get_num_threads()} threads, {platform.system()}; {versions()}. Everyone
+in a table runs in one process, in turn, and the medians count: the machine's speed drifts, so a ratio means more than a
+time, and differences under 10 % are noise. The weights are random. A ratio above 1 is faster.
+
+![The forward, and time and memory by resolution]({PLOT})
+"""
+    with torch.inference_mode():
+        for title, section in sections(args.seconds):
+            print(f"\n## {title}\n\n{section}", flush=True)
+            text += f"\n## {title}\n\n{section}\n"
+            (ROOT / "docs" / "performance.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""How the benchmarks time: contestants in one process, taken in turn, medians of each. The machine's own speed drifts,
+so only ratios within one run count."""
+
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+Contestants = dict[str, Callable[[], Any]]
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def medians(contestants: Contestants, seconds: float = 60, least: int = 3, most: int = 15) -> dict[str, float]:
+    """Seconds of each, after a round of warm-up: of as many rounds as fit into `seconds`, from `least` to `most`."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    began, rounds = time.perf_counter(), most
+    bar = tqdm(total=most + 1, leave=False, unit="round")
+    turn = 0
+    while turn <= rounds:
+        for name, run in contestants.items():
+            started = time.perf_counter()
+            wait_for(run())
+            if turn:
+                times[name].append(time.perf_counter() - started)
+        if turn == 0:
+            rounds = min(most, max(least, int(seconds / (time.perf_counter() - began))))
+            bar.total = rounds + 1
+        turn += 1
+        bar.update()
+    bar.close()
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def wait_for(result: Any) -> None:
+    """A GPU computes after the call has returned."""
+    if DEVICE.type == "cuda" and result is not None:
+        torch.cuda.synchronize()
+
+
+def peak_memory(run: Callable[[], Any]) -> float:
+    """The MiB that a run takes at its peak above what there was before: on Linux the process's resident memory."""
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _status("VmRSS")
+    run()
+    return (_status("VmHWM") - before) / 2**10
+
+
+def _status(field: str) -> int:
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0])  # kB
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """p of values ~ sizes ** p, by least squares of the logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
+
+
+def ratio(a: float, b: float) -> str:
+    return "" if math.isnan(a) or math.isnan(b) else f"{a / b:.2f}"
+
+
+def machine() -> str:
+    """The processor, or GPU, in words."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} cores of {cpu_info().get('model name', platform.processor())}"
+
+
+def cpu_info() -> dict[str, str]:
+    """What Linux says of the first core."""
+    path = Path("/proc/cpuinfo")
+    block = path.read_text().split("\n\n")[0].splitlines() if path.exists() else []
+    return {key.strip(): value.strip() for key, value in (line.split(":", 1) for line in block)}
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
