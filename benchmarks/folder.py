@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.input import SIZES, made
 from benchmarks.peers import from_timm
-from benchmarks.timing import DEVICE, machine, markdown, medians, noise
+from benchmarks.timing import DEVICE, ON_GPU, machine, markdown, medians, noise
 from vitbackbone import Decoding, Photo, extract, optimize
 
 MODEL = "vit_small_patch16_224.augreg_in21k"
@@ -53,9 +53,7 @@ def photos(folder: Path, count: int) -> None:
 
 
 def loop(model: torch.nn.Module, transform: Callable, paths: list[Path], out: Path, batch: int, workers: int) -> None:
-    loader = DataLoader(
-        Photos(paths, transform), batch_size=batch, num_workers=workers, pin_memory=DEVICE.type == "cuda"
-    )
+    loader = DataLoader(Photos(paths, transform), batch_size=batch, num_workers=workers, pin_memory=ON_GPU)
     found = [model.forward_features(x.to(DEVICE, non_blocking=True))[:, 0].cpu().numpy() for x in loader]
     np.save(out, np.concatenate(found))
 

@@ -17,13 +17,16 @@ import torch
 
 from benchmarks.peak import DTYPES, measured
 from benchmarks.peers import Field, entrants
-from benchmarks.timing import Contestants, machine, markdown, medians, noise
+from benchmarks.timing import ON_GPU, Contestants, machine, markdown, medians, noise
 from vitbackbone import ViTConfig
 from vitbackbone.costs import costs
 from vitbackbone.features import Precision
 
 MODELS = ["vit_tiny_patch16_224.augreg_in21k", "vit_base_patch16_224.augreg_in21k", "vit_small_patch14_dinov2.lvd142m"]
 BATCHES = [1, 8, 32]
+if ON_GPU:
+    MODELS.append("vit_large_patch16_224.augreg_in21k")
+    BATCHES.append(256)
 PRECISIONS: list[Precision] = list(get_args(Precision))
 PEERS = ["timm", "timm, compiled", "transformers", "ONNX Runtime", "OpenVINO"]
 

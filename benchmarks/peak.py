@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.timing import DEVICE, cpu_info, machine, markdown, noise, wait_for
+from benchmarks.timing import DEVICE, ON_GPU, cpu_info, machine, markdown, noise, wait_for
 from vitbackbone.features import Precision
 from vitbackbone.kernels import PackedLinear, trouble
 
-# (M, K, N): linears of ViT-B at batch 1, 8 and 32, and two squares.
+# (M, K, N): linears of ViT-B at batch 1, 8 and 32, and a square.
 SHAPES = [(197, 768, 3072), (1576, 768, 3072), (1576, 3072, 768), (6304, 768, 3072), (2048, 2048, 2048)]
+LARGE = [(6304, 768, 3072), (50432, 1024, 4096), (50432, 4096, 1024), (8192, 8192, 8192)]  # for a GPU: ViT-L too
 ROUNDS = 7
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -39,14 +40,14 @@ def products(precision: Precision, shape: tuple[int, int, int]) -> Iterator[tupl
     linear = nn.Linear(k, n).to(DEVICE).requires_grad_(False)
     x, weight = noise(m, k).to(dtype), linear.weight.to(dtype)
     yield "torch", partial(F.linear, x, weight)
-    if DEVICE.type == "cpu" and not trouble(dtype):
+    if not ON_GPU and not trouble(dtype):
         yield "packed", partial(PackedLinear(linear, None, dtype), x)
 
 
 def sweep(precision: Precision) -> list[tuple[str, tuple[int, int, int], float]]:
     """(way, shape, GFLOP/s at the median) of each."""
     found = []
-    for shape in SHAPES:
+    for shape in LARGE if ON_GPU else SHAPES:
         m, k, n = shape
         for way, run in products(precision, shape):
             wait_for(run())
@@ -66,7 +67,7 @@ def measured(precision: Precision) -> float:
 
 def has_bfloat16() -> bool:
     """Whether the processor has instructions for it; without, it is emulated."""
-    return DEVICE.type == "cuda" or any(flag in cpu_info().get("flags", "") for flag in ("avx512_bf16", "amx_bf16"))
+    return ON_GPU or any(flag in cpu_info().get("flags", "") for flag in ("avx512_bf16", "amx_bf16"))
 
 
 def theoretical() -> tuple[float, str] | None:
@@ -78,7 +79,7 @@ def theoretical() -> tuple[float, str] | None:
     except (KeyError, ValueError):
         return None
     known = [flops for (v, f, m), flops in sorted(PER_CYCLE.items()) if (v, f) == (vendor, family) and m <= model]
-    if DEVICE.type == "cuda" or not known:
+    if ON_GPU or not known:
         return None
     threads = min(torch.get_num_threads(), os.cpu_count() or 1)
     return threads * clock * known[-1], f"{threads} cores x {clock:.2f} GHz x {known[-1]} FLOP a cycle"

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks.peak import has_bfloat16
-from benchmarks.timing import DEVICE, noise
+from benchmarks.timing import DEVICE, ON_GPU, noise
 from vitbackbone import BackboneModule, ViTConfig, load_backbone, optimize
 from vitbackbone.features import Precision
 
@@ -78,7 +78,7 @@ def entrants(name: str, precisions: list[Precision]) -> tuple[Field, BackboneMod
     runs.add("timm", "fp32", lambda: theirs)
     runs.add("transformers", "fp32", lambda: in_transformers(config))
     runs.add("ours, as it is", "fp32", lambda: backbone, ours=True)
-    if DEVICE.type == "cpu":
+    if not ON_GPU:
         example = noise(2, 3, *config.image_size)
         with tempfile.TemporaryDirectory() as folder:
             graph = Path(folder) / "model.onnx"
@@ -89,7 +89,7 @@ def entrants(name: str, precisions: list[Precision]) -> tuple[Field, BackboneMod
             runs.add("OpenVINO", precision, lambda p=precision: in_openvino(theirs, example, p))
     if "bf16" in precisions:
         runs.add("timm", "bf16", lambda: timm_bfloat16(name))
-        if DEVICE.type == "cuda":
+        if ON_GPU:
             runs.add("timm, compiled", "bf16", lambda: torch.compile(timm_bfloat16(name)))
     for precision in precisions:
         runs.add("ours", precision, lambda p=precision: fast(backbone, p, runs), ours=True)

@@ -4,6 +4,7 @@ python -m benchmarks.report
 """
 
 import argparse
+import os
 import platform
 import subprocess
 import sys
@@ -22,15 +23,15 @@ from benchmarks import folder, forward, sizes
 from benchmarks import input as reading
 from benchmarks.parity import replace_between
 from benchmarks.peak import report as peaks
-from benchmarks.timing import DEVICE, machine, markdown
+from benchmarks.timing import ON_GPU, machine, markdown
 
 ROOT = Path(__file__).parent.parent
-PLOT = "performance.png"
+NAME = "performance-cuda" if ON_GPU else "performance"  # of the page, its plot and the place in the README
 
 
 def versions() -> str:
     names = {"torch": torch.__version__, "timm": timm.__version__, "transformers": transformers.__version__}
-    if DEVICE.type == "cpu":
+    if not ON_GPU:
         import onnxruntime
         import openvino
 
@@ -52,9 +53,12 @@ def sections(seconds: float) -> Iterator[tuple[str, str]]:
     yield "Images of mixed sizes", mixed
     text, found = sizes.resolution(sizes.SIDES, seconds / 2)
     yield "Resolution", text
-    draw(rows, found, ROOT / "docs" / PLOT)
-    replace_between(ROOT / "README.md", "performance", summary(rows))
-    yield "From a folder to features", folder.report(batch=32, workers=1, count=96, seconds=2 * seconds)
+    draw(rows, found, ROOT / "docs" / f"{NAME}.png")
+    replace_between(ROOT / "README.md", NAME, summary(rows))
+    workers, count = (os.cpu_count() or 1, 2048) if ON_GPU else (1, 96)
+    yield "From a folder to features", folder.report(batch=32, workers=workers, count=count, seconds=2 * seconds)
+    if ON_GPU:  # the rest is the CPU's
+        return
     files = [reading.made(*size, seed) for seed, size in enumerate(reading.SIZES)]
     yield "Reading photos", reading.report(files, 224, rounds=5)
     yield "45 values of C on 50,000 x 768, against one fit of scikit-learn", probes("sweep", "--naive")
@@ -114,13 +118,13 @@ Measured by `make bench` on {machine()}, {torch.get_num_threads()} threads, {pla
 in a table runs in one process, in turn, and the medians count: the machine's speed drifts, so a ratio means more than a
 time, and differences under 10 % are noise. The weights are random. A ratio above 1 is faster.
 
-![The forward, and time and memory by resolution]({PLOT})
+![The forward, and time and memory by resolution]({NAME}.png)
 """
     with torch.inference_mode():
         for title, section in sections(args.seconds):
             print(f"\n## {title}\n\n{section}", flush=True)
             text += f"\n## {title}\n\n{section}\n"
-            (ROOT / "docs" / "performance.md").write_text(text, encoding="utf-8")
+            (ROOT / "docs" / f"{NAME}.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

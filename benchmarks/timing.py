@@ -18,9 +18,11 @@ from tqdm import tqdm
 Contestants = dict[str, Callable[[], Any]]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = DEVICE.type == "cuda"
+MOST = 50 if ON_GPU else 15  # rounds
 
 
-def medians(contestants: Contestants, seconds: float = 60, least: int = 3, most: int = 15) -> dict[str, float]:
+def medians(contestants: Contestants, seconds: float = 60, least: int = 3, most: int = MOST) -> dict[str, float]:
     """Seconds of each, after a round of warm-up: of as many rounds as fit into `seconds`, from `least` to `most`."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     began, rounds = time.perf_counter(), most
@@ -43,13 +45,13 @@ def medians(contestants: Contestants, seconds: float = 60, least: int = 3, most:
 
 def wait_for(result: Any) -> None:
     """A GPU computes after the call has returned."""
-    if DEVICE.type == "cuda" and result is not None:
+    if ON_GPU and result is not None:
         torch.cuda.synchronize()
 
 
 def peak_memory(run: Callable[[], Any]) -> float:
     """The MiB that a run takes at its peak above what there was before: on Linux the process's resident memory."""
-    if DEVICE.type == "cuda":
+    if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
@@ -81,7 +83,7 @@ def ratio(a: float, b: float) -> str:
 
 def machine() -> str:
     """The processor, or GPU, in words."""
-    if DEVICE.type == "cuda":
+    if ON_GPU:
         return torch.cuda.get_device_name()
     return f"{os.cpu_count()} cores of {cpu_info().get('model name', platform.processor())}"
 

@@ -106,7 +106,7 @@ def test_compiled_blocks_are_the_same_at_any_size_and_compiled_twice() -> None:
         "from torch._dynamo.testing import CompileCounter\n"
         "from vitbackbone import load_backbone, runtime\n"
         "nano, counter = load_backbone('nano'), CompileCounter()\n"
-        "fast = runtime.compiled(nano, torch.randn(2, 3, 32, 32), dtype=torch.bfloat16, compiler=counter)\n"
+        "fast = runtime.compiled(nano, torch.randn(2, 3, 32, 32), runtime.bfloat16, compiler=counter)\n"
         "want = runtime.unpacked(nano, torch.randn(2, 3, 32, 32), dtype=torch.bfloat16)\n"
         "sizes = (32, 32), (40, 24), (24, 56), (16, 64)\n"
         "with torch.inference_mode():\n"
@@ -122,14 +122,14 @@ def test_compiled_blocks_are_the_same_at_any_size_and_compiled_twice() -> None:
 def test_what_is_not_compiled_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("windows", "relative spline"):
         with pytest.raises(runtime.Unavailable, match="windows and relative positions"):
-            runtime.compiled(VITS[name], MIXED, dtype=BF16, compiler="eager")
+            runtime.compiled(VITS[name], MIXED, runtime.bfloat16, compiler="eager")
 
     def no_compiler(graph: object, given: object) -> object:
         raise RuntimeError("no GPU compiler")
 
     torch.compiler.reset()
     with pytest.raises(runtime.Unavailable, match="torch cannot compile it here .*no GPU compiler"):
-        runtime.compiled(VITS["cls"], MIXED, dtype=BF16, compiler=no_compiler)
+        runtime.compiled(VITS["cls"], MIXED, runtime.bfloat16, compiler=no_compiler)
 
 
 @pytest.mark.parametrize("queries", [5, 300])

@@ -27,6 +27,7 @@ from vitbackbone.features import (
     Runtime,
     check_images,
 )
+from vitbackbone.graphs import Recordings
 from vitbackbone.inference import evaluating
 from vitbackbone.kernels import (
     POST_OPS,
@@ -34,7 +35,9 @@ from vitbackbone.kernels import (
     Make,
     PackedLinear,
     attend_in_blocks,
+    float8_trouble,
     fuse_gelu,
+    make_float8,
     replace_linears,
     trouble,
 )
@@ -165,6 +168,9 @@ class TooFar(Unavailable):
     """Its features are too far from those of plain float32."""
 
 
+Build = Callable[[BackboneModule, Images], BackboneModule]  # given a sample; raises `Unavailable`
+
+
 @dataclass(frozen=True)
 class Path:
     """A way to compute a backbone."""
@@ -173,7 +179,7 @@ class Path:
     precision: Precision
     engine: Engine
     device: Literal["cpu", "cuda"]
-    build: Callable[[BackboneModule, Images], BackboneModule]  # given a sample; raises `Unavailable`
+    build: Build
 
     @property
     def runtime(self) -> Runtime:
@@ -214,11 +220,18 @@ def unpacked(backbone: BackboneModule, images: Images, dtype: torch.dtype) -> Ba
     return _with_linears(backbone, partial(CastLinear, dtype=dtype), dtype, fuses=False)
 
 
+def float8(backbone: BackboneModule, images: Images) -> BackboneModule:
+    """Linears of 8-bit floats, with a scale for each token and each output channel."""
+    if why := float8_trouble(_device(images)):
+        raise Unavailable(why)
+    return _with_linears(backbone, make_float8, torch.bfloat16, fuses=False)
+
+
 def compiled(
-    backbone: BackboneModule, images: Images, dtype: torch.dtype, compiler: str | Callable[..., Any] = "inductor"
+    backbone: BackboneModule, images: Images, build: Build, compiler: str | Callable[..., Any] = "inductor"
 ) -> BackboneModule:
-    """The same, the blocks compiled: once for all of them, and once more for other sizes than the first."""
-    fast = unpacked(backbone, images, dtype)
+    """What `build` makes, the blocks compiled: once for all of them, and once more for other sizes than the first."""
+    fast = build(backbone, images)
     if any(vit.config.window or vit.config.relative_position != "none" for vit in _vits(fast)):
         raise Unavailable("windows and relative positions would be compiled for every size anew")
     for block in _blocks(fast):
@@ -228,6 +241,26 @@ def compiled(
     except RuntimeError as error:  # such as no compiler for the GPU
         raise Unavailable(f"torch cannot compile it here ({' '.join(str(error).split())[:160]})") from error
     return fast
+
+
+def recorded(backbone: BackboneModule, images: Images, build: Build) -> BackboneModule:
+    """What `build` makes, recorded as CUDA graphs for small batches."""
+    fast = build(backbone, images)
+    if not isinstance(fast, ViT):
+        raise Unavailable(f"a {type(backbone).__name__} is not recorded")
+    if fast.config.relative_position != "none":
+        raise Unavailable("tables of relative positions are made on the CPU, which is not recorded")
+    fast.compute = Recordings()
+    try:
+        for _ in range(2):  # the second is recorded
+            _run(fast, images)
+    except RuntimeError as error:
+        raise Unavailable(f"it cannot be recorded here ({' '.join(str(error).split())[:160]})") from error
+    return fast
+
+
+def _device(images: Images) -> torch.device:
+    return images.device if isinstance(images, Tensor) else images[0].device
 
 
 def _with_linears(backbone: BackboneModule, make: Make, dtype: torch.dtype, fuses: bool) -> BackboneModule:
@@ -294,6 +327,8 @@ def openvino(backbone: BackboneModule, images: Images, precision: Literal["fp32"
         raise Unavailable(str(error)) from error
 
 
+bfloat16 = partial(unpacked, dtype=torch.bfloat16)
+
 # In each device, the plainest first: another must be faster by `GAIN`.
 PATHS = (
     Path("torch as it is", "fp32", "native", "cpu", plain),
@@ -303,8 +338,23 @@ PATHS = (
     Path("OpenVINO", "fp32", "openvino", "cpu", partial(openvino, precision="fp32")),
     Path("OpenVINO", "bf16", "openvino", "cpu", partial(openvino, precision="bf16")),
     Path("torch as it is", "fp32", "native", "cuda", plain),
-    Path("torch's bfloat16", "bf16", "native", "cuda", partial(unpacked, dtype=torch.bfloat16)),
-    Path("torch's bfloat16, compiled", "bf16", "native", "cuda", partial(compiled, dtype=torch.bfloat16)),
+    Path("torch in CUDA graphs", "fp32", "native", "cuda", partial(recorded, build=plain)),
+    Path("torch's bfloat16", "bf16", "native", "cuda", bfloat16),
+    Path("torch's bfloat16, compiled", "bf16", "native", "cuda", partial(compiled, build=bfloat16)),
+    Path(
+        "torch's bfloat16, compiled, in CUDA graphs",
+        "bf16",
+        "native",
+        "cuda",
+        partial(recorded, build=partial(compiled, build=bfloat16)),
+    ),
+    Path(
+        "8-bit floats, compiled, in CUDA graphs",
+        "int8",
+        "native",
+        "cuda",
+        partial(recorded, build=partial(compiled, build=float8)),
+    ),
 )
 
 

@@ -47,6 +47,7 @@ class ViT(BackboneModule):
     """
 
     preprocess: Preprocess
+    compute: Callable[..., dict[Wanted, Tensor]]  # `tokens`, or what replays it (`graphs.py`)
 
     def __init__(self, config: ViTConfig, preprocess: Preprocess | None = None, name: str = "vit") -> None:
         super().__init__()
@@ -67,6 +68,7 @@ class ViT(BackboneModule):
         self.fc_norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.fc_norm else nn.Identity()
         bias, width = config.projection_bias, config.projection_dim
         self.projection = nn.Linear(config.dim, width, bias=bias) if width else nn.Identity()
+        self.compute = ViT.tokens
         self.apply(_init)
 
     @property
@@ -87,16 +89,9 @@ class ViT(BackboneModule):
         )
 
     def _run(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
-        x, geometry = self.embed(images)
-        layout = Layout.of(geometry.grids)
-        outputs: dict[Wanted, Features] = {}
-        for i, block in enumerate(self._first(max(layer for layer, _ in wanted) + 1)):
-            x = block(x, layout)
-            if (i, False) in wanted:
-                outputs[i, False] = self.unpack(x, geometry)
-            if (i, True) in wanted and self.norm is not None:
-                outputs[i, True] = self.unpack(self.norm(x), geometry)
-        return outputs
+        tokens = self.compute(self, images, wanted)
+        geometry = self._geometry(images)
+        return {each: self.unpack(x, geometry) for each, x in tokens.items()}
 
     def _run_mixed(self, images: Sequence[Tensor], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
         return self._run(images, wanted)
@@ -104,19 +99,26 @@ class ViT(BackboneModule):
     def _run_prefix(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Prefix]:
         if self.config.pool != "cls":  # the pooled vector is made of patches
             return super()._run_prefix(images, wanted)
+        tokens = self.compute(self, images, wanted, prefix=True)
+        geometry = self._geometry(images)
+        return {each: self._unpack_prefix(x, geometry) for each, x in tokens.items()}
+
+    def tokens(self, images: Images, wanted: Set[Wanted], prefix: bool = False) -> dict[Wanted, Float[Tensor, "B _ D"]]:
+        """The tokens of each layer wanted, with the final norm where that is: of each image all, or with `prefix` those
+        in front of the patches, for which the deepest block does no more than they need."""
         x, geometry = self.embed(images)
         layout = Layout.of(geometry.grids)
-        outputs: dict[Wanted, Prefix] = {}
+        outputs: dict[Wanted, Tensor] = {}
         blocks = self._first(max(layer for layer, _ in wanted) + 1)
         for i, block in enumerate(blocks):
-            deepest = i == len(blocks) - 1
-            x = block.prefix(x, layout) if deepest else block(x, layout)
+            ahead = prefix and i == len(blocks) - 1
+            x = block.prefix(x, layout) if ahead else block(x, layout)
             if (i, False) in wanted or (i, True) in wanted:
-                prefix = x if deepest else layout.prefix(x)
+                taken = layout.prefix(x) if prefix and not ahead else x
                 if (i, False) in wanted:
-                    outputs[i, False] = self._unpack_prefix(prefix, geometry)
+                    outputs[i, False] = taken
                 if (i, True) in wanted and self.norm is not None:
-                    outputs[i, True] = self._unpack_prefix(self.norm(prefix), geometry)
+                    outputs[i, True] = self.norm(taken)
         return outputs
 
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
@@ -141,12 +143,9 @@ class ViT(BackboneModule):
     def embed(self, images: Images) -> tuple[Float[Tensor, "B T D"], Geometry]:
         """Images to the tokens that enter the first block, of each CLS, registers, patches in raster order. Images of
         one grid have a row each; those of several share one, as `Layout.of(geometry.grids)` says."""
-        p = self.config.patch_size
+        geometry = self._geometry(images)
         if isinstance(images, Tensor):
-            height, width = images.shape[-2:]
-            geometry = Geometry(((height, width),) * len(images), p)
             return self._embed(self._pad(images), geometry.grid), geometry
-        geometry = Geometry(tuple((image.shape[1], image.shape[2]) for image in images), p)
         grids = geometry.grids
         order = packing_order(grids)
         rows = [
@@ -154,6 +153,12 @@ class ViT(BackboneModule):
             for grid, same in groupby(order, key=grids.__getitem__)
         ]
         return rows[0] if len(rows) == 1 else torch.cat([row.flatten(0, 1) for row in rows])[None], geometry
+
+    def _geometry(self, images: Images) -> Geometry:
+        if isinstance(images, Tensor):
+            height, width = images.shape[-2:]
+            return Geometry(((height, width),) * len(images), self.config.patch_size)
+        return Geometry(tuple((image.shape[1], image.shape[2]) for image in images), self.config.patch_size)
 
     def _pad(self, images: Float[Tensor, "B 3 _ _"]) -> Float[Tensor, "B 3 H W"]:
         """To whole patches, at the bottom and right."""

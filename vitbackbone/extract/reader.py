@@ -5,7 +5,7 @@ import math
 import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import UInt8
@@ -41,13 +41,13 @@ class Batch:
     shapes: tuple[tuple[int, int, int], ...]  # (C, H, W) of those that were read, as the backbone wants them
     pixels: UInt8[Tensor, " n"]
 
+    def pin_memory(self) -> "Batch":
+        """In memory that a GPU reads while the CPU goes on; a thread of torch's loader asks for it."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
     def images(self, preprocess: ImageTransform, device: torch.device | str) -> Images:
         """The images that were read, normalised: (B, C, H, W) if they have one size, else a list of (C, Hi, Wi)."""
-        pixels = self.pixels
-        if torch.device(device).type == "cuda":
-            pixels = pixels.pin_memory().to(device, non_blocking=True)
-        else:
-            pixels = pixels.to(device)
+        pixels = self.pixels.to(device, non_blocking=True)
         if len(set(self.shapes)) == 1:
             return preprocess.normalise(pixels.view(-1, *self.shapes[0]))
         parts = pixels.split([math.prod(shape) for shape in self.shapes])
@@ -117,14 +117,21 @@ def _text(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def read_batches(reader: ImageReader, batches: Iterable[list[Asked]], workers: int) -> Iterator[Batch]:
-    """The batches, read in order by `workers` processes, or in this one if that is 0. So many batches wait at a time
-    for whoever takes them: two a worker.
+def read_batches(
+    reader: ImageReader, batches: Iterable[list[Asked]], workers: int, device: torch.device | str
+) -> Iterator[Batch]:
+    """The batches for a device, read in order by `workers` processes, or in this one if that is 0. So many batches wait
+    at a time for whoever takes them: two a worker.
 
     Raises `ChildProcessError` if a process was killed.
     """
     loader = DataLoader(
-        reader, batch_sampler=batches, num_workers=workers, collate_fn=_collate, worker_init_fn=_ignore_interrupts
+        reader,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_ignore_interrupts,
+        pin_memory=torch.device(device).type == "cuda",
     )
     try:
         yield from loader

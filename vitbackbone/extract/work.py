@@ -56,7 +56,7 @@ def compute(job: Job, backbone: Backbone, numbers: Sequence[int]) -> Iterator[Ta
     asked = job.manifest["preprocessing"]
     resolution = tuple(asked["resolution"]) if isinstance(asked["resolution"], list) else asked["resolution"]
     reader = ImageReader(backbone.preprocess, resolution, asked["keep_aspect"], asked["decoding"])
-    batches = read_batches(reader, _batches(job, numbers), job.workers)
+    batches = read_batches(reader, _batches(job, numbers), job.workers, job.device)
     area = math.prod(backbone.preprocess.view((1, 1), resolution, asked["keep_aspect"]).size)
     embedder = Embedder(
         backbone,

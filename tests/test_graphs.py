@@ -1,0 +1,179 @@
+"""What is recorded for a GPU is what the backbone computes. On a machine without one, when it is recorded."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers import relative_error
+from tests.test_contract import VITS
+from vitbackbone import ViT, graphs, kernels, optimize, runtime
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+RECORDED = [name for name, vit in VITS.items() if vit.config.relative_position == "none"]
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def on_cuda(name: str) -> ViT:
+    return runtime.share(VITS[name]).cuda()
+
+
+@pytest.fixture
+def vit() -> ViT:
+    fast = runtime.share(VITS["registers"])
+    fast.compute = graphs.Recordings()
+    return fast
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes that were recorded, by a recording that computes as ever."""
+    shapes = []
+
+    class Recorded:
+        def __init__(self, vit: ViT, images: Tensor, wanted: object, prefix: bool) -> None:
+            shapes.append(tuple(images.shape))
+            self.run = partial(vit.tokens, wanted=wanted, prefix=prefix)
+
+        def __call__(self, images: Tensor) -> object:
+            return self.run(images)
+
+    monkeypatch.setattr(graphs, "Recording", Recorded)
+    monkeypatch.setattr(graphs, "_worthwhile", lambda images: True)
+    monkeypatch.setattr(graphs, "_stream", lambda: 0)
+    return shapes
+
+
+def test_a_shape_is_recorded_when_it_comes_again(vit: ViT, made: list[tuple[int, ...]]) -> None:
+    with torch.inference_mode():
+        vit(images(2, 3, 48, 40))
+        vit(images(1, 3, 48, 40))
+        assert made == []
+        vit(images(2, 3, 48, 40))
+        vit(images(2, 3, 48, 40))
+        assert made == [(2, 3, 48, 40)]
+        vit.forward_layers(images(2, 3, 48, 40), [0, 1])  # other layers are other tokens
+        vit.forward_prefix(images(2, 3, 48, 40), [-1])
+        assert len(made) == 1
+        vit([images(3, 48, 40), images(3, 40, 40)])
+        vit([images(3, 48, 40), images(3, 40, 40)])
+        assert len(made) == 1
+
+
+def test_the_latest_shapes_are_kept(vit: ViT, made: list[tuple[int, ...]]) -> None:
+    with torch.inference_mode():
+        for _ in range(2):
+            for n in range(1, graphs.SHAPES + 2):
+                vit(images(n, 3, 16, 16))
+    assert made == []  # each was forgotten before it came again
+    assert len(vit.compute.recordings) == graphs.SHAPES
+
+
+def test_on_a_cpu_nothing_is_recorded() -> None:
+    assert not graphs._worthwhile(images(1, 3, 16, 16))
+
+
+def test_changed_weights_are_refused(made: list[tuple[int, ...]]) -> None:
+    fast = runtime.unpacked(VITS["cls"], images(1, 3, 16, 16), dtype=torch.bfloat16)
+    fast.compute = graphs.Recordings()
+    weight = fast.blocks[0].attn.qkv.weight
+    with torch.no_grad():
+        fast(images(1, 3, 16, 16))
+        before = weight.clone()
+        weight.mul_(2)
+        try:
+            with pytest.raises(ValueError, match="the weights were changed"):
+                fast(images(1, 3, 16, 16))
+        finally:
+            weight.copy_(before)
+
+
+def test_what_cannot_be_recorded_says_why() -> None:
+    with pytest.raises(runtime.Unavailable, match="relative positions"):
+        runtime.recorded(VITS["relative spline"], images(1, 3, 16, 16), runtime.plain)
+
+
+# ---- 8-bit floats -------------------------------------------------------------------------------------------------
+
+
+def test_linears_of_8_bit_floats_are_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stand_in(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Tensor, **_: object) -> Tensor:
+        assert a.dtype == b.dtype == torch.float8_e4m3fn
+        return (a.float() * scale_a) @ (b.float() * scale_b) + bias.float()
+
+    monkeypatch.setattr(torch, "_scaled_mm", stand_in)
+    assert kernels.float8_trouble(torch.device("cpu")) == ""
+    linear = torch.nn.Linear(64, 48)
+    x = images(2, 5, 64) * torch.tensor([1.0, 1e3, 1e-3, 50.0, 1.0])[:, None]  # a scale for each token
+    gamma = images(48)
+    got = kernels.make_float8(linear, gamma)(x.detach())
+    want = linear(x) * gamma
+    for token in range(5):
+        assert relative_error(got[:, token], want[:, token]) < 0.06
+    assert type(kernels.make_float8(torch.nn.Linear(60, 48), None)) is kernels.CastLinear
+
+
+def test_a_wrong_kernel_of_8_bit_floats_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "_scaled_mm", lambda a, b, *_, **__: torch.zeros(len(a), b.shape[1]))
+    assert "are off by" in kernels.float8_trouble(torch.device("cpu"))
+
+
+# ---- on a GPU -----------------------------------------------------------------------------------------------------
+
+
+@on_gpu
+@pytest.mark.parametrize("name", RECORDED)
+def test_what_is_replayed_is_what_is_computed(name: str) -> None:
+    vit = on_cuda(name)
+    fast = runtime.recorded(vit, images(1, 3, 40, 40).cuda(), runtime.plain)
+    with torch.inference_mode():
+        for shape in ((2, 3, 48, 40), (1, 3, 16, 56), (3, 3, 37, 51)):
+            for seed in range(4):
+                x = images(*shape, seed=seed).cuda()
+                for got, want in zip(fast.forward_layers(x, [0, -1]), vit.forward_layers(x, [0, -1]), strict=True):
+                    assert relative_error(got.tokens, want.tokens) < 1e-6
+                    assert relative_error(got.pooled, want.pooled) < 1e-6
+                if vit.config.cls:
+                    (got,), (want,) = fast.forward_prefix(x, [-1]), vit.forward_prefix(x, [-1])
+                    assert relative_error(got.cls, want.cls) < 1e-6
+    assert any(fast.compute.recordings.values())
+
+
+@on_gpu
+def test_what_was_returned_is_not_written_over() -> None:
+    fast = runtime.recorded(on_cuda("cls"), images(1, 3, 40, 40).cuda(), runtime.plain)
+    with torch.inference_mode():
+        each = [fast(images(1, 3, 40, 40, seed=seed).cuda()) for seed in range(5)]
+        first = fast(images(1, 3, 40, 40).cuda())
+    assert torch.equal(each[0].tokens, first.tokens)
+    assert not torch.equal(each[1].tokens, first.tokens)
+
+
+@on_gpu
+def test_rotary_tables_outlive_those_that_are_kept() -> None:
+    vit = on_cuda("rotary halves")
+    fast = runtime.recorded(vit, images(1, 3, 40, 40).cuda(), runtime.plain)
+    x = images(1, 3, 40, 40).cuda()
+    with torch.inference_mode():
+        before = fast(x).tokens
+        for side in range(1, 60):
+            vit(images(1, 3, 8 * side, 16).cuda())
+        torch.cuda.empty_cache()
+        rubbish = [torch.full((2**20,), torch.nan, device="cuda") for _ in range(64)]
+        assert torch.equal(fast(x).tokens, before)
+    del rubbish
+
+
+@on_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_optimize_keeps_its_promise(precision: str) -> None:
+    vit = on_cuda("registers")
+    fast = optimize(vit, precision)
+    assert fast.fidelity.cosine >= runtime.FLOORS[fast.runtime.precision]
+    mixed = [images(3, 48, 40).cuda(), images(3, 16, 56).cuda()]
+    with torch.inference_mode():
+        assert relative_error(fast(mixed).patches, vit(mixed).patches) < (1e-5 if precision == "fp32" else 0.1)
