@@ -22,11 +22,9 @@ from vitbackbone import ViTConfig
 from vitbackbone.costs import costs
 from vitbackbone.features import Precision
 
-MODELS = ["vit_tiny_patch16_224.augreg_in21k", "vit_base_patch16_224.augreg_in21k", "vit_small_patch14_dinov2.lvd142m"]
-BATCHES = [1, 8, 32]
-if ON_GPU:
-    MODELS.append("vit_large_patch16_224.augreg_in21k")
-    BATCHES.append(256)
+FIRST = "vit_large_patch16_224.augreg_in21k" if ON_GPU else "vit_tiny_patch16_224.augreg_in21k"
+MODELS = [FIRST, "vit_base_patch16_224.augreg_in21k", "vit_small_patch14_dinov2.lvd142m"]
+BATCHES = [1, 8, 32, 256] if ON_GPU else [1, 8, 32]
 PRECISIONS: list[Precision] = list(get_args(Precision))
 PEERS = ["timm", "timm, compiled", "transformers", "ONNX Runtime", "OpenVINO"]
 

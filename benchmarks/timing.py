@@ -20,24 +20,25 @@ Contestants = dict[str, Callable[[], Any]]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
 MOST = 50 if ON_GPU else 15  # rounds
+WARM_UP = 2 if ON_GPU else 1  # rounds that do not count: a GPU's kernels are compiled in one, recorded in the next
 
 
 def medians(contestants: Contestants, seconds: float = 60, least: int = 3, most: int = MOST) -> dict[str, float]:
     """Seconds of each, after a round of warm-up: of as many rounds as fit into `seconds`, from `least` to `most`."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    began, rounds = time.perf_counter(), most
-    bar = tqdm(total=most + 1, leave=False, unit="round")
-    turn = 0
-    while turn <= rounds:
+    rounds, turn = most, 0
+    bar = tqdm(total=WARM_UP + most, leave=False, unit="round")
+    while turn < WARM_UP + rounds:
+        began = time.perf_counter()
         for name, run in contestants.items():
             started = time.perf_counter()
             wait_for(run())
-            if turn:
+            if turn >= WARM_UP:
                 times[name].append(time.perf_counter() - started)
-        if turn == 0:
-            rounds = min(most, max(least, int(seconds / (time.perf_counter() - began))))
-            bar.total = rounds + 1
         turn += 1
+        if turn == WARM_UP:
+            rounds = min(most, max(least, int(seconds / (time.perf_counter() - began))))
+            bar.total = WARM_UP + rounds
         bar.update()
     bar.close()
     return {name: statistics.median(each) for name, each in times.items()}

@@ -1,6 +1,9 @@
 """What is recorded for a GPU is what the backbone computes. On a machine without one, when it is recorded."""
 
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from tests.helpers import relative_error
 from tests.test_contract import VITS
-from vitbackbone import ViT, graphs, kernels, optimize, runtime
+from vitbackbone import ViT, graphs, runtime
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 RECORDED = [name for name, vit in VITS.items() if vit.config.relative_position == "none"]
@@ -16,6 +19,11 @@ RECORDED = [name for name, vit in VITS.items() if vit.config.relative_position =
 
 def images(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def on_cuda(name: str) -> ViT:
@@ -97,31 +105,6 @@ def test_what_cannot_be_recorded_says_why() -> None:
         runtime.recorded(VITS["relative spline"], images(1, 3, 16, 16), runtime.plain)
 
 
-# ---- 8-bit floats -------------------------------------------------------------------------------------------------
-
-
-def test_linears_of_8_bit_floats_are_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stand_in(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Tensor, **_: object) -> Tensor:
-        assert a.dtype == b.dtype == torch.float8_e4m3fn
-        return (a.float() * scale_a) @ (b.float() * scale_b) + bias.float()
-
-    monkeypatch.setattr(torch, "_scaled_mm", stand_in)
-    assert kernels.float8_trouble(torch.device("cpu")) == ""
-    linear = torch.nn.Linear(64, 48)
-    x = images(2, 5, 64) * torch.tensor([1.0, 1e3, 1e-3, 50.0, 1.0])[:, None]  # a scale for each token
-    gamma = images(48)
-    got = kernels.make_float8(linear, gamma)(x.detach())
-    want = linear(x) * gamma
-    for token in range(5):
-        assert relative_error(got[:, token], want[:, token]) < 0.06
-    assert type(kernels.make_float8(torch.nn.Linear(60, 48), None)) is kernels.CastLinear
-
-
-def test_a_wrong_kernel_of_8_bit_floats_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "_scaled_mm", lambda a, b, *_, **__: torch.zeros(len(a), b.shape[1]))
-    assert "are off by" in kernels.float8_trouble(torch.device("cpu"))
-
-
 # ---- on a GPU -----------------------------------------------------------------------------------------------------
 
 
@@ -134,12 +117,13 @@ def test_what_is_replayed_is_what_is_computed(name: str) -> None:
         for shape in ((2, 3, 48, 40), (1, 3, 16, 56), (3, 3, 37, 51)):
             for seed in range(4):
                 x = images(*shape, seed=seed).cuda()
-                for got, want in zip(fast.forward_layers(x, [0, -1]), vit.forward_layers(x, [0, -1]), strict=True):
-                    assert relative_error(got.tokens, want.tokens) < 1e-6
-                    assert relative_error(got.pooled, want.pooled) < 1e-6
+                pairs = (each.forward_layers(x, [0, -1], norm=each.has_norm) for each in (fast, vit))
+                for got, want in zip(*pairs, strict=True):
+                    assert relative_error(got.tokens, want.tokens) < 1e-5
+                    assert relative_error(got.pooled, want.pooled) < 1e-5
                 if vit.config.cls:
-                    (got,), (want,) = fast.forward_prefix(x, [-1]), vit.forward_prefix(x, [-1])
-                    assert relative_error(got.cls, want.cls) < 1e-6
+                    (got,), (want,) = (each.forward_prefix(x, [-1], norm=each.has_norm) for each in (fast, vit))
+                    assert relative_error(got.cls, want.cls) < 1e-5
     assert any(fast.compute.recordings.values())
 
 
@@ -168,12 +152,27 @@ def test_rotary_tables_outlive_those_that_are_kept() -> None:
     del rubbish
 
 
+OPTIMIZE = """
+import sys, torch
+from tests.helpers import relative_error, tiny_vit
+from vitbackbone import optimize
+vit, precision = tiny_vit(num_registers=2).cuda(), sys.argv[1]
+fast = optimize(vit, precision)
+assert fast.fidelity.cosine >= 0.9999, fast.fidelity
+mixed = [torch.randn(3, 48, 40).cuda(), torch.randn(3, 16, 56).cuda()]
+for batch in (mixed, torch.randn(2, 3, 40, 40).cuda(), torch.randn(5, 3, 24, 40).cuda()):
+    with torch.inference_mode():
+        for _ in range(3):
+            assert relative_error(fast(batch).patches, vit(batch).patches) < (1e-5 if precision == "fp32" else 0.1)
+print(fast.runtime)
+"""
+
+
 @on_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_optimize_keeps_its_promise(precision: str) -> None:
-    vit = on_cuda("registers")
-    fast = optimize(vit, precision)
-    assert fast.fidelity.cosine >= runtime.FLOORS[fast.runtime.precision]
-    mixed = [images(3, 48, 40).cuda(), images(3, 16, 56).cuda()]
-    with torch.inference_mode():
-        assert relative_error(fast(mixed).patches, vit(mixed).patches) < (1e-5 if precision == "fp32" else 0.1)
+    """In a process of its own, without the type checks of the tests, which would be compiled too."""
+    command = [sys.executable, "-c", OPTIMIZE, precision]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert run.returncode == 0, run.stderr
+    assert "CUDA graphs" in run.stdout

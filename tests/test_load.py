@@ -54,7 +54,14 @@ def test_preprocessing_source_and_licence_are_those_of_timm(name: str) -> None:
     assert ours.licence == theirs.license
 
 
-@pytest.mark.parametrize("name", [name for name in TIMM_NAMES if "7b" not in name])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if ZOO[name].config.depth > 12 else ())
+        for name in TIMM_NAMES
+        if "7b" not in name
+    ],
+)
 def test_the_configuration_is_timms(name: str) -> None:
     """Every tensor of timm's model has its place and shape; the models hold no numbers."""
     with torch.device("meta"):

@@ -20,6 +20,7 @@ from vitbackbone import BackboneModule, Features, ViT, fingerprint, kernels, qua
 from vitbackbone.attention import attend
 from vitbackbone.features import Fidelity
 from vitbackbone.fingerprint import weights_sha256
+from vitbackbone.layers import SwiGLU
 from vitbackbone.runtime import Path, compare, optimize
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -107,7 +108,7 @@ def test_compiled_blocks_are_the_same_at_any_size_and_compiled_twice() -> None:
         "from vitbackbone import load_backbone, runtime\n"
         "nano, counter = load_backbone('nano'), CompileCounter()\n"
         "fast = runtime.compiled(nano, torch.randn(2, 3, 32, 32), runtime.bfloat16, compiler=counter)\n"
-        "want = runtime.unpacked(nano, torch.randn(2, 3, 32, 32), dtype=torch.bfloat16)\n"
+        "want = runtime.bfloat16(nano, torch.randn(2, 3, 32, 32))\n"
         "sizes = (32, 32), (40, 24), (24, 56), (16, 64)\n"
         "with torch.inference_mode():\n"
         "    for batch in (torch.randn(2, 3, *size) for size in sizes):\n"
@@ -117,6 +118,22 @@ def test_compiled_blocks_are_the_same_at_any_size_and_compiled_twice() -> None:
         "    assert torch.equal(fast(mixed).patches, want(mixed).patches)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["cls", "swiglu"])
+def test_on_a_gpu_the_gelu_is_left_to_the_linear_layer(name: str) -> None:
+    fast = runtime.bfloat16(VITS[name], MIXED)
+    assert (type(fast.blocks[0].mlp) is SwiGLU) or (type(fast.blocks[0].mlp.fc1) is kernels.GeluLinear)
+    for batch in (images(2, 3, 40, 56), MIXED):
+        with torch.inference_mode():
+            assert compare(fast(batch), VITS[name](batch)).cosine > 0.999
+
+
+def test_a_wrong_gelu_is_not_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "_addmm_activation", lambda bias, x, weight, use_gelu: x @ weight + bias)
+    assert "is off by" in kernels.gelu_trouble(BF16, torch.device("cpu"))
+    fast = runtime.bfloat16(VITS["cls"], MIXED)
+    assert type(fast.blocks[0].mlp.fc1) is kernels.CastLinear
 
 
 def test_what_is_not_compiled_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

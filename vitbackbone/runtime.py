@@ -32,12 +32,14 @@ from vitbackbone.inference import evaluating
 from vitbackbone.kernels import (
     POST_OPS,
     CastLinear,
+    FastLinear,
+    GeluLinear,
     Make,
+    MakeWithGelu,
     PackedLinear,
     attend_in_blocks,
-    float8_trouble,
     fuse_gelu,
-    make_float8,
+    gelu_trouble,
     replace_linears,
     trouble,
 )
@@ -51,6 +53,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # from the closest on
 FLOORS: dict[Precision, float] = {"fp32": 1 - 1e-9, "bf16": 0.9999, "int8": 0.999}  # of the cosine to plain float32
 SAMPLE = 4  # images that are looked at
 SECONDS = 2.0  # that a comparison of speeds takes
+COMPILED = 64  # of all backbones of a process, which share a count; beyond it torch goes on without compiling
 GAIN = 1.03  # times as fast as one before it in the table that a path must be, to be taken
 
 
@@ -209,7 +212,8 @@ def packed(backbone: BackboneModule, images: Images, dtype: torch.dtype = torch.
         raise Unavailable(why)
     # Without AVX-512, oneDNN's GELU is slower than torch's.
     fuses = dtype != torch.float32 or torch.backends.cpu.get_cpu_capability() == "AVX512"
-    fast = _with_linears(backbone, partial(PackedLinear, dtype=dtype), dtype, fuses)
+    with_gelu = partial(PackedLinear, gamma=None, dtype=dtype) if fuses else None
+    fast = _with_linears(backbone, partial(PackedLinear, dtype=dtype), dtype, with_gelu)
     for block in _blocks(fast) if dtype != torch.float32 else ():
         block.attn.attend = attend_in_blocks
     return fast
@@ -217,14 +221,19 @@ def packed(backbone: BackboneModule, images: Images, dtype: torch.dtype = torch.
 
 def unpacked(backbone: BackboneModule, images: Images, dtype: torch.dtype) -> BackboneModule:
     """torch's own linears of another precision."""
-    return _with_linears(backbone, partial(CastLinear, dtype=dtype), dtype, fuses=False)
+    return _with_linears(backbone, partial(CastLinear, dtype=dtype), dtype)
 
 
-def float8(backbone: BackboneModule, images: Images) -> BackboneModule:
-    """Linears of 8-bit floats, with a scale for each token and each output channel."""
-    if why := float8_trouble(_device(images)):
-        raise Unavailable(why)
-    return _with_linears(backbone, make_float8, torch.bfloat16, fuses=False)
+def bfloat16(backbone: BackboneModule, images: Images) -> BackboneModule:
+    """torch's own linears in bfloat16, the GELU left to the first of an MLP."""
+    device = images.device if isinstance(images, Tensor) else images[0].device
+    fuses = not gelu_trouble(torch.bfloat16, device)
+
+    def with_gelu(linear: nn.Linear, gelu: str) -> FastLinear:
+        return GeluLinear(linear, torch.bfloat16)
+
+    make = partial(CastLinear, dtype=torch.bfloat16)
+    return _with_linears(backbone, make, torch.bfloat16, with_gelu if fuses else None)
 
 
 def compiled(
@@ -234,6 +243,8 @@ def compiled(
     fast = build(backbone, images)
     if any(vit.config.window or vit.config.relative_position != "none" for vit in _vits(fast)):
         raise Unavailable("windows and relative positions would be compiled for every size anew")
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, COMPILED)
     for block in _blocks(fast):
         block.compile(backend=compiler)
     try:
@@ -259,24 +270,22 @@ def recorded(backbone: BackboneModule, images: Images, build: Build) -> Backbone
     return fast
 
 
-def _device(images: Images) -> torch.device:
-    return images.device if isinstance(images, Tensor) else images[0].device
-
-
-def _with_linears(backbone: BackboneModule, make: Make, dtype: torch.dtype, fuses: bool) -> BackboneModule:
-    """Other linear layers in the blocks. In float32 all other linear layers too, those of timm's networks among them;
-    below, the residual stream, norms and all that is not in a block stay float32, which halves the error at the same
-    speed."""
+def _with_linears(
+    backbone: BackboneModule, make: Make, dtype: torch.dtype, with_gelu: MakeWithGelu | None = None
+) -> BackboneModule:
+    """Other linear layers in the blocks, the first of an MLP by `with_gelu` where it has a GELU. In float32 all other
+    linear layers too, those of timm's networks among them; below, the residual stream, norms and all that is not in a
+    block stay float32, which halves the error at the same speed."""
     fast = share(backbone)
     vits = _vits(fast)
     if dtype != torch.float32:
         _need(vits, backbone)
     with torch.inference_mode(False), torch.no_grad():
         for vit in vits:
-            gelu = vit.config.mlp if fuses and vit.config.mlp in POST_OPS else None
+            gelu = vit.config.mlp if vit.config.mlp in POST_OPS else None
             for block in _blocks(vit):
-                if gelu is not None and isinstance(block.mlp, Mlp) and type(block.mlp.fc1) is nn.Linear:
-                    fuse_gelu(block.mlp, PackedLinear(block.mlp.fc1, None, dtype, gelu))
+                if gelu and with_gelu and isinstance(block.mlp, Mlp) and type(block.mlp.fc1) is nn.Linear:
+                    fuse_gelu(block.mlp, with_gelu(block.mlp.fc1, gelu=gelu))
                 replace_linears(block, make)
         for module in list(fast.modules()) if dtype == torch.float32 else ():
             for name, linear in module.named_children():
@@ -327,8 +336,6 @@ def openvino(backbone: BackboneModule, images: Images, precision: Literal["fp32"
         raise Unavailable(str(error)) from error
 
 
-bfloat16 = partial(unpacked, dtype=torch.bfloat16)
-
 # In each device, the plainest first: another must be faster by `GAIN`.
 PATHS = (
     Path("torch as it is", "fp32", "native", "cpu", plain),
@@ -347,13 +354,6 @@ PATHS = (
         "native",
         "cuda",
         partial(recorded, build=partial(compiled, build=bfloat16)),
-    ),
-    Path(
-        "8-bit floats, compiled, in CUDA graphs",
-        "int8",
-        "native",
-        "cuda",
-        partial(recorded, build=partial(compiled, build=float8)),
     ),
 )
 
