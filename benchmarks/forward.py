@@ -9,13 +9,13 @@ precision, and `of peak` what ours makes of the fastest matrix product in the pr
 
 import argparse
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
 
 import torch
 
-from benchmarks.peak import DTYPES, measured
+from benchmarks.peak import PRECISIONS, measured
 from benchmarks.peers import Field, entrants
 from benchmarks.timing import ON_GPU, Contestants, machine, markdown, medians, noise
 from vitbackbone import ViTConfig
@@ -25,7 +25,6 @@ from vitbackbone.features import Precision
 FIRST = "vit_large_patch16_224.augreg_in21k" if ON_GPU else "vit_tiny_patch16_224.augreg_in21k"
 MODELS = [FIRST, "vit_base_patch16_224.augreg_in21k", "vit_small_patch14_dinov2.lvd142m"]
 BATCHES = [1, 8, 32, 256] if ON_GPU else [1, 8, 32]
-PRECISIONS: list[Precision] = list(get_args(Precision))
 PEERS = ["timm", "timm, compiled", "transformers", "ONNX Runtime", "OpenVINO"]
 
 
@@ -53,7 +52,7 @@ class Row:
         return min(self.seconds[name, of] for name in PEERS if (name, of) in self.seconds)
 
 
-def measure(name: str, batches: list[int], precisions: list[Precision], seconds: float) -> tuple[list[Row], Field]:
+def measure(name: str, batches: list[int], precisions: Sequence[Precision], seconds: float) -> tuple[list[Row], Field]:
     field, backbone = entrants(name, precisions)
     assert isinstance(backbone.config, ViTConfig)
     fastest = next(each.run for each in field.contestants if (each.name, each.precision) == ("ours", "fp32"))
@@ -69,7 +68,12 @@ def measure(name: str, batches: list[int], precisions: list[Precision], seconds:
     return rows, field
 
 
-def table(rows: list[Row], field: Field, precisions: list[Precision], peaks: dict[Precision, float]) -> str:
+def runs_in(path: str) -> Precision:
+    """What a path computes in, which may be more than was asked for."""
+    return next(precision for precision in PRECISIONS if path.startswith(precision))
+
+
+def table(rows: list[Row], field: Field, precisions: Sequence[Precision], peaks: dict[Precision, float]) -> str:
     """Of one model."""
     names = [name for name in [*PEERS, "ours, as it is"] if any(name == each for each, _ in rows[0].seconds)]
     lines = []
@@ -81,21 +85,21 @@ def table(rows: list[Row], field: Field, precisions: list[Precision], peaks: dic
             ]
             ours = row.ours(precision)
             path = field.taken[precision]
-            peak = peaks[next(p for p in [*DTYPES, "fp32"] if path.startswith(p))] if path[:4] in DTYPES else 0
-            of_peak = f"{row.flops / ours / 1e9 / peak:.0%}" if peak else ""
+            of_peak = f"{row.flops / ours / 1e9 / peaks[runs_in(path)]:.0%}"
             best = f"{row.best_peer(precision) / ours:.2f}"
             lines.append((row.batch, precision, *cells, f"**{row.timm / ours:.2f}**", path, best, of_peak))
     return markdown(["batch", "precision", *names, "ours", "path", "best peer", "of peak"], lines)
 
 
-def report(models: list[str], batches: list[int], precisions: list[Precision], seconds: float) -> tuple[str, list[Row]]:
+def report(
+    models: list[str], batches: list[int], precisions: Sequence[Precision], seconds: float
+) -> tuple[str, list[Row]]:
     peaks: dict[Precision, float] = {}
     sections, found = [], []
     for name in models:
         rows, field = measure(name, batches, precisions, seconds)
         for taken in field.taken.values():
-            of = next(p for p in PRECISIONS if taken.startswith(p))
-            if of in DTYPES and of not in peaks:
+            if (of := runs_in(taken)) not in peaks:
                 peaks[of] = measured(of)
         times = ", ".join(f"{1000 * row.timm:.0f} ms at batch {row.batch}" for row in rows)
         alone = ", ".join(f"{row.ours('fp32') / row.alone:.2f} at batch {row.batch}" for row in rows)

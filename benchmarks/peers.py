@@ -4,7 +4,7 @@ that timm made (transformers: on its own, as its names differ)."""
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def from_timm(name: str) -> tuple[Tokens, BackboneModule]:
     return Tokens(model).to(DEVICE).requires_grad_(False), backbone.to(DEVICE)
 
 
-def entrants(name: str, precisions: list[Precision]) -> tuple[Field, BackboneModule]:
+def entrants(name: str, precisions: Sequence[Precision]) -> tuple[Field, BackboneModule]:
     """Everyone who can run the model here, in each of the precisions; and our backbone as it is."""
     theirs, backbone = from_timm(name)
     config = backbone.config

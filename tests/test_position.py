@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from tests.helpers import relative_error, tiny_vit
-from vitbackbone import Resampling, Rotary
+from vitbackbone import Resampling, Rotary, layers
 from vitbackbone.position import resample, sincos1d, sincos2d
+from vitbackbone.runtime import share
 
 TABLE = torch.randn(6 * 6, 5, generator=torch.Generator().manual_seed(0))
 
@@ -99,6 +100,22 @@ def test_positions_follow_whatever_table_there_is() -> None:
             got = torch.func.functional_call(positions, other, ((5, 7),))
             assert torch.equal(got, resample(other["table"], (4, 4), (5, 7), positions.resampling)), i
     assert positions((5, 7)).requires_grad
+
+
+def test_what_stays_is_resampled_once_for_each_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids: list[object] = []
+    monkeypatch.setattr(layers, "resample", lambda *args: grids.append(args[2]) or resample(*args))
+    vit = tiny_vit()
+    fast = share(vit)
+    for grid in ((5, 7), (7, 5), (5, 7), (4, 4), (7, 5)):
+        assert torch.equal(fast.pos_embed(grid), vit.pos_embed(grid))
+    assert [grids.count(grid) for grid in ((5, 7), (7, 5), (4, 4))] == [3, 3, 2]  # of which the plain one's are 2, 2, 1
+    with torch.no_grad():
+        vit.pos_embed.table.add_(1)
+    assert torch.equal(fast.pos_embed((5, 7)), vit.pos_embed((5, 7)))
+    for side in range(1, 60):
+        fast.pos_embed((side, 3))
+    assert len(fast.pos_embed.tables) == layers.GRIDS
 
 
 def test_a_forward_of_shapes_alone_leaves_nothing_behind() -> None:

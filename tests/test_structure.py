@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "pooling": {"config", "features", "layers"},
     "vit": {"config", "features", "layers", "packing", "pooling", "preprocess"},
     "openvino": {"features", "openvino_graph", "packing", "vit"},
-    "openvino_graph": {"attention", "config", "layers", "packing", "position", "vit"},
+    "openvino_graph": {"attention", "config", "features", "layers", "packing", "position", "vit"},
     "formats": {"convert", "formats"},
     "windows": set(),
     "tiling": {"features", "inference", "preprocess"},

@@ -47,7 +47,7 @@ class Costs:
 
 
 def on_meta(config: ViTConfig) -> ViT:
-    with torch.device("meta"):
+    with torch.inference_mode(False), torch.device("meta"):  # which makes tensors that cannot be counted
         return ViT(config).eval()
 
 
@@ -75,7 +75,7 @@ def costs(config: ViTConfig, size: tuple[int, int], batch: int = 1) -> Costs:
     kinds = [count for count in (windowed, config.depth - windowed) if count]
     last = (len(kinds) - 1,) if config.window and windowed < config.depth else ()
     model = on_meta(replace(config, depth=len(kinds), global_blocks=last))
-    with torch.no_grad(), torch.device("meta"):
+    with torch.inference_mode(False), torch.no_grad(), torch.device("meta"):
         with FlopCounterMode(display=False) as forward:
             features = model(torch.empty(batch, 3, *size))
         with FlopCounterMode(display=False) as pooling:

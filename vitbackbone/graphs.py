@@ -5,7 +5,6 @@ Axes: `B` batch, `D` width.
 """
 
 from collections.abc import Callable, Set
-from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -90,9 +89,11 @@ def _worthwhile(images: Tensor) -> bool:
     return images.is_cuda and images.numel() <= 3 * PIXELS and not learns and not torch.is_autocast_enabled("cuda")
 
 
-def _tables(vit: ViT, images: Tensor) -> Tensor | None:
-    """The rotary table that all blocks ask for."""
-    if vit.config.rotary is None:
-        return None
-    grid = cast(tuple[int, int], tuple(-(-side // vit.config.patch_size) for side in images.shape[-2:]))
-    return rotary_table(vit.config.rotary, vit.config.dim // vit.config.num_heads, grid, images.device)
+def _tables(vit: ViT, images: Tensor) -> list[Tensor]:
+    """Of positions and of the angles that all blocks ask for."""
+    config, size = vit.config, images.shape[-2:]
+    grid = (-(-size[0] // config.patch_size), -(-size[1] // config.patch_size))
+    tables = [] if vit.pos_embed is None else [vit.pos_embed(grid)]
+    if config.rotary is not None:
+        tables.append(rotary_table(config.rotary, config.dim // config.num_heads, grid, images.device))
+    return tables

@@ -16,6 +16,8 @@ from vitbackbone.config import Resampling, ViTConfig
 from vitbackbone.packing import Layout
 from vitbackbone.position import resample, sincos1d, sincos2d
 
+GRIDS = 32  # whose positions are kept: as many as a batch of `extract` may have
+
 
 class PatchEmbed(nn.Module):
     """Cuts the image into p x p patches and projects each linearly to D: a convolution whose stride is its kernel."""
@@ -61,9 +63,26 @@ class PositionEmbedding(nn.Module):
         else:
             fixed = {"sincos1d": sincos1d, "sincos2d": sincos2d}[config.position]
             self.table = nn.Parameter(fixed(self.grid, config.dim), requires_grad=False)
+        self.tables: dict[object, Tensor] | None = None
+
+    def keep(self) -> None:
+        """From now on the tables of the latest grids are kept, which is for weights that stay as they are: a change is
+        noticed as autograd would notice it, which one through `.data` escapes."""
+        self.tables = {}
 
     def forward(self, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
-        return resample(self.table, self.grid, grid, self.resampling)
+        if self.tables is None or torch.compiler.is_compiling():
+            return resample(self.table, self.grid, grid, self.resampling)
+        version = 0 if self.table.is_inference() else self.table._version
+        key = (grid, version, self.table.device, self.table.dtype)
+        table = self.tables.get(key)
+        if table is None:
+            with torch.inference_mode(False), torch.no_grad():
+                table = resample(self.table, self.grid, grid, self.resampling)
+            while len(self.tables) >= GRIDS:
+                self.tables.pop(next(iter(self.tables)), None)  # another thread may have taken it
+            self.tables[key] = table
+        return table
 
 
 def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -1,6 +1,6 @@
-"""A ViT whose blocks are run by OpenVINO on the CPU, behind the same contract (extra `openvino`).
+"""A ViT that OpenVINO runs on the CPU, behind the same contract (extra `openvino`).
 
-Axes: `B` batch, `N` tokens, `T` tokens of a row (see `packing.py`), `P` CLS and registers, `D` width.
+Axes: `B` rows (see `packing.py`), `D` width.
 """
 
 from collections.abc import Mapping, Set
@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitbackbone.features import Features, Images, Prefix, Runtime, Wanted
-from vitbackbone.packing import Grid, Layout
+from vitbackbone.features import Images, Runtime, Wanted
+from vitbackbone.packing import Layout
 from vitbackbone.vit import ViT
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ COMPILING = Lock()
 
 
 class OpenVinoBackbone(ViT):
-    """A ViT of the same weights, `spec` and `preprocess`, whose blocks OpenVINO runs.
+    """A ViT of the same weights, `spec` and `preprocess`, run by OpenVINO: all but the pooling.
 
     There is one graph for all batches and sizes of images. It is compiled when a set of layers is first asked for, in
     about a second, for `torch.get_num_threads()` threads; the last four are kept. Nothing is kept on disk: to read a
@@ -61,56 +61,34 @@ class OpenVinoBackbone(ViT):
             raise ValueError(f"the backbone has other parameters than a plain ViT ({strange}); merge adapters into it")
         super().load_state_dict(state, assign=True)
         self.requires_grad_(False).eval()
-        self.precision = precision
+        if self.pos_embed is not None:
+            self.pos_embed.keep()
+        self.precision, self.compute = precision, OpenVinoBackbone.tokens
         self.runtime = Runtime(precision, "openvino", "OpenVINO")
-        self._compiled: dict[_Asked, ov.CompiledModel] = {}
+        self._compiled: dict[_Asked, _Graph] = {}
         self._check_parameters()
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises `ValueError`: the graphs keep the weights they were made of."""
         raise ValueError("OpenVinoBackbone keeps its weights; load these into a ViT, and make one of that")
 
-    def _run(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
-        x, geometry = self.embed(images)
-        rows = self._run_blocks(x, Layout.of(geometry.grids), {layer for layer, _ in wanted}, prefix=False)
-        return {(layer, norm): self.unpack(self._norm(rows[layer], norm), geometry) for layer, norm in wanted}
+    def tokens(self, images: Images, wanted: Set[Wanted], prefix: bool = False) -> dict[Wanted, Float[Tensor, "B _ D"]]:
+        """See `ViT.tokens`. Images of several grids run one grid after the other."""
+        from vitbackbone.openvino_graph import inputs
 
-    def _run_prefix(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Prefix]:
-        if self.config.pool != "cls":  # the pooled vector is made of patches
-            return super()._run_prefix(images, wanted)
-        x, geometry = self.embed(images)
-        rows = self._run_blocks(x, Layout.of(geometry.grids), {layer for layer, _ in wanted}, prefix=True)
-        return {(layer, norm): self._unpack_prefix(self._norm(rows[layer], norm), geometry) for layer, norm in wanted}
-
-    def _norm(self, x: Float[Tensor, "B T D"], norm: bool) -> Float[Tensor, "B T D"]:
-        return self.norm(x) if norm and self.norm is not None else x
-
-    def _run_blocks(
-        self, x: Float[Tensor, "B T D"], layout: Layout, layers: Set[int], prefix: bool
-    ) -> dict[int, Float[Tensor, "B _ D"]]:
-        """What leaves the blocks `layers`. `prefix`: of CLS and registers alone, as `Block.prefix` has it."""
         self._check_parameters()
-        if torch.is_grad_enabled() and x.requires_grad:
+        geometry = self._geometry(images)
+        batches = self._batches(images, geometry)
+        if torch.is_grad_enabled() and any(batch.requires_grad for _, batch in batches):
             raise ValueError("OpenVINO makes no gradients for images; call it under torch.no_grad(), or the plain ViT")
-        asked = _Asked(frozenset(layers), prefix, torch.get_num_threads())
-        compiled, deepest = self._compile(asked), max(layers)
-        parts = [self._infer(compiled, batch, deepest, grid) for grid, batch in layout.split(x)]
-        return {layer: layout.join(each) for layer, each in zip(sorted(layers), zip(*parts, strict=True), strict=True)}
+        graph = self._compile(_Asked(frozenset(wanted), prefix, torch.get_num_threads()))
+        deepest = max(layer for layer, _ in wanted)
+        parts = [graph.infer(inputs(self, deepest, batch, grid)) for grid, batch in batches]
+        layout = Layout.of(geometry.grids)
+        return {each: layout.join(of) for each, of in zip(sorted(wanted), zip(*parts, strict=True), strict=True)}
 
-    def _infer(
-        self, compiled: "ov.CompiledModel", x: Float[Tensor, "B N D"], deepest: int, grid: Grid
-    ) -> list[Float[Tensor, "B _ D"]]:
-        """Of images of one grid, what the graph returns."""
-        from vitbackbone.openvino_graph import tables
-
-        inputs = {"tokens": x, **tables(self, deepest, grid)}
-        arrays = {name: tensor.detach().contiguous().numpy() for name, tensor in inputs.items()}
-        request = compiled.create_infer_request()  # of its own: threads do not meet in one, and it keeps no outputs
-        outputs = request.infer(arrays, share_inputs=True, share_outputs=True)
-        return [torch.from_numpy(outputs[i]) for i in range(len(outputs))]
-
-    def _compile(self, asked: "_Asked") -> "ov.CompiledModel":
-        from vitbackbone.openvino_graph import build
+    def _compile(self, asked: "_Asked") -> "_Graph":
+        from vitbackbone.openvino_graph import build, inputs
 
         with COMPILING:
             if asked not in self._compiled:
@@ -122,13 +100,13 @@ class OpenVinoBackbone(ViT):
                     "NUM_STREAMS": 1,
                     "ENABLE_CPU_PINNING": False,  # or the processes of one machine share its first cores
                 }
-                compiled = _core().compile_model(build(self, asked.layers, asked.prefix), "CPU", settings)
+                graph = _Graph(_core().compile_model(build(self, asked.wanted, asked.prefix), "CPU", settings))
                 # OpenVINO (2026.4) fits its kernels to the shapes that come first. A single token is not to: the
                 # features of longer rows would be wrong ever after.
-                self._infer(
-                    compiled, torch.zeros(2, self.config.num_prefix + 15, self.config.dim), max(asked.layers), (3, 5)
-                )
-                self._compiled[asked] = compiled
+                grid, side = (3, 5), self.config.patch_size
+                images = torch.zeros(2, 3, side * grid[0], side * grid[1])
+                graph.infer(inputs(self, max(layer for layer, _ in asked.wanted), images, grid))
+                self._compiled[asked] = graph
             return self._compiled[asked]
 
     def _check_parameters(self) -> None:
@@ -149,9 +127,29 @@ class OpenVinoBackbone(ViT):
 class _Asked:
     """What a compiled graph is for."""
 
-    layers: frozenset[int]
+    wanted: frozenset[Wanted]
     prefix: bool
     threads: int
+
+
+class _Graph:
+    """A compiled graph and its requests that wait. A new one takes milliseconds to find its memory, and no two threads
+    may use the same."""
+
+    def __init__(self, compiled: "ov.CompiledModel") -> None:
+        self.compiled = compiled
+        self.waiting: list[ov.InferRequest] = []
+
+    def infer(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """What it makes of tensors by the names of its inputs."""
+        arrays = {name: tensor.detach().contiguous().numpy() for name, tensor in inputs.items()}
+        try:
+            request = self.waiting.pop()
+        except IndexError:
+            request = self.compiled.create_infer_request()
+        outputs = request.infer(arrays, share_inputs=True, share_outputs=False)  # copies: it writes to its own again
+        self.waiting.append(request)
+        return [torch.from_numpy(outputs[i]) for i in range(len(outputs))]
 
 
 @cache

@@ -1,8 +1,9 @@
-"""The blocks of a ViT as a graph of OpenVINO, written with its operations. Nothing is traced, so it takes any batch and
-any patch grid, and is there in a tenth of a second, where a traced conversion takes half a minute.
+"""A ViT as a graph of OpenVINO, written with its operations. Nothing is traced, so it takes any batch and any patch
+grid, and is there in a tenth of a second, where a traced conversion takes half a minute.
 
-Patch embedding, final norm and pooling are left to torch: they are a few percent of the work, and positions are
-resampled there by the checkpoint's own policy. So is all else that depends on the patch grid: see `tables`.
+All that depends on the patch grid is made by torch and given to the graph, see `inputs`: positions are resampled by the
+checkpoint's own policy. Nothing else is left to torch: after each of its operations its threads wait for the next in a
+busy loop, for two milliseconds in which OpenVINO's do not have the cores.
 
 Axes: `B` batch, `N` tokens, `P` of them CLS and registers, `D` width, `d` width of a head, `h w` patch grid.
 """
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from vitbackbone.attention import Attention, DecomposedTables, RelativeTable, WindowAttention
 from vitbackbone.config import ViTConfig
-from vitbackbone.layers import Block, LayerScale, Mlp, SwiGLU
+from vitbackbone.features import Wanted
+from vitbackbone.layers import Block, ConvStem, LayerScale, Mlp, SwiGLU
 from vitbackbone.packing import Grid
 from vitbackbone.position import rotary_table
 from vitbackbone.vit import ViT
@@ -33,27 +35,32 @@ ACTIVATIONS: dict[str, Callable[[Value], Value]] = {
 }
 
 
-def build(vit: ViT, layers: Set[int], prefix: bool) -> ov.Model:
-    """The graph from the tokens that enter the first block, (B, N, D), to those that leave each of `layers`, ascending.
+def build(vit: ViT, wanted: Set[Wanted], prefix: bool) -> ov.Model:
+    """The graph from images, (B, 3, H, W), to the tokens that leave each layer of `wanted`, (B, N, D), ascending.
 
     `prefix`: to CLS and registers alone, (B, P, D), and nothing is done for patches that these do not need.
     The graph reads the parameters where `vit` has them.
     """
     graph = _Graph(vit.config)
-    x = graph.input("tokens", -1, -1, vit.config.dim)
+    x = graph.embed(vit)
     results = []
-    for i in range(max(layers) + 1):
-        deepest = i == max(layers)
-        x = graph.block(i, _block(vit, i), x, prefix and deepest)
-        if i in layers:
-            results.append(ops.result(graph.prefix(x) if prefix and not deepest else x))
+    deepest = max(layer for layer, _ in wanted)
+    for i in range(deepest + 1):
+        x = graph.block(i, _block(vit, i), x, prefix and i == deepest)
+        taken = graph.prefix(x) if prefix and i < deepest else x
+        if (i, False) in wanted:
+            results.append(ops.result(taken))
+        if (i, True) in wanted:
+            results.append(ops.result(graph.norm(cast(nn.LayerNorm, vit.norm), taken)))
     return ov.Model(results, list(graph.inputs.values()), vit.name)
 
 
-def tables(vit: ViT, deepest: int, grid: Grid) -> dict[str, Tensor]:
-    """What the blocks up to the deepest are given besides tokens, by the names of the graph's inputs."""
+def inputs(vit: ViT, deepest: int, images: Float[Tensor, "B 3 H W"], grid: Grid) -> dict[str, Tensor]:
+    """What the graph up to the deepest block is given for images of a grid, by the names of its inputs."""
     config = vit.config
-    found = {}
+    found = {"images": images.float()}
+    if vit.pos_embed is not None:
+        found["positions"] = vit.pos_embed(grid)
     if config.rotary:
         table = rotary_table(config.rotary, config.dim // config.num_heads, grid, torch.device("cpu"))
         still = torch.tensor([1.0, 0.0])[:, None, None].expand(-1, config.num_prefix, table.shape[-1])
@@ -95,6 +102,37 @@ class _Graph:
 
     def prefix(self, x: Value) -> Value:
         return ops.slice(x, [0], [self.config.num_prefix], [1], [1])
+
+    # ---- images to tokens -----------------------------------------------------------------------------------------
+
+    def embed(self, vit: ViT) -> Value:
+        x = self.input("images", -1, 3, -1, -1)
+        if isinstance(vit.patch_embed, ConvStem):
+            for layer in vit.patch_embed.convs:
+                x = self.stem(layer, x)
+        x = self.convolution(vit.patch_embed.proj, x)
+        x = ops.transpose(ops.reshape(x, [0, self.config.dim, -1], True), [0, 2, 1])
+        if vit.pos_embed is not None:
+            x = ops.add(x, self.input("positions", -1, self.config.dim))
+        tokens: list[Tensor] = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+        if tokens:
+            shape = _shape(ops.gather(ops.shape_of(x), [0], np.int64(0)), [vit.config.num_prefix, self.config.dim])
+            first = ops.broadcast(_constant(torch.cat(tokens, dim=1)), shape)
+            x = ops.concat([first, x], 1)
+        return self.norm(vit.norm_pre, x) if isinstance(vit.norm_pre, nn.LayerNorm) else x
+
+    def stem(self, layer: nn.Module, x: Value) -> Value:
+        if isinstance(layer, nn.Conv2d):
+            return self.convolution(layer, x)
+        if isinstance(layer, nn.BatchNorm2d):
+            parts = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
+            return ops.batch_norm_inference(x, *(_constant(cast(Tensor, part)) for part in parts), layer.eps)
+        return ACTIVATIONS["gelu"](x)
+
+    def convolution(self, conv: nn.Conv2d, x: Value) -> Value:
+        pad = list(conv.padding)
+        x = ops.convolution(x, _constant(conv.weight), list(conv.stride), pad, pad, [1, 1])
+        return x if conv.bias is None else ops.add(x, _constant(conv.bias[:, None, None]))
 
     # ---- linear layers, norms, the MLP ----------------------------------------------------------------------------
 

@@ -198,6 +198,9 @@ def share(backbone: BackboneModule) -> BackboneModule:
         parameters = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in backbone.parameters()}
     shared = copy.deepcopy(backbone, {**parameters, **{id(b): b for b in backbone.buffers()}})
     shared.frozen = True
+    for vit in _vits(shared):
+        if vit.pos_embed is not None:
+            vit.pos_embed.keep()
     return shared.eval()
 
 

@@ -144,15 +144,18 @@ class ViT(BackboneModule):
         """Images to the tokens that enter the first block, of each CLS, registers, patches in raster order. Images of
         one grid have a row each; those of several share one, as `Layout.of(geometry.grids)` says."""
         geometry = self._geometry(images)
-        if isinstance(images, Tensor):
-            return self._embed(self._pad(images), geometry.grid), geometry
-        grids = geometry.grids
-        order = packing_order(grids)
-        rows = [
-            self._embed(torch.cat([self._pad(images[i][None]) for i in same]), grid)
-            for grid, same in groupby(order, key=grids.__getitem__)
-        ]
+        rows = [self._embed(batch, grid) for grid, batch in self._batches(images, geometry)]
         return rows[0] if len(rows) == 1 else torch.cat([row.flatten(0, 1) for row in rows])[None], geometry
+
+    def _batches(self, images: Images, geometry: Geometry) -> list[tuple[Grid, Float[Tensor, "B 3 H W"]]]:
+        """The images of each grid, padded, in the order of packing."""
+        if isinstance(images, Tensor):
+            return [(geometry.grid, self._pad(images))]
+        grids = geometry.grids
+        return [
+            (grid, torch.cat([self._pad(images[i][None]) for i in same]))
+            for grid, same in groupby(packing_order(grids), key=grids.__getitem__)
+        ]
 
     def _geometry(self, images: Images) -> Geometry:
         if isinstance(images, Tensor):
