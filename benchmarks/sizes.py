@@ -18,7 +18,7 @@ from benchmarks.timing import DEVICE, Contestants, exponent, machine, markdown, 
 from vitbackbone import optimize
 
 MODEL = "vit_small_patch16_224.augreg_in21k"
-MIXED = [(224, 224), (304, 400), (400, 304), (384, 384), (224, 320), (256, 512), (320, 240), (352, 416)]  # (H, W)
+MIXED = [(224, 224), (304, 400), (240, 320), (384, 384), (224, 320), (256, 256), (320, 240), (400, 304)]  # (H, W)
 SIDES = [224, 448, 896, 1344, 2048]  # 196, 784, 3136, 7056 and 16,384 patches of 16 pixels
 PATCH = 16
 
