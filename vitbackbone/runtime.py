@@ -73,7 +73,7 @@ def optimize(
 
     `precision`: the least that will do, and no promise of speed: where "bf16" or "int8" brings nothing on this machine,
     a higher one is taken. "fp32" equals the plain backbone to 1e-5. Below it, a GPU's kernels are compiled, which takes
-    up to a minute.
+    up to a minute. Small batches on a GPU are recorded and replayed, which hooks on blocks do not see.
     `engine`: "native" is torch, "openvino" needs the extra of that name; "auto" takes the faster.
     `sample`: images as the backbone takes them, to calibrate with and to measure closeness and speed on; the first 4
     count. Without any, it is noise, which is easier on a low precision than photos are.
