@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.peak import has_bfloat16
 from benchmarks.timing import DEVICE, ON_GPU, noise
-from vitbackbone import BackboneModule, ViTConfig, load_backbone, optimize
+from vitbackbone import BackboneModule, ViTConfig, load_backbone
 from vitbackbone.features import Precision
 
 Run = Callable[[Tensor], object]
@@ -36,7 +36,6 @@ class Field:
 
     contestants: list[Contestant] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
-    taken: dict[Precision, str] = field(default_factory=dict)  # the path of `optimize`
 
     def add(self, name: str, precision: Precision, make: Callable[[], Run], ours: bool = False) -> None:
         try:
@@ -70,7 +69,7 @@ def from_timm(name: str) -> tuple[Tokens, BackboneModule]:
 
 
 def entrants(name: str, precisions: Sequence[Precision]) -> tuple[Field, BackboneModule]:
-    """Everyone who can run the model here, in each of the precisions; and our backbone as it is."""
+    """Everyone else who can run the model here, in each of the precisions; and our backbone as it is."""
     theirs, backbone = from_timm(name)
     config = backbone.config
     assert isinstance(config, ViTConfig)
@@ -91,15 +90,7 @@ def entrants(name: str, precisions: Sequence[Precision]) -> tuple[Field, Backbon
         runs.add("timm", "bf16", lambda: timm_bfloat16(name))
         if ON_GPU:
             runs.add("timm, compiled", "bf16", lambda: torch.compile(timm_bfloat16(name)))
-    for precision in precisions:
-        runs.add("ours", precision, lambda p=precision: fast(backbone, p, runs), ours=True)
     return runs, backbone
-
-
-def fast(backbone: BackboneModule, precision: Precision, runs: Field) -> Run:
-    made = optimize(backbone, precision)
-    runs.taken[precision] = f"{made.runtime.precision} by {made.runtime.path}"
-    return made
 
 
 def timm_bfloat16(name: str) -> Run:

@@ -20,6 +20,7 @@ Contestants = dict[str, Callable[[], Any]]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
 MOST = 50 if ON_GPU else 15  # rounds
+IDLE = 0.01  # seconds in which the threads of the one before fall asleep; awake, they would take cores from the next
 WARM_UP = 2 if ON_GPU else 1  # rounds that do not count: a GPU's kernels are compiled in one, recorded in the next
 
 
@@ -31,6 +32,7 @@ def medians(contestants: Contestants, seconds: float = 60, least: int = 3, most:
     while turn < WARM_UP + rounds:
         began = time.perf_counter()
         for name, run in contestants.items():
+            time.sleep(IDLE)
             started = time.perf_counter()
             wait_for(run())
             if turn >= WARM_UP:

@@ -180,6 +180,10 @@ def test_an_adapter_on_a_linear_layer_takes_part() -> None:
     vit = copy.deepcopy(VITS["registers"])
     vit.blocks[0].attn.proj = Adapter(vit.blocks[0].attn.proj)
     assert furthest(outputs(runtime.unpacked(vit, MIXED, dtype=FP32), MIXED), outputs(vit, MIXED)) < 1e-5
+    with pytest.raises(runtime.Unavailable, match="it has Adapter for a linear layer; merge adapters into it"):
+        runtime.unpacked(vit, MIXED, dtype=BF16)
+    for precision in ("bf16", "int8"):
+        assert optimize(vit, precision, "native").fidelity.cosine > 0.999
 
 
 def test_below_float32_there_is_no_path_for_what_is_no_vit() -> None:
@@ -208,6 +212,22 @@ def test_int8_is_close(name: str, make) -> None:
     with torch.inference_mode():
         assert 0.995 < compare(fast(batch), vit(batch)).cosine < 1 - 1e-7
     assert weights_sha256(fast) == weights_sha256(vit)
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_int8_is_as_close_with_attention_in_bfloat16(name: str) -> None:
+    vit, batch = VITS[name], images(2, 3, 40, 56)
+    fast = int8(vit, MIXED, attention=BF16)
+    with torch.inference_mode():
+        want = vit(batch)
+        assert compare(fast(batch), want).cosine > 0.995
+        assert not torch.equal(fast(batch).patches, int8(vit, MIXED)(batch).patches)
+
+
+def test_values_are_rounded_to_the_nearest_of_8_bits() -> None:
+    x = 300 * images(3, 7, 48)
+    for zero in (0, 3, 131, 255):
+        assert torch.equal(quantize.rounded(x, zero), (x + zero).round().clamp(0, 255).to(torch.uint8))
 
 
 def with_outliers(vit: ViT) -> ViT:

@@ -40,6 +40,7 @@ from vitbackbone.kernels import (
     attend_in_blocks,
     fuse_gelu,
     gelu_trouble,
+    places,
     replace_linears,
     trouble,
 )
@@ -53,6 +54,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # from the closest on
 FLOORS: dict[Precision, float] = {"fp32": 1 - 1e-9, "bf16": 0.9999, "int8": 0.999}  # of the cosine to plain float32
 SAMPLE = 4  # images that are looked at
 SECONDS = 2.0  # that a comparison of speeds takes
+IDLE = 0.01  # seconds in which the threads of the one before fall asleep; awake, they would take cores from the next
 COMPILED = 64  # of all backbones of a process, which share a count; beyond it torch goes on without compiling
 GAIN = 1.03  # times as fast as one before it in the table that a path must be, to be taken
 
@@ -75,8 +77,8 @@ def optimize(
     a higher one is taken. "fp32" equals the plain backbone to 1e-5. Below it, a GPU's kernels are compiled, which takes
     up to a minute. Small batches on a GPU are recorded and replayed, which hooks on blocks do not see.
     `engine`: "native" is torch, "openvino" needs the extra of that name; "auto" takes the faster.
-    `sample`: images as the backbone takes them, to calibrate with and to measure closeness and speed on; the first 4
-    count. Without any, it is noise, which is easier on a low precision than photos are.
+    `sample`: a batch as the backbone takes it, to calibrate with and to measure closeness and speed on; the first 4
+    images count. Without any, it is one of noise, which is easier on a low precision than photos are.
     `floor`: the cosine to plain float32 that CLS and patches must reach, in place of 0.9999 for "bf16" and 0.999 for
     "int8".
 
@@ -283,6 +285,9 @@ def _with_linears(
     vits = _vits(fast)
     if dtype != torch.float32:
         _need(vits, backbone)
+        kinds = {type(getattr(part, name)) for block in _blocks(fast) for part, name, _ in places(block)}
+        if strange := sorted(kind.__name__ for kind in kinds - {nn.Linear}):
+            raise Unavailable(f"it has {', '.join(strange)} for a linear layer; merge adapters into it")
     with torch.inference_mode(False), torch.no_grad():
         for vit in vits:
             gelu = vit.config.mlp if vit.config.mlp in POST_OPS else None
@@ -311,8 +316,11 @@ def _blocks(backbone: BackboneModule) -> list[Block]:
     return [module for module in backbone.modules() if isinstance(module, Block)]
 
 
-def int8(backbone: BackboneModule, images: Images, make: MakeKernel = onednn) -> BackboneModule:
-    """8-bit linears in the blocks, calibrated on the images; all else, attention among it, stays float32."""
+def int8(
+    backbone: BackboneModule, images: Images, make: MakeKernel = onednn, attention: torch.dtype = torch.float32
+) -> BackboneModule:
+    """8-bit linears in the blocks, calibrated on the images; all else stays float32, but for the products of attention
+    where these are asked for in another precision."""
     if make is onednn and (why := int8_trouble()):
         raise Unavailable(why)
     fast = share(backbone)
@@ -324,6 +332,8 @@ def int8(backbone: BackboneModule, images: Images, make: MakeKernel = onednn) ->
         for vit in vits:
             for block in _blocks(vit):
                 quantize(block, seen, vit.config.mlp, make)
+                if attention != torch.float32:
+                    block.attn.attend = partial(attend_in_blocks, dtype=attention)
     return fast
 
 
@@ -345,6 +355,13 @@ PATHS = (
     Path("oneDNN's packed linears", "fp32", "native", "cpu", packed),
     Path("oneDNN's packed linears", "bf16", "native", "cpu", partial(packed, dtype=torch.bfloat16)),
     Path("oneDNN's 8-bit linears", "int8", "native", "cpu", int8),
+    Path(
+        "oneDNN's 8-bit linears, attention in bfloat16",
+        "int8",
+        "native",
+        "cpu",
+        partial(int8, attention=torch.bfloat16),
+    ),
     Path("OpenVINO", "fp32", "openvino", "cpu", partial(openvino, precision="fp32")),
     Path("OpenVINO", "bf16", "openvino", "cpu", partial(openvino, precision="bf16")),
     Path("torch as it is", "fp32", "native", "cuda", plain),
@@ -414,13 +431,13 @@ def _race(built: Mapping[Path, BackboneModule], images: Images) -> tuple[Path, l
     best, *others = built
     if not others:
         return best, []
-    some = images[:1] if isinstance(images, Tensor) else images
     seconds = dict.fromkeys(built, float("inf"))
     began, rounds = time.perf_counter(), 0
     while rounds < 1 or time.perf_counter() - began < SECONDS:
         for path, backbone in built.items():
+            time.sleep(IDLE)
             started = time.perf_counter()
-            _run(backbone, some).patches.sum().item()  # which waits for a GPU
+            _run(backbone, images).patches.sum().item()  # which waits for a GPU
             seconds[path] = min(seconds[path], time.perf_counter() - started)
         rounds += 1
     for path in others:
