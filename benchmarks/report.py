@@ -55,7 +55,7 @@ def sections(seconds: float) -> Iterator[tuple[str, str]]:
     yield "Resolution", text
     draw(rows, found, ROOT / "docs" / f"{NAME}.png")
     replace_between(ROOT / "README.md", NAME, summary(rows))
-    workers, count = (os.cpu_count() or 1, 2048) if ON_GPU else (1, 256)
+    workers, count = (os.cpu_count() or 1, 2048) if ON_GPU else (1, 160)
     yield "From a folder to features", folder.report(batch=32, workers=workers, count=count, seconds=2 * seconds)
     if ON_GPU:  # the rest is the CPU's
         return
