@@ -19,7 +19,7 @@ import transformers
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks import folder, forward, sizes
+from benchmarks import forward, sizes
 from benchmarks import input as reading
 from benchmarks.parity import replace_between
 from benchmarks.peak import report as peaks
@@ -39,10 +39,11 @@ def versions() -> str:
     return ", ".join(f"{name} {version}" for name, version in names.items())
 
 
-def probes(*arguments: str) -> str:
-    """In a process of its own, as what it measures is that process's memory too."""
-    command = [sys.executable, "-m", "benchmarks.probes", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+def alone(name: str, *arguments: str) -> str:
+    """Of a benchmark in a process of its own, whose memory is not that of all the networks before."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    return text.removeprefix(f"{machine()}, {torch.get_num_threads()} threads").strip()
 
 
 def sections(seconds: float) -> Iterator[tuple[str, str]]:
@@ -56,13 +57,14 @@ def sections(seconds: float) -> Iterator[tuple[str, str]]:
     draw(rows, found, ROOT / "docs" / f"{NAME}.png")
     replace_between(ROOT / "README.md", NAME, summary(rows))
     workers, count = (os.cpu_count() or 1, 2048) if ON_GPU else (1, 160)
-    yield "From a folder to features", folder.report(batch=32, workers=workers, count=count, seconds=2 * seconds)
+    options = {"workers": workers, "count": count, "seconds": 2 * seconds}
+    yield "From a folder to features", alone("folder", *(f"--{name}={value}" for name, value in options.items()))
     if ON_GPU:  # the rest is the CPU's
         return
     files = [reading.made(*size, seed) for seed, size in enumerate(reading.SIZES)]
     yield "Reading photos", reading.report(files, 224, rounds=5)
-    yield "45 values of C on 50,000 x 768, against one fit of scikit-learn", probes("sweep", "--naive")
-    yield "A probe on rows that stay on the disk", probes("lazy", "--samples", "200000", "--width", "384")
+    yield "45 values of C on 50,000 x 768, against one fit of scikit-learn", alone("probes", "sweep", "--naive")
+    yield "A probe on rows that stay on the disk", alone("probes", "lazy", "--samples", "200000", "--width", "384")
 
 
 def summary(rows: list[forward.Row]) -> str:
@@ -96,7 +98,7 @@ def draw(rows: list[forward.Row], found: list[sizes.Size], path: Path) -> None:
         bars.bar(
             places, heights, width, label=name, color="#d1495b" if name == "ours" else plt.cm.Blues(0.35 + 0.15 * i)
         )
-    labels = [f"{row.model.split('.')[0].removeprefix('vit_')}\nbatch {row.batch}" for row in rows]
+    labels = ["\n".join([*row.model.split("_")[1:3], f"batch {row.batch}"]) for row in rows]
     bars.set_xticks([x + 0.4 - width / 2 for x in range(len(rows))], labels, fontsize=7)
     bars.set_ylabel("times as fast as timm, float32")
     bars.axhline(1, color="black", linewidth=0.6)

@@ -53,7 +53,7 @@ LOG = logging.getLogger("vitbackbone")
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # from the closest on
 FLOORS: dict[Precision, float] = {"fp32": 1 - 1e-9, "bf16": 0.9999, "int8": 0.999}  # of the cosine to plain float32
 SAMPLE = 4  # images that are looked at
-SECONDS = 2.0  # that a comparison of speeds takes
+ROUNDS, SECONDS = 2, 2.0  # that a comparison of speeds takes at least
 IDLE = 0.01  # seconds in which the threads of the one before fall asleep; awake, they would take cores from the next
 COMPILED = 64  # of all backbones of a process, which share a count; beyond it torch goes on without compiling
 GAIN = 1.03  # times as fast as one before it in the table that a path must be, to be taken
@@ -433,7 +433,7 @@ def _race(built: Mapping[Path, BackboneModule], images: Images) -> tuple[Path, l
         return best, []
     seconds = dict.fromkeys(built, float("inf"))
     began, rounds = time.perf_counter(), 0
-    while rounds < 1 or time.perf_counter() - began < SECONDS:
+    while rounds < ROUNDS or time.perf_counter() - began < SECONDS:
         for path, backbone in built.items():
             time.sleep(IDLE)
             started = time.perf_counter()
