@@ -32,7 +32,7 @@ def test_the_code_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         assert main(arguments) == 0, line
     capsys.readouterr()
     namespace: dict[str, object] = {}
-    assert len(blocks("python")) == 6
+    assert len(blocks("python")) == 7
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), namespace)
     assert namespace["features"].cls.shape == (1, 192)
@@ -41,6 +41,7 @@ def test_the_code_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert namespace["both"].spec.dim == 192 + 192
     assert namespace["outputs"]["pixels"].shape == (1, 11, *namespace["image"].shape[-2:])
     assert namespace["again"].name == "multilayer"
+    assert namespace["fast"].fidelity.cosine >= 0.9999
     target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 30.0]]), "labels": torch.tensor([1])}
     losses = namespace["detector"]([torch.rand(3, 96, 96)], [target])
     assert all(loss.isfinite() for loss in losses.values())
