@@ -25,7 +25,7 @@ from vitbackbone.features import Precision
 FIRST = "vit_large_patch16_224.augreg_in21k" if ON_GPU else "vit_tiny_patch16_224.augreg_in21k"
 MODELS = [FIRST, "vit_base_patch16_224.augreg_in21k", "vit_small_patch14_dinov2.lvd142m"]
 BATCHES = [1, 8, 32, 256] if ON_GPU else [1, 8, 32]
-TOKENS = 20_000  # of a batch on a CPU; with more, as 32 images of 1369 patches have, a round takes minutes
+TOKENS = 20_000  # of a usual batch on a CPU; with more, as 32 images of 1369 patches have, a round takes minutes
 PEERS = ["timm", "timm, compiled", "transformers", "ONNX Runtime", "OpenVINO"]
 
 
@@ -54,12 +54,17 @@ class Row:
         return min(self.seconds[name, of] for name in PEERS if (name, of) in self.seconds)
 
 
+def usual(config: ViTConfig) -> list[int]:
+    """The batches that are timed where none is asked for."""
+    tokens = config.num_prefix + config.grid[0] * config.grid[1]
+    return [batch for batch in BATCHES if ON_GPU or batch == 1 or batch * tokens <= TOKENS]
+
+
 def measure(name: str, batches: list[int], precisions: Sequence[Precision], seconds: float) -> tuple[list[Row], Field]:
     field, backbone = entrants(name, precisions)
     assert isinstance(backbone.config, ViTConfig)
     rows = []
-    tokens = backbone.config.num_prefix + backbone.config.grid[0] * backbone.config.grid[1]
-    for batch in batches if ON_GPU else [each for each in batches if each == 1 or each * tokens <= TOKENS]:
+    for batch in batches or usual(backbone.config):
         x = noise(batch, 3, *backbone.config.image_size)
         fast = {precision: optimize(backbone, precision, sample=x) for precision in precisions}
         everyone: list[tuple[tuple[str, Precision], Run]] = [
@@ -123,7 +128,14 @@ def report(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
-    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, metavar="N")
+    parser.add_argument(
+        "--batches",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="by default 1, 8 and 32, as far as they are quick",
+    )
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--seconds", type=float, default=60, help="of each table row, at least three rounds")
     args = parser.parse_args()

@@ -27,7 +27,6 @@ class Contestant:
     name: str
     precision: Precision
     run: Run  # images to tokens
-    ours: bool = False
 
 
 @dataclass
@@ -37,11 +36,11 @@ class Field:
     contestants: list[Contestant] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
 
-    def add(self, name: str, precision: Precision, make: Callable[[], Run], ours: bool = False) -> None:
+    def add(self, name: str, precision: Precision, make: Callable[[], Run]) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.contestants.append(Contestant(name, precision, make(), ours))
+                self.contestants.append(Contestant(name, precision, make()))
         except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:
             self.absent[f"{name} {precision}"] = " ".join(str(error).split())[:160]
 
@@ -76,7 +75,7 @@ def entrants(name: str, precisions: Sequence[Precision]) -> tuple[Field, Backbon
     runs = Field()
     runs.add("timm", "fp32", lambda: theirs)
     runs.add("transformers", "fp32", lambda: in_transformers(config))
-    runs.add("ours, as it is", "fp32", lambda: backbone, ours=True)
+    runs.add("ours, as it is", "fp32", lambda: backbone)
     if not ON_GPU:
         example = noise(2, 3, *config.image_size)
         with tempfile.TemporaryDirectory() as folder:

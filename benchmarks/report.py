@@ -52,7 +52,7 @@ def alone(name: str, *arguments: str) -> str:
 
 def sections(seconds: float) -> Iterator[tuple[str, str]]:
     yield "The machine's own peak", peaks()
-    text, rows = forward.report(forward.MODELS, forward.BATCHES, forward.PRECISIONS, seconds)
+    text, rows = forward.report(forward.MODELS, [], forward.PRECISIONS, seconds)
     yield "The forward", text
     mixed = sizes.mixed(seconds)
     yield "Images of mixed sizes", mixed

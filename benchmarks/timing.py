@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vitbackbone.runtime import IDLE
+
 Contestants = dict[str, Callable[[], Any]]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
 MOST = 50 if ON_GPU else 15  # rounds
-IDLE = 0.01  # seconds in which the threads of the one before fall asleep; awake, they would take cores from the next
 WARM_UP = 2 if ON_GPU else 1  # rounds that do not count: a GPU's kernels are compiled in one, recorded in the next
 
 

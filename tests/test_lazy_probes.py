@@ -116,7 +116,7 @@ def test_a_sweep_passes_over_the_rows_some_hundred_times(stored):
     once, sweep = stored(X), stored(X)
     LinearProbe().fit(once, y)
     LinearProbe("dinov2").fit(sweep, y)
-    assert sum(once.sizes) < 50 * len(X)  # a dozen steps, and what the line searches of some processors add
+    assert sum(once.sizes) < 50 * len(X)  # 25.3 were seen: how often a line search looks depends on the processor
     assert sum(sweep.sizes) < 600 * len(X)
 
 
