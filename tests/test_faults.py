@@ -229,8 +229,8 @@ paths = pa.table({"path": [f"folder-{i // 1000:04}/photo-{i:07}.jpg" for i in ra
 pq.write_table(paths, f"{folder}/list.parquet")
 model = tiny_vit()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-store = extract(model, f"{folder}/list.parquet", f"{folder}/out", shard_size=10_000, progress=False)
-assert len(store.failed) == count
+store = extract(model, f"{folder}/list.parquet", f"{folder}/out", shard_size=10_000, engine="native", progress=False)
+assert len(store) == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -245,4 +245,4 @@ def test_a_million_paths_take_little_more_memory_than_a_thousand(tmp_path: Path)
         command = [sys.executable, "-c", MILLION, str(tmp_path / str(count)), str(count)]
         grown[count] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     print(f"\npeak above the start: {grown}")
-    assert grown[1_000_000] - grown[1000] < 1_000_000
+    assert grown[1_000_000] - grown[1000] < 400_000

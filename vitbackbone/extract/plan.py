@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Int
+from jaxtyping import Bool, Int, Shaped
 
 from vitbackbone.extract.layout import PLAN, inputs_file, inputs_files
 from vitbackbone.extract.locate import Locator, Unreadable, read_bytes
@@ -26,8 +26,9 @@ from vitbackbone.extract.source import UNKNOWN, Inputs
 
 READERS = 8  # threads that read contents; a digest does not hold Python's lock
 CHUNK = 2**13  # inputs that are Python objects at a time
+UNREAD = bytes(32)  # in place of a digest, where there is no content; no content has this one
 
-Digests = Iterator[bytes | None]
+Digests = Iterator[bytes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,13 +197,12 @@ def make_plan(
         columns[name][kept] = values[first]
 
     to_read = np.concatenate([again, new])
-    digests = list(watch(_digests(inputs.root, listed, sizes, to_read), len(to_read)))
-    sha256 = known["sha256"].to_pylist()
-    changed = 0
-    for row, digest in zip(row_of[again].tolist(), digests, strict=False):
-        changed += digest != sha256[row]
-        sha256[row] = digest
-    digests_now = pa.array(sha256 + digests[len(again) :], pa.binary(32))
+    digests = np.fromiter(watch(_digests(inputs.root, listed, sizes, to_read), len(to_read)), "V32", len(to_read))
+    sha256 = _raw(known["sha256"])
+    changed = int((digests[: len(again)] != sha256[row_of[again]]).sum())
+    sha256[row_of[again]] = digests[: len(again)]
+    sha256 = np.concatenate([sha256, digests[len(again) :]])
+    was_read = sha256 != np.array(UNREAD, "V32")
 
     chosen = pa.array(new)
     whole = pa.table(
@@ -213,8 +213,10 @@ def make_plan(
             "label": np.concatenate([known["label"].to_numpy(), labels[new]]),
             "bytes": np.concatenate([columns["bytes"], sizes[new]]),
             "mtime": np.concatenate([columns["mtime"], times[new]]),
-            "sha256": digests_now,
-            "same_as": _first_with_content(digests_now),
+            "sha256": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(32), len(sha256), [pa.array(was_read).buffers()[1], pa.py_buffer(sha256)]
+            ),
+            "same_as": _first_with_content(sha256, was_read),
         },
         PLAN,
     )
@@ -241,13 +243,15 @@ def locators(root: Path, table: pa.Table, sizes: Sequence[int]) -> list[Locator]
 
 def _match(known: pa.ChunkedArray, listed: pa.ChunkedArray) -> Int[np.ndarray, " n"]:
     """Which of `known` each of `listed` is, -1 for none. The second time that a list names a path is another input."""
+    if not len(known):
+        return np.full(len(listed), -1)
     codes = pa.chunked_array([*known.chunks, *listed.chunks], pa.binary()).combine_chunks().dictionary_encode().indices
     both = codes.to_numpy()
     keys = [_numbered(part) for part in (both[: len(known)], both[len(known) :])]
     order = np.argsort(keys[0])
-    at = np.searchsorted(keys[0], keys[1], sorter=order).clip(max=max(0, len(known) - 1))
-    row = order[at] if len(known) else np.full(len(listed), -1)
-    return np.where(keys[0][row] == keys[1], row, -1) if len(known) else row
+    at = np.searchsorted(keys[0], keys[1], sorter=order).clip(max=len(known) - 1)
+    row = order[at]
+    return np.where(keys[0][row] == keys[1], row, -1)
 
 
 def _numbered(codes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
@@ -316,7 +320,7 @@ def _size_and_time(path: bytes) -> tuple[int, int]:
 
 
 def _digests(root: Path, listed: pa.Table, sizes: Int[np.ndarray, " n"], chosen: Int[np.ndarray, " m"]) -> Digests:
-    """The SHA-256 of the content of each input, None where it cannot be read."""
+    """The SHA-256 of the content of each input, `UNREAD` where it cannot be read."""
     archives = bool(len(chosen)) and pc.max(listed["archive"]).as_py() > 0
     with ThreadPoolExecutor(1 if archives else READERS) as threads:  # an archive is read in its order
         for start in range(0, len(chosen), CHUNK):
@@ -324,18 +328,23 @@ def _digests(root: Path, listed: pa.Table, sizes: Int[np.ndarray, " n"], chosen:
             yield from threads.map(_digest, locators(root, listed.take(pa.array(some)), sizes[some].tolist()))
 
 
-def _digest(at: Locator) -> bytes | None:
+def _digest(at: Locator) -> bytes:
     try:
         return hashlib.sha256(read_bytes(at)).digest()
     except Unreadable:
-        return None
+        return UNREAD
 
 
-def _first_with_content(sha256: pa.Array) -> pa.Array:
+def _raw(sha256: pa.ChunkedArray) -> Shaped[np.ndarray, " n"]:
+    """The digests of a plan, `UNREAD` for null; as numbers, for a million of Python's objects take 70 MB."""
+    whole = pc.fill_null(sha256, pa.scalar(UNREAD, sha256.type)).combine_chunks()
+    return np.frombuffer(whole.buffers()[1], "V32", len(whole), 32 * whole.offset).copy()
+
+
+def _first_with_content(sha256: Shaped[np.ndarray, " n"], was_read: Bool[np.ndarray, " n"]) -> pa.Array:
     """The first row with the same content, of each that is not that row itself; one that was not read is like none."""
-    known = np.flatnonzero(sha256.is_valid().to_numpy(zero_copy_only=False))
-    raw = np.frombuffer(sha256.drop_null().buffers()[1] or b"", dtype="V32", count=len(known))
-    _, first, inverse = np.unique(raw, return_index=True, return_inverse=True)
+    known = np.flatnonzero(was_read)
+    _, first, inverse = np.unique(sha256[known], return_index=True, return_inverse=True)
     same_as = np.arange(len(sha256))
     same_as[known] = known[first[inverse]]
     return pa.array(same_as, mask=same_as == np.arange(len(sha256)))

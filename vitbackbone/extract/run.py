@@ -140,7 +140,7 @@ def _plan(directory: Path, manifest: Manifest, inputs: Inputs, reread: bool, pro
     claim(directory, manifest)
     before = read_plan(directory, manifest["shard_size"])
 
-    def watch(digests: Iterator[bytes | None], total: int) -> Iterator[bytes | None]:
+    def watch(digests: Iterator[bytes], total: int) -> Iterator[bytes]:
         return iter(_bar(digests, total, "reading what is new", progress))
 
     plan, change = make_plan(inputs, before, watch, reread)
