@@ -3,8 +3,9 @@
 import copy
 import pickle
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -15,13 +16,16 @@ from torch import nn
 from tests import test_contract as contract
 from tests.helpers import relative_error, tiny_vit
 from tests.test_contract import VITS, images
-from vitbackbone import Backbone, Features, ViT, fingerprint
+from tests.test_runtime import with_outliers
+from vitbackbone import Backbone, Features, ViT, fingerprint, runtime
 from vitbackbone import openvino as engine
 from vitbackbone.fingerprint import weights_sha256
 from vitbackbone.openvino import OpenVinoBackbone
+from vitbackbone.runtime import compare
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 
 ov = pytest.importorskip("openvino")
+needs_int8 = pytest.mark.skipif(bool(engine._int8_trouble()), reason=engine._int8_trouble())
 
 
 @cache
@@ -261,6 +265,84 @@ def test_it_is_copied_and_pickled_without_what_is_compiled(again) -> None:
     assert torch.equal(got(x).patches, want.patches)
 
 
+# ---- in 8 bits ----------------------------------------------------------------------------------------------------
+
+
+def kernels_of(backbone: OpenVinoBackbone) -> Counter[str]:
+    """What the linear layers of what is compiled run in."""
+    found: Counter[str] = Counter()
+    for graph in backbone._compiled.values():
+        for op in graph.compiled.get_runtime_model().get_ops():
+            kind, kernel = (op.get_rt_info()[key].astype(str) for key in ("layerType", "primitiveType"))
+            found[kernel.rsplit("_", 1)[-1].lower()] += kind.startswith("FullyConnected")
+    return +found
+
+
+@needs_int8
+def test_all_linear_layers_of_the_blocks_multiply_8_bits(name: str) -> None:
+    vit, batch = VITS[name], images(2, 3, 40, 56)
+    backbone = OpenVinoBackbone(vit, "int8", batch)
+    with torch.inference_mode():
+        got, want = backbone(batch), vit(batch)
+    assert 0.995 < compare(got, want).cosine < 1 - 1e-7
+    per_block = 6  # queries, keys and values are three; a gated MLP has one for both of its branches
+    assert kernels_of(backbone) == {"i8": per_block * vit.config.depth}
+    assert weights_sha256(backbone) == weights_sha256(vit)
+
+
+@needs_int8
+@pytest.mark.parametrize("name", ["registers", "rotary halves"])
+def test_so_do_those_for_the_prefix_alone(name: str) -> None:
+    vit, batch = VITS[name], images(2, 3, 40, 56)
+    backbone = OpenVinoBackbone(vit, "int8", batch)
+    with torch.inference_mode():
+        (got,), want = backbone.forward_prefix(batch, [-1]), backbone(batch)
+    assert relative_error(got.cls, want.cls) < 1e-5
+    assert kernels_of(backbone)["i8"] == 2 * 6 * vit.config.depth
+
+
+@needs_int8
+def test_outlier_channels_cost_little_closeness() -> None:
+    def loss(vit: ViT) -> float:
+        batch = images(4, 3, 40, 56)
+        with torch.inference_mode():
+            return 1 - compare(OpenVinoBackbone(vit, "int8", batch)(batch), vit(batch)).cosine
+
+    vit = tiny_vit(dim=64, mlp_dim=128)
+    assert loss(with_outliers(vit)) < 3 * loss(vit)
+
+
+@needs_int8
+def test_8_bits_are_the_same_after_a_pickle() -> None:
+    batch = images(2, 3, 40, 56)
+    backbone = OpenVinoBackbone(tiny_vit(), "int8", batch)
+    again = pickle.loads(pickle.dumps(backbone))  # noqa: S301  # our own
+    with torch.inference_mode():
+        assert torch.equal(again(batch).patches, backbone(batch).patches)
+
+
+@needs_int8
+def test_all_else_is_in_bfloat16_where_that_is_asked() -> None:
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no instructions for bfloat16")
+    vit, batch = tiny_vit(), images(2, 3, 40, 56)
+    both, alone = (OpenVinoBackbone(vit, "int8", batch, rest) for rest in ("bf16", "fp32"))
+    with torch.inference_mode():
+        want = vit(batch)
+        assert compare(both(batch), want).cosine > 0.995
+        assert 1e-4 < relative_error(both(batch).patches, alone(batch).patches) < 0.05
+    assert both.runtime != alone.runtime
+
+
+def test_what_it_says_of_itself_is_what_optimize_says() -> None:
+    for path in runtime.PATHS:
+        if path.engine == "openvino":
+            try:
+                assert path.build(tiny_vit(), images(1, 3, 32, 32)).runtime == path.runtime
+            except runtime.Unavailable as error:
+                assert "this CPU" in str(error) or "here" in str(error)
+
+
 # ---- refused ------------------------------------------------------------------------------------------------------
 
 
@@ -271,18 +353,37 @@ def test_without_openvino_the_error_says_what_to_install(monkeypatch: pytest.Mon
         OpenVinoBackbone(tiny_vit())
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16", "f32"])
+@pytest.mark.parametrize("precision", ["int4", "fp16", "f32"])
 def test_precisions_that_are_none_are_refused(precision: str) -> None:
-    with pytest.raises(ValueError, match="want one of fp32, bf16"):
-        OpenVinoBackbone.__init__.__wrapped__(object.__new__(OpenVinoBackbone), tiny_vit(), precision)
+    make = partial(OpenVinoBackbone.__init__.__wrapped__, object.__new__(OpenVinoBackbone), tiny_vit())
+    with pytest.raises(ValueError, match=f"precision='{precision}'; want one of fp32, bf16, int8"):
+        make(precision)
+    with pytest.raises(ValueError, match=f"rest='{precision}'; want one of fp32, bf16"):
+        make("int8", images(1, 3, 32, 32), precision)
+
+
+def test_8_bits_without_a_sample_are_refused() -> None:
+    with pytest.raises(ValueError, match="precision='int8' is calibrated: give a batch of images"):
+        OpenVinoBackbone(tiny_vit(), "int8")
+
+
+def test_8_bits_are_refused_where_they_are_computed_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by OpenVINO on CPUs whose sums of two products overflow."""
+    engine._int8_trouble.cache_clear()
+    monkeypatch.setattr(engine, "reference", lambda weights: lambda *_: torch.zeros(37, 80))
+    with pytest.raises(ValueError, match=r"OpenVINO's 8-bit products are wrong here.*use precision='fp32'"):
+        OpenVinoBackbone(tiny_vit(), "int8", images(1, 3, 32, 32))
+    engine._int8_trouble.cache_clear()
 
 
 def test_bf16_is_that_or_refused() -> None:
     """OpenVINO alone would take the name and run float32."""
     x = images(2, 3, 32, 40)
     if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        with pytest.raises(ValueError, match="this CPU has no instructions for bfloat16; use precision='fp32'"):
+        with pytest.raises(ValueError, match="this CPU has no instructions for bfloat16; use 'fp32'"):
             OpenVinoBackbone(tiny_vit(), "bf16")
+        with pytest.raises(ValueError, match="this CPU has no instructions for bfloat16; use 'fp32'"):
+            OpenVinoBackbone(tiny_vit(), "int8", x, "bf16")
         return
     error = relative_error(OpenVinoBackbone(tiny_vit(), "bf16")(x).patches, tiny_vit()(x).patches)
     assert 1e-4 < error < 0.05

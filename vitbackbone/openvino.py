@@ -7,22 +7,23 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from vitbackbone.features import Images, Runtime, Wanted
+from vitbackbone.features import Images, Precision, Runtime, Wanted
+from vitbackbone.layers import Block
 from vitbackbone.packing import Layout
+from vitbackbone.quantize import Rounding, Seen, Weights, reference, rounded, watching
 from vitbackbone.vit import ViT
 
 if TYPE_CHECKING:
     import openvino as ov
 
-Precision = Literal["fp32", "bf16"]
-
 HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names
+PATHS: dict[Precision, str] = {"fp32": "OpenVINO", "bf16": "OpenVINO, all else in bfloat16"}  # by what the rest is in
 KEPT = 4  # compiled graphs; each has the weights of its blocks once more, laid out for the CPU
 COMPILING = Lock()
 
@@ -37,22 +38,38 @@ class OpenVinoBackbone(ViT):
     The parameters are a copy, in float32 on the CPU, and take no gradients; nor do features, and images that want them
     are refused. `attention` is recomputed by torch.
 
-    `precision`: `"fp32"` equals the plain backbone to about 1e-6. `"bf16"` is for CPUs with instructions for it.
+    `precision`: `"fp32"` equals the plain backbone to about 1e-6. `"bf16"` is for CPUs with instructions for it. In
+    `"int8"` the linear layers of the blocks multiply 8-bit integers, calibrated on `sample`, a batch as the backbone
+    takes it.
+    `rest`: what all else computes in then, `"fp32"` or `"bf16"`.
 
     Raises `ImportError` where OpenVINO is not installed, and `ValueError` on a backbone that is no plain ViT in float32
-    on the CPU, and on a precision that is none or that this CPU does not have.
+    on the CPU, on a precision that is none or that this CPU does not have, and on int8 without a sample.
     """
 
     frozen = True
 
-    def __init__(self, backbone: ViT, precision: Precision = "fp32") -> None:
+    def __init__(
+        self,
+        backbone: ViT,
+        precision: Precision = "fp32",
+        sample: Images | None = None,
+        rest: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
         if not isinstance(backbone, ViT):
             raise ValueError(f"backbone is a {type(backbone).__name__}; want a ViT, the one network OpenVINO runs here")
         if precision not in get_args(Precision):
             raise ValueError(f"precision={precision!r}; want one of {', '.join(get_args(Precision))}")
+        if rest not in HINTS:
+            raise ValueError(f"rest={rest!r}; want one of {', '.join(HINTS)}")
+        if precision == "int8" and sample is None:
+            raise ValueError("precision='int8' is calibrated: give a batch of images such as you will have as `sample`")
+        hint = HINTS[rest if precision == "int8" else precision]
         capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if precision == "bf16" and "BF16" not in capabilities:  # OpenVINO would run float32 and not say so
-            raise ValueError("precision='bf16': this CPU has no instructions for bfloat16; use precision='fp32'")
+        if hint == HINTS["bf16"] and "BF16" not in capabilities:  # OpenVINO would run float32 and not say so
+            raise ValueError("bf16: this CPU has no instructions for bfloat16; use 'fp32'")
+        if precision == "int8" and (why := _int8_trouble()):
+            raise ValueError(f"precision='int8': {why}; use precision='fp32'")
         with torch.device("meta"):
             super().__init__(backbone.config, backbone.preprocess, backbone.name)
         state = {key: value.detach().clone() for key, value in backbone.state_dict().items()}
@@ -63,10 +80,14 @@ class OpenVinoBackbone(ViT):
         self.requires_grad_(False).eval()
         if self.pos_embed is not None:
             self.pos_embed.keep()
-        self.precision, self.compute = precision, OpenVinoBackbone.tokens
-        self.runtime = Runtime(precision, "openvino", "OpenVINO")
-        self._compiled: dict[_Asked, _Graph] = {}
         self._check_parameters()
+        self.seen: Mapping[nn.Module, Seen] = {}  # linear layers that run in 8 bits
+        if precision == "int8" and sample is not None:
+            with watching([cast(Block, block) for block in self.blocks]) as self.seen, torch.inference_mode():
+                self(sample)  # by torch
+        self.precision, self.hint, self.compute = precision, hint, OpenVinoBackbone.tokens
+        self.runtime = Runtime(precision, "openvino", PATHS[rest if precision == "int8" else "fp32"])
+        self._compiled: dict[_Asked, _Graph] = {}
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises `ValueError`: the graphs keep the weights they were made of."""
@@ -95,12 +116,14 @@ class OpenVinoBackbone(ViT):
                 while len(self._compiled) >= KEPT:
                     self._compiled.pop(next(iter(self._compiled)))
                 settings = {
-                    "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+                    "INFERENCE_PRECISION_HINT": self.hint,
                     "INFERENCE_NUM_THREADS": asked.threads,
                     "NUM_STREAMS": 1,
                     "ENABLE_CPU_PINNING": False,  # or the processes of one machine share its first cores
                 }
-                graph = _Graph(_core().compile_model(build(self, asked.wanted, asked.prefix), "CPU", settings))
+                graph = _Graph(
+                    _core().compile_model(build(self, asked.wanted, asked.prefix, self.seen), "CPU", settings)
+                )
                 # OpenVINO (2026.4) fits its kernels to the shapes that come first. A single token is not to: the
                 # features of longer rows would be wrong ever after.
                 grid, side = (3, 5), self.config.patch_size
@@ -150,6 +173,25 @@ class _Graph:
         outputs = request.infer(arrays, share_inputs=True, share_outputs=False)  # copies: it writes to its own again
         self.waiting.append(request)
         return [torch.from_numpy(outputs[i]) for i in range(len(outputs))]
+
+
+@cache
+def _int8_trouble() -> str:
+    """Why OpenVINO's 8-bit products are not to be used here; empty where they agree with torch's."""
+    from vitbackbone.openvino_graph import build_linear
+
+    generator = torch.Generator().manual_seed(0)
+    linear, x = nn.Linear(96, 80), torch.rand(37, 96, generator=generator)  # large sums of equal sign
+    linear.weight.data, linear.bias.data = (torch.rand(shape, generator=generator) for shape in ((80, 96), (80,)))
+    seen = Seen.of(x)
+    factors, steps = Rounding.of(seen, linear.weight.detach())
+    weights = Weights.of(linear.weight.detach() * factors, linear.bias.detach())
+    want = reference(weights)(rounded(x / (factors * steps.scale), steps.zero), steps, None, None)
+    compiled = _core().compile_model(build_linear(linear, seen), "CPU", {"INFERENCE_PRECISION_HINT": HINTS["fp32"]})
+    got = torch.from_numpy(compiled(x.numpy())[0])
+    if not (got - want).abs().max() <= 2e-3 * want.abs().max():
+        return "OpenVINO's 8-bit products are wrong here, as on CPUs without instructions for them"
+    return ""
 
 
 @cache

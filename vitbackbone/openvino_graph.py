@@ -5,16 +5,17 @@ All that depends on the patch grid is made by torch and given to the graph, see 
 checkpoint's own policy. Nothing else is left to torch: after each of its operations its threads wait for the next in a
 busy loop, for two milliseconds in which OpenVINO's do not have the cores.
 
-Axes: `B` batch, `N` tokens, `P` of them CLS and registers, `D` width, `d` width of a head, `h w` patch grid.
+Axes: `B` batch, `N` tokens, `P` of them CLS and registers, `D` width, `d` width of a head, `I` width into a linear
+layer, `h w` patch grid.
 """
 
-from collections.abc import Callable, Set
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Set
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import openvino as ov
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from openvino import opset15 as ops
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from vitbackbone.features import Wanted
 from vitbackbone.layers import Block, ConvStem, LayerScale, Mlp, SwiGLU
 from vitbackbone.packing import Grid
 from vitbackbone.position import rotary_table
+from vitbackbone.quantize import Rounding, Seen, Weights
 from vitbackbone.vit import ViT
 
 Value = Any  # what an operation gives: OpenVINO's own types do not tell nodes from their outputs
@@ -35,13 +37,14 @@ ACTIVATIONS: dict[str, Callable[[Value], Value]] = {
 }
 
 
-def build(vit: ViT, wanted: Set[Wanted], prefix: bool) -> ov.Model:
+def build(vit: ViT, wanted: Set[Wanted], prefix: bool, seen: Mapping[nn.Module, Seen]) -> ov.Model:
     """The graph from images, (B, 3, H, W), to the tokens that leave each layer of `wanted`, (B, N, D), ascending.
 
     `prefix`: to CLS and registers alone, (B, P, D), and nothing is done for patches that these do not need.
-    The graph reads the parameters where `vit` has them.
+    `seen`: linear layers that run in 8 bits, and what goes into them.
+    The graph reads all other parameters where `vit` has them.
     """
-    graph = _Graph(vit.config)
+    graph = _Graph(vit.config, seen)
     x = graph.embed(vit)
     results = []
     deepest = max(layer for layer, _ in wanted)
@@ -53,6 +56,12 @@ def build(vit: ViT, wanted: Set[Wanted], prefix: bool) -> ov.Model:
         if (i, True) in wanted:
             results.append(ops.result(graph.norm(cast(nn.LayerNorm, vit.norm), taken)))
     return ov.Model(results, list(graph.inputs.values()), vit.name)
+
+
+def build_linear(linear: nn.Linear, seen: Seen) -> ov.Model:
+    """The graph of a linear layer by itself in 8 bits, from (N, I)."""
+    graph = _Graph(ViTConfig(), {linear: seen})
+    return ov.Model([ops.result(graph.linear(linear, graph.input("x", -1, linear.in_features)))], [graph.inputs["x"]])
 
 
 def inputs(vit: ViT, deepest: int, images: Float[Tensor, "B 3 H W"], grid: Grid) -> dict[str, Tensor]:
@@ -79,11 +88,19 @@ def inputs(vit: ViT, deepest: int, images: Float[Tensor, "B 3 H W"], grid: Grid)
     return found
 
 
+class _Rounded(NamedTuple):
+    """What goes into a product: in 8 bits its channels divided by factors, which the weights have then."""
+
+    value: Value
+    factors: Float[Tensor, " I"] | None
+
+
 class _Graph:
     """Each method is the module of its name, or a step of it."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, seen: Mapping[nn.Module, Seen]) -> None:
         self.config = config
+        self.seen = seen
         self.width = config.dim // config.num_heads
         self.inputs: dict[str, Value] = {}
 
@@ -136,9 +153,27 @@ class _Graph:
 
     # ---- linear layers, norms, the MLP ----------------------------------------------------------------------------
 
-    def linear(self, weight: Tensor, bias: Tensor | None, x: Value) -> Value:
-        x = ops.matmul(x, _constant(weight), transpose_a=False, transpose_b=True)
-        return x if bias is None else ops.add(x, _constant(bias))
+    def linear(self, linear: nn.Linear, x: Value) -> Value:
+        return self.product(self.rounded(linear, x), linear.weight, linear.bias)
+
+    def rounded(self, linear: nn.Linear, x: Value) -> "_Rounded":
+        """What goes into the layer, as its product takes it. OpenVINO computes a product in 8 bits where it finds this
+        operation before it."""
+        if linear not in self.seen:
+            return _Rounded(x, None)
+        factors, steps = Rounding.of(self.seen[linear], linear.weight.detach())
+        low, high = (np.float32(steps.scale * (value - steps.zero)) for value in (0, 255))
+        return _Rounded(ops.fake_quantize(ops.multiply(x, _constant(1 / factors)), low, high, low, high, 256), factors)
+
+    def product(self, x: "_Rounded", weight: Tensor, bias: Tensor | None) -> Value:
+        values = _constant(weight)
+        if x.factors is not None:
+            rounded = Weights.of(weight.detach() * x.factors, None)
+            values = ops.multiply(
+                ops.convert(_constant(rounded.values), np.float32), _constant(rounded.scales[:, None])
+            )
+        y = ops.matmul(x.value, values, transpose_a=False, transpose_b=True)
+        return y if bias is None else ops.add(y, _constant(bias))
 
     def norm(self, norm: nn.LayerNorm, x: Value) -> Value:
         x = ops.mvn(x, [-1], normalize_variance=True, eps=norm.eps, eps_mode="inside_sqrt")
@@ -149,13 +184,13 @@ class _Graph:
 
     def mlp(self, mlp: Mlp | SwiGLU, x: Value) -> Value:
         if isinstance(mlp, Mlp):
-            x = ACTIVATIONS[self.config.mlp](self.linear(mlp.fc1.weight, mlp.fc1.bias, x))
-            return self.linear(mlp.fc2.weight, mlp.fc2.bias, x)
-        gate, value = ops.split(self.linear(mlp.w12.weight, mlp.w12.bias, x), -1, 2).outputs()
+            x = ACTIVATIONS[self.config.mlp](self.linear(mlp.fc1, x))
+            return self.linear(mlp.fc2, x)
+        gate, value = ops.split(self.linear(mlp.w12, x), -1, 2).outputs()
         x = ops.multiply(ops.swish(gate), value)
         if isinstance(mlp.norm, nn.LayerNorm):
             x = self.norm(mlp.norm, x)
-        return self.linear(mlp.w3.weight, mlp.w3.bias, x)
+        return self.linear(mlp.w3, x)
 
     # ---- attention ------------------------------------------------------------------------------------------------
 
@@ -166,22 +201,20 @@ class _Graph:
         if self.config.rotary:
             q, k = q if prefix else self.turn(q), self.turn(k)
         mixed = ops.transpose(ops.scaled_dot_product_attention(q, k, v, bias), [0, 2, 1, 3])
-        x = self.linear(attn.proj.weight, attn.proj.bias, ops.reshape(mixed, [0, 0, self.config.dim], True))
+        x = self.linear(attn.proj, ops.reshape(mixed, [0, 0, self.config.dim], True))
         return self.uncut(x) if inside else x
 
     def split(self, attn: Attention, x: Value, prefix: bool) -> list[Value]:
-        """Queries, keys and values of each head, (B, heads, N, d)."""
-        dim, (weight, bias) = self.config.dim, _qkv(attn, self.config)
-        if not prefix:
-            return self.heads(self.linear(weight, bias, x), 3)
-        asked, given = (None, None) if bias is None else (bias[:dim], bias[dim:])
-        q = self.linear(weight[:dim], asked, self.prefix(x))
-        return self.heads(q, 1) + self.heads(self.linear(weight[dim:], given, x), 2)
+        """Queries, keys and values of each head, (B, heads, N, d). By three products: taken apart from one, they would
+        have to be copied."""
+        given = self.rounded(attn.qkv, x)
+        asked = self.rounded(attn.qkv, self.prefix(x)) if prefix else given
+        parts = zip((asked, given, given), _qkv(attn, self.config), strict=True)
+        return [self.heads(self.product(rows, weight, bias)) for rows, (weight, bias) in parts]
 
-    def heads(self, x: Value, count: int) -> list[Value]:
-        x = ops.reshape(x, [0, 0, count, self.config.num_heads, self.width], True)
-        parts = ops.split(ops.transpose(x, [2, 0, 3, 1, 4]), 0, count).outputs()
-        return [ops.squeeze(part, [0]) for part in parts]
+    def heads(self, x: Value) -> Value:
+        x = ops.reshape(x, [0, 0, self.config.num_heads, self.width], True)
+        return ops.transpose(x, [0, 2, 1, 3])
 
     def turn(self, x: Value) -> Value:
         """By their rotary positions; CLS and registers have those that change nothing."""
@@ -238,7 +271,7 @@ class _Graph:
         return ops.split(self.input("windows", 2, dtype=np.int64), 0, 2).outputs()
 
 
-def _constant(tensor: Float[Tensor, "..."]) -> Value:
+def _constant(tensor: Shaped[Tensor, "..."]) -> Value:
     return ops.constant(tensor.detach().contiguous().numpy(), shared_memory=True)
 
 
@@ -251,18 +284,18 @@ def _block(vit: ViT, index: int) -> Block:
     return cast(Block, vit.blocks[index])
 
 
-def _qkv(attn: Attention, config: ViTConfig) -> tuple[Tensor, Tensor | None]:
+def _qkv(attn: Attention, config: ViTConfig) -> list[tuple[Tensor, Tensor | None]]:
     """Weight and bias of the three projections, queries and keys with their channels in the order of `_channels`."""
-    weight: Tensor = attn.qkv.weight
-    bias: Tensor | None = attn.qkv.bias
+    weights: list[Tensor] = list(attn.qkv.weight.detach().chunk(3))
+    biases: list[Tensor | None] = [None] * 3 if attn.qkv.bias is None else list(attn.qkv.bias.detach().chunk(3))
     if attn.q_bias is not None and attn.v_bias is not None:
-        bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias])
-    if config.rotary is None or config.rotary.pairs == "halves":
-        return weight, bias
-    width, dim = config.dim // config.num_heads, config.dim
-    starts = torch.arange(0, 2 * dim, width)[:, None]
-    order = torch.cat([(starts + torch.tensor(_channels(config))).flatten(), torch.arange(2 * dim, 3 * dim)])
-    return weight[order], None if bias is None else bias[order]
+        biases = [attn.q_bias, None, attn.v_bias]
+    if config.rotary is not None and config.rotary.pairs != "halves":
+        starts = torch.arange(0, config.dim, config.dim // config.num_heads)[:, None]
+        order = (starts + torch.tensor(_channels(config))).flatten()
+        weights[:2] = [weight[order] for weight in weights[:2]]
+        biases[:2] = [bias if bias is None else bias[order] for bias in biases[:2]]
+    return list(zip(weights, biases, strict=True))
 
 
 def _channels(config: ViTConfig) -> list[int]:

@@ -69,6 +69,28 @@ class Weights(NamedTuple):
     scales: Float[Tensor, " O"]
     bias: Float[Tensor, " O"] | None
 
+    @classmethod
+    def of(cls, weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None) -> "Weights":
+        """Rounded."""
+        scales = weight.abs().amax(1).clamp(min=1e-12) / 127
+        return cls((weight / scales[:, None]).round().to(torch.int8), scales, bias)
+
+
+class Rounding(NamedTuple):
+    """How what goes into a linear layer is rounded."""
+
+    factors: Float[Tensor, " I"]  # that it is divided by before, and the columns of the weights multiplied with
+    steps: Steps
+
+    @classmethod
+    def of(cls, seen: Seen, weight: Float[Tensor, "O I"], smooth: bool = True) -> "Rounding":
+        """`smooth`: whether there are factors other than 1."""
+        factors = torch.ones(weight.shape[1])
+        if smooth:
+            largest = torch.maximum(seen.high, -seen.low).clamp(min=1e-5)
+            factors = largest**SMOOTHING / weight.abs().amax(0).clamp(min=1e-5) ** (1 - SMOOTHING)
+        return cls(factors, Steps.over((seen.low / factors).min().item(), (seen.high / factors).max().item()))
+
 
 Kernel = Callable[[UInt8[Tensor, "*B I"], Steps, str | None, Steps | None], Tensor]
 MakeKernel = Callable[[Weights], Kernel]
@@ -120,15 +142,9 @@ class Int8Linear(FastLinear):
     ) -> None:
         super().__init__(linear, gamma)
         weight, bias = self.folded(torch.float32)
-        factors = torch.ones(weight.shape[1])
-        if smooth:
-            largest = torch.maximum(seen.high, -seen.low).clamp(min=1e-5)
-            factors = largest**SMOOTHING / weight.abs().amax(0).clamp(min=1e-5) ** (1 - SMOOTHING)
-        self.steps = Steps.over((seen.low / factors).min().item(), (seen.high / factors).max().item())
-        weight = weight * factors
-        scales = weight.abs().amax(1).clamp(min=1e-12) / 127
+        factors, self.steps = Rounding.of(seen, weight, smooth)
         self.inverse = 1 / (factors * self.steps.scale)
-        self.kernel = make(Weights((weight / scales[:, None]).round().to(torch.int8), scales, bias))
+        self.kernel = make(Weights.of(weight * factors, bias))
         self.gelu, self.out = gelu, out
 
     def multiply(self, x: Shaped[Tensor, "*B I"]) -> Shaped[Tensor, "*B O"]:

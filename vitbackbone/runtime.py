@@ -337,14 +337,16 @@ def int8(
     return fast
 
 
-def openvino(backbone: BackboneModule, images: Images, precision: Literal["fp32", "bf16"]) -> BackboneModule:
-    """OpenVINO's blocks, its own attention among them."""
+def openvino(
+    backbone: BackboneModule, images: Images, precision: Precision, rest: Literal["fp32", "bf16"] = "fp32"
+) -> BackboneModule:
+    """OpenVINO's blocks, its own attention among them. `rest`: what all but 8-bit linears computes in."""
     from vitbackbone.openvino import OpenVinoBackbone
 
     if not isinstance(backbone, ViT):
         raise Unavailable(f"a {type(backbone).__name__} is run by torch alone")
     try:
-        return OpenVinoBackbone(backbone, precision)
+        return OpenVinoBackbone(backbone, precision, images, rest)
     except (ImportError, ValueError) as error:
         raise Unavailable(str(error)) from error
 
@@ -364,6 +366,14 @@ PATHS = (
     ),
     Path("OpenVINO", "fp32", "openvino", "cpu", partial(openvino, precision="fp32")),
     Path("OpenVINO", "bf16", "openvino", "cpu", partial(openvino, precision="bf16")),
+    Path("OpenVINO", "int8", "openvino", "cpu", partial(openvino, precision="int8")),
+    Path(
+        "OpenVINO, all else in bfloat16",
+        "int8",
+        "openvino",
+        "cpu",
+        partial(openvino, precision="int8", rest="bf16"),
+    ),
     Path("torch as it is", "fp32", "native", "cuda", plain),
     Path("torch in CUDA graphs", "fp32", "native", "cuda", partial(recorded, build=plain)),
     Path("torch's bfloat16", "bf16", "native", "cuda", bfloat16),
