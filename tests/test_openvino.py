@@ -5,6 +5,7 @@ import pickle
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from functools import cache, partial
 
 import pytest
@@ -335,12 +336,9 @@ def test_all_else_is_in_bfloat16_where_that_is_asked() -> None:
 
 
 def test_what_it_says_of_itself_is_what_optimize_says() -> None:
-    for path in runtime.PATHS:
-        if path.engine == "openvino":
-            try:
-                assert path.build(tiny_vit(), images(1, 3, 32, 32)).runtime == path.runtime
-            except runtime.Unavailable as error:
-                assert "this CPU" in str(error) or "here" in str(error)
+    for path in (each for each in runtime.PATHS if each.engine == "openvino"):
+        with nullcontext() if path.precision == "fp32" else suppress(runtime.Unavailable):
+            assert path.build(tiny_vit(), images(1, 3, 32, 32)).runtime == path.runtime
 
 
 # ---- refused ------------------------------------------------------------------------------------------------------
