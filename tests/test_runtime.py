@@ -428,6 +428,27 @@ def test_the_faster_path_is_taken_and_the_plainer_where_none_is(
     assert len(optimize(VITS["cls"], sample=MIXED)._forward_pre_hooks) == 1
 
 
+def test_a_path_far_behind_runs_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "ROUNDS", 5)
+    clock, ran = [0.0], {0.1: 0, 0.11: 0, 1.0: 0}
+
+    def timed(seconds: float) -> BackboneModule:
+        def tick(*_: object) -> None:
+            clock[0] += seconds
+            ran[seconds] += 1
+
+        fast = runtime.share(VITS["cls"])
+        fast.register_forward_pre_hook(tick)
+        return fast
+
+    monkeypatch.setattr(runtime.time, "perf_counter", lambda: clock[0])
+    built = {Path(str(s), "fp32", "native", "cpu", runtime.plain): timed(s) for s in (1.0, 0.11, 0.1)}
+    best, told = runtime._race(built, MIXED)
+    assert best.name == "0.1"
+    assert ran == {0.1: 5, 0.11: 5, 1.0: 1}
+    assert told == ["10.00 times as fast as fp32 by 1.0", "1.10 times as fast as fp32 by 0.11"]
+
+
 def test_an_engine_that_is_asked_for_is_taken_or_the_reason_given() -> None:
     with pytest.raises(ValueError, match="engine='openvino' cannot run .*: a TimmBackbone .* Use engine"):
         optimize(BACKBONES["resnet"], engine="openvino")

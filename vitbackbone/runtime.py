@@ -53,7 +53,8 @@ LOG = logging.getLogger("vitbackbone")
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # from the closest on
 FLOORS: dict[Precision, float] = {"fp32": 1 - 1e-9, "bf16": 0.9999, "int8": 0.999}  # of the cosine to plain float32
 SAMPLE = 4  # images that are looked at
-ROUNDS, SECONDS = 2, 2.0  # that a comparison of speeds takes at least
+ROUNDS, SECONDS = 4, 2.0  # that a comparison of speeds takes at least
+BEHIND = 1.5  # times the best time, after a round: a path so far behind runs no more
 IDLE = 0.01  # seconds in which the threads of the one before fall asleep; awake, they would take cores from the next
 COMPILED = 64  # of all backbones of a process, which share a count; beyond it torch goes on without compiling
 GAIN = 1.03  # times as fast as one before it in the table that a path must be, to be taken
@@ -116,7 +117,7 @@ def optimize(
         backbone.spec.name,
         precision,
         best,
-        " and ".join(gains) or "the only path",
+        " and ".join(gains),
         cast(Fidelity, fast.fidelity).cosine,
         "".join(f"; not {path}: {why}" for path, why in refused.items()),
     )
@@ -436,21 +437,24 @@ def _error(a: Tensor, b: Tensor) -> float:
 
 
 def _race(built: Mapping[Path, BackboneModule], images: Images) -> tuple[Path, list[str]]:
-    """The path to take, and how it compares with each other one. They run in turn, and the best time of each counts:
-    what else the machine does only ever adds."""
+    """The path to take, and how it compares with the plainest and with the next best. They run in turn, and the best
+    time of each counts: what else the machine does only ever adds."""
     best, *others = built
     if not others:
-        return best, []
+        return best, ["the only path"]
     seconds = dict.fromkeys(built, float("inf"))
-    began, rounds = time.perf_counter(), 0
+    began, rounds, running = time.perf_counter(), 0, list(built)
     while rounds < ROUNDS or time.perf_counter() - began < SECONDS:
-        for path, backbone in built.items():
+        for path in running:
             time.sleep(IDLE)
             started = time.perf_counter()
-            _run(backbone, images).patches.sum().item()  # which waits for a GPU
+            _run(built[path], images).patches.sum().item()  # which waits for a GPU
             seconds[path] = min(seconds[path], time.perf_counter() - started)
         rounds += 1
+        running = [path for path in running if seconds[path] < BEHIND * min(seconds.values())]
     for path in others:
         if seconds[best] > GAIN * seconds[path]:
             best = path
-    return best, [f"{seconds[path] / seconds[best]:.2f} times as fast as {path}" for path in built if path != best]
+    next_best = min((path for path in built if path != best), key=lambda path: seconds[path])
+    told = [path for path in built if path != best and path in (next_best, next(iter(built)))]
+    return best, [f"{seconds[path] / seconds[best]:.2f} times as fast as {path}" for path in told]
