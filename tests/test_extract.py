@@ -674,7 +674,16 @@ def test_shards_of_a_lost_manifest_do_not_count(photos: Path, tmp_path: Path) ->
     (tmp_path / "f" / "manifest.json").unlink()
     model = backbone()
     assert extract(model, photos, tmp_path / "f", resolution=24).manifest["preprocessing"]["resolution"] == 24
-    assert len(model.seen) == 1
+    assert sum(images for images, _ in model.seen) == 7
+
+
+def test_batches_of_a_shard_begin_small_so_that_the_forward_need_not_wait(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(50):
+        picture(i).save(tmp_path / "photos" / f"{i:02}.png")
+    model = backbone()
+    extract(model, tmp_path / "photos", tmp_path / "f", batch_size=16, shard_size=30)
+    assert [images for images, _ in model.seen] == [4, 8, 16, 2, 4, 8, 8]
 
 
 @pytest.mark.promise(1)

@@ -19,6 +19,7 @@ from vitbackbone.extract.writer import write_shard
 from vitbackbone.features import Backbone, Runtime
 from vitbackbone.inference import evaluating
 
+FIRST = 4  # images of the first batch of a shard
 SPREAD = 2  # times the pixels of a batch of images of the size asked, that a forward may have
 
 
@@ -73,7 +74,7 @@ def compute(job: Job, backbone: Backbone, numbers: Sequence[int]) -> Iterator[Ta
             if originals < len(shard):
                 yield Tally(len(shard) - originals, 0)
             rows = _Rows(embedder.empty())
-            for _ in range(0, originals, job.batch_size):
+            for _ in _spans(originals, job.batch_size):
                 records, tensors = embedder(next(batches))
                 rows.add(records, tensors)
                 yield Tally(len(records), sum(record.reason is not None for record in records))
@@ -85,10 +86,19 @@ def _batches(job: Job, numbers: Sequence[int]) -> Iterator[list[Asked]]:
     for number in numbers:
         table = job.shard(number).table
         table = table.filter(table["same_as"].is_null())
-        for start in range(0, len(table), job.batch_size):
-            part = table[start : start + job.batch_size]
+        for span in _spans(len(table), job.batch_size):
+            part = table[span.start : span.stop]
             found = locators(job.root, part, part["bytes"].to_pylist())
             yield list(zip(found, part["sha256"].to_pylist(), strict=True))
+
+
+def _spans(count: int, batch_size: int) -> Iterator[range]:
+    """The batches of a shard. They begin small and double, so that the first forward does not wait for a whole batch to
+    be read; they are the same for whoever does the shard, and so are its bytes."""
+    start, size = 0, min(FIRST, batch_size)
+    while start < count:
+        yield range(start, min(start + size, count))
+        start, size = start + size, min(2 * size, batch_size)
 
 
 class _Rows:
