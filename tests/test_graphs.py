@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.helpers import relative_error
 from tests.test_contract import VITS
-from vitbackbone import ViT, graphs, runtime
+from vitbackbone import ViT, graphs, paths
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 RECORDED = [name for name, vit in VITS.items() if vit.config.relative_position == "none"]
@@ -27,12 +27,12 @@ def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def on_cuda(name: str) -> ViT:
-    return runtime.share(VITS[name]).cuda()
+    return paths.share(VITS[name]).cuda()
 
 
 @pytest.fixture
 def vit() -> ViT:
-    fast = runtime.share(VITS["registers"])
+    fast = paths.share(VITS["registers"])
     fast.compute = graphs.Recordings()
     return fast
 
@@ -86,7 +86,7 @@ def test_on_a_cpu_nothing_is_recorded() -> None:
 
 
 def test_changed_weights_are_refused(made: list[tuple[int, ...]]) -> None:
-    fast = runtime.unpacked(VITS["cls"], images(1, 3, 16, 16), dtype=torch.bfloat16)
+    fast = paths.unpacked(VITS["cls"], images(1, 3, 16, 16), dtype=torch.bfloat16)
     fast.compute = graphs.Recordings()
     weight = fast.blocks[0].attn.qkv.weight
     with torch.no_grad():
@@ -101,8 +101,8 @@ def test_changed_weights_are_refused(made: list[tuple[int, ...]]) -> None:
 
 
 def test_what_cannot_be_recorded_says_why() -> None:
-    with pytest.raises(runtime.Unavailable, match="relative positions"):
-        runtime.recorded(VITS["relative spline"], images(1, 3, 16, 16), runtime.plain)
+    with pytest.raises(paths.Unavailable, match="relative positions"):
+        paths.recorded(VITS["relative spline"], images(1, 3, 16, 16), paths.plain)
 
 
 # ---- on a GPU -----------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_what_cannot_be_recorded_says_why() -> None:
 @pytest.mark.parametrize("name", RECORDED)
 def test_what_is_replayed_is_what_is_computed(name: str) -> None:
     vit = on_cuda(name)
-    fast = runtime.recorded(vit, images(1, 3, 40, 40).cuda(), runtime.plain)
+    fast = paths.recorded(vit, images(1, 3, 40, 40).cuda(), paths.plain)
     with torch.inference_mode():
         for shape in ((2, 3, 48, 40), (1, 3, 16, 56), (3, 3, 37, 51)):
             for seed in range(4):
@@ -129,7 +129,7 @@ def test_what_is_replayed_is_what_is_computed(name: str) -> None:
 
 @on_gpu
 def test_what_was_returned_is_not_written_over() -> None:
-    fast = runtime.recorded(on_cuda("cls"), images(1, 3, 40, 40).cuda(), runtime.plain)
+    fast = paths.recorded(on_cuda("cls"), images(1, 3, 40, 40).cuda(), paths.plain)
     with torch.inference_mode():
         each = [fast(images(1, 3, 40, 40, seed=seed).cuda()) for seed in range(5)]
         first = fast(images(1, 3, 40, 40).cuda())
@@ -140,7 +140,7 @@ def test_what_was_returned_is_not_written_over() -> None:
 @on_gpu
 def test_rotary_tables_outlive_those_that_are_kept() -> None:
     vit = on_cuda("rotary halves")
-    fast = runtime.recorded(vit, images(1, 3, 40, 40).cuda(), runtime.plain)
+    fast = paths.recorded(vit, images(1, 3, 40, 40).cuda(), paths.plain)
     x = images(1, 3, 40, 40).cuda()
     with torch.inference_mode():
         before = fast(x).tokens

@@ -18,7 +18,7 @@ from tests import test_contract as contract
 from tests.helpers import relative_error, tiny_vit
 from tests.test_contract import VITS, images
 from tests.test_runtime import with_outliers
-from vitbackbone import Backbone, Features, ViT, fingerprint, runtime
+from vitbackbone import Backbone, Features, ViT, fingerprint, paths
 from vitbackbone import openvino as engine
 from vitbackbone.fingerprint import weights_sha256
 from vitbackbone.openvino import OpenVinoBackbone
@@ -336,8 +336,8 @@ def test_all_else_is_in_bfloat16_where_that_is_asked() -> None:
 
 
 def test_what_it_says_of_itself_is_what_optimize_says() -> None:
-    for path in (each for each in runtime.PATHS if each.engine == "openvino"):
-        with nullcontext() if path.precision == "fp32" else suppress(runtime.Unavailable):
+    for path in (each for each in paths.PATHS if each.engine == "openvino"):
+        with nullcontext() if path.precision == "fp32" else suppress(paths.Unavailable):
             assert path.build(tiny_vit(), images(1, 3, 32, 32)).runtime == path.runtime
 
 

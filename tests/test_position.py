@@ -10,8 +10,8 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 
 from tests.helpers import relative_error, tiny_vit
 from vitbackbone import Resampling, Rotary, layers
+from vitbackbone.paths import share
 from vitbackbone.position import resample, sincos1d, sincos2d
-from vitbackbone.runtime import share
 
 TABLE = torch.randn(6 * 6, 5, generator=torch.Generator().manual_seed(0))
 

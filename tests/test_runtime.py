@@ -16,12 +16,13 @@ from torch.nn import functional as F
 
 from tests.helpers import relative_error, tiny_vit
 from tests.test_contract import BACKBONES, VITS, images
-from vitbackbone import BackboneModule, Features, ViT, fingerprint, kernels, quantize, runtime
+from vitbackbone import BackboneModule, Features, ViT, fingerprint, kernels, paths, quantize, runtime
 from vitbackbone.attention import attend
 from vitbackbone.features import Fidelity
 from vitbackbone.fingerprint import weights_sha256
 from vitbackbone.layers import SwiGLU
-from vitbackbone.runtime import Path, compare, optimize
+from vitbackbone.paths import Path
+from vitbackbone.runtime import compare, optimize
 
 FP32, BF16 = torch.float32, torch.bfloat16
 packed_fp32 = pytest.mark.skipif(bool(kernels.trouble(FP32)), reason=kernels.trouble(FP32))
@@ -69,7 +70,7 @@ def test_packed_float32_is_the_plain_backbone_to_1e5(name: str, fuses: bool, mon
     capability = "AVX512" if fuses else "AVX2"
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     backbone = BACKBONES[name]
-    fast = runtime.packed(backbone, MIXED)
+    fast = paths.packed(backbone, MIXED)
     assert any(isinstance(module, kernels.PackedLinear) for module in fast.modules()) or name in ("resnet",)
     for batch in (images(2, 3, 40, 56), MIXED):
         assert furthest(outputs(fast, batch), outputs(backbone, batch)) < 1e-5
@@ -90,7 +91,7 @@ def test_bfloat16_is_close_and_its_features_are_float32(name: str, build: str, m
         monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", Tensor.clone)
         monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", stand_in)
     backbone = VITS[name]
-    fast = (runtime.unpacked if build == "unpacked" else runtime.packed)(backbone, MIXED, dtype=BF16)
+    fast = (paths.unpacked if build == "unpacked" else paths.packed)(backbone, MIXED, dtype=BF16)
     for batch in (images(2, 3, 40, 56), MIXED):
         with torch.inference_mode():
             got, want = fast(batch), backbone(batch)
@@ -106,10 +107,10 @@ def test_compiled_blocks_are_the_same_at_any_size_and_compiled_twice() -> None:
     code = (
         "import torch\n"
         "from torch._dynamo.testing import CompileCounter\n"
-        "from vitbackbone import load_backbone, runtime\n"
+        "from vitbackbone import load_backbone, paths\n"
         "nano, counter = load_backbone('nano'), CompileCounter()\n"
-        "fast = runtime.compiled(nano, torch.randn(2, 3, 32, 32), runtime.bfloat16, compiler=counter)\n"
-        "want = runtime.bfloat16(nano, torch.randn(2, 3, 32, 32))\n"
+        "fast = paths.compiled(nano, torch.randn(2, 3, 32, 32), paths.bfloat16, compiler=counter)\n"
+        "want = paths.bfloat16(nano, torch.randn(2, 3, 32, 32))\n"
         "sizes = (32, 32), (40, 24), (24, 56), (16, 64)\n"
         "with torch.inference_mode():\n"
         "    for batch in (torch.randn(2, 3, *size) for size in sizes):\n"
@@ -123,7 +124,7 @@ def test_compiled_blocks_are_the_same_at_any_size_and_compiled_twice() -> None:
 
 @pytest.mark.parametrize("name", ["cls", "swiglu"])
 def test_on_a_gpu_the_gelu_is_left_to_the_linear_layer(name: str) -> None:
-    fast = runtime.bfloat16(VITS[name], MIXED)
+    fast = paths.bfloat16(VITS[name], MIXED)
     assert (type(fast.blocks[0].mlp) is SwiGLU) or (type(fast.blocks[0].mlp.fc1) is kernels.GeluLinear)
     for batch in (images(2, 3, 40, 56), MIXED):
         with torch.inference_mode():
@@ -133,21 +134,21 @@ def test_on_a_gpu_the_gelu_is_left_to_the_linear_layer(name: str) -> None:
 def test_a_wrong_gelu_is_not_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "_addmm_activation", lambda bias, x, weight, use_gelu: x @ weight + bias)
     assert "is off by" in kernels.gelu_trouble(BF16, torch.device("cpu"))
-    fast = runtime.bfloat16(VITS["cls"], MIXED)
+    fast = paths.bfloat16(VITS["cls"], MIXED)
     assert type(fast.blocks[0].mlp.fc1) is kernels.CastLinear
 
 
 def test_what_is_not_compiled_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("windows", "relative spline"):
-        with pytest.raises(runtime.Unavailable, match="windows and relative positions"):
-            runtime.compiled(VITS[name], MIXED, runtime.bfloat16, compiler="eager")
+        with pytest.raises(paths.Unavailable, match="windows and relative positions"):
+            paths.compiled(VITS[name], MIXED, paths.bfloat16, compiler="eager")
 
     def no_compiler(graph: object, given: object) -> object:
         raise RuntimeError("no GPU compiler")
 
     torch.compiler.reset()
-    with pytest.raises(runtime.Unavailable, match="torch cannot compile it here .*no GPU compiler"):
-        runtime.compiled(VITS["cls"], MIXED, runtime.bfloat16, compiler=no_compiler)
+    with pytest.raises(paths.Unavailable, match="torch cannot compile it here .*no GPU compiler"):
+        paths.compiled(VITS["cls"], MIXED, paths.bfloat16, compiler=no_compiler)
 
 
 @pytest.mark.parametrize("queries", [5, 300])
@@ -163,7 +164,7 @@ def test_attention_in_blocks_is_torchs_fused_one(queries: int, kind: str) -> Non
 def test_scales_are_folded_into_the_linear_before_them() -> None:
     """And not into parameters: those are the checkpoint's."""
     vit = tiny_vit(layer_scale=True)
-    fast = runtime.unpacked(vit, MIXED, dtype=FP32)
+    fast = paths.unpacked(vit, MIXED, dtype=FP32)
     assert all(type(block.ls1) is kernels.Folded and type(block.ls2) is kernels.Folded for block in fast.blocks)
     assert furthest(outputs(fast, MIXED), outputs(vit, MIXED)) < 1e-5
     assert weights_sha256(fast) == weights_sha256(vit)
@@ -180,19 +181,19 @@ def test_an_adapter_on_a_linear_layer_takes_part() -> None:
 
     vit = copy.deepcopy(VITS["registers"])
     vit.blocks[0].attn.proj = Adapter(vit.blocks[0].attn.proj)
-    assert furthest(outputs(runtime.unpacked(vit, MIXED, dtype=FP32), MIXED), outputs(vit, MIXED)) < 1e-5
-    with pytest.raises(runtime.Unavailable, match="it has Adapter for a linear layer; merge adapters into it"):
-        runtime.unpacked(vit, MIXED, dtype=BF16)
+    assert furthest(outputs(paths.unpacked(vit, MIXED, dtype=FP32), MIXED), outputs(vit, MIXED)) < 1e-5
+    with pytest.raises(paths.Unavailable, match="it has Adapter for a linear layer; merge adapters into it"):
+        paths.unpacked(vit, MIXED, dtype=BF16)
     for precision in ("bf16", "int8"):
         assert optimize(vit, precision, "native").fidelity.cosine > 0.999
 
 
 def test_below_float32_there_is_no_path_for_what_is_no_vit() -> None:
-    with pytest.raises(runtime.Unavailable, match="a TimmBackbone is run in float32 alone"):
-        runtime.unpacked(BACKBONES["resnet"], MIXED, dtype=BF16)
+    with pytest.raises(paths.Unavailable, match="a TimmBackbone is run in float32 alone"):
+        paths.unpacked(BACKBONES["resnet"], MIXED, dtype=BF16)
 
 
-int8 = partial(runtime.int8, make=quantize.reference)
+int8 = partial(paths.int8, make=quantize.reference)
 
 
 @pytest.mark.parametrize("name", VITS)
@@ -208,7 +209,7 @@ int8 = partial(runtime.int8, make=quantize.reference)
 def test_int8_is_close(name: str, make) -> None:
     vit = VITS[name]
     batch = images(2, 3, 40, 56)
-    fast = runtime.int8(vit, MIXED, make=make)
+    fast = paths.int8(vit, MIXED, make=make)
     assert sum(isinstance(module, quantize.Int8Linear) for module in fast.modules()) == 4 * vit.config.depth
     with torch.inference_mode():
         assert 0.995 < compare(fast(batch), vit(batch)).cosine < 1 - 1e-7
@@ -254,7 +255,7 @@ def loss(build, vit: ViT) -> float:
         return 1 - compare(build(vit, batch)(batch), vit(batch)).cosine
 
 
-@pytest.mark.parametrize("build", [int8, partial(runtime.unpacked, dtype=BF16)], ids=["int8", "bf16"])
+@pytest.mark.parametrize("build", [int8, partial(paths.unpacked, dtype=BF16)], ids=["int8", "bf16"])
 def test_outlier_channels_cost_little_closeness(build) -> None:
     vit = tiny_vit(dim=64, mlp_dim=128)
     assert loss(build, with_outliers(vit)) < 3 * loss(build, vit)
@@ -274,14 +275,14 @@ def test_int8_without_what_is_done_about_outliers_would_lose_much(monkeypatch: p
 # ---- what is handed back ------------------------------------------------------------------------------------------
 
 
-def only(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
+def only(monkeypatch: pytest.MonkeyPatch, *rows: Path) -> None:
     """These paths alone, of which the last is the fastest."""
-    monkeypatch.setattr(runtime, "PATHS", paths)
+    monkeypatch.setattr(runtime, "PATHS", rows)
     monkeypatch.setattr(runtime, "_race", lambda built, images: (list(built)[-1], ["as fast as a test wants"]))
 
 
-PLAIN = Path("torch", "fp32", "native", "cpu", runtime.plain)
-HALF = Path("torch's bfloat16", "bf16", "native", "cpu", partial(runtime.unpacked, dtype=BF16))
+PLAIN = Path("torch", "fp32", "native", "cpu", paths.plain)
+HALF = Path("torch's bfloat16", "bf16", "native", "cpu", partial(paths.unpacked, dtype=BF16))
 
 
 @pytest.mark.parametrize("name", ["registers", "swin sized", "fused"])
@@ -392,7 +393,7 @@ def test_a_higher_precision_does_where_the_one_asked_brings_nothing(
 
 def test_features_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(backbone: BackboneModule, images: object) -> BackboneModule:
-        fast = runtime.share(backbone)
+        fast = paths.share(backbone)
         fast.register_forward_hook(
             lambda _, given, features: Features(
                 features.cls * torch.nan, features.registers, features.patches, features.geometry
@@ -415,15 +416,15 @@ def test_the_faster_path_is_taken_and_the_plainer_where_none_is(
     clock = [0.0]
 
     def timed(backbone: BackboneModule, images: object, seconds: float) -> BackboneModule:
-        fast = runtime.share(backbone)
+        fast = paths.share(backbone)
         fast.register_forward_pre_hook(lambda *_: clock.append(clock.pop() + seconds))
         return fast
 
     names = ("first", "second")
-    paths = [Path(n, "fp32", "native", "cpu", partial(timed, seconds=s)) for n, s in zip(names, seconds, strict=True)]
-    monkeypatch.setattr(runtime, "PATHS", paths)
+    both = [Path(n, "fp32", "native", "cpu", partial(timed, seconds=s)) for n, s in zip(names, seconds, strict=True)]
+    monkeypatch.setattr(runtime, "PATHS", both)
     monkeypatch.setattr(runtime.time, "perf_counter", lambda: clock[0])
-    built, _ = runtime._build_all(paths, VITS["cls"], MIXED, runtime.FLOORS)
+    built, _ = runtime._build_all(both, VITS["cls"], MIXED, runtime.FLOORS)
     assert runtime._race(built, MIXED)[0].name == taken
     assert len(optimize(VITS["cls"], sample=MIXED)._forward_pre_hooks) == 1
 
@@ -437,12 +438,12 @@ def test_a_path_far_behind_runs_only_once(monkeypatch: pytest.MonkeyPatch) -> No
             clock[0] += seconds
             ran[seconds] += 1
 
-        fast = runtime.share(VITS["cls"])
+        fast = paths.share(VITS["cls"])
         fast.register_forward_pre_hook(tick)
         return fast
 
     monkeypatch.setattr(runtime.time, "perf_counter", lambda: clock[0])
-    built = {Path(str(s), "fp32", "native", "cpu", runtime.plain): timed(s) for s in (1.0, 0.11, 0.1)}
+    built = {Path(str(s), "fp32", "native", "cpu", paths.plain): timed(s) for s in (1.0, 0.11, 0.1)}
     best, told = runtime._race(built, MIXED)
     assert best.name == "0.1"
     assert ran == {0.1: 5, 0.11: 5, 1.0: 1}

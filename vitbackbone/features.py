@@ -288,7 +288,7 @@ class Runtime:
 
     precision: Precision = "fp32"
     engine: Engine = "native"
-    path: str = "torch as it is"  # of `runtime.PATHS`, by its name
+    path: str = "torch as it is"  # of `paths.PATHS`, by its name
 
 
 @dataclass(frozen=True)
