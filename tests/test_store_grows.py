@@ -122,9 +122,11 @@ def test_exports_hold_the_features(photos: Path, tmp_path: Path) -> None:
 def test_what_kills_left_is_swept_by_whoever_writes_the_file(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "f"
     names = ["inputs/.00000.parquet.dead.tmp", "shards/.00000.safetensors.dead.tmp", "index/.00000.parquet.dead.tmp"]
-    for name in [*names, ".manifest.json.dead.tmp", ".lock.json.dead.tmp"]:
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_bytes(b"half")
+    for name in [*names, ".manifest.json.dead.tmp"]:
+        (out / name).mkdir(parents=True)
+        (out / name / "half").write_bytes(b"half")
+        (out / name / ".tmpvDqw7I").touch()  # as safetensors makes beside what it writes
+    (out / ".lock.json.dead.tmp").write_bytes(b"half")
     extract(tiny_vit(), photos, out, progress=False)
     assert list(out.rglob(".*.tmp")) == []
     assert verify(out).problems == ()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from vitbackbone.files import leftovers, publish
 def published(target: Path) -> Iterator[Path]:
     """`publish` for the one writer of a file: what killed ones left of it goes, and a full disk says what to do."""
     for path in leftovers(target):
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path)
     try:
         with publish(target) as temporary:
             yield temporary
