@@ -200,7 +200,10 @@ class _Graph:
         bias = self.bias(index, attn, q, prefix)
         if self.config.rotary:
             q, k = q if prefix else self.turn(q), self.turn(k)
-        mixed = ops.transpose(ops.scaled_dot_product_attention(q, k, v, bias), [0, 2, 1, 3])
+        # Written out. OpenVINO makes one kernel of this as of its own operation, before which it transposes the keys.
+        scores = ops.matmul(q, k, transpose_a=False, transpose_b=True)
+        weights = ops.softmax(scores if bias is None else ops.add(scores, bias), -1)
+        mixed = ops.transpose(ops.matmul(weights, v, transpose_a=False, transpose_b=False), [0, 2, 1, 3])
         x = self.linear(attn.proj, ops.reshape(mixed, [0, 0, self.config.dim], True))
         return self.uncut(x) if inside else x
 
@@ -285,7 +288,8 @@ def _block(vit: ViT, index: int) -> Block:
 
 
 def _qkv(attn: Attention, config: ViTConfig) -> list[tuple[Tensor, Tensor | None]]:
-    """Weight and bias of the three projections, queries and keys with their channels in the order of `_channels`."""
+    """Weight and bias of the three projections, queries and keys with their channels in the order of `_channels`, the
+    keys as short as the products with queries are to be."""
     weights: list[Tensor] = list(attn.qkv.weight.detach().chunk(3))
     biases: list[Tensor | None] = [None] * 3 if attn.qkv.bias is None else list(attn.qkv.bias.detach().chunk(3))
     if attn.q_bias is not None and attn.v_bias is not None:
@@ -295,6 +299,8 @@ def _qkv(attn: Attention, config: ViTConfig) -> list[tuple[Tensor, Tensor | None
         order = (starts + torch.tensor(_channels(config))).flatten()
         weights[:2] = [weight[order] for weight in weights[:2]]
         biases[:2] = [bias if bias is None else bias[order] for bias in biases[:2]]
+    scale = (config.dim // config.num_heads) ** -0.5
+    weights[1], biases[1] = weights[1] * scale, None if biases[1] is None else biases[1] * scale
     return list(zip(weights, biases, strict=True))
 
 
