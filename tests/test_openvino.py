@@ -169,6 +169,29 @@ def test_all_batches_and_sizes_share_a_graph(name: str, compiled: list[tuple]) -
     assert len(compiled) == 2
 
 
+def test_images_of_the_samples_size_share_another(name: str, compiled: list[tuple]) -> None:
+    vit, x = VITS[name], images(3, 3, 40, 56)
+    backbone = OpenVinoBackbone(vit, sample=x[:2])
+    with torch.inference_mode():
+        for batch in (x[:1], x, images(2, 3, 24, 56), [x[0], images(3, 24, 72), x[1], images(3, 24, 56)]):
+            assert_equal(backbone(batch), vit(batch))
+        for got, want in zip(
+            backbone.forward_layers(x, [0, 1], False), vit.forward_layers(x, [0, 1], False), strict=True
+        ):
+            assert_equal(got, want)
+    assert len(compiled) == 3
+    fixed = [all(size.is_static for size in graph.input("images").partial_shape[2:]) for graph, *_ in compiled]
+    assert fixed == [True, False, True]
+    assert [len(graph.inputs) for graph, *_ in compiled][::2] == [1, 1]
+
+
+def test_a_sample_of_several_sizes_has_none(compiled: list[tuple]) -> None:
+    backbone = OpenVinoBackbone(VITS["cls"], sample=[images(3, 32, 32), images(3, 17, 70)])
+    backbone(images(1, 3, 32, 32))
+    backbone(images(1, 3, 17, 70))
+    assert len(compiled) == 1
+
+
 def test_it_runs_in_as_many_threads_as_torch(compiled: list[tuple]) -> None:
     backbone, before = OpenVinoBackbone(VITS["cls"]), torch.get_num_threads()
     try:

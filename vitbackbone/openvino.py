@@ -4,7 +4,7 @@ Axes: `B` rows (see `packing.py`), `D` width.
 """
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitbackbone.features import Images, Precision, Runtime, Wanted
 from vitbackbone.layers import Block
-from vitbackbone.packing import Layout
+from vitbackbone.packing import Grid, Layout, one_grid
 from vitbackbone.quantize import Rounding, Seen, Weights, reference, rounded, watching
 from vitbackbone.vit import ViT
 
@@ -31,16 +31,17 @@ COMPILING = Lock()
 class OpenVinoBackbone(ViT):
     """A ViT of the same weights, `spec` and `preprocess`, run by OpenVINO: all but the pooling.
 
-    There is one graph for all batches and sizes of images. It is compiled when a set of layers is first asked for, in
-    about a second, for `torch.get_num_threads()` threads; the last four are kept. Nothing is kept on disk: to read a
-    compiled graph back takes longer than to make it.
+    There is one graph for all batches and sizes of images, and another for all batches of the size that `sample` has.
+    Each is compiled when a set of layers is first asked for, in up to a second, for `torch.get_num_threads()` threads;
+    the last four are kept. Nothing is kept on disk: to read a compiled graph back takes longer than to make it.
 
     The parameters are a copy, in float32 on the CPU, and take no gradients; nor do features, and images that want them
     are refused. `attention` is recomputed by torch.
 
     `precision`: `"fp32"` equals the plain backbone to about 1e-6. `"bf16"` is for CPUs with instructions for it. In
-    `"int8"` the linear layers of the blocks multiply 8-bit integers, calibrated on `sample`, a batch as the backbone
-    takes it.
+    `"int8"` the linear layers of the blocks multiply 8-bit integers.
+    `sample`: a batch as the backbone takes it. 8 bits are calibrated on it; images of its size, where it has one, run
+    up to a tenth faster than others.
     `rest`: what all else computes in then, `"fp32"` or `"bf16"`.
 
     Raises `ImportError` where OpenVINO is not installed, and `ValueError` on a backbone that is no plain ViT in float32
@@ -85,6 +86,8 @@ class OpenVinoBackbone(ViT):
         if precision == "int8" and sample is not None:
             with watching([cast(Block, block) for block in self.blocks]) as self.seen, torch.inference_mode():
                 self(sample)  # by torch
+        grids = () if sample is None else self._geometry(sample).grids
+        self.usual = grids[0] if grids and one_grid(grids) else None
         self.precision, self.hint, self.compute = precision, hint, OpenVinoBackbone.tokens
         self.runtime = Runtime(precision, "openvino", PATHS[rest if precision == "int8" else "fp32"])
         self._compiled: dict[_Asked, _Graph] = {}
@@ -95,21 +98,26 @@ class OpenVinoBackbone(ViT):
 
     def tokens(self, images: Images, wanted: Set[Wanted], prefix: bool = False) -> dict[Wanted, Float[Tensor, "B _ D"]]:
         """See `ViT.tokens`. Images of several grids run one grid after the other."""
-        from vitbackbone.openvino_graph import inputs
-
         self._check_parameters()
         geometry = self._geometry(images)
         batches = self._batches(images, geometry)
         if torch.is_grad_enabled() and any(batch.requires_grad for _, batch in batches):
             raise ValueError("OpenVINO makes no gradients for images; call it under torch.no_grad(), or the plain ViT")
-        graph = self._compile(_Asked(frozenset(wanted), prefix, torch.get_num_threads()))
-        deepest = max(layer for layer, _ in wanted)
-        parts = [graph.infer(inputs(self, deepest, batch, grid)) for grid, batch in batches]
+        asked = _Asked(frozenset(wanted), prefix, torch.get_num_threads())
+        parts = [self._infer(asked, batch, grid) for grid, batch in batches]
         layout = Layout.of(geometry.grids)
         return {each: layout.join(of) for each, of in zip(sorted(wanted), zip(*parts, strict=True), strict=True)}
 
+    def _infer(self, asked: "_Asked", images: Float[Tensor, "B 3 H W"], grid: Grid) -> list[Tensor]:
+        from vitbackbone.openvino_graph import tables
+
+        images = images.float()
+        if grid == self.usual:
+            return self._compile(replace(asked, grid=grid)).infer({"images": images})
+        return self._compile(asked).infer({"images": images, **tables(self, asked.deepest, grid)})
+
     def _compile(self, asked: "_Asked") -> "_Graph":
-        from vitbackbone.openvino_graph import build, inputs
+        from vitbackbone.openvino_graph import build, tables
 
         with COMPILING:
             if asked not in self._compiled:
@@ -121,14 +129,14 @@ class OpenVinoBackbone(ViT):
                     "NUM_STREAMS": 1,
                     "ENABLE_CPU_PINNING": False,  # or the processes of one machine share its first cores
                 }
-                graph = _Graph(
-                    _core().compile_model(build(self, asked.wanted, asked.prefix, self.seen), "CPU", settings)
-                )
-                # OpenVINO (2026.4) fits its kernels to the shapes that come first. A single token is not to: the
-                # features of longer rows would be wrong ever after.
-                grid, side = (3, 5), self.config.patch_size
-                images = torch.zeros(2, 3, side * grid[0], side * grid[1])
-                graph.infer(inputs(self, max(layer for layer, _ in asked.wanted), images, grid))
+                model = build(self, asked.wanted, asked.prefix, self.seen, asked.grid)
+                graph = _Graph(_core().compile_model(model, "CPU", settings))
+                if asked.grid is None:
+                    # OpenVINO (2026.4) fits its kernels to the shapes that come first. A single token is not to: the
+                    # features of longer rows would be wrong ever after.
+                    grid, side = (3, 5), self.config.patch_size
+                    images = torch.zeros(2, 3, side * grid[0], side * grid[1])
+                    graph.infer({"images": images, **tables(self, asked.deepest, grid)})
                 self._compiled[asked] = graph
             return self._compiled[asked]
 
@@ -153,6 +161,11 @@ class _Asked:
     wanted: frozenset[Wanted]
     prefix: bool
     threads: int
+    grid: Grid | None = None  # of all images
+
+    @property
+    def deepest(self) -> int:
+        return max(layer for layer, _ in self.wanted)
 
 
 class _Graph:

@@ -1,7 +1,7 @@
 """A ViT as a graph of OpenVINO, written with its operations. Nothing is traced, so it takes any batch and any patch
 grid, and is there in a tenth of a second, where a traced conversion takes half a minute.
 
-All that depends on the patch grid is made by torch and given to the graph, see `inputs`: positions are resampled by the
+All that depends on the patch grid is made by torch and given to the graph, see `tables`: positions are resampled by the
 checkpoint's own policy. Nothing else is left to torch: after each of its operations its threads wait for the next in a
 busy loop, for two milliseconds in which OpenVINO's do not have the cores.
 
@@ -37,17 +37,21 @@ ACTIVATIONS: dict[str, Callable[[Value], Value]] = {
 }
 
 
-def build(vit: ViT, wanted: Set[Wanted], prefix: bool, seen: Mapping[nn.Module, Seen]) -> ov.Model:
+def build(
+    vit: ViT, wanted: Set[Wanted], prefix: bool, seen: Mapping[nn.Module, Seen], grid: Grid | None = None
+) -> ov.Model:
     """The graph from images, (B, 3, H, W), to the tokens that leave each layer of `wanted`, (B, N, D), ascending.
 
     `prefix`: to CLS and registers alone, (B, P, D), and nothing is done for patches that these do not need.
     `seen`: linear layers that run in 8 bits, and what goes into them.
+    `grid`: of all images; then these are all that the graph is given, and it is up to a tenth faster.
     The graph reads all other parameters where `vit` has them.
     """
-    graph = _Graph(vit.config, seen)
-    x = graph.embed(vit)
-    results = []
     deepest = max(layer for layer, _ in wanted)
+    graph = _Graph(vit.config, seen, {} if grid is None else tables(vit, deepest, grid))
+    side = vit.config.patch_size
+    x = graph.embed(vit, (-1, -1) if grid is None else (side * grid[0], side * grid[1]))
+    results = []
     for i in range(deepest + 1):
         x = graph.block(i, _block(vit, i), x, prefix and i == deepest)
         taken = graph.prefix(x) if prefix and i < deepest else x
@@ -60,14 +64,14 @@ def build(vit: ViT, wanted: Set[Wanted], prefix: bool, seen: Mapping[nn.Module, 
 
 def build_linear(linear: nn.Linear, seen: Seen) -> ov.Model:
     """The graph of a linear layer by itself in 8 bits, from (N, I)."""
-    graph = _Graph(ViTConfig(), {linear: seen})
+    graph = _Graph(ViTConfig(), {linear: seen}, {})
     return ov.Model([ops.result(graph.linear(linear, graph.input("x", -1, linear.in_features)))], [graph.inputs["x"]])
 
 
-def inputs(vit: ViT, deepest: int, images: Float[Tensor, "B 3 H W"], grid: Grid) -> dict[str, Tensor]:
-    """What the graph up to the deepest block is given for images of a grid, by the names of its inputs."""
+def tables(vit: ViT, deepest: int, grid: Grid) -> dict[str, Tensor]:
+    """What the graph up to the deepest block is given beside images of a grid, by the names of its inputs."""
     config = vit.config
-    found = {"images": images.float()}
+    found: dict[str, Tensor] = {}
     if vit.pos_embed is not None:
         found["positions"] = vit.pos_embed(grid)
     if config.rotary:
@@ -79,7 +83,7 @@ def inputs(vit: ViT, deepest: int, images: Float[Tensor, "B 3 H W"], grid: Grid)
     if config.window:
         found["windows"] = torch.tensor([-(-side // config.window) for side in grid])
         found["padding"] = torch.tensor([0, *(-side % config.window for side in grid), 0])
-    for i in range(deepest + 1):
+    for i in range(deepest + 1) if config.relative_position != "none" else ():
         attn = _block(vit, i).attn
         if isinstance(attn.rel_pos, RelativeTable):
             found[f"bias.{i}"] = attn.rel_pos.bias(grid).contiguous()
@@ -96,16 +100,22 @@ class _Rounded(NamedTuple):
 
 
 class _Graph:
-    """Each method is the module of its name, or a step of it."""
+    """Each method is the module of its name, or a step of it.
 
-    def __init__(self, config: ViTConfig, seen: Mapping[nn.Module, Seen]) -> None:
+    `known`: what else would be inputs, by their names.
+    """
+
+    def __init__(self, config: ViTConfig, seen: Mapping[nn.Module, Seen], known: Mapping[str, Tensor]) -> None:
         self.config = config
         self.seen = seen
+        self.known = known
         self.width = config.dim // config.num_heads
         self.inputs: dict[str, Value] = {}
 
     def input(self, name: str, *shape: int, dtype: type = np.float32) -> Value:
         """One for all blocks that ask for the name; -1 is any length."""
+        if name in self.known:
+            return _constant(self.known[name])
         if name not in self.inputs:
             self.inputs[name] = ops.parameter(list(shape), dtype, name)
             self.inputs[name].output(0).set_names({name})
@@ -122,8 +132,8 @@ class _Graph:
 
     # ---- images to tokens -----------------------------------------------------------------------------------------
 
-    def embed(self, vit: ViT) -> Value:
-        x = self.input("images", -1, 3, -1, -1)
+    def embed(self, vit: ViT, size: tuple[int, int]) -> Value:
+        x = self.input("images", -1, 3, *size)
         if isinstance(vit.patch_embed, ConvStem):
             for layer in vit.patch_embed.convs:
                 x = self.stem(layer, x)
