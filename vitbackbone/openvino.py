@@ -24,16 +24,17 @@ if TYPE_CHECKING:
 
 HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names
 PATHS: dict[Precision, str] = {"fp32": "OpenVINO", "bf16": "OpenVINO, all else in bfloat16"}  # by what the rest is in
-KEPT = 4  # compiled graphs; each has the weights of its blocks once more, laid out for the CPU
+KEPT = 6  # compiled graphs; each has the weights of its blocks once more, laid out for the CPU
 COMPILING = Lock()
 
 
 class OpenVinoBackbone(ViT):
     """A ViT of the same weights, `spec` and `preprocess`, run by OpenVINO: all but the pooling.
 
-    There is one graph for all batches and sizes of images, and another for all batches of the size that `sample` has.
-    Each is compiled when a set of layers is first asked for, in up to a second, for `torch.get_num_threads()` threads;
-    the last four are kept. Nothing is kept on disk: to read a compiled graph back takes longer than to make it.
+    There is one graph for all batches and sizes of images; of the size that `sample` has, another for all batches and
+    one for single images. Each is compiled when a set of layers is first asked for, in up to a second, for
+    `torch.get_num_threads()` threads; the last six are kept. Nothing is kept on disk: to read a compiled graph back
+    takes longer than to make it.
 
     The parameters are a copy, in float32 on the CPU, and take no gradients; nor do features, and images that want them
     are refused. `attention` is recomputed by torch.
@@ -113,7 +114,7 @@ class OpenVinoBackbone(ViT):
 
         images = images.float()
         if grid == self.usual:
-            return self._compile(replace(asked, grid=grid)).infer({"images": images})
+            return self._compile(replace(asked, grid=grid, single=len(images) == 1)).infer({"images": images})
         return self._compile(asked).infer({"images": images, **tables(self, asked.deepest, grid)})
 
     def _compile(self, asked: "_Asked") -> "_Graph":
@@ -129,7 +130,7 @@ class OpenVinoBackbone(ViT):
                     "NUM_STREAMS": 1,
                     "ENABLE_CPU_PINNING": False,  # or the processes of one machine share its first cores
                 }
-                model = build(self, asked.wanted, asked.prefix, self.seen, asked.grid)
+                model = build(self, asked.wanted, asked.prefix, self.seen, asked.grid, 1 if asked.single else -1)
                 graph = _Graph(_core().compile_model(model, "CPU", settings))
                 if asked.grid is None:
                     # OpenVINO (2026.4) fits its kernels to the shapes that come first. A single token is not to: the
@@ -162,6 +163,7 @@ class _Asked:
     prefix: bool
     threads: int
     grid: Grid | None = None  # of all images
+    single: bool = False  # one image at a time
 
     @property
     def deepest(self) -> int:

@@ -38,19 +38,26 @@ ACTIVATIONS: dict[str, Callable[[Value], Value]] = {
 
 
 def build(
-    vit: ViT, wanted: Set[Wanted], prefix: bool, seen: Mapping[nn.Module, Seen], grid: Grid | None = None
+    vit: ViT,
+    wanted: Set[Wanted],
+    prefix: bool,
+    seen: Mapping[nn.Module, Seen],
+    grid: Grid | None = None,
+    batch: int = -1,
 ) -> ov.Model:
     """The graph from images, (B, 3, H, W), to the tokens that leave each layer of `wanted`, (B, N, D), ascending.
 
     `prefix`: to CLS and registers alone, (B, P, D), and nothing is done for patches that these do not need.
     `seen`: linear layers that run in 8 bits, and what goes into them.
-    `grid`: of all images; then these are all that the graph is given, and it is up to a tenth faster.
+    `grid`: of all images, which are all that the graph is given then. Its kernels are up to a tenth faster.
+    `batch`: how many images; -1 is any number. Of small networks those for a single one are a tenth faster again.
     The graph reads all other parameters where `vit` has them.
     """
     deepest = max(layer for layer, _ in wanted)
     graph = _Graph(vit.config, seen, {} if grid is None else tables(vit, deepest, grid))
     side = vit.config.patch_size
-    x = graph.embed(vit, (-1, -1) if grid is None else (side * grid[0], side * grid[1]))
+    height, width = (-1, -1) if grid is None else (side * grid[0], side * grid[1])
+    x = graph.embed(vit, graph.input("images", batch, 3, height, width))
     results = []
     for i in range(deepest + 1):
         x = graph.block(i, _block(vit, i), x, prefix and i == deepest)
@@ -132,8 +139,7 @@ class _Graph:
 
     # ---- images to tokens -----------------------------------------------------------------------------------------
 
-    def embed(self, vit: ViT, size: tuple[int, int]) -> Value:
-        x = self.input("images", -1, 3, *size)
+    def embed(self, vit: ViT, x: Value) -> Value:
         if isinstance(vit.patch_embed, ConvStem):
             for layer in vit.patch_embed.convs:
                 x = self.stem(layer, x)
