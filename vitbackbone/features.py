@@ -284,7 +284,8 @@ Engine = Literal["native", "openvino"]
 @dataclass(frozen=True)
 class Runtime:
     """What computes the features. Backbones of equal weights, `spec`, precision and engine have the same features to
-    1e-5; if the path is the same too, to the bit on machines of one kind."""
+    1e-5, or to what the precision allows; if the path is the same too, and the sample that `optimize` had, to the bit
+    on machines of one kind."""
 
     precision: Precision = "fp32"
     engine: Engine = "native"

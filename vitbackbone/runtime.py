@@ -56,7 +56,8 @@ def optimize(
     up to a minute. Small batches on a GPU are recorded and replayed, which hooks on blocks do not see.
     `engine`: "native" is torch, "openvino" needs the extra of that name; "auto" takes the faster.
     `sample`: a batch as the backbone takes it, to calibrate with and to measure closeness and speed on; the first 4
-    images count. Without any, it is one of noise, which is easier on a low precision than photos are.
+    images count. If these are of one size, images of that size may run up to a tenth faster than others. Without any,
+    it is one of noise as large as the weights were trained for, which is easier on a low precision than photos are.
     `floor`: the cosine to plain float32 that CLS and patches must reach, in place of 0.9999 for "bf16" and 0.999 for
     "int8".
 
