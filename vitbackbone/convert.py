@@ -1,5 +1,8 @@
 """The conversion engine: checkpoint keys to parameters by a table of rules, nothing guessed and nothing left over.
 
+Parameters are float32, whatever precision the file has. Tensors become float32 before a rule computes with them: a sum
+in half precision would lose digits that the file holds.
+
 A rule names source keys and target parameters; `{i}` stands for a block's number, and a `{rest}` at the end for any
 rest. A rule applies where the model has all its targets: one table can serve a plain MLP and a gated one. Every source
 key must match exactly one rule that applies, and every parameter must be filled exactly once; otherwise one error lists
@@ -83,10 +86,10 @@ class ConversionError(ValueError):
 
 
 def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, Tensor]:
-    """The parameters `expected` from a checkpoint's tensors, and those of its heads (`HEADS`) if it has any.
+    """Return the parameters `expected` from a checkpoint's tensors, and those of its heads (`HEADS`) if it has any.
 
-    Raises one `ConversionError` that lists every key that no rule or more than one fits, every rule only some of whose
-    sources are there, and every parameter that is filled twice, not at all, or with another shape.
+    Raises one `ConversionError`. It lists every key that no rule or more than one fits, every rule only some of whose
+    sources are there, and every parameter that is filled twice, not at all, or with another shape or kind of numbers.
     """
     table = list(rules)
     patterns = [(n, part, _pattern(key)) for n, rule in enumerate(table) for part, key in enumerate(rule.sources)]
@@ -122,13 +125,18 @@ def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, T
             there = keys[min(keys)]
             trouble += [f"{source.replace('{i}', block)}: missing, though {there} is there" for source in missing]
         elif rule.targets:
-            given = tuple(state[keys[part]] for part in range(len(rule.sources)))
+            names = [name for target in rule.targets for name in _names(target, block, expected)]
+            if odd := [key for key in keys.values() if not _is_plain(state[key])]:
+                trouble += [f"{key}: {_kind(state[key])} in the checkpoint; want plain numbers" for key in odd]
+                result |= dict.fromkeys(names, UNKNOWN)
+                continue
+            given = tuple(_as_float32(state[keys[part]]) for part in range(len(rule.sources)))
             shapes = ", ".join(f"{key} {tuple(state[key].shape)}" for key in keys.values())
             try:
                 changed = rule.via.there(*given) if rule.via else given
             except (RuntimeError, IndexError, ValueError) as error:
                 trouble.append(f"{shapes}: these shapes do not go together ({error})")
-                result |= dict.fromkeys((name for t in rule.targets for name in _names(t, block, expected)), UNKNOWN)
+                result |= dict.fromkeys(names, UNKNOWN)
                 continue
             for target, tensor in zip(rule.targets, changed, strict=True):
                 for copy, name in enumerate(_names(target, block, expected)):
@@ -145,9 +153,15 @@ def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, T
         lacking = _sources(name, table, expected)
         trouble.append(f"{name}: the checkpoint does not fill this parameter; {lacking} is missing")
     for name, tensor in result.items():
-        if tensor is not UNKNOWN and name in expected and tensor.shape != expected[name].shape:
+        if tensor is UNKNOWN:
+            continue
+        if name in expected and tensor.shape != expected[name].shape:
             shapes = f"shape {tuple(tensor.shape)} in the checkpoint, {tuple(expected[name].shape)} in the model"
             trouble.append(f"{name}: {shapes}; made of {origin[name]}")
+        wanted_dtype = expected[name].dtype if name in expected else torch.float32
+        if tensor.is_floating_point() != wanted_dtype.is_floating_point:
+            kinds = f"{tensor.dtype} in the checkpoint, {wanted_dtype} in the model"
+            trouble.append(f"{name}: {kinds}; made of {origin[name]}")
     if trouble:
         raise ConversionError("the checkpoint does not fit:\n  " + "\n  ".join(sorted(trouble)))
     return result
@@ -190,6 +204,23 @@ def revert(state: State, rules: Iterable[Rule]) -> dict[str, Tensor]:
     if trouble:
         raise ConversionError("the model does not fit the format:\n  " + "\n  ".join(sorted(trouble)))
     return {key: tensor.contiguous() for key, tensor in result.items()}
+
+
+# Floats that are numbers by themselves: narrower ones want the scales that were kept beside them
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    kept = tensor.dtype in FLOATS or not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized)
+    return kept and tensor.layout == torch.strided and tensor.device.type != "meta"
+
+
+def _kind(tensor: Tensor) -> str:
+    return " ".join(str(part).removeprefix("torch.") for part in (tensor.dtype, tensor.layout, tensor.device))
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _sources(name: str, table: Iterable[Rule], expected: State) -> str:

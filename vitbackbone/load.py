@@ -122,7 +122,6 @@ def _fill(
     else:
         rules = FORMATS[entry.format]
     parameters = convert(state, rules, backbone.state_dict())
-    parameters = {key: value.float() if value.is_floating_point() else value for key, value in parameters.items()}
     head = {key: parameters.pop(key) for key in list(parameters) if key.startswith(HEADS)}
     backbone.load_state_dict(parameters, assign=True)
     return backbone.eval(), head
