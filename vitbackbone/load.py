@@ -2,26 +2,27 @@
 
 import difflib
 import fnmatch
-import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, get_args
-from zipfile import BadZipFile
+from typing import Annotated, Any, get_args
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import Field
 from torch import Tensor
 
 from vitbackbone.config import Indivisible, ViTConfig
 from vitbackbone.convert import HEADS, ConversionError, State, convert
+from vitbackbone.dtypes import float32_default
 from vitbackbone.features import BackboneModule
 from vitbackbone.formats import FORMATS
 from vitbackbone.fused import OPENVLA_PARTS, FusedBackbone, FusedConfig, fuse, split_openvla
 from vitbackbone.huggingface import PLAIN, read_config, read_format, read_labels, read_preprocess
+from vitbackbone.preprocess import Preprocess
+from vitbackbone.records import Record, read_json
+from vitbackbone.tensor_files import read_weights
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 from vitbackbone.timm_names import describe_timm, timm_rules
 from vitbackbone.vit import ViT
@@ -29,6 +30,8 @@ from vitbackbone.zoo import ADAPTED, ZOO, Entry, Positions
 
 Weights = str | PathLike[str]
 
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 NANO_FILE = Path(__file__).parent / "weights" / "nano.safetensors"
 
 
@@ -81,7 +84,8 @@ def load_checkpoint(
 ) -> Checkpoint:
     """The backbone, and the classifier's parameters and class names where the checkpoint has them. The arguments and
     errors are those of `load_backbone`."""
-    with torch.inference_mode(False):  # a model that is loaded while another looks on can be trained after
+    # A model can be trained that was loaded in inference mode, and is float32 whatever torch's default dtype is
+    with torch.inference_mode(False), float32_default():
         return _load(str(name), weights, positions, indivisible)
 
 
@@ -96,13 +100,26 @@ def _load(name: str, weights: Weights | None, positions: Positions, indivisible:
     if weights == "random":
         return Checkpoint(_build(config, entry, name).eval(), {}, labels)
     state = _find_weights(known, revision, entry) if weights is None else read_weights(weights)
-    backbone, head = _fill(config, entry, name, state)
+    try:
+        backbone, head = _fill(config, entry, name, state)
+        _check_labels(head, labels)
+    except ConversionError as error:
+        raise ConversionError(f"{_place(known, weights)}: {error}") from error
+    return Checkpoint(backbone, head, labels if head else ())
+
+
+def _check_labels(head: Mapping[str, Tensor], labels: tuple[str, ...]) -> None:
     outputs = len(next(iter(head.values()))) if head else 0
     if head and labels and len(labels) != outputs:
         raise ConversionError(
-            f"the checkpoint does not fit:\n  {outputs} outputs of the classifier, {len(labels)} labels"
+            f"the checkpoint does not fit:\n  {outputs} outputs of the classifier, {len(labels)} labels in id2label"
         )
-    return Checkpoint(backbone, head, labels if head else ())
+
+
+def _place(known: str, weights: Weights | None) -> str:
+    """The files that do not go together: the weights, and the config.json of a directory."""
+    config = str(Path(known, CONFIG)) if Path(known, CONFIG).is_file() and known not in ZOO else known
+    return config if weights is None else f"{weights} and {config}"
 
 
 def _build(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> ViT | TimmBackbone:
@@ -163,46 +180,6 @@ def find_entry(name: str | PathLike[str]) -> Entry:
     return _describe(*_pin(str(name)), offline=True)[0]
 
 
-def read_weights(path: Weights) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file; of a `.npz` one, as Flax's models come; or of a `.pth`, `.pt` or `.bin` one
-    read with `weights_only=True`, at its top level or under `model` or `state_dict`.
-
-    Raises `FileNotFoundError`, or `ValueError` if the file is damaged, holds pickled code, or is no state dict.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file at {path}")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error}); download it again") from error
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-        except (ValueError, OSError, BadZipFile) as error:
-            raise ValueError(f"{path} is not a whole .npz of plain arrays ({error}); download it again") from error
-    if path.suffix not in (".pth", ".pt", ".bin", ".tar"):  # .pth.tar is no archive, but torch's file by another name
-        raise ValueError(f"{path}: want a .safetensors file, or .npz, .pth, .pt or .bin")
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler fails on damaged bytes with whatever they lead it to
-        raise ValueError(
-            f"{path} could not be read as plain tensors: it is damaged, or holds pickled code, which is never run. "
-            f"Convert it to safetensors where you trust it. ({type(error).__name__})"
-        ) from error
-    for wrapper in ("model", "state_dict"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        found = (
-            f"the names {', '.join(map(str, list(state)[:8]))}" if isinstance(state, Mapping) else type(state).__name__
-        )
-        raise ValueError(f"{path} holds {found}; want a state dict, names to tensors, or one under model or state_dict")
-    return dict(state)
-
-
 # ---- where things lie ---------------------------------------------------------------------------------------------
 
 
@@ -244,37 +221,37 @@ def _read_timm(name: str) -> Entry:
 
 
 def _read_directory(directory: Path) -> tuple[Entry, tuple[str, ...]]:
-    config_file = directory / "config.json"
-    if not config_file.is_file():
+    config_file = directory / CONFIG
+    if not os.path.lexists(config_file):
         raise ValueError(f"{directory} has no config.json; want a Hugging Face directory: config.json and safetensors")
-    saved = _read_json(config_file)
+    saved = read_json(config_file, dict)
     try:
         config, preprocess = read_config(saved)
-        if processor := _read_processor(directory):
-            preprocess = read_preprocess(processor, preprocess)
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ValueError(f"{directory}: a JSON file has a value of another kind than it should: {error!r}") from error
-    layout = read_format(saved)
-    if layout not in FORMATS:
-        raise ValueError(f"{config_file} names the architecture {layout!r}, whose key layout is not known here")
-    hf = config.resampling if isinstance(config, ViTConfig) else PLAIN
-    return Entry(config, layout, preprocess, "", str(directory), hf, on_hub=False), read_labels(saved)
-
-
-def _read_processor(directory: Path) -> dict[str, Any]:
-    """The settings of the image processor, {} if there are none. A processor of images and text keeps them inside."""
-    if (file := directory / "preprocessor_config.json").is_file():
-        return _read_json(file)
-    if (file := directory / "processor_config.json").is_file():
-        return _read_json(file).get("image_processor", {})
-    return {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        layout, labels = read_format(saved), read_labels(saved)
+        if layout not in FORMATS:
+            raise ValueError(f"config.json has the architecture {layout!r}, whose key layout is not known here")
     except ValueError as error:
-        raise ValueError(f"{path} is not a whole JSON file ({error}); download it again") from error
+        raise ValueError(f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}") from error
+    preprocess = _read_processor(directory, preprocess)
+    hf = config.resampling if isinstance(config, ViTConfig) else PLAIN
+    return Entry(config, layout, preprocess, "", str(directory), hf, on_hub=False), labels
+
+
+def _read_processor(directory: Path, default: Preprocess) -> Preprocess:
+    """The image processor's settings, or `default` if there is no file of them. A processor of images and text keeps
+    them inside."""
+    file = next((path for path in (directory / name for name in PROCESSORS) if os.path.lexists(path)), None)
+    if file is None:
+        return default
+    settings = read_json(file, dict)
+    if file.name == PROCESSORS[-1]:
+        settings = settings.get("image_processor", {})
+    try:
+        return read_preprocess(settings, default) if settings else default
+    except ValueError as error:
+        raise ValueError(f"{file}: {str(error).removeprefix(f'{PROCESSORS[0]} ')}") from error
+    except (TypeError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
+        raise ValueError(f"{file} has a value of another kind than it should: {error!r}") from error
 
 
 def _find_weights(known: str, revision: str | None, entry: Entry) -> dict[str, Tensor]:
@@ -284,7 +261,7 @@ def _find_weights(known: str, revision: str | None, entry: Entry) -> dict[str, T
         repository = known.removeprefix("hf:")
         return _read_weights_of(known, lambda file: _download_if_there(known, repository, file, revision))
     if known not in ZOO and entry.classifier is None:
-        return _read_weights_of(known, lambda file: path if (path := Path(known) / file).is_file() else None)
+        return _read_weights_of(known, lambda file: path if os.path.lexists(path := Path(known) / file) else None)
     if not entry.on_hub:
         raise WeightsUnavailable(_by_hand(known, f"these weights are not on the Hub; they are at {entry.source}"))
     return read_weights(_download(known, entry.source, "model.safetensors", revision))
@@ -295,15 +272,40 @@ def _read_weights_of(name: str, find: Callable[[str], Path | None]) -> dict[str,
     path of a file in it, or None."""
     if whole := find("model.safetensors"):
         return read_weights(whole)
-    if index := find("model.safetensors.index.json"):
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        shards = {file: find(file) for file in files}
-        if missing := [file for file, path in shards.items() if path is None]:
-            raise FileNotFoundError(f"{name} lacks {', '.join(missing)}, which model.safetensors.index.json names")
-        return {key: value for path in shards.values() if path for key, value in read_weights(path).items()}
+    if index := find(INDEX):
+        return _read_shards(index, find)
     if pickled := find("pytorch_model.bin"):
         return read_weights(pickled)
     raise FileNotFoundError(f"{name} has no model.safetensors, no model.safetensors.index.json, no pytorch_model.bin")
+
+
+class Index(Record):
+    """What `model.safetensors.index.json` says: which file has which tensor."""
+
+    weight_map: Annotated[dict[str, str], Field(min_length=1)]
+
+
+def _read_shards(index: Path, find: Callable[[str], Path | None]) -> dict[str, Tensor]:
+    """The tensors of all files that an index names. Raises `ValueError` if one lies elsewhere than the index, or does
+    not have what the index says of it."""
+    places = read_json(index, Index).weight_map
+    state: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name or "\\" in name or "\0" in name:
+            raise ValueError(f"{index} has {name!r} in weight_map; want the name of a file beside it")
+        file = find(name)
+        if file is None:
+            raise FileNotFoundError(f"{index.parent} lacks {name}, which {index.name} names")
+        # Links are followed: in the Hub's cache, these files and the index are links into one other folder
+        if file.resolve().parent not in (index.parent.resolve(), index.resolve().parent):
+            raise ValueError(f"{index} has {name!r} in weight_map, a link out of its folder, to {file.resolve()}")
+        tensors = read_weights(file)
+        if twice := sorted(state.keys() & tensors.keys()):
+            raise ValueError(f"{file} has {twice[0]}, which another file that {index.name} names has, too")
+        state |= tensors
+        if lost := sorted(key for key, place in places.items() if place == name and key not in tensors):
+            raise ValueError(f"{file} lacks {lost[0]}, which {index.name} says it has")
+    return state
 
 
 # ---- the Hub ------------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def _rotary_row(
     rotary: Rotary, dim: int, layout: Layout, num_prefix: int, device: torch.device
 ) -> Float[Tensor, "2 T d"]:
     with torch.inference_mode(False), torch.no_grad():
-        still = torch.tensor([1.0, 0.0], device=device)[:, None, None].expand(-1, num_prefix, dim)
+        still = torch.tensor([1.0, 0.0], dtype=torch.float32, device=device)[:, None, None].expand(-1, num_prefix, dim)
         tables = [rotary_table(rotary, dim, grid, device) for grid in layout.grids]
         return torch.cat([part for table in tables for part in (still, table)], dim=1)
 

@@ -57,6 +57,15 @@ def parse_json(data: bytes, schema: type[T], name: str) -> T:
         raise ValueError(f"{name} is not a whole JSON file ({error}); download or write it again") from None
 
 
+def check_record(value: Any, schema: type[T], name: str, under: str = "") -> T:
+    """Check a value that was read from JSON against `schema`. `name` stands for the file in errors, and `under` for the
+    key that holds the value. Raises `ValueError` as `read_json` does."""
+    try:
+        return _adapter(cast(Any, schema)).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        raise ValueError(f"{name} {_explain(error, under)}") from None
+
+
 def read_bytes(path: str | PathLike[str], limit: int = LIMIT) -> bytes:
     """Return the bytes of a file. Raises `OSError` if it is no plain file, and `ValueError` if it has more than `limit`
     bytes."""
@@ -95,16 +104,18 @@ def _check_finite(name: str, value: Any) -> None:
             _check_finite(name, part)
 
 
-def _explain(error: ValidationError) -> str:
-    """Say what a schema objects to, key by key."""
+def _explain(error: ValidationError, under: str = "") -> str:
+    """Say what a schema objects to, key by key. `under`: the key that holds what was checked."""
     lines = []
     for problem in error.errors(include_url=False, include_context=False):
         wanted = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
         if problem["type"] == "json_invalid":
             return f"is not a whole JSON file ({wanted}); download or write it again"
-        key = SHORT.repr(".".join(map(str, problem["loc"])))[1:-1]
+        key = SHORT.repr(".".join(map(str, (*filter(None, [under]), *problem["loc"]))))[1:-1]
         value = SHORT.repr(problem["input"])
-        if problem["type"] == "missing":
+        if problem["type"] == "value_error" and not problem["loc"]:  # a sentence about several keys
+            lines.append(f"{wanted} ({under})" if under else wanted)
+        elif problem["type"] == "missing":
             lines.append(f"no {key}, which is required")
         else:
             lines.append(f"{key}={value}, which {wanted}" if key else f"{value}, which {wanted}")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitbackbone.config import Indivisible, check_kinds
+from vitbackbone.dtypes import float32_default
 from vitbackbone.features import (
     Attention,
     BackboneModule,
@@ -82,6 +83,7 @@ class TimmBackbone(BackboneModule):
     Raises `ValueError` if timm does not know the architecture, or does not hand out its feature levels or CLS token.
     """
 
+    @float32_default()
     def __init__(self, config: TimmConfig, preprocess: Preprocess | None = None, name: str = "timm") -> None:
         import timm
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitbackbone.config import ViTConfig
+from vitbackbone.dtypes import float32_default
 from vitbackbone.features import (
     Attention,
     BackboneModule,
@@ -49,6 +50,7 @@ class ViT(BackboneModule):
     preprocess: Preprocess
     compute: Callable[..., dict[Wanted, Tensor]]  # `tokens`, or what replays it (`graphs.py`)
 
+    @float32_default()
     def __init__(self, config: ViTConfig, preprocess: Preprocess | None = None, name: str = "vit") -> None:
         super().__init__()
         self.config = config

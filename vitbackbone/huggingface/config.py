@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vitbackbone.config import MlpKind, Resampling, Rotary, ViTConfig
-from vitbackbone.huggingface.fields import Json, get, sides
+from vitbackbone.huggingface.fields import Json
 from vitbackbone.huggingface.processor import (
     CLIP_EVAL,
     DEIT_EVAL,
@@ -20,6 +20,20 @@ from vitbackbone.huggingface.processor import (
     SWIN_EVAL,
     VIT_EVAL,
 )
+from vitbackbone.huggingface.records import (
+    Beit,
+    Clip,
+    Dinov2,
+    Dinov3,
+    File,
+    Mae,
+    Network,
+    Projected,
+    Sam,
+    Siglip,
+    read_settings,
+    read_tower,
+)
 from vitbackbone.huggingface.swin import read_swin, read_swinv2
 from vitbackbone.preprocess import Preprocess
 from vitbackbone.timm_adapter import TimmConfig
@@ -29,29 +43,22 @@ PLAIN = Resampling("bicubic", antialias=False, relative="bilinear")
 ANTIALIASED = Resampling("bicubic", antialias=True, relative="bilinear")
 
 
-def _shared(config: Json, gated: bool = False, **defaults: Any) -> dict[str, Any]:
-    """What every model type has. `defaults`: where a type's are not ViT's, since older files leave them out."""
-
-    def own(key: str, default: Any) -> Any:
-        return get(config, key, defaults.get(key, default))
-
-    height, width = sides(own("patch_size", 16))
-    if height != width:
-        raise ValueError(f"config.json has patch_size={config['patch_size']}; only square patches are supported")
-    activation = own("hidden_act", "gelu")
+def _shared(settings: Network, gated: bool = False) -> dict[str, Any]:
+    """What every model type has."""
+    patch, activation = settings.patch_size[0], settings.hidden_act
     if not gated and activation not in ACTIVATIONS:
         raise ValueError(f"config.json has hidden_act={activation!r}; want one of {', '.join(ACTIVATIONS)}")
-    rows, columns = (side // height for side in sides(own("image_size", 224)))
+    rows, columns = (side // patch for side in settings.image_size)
     return {
-        "image_size": (rows * height, columns * height),  # that positions are for: SigLIP's 384 has 27 patches of 14
-        "patch_size": height,
-        "dim": own("hidden_size", 768),
-        "depth": own("num_hidden_layers", 12),
-        "num_heads": own("num_attention_heads", 12),
-        "mlp_dim": own("intermediate_size", 3072),
+        "image_size": (rows * patch, columns * patch),  # that positions are for: SigLIP's 384 has 27 patches of 14
+        "patch_size": patch,
+        "dim": settings.hidden_size,
+        "depth": settings.num_hidden_layers,
+        "num_heads": settings.num_attention_heads,
+        "mlp_dim": settings.intermediate_size,
         "mlp": "swiglu" if gated else ACTIVATIONS[activation],
-        "qkv_bias": "qkv" if own("qkv_bias", True) else "none",
-        "norm_eps": own("layer_norm_eps", 1e-12),
+        "qkv_bias": "qkv" if settings.qkv_bias else "none",
+        "norm_eps": settings.layer_norm_eps,
         "resampling": PLAIN,
     }
 
@@ -82,7 +89,7 @@ def _write_plain(config: ViTConfig) -> dict[str, Any]:
 
 
 def _vit(config: Json) -> ViTConfig:
-    return ViTConfig(**_shared(config))
+    return ViTConfig(**_shared(read_settings(config, Network)))
 
 
 def _write_vit(config: ViTConfig) -> dict[str, Any]:
@@ -94,7 +101,7 @@ def _deit(config: Json) -> ViTConfig:
 
 
 def _mae(config: Json) -> ViTConfig:
-    return replace(_vit(config), position="sincos2d")
+    return ViTConfig(**_shared(read_settings(config, Mae)), position="sincos2d")
 
 
 def _write_mae(config: ViTConfig) -> dict[str, Any]:
@@ -106,11 +113,11 @@ def _ijepa(config: Json) -> ViTConfig:
 
 
 def _dinov2(config: Json) -> ViTConfig:
-    gated = get(config, "use_swiglu_ffn", False)
-    shared = _shared(config, gated, layer_norm_eps=1e-6)
-    shared["mlp_dim"] = int(shared["dim"] * get(config, "mlp_ratio", 4))
-    if gated:
-        shared |= {"mlp_dim": (int(shared["mlp_dim"] * 2 / 3) + 7) // 8 * 8}
+    settings = read_settings(config, Dinov2)
+    gated = settings.use_swiglu_ffn
+    shared = _shared(settings, gated)
+    width = int(settings.hidden_size * settings.mlp_ratio)
+    shared["mlp_dim"] = (int(width * 2 / 3) + 7) // 8 * 8 if gated else width
     return ViTConfig(**shared, layer_scale=True)
 
 
@@ -125,7 +132,7 @@ def _write_dinov2(config: ViTConfig) -> dict[str, Any]:
 
 
 def _dinov2_with_registers(config: Json) -> ViTConfig:
-    registers = get(config, "num_register_tokens", 4)
+    registers = read_settings(config, Dinov2).num_register_tokens
     return replace(_dinov2(config), resampling=ANTIALIASED, num_registers=registers)
 
 
@@ -134,21 +141,21 @@ def _write_dinov2_with_registers(config: ViTConfig) -> dict[str, Any]:
 
 
 def _dinov3(config: Json) -> ViTConfig:
-    small: dict[str, Any] = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
-    gated = get(config, "use_gated_mlp", False)
-    if gated and get(config, "hidden_act", "gelu") != "silu":
-        given = config.get("hidden_act")
-        raise ValueError(f"config.json has use_gated_mlp=True with hidden_act={given!r}; want 'silu'")
-    shared = _shared(config, gated, **small, layer_norm_eps=1e-5)
-    biases = tuple(get(config, f"{part}_bias", part != "key") for part in ("query", "key", "value"))
+    settings = read_settings(config, Dinov3)
+    gated = settings.use_gated_mlp
+    if gated and settings.hidden_act != "silu":
+        raise ValueError(f"config.json has use_gated_mlp=True with hidden_act={settings.hidden_act!r}; want 'silu'")
+    biases = (settings.query_bias, settings.key_bias, settings.value_bias)
     kinds = {(True, True, True): "qkv", (True, False, True): "qv", (False, False, False): "none"}
-    if biases not in kinds or not get(config, "proj_bias", True) or not get(config, "mlp_bias", True):
-        raise ValueError("config.json leaves out biases that this ViT has: want proj_bias, mlp_bias, and query, value")
+    if biases not in kinds or not settings.proj_bias or not settings.mlp_bias:
+        raise ValueError(
+            "config.json leaves out biases that this ViT has: want proj_bias, mlp_bias, and query_bias, value_bias"
+        )
     return ViTConfig(
-        **{**shared, "qkv_bias": kinds[biases]},
+        **{**_shared(settings, gated), "qkv_bias": kinds[biases]},
         position="none",
-        rotary=Rotary(get(config, "rope_theta", 100.0), "centred", "halves"),
-        num_registers=get(config, "num_register_tokens", 0),
+        rotary=Rotary(settings.rope_theta, "centred", "halves"),
+        num_registers=settings.num_register_tokens,
         layer_scale=True,
     )
 
@@ -166,16 +173,19 @@ def _write_dinov3(config: ViTConfig) -> dict[str, Any]:
 
 
 def _beit(config: Json) -> ViTConfig:
-    own, shared = (get(config, f"use_{kind}relative_position_bias", False) for kind in ("", "shared_"))
+    settings = read_settings(config, Beit)
+    own, shared = settings.use_relative_position_bias, settings.use_shared_relative_position_bias
     if own and shared:
-        raise ValueError("config.json has relative positions per block and shared ones at once; want one of them")
+        raise ValueError(
+            "config.json has use_relative_position_bias and use_shared_relative_position_bias at once; want one of them"
+        )
     pretraining = config.get("architectures") == ["BeitForMaskedImageModeling"]
-    mean = get(config, "use_mean_pooling", True)
+    mean = settings.use_mean_pooling
     return ViTConfig(
-        **{**_shared(config), "qkv_bias": "qv"},
-        position="learned" if get(config, "use_absolute_position_embeddings", False) else "none",
+        **{**_shared(settings), "qkv_bias": "qv"},
+        position="learned" if settings.use_absolute_position_embeddings else "none",
         relative_position="table" if own or shared else "none",
-        layer_scale=get(config, "layer_scale_init_value", 0.1) > 0,
+        layer_scale=settings.layer_scale_init_value > 0,
         final_norm=pretraining or not mean,
         fc_norm=mean and not pretraining,
         pool="mean" if mean else "cls",
@@ -193,14 +203,12 @@ def _write_beit(config: ViTConfig) -> dict[str, Any]:
 
 
 def _clip(config: Json) -> ViTConfig:
-    tower = get(config, "vision_config", config)
-    defaults: dict[str, Any] = {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
     projected = config.get("architectures") in (["CLIPModel"], ["CLIPVisionModelWithProjection"])
     return ViTConfig(
-        **_shared(tower, **defaults),
+        **_shared(read_tower(config, Clip)),
         patch_bias=False,
         pre_norm=True,
-        projection_dim=get(config, "projection_dim", 512) if projected else 0,
+        projection_dim=read_settings(config, Projected).projection_dim if projected else 0,
     )
 
 
@@ -210,9 +218,8 @@ def _write_clip(config: ViTConfig) -> dict[str, Any]:
 
 
 def _siglip(config: Json) -> ViTConfig:
-    tower = get(config, "vision_config", config)
-    shared = _shared(tower, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
-    return ViTConfig(**shared, cls=False, pool="map" if get(tower, "vision_use_head", True) else "mean")
+    settings = read_tower(config, Siglip)
+    return ViTConfig(**_shared(settings), cls=False, pool="map" if settings.vision_use_head else "mean")
 
 
 def _write_siglip(config: ViTConfig) -> dict[str, Any]:
@@ -220,18 +227,17 @@ def _write_siglip(config: ViTConfig) -> dict[str, Any]:
 
 
 def _sam(config: Json) -> ViTConfig:
-    tower = get(config, "vision_config", config)
-    shared = _shared(tower, image_size=1024, layer_norm_eps=1e-6)
-    if not (get(tower, "use_abs_pos", True) and get(tower, "use_rel_pos", True)):
-        raise ValueError("config.json leaves out absolute or relative positions, which this encoder has")
+    settings = read_tower(config, Sam)
+    if not (settings.use_abs_pos and settings.use_rel_pos):
+        raise ValueError("config.json has use_abs_pos=False or use_rel_pos=False; this encoder has both positions")
     return ViTConfig(
-        **{**shared, "mlp_dim": get(tower, "mlp_dim", int(shared["dim"] * get(tower, "mlp_ratio", 4.0)))},
+        **{**_shared(settings), "mlp_dim": settings.mlp_dim or int(settings.hidden_size * settings.mlp_ratio)},
         cls=False,
         relative_position="decomposed",
-        window=get(tower, "window_size", 14),
-        global_blocks=tuple(get(tower, "global_attn_indexes", (2, 5, 8, 11))),
+        window=settings.window_size,
+        global_blocks=settings.global_attn_indexes,
         final_norm=False,
-        neck_dim=get(tower, "output_channels", 256),
+        neck_dim=settings.output_channels,
         pool="neck",
     )
 
@@ -249,8 +255,9 @@ def _write_sam(config: ViTConfig) -> dict[str, Any]:
 
 def _beit_layout(config: Json) -> str:
     """The key layout depends on two switches; see `formats.huggingface.BEIT`."""
-    absolute = get(config, "use_absolute_position_embeddings", False)
-    return " absolute" * absolute + " shared" * get(config, "use_shared_relative_position_bias", False)
+    settings = read_settings(config, Beit)
+    absolute, shared = settings.use_absolute_position_embeddings, settings.use_shared_relative_position_bias
+    return " absolute" * absolute + " shared" * shared
 
 
 @dataclass(frozen=True)
@@ -317,11 +324,10 @@ def write_config(config: ViTConfig, architecture: str) -> dict[str, Any]:
 def read_config(config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:
     """The configuration and default preprocessing of a `config.json`.
 
-    Raises `ValueError` on a model type that is not known here, or a setting that this ViT does not have.
+    Raises `ValueError` that names the key: of an unknown model type, of a value that its schema in `records.py` does
+    not allow, or of a setting that this ViT does not have.
     """
     model_type = _model_type(config)
-    if get(config, "num_channels", 3) != 3:
-        raise ValueError(f"config.json has num_channels={config['num_channels']}; only 3 are supported")
     network = model_type.read(config)
     image_size = network.image_size if model_type.fixed_input else model_type.preprocess.image_size
     return network, replace(model_type.preprocess, image_size=image_size)
@@ -329,22 +335,27 @@ def read_config(config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:
 
 def read_format(config: Json) -> str:
     """The name of the checkpoint's key layout: the class that saved it. Raises `ValueError` if it is not named."""
-    architectures = config.get("architectures") or []
+    architectures = read_settings(config, File).architectures
     if len(architectures) != 1:
-        raise ValueError(f"config.json has architectures={architectures}; want the one class that saved the weights")
-    return str(architectures[0]) + _model_type(config).layout(config)
+        raise ValueError(
+            f"config.json has architectures={list(architectures)}; want the one class that saved the weights"
+        )
+    return architectures[0] + _model_type(config).layout(config)
 
 
 def _model_type(config: Json) -> ModelType:
-    name = config.get("model_type")
+    name = read_settings(config, File).model_type
     if name not in MODEL_TYPES:
         raise ValueError(f"config.json has model_type={name!r}; want one of {', '.join(MODEL_TYPES)}")
     return MODEL_TYPES[name]
 
 
 def read_labels(config: Json) -> tuple[str, ...]:
-    """Class names in order, or () if there are none."""
-    names = {int(index): str(name) for index, name in get(config, "id2label", {}).items()}
+    """Class names in order, or () if there are none. Raises `ValueError` if they are not numbered from 0."""
+    given = read_settings(config, File).id2label
+    names = {int(index): name for index, name in given.items() if index.isdecimal()}
+    if sorted(names) != list(range(len(given))):
+        raise ValueError(f"config.json has id2label with {len(given)} classes that are not numbered from 0")
     return tuple(names[index] for index in sorted(names))
 
 
