@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 from vitbackbone.align import align
 from vitbackbone.config import Resampling, Rotary, ViTConfig, vit_config
 from vitbackbone.convert import ConversionError
-from vitbackbone.decode import Photo, load_image
+from vitbackbone.decode import Photo
+from vitbackbone.errors import ImageError
+from vitbackbone.images import load_image
 from vitbackbone.export import export_weights, save_pretrained
 from vitbackbone.features import (
     Attention,

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitbackbone.decode import ImageSource, load_image
+from vitbackbone.images import ImageSource, load_image
 from vitbackbone.features import Attention, Backbone, Features
 from vitbackbone.inference import evaluating
 from vitbackbone.preprocess import Preprocess, Resolution, View
