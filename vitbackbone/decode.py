@@ -8,7 +8,7 @@ Axes: `H W` pixels of the photo, `h w` of a picture that may be decoded at a low
 
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from threading import Lock
@@ -210,7 +210,7 @@ class Photo:
                 Image.MAX_IMAGE_PIXELS = before
 
 
-def _factory(kind: str) -> "type[ImageFile.ImageFile]":
+def _factory(kind: str) -> Callable[[BytesIO, str], ImageFile.ImageFile]:
     """What opens files of a format. Pillow's `open` would try others too."""
     module, extra = DECODERS[kind]
     try:
@@ -226,7 +226,7 @@ def _factory(kind: str) -> "type[ImageFile.ImageFile]":
     if kind in ("AVIF", "WEBP") and not plugin.SUPPORTED:
         raise MissingDecoder(f"this build of Pillow has no decoder for {kind}; install Pillow 11.3 or later from PyPI")
     factory, _ = Image.OPEN[kind]
-    return factory  # type: ignore[return-value]  # jpeg_factory is a function
+    return factory
 
 
 def _tensor(rgb: Image.Image) -> UInt8[Tensor, "3 h w"]:

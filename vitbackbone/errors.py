@@ -13,7 +13,7 @@ class ImageError(ValueError):
     reason: ClassVar[ImageReason] = "damaged"
 
 
-class DamagedImage(ImageError):
+class DamagedImage(ImageError, OSError):
     """A file of a known format whose pixels cannot be decoded, such as a truncated one."""
 
 

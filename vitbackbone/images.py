@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from vitbackbone.metadata import read_orientation
 Bytes = bytes | bytearray | memoryview
 
 
+@runtime_checkable
 class Readable(Protocol):
     """A binary file object."""
 
@@ -35,8 +36,8 @@ class Readable(Protocol):
 ImageSource = str | PathLike[str] | Bytes | Readable | Image.Image | NDArray[Any] | Tensor
 
 WANTED = (
-    "want a path, the bytes of a file, a binary file object, a PIL image, a uint8 array (H, W, 3) or (H, W), or a uint8 "
-    "tensor (3, H, W), (1, H, W) or (H, W)"
+    "want a path, the bytes of a file, a binary file object, a PIL image, a uint8 array (H, W, 3) or (H, W), or a "
+    "uint8 tensor (3, H, W), (1, H, W) or (H, W)"
 )
 MAX_FILE_BYTES = 2**30
 STARTS_PROGRAMS = ("EPS", "WMF")  # formats of Pillow's whose pixels another program or the system draws
@@ -69,9 +70,9 @@ def load_image(image: ImageSource, max_pixels: int | None = None) -> Image.Image
     uint8 tensor (3, H, W), (1, H, W) or (H, W).
     `max_pixels`: the most pixels that are decoded; `PIL.Image.MAX_IMAGE_PIXELS` by default.
 
-    The EXIF orientation is applied where it can be read; other metadata, colour profiles too, is ignored. By mode: grey
-    and palette images are expanded. Alpha (LA, PA, RGBA, transparent palettes) is dropped and the stored colour kept, as
-    timm, torchvision and transformers do; premultiplied colours are divided by it first. CMYK is converted without a
+    The EXIF orientation is applied where it can be read. Other metadata, colour profiles too, is ignored. By mode: grey
+    and palette images are expanded. Alpha (LA, PA, RGBA, transparent palettes) is dropped and the stored colour kept,
+    as timm, torchvision and transformers do; premultiplied colours are divided by it first. CMYK is converted without a
     colour profile, Lab to sRGB. Integers of more than 8 bits are scaled to 8 bits by their number of bits, not clipped.
     Float images, negative values and signed 32-bit values beyond 16 bits have no agreed range and are refused.
 

@@ -1,4 +1,4 @@
-"""The size of a JPEG XL image, from its header: the decoder decodes all of it before it tells (ISO/IEC 18181-1, 9.2)."""
+"""The size of a JPEG XL image, by its header (ISO/IEC 18181-1, 9.2): its decoder tells only after it has decoded."""
 
 import struct
 

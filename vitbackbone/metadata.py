@@ -14,7 +14,7 @@ XMP_ORIENTATION = re.compile(rb'tiff:Orientation\s*(?:=\s*["\']|>)\s*([1-8])')
 
 
 def read_orientation(image: Image.Image, data: bytes) -> int:
-    """Return the EXIF orientation of an opened image, 1 to 8. It is 1 where there is none or where it is no such number.
+    """Return the EXIF orientation of an opened image, 1 to 8. It is 1 where there is none that can be read.
 
     `data`: its file, for files whose EXIF Pillow cannot parse.
     """

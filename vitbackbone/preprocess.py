@@ -119,10 +119,10 @@ class Preprocess:
     resizes the longer side to the input and adds the mean colour at the right and bottom, as SAM does; the border is
     that of whole levels, which is at most half a level of 255 from SAM's zeros.
 
-    `resampling`: whose filters resize. `"pillow"` is what timm and most checkpoints' authors run. `"torchvision"` is what
-    transformers runs by default since version 5. The two differ by 1 or 2 levels of 255 where a photo shrinks, and by up
-    to 20 where it is enlarged bicubically. `dataclasses.replace(backbone.preprocess, resampling="torchvision")` changes
-    it.
+    `resampling`: whose filters resize. `"pillow"` is what timm and most checkpoints' authors run. `"torchvision"` is
+    what transformers runs by default since version 5. The two differ by 1 or 2 levels of 255 where a photo shrinks, and
+    by up to 20 where it is enlarged bicubically. Change it by
+    `dataclasses.replace(backbone.preprocess, resampling="torchvision")`.
     """
 
     image_size: tuple[int, int] = (224, 224)  # (H, W)
@@ -267,14 +267,15 @@ def stack_images(
     resolution: Resolution | None,
     keep_aspect: bool,
     max_pixels: int | None,
+    first: int = 0,
 ) -> Float[Tensor, "B C H W"]:
-    """Stack what `preprocess` makes of each image. See `Preprocess.batch`."""
+    """Stack what `preprocess` makes of each image. See `Preprocess.batch`. `first`: the number of the first image."""
     if isinstance(images, str | bytes) or not hasattr(images, "__len__"):
         raise ValueError(f"images is a {type(images).__name__}; want a list of images")
     if not len(images):
         raise ValueError("images is empty; want at least one")
     made = []
-    for index, image in enumerate(images):
+    for index, image in enumerate(images, first):
         with naming(index, image):
             made.append(preprocess(image, resolution, keep_aspect, max_pixels))
     sizes = {tuple(image.shape[1:]) for image in made}

@@ -66,8 +66,8 @@ def _by_torchvision(
     interpolation: Interpolation,
 ) -> UInt8[Tensor, "3 H W"]:
     """As the processors of transformers do it. What sticks out is black."""
-    from torchvision.transforms.v2 import functional as TVF
     from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as TVF
 
     mode = InterpolationMode.NEAREST_EXACT if interpolation == "nearest" else InterpolationMode(interpolation)
     whole = TVF.resize(rgb.contiguous(), list(resized), interpolation=mode, antialias=True)

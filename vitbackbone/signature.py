@@ -1,6 +1,6 @@
 """The format of an image file, by its first bytes. Names and extensions are never trusted.
 
-The formats are a closed list. Formats whose decoder starts another program, such as EPS with Ghostscript, are not on it.
+The formats are a closed list. A format whose decoder starts another program, as EPS starts Ghostscript, is not on it.
 """
 
 from vitbackbone.errors import UnknownFormat

@@ -56,7 +56,7 @@ def _open_by_pillow(data: bytes, layout: Layout) -> Image.Image | None:
 
     It unpacks each plane as bytes, by a letter of the mode.
     """
-    byte_planes = layout.photometric in (RGB, CMYK) and set(layout.bits) == {8}
+    byte_planes = layout.photometric in (RGB, CMYK) and set(layout.bits) == {8} and layout.extra[:1] != (ASSOCIATED,)
     if layout.planes and not byte_planes:
         return None
     try:
@@ -89,7 +89,7 @@ def _read_by_tifffile(data: bytes, layout: Layout) -> Samples:
             if "imagecodecs" not in str(error):
                 raise
             raise MissingDecoder(
-                "such a TIFF file is decoded by imagecodecs, which is not installed; run pip install 'vitbackbone[tiff]'"
+                "such a TIFF file needs imagecodecs, which is not installed; run pip install 'vitbackbone[tiff]'"
             ) from error
         planes, depth, *rest = page.shaped
         if depth != 1:

@@ -12,17 +12,55 @@ from vitbackbone.errors import DamagedImage, UnsupportedPixels
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION = 256, 257, 258, 259, 262, 274
 SAMPLES, PLANAR, COLORMAP, INK_SET, EXTRA, SAMPLE_FORMAT = 277, 284, 320, 332, 338, 339
+ROWS, STRIPS, STRIP_BYTES, TILES, TILE_BYTES = 278, 273, 279, 324, 325
 MOST_SAMPLES = 32
 
 # Sizes, layout, colours and compression, without the orientation
 DECIDING = {
-    *(255, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, 266, 273, SAMPLES, 278, 279, PLANAR, 290, 291, 292, 293, 317),
-    *(COLORMAP, 322, 323, 324, 325, INK_SET, 334, EXTRA, SAMPLE_FORMAT, 340, 341, 347, 512, 513, 514, 515, 517, 518),
+    *(
+        255,
+        WIDTH,
+        HEIGHT,
+        BITS,
+        COMPRESSION,
+        PHOTOMETRIC,
+        266,
+        STRIPS,
+        SAMPLES,
+        ROWS,
+        STRIP_BYTES,
+        PLANAR,
+        290,
+        291,
+        292,
+        293,
+        317,
+    ),
+    *(
+        COLORMAP,
+        322,
+        323,
+        TILES,
+        TILE_BYTES,
+        INK_SET,
+        334,
+        EXTRA,
+        SAMPLE_FORMAT,
+        340,
+        341,
+        347,
+        512,
+        513,
+        514,
+        515,
+        517,
+        518,
+    ),
     *(519, 520, 521, 529, 530, 531, 532, 32997),
 }
 
 NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
-MOST_VALUES = 3 * 2**16  # of a palette with 16 bits
+MOST_VALUES = 2**20  # of an entry: strips of a large file, or a palette of 16 bits
 
 
 @dataclass(frozen=True)
@@ -88,6 +126,12 @@ def read_layout(data: bytes) -> Layout:
     formats = set(numbers(SAMPLE_FORMAT, [1]))
     if len(set(bits)) > 1 or len(formats) > 1 or not formats <= {1, 2, 3, 4}:
         raise UnsupportedPixels("a TIFF file whose samples have several types; want one")
+    planes = numbers(PLANAR, [1])[0] == 2 and samples > 1
+    row = -(-width * bits[0] * (1 if planes else samples) // 8)
+    compressed = numbers(COMPRESSION, [1])[0] != 1
+    strip = None if compressed else _strip_sizes(height, numbers(ROWS, [height])[0], row)
+    for offsets, counts in ((STRIPS, STRIP_BYTES), (TILES, TILE_BYTES)):
+        _check_extents(len(data), numbers(offsets, ()), numbers(counts, ()), strip if offsets == STRIPS else None)
     return Layout(
         height,
         width,
@@ -96,12 +140,27 @@ def read_layout(data: bytes) -> Layout:
         formats == {3},
         numbers(COMPRESSION, [1])[0],
         photometric,
-        numbers(PLANAR, [1])[0] == 2 and samples > 1,
+        planes,
         numbers(EXTRA, ()),
         orientation if 1 <= orientation <= 8 else 1,
         numbers(COLORMAP, ()),
         numbers(INK_SET, [1])[0],
     )
+
+
+def _strip_sizes(height: int, rows: int, row: int) -> list[int]:
+    """The bytes of each strip of a plane that is not compressed."""
+    rows = min(max(rows, 1), height)
+    whole, rest = divmod(height, rows)
+    return [rows * row] * whole + [rest * row] * (rest > 0)
+
+
+def _check_extents(length: int, offsets: Sequence[int], counts: Sequence[int], sizes: Sequence[int] | None) -> None:
+    """Raise `DamagedImage` if pixels lie beyond the end of the file. `sizes`: what strips need, whatever they say."""
+    for i, offset in enumerate(offsets):
+        needs = [*counts[i : i + 1], *(sizes[i % len(sizes)] for _ in range(1) if sizes)]
+        if offset + min(needs, default=0) > length:
+            raise DamagedImage("the TIFF file is truncated: pixels lie beyond its end")
 
 
 def first_page(data: bytes) -> bytes:

@@ -257,8 +257,8 @@ def _resized(name: str, settings: Json) -> tuple[CropMode, Sides]:
     if size.keys() == {"shortest_edge"}:
         return "center", (size["shortest_edge"],) * 2
     raise ValueError(
-        f"{FILE} has size={settings['size']!r}, which gives every photo its own size: not supported; want height and "
-        "width, or shortest_edge with a crop"
+        f"{FILE} has size={settings['size']!r}, which gives every photo its own size: not supported; want height "
+        "and width, or shortest_edge with a crop"
     )
 
 
@@ -270,8 +270,9 @@ def _cropped(settings: Json, mode: CropMode, resized: Sides, name: str) -> Sides
     if not settings["do_center_crop"]:
         if mode == "center" and name != "ConvNextImageProcessor":
             raise ValueError(
-                f"{FILE} has size={settings['size']!r} and do_center_crop=False: it keeps the aspect and crops nothing, "
-                "so that every photo has its own size: not supported. `preprocess(photo, keep_aspect=True)` does that"
+                f"{FILE} has size={settings['size']!r} and do_center_crop=False: it keeps the aspect and crops "
+                "nothing, so that every photo has its own size: not supported. Call preprocess(photo, keep_aspect=True) "
+                "instead"
             )
         return own
     crop = _size(settings, "crop_size", True) if settings["crop_size"] is not None else {}
@@ -281,8 +282,8 @@ def _cropped(settings: Json, mode: CropMode, resized: Sides, name: str) -> Sides
     fits = image_size[0] * resized[1] == image_size[1] * resized[0] and image_size[0] <= resized[0]
     if mode == "pad" or not fits or (own != resized and own != image_size):
         raise ValueError(
-            f"{FILE} has crop_size={settings['crop_size']!r}: it crops {image_size} from {own}; want the same shape, and "
-            "not larger"
+            f"{FILE} has crop_size={settings['crop_size']!r}: it crops {image_size} from {own}; want the same shape, "
+            "and not larger"
         )
     return image_size
 
@@ -298,7 +299,8 @@ def _check_padding(settings: Json, mode: CropMode, image_size: Sides) -> None:
         return
     if mode == "pad" or pad:
         raise ValueError(
-            f"{FILE} has pad_size={settings['pad_size']!r} for images of {image_size}: not supported; want the same size"
+            f"{FILE} has pad_size={settings['pad_size']!r} for images of {image_size}: not supported; want the "
+            "same size"
         )
 
 
