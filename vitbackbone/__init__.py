@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from vitbackbone.align import align
 from vitbackbone.config import Resampling, Rotary, ViTConfig, vit_config
 from vitbackbone.convert import ConversionError
-from vitbackbone.decode import Photo, load_image
+from vitbackbone.decode import Photo
+from vitbackbone.errors import ImageError
 from vitbackbone.export import export_weights, save_pretrained
 from vitbackbone.features import (
     Attention,
@@ -23,6 +24,7 @@ from vitbackbone.features import (
 )
 from vitbackbone.fingerprint import fingerprint
 from vitbackbone.fused import FusedBackbone, FusedPreprocess, Member
+from vitbackbone.images import load_image
 from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
 from vitbackbone.packing import Layout
 from vitbackbone.preprocess import Preprocess, View
@@ -50,6 +52,7 @@ __all__ = [
     "FusedBackbone",
     "FusedPreprocess",
     "Geometry",
+    "ImageError",
     "ImageFeatures",
     "Layout",
     "Member",

@@ -1,32 +1,53 @@
 """The bytes of an image file to an upright RGB picture: what Pillow makes of them, by torchvision where that is faster.
 
+This is the one gate for images: every command, `extract` and the Python API read through `Photo`. A format is found by
+the content of a file and is one of `signature.FORMATS`.
+
 Axes: `H W` pixels of the photo, `h w` of a picture that may be decoded at a lower scale.
 """
 
-import struct
+import importlib
 import warnings
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from os import PathLike
-from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageFile
 from torch import Tensor
 
-ImageSource = str | PathLike[str] | Image.Image
+from vitbackbone.colours import to_rgb
+from vitbackbone.errors import DamagedImage, ImageError, MissingDecoder, TooManyPixels
+from vitbackbone.jxl_header import jxl_size
+from vitbackbone.metadata import read_orientation, without_metadata
+from vitbackbone.signature import FORMATS as FORMATS
+from vitbackbone.signature import image_format
+from vitbackbone.tiff import decode_tiff
+from vitbackbone.tiff_directory import count_pages, read_layout
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow's decoders that a file may choose from
+# The module that registers each decoder with Pillow, and the extra that installs it
+DECODERS: dict[str, tuple[str, str]] = {
+    "JPEG": ("PIL.JpegImagePlugin", ""),
+    "PNG": ("PIL.PngImagePlugin", ""),
+    "WEBP": ("PIL.WebPImagePlugin", ""),
+    "BMP": ("PIL.BmpImagePlugin", ""),
+    "GIF": ("PIL.GifImagePlugin", ""),
+    "PPM": ("PIL.PpmImagePlugin", ""),
+    "AVIF": ("PIL.AvifImagePlugin", ""),
+    "JPEG2000": ("PIL.Jpeg2KImagePlugin", ""),
+    "HEIF": ("pillow_heif.as_plugin", "heif"),
+    "JXL": ("pillow_jxl", "jxl"),
+}
 
 # (format, mode) that torchvision decodes to the same bits as Pillow. MPO is a JPEG with more pictures behind it. CMYK
 # is left to Pillow, and so are PNG and WebP, whose alpha and 16 bits torchvision reads in another way.
 TORCHVISION = {("JPEG", "RGB"), ("JPEG", "L"), ("MPO", "RGB"), ("MPO", "L")}
 
-SEVERAL = ("GIF", "TIFF", "WEBP", "PNG", "MPO")  # formats of files that may hold more than one picture
+SEVERAL = ("GIF", "WEBP", "PNG", "MPO", "AVIF", "HEIF")  # formats of files that may hold more than one picture
+LEAST_FRAME = 8  # bytes that a frame takes at least, in any format
 
 # EXIF orientation: whether rows and columns change places, and the axes of (3, H, W) that are reversed after that
 ORIENTATIONS: dict[int, tuple[bool, tuple[int, ...]]] = {
@@ -40,81 +61,125 @@ ORIENTATIONS: dict[int, tuple[bool, tuple[int, ...]]] = {
     8: (True, (1,)),
 }
 
-# What Pillow raises on damaged files: it has no one error type. 78,000 damaged files raised all of the first five.
-DECODE_ERRORS = (
-    OSError,  # truncated data; UnidentifiedImageError is one
-    ValueError,
-    SyntaxError,
-    TypeError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-    EOFError,
-    LookupError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
-
-
-class UnsupportedPixels(ValueError):
-    """An image that is whole, with values that have no agreed meaning as 8-bit colours."""
+_raised = Lock()
 
 
 class Photo:
     """An image file whose header has been read: its size is known, its pixels are decoded when they are asked for.
 
-    `data`: the bytes of the file, of one of `FORMATS`. Of several frames the first counts.
-    Raises `OSError` (a `PIL.UnidentifiedImageError` among them) or `ValueError` on what cannot be read, and on a photo
-    of more than `PIL.Image.MAX_IMAGE_PIXELS`, before anything is decoded. Warns of nothing.
+    `data`: the bytes of the file, of one of `signature.FORMATS`. The first of several frames counts.
+    `max_pixels`: the most pixels that are decoded; `PIL.Image.MAX_IMAGE_PIXELS` by default.
+
+    Damaged metadata is dropped and costs no pixels. Raises `ImageError`, a `ValueError`, on what cannot be read: see
+    `errors`. Warns of nothing.
     """
 
     size: tuple[int, int]  # (H, W) in pixels, upright
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        with _readable():
-            self._image = Image.open(BytesIO(data), formats=FORMATS)  # reads the header, and refuses bombs by it
-            self._orientation = self._read_orientation()
-        sideways, _ = ORIENTATIONS[self._orientation]
-        width, height = self._image.size
-        self.size = (width, height) if sideways else (height, width)
+    def __init__(self, data: bytes, max_pixels: int | None = None) -> None:
+        if max_pixels is not None and max_pixels < 1:
+            raise ValueError(f"max_pixels must be at least 1, got {max_pixels}")
+        self.max_pixels = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+        self._data, self._kind = data, image_format(data)
+        self._orientation = 1
+        with as_image_errors():
+            if self._kind == "TIFF":
+                self._layout = read_layout(data)
+                self._orientation = self._layout.orientation
+                stored = self._layout.height, self._layout.width
+            else:
+                self._image = self._open()
+                self._orientation = self._read_orientation()
+                stored = self._image.size[::-1]
+            self._check_size(*stored)
+        self.size = stored[::-1] if self._sideways else stored
 
     def decode(self, at_least: tuple[int, int] | None = None) -> UInt8[Tensor, "3 h w"]:
         """The picture that `load_image` makes of the same file, to the bit. To be called once.
 
         `at_least`: (h, w) that are enough. A JPEG is then decoded at the lowest of its scales 1, 1/2, 1/4 and 1/8 that
         gives as much: faster, and visibly different. Other formats come out whole.
-        Raises `OSError` or `ValueError` on a damaged file, a truncated one among them.
+        Raises `ImageError` on a damaged file, such as a truncated one.
         """
-        with _readable():
-            scaled = at_least is not None and self._draft(at_least)
-            picture = None if scaled else self._by_torchvision()
-            if picture is None:
-                # Pillow's transpositions would be as good; but formats such as TIFF turn themselves while they load.
-                rgb = _to_rgb(ImageOps.exif_transpose(self._image))
-                return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+        with as_image_errors(), self._pillows_limit():
+            picture = self._decode_tiff() if self._kind == "TIFF" else self._decode(at_least)
         sideways, reverse = ORIENTATIONS[self._orientation]
         return (picture.transpose(1, 2) if sideways else picture).flip(reverse)
 
     def frames(self) -> int:
         """How many pictures the file holds. Those of a GIF or a TIFF are sought through.
 
-        Raises `OSError` or `ValueError` on a damaged file.
+        Raises `ImageError` on a damaged file.
         """
-        if self._image.format not in SEVERAL:
-            return 1
-        with _readable():  # opened anew, as a picture that was loaded may have let go of its file
-            return int(getattr(Image.open(BytesIO(self._data), formats=FORMATS), "n_frames", 1))
+        with as_image_errors():
+            if self._kind == "TIFF":
+                return count_pages(self._data)
+            if self._image.format not in SEVERAL:
+                return 1
+            # Opened anew, as a picture that was loaded may have let go of its file.
+            count = int(getattr(self._open_whole(self._data), "n_frames", 1))
+        if count > max(1, len(self._data) // LEAST_FRAME):
+            raise DamagedImage(f"the file says that it has {count} frames, more than its bytes can hold")
+        return count
+
+    @property
+    def _sideways(self) -> bool:
+        return ORIENTATIONS[self._orientation][0]
+
+    def _check_size(self, height: int, width: int) -> None:
+        if self.max_pixels is not None and height * width > self.max_pixels:
+            raise TooManyPixels(
+                f"{width} x {height} pixels are more than the limit of {self.max_pixels}, which keeps decompression "
+                "bombs out; for a photo that you trust, raise max_pixels (--max-pixels)"
+            )
+
+    def _open(self) -> ImageFile.ImageFile:
+        """Open the file, without its metadata if that is in the way."""
+        if self._kind == "JXL":  # its decoder does not wait
+            self._check_size(*jxl_size(self._data))
+        try:
+            return self._open_whole(self._data)
+        except ImageError:
+            raise
+        except Exception:
+            stripped = without_metadata(self._data, self._kind)
+            if stripped is None:
+                raise
+            return self._open_whole(stripped)
+
+    def _open_whole(self, data: bytes) -> ImageFile.ImageFile:
+        with self._pillows_limit():
+            return _factory(self._kind)(BytesIO(data), "")
 
     def _read_orientation(self) -> int:
-        found = self._image.getexif().get(ExifTags.Base.Orientation, 1)
-        return found if found in ORIENTATIONS else 1
+        """1 where the decoder turns the picture itself. The EXIF of HEIF and JPEG XL is not to be followed."""
+        turned = self._kind == "HEIF" or (self._kind == "JXL" and not getattr(self._image, "jpeg", False))
+        return 1 if turned else read_orientation(self._image, self._data)
+
+    def _decode(self, at_least: tuple[int, int] | None) -> UInt8[Tensor, "3 h w"]:
+        """The picture as it is stored."""
+        scaled = at_least is not None and self._draft(at_least)
+        picture = None if scaled else self._by_torchvision()
+        return self._by_pillow() if picture is None else picture
+
+    def _by_pillow(self) -> UInt8[Tensor, "3 h w"]:
+        try:
+            return _tensor(to_rgb(self._image))
+        except ImageError:
+            raise
+        except Exception:
+            stripped = without_metadata(self._data, self._kind)
+            if stripped is None:
+                raise
+            return _tensor(to_rgb(self._open_whole(stripped)))
+
+    def _decode_tiff(self) -> UInt8[Tensor, "3 h w"]:
+        return _tensor(decode_tiff(self._data, self._layout))
 
     def _draft(self, at_least: tuple[int, int]) -> bool:
         """Whether Pillow will decode at a lower scale."""
-        sideways, _ = ORIENTATIONS[self._orientation]
         whole, (height, width) = self._image.size, at_least
-        self._image.draft(None, (height, width) if sideways else (width, height))
+        self._image.draft(None, (height, width) if self._sideways else (width, height))
         return self._image.size != whole
 
     def _by_torchvision(self) -> UInt8[Tensor, "3 h w"] | None:
@@ -130,65 +195,61 @@ class Photo:
         except RuntimeError:
             return None
 
-
-def load_image(image: ImageSource) -> Image.Image:
-    """An upright RGB image of the first frame.
-
-    The EXIF orientation is applied. By mode: grey and palette images are expanded; alpha (LA, PA, RGBA, transparent
-    palettes) is dropped and the stored colour kept, as timm, torchvision and transformers do; CMYK is converted
-    without a colour profile; 16-bit grey (I;16, I) is scaled to 8 bits, not clipped. Float images (F) and 32-bit ones
-    beyond 16 bits have no agreed range and raise `ValueError`.
-    """
-    if isinstance(image, Image.Image):
-        return _to_rgb(_upright(image))
-    if not isinstance(image, str | PathLike):
-        raise ValueError(f"image is a {type(image).__name__}; want a path or a PIL image")
-    with _open(Path(image)) as opened:
-        return _to_rgb(_upright(opened))
+    @contextmanager
+    def _pillows_limit(self) -> Iterator[None]:
+        """Lift Pillow's own limit where `max_pixels` is above it. One at a time, as it is the process's."""
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is None or (self.max_pixels is not None and self.max_pixels <= limit):
+            yield
+            return
+        with _raised:
+            before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                yield
+            finally:
+                Image.MAX_IMAGE_PIXELS = before
 
 
-def _open(path: Path) -> Image.Image:
+def _factory(kind: str) -> Callable[[BytesIO, str], ImageFile.ImageFile]:
+    """What opens files of a format. Pillow's `open` would try others too."""
+    module, extra = DECODERS[kind]
     try:
-        return Image.open(path)
-    except OSError:
-        raise
-    except DECODE_ERRORS as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        plugin = importlib.import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        raise MissingDecoder(
+            f"images of the format {kind} are read by {name}, which is not installed; run pip install "
+            f"'vitbackbone[{extra}]'"
+        ) from error
+    if kind == "HEIF":
+        return plugin.HeifImageFile
+    if kind in ("AVIF", "WEBP") and not plugin.SUPPORTED:
+        raise MissingDecoder(f"this build of Pillow has no decoder for {kind}; install Pillow 11.3 or later from PyPI")
+    factory, _ = Image.OPEN[kind]
+    return factory
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Decoded, with the EXIF orientation applied. Pillow's errors come out as `OSError` or `ValueError`."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except (OSError, ValueError):
-        raise
-    except DECODE_ERRORS as error:
-        raise ValueError(f"the image is damaged: {error}") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise UnsupportedPixels("a float image (mode F) has no agreed range; scale it to 8 or 16 bits first")
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            span = f"{values.min()} to {values.max()}"
-            raise UnsupportedPixels(f"a 32-bit image with values from {span}; scale it to 16 bits")
-        image = Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
-    return image.convert("RGB")
+def _tensor(rgb: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
-    """Pillow's errors come out as `OSError` or `ValueError`. Warnings of odd metadata, photo after photo, would
-    drown a progress bar; Pillow's of a bomb is an error."""
+def as_image_errors() -> Iterator[None]:
+    """Whatever the decoders raise comes out as an `ImageError`: they have no error type in common, and 78,000 damaged
+    files raised eleven. Warnings of odd metadata, photo after photo, would drown a progress bar."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torchvision")  # of its decoders
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")
         try:
             yield
-        except (OSError, ValueError):
+        except ImageError:
             raise
-        except DECODE_ERRORS as error:
-            raise ValueError(str(error) or type(error).__name__) from error
+        except MemoryError:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise TooManyPixels(str(error)) from error
+        except Exception as error:
+            raise DamagedImage(str(error) or type(error).__name__) from error
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of decoders written in Rust; it is no `Exception`
+                raise
+            raise DamagedImage(str(error)) from error

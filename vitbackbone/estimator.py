@@ -11,7 +11,6 @@ from typing import Any, no_type_check
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from vitbackbone.features import Backbone, BackboneModule, BackboneSpec, Features, pool_cls, pool_mean
 from vitbackbone.inference import evaluating
-from vitbackbone.preprocess import ImageTransform, Resolution
+from vitbackbone.preprocess import Resolution, stack_images
 
 Images = Any  # a sequence of images, as `transform` says; a column of pandas is one too, and no `Sequence`
 
@@ -61,9 +60,11 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
     `resolution`: input size in pixels, a side or (H, W); by default the checkpoint's own.
     `batch_size`: how many images are read and run at a time.
     `device`: where a named backbone runs.
+    `max_pixels`: the most pixels that a photo may have; `PIL.Image.MAX_IMAGE_PIXELS` by default.
 
-    Images are a sequence of paths, PIL images, or uint8 arrays (H, W, 3) or (H, W), also mixed; or one uint8 array
-    (N, H, W, 3) or (N, H, W). Float arrays are refused: their range cannot be told. Each image is prepared by
+    Images are a sequence of what `Preprocess` takes, also mixed: paths, PIL images, the bytes of files, file objects,
+    uint8 arrays (H, W, 3) or (H, W), uint8 tensors (3, H, W). They may be one uint8 array (N, H, W, 3) or (N, H, W), or
+    one uint8 tensor (N, 3, H, W). Floats are refused, because their range cannot be told. Each image is prepared by
     `backbone.preprocess`.
     """
 
@@ -75,6 +76,7 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         resolution: Resolution | None = None,
         batch_size: int = 32,
         device: str = "cpu",
+        max_pixels: int | None = None,
     ) -> None:
         self.model = model
         self.pooling = pooling
@@ -82,6 +84,7 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         self.resolution = resolution
         self.batch_size = batch_size
         self.device = device
+        self.max_pixels = max_pixels
 
     def fit(self, X: Images, y: object = None) -> "ImageFeatures":
         """Checks the parameters and the kind of `X`; reads no image. Raises `ValueError` on what is wrong."""
@@ -103,8 +106,8 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         with evaluating(backbone):
             for start in range(0, len(images), self.batch_size):
                 batch = images[start : start + self.batch_size]
-                pixels = [self._read(start + i, image, backbone.preprocess) for i, image in enumerate(batch)]
-                inputs = torch.stack(pixels).to(device)
+                inputs = stack_images(backbone.preprocess, batch, self.resolution, False, self.max_pixels, first=start)
+                inputs = inputs.to(device)
                 features = backbone.forward_layers(inputs, layers, norm=backbone.spec.norms(layers))
                 batches.append(POOLINGS[self.pooling].pool(*features).float().cpu().numpy())
         return np.concatenate(batches)
@@ -145,10 +148,14 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
     def _check(self, X: Images) -> None:
         if self.pooling not in POOLINGS:
             raise ValueError(f"ImageFeatures: pooling={self.pooling!r}; want one of {', '.join(POOLINGS)}")
-        if self.batch_size < 1:
-            raise ValueError(f"ImageFeatures: batch_size must be at least 1, got {self.batch_size}")
-        wanted = "want a sequence of paths, PIL images or uint8 arrays, or one uint8 array (N, H, W, 3) or (N, H, W)"
-        if isinstance(X, str | bytes | PathLike | Image.Image) or not hasattr(X, "__len__"):
+        for name, value in (("batch_size", self.batch_size), ("max_pixels", self.max_pixels)):
+            if value is not None and value < 1:
+                raise ValueError(f"ImageFeatures: {name} must be at least 1, got {value}")
+        wanted = (
+            "want a sequence of paths, PIL images or uint8 arrays, or one uint8 array (N, H, W, 3) or (N, H, W); bytes "
+            "and uint8 tensors go too"
+        )
+        if isinstance(X, str | bytes | bytearray | PathLike | Image.Image) or not hasattr(X, "__len__"):
             raise ValueError(f"X is one {type(X).__name__}; {wanted}")
         if len(X) == 0:
             raise ValueError(f"X is empty; {wanted}")
@@ -156,21 +163,8 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
             one_image = X.ndim == 3 and X.shape[-1] == 3
             if X.dtype != np.uint8 or X.ndim not in (3, 4) or one_image:
                 raise ValueError(f"X is an array of {X.dtype} {X.shape}; {wanted}. One image goes into a list")
-
-    def _read(self, index: int, image: Any, preprocess: ImageTransform) -> Float[Tensor, "C H W"]:
-        try:
-            return preprocess(_from_array(image) if isinstance(image, np.ndarray) else image, self.resolution)
-        except (OSError, ValueError) as error:
-            name = f" ({image})" if isinstance(image, str | PathLike) else ""
-            raise ValueError(f"image {index}{name} cannot be read: {error}") from error
-
-
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    if array.dtype != np.uint8:
-        raise ValueError(f"its dtype is {array.dtype}; want uint8, 0 to 255, as the range of others cannot be told")
-    if 0 in array.shape or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
-        raise ValueError(f"its shape is {array.shape}; want (H, W, 3) or (H, W)")
-    return Image.fromarray(array)
+        if isinstance(X, Tensor) and (X.dtype != torch.uint8 or X.ndim != 4 or X.shape[1] not in (1, 3)):
+            raise ValueError(f"X is a tensor of {X.dtype} {tuple(X.shape)}; {wanted}. One image goes into a list")
 
 
 @lru_cache(maxsize=2)  # the backbones of one comparison; each may take gigabytes

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitbackbone.align import align
 from vitbackbone.convert import ConversionError, State
-from vitbackbone.decode import ImageSource, Photo, load_image
+from vitbackbone.decode import Photo
 from vitbackbone.features import (
     Attention,
     Backbone,
@@ -29,7 +29,17 @@ from vitbackbone.features import (
     check_images,
     stack,
 )
-from vitbackbone.preprocess import CropMode, Decoding, Preprocess, Resolution, View, check_area, enough
+from vitbackbone.images import ImageSource, open_image
+from vitbackbone.preprocess import (
+    CropMode,
+    Decoding,
+    Preprocess,
+    Resolution,
+    View,
+    check_area,
+    enough,
+    stack_images,
+)
 
 Strategy = Literal["resize-naive", "letterbox", "crop"]  # prismatic's names; its "resize-crop" is the last
 
@@ -61,11 +71,24 @@ class FusedPreprocess:
             raise ValueError(f"FusedPreprocess: strategy={self.strategy!r}; want one of {', '.join(CROP_MODES)}")
 
     def __call__(
-        self, image: ImageSource, resolution: Resolution | None = None, keep_aspect: bool = False
+        self,
+        image: ImageSource,
+        resolution: Resolution | None = None,
+        keep_aspect: bool = False,
+        max_pixels: int | None = None,
     ) -> Float[Tensor, "C H W"]:
-        """A path or a PIL image to a float32 tensor (3n, H, W). Arguments and errors are those of `Preprocess`."""
-        rgb = load_image(image)
-        return torch.cat([part(rgb, resolution, keep_aspect) for part in self._on_one_view()])
+        """Turn an image into a float32 tensor (3n, H, W). Arguments and errors are those of `Preprocess`."""
+        return self.normalise(self.pixels(open_image(image, max_pixels), resolution, keep_aspect))
+
+    def batch(
+        self,
+        images: Sequence[ImageSource],
+        resolution: Resolution | None = None,
+        keep_aspect: bool = False,
+        max_pixels: int | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Turn several images into one float32 tensor (B, 3n, H, W), as `Preprocess.batch` does."""
+        return stack_images(self, images, resolution, keep_aspect, max_pixels)
 
     def pixels(
         self,
@@ -76,9 +99,11 @@ class FusedPreprocess:
     ) -> UInt8[Tensor, "C H W"]:
         """What `__call__` makes of the same photo before it is normalised. As `Preprocess.pixels`."""
         view = self.view(photo.size, resolution, keep_aspect)
-        check_area(view)
+        check_area(view, photo.max_pixels)
         rgb = photo.decode(enough(view) if decoding == "draft" else None)
-        kinds = [(part.interpolation, part.border if view.pad != (0, 0) else None) for part in self.parts]
+        kinds = [
+            (part.interpolation, part.resampling, part.border if view.pad != (0, 0) else None) for part in self.parts
+        ]
         of_kind, exact = dict(zip(kinds, self.parts, strict=True)), decoding == "exact"
         pictures = {kind: part.cut(rgb, view, exact) for kind, part in of_kind.items()}
         return torch.cat([pictures[kind] for kind in kinds])

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Resampling = Literal["pillow", "torchvision"]
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -37,20 +38,40 @@ def resized_crop(
     size: tuple[int, int],
     interpolation: Interpolation,
     exact: bool,
+    resampling: Resampling = "pillow",
 ) -> UInt8[Tensor, "3 H W"]:
-    """`rgb` resized to `resized`, of which the crop of `size` at `offset` (top, left) is kept: what Pillow gives, to
-    the bit; if it need not be `exact` and both sides shrink, by torch's kernels within 1 of 255 (bicubic: seldom 2).
+    """Resize `rgb` to `resized` and keep the crop of `size` at `offset` (top, left): what Pillow gives, to the bit, or
+    what torchvision gives. If Pillow's need not be `exact` and both sides shrink, torch's kernels resize, within 1 of
+    255 (bicubic: seldom 2).
 
     What sticks out of the resized picture is black. One of more than `PIL.Image.MAX_IMAGE_PIXELS` is never made: it is
     resized where the crop is, within 2 of 255 (rarely more than 1), but for "nearest", which may take the next pixel in
     a tie.
     """
+    if resampling == "torchvision":
+        return _by_torchvision(rgb, resized, offset, size, interpolation)
     height, width = rgb.shape[1:]
     shrinks = resized[0] <= height and resized[1] <= width
     inside = all(o >= 0 and o + n <= r for o, n, r in zip(offset, size, resized, strict=True))
     if not exact and interpolation in TORCH and shrinks and inside:
         return _by_torch(rgb, resized, offset, size, interpolation)
     return _by_pillow(rgb, resized, offset, size, interpolation)
+
+
+def _by_torchvision(
+    rgb: UInt8[Tensor, "3 h w"],
+    resized: tuple[int, int],
+    offset: tuple[int, int],
+    size: tuple[int, int],
+    interpolation: Interpolation,
+) -> UInt8[Tensor, "3 H W"]:
+    """As the processors of transformers do it. What sticks out is black."""
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as TVF
+
+    mode = InterpolationMode.NEAREST_EXACT if interpolation == "nearest" else InterpolationMode(interpolation)
+    whole = TVF.resize(rgb.contiguous(), list(resized), interpolation=mode, antialias=True)
+    return TVF.crop(whole, *offset, *size)
 
 
 def _by_torch(
@@ -101,7 +122,9 @@ def _by_pillow(
     if image.size != (resized[1], resized[0]):
         image = image.resize((resized[1], resized[0]), FILTERS[interpolation])
     top, left = offset
-    return _tensor(image.crop((left, top, left + size[1], top + size[0])))
+    if (top, left) != (0, 0) or image.size != (size[1], size[0]):
+        image = image.crop((left, top, left + size[1], top + size[0]))
+    return _tensor(image)
 
 
 def _part_by_pillow(

@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitbackbone.decode import ImageSource, load_image
 from vitbackbone.features import Attention, Backbone, Features
+from vitbackbone.images import ImageSource, load_image
 from vitbackbone.inference import evaluating
 from vitbackbone.preprocess import Preprocess, Resolution, View
 from vitbackbone.resize import FILTERS
@@ -162,6 +162,7 @@ def show(
     out: str | PathLike[str],
     resolution: Resolution | None = None,
     layer: int = -1,
+    max_pixels: int | None = None,
 ) -> list[Path]:
     """Writes PNG pictures of one image into the folder `out`, made if missing, and returns their paths.
 
@@ -174,7 +175,7 @@ def show(
     The whole photo is used: its shorter side is resized to `resolution`, by default the checkpoint's own, its aspect
     is kept, and both sides are rounded to whole patches, so that no patch shows padding and checkpoints that refuse
     other sizes have pictures too. `layer`: 0-based, negative from the end; the final norm is applied where there is
-    one. A backbone without CLS shows the mean patch's attention.
+    one. `max_pixels`: as for `Preprocess`. A backbone without CLS shows the mean patch's attention.
 
     Memory: a layer's attention maps take 4 * heads * N² bytes, and about three times that while they are made. As
     many layers as fit in 512 MiB are asked for in one forward, so a large N costs more forwards, not more memory.
@@ -183,7 +184,7 @@ def show(
     spec = backbone.spec
     if not isinstance(backbone.preprocess, Preprocess):
         raise ValueError(f"{spec.name} is several backbones, which attend each for itself; show one of them")
-    rgb = load_image(image)
+    rgb = load_image(image, max_pixels)
     size = _whole_patches(backbone.preprocess.view((rgb.height, rgb.width), resolution, keep_aspect=True), spec.stride)
     tokens = size[0] * size[1] // spec.stride**2 + spec.num_prefix
     if tokens > MAX_TOKENS:

@@ -71,6 +71,7 @@ def _add_extraction(command: Command) -> None:
         "exact; fast, within 1/255 (seldom 2) of it; or draft, which decodes JPEGs at a lower scale and differs visibly"
     )
     group.add_argument("--decoding", default="exact", choices=["exact", "fast", "draft"], help=text)
+    _max_pixels(group)
     precisions = ["float32", "float16", "bfloat16"]
     group.add_argument("--dtype", default="float32", choices=precisions, help="of the stored features")
     text = "images to a file (default: 1000, or what makes 256 MiB)"
@@ -143,6 +144,7 @@ def _add_probing(command: Command) -> None:
     p.add_argument("--probe", required=True, metavar="DIR", help="what `vitbackbone probe` saved")
     p.add_argument("--model", metavar="NAME", help="if the backbone lies elsewhere than when the probe was fitted")
     p.add_argument("--weights", metavar="FILE", help="its weights, if they were given by hand")
+    _max_pixels(p)
 
     p = command(
         "classify",
@@ -154,6 +156,7 @@ def _add_probing(command: Command) -> None:
     p.add_argument("--model", required=True, metavar="NAME", help="one with a classifier, named as for `extract`")
     p.add_argument("--weights", metavar="FILE", help="weights downloaded by hand")
     p.add_argument("--top", type=int, default=5, metavar="N", help="how many classes to print of each image")
+    _max_pixels(p)
     p.add_argument("--device", default="cpu", help="such as cpu, cuda, cuda:1 or mps")
 
 
@@ -169,6 +172,7 @@ def _add_looking(command: Command) -> None:
     p.add_argument("--out", required=True, metavar="DIR", help="folder for the pictures")
     _resolution(p)
     p.add_argument("--layer", type=int, default=-1, metavar="N", help="a block, negative from the end")
+    _max_pixels(p)
 
     p = command("demo", run_demo, "The whole job on sample photos and digits, offline.", "vitbackbone demo --out demo")
     p.add_argument("--out", default="demo", metavar="DIR", help="folder for pictures and features")
@@ -195,6 +199,19 @@ def _model(to: argparse.ArgumentParser) -> None:
 def _resolution(parser: argparse._ActionsContainer) -> None:
     text = "input size, a side or HEIGHTxWIDTH (default: the checkpoint's own)"
     parser.add_argument("--resolution", type=_pixels, metavar="PX", help=text)
+
+
+def _max_pixels(parser: argparse._ActionsContainer) -> None:
+    text = (
+        "most pixels of a photo; one with more is refused as a decompression bomb (default: Pillow's limit, 89478485)"
+    )
+    parser.add_argument("--max-pixels", type=_positive, metavar="N", help=text)
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"[0-9_]*[1-9][0-9_]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}; want a whole number of at least 1")
+    return int(text)
 
 
 def _pixels(text: str) -> int | tuple[int, int]:

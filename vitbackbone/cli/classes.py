@@ -29,12 +29,15 @@ def classify(args: argparse.Namespace) -> int:
     backbone, head = checkpoint.backbone.to(args.device), checkpoint_head(checkpoint).to(args.device)
     model = attach(backbone, {"classes": head})
 
+    def read(image: str) -> "Tensor":
+        return backbone.preprocess(image, max_pixels=args.max_pixels)
+
     def classify(pixels: "Tensor") -> "NDArray[Any]":
         with evaluating(backbone):
             return model(pixels[None].to(args.device))["classes"].softmax(dim=1)[0].cpu().numpy()
 
     names = _class_names(args.model, checkpoint, head.num_classes)
-    return print_classes(args.images, backbone.preprocess, classify, names, args.top)
+    return print_classes(args.images, read, classify, names, args.top)
 
 
 def _class_names(model: str, checkpoint: "Checkpoint", num_classes: int) -> Sequence[str]:

@@ -31,6 +31,7 @@ def run_extract(args: argparse.Namespace) -> int:
             resolution=args.resolution,
             keep_aspect=args.keep_aspect,
             decoding=args.decoding,
+            max_pixels=args.max_pixels,
             dtype=args.dtype,
             precision=args.precision,
             engine=args.engine["computing"],

@@ -9,7 +9,8 @@ from vitbackbone.cli.model import load
 def show_pictures(args: argparse.Namespace) -> int:
     from vitbackbone.view import show
 
-    for path in show(load(args), args.image, args.out, resolution=args.resolution, layer=args.layer):
+    options = {"resolution": args.resolution, "layer": args.layer, "max_pixels": args.max_pixels}
+    for path in show(load(args), args.image, args.out, **options):
         print(path)
     return 0
 

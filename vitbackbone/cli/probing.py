@@ -78,7 +78,7 @@ def predict(args: argparse.Namespace) -> int:
     size = tuple(resolution) if isinstance(resolution, list) else resolution
 
     def read(image: str) -> "Tensor":
-        return backbone.preprocess(image, size, keep_aspect)
+        return backbone.preprocess(image, size, keep_aspect, args.max_pixels)
 
     def classify(pixels: "Tensor") -> "NDArray[Any]":
         with evaluating(backbone):

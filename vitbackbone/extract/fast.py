@@ -64,6 +64,7 @@ def read_sample(
     preprocess: ImageTransform,
     resolution: Resolution | None,
     keep_aspect: bool,
+    max_pixels: int | None = None,
 ) -> list[Tensor]:
     """The first images that can be read, (C, H, W) each: of the store, if there is one, as its rows stay where they
     are."""
@@ -72,7 +73,7 @@ def read_sample(
     found: list[Tensor] = []
     for at in locators(inputs.root, table, table["bytes"].to_pylist()):
         try:
-            pixels = preprocess.pixels(Photo(read_bytes(at)), resolution, keep_aspect)
+            pixels = preprocess.pixels(Photo(read_bytes(at), max_pixels), resolution, keep_aspect)
         except (Unreadable, OSError, ValueError):
             continue  # a row of its own says why
         found.append(preprocess.normalise(pixels))

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitbackbone.decode import FORMATS, Photo, UnsupportedPixels
+from vitbackbone.decode import Photo
+from vitbackbone.errors import ImageError
 from vitbackbone.extract.locate import Locator, Reason, Unreadable, read_bytes
 from vitbackbone.features import Images
-from vitbackbone.preprocess import Decoding, ImageTransform, Resolution, TooThin
+from vitbackbone.preprocess import Decoding, ImageTransform, Resolution
 
 Asked = tuple[Locator, bytes | None]  # an input, and the SHA-256 that the plan has of it
 
@@ -58,16 +58,22 @@ class ImageReader(Dataset[tuple[Record, Tensor | None]]):
     """Reads one input. Indexed by what was asked, so that workers hold no list of it, and free of the weights.
 
     Returns the record, and the pixels (C, H, W) or None. Never raises on a bad file. Arguments as for
-    `Preprocess.pixels`.
+    `Preprocess.pixels`, and `max_pixels` as for `Photo`.
     """
 
     def __init__(
-        self, preprocess: ImageTransform, resolution: Resolution | None, keep_aspect: bool, decoding: Decoding
+        self,
+        preprocess: ImageTransform,
+        resolution: Resolution | None,
+        keep_aspect: bool,
+        decoding: Decoding,
+        max_pixels: int | None = None,
     ) -> None:
         self.preprocess = preprocess
         self.resolution = resolution
         self.keep_aspect = keep_aspect
         self.decoding = decoding
+        self.max_pixels = max_pixels
 
     def __getitem__(self, asked: Asked) -> tuple[Record, UInt8[Tensor, "C H W"] | None]:
         at, sha256 = asked
@@ -78,43 +84,32 @@ class ImageReader(Dataset[tuple[Record, Tensor | None]]):
             if hashlib.sha256(data).digest() != sha256:
                 text = "is another file than when the run began; run the same extraction again"
                 raise Unreadable("changed", text)
-            photo = _open(data)
+            photo = self._open(data)
             size, frames = photo.size, _count_frames(photo)
             return Record(None, None, size[1], size[0], frames), self._pixels(photo)
         except Unreadable as unreadable:
             return Record(unreadable.reason, str(unreadable), size[1], size[0], frames), None
 
+    def _open(self, data: bytes) -> Photo:
+        try:
+            return Photo(data, self.max_pixels)
+        except ImageError as error:
+            raise Unreadable(error.reason, str(error)) from error
+
     def _pixels(self, photo: Photo) -> UInt8[Tensor, "C H W"]:
         try:
             return self.preprocess.pixels(photo, self.resolution, self.keep_aspect, self.decoding)
-        except TooThin as error:
-            raise Unreadable("too thin", str(error)) from error
-        except UnsupportedPixels as error:
-            raise Unreadable("unsupported", str(error)) from error
-        except (OSError, ValueError) as error:  # as `pixels` promises
-            raise Unreadable("damaged", _text(error)) from error
-
-
-def _open(data: bytes) -> Photo:
-    try:
-        return Photo(data)
-    except UnidentifiedImageError as error:
-        text = f"not an image of a known format ({', '.join(FORMATS)})"
-        raise Unreadable("unknown format", text) from error
-    except (OSError, ValueError) as error:
-        bomb = isinstance(error.__cause__, Image.DecompressionBombError | Image.DecompressionBombWarning)
-        raise Unreadable("bomb" if bomb else "damaged", _text(error)) from error
+        except ImageError as error:
+            raise Unreadable(error.reason, str(error)) from error
+        except (OSError, ValueError) as error:  # of a preprocessing by others
+            raise Unreadable("damaged", str(error) or type(error).__name__) from error
 
 
 def _count_frames(photo: Photo) -> int | None:
     try:
         return photo.frames()
-    except (OSError, ValueError):  # one behind the first, which is the one that counts, is damaged
+    except ImageError:  # one behind the first, which is the one that counts, is damaged
         return None
-
-
-def _text(error: Exception) -> str:
-    return str(error) or type(error).__name__
 
 
 def read_batches(

@@ -48,6 +48,7 @@ def extract(
     resolution: Resolution | None = None,
     keep_aspect: bool = False,
     decoding: Decoding = "exact",
+    max_pixels: int | None = None,
     dtype: str = "float32",
     precision: Precision = "fp32",
     engine: Choice = "auto",
@@ -72,6 +73,8 @@ def extract(
     `shard_size`: images to a shard, the unit of work; by default 1000, or fewer so that a shard has about 256 MiB.
     `resolution`, `keep_aspect`: as for `Preprocess`. `decoding`: as for `Preprocess.pixels`; the default changes no
     pixel.
+    `max_pixels`: the most pixels that a photo may have, `PIL.Image.MAX_IMAGE_PIXELS` by default. One with more is a
+    failed row, which keeps decompression bombs out.
     `dtype`: of the stored features, "float32", "float16" or "bfloat16".
     `precision`, `engine`: of the computation, as for `optimize`; the store says which path was taken, and keeps to it.
     By default it is the fastest that equals float32 to 1e-5; for less than 2000 images torch as it is, as comparing
@@ -87,7 +90,12 @@ def extract(
     """
     if not isinstance(backbone, nn.Module):
         raise ValueError(f"backbone is a {type(backbone).__name__}; want one that is an nn.Module")
-    for name, value, least in (("batch_size", batch_size, 1), ("shard_size", shard_size, 1), ("workers", workers, 0)):
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("shard_size", shard_size, 1),
+        ("workers", workers, 0),
+        ("max_pixels", max_pixels, 1),
+    ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if ray is None:
@@ -109,7 +117,7 @@ def extract(
     inputs = list_inputs(source)
     sample: list[Tensor] = []
     if precision != "fp32":
-        sample = read_sample(directory, inputs, shard_size, backbone.preprocess, resolution, keep_aspect)
+        sample = read_sample(directory, inputs, shard_size, backbone.preprocess, resolution, keep_aspect, max_pixels)
     runtime = choose(backbone, precision, engine, directory, len(inputs), sample, device)
     manifest = make_manifest(
         backbone,
@@ -129,7 +137,7 @@ def extract(
     with writing(directory, part):
         with planning(directory):
             outline = _plan(directory, manifest, inputs, retry_failed, progress)
-        job = Job(directory, inputs.root, manifest, batch_size, workers, str(device), sample)
+        job = Job(directory, inputs.root, manifest, batch_size, workers, str(device), sample, max_pixels)
         _run(job, backbone, outline, part, retry_failed, ray, progress)
     return FeatureStore(directory, partial=not part.whole)
 

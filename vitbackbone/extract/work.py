@@ -34,6 +34,7 @@ class Job:
     workers: int
     device: str
     sample: list[Tensor]  # images that a path below float32 is held to
+    max_pixels: int | None = None  # of a photo; those with more are failed rows
 
     def shard(self, number: int) -> PlannedShard:
         return read_shard(self.directory, self.manifest["shard_size"], number)
@@ -56,7 +57,7 @@ def compute(job: Job, backbone: Backbone, numbers: Sequence[int]) -> Iterator[Ta
     """Does these shards, and tells of each batch."""
     asked = job.manifest["preprocessing"]
     resolution = tuple(asked["resolution"]) if isinstance(asked["resolution"], list) else asked["resolution"]
-    reader = ImageReader(backbone.preprocess, resolution, asked["keep_aspect"], asked["decoding"])
+    reader = ImageReader(backbone.preprocess, resolution, asked["keep_aspect"], asked["decoding"], job.max_pixels)
     batches = read_batches(reader, _batches(job, numbers), job.workers, job.device)
     area = math.prod(backbone.preprocess.view((1, 1), resolution, asked["keep_aspect"]).size)
     embedder = Embedder(
