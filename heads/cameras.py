@@ -227,7 +227,7 @@ def output_of_zeros(head: Head, size: tuple[int, int]) -> Tensor:
         geometry, dim = Geometry((size,), spec.strides[layer]), spec.dims[layer]
         cls = like.new_zeros(1, dim) if spec.has_cls else None
         registers, maps = like.new_zeros(1, spec.num_registers, dim), like.new_zeros(1, dim, *geometry.grid)
-        return Features(cls, registers, maps, geometry, lambda _: like.new_zeros(1, spec.pooled_dim))
+        return Features(cls, registers, maps, geometry, lambda _: like.new_zeros(1, spec.pooled_dims[layer]))
 
     modes = [part.training for part in head.modules()]
     with torch.no_grad():
@@ -246,6 +246,7 @@ def _rows(features: Features, indices: Tensor) -> Features:
         registers=features.registers[indices],
         patches=features.patches[indices],
         geometry=replace(features.geometry, sizes=(size,) * len(indices)),
+        own_pooled=None if features.own_pooled is None else features.own_pooled[indices],
     )
 
 
@@ -258,6 +259,7 @@ def _scatter(features: Features, rows: Bool[Tensor, " n"]) -> Features:
         registers=_spread(features.registers, rows),
         patches=_spread(features.patches, rows),
         geometry=replace(features.geometry, sizes=(size,) * len(rows)),
+        own_pooled=None if features.own_pooled is None else _spread(features.own_pooled, rows),
     )
 
 

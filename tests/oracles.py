@@ -127,7 +127,6 @@ def timm_model(name: str) -> nn.Module:
     options = {
         "timm_beit": {},  # takes a new size by `set_input_size`
         "timm_sam": {},  # takes any
-        "timm_dinov3": {"global_pool": "token"},  # the authors' pooling; timm's default for the class is the mean
     }.get(ZOO[name].format, flexible)
     classes = config.projection_dim or ZOO[name].num_classes
     return randomise(timm.create_model(architecture, pretrained=False, num_classes=classes, **options))
@@ -151,8 +150,6 @@ def run_timm(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
     last = model.forward_features(x)
     if isinstance(model, timm.models.VisionTransformerSAM):
         return Outputs(raw[max(layers)], raw, model.forward_head(last, pre_logits=True), neck=last)
-    if isinstance(model, timm.models.VisionTransformerDistilled):  # timm's is the mean of the two heads' inputs
-        return Outputs(last, raw, last[:, 0])
     clip = isinstance(model, timm.models.VisionTransformer) and not isinstance(model.norm_pre, nn.Identity)
     return Outputs(last, raw, model.forward_head(last, pre_logits=not clip))  # CLIP's projection is timm's head
 

@@ -302,6 +302,43 @@ def test_runs_in_other_precisions(backbone: BackboneModule) -> None:
     assert relative_error(double.patches.float(), reference) < 1e-5
 
 
+# native, odd, not square, smaller than a window and a patch
+SIZES = {"native": (64, 64), "odd": (57, 57), "not square": (33, 90), "small": (5, 7)}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def everything(backbone: BackboneModule, batch: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each tensor that a backbone hands out: of every layer, of mixed sizes and of the prefix, and the attention."""
+    spec, found = backbone.spec, {}
+    layers = range(spec.depth)
+    for name, pixels in {"one": batch[0][None], "mixed": batch}.items():
+        kept = [(f"{name} {layer}", f) for layer, f in enumerate(backbone.forward_layers(pixels, layers, norm=False))]
+        for key, features in [*kept, (f"{name} last", backbone(pixels))]:
+            found |= {f"{key} patches": features.patches, f"{key} pooled": features.pooled}
+            found |= {f"{key} registers": features.registers, f"{key} cls": features.cls}
+        (prefix,) = backbone.forward_prefix(pixels, [-1], norm=spec.has_norm)
+        found |= {f"{name} prefix pooled": prefix.pooled, f"{name} prefix cls": prefix.cls}
+    if isinstance(backbone, ViT) or spec.name in ("hybrid", "r26"):
+        found |= {f"attention {i}": a.weights for i, a in enumerate(backbone.attention(batch[0][None], layers))}
+    return {key: value for key, value in found.items() if value is not None and value.numel()}
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["module", "autocast"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_number_is_finite_in_half_precision(backbone: BackboneModule, dtype: str, autocast: bool) -> None:
+    low = backbone if autocast else copy.deepcopy(backbone).to(DTYPES[dtype])
+    for name, size in SIZES.items():
+        batch = [images(3, *size), images(3, 40, 24, seed=1)]
+        with torch.inference_mode():
+            want = everything(backbone, batch)
+            with torch.autocast("cpu", DTYPES[dtype], enabled=autocast):
+                got = everything(low, batch if autocast else [image.to(DTYPES[dtype]) for image in batch])
+        assert got.keys() == want.keys()
+        for key, value in got.items():
+            assert torch.isfinite(value).all(), (name, key)
+            assert F.cosine_similarity(value.float().flatten(), want[key].flatten(), dim=0) > 0.99, (name, key)
+
+
 @pytest.mark.parametrize(
     "bad",
     [

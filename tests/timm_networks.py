@@ -41,5 +41,7 @@ def images(*shape: int, seed: int = 0) -> Tensor:
 
 
 def padded(backbone: TimmBackbone, x: Tensor) -> Tensor:
-    multiple = backbone.config.size_multiple or max(backbone.strides)
-    return F.pad(x, (0, -x.shape[3] % multiple, 0, -x.shape[2] % multiple))
+    """The images as the network is to see them."""
+    assert backbone.sizes is not None
+    height, width = backbone.sizes.padded((x.shape[2], x.shape[3]))
+    return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))

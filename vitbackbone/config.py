@@ -9,7 +9,7 @@ Position = Literal["learned", "sincos1d", "sincos2d", "none"]
 RelativePosition = Literal["none", "table", "decomposed"]
 QkvBias = Literal["qkv", "qv", "none"]
 MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
-Pool = Literal["cls", "mean", "map", "neck"]
+Pool = Literal["cls", "prefix", "mean", "map", "neck"]
 Indivisible = Literal["pad", "refuse"]
 Mode = Literal["bicubic", "bilinear"]
 RelativeMode = Literal["spline", "geometric", "bilinear"]
@@ -97,7 +97,9 @@ class ViTConfig:
     norm_eps: float = 1e-6
     final_norm: bool = True
     fc_norm: bool = False  # a norm after mean pooling, in the place of the final norm
-    pool: Pool = "cls"  # CLS, the patch mean, attention pooling (SigLIP), or the mean of the neck's map (SAM)
+    # CLS, the mean of CLS and the registers (timm's distilled DeiT), the patch mean, attention pooling (SigLIP), or the
+    # mean of the neck's map (SAM)
+    pool: Pool = "cls"
     neck_dim: int = 0  # channels of the neck's map; 0 is no neck
     projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
     projection_bias: bool = False
@@ -142,8 +144,8 @@ class ViTConfig:
             raise wrong("patch_bias=False is of linear patches; a stem has a bias")
         if self.mlp_norm and self.mlp != "swiglu":
             raise wrong(f"mlp_norm=True goes with mlp='swiglu', got {self.mlp!r}")
-        if self.pool == "cls" and not self.cls:
-            raise wrong("pool='cls' needs cls=True; use pool='mean'")
+        if self.pool in ("cls", "prefix") and not self.cls:
+            raise wrong(f"pool={self.pool!r} needs cls=True; use pool='mean'")
         if self.pool == "neck" and not self.neck_dim:
             raise wrong("pool='neck' needs neck_dim; use pool='mean'")
         if self.fc_norm and (self.final_norm or self.pool != "mean"):

@@ -143,7 +143,13 @@ ACTIVATIONS = {
     "quick_gelu": "x · sigmoid(1.702 x) between",
     "swiglu": "SiLU of one half times the other",
 }
-POOLS = {"cls": "CLS", "mean": "the mean of the patches", "map": "attention pooling", "neck": "the mean of the neck"}
+POOLS = {
+    "cls": "CLS",
+    "prefix": "the mean of CLS and the registers",
+    "mean": "the mean of the patches",
+    "map": "attention pooling",
+    "neck": "the mean of the neck",
+}
 
 
 _TWO_HEADS = "the mean of two linear heads, on CLS and on the distillation token"

@@ -128,6 +128,8 @@ class Features:
     patches: Float[Tensor, "B D h w"]  # feature map, row-major over the image
     geometry: Geometry
     pool: Callable[["Features"], Float[Tensor, "B P"]] = pool_cls_or_mean  # the checkpoint's own pooling
+    # The pooled vectors where the network computed them itself. None: `pool` computes them from the tokens.
+    own_pooled: Float[Tensor, "B P"] | None = None
 
     @property
     def tokens(self) -> Float[Tensor, "B N D"]:
@@ -141,7 +143,9 @@ class Features:
 
     @property
     def pooled(self) -> Float[Tensor, "B P"]:
-        """One vector an image, by the checkpoint's own pooling. P is D, but for projections and necks."""
+        """One vector an image, by the checkpoint's own pooling. `BackboneSpec.pooled_dims` holds P of each layer."""
+        if self.own_pooled is not None:
+            return self.own_pooled
         # What was made in inference mode stays there, wherever it is pooled: autograd cannot save it.
         with torch.inference_mode() if self.patches.is_inference() else nullcontext():
             if len(set(self.geometry.grids)) < 2:
@@ -154,9 +158,13 @@ class Features:
         one = slice(index, index + 1)
         geometry = self.geometry.image(index)
         h, w = geometry.grid
-        cls = None if self.cls is None else self.cls[one]
         return replace(
-            self, cls=cls, registers=self.registers[one], patches=self.patches[one, :, :h, :w], geometry=geometry
+            self,
+            cls=None if self.cls is None else self.cls[one],
+            registers=self.registers[one],
+            patches=self.patches[one, :, :h, :w],
+            geometry=geometry,
+            own_pooled=None if self.own_pooled is None else self.own_pooled[one],
         )
 
     @property
@@ -193,7 +201,9 @@ def stack(alone: Sequence[Features]) -> Features:
     h, w = geometry.grid
     patches = torch.cat([F.pad(f.patches, (0, w - f.grid[1], 0, h - f.grid[0])) for f in alone])
     cls = None if first.cls is None else torch.cat([pool_cls(f) for f in alone])
-    return Features(cls, torch.cat([f.registers for f in alone]), patches, geometry, first.pool)
+    pooled = [f.own_pooled for f in alone if f.own_pooled is not None]
+    own_pooled = torch.cat(pooled) if len(pooled) == len(alone) else None
+    return Features(cls, torch.cat([f.registers for f in alone]), patches, geometry, first.pool, own_pooled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,10 +243,12 @@ class BackboneSpec:
     pooled_dim: int = 0  # width of `pooled`; 0 means `dim`
     dims: tuple[int, ...] = ()  # D of each layer; () means `dim` for all. `dim` and `stride` are the last layer's
     strides: tuple[int, ...] = ()  # of each layer
+    pooled_dims: tuple[int, ...] = ()  # width of each layer's `pooled`; () means `pooled_dim` for all
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pooled_dim", self.pooled_dim or self.dim)
-        for name, last in {"dims": self.dim, "strides": self.stride}.items():
+        widths = {"dims": self.dim, "strides": self.stride, "pooled_dims": self.pooled_dim}
+        for name, last in widths.items():
             each = getattr(self, name) or (last,) * self.depth
             if len(each) != self.depth or each[-1] != last:
                 raise ValueError(

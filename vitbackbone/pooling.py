@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitbackbone.config import ViTConfig
-from vitbackbone.features import Features
+from vitbackbone.features import Features, pool_cls
 from vitbackbone.layers import mlp
 
 
@@ -54,6 +54,11 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         return rearrange(super().forward(rearrange(x, "B C h w -> B h w C")), "B h w C -> B C h w")
+
+
+def pool_prefix(features: Features) -> Float[Tensor, "B D"]:
+    """The mean of CLS and the registers. Raises `ValueError` if there is no CLS token."""
+    return torch.cat([pool_cls(features)[:, None], features.registers], dim=1).mean(dim=1)
 
 
 def pool_neck(neck: Neck, features: Features) -> Float[Tensor, "B C"]:

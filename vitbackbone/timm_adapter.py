@@ -6,9 +6,8 @@ then its four stages. Each has a width and a stride of its own, `spec.dims` and 
 Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens, `H W` pixels.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any, Literal
 
@@ -33,7 +32,8 @@ from vitbackbone.features import (
     pool_mean,
 )
 from vitbackbone.preprocess import Preprocess
-from vitbackbone.windows import WindowBlock
+from vitbackbone.timm_sizes import Size, Sizes, level_maps, pooled_width, sizes_of
+from vitbackbone.windows import CosineAttention, WindowBlock
 
 Windows = Literal["timm", "sized", "fixed"]
 
@@ -50,7 +50,7 @@ class TimmConfig:
 
     architecture: str  # timm's name, without the tag of its weights
     image_size: tuple[int, int] = (224, 224)  # (H, W) that the weights were trained for
-    size_multiple: int | None = None  # images are padded to a multiple of it; None: the largest stride of the layers
+    size_multiple: int | None = None  # images are padded to a multiple of it; None: what the network needs, if anything
     arguments: tuple[tuple[str, Any], ...] = ()  # for timm's constructor, by name
     any_size: bool = True  # False: the network takes images of `image_size` alone
     windows: Windows = "timm"
@@ -75,12 +75,19 @@ class TimmConfig:
 class TimmBackbone(BackboneModule):
     """A network of timm that returns features. The network is `model`, its parameters under timm's names.
 
-    `norm=True` is the network's final norm, timm's `norm`. Where the layers differ in width it fits the last alone, and
-    `ValueError` says so of another; a CNN mostly has none. `pooled` is the CLS token where the network classifies from
-    it, else the mean of the patches, and a norm that the network has for the pooled vector is applied to it. What some
-    CNNs have between their last level and the pooling, such as EfficientNet's last convolution, is left out.
+    `norm=True` applies the network's final norm, timm's `norm`. Where the layers differ in width, the norm fits only
+    the last one, and another layer raises `ValueError`. Most CNNs have no final norm.
 
-    Raises `ValueError` if timm does not know the architecture, or does not hand out its feature levels or CLS token.
+    `pooled` of the last layer, with the final norm if there is one, is what timm's classifier reads:
+    `model.forward_head(model.forward_features(images), pre_logits=True)`. The network's own modules compute it, those
+    between the last level and the classifier among them. `spec.pooled_dim` is its width. Everywhere else `pooled` is
+    the layer's own CLS token if the network pools by its CLS token, or else the mean of the layer's patches.
+
+    An image runs at its own size if the network takes it as it is. Otherwise the image is padded with the mean colour
+    at the right and bottom, to the smallest size that gives every layer a patch for each `stride` pixels begun.
+
+    Raises `ValueError` if timm does not know the architecture, if it does not hand out the feature levels or the CLS
+    token, or if no image size gives maps whose patches lie one stride apart.
     """
 
     @float32_default()
@@ -95,26 +102,30 @@ class TimmBackbone(BackboneModule):
             raise ValueError(f"timm {timm.__version__} has no architecture {config.architecture!r}")
         # Never on the meta device: buffers that no checkpoint holds, such as Swin's table of positions, would be lost.
         with torch.device("cpu"):
-            model: Any = timm.create_model(
-                config.architecture, pretrained=False, num_classes=0, **dict(config.arguments)
-            )
+            model = _create(config)
         levels = getattr(model, "feature_info", None)
         if levels is None or not hasattr(model, "forward_intermediates"):
             raise ValueError(f"timm's {config.architecture} has no feature levels to hand out")
         self.num_prefix = int(getattr(model, "num_prefix_tokens", 0))
         self.has_cls = self.num_prefix > 0 and getattr(model, "cls_token", None) is not None
         handed_out = "return_prefix_tokens" in signature(model.forward_intermediates).parameters
-        if (self.num_prefix and not handed_out) or (getattr(model, "global_pool", "") == "token" and not self.has_cls):
+        self.pools_cls = getattr(model, "global_pool", "") == "token"
+        if (self.num_prefix and not handed_out) or (self.pools_cls and not self.has_cls):
             raise ValueError(f"timm does not hand out the CLS token of {config.architecture}, which classifies from it")
         self.dims = tuple(int(level["num_chs"]) for level in levels)
         self.strides = tuple(int(level["reduction"]) for level in levels)
-        if config.windows != "timm":
-            _replace_windows(model, by_size=config.windows == "sized")
         self.model: Any = model
         heads = [m.num_heads for m in model.modules() if isinstance(getattr(m, "num_heads", None), int)]
         self.num_heads = heads[-1] if heads else 0
         self.has_norm = not isinstance(getattr(model, "norm", None), nn.Identity | None)
-        self.pooling = _pooling(config.architecture, model)  # a tuple, whose module is not registered a second time
+        shapes = _without_weights(config) or model
+        self.sizes = (
+            Sizes(config.size_multiple)
+            if config.any_size and config.size_multiple is not None
+            else sizes_of(shapes.eval(), config.architecture, config.image_size, config.any_size)
+        )
+        self.own_pooled_dim = pooled_width(shapes, config.image_size)
+        model.train()
 
     @property
     def spec(self) -> BackboneSpec:
@@ -131,6 +142,8 @@ class TimmBackbone(BackboneModule):
             settings=repr(self.config),
             dims=self.dims,
             strides=self.strides,
+            pooled_dim=self.own_pooled_dim or self.dims[-1],
+            pooled_dims=(*self.dims[:-1], self.own_pooled_dim or self.dims[-1]),
         )
 
     def _run(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
@@ -138,8 +151,12 @@ class TimmBackbone(BackboneModule):
         outputs: dict[Wanted, Features] = {}
         for norm in sorted({norm for _, norm in wanted}):  # timm norms all levels or none: both take two runs
             layers = sorted(layer for layer, asked in wanted if asked == norm)
-            for layer, parts in zip(layers, self._levels(padded, layers, norm), strict=True):
+            levels, final = self._levels(padded, layers, norm)
+            for layer, parts in zip(layers, levels, strict=True):
                 outputs[layer, norm] = self._unpack(*parts, layer, images, padded)
+            if final is not None:
+                last = layers[-1], norm
+                outputs[last] = replace(outputs[last], own_pooled=self._pool(final, outputs[last].grid, padded))
         return outputs
 
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
@@ -170,34 +187,48 @@ class TimmBackbone(BackboneModule):
     def _pad(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 Hp Wp"]:
         """In the network's precision, the right and bottom filled up with the mean colour."""
         height, width = _size(images)
-        if not self.config.any_size:
+        if self.sizes is None:
             if (height, width) != self.config.image_size:
                 native = " x ".join(map(str, self.config.image_size))
                 raise ValueError(f"images are {height} x {width}; {self.name} takes images of {native} alone")
             return images.to(self._dtype)
-        multiple = self.config.size_multiple or max(self.strides)
-        bottom, right = -height % multiple, -width % multiple
-        padded = (height + bottom, width + right)
-        if (bottom or right) and self.config.indivisible == "refuse":
+        padded = self.sizes.padded((height, width))
+        if padded == (height, width):
+            return images.to(self._dtype)
+        if self.config.indivisible == "refuse":
             raise ValueError(
-                f"images are {height} x {width}, which {multiple} does not divide; "
+                f"images are {height} x {width}, which {self.sizes.multiple} does not divide; "
                 f"resize them to {padded[0]} x {padded[1]}, or load the backbone with indivisible='pad'"
             )
-        if bottom or right:
-            images = F.pad(images, (0, right, 0, bottom))
+        images = F.pad(images, (0, padded[1] - width, 0, padded[0] - height))
         return images.to(self._dtype)
 
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
-    def _levels(self, images: Float[Tensor, "B 3 H W"], layers: list[int], norm: bool) -> list[tuple[Tensor, Tensor]]:
-        """The map (B, D, h, w) and the prefix tokens (B, P, D) of `layers`, which ascend."""
-        common = {"indices": layers, "norm": norm, "stop_early": True, "intermediates_only": True}
+    def _levels(
+        self, images: Float[Tensor, "B 3 H W"], layers: list[int], norm: bool
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
+        """The map (B, D, h, w) and the prefix tokens (B, P, D) of `layers`, which ascend. Beside them what
+        `forward_features` returns, if this run computes the network's own pooled vector."""
+        options: dict[str, Any] = {"indices": layers, "norm": norm, "stop_early": True}
         if self.num_prefix:
-            return self.model.forward_intermediates(images, return_prefix_tokens=True, **common)
-        maps = self.model.forward_intermediates(images, **common)
-        return [(patches, patches.new_zeros(len(patches), 0, patches.shape[1])) for patches in maps]
+            options["return_prefix_tokens"] = True
+        whole = layers[-1] == len(self.dims) - 1 and norm == self.has_norm and self.own_pooled_dim is not None
+        found = self.model.forward_intermediates(images, intermediates_only=not whole, **options)
+        final, levels = found if whole else (None, found)
+        if self.num_prefix:
+            return levels, final
+        return [(patches, patches.new_zeros(len(patches), 0, patches.shape[1])) for patches in levels], final
+
+    def _pool(self, final: Tensor, grid: Size, padded: Tensor) -> Float[Tensor, "B P"]:
+        """The network's own pooled vector, of what `forward_features` returned. The patches beyond `grid` show padding
+        alone and are left out."""
+        run = Geometry((_size(padded),), self.strides[-1]).grid
+        if run != grid:
+            final = _crop(final, run, grid, self.num_prefix, getattr(self.model, "output_fmt", "NCHW"))
+        return self.model.forward_head(final, pre_logits=True)
 
     def _unpack(
         self,
@@ -216,11 +247,8 @@ class TimmBackbone(BackboneModule):
             )
         h, w = given.grid
         cls = prefix[:, 0] if self.has_cls else None
-        pool, norm = self.pooling
-        if self.dims[layer] != self.dims[-1]:
-            norm = nn.Identity()  # that of the pooled vector has the last layer's width
         registers = prefix[:, int(self.has_cls) :]
-        return Features(cls, registers, patches[:, :, :h, :w], given, partial(_pool, pool, norm))
+        return Features(cls, registers, patches[:, :, :h, :w], given, pool_cls if self.pools_cls else pool_mean)
 
     def _plain_blocks(self) -> list[Any]:
         """The blocks of a ViT whose attention is softmax(q kᵀ) over all tokens."""
@@ -241,26 +269,40 @@ def _size(images: Tensor) -> tuple[int, int]:
     return images.shape[-2], images.shape[-1]
 
 
-Pool = Callable[[Features], Tensor]
+def _create(config: TimmConfig) -> Any:
+    """The network, untrained, on the default device."""
+    import timm
+
+    model = timm.create_model(config.architecture, pretrained=False, num_classes=0, **dict(config.arguments))
+    _replace_cosine_attention(model)
+    if config.windows != "timm":
+        _replace_windows(model, by_size=config.windows == "sized")
+    return model
 
 
-def _pooling(architecture: str, model: Any) -> tuple[Pool, nn.Module]:
-    """How the network pools, and what it does to the pooled vector before its classifier."""
-    from timm.layers.classifier import NormMlpClassifierHead
-
-    kind = getattr(model, "global_pool", "avg")
-    if isinstance(kind, str) and kind not in ("token", "avg", ""):
-        raise ValueError(f"timm's {architecture} pools by {kind!r}, which is not supported; want 'token' or 'avg'")
-    head = getattr(model, "head", None)
-    if isinstance(head, NormMlpClassifierHead):
-        norm: nn.Module = nn.Sequential(nn.Unflatten(1, (-1, 1, 1)), head.norm, head.flatten, head.pre_logits)
-    else:
-        norm = getattr(model, "fc_norm", nn.Identity())
-    return pool_cls if kind == "token" else pool_mean, norm
+def _without_weights(config: TimmConfig) -> Any | None:
+    """The network on the meta device, or None if it cannot run there, because it reads numbers of its own."""
+    try:
+        with torch.device("meta"):
+            model = _create(config).eval()
+        level_maps(model, config.image_size)
+    except (NotImplementedError, RuntimeError):
+        return None
+    return model
 
 
-def _pool(pool: Pool, norm: nn.Module, features: Features) -> Float[Tensor, "B D"]:
-    return norm(pool(features))
+def _crop(final: Tensor, run: Size, grid: Size, num_prefix: int, layout: str) -> Tensor:
+    """What `forward_features` returned on the grid `run`, cut to `grid`: a map or tokens. Of anything else there is no
+    part that shows padding alone."""
+    h, w = grid
+    if final.ndim == 4 and layout == "NHWC" and final.shape[1:3] == run:
+        return final[:, :h, :w]
+    if final.ndim == 4 and final.shape[2:] == run:
+        return final[:, :, :h, :w]
+    if final.ndim == 3 and final.shape[1] == num_prefix + run[0] * run[1]:
+        patches = rearrange(final[:, num_prefix:], "B (h w) D -> B h w D", h=run[0])[:, :h, :w]
+        return torch.cat([final[:, :num_prefix], patches.flatten(1, 2)], dim=1)
+    return final
 
 
 def _weights(attention: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N N"]:
@@ -269,6 +311,15 @@ def _weights(attention: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B head
         attention.qkv(x), "B N (three heads d) -> three B heads N d", three=3, heads=attention.num_heads
     )
     return (attention.q_norm(q) * attention.scale @ attention.k_norm(k).transpose(-2, -1)).softmax(dim=-1)
+
+
+def _replace_cosine_attention(model: Any) -> None:
+    """The attention of each block of a Swin V2 by one that is finite in half precision."""
+    from timm.models.swin_transformer_v2 import SwinTransformerV2Block
+
+    for block in list(model.modules()):
+        if isinstance(block, SwinTransformerV2Block):
+            block.attn = CosineAttention(block.attn)
 
 
 def _replace_windows(model: Any, by_size: bool) -> None:

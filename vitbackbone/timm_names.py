@@ -17,24 +17,18 @@ class Family:
     """What a family of networks, one module of timm, takes to run at any size of image."""
 
     arguments: tuple[tuple[str, Any], ...] = ()
-    size_multiple: int | None = None
     windows: Windows = "timm"
 
 
 DYNAMIC = Family(arguments=(("dynamic_img_size", True),))  # timm resamples the position table for each size
-CEILING = Family(size_multiple=1)  # every stride-2 layer keeps the last row and column of an odd map
 
 FAMILIES: dict[str, Family] = {
-    "timm.models.swin_transformer": Family((("strict_img_size", False),), 4, "sized"),
-    "timm.models.swin_transformer_v2": Family((("strict_img_size", False),), 4, "fixed"),
+    "timm.models.swin_transformer": Family((("strict_img_size", False),), "sized"),
+    "timm.models.swin_transformer_v2": Family((("strict_img_size", False),), "fixed"),
     "timm.models.vision_transformer_hybrid": DYNAMIC,
     "timm.models.vision_transformer": DYNAMIC,
     "timm.models.deit": DYNAMIC,
     "timm.models.eva": DYNAMIC,
-    "timm.models.resnet": CEILING,
-    "timm.models.resnetv2": CEILING,
-    "timm.models.regnet": CEILING,
-    "timm.models.res2net": CEILING,
 }
 
 
@@ -71,7 +65,6 @@ def describe_timm(name: str) -> TimmEntry:
     config = TimmConfig(
         architecture=architecture,
         image_size=preprocess.image_size,
-        size_multiple=family.size_multiple,
         arguments=(*size, *family.arguments),
         any_size=not cfg.fixed_input_size or bool(family.arguments),
         windows=family.windows,

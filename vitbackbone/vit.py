@@ -36,7 +36,7 @@ from vitbackbone.features import (
 )
 from vitbackbone.layers import Block, ConvStem, PatchEmbed, PositionEmbedding
 from vitbackbone.packing import Grid, Layout, one_grid, packing_order
-from vitbackbone.pooling import AttentionPool, Neck, pool_neck
+from vitbackbone.pooling import AttentionPool, Neck, pool_neck, pool_prefix
 from vitbackbone.preprocess import Preprocess
 
 
@@ -99,7 +99,7 @@ class ViT(BackboneModule):
         return self._run(images, wanted)
 
     def _run_prefix(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Prefix]:
-        if self.config.pool != "cls":  # the pooled vector is made of patches
+        if self.config.pool not in ("cls", "prefix"):  # the pooled vector is made of patches
             return super()._run_prefix(images, wanted)
         tokens = self.compute(self, images, wanted, prefix=True)
         geometry = self._geometry(images)
@@ -207,14 +207,15 @@ class ViT(BackboneModule):
             x = rearrange(x, "1 (B P) D -> B P D", B=len(grids))
             x = x[torch.tensor(packing_order(grids), device=x.device).argsort()]
         cls = x[:, 0]
-        return Prefix(cls, x[:, 1:], self.projection(self.fc_norm(cls)))
+        pooled = cls if self.config.pool == "cls" else x.mean(dim=1)
+        return Prefix(cls, x[:, 1:], self.projection(self.fc_norm(pooled)))
 
     def _pooling(self) -> Callable[[Features], Tensor]:
         if self.attn_pool is not None:
             return self.attn_pool
         if self.neck is not None and self.config.pool == "neck":
             return partial(pool_neck, self.neck)
-        return {"cls": pool_cls, "mean": pool_mean}[self.config.pool]
+        return {"cls": pool_cls, "prefix": pool_prefix, "mean": pool_mean}[self.config.pool]
 
     def _first(self, count: int) -> list[Block]:
         return [cast(Block, block) for block in self.blocks[:count]]

@@ -7,6 +7,7 @@ opposite borders of the image attend to each other.
 Axes: `B` batch, `h w` map, `D` width, `p q` window, `v` windows of a map, `N` tokens of a window.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 APART = -100.0  # what the authors add to the logits of tokens that are no neighbours; the weights were trained with it
+LARGEST_SCALE = math.log(100.0)  # of cosines (Liu et al. 2022, "Swin Transformer V2", section 3.3)
 
 
 class WindowBlock(nn.Module):
@@ -79,3 +81,53 @@ class WindowBlock(nn.Module):
         border = rearrange(2 * below[:, None] + right.int(), "(i p) (j q) -> (i j) (p q)", p=p, q=q)
         apart = border[:, :, None] != border[:, None, :]
         return torch.zeros_like(apart, dtype=like.dtype).masked_fill(apart, APART)
+
+
+class CosineAttention(nn.Module):
+    """The attention of timm's Swin V2 with its own parameters under their names, finite in every dtype.
+
+    Queries and keys are scaled to unit length in float32 at least. In half precision the length of a zero vector, such
+    as each key of a window's padding, rounds to 0, and timm divides by it.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.num_heads: int = attention.num_heads
+        self.qkv_bias_separate: bool = attention.qkv_bias_separate
+        for name, parameter in attention.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name in ("q_bias", "v_bias"):
+            if getattr(attention, name) is None:
+                self.register_parameter(name, None)
+        for name, buffer in attention.named_buffers(recurse=False):
+            self.register_buffer(name, buffer, persistent=name in attention.state_dict())
+        for name, module in attention.named_children():
+            self.add_module(name, module)
+
+    def forward(self, x: Float[Tensor, "M N D"], mask: Float[Tensor, "v N N"] | None = None) -> Float[Tensor, "M N D"]:
+        """`mask` is added to the logits of each image's windows."""
+        q, k, v = rearrange(self._project(x), "M N (three heads d) -> three M heads N d", three=3, heads=self.num_heads)
+        scale = self.logit_scale.clamp(max=LARGEST_SCALE).exp()
+        logits = _unit(q) @ _unit(k).transpose(-2, -1) * scale + self._bias()
+        if mask is not None:
+            windows = rearrange(logits, "(B v) heads N K -> B v heads N K", v=len(mask)) + mask[:, None]
+            logits = windows.flatten(0, 1)
+        weights = self.attn_drop(logits.softmax(dim=-1).to(v.dtype))
+        return self.proj_drop(self.proj(rearrange(weights @ v, "M heads N d -> M N (heads d)")))
+
+    def _project(self, x: Float[Tensor, "M N D"]) -> Float[Tensor, "M N D3"]:
+        """Queries, keys and values. Keys have no bias."""
+        if self.q_bias is None:
+            return self.qkv(x)
+        bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
+        return self.qkv(x) + bias if self.qkv_bias_separate else F.linear(x, self.qkv.weight, bias)
+
+    def _bias(self) -> Float[Tensor, "heads N N"]:
+        """The bias of each pair of places in a window."""
+        table = self.cpb_mlp(self.relative_coords_table).flatten(0, -2)
+        return 16 * torch.sigmoid(rearrange(table[self.relative_position_index], "q k heads -> heads q k"))
+
+
+def _unit(x: Float[Tensor, "*axes d"]) -> Float[Tensor, "*axes d"]:
+    """Vectors of length 1, a zero vector as it is."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).to(x.dtype)

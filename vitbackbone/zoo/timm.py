@@ -5,7 +5,7 @@ Settings are those of timm's `pretrained_cfg` and model definitions; the resampl
 
 from dataclasses import replace
 
-from vitbackbone.config import MlpKind, QkvBias, Resampling, Rotary, ViTConfig, vit_config
+from vitbackbone.config import MlpKind, Pool, QkvBias, Resampling, Rotary, ViTConfig, vit_config
 from vitbackbone.huggingface import ANTIALIASED, PLAIN
 from vitbackbone.preprocess import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, CropMode
 from vitbackbone.zoo.entry import TIMM_RESAMPLING, Entry, Triple, evaluation
@@ -83,7 +83,8 @@ _DEIT3 = {
 
 
 def _deit(name: str, variant: str, side: int, distilled: bool) -> Entry:
-    config = vit_config(variant, side, num_registers=int(distilled), resampling=SIZE)
+    pool: Pool = "prefix" if distilled else "cls"
+    config = vit_config(variant, side, num_registers=int(distilled), pool=pool, resampling=SIZE)
     preprocess = evaluation(side, 0.9 if side == 224 else 1.0, IMAGENET_MEAN, IMAGENET_STD)
     layout = "timm_distilled" if distilled else "timm"
     return Entry(config, layout, preprocess, "apache-2.0", f"timm/{name}", num_classes=1000)
@@ -244,7 +245,7 @@ def dinov3_config(size: str, qkv_bias: QkvBias, rounded: bool) -> ViTConfig:
 def _dinov3(name: str, size: str, qkv_bias: QkvBias) -> Entry:
     satellite = name.split(".")[1] == "sat493m"
     mean, std = (SATELLITE_MEAN, SATELLITE_STD) if satellite else (IMAGENET_MEAN, IMAGENET_STD)
-    config = dinov3_config(size, qkv_bias, rounded=False)
+    config = replace(dinov3_config(size, qkv_bias, rounded=False), pool="mean")  # timm's default; the authors take CLS
     return Entry(config, "timm_dinov3", evaluation(256, 1.0, mean, std), "dinov3-license", f"timm/{name}")
 
 

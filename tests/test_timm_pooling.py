@@ -1,0 +1,158 @@
+"""`pooled` of each module of timm: what timm's own classifier reads, and nothing that is computed here in its place."""
+
+from collections.abc import Iterator
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from tests.helpers import randomise, relative_error
+from tests.timm_networks import TOLERANCE, images
+from vitbackbone import BackboneModule, load_backbone
+
+# One architecture of each module of timm, among the smallest. Where a module has several heads, one of each.
+ARCHITECTURES = """
+beit: beit_base_patch16_224
+byoanet: botnet26t_256, halonet26t
+byobnet: mobileone_s0, resnet50_clip
+convmixer: convmixer_768_32
+convnext: convnext_atto
+cpubone: cpubone_nano
+csatv2: csatv2
+cspnet: cs3darknet_focus_s
+cspnext: cspnext_tiny
+davit: davit_tiny
+deit: deit_tiny_patch16_224, deit_tiny_distilled_patch16_224
+densenet: densenet121
+dla: dla46_c
+dpn: dpn48b
+edgenext: edgenext_xx_small
+efficientformer: efficientformer_l1
+efficientformer_v2: efficientformerv2_s0
+efficientnet: tinynet_e, efficientnet_b1
+efficientvim: efficientvim_m1
+efficientvit_mit: efficientvit_b0
+efficientvit_msra: efficientvit_m0
+eva: eva02_tiny_patch14_224, vit_small_patch16_dinov3, vit_pe_core_tiny_patch16_384
+fasternet: fasternet_t0
+fastvit: fastvit_t8
+focalnet: focalnet_tiny_srf
+gcvit: gcvit_xxtiny
+ghostnet: ghostnet_050
+hardcorenas: hardcorenas_a
+hgnet: hgnetv2_b0
+hiera: hiera_tiny_224
+hieradet_sam2: sam2_hiera_tiny
+hrnet: hrnet_w18_small
+iformer: iformer_t
+inception_next: inception_next_atto
+lcnetv2: lcnetv2_small
+levit: levit_128s
+lowformer: lowformer_b0
+mambaout: mambaout_femto
+maxxvit: coatnet_pico_rw_224, maxvit_pico_rw_256
+metaformer: poolformer_s12, caformer_s18
+mlp_mixer: gmlp_ti16_224
+mobilenetv3: lcnet_035, mobilenetv3_small_050, mobilenetv4_conv_small_035
+mobilevit: mobilevit_xxs, mobilevitv2_050
+nest: nest_tiny
+nextvit: nextvit_small
+nfnet: nf_regnet_b0
+pvt_v2: pvt_v2_b0
+rdnet: rdnet_tiny
+regnet: regnetx_002
+repghost: repghostnet_050
+repvit: repvit_m0_9
+res2net: res2net50_48w_2s
+resnest: resnest14d
+resnet: resnet10t
+resnetv2: resnetv2_18
+rexnet: rexnetr_200
+selecsls: selecsls42
+senet: legacy_seresnet18
+sequencer: sequencer2d_s
+shvit: shvit_s1
+sknet: skresnet18
+starnet: starnet_s050
+swiftformer: swiftformer_xs
+swin_transformer: swin_tiny_patch4_window7_224
+swin_transformer_v2: swinv2_tiny_window8_256
+swin_transformer_v2_cr: swinv2_cr_tiny_224
+tiny_vit: tiny_vit_5m_224
+tnt: tnt_s_patch16_224
+tresnet: tresnet_m
+twins: twins_svt_small
+vision_transformer: vit_tiny_patch16_224, test_vit4
+vision_transformer_hybrid: vit_tiny_r_s16_p8_224
+vision_transformer_relpos: vit_relpos_small_patch16_224
+visformer: visformer_tiny
+vovnet: ese_vovnet19b_slim_dw
+xception: legacy_xception
+xception_aligned: xception41
+"""
+MODULES = {
+    module: names.split(", ") for module, names in (line.split(": ") for line in ARCHITECTURES.strip().splitlines())
+}
+# Nothing of these modules is small enough for each run of the tests.
+LARGE = ("deepseek_vit", "gemma4_vit", "mobilenetv5", "nasnet", "pnasnet", "qwen3_vit", "vgg", "vision_transformer_sam")
+LARGE += ("vitamin",)
+CLS, BORDER = "does not hand out the CLS token", "its layers cut away the border of the image"
+REFUSED = {
+    "cait_xxs24_224": CLS,
+    "coat_tiny": CLS,
+    "convit_tiny": CLS,
+    "crossvit_tiny_240": CLS,
+    "inception_resnet_v2": BORDER,
+    "inception_v3": BORDER,
+    "inception_v4": BORDER,
+    "pit_xs_224": CLS,
+    "volo_d1_224": CLS,
+    "xcit_nano_12_p16_224": CLS,
+}
+
+
+def module_of(architecture: str) -> str:
+    return timm.models.model_entrypoint(architecture).__module__.rpartition(".")[2]
+
+
+def loaded(name: str) -> BackboneModule:
+    with torch.inference_mode(False):
+        return randomise(load_backbone(f"timm:{name}", weights="random"))
+
+
+def timms(backbone: BackboneModule, x: Tensor) -> Tensor:
+    model = backbone.model
+    return model.forward_head(model.forward_features(x), pre_logits=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def test_each_module_of_timm_is_here() -> None:
+    rows = [name for names in MODULES.values() for name in names]
+    assert all(module_of(name) == module for module, names in MODULES.items() for name in names)
+    assert {*map(module_of, [*rows, *REFUSED]), *LARGE} == set(timm.list_modules())
+
+
+@pytest.mark.parametrize("name", [name for names in MODULES.values() for name in names])
+def test_pooled_is_what_timms_classifier_reads(name: str) -> None:
+    backbone = loaded(name)
+    x = images(2, 3, *backbone.spec.image_size)
+    features, want = backbone(x), timms(backbone, x)
+    assert relative_error(features.pooled, want) < TOLERANCE
+    assert features.pooled.shape == (2, backbone.spec.pooled_dim)
+    assert backbone.spec.pooled_dims[-1] == backbone.spec.pooled_dim
+    assert relative_error(features.image(1).pooled, want[1:]) < TOLERANCE
+    assert relative_error(backbone([x[1], x[0]]).pooled, want.flip(0)) < TOLERANCE
+    (prefix,) = backbone.forward_prefix(x, [-1], norm=backbone.spec.has_norm)
+    assert relative_error(prefix.pooled, want) < TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "why"), REFUSED.items())
+def test_networks_without_one_map_and_its_tokens_are_refused(name: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        load_backbone(f"timm:{name}", weights="random")
