@@ -375,14 +375,15 @@ def create_head(name: str, spec: BackboneSpec, **config: Any) -> Any:
     options = {
         key: option for key, option in options.items() if option.kind not in (option.VAR_KEYWORD, option.VAR_POSITIONAL)
     }
-    stray = [f"has no option {key!r}{did_you_mean(key, options)}" for key in config if key not in options and not free]
+    stray = [f"has no option {key!r}" for key in config if key not in options and not free]
     lacking = [
         f"wants {key}" for key, option in options.items() if option.default is option.empty and key not in config
     ]
     hints = hints_of(head_class.__init__)
     if stray or lacking:
         known = ", ".join(signature_text(option, hints.get(key)) for key, option in options.items()) or "none"
-        raise ValueError(f"head {name!r} {' and '.join(stray + lacking)}; its options are {known}")
+        hints_at = "".join(did_you_mean(key, options) for key in config if key not in options) if not lacking else ""
+        raise ValueError(f"head {name!r} {' and '.join(stray + lacking)}{hints_at}; its options are {known}")
     config = check(f"head {name!r}", hints, config)
     head = head_class(spec, **config)
     head.name, head.config = name, config

@@ -6,7 +6,7 @@ Axes: `B` batch, `T` time steps, `N` tokens, `D` width of a token, `H W` pixels.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,7 +17,7 @@ from heads.options import Size, check
 from heads.unread import Wanted, rest
 from vitbackbone import BackboneModule, Features, Geometry
 
-Missing = Literal["mask", "refuse"]
+MISSING = ("mask", "refuse")
 Batch = tuple[int, ...]  # (B,) or (B, T)
 
 
@@ -77,13 +77,14 @@ class CameraEncoder(nn.Module):
         cameras: Mapping[str, tuple[int, int]],
         backbones: BackboneModule | Mapping[str, BackboneModule],
         heads: Head | Mapping[str, Head],
-        missing: Missing = "mask",
+        missing: str = "mask",
     ) -> None:
         super().__init__()
-        check("CameraEncoder", {"missing": Missing}, {"missing": missing})
         if not isinstance(cameras, Mapping) or not cameras:
             raise ValueError("CameraEncoder: no cameras; want a dict of at least one, its name with its (H, W)")
         check("CameraEncoder, cameras", dict.fromkeys(cameras, Size), cameras)
+        if missing not in MISSING:
+            raise ValueError(f"CameraEncoder: missing={missing!r}; want one of {', '.join(MISSING)}")
         self.cameras = {name: (size[0], size[1]) for name, size in cameras.items()}
         self.missing = missing
         # Lists, as names of cameras may have dots, which names of modules may not; and what is shared is in them once.

@@ -4,18 +4,22 @@ Axes: `B` batch, `D` width, `K` bins, `h w` patch grid, `H W` pixels.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.base import DenseHead, Needs
-from heads.options import Count, Layers, Length
+from heads.options import Count, Layers
 from heads.parallel import refuse_past_ddp, total
 from heads.segmentation import check_tensor
 from vitbackbone import BackboneSpec, Features, align, pool_cls
+
+Bound = Annotated[float, Field(gt=0, allow_inf_nan=False, description="finite numbers: want 0 < min < max")]
 
 UPSAMPLE = 4
 FLOOR = 0.1  # of each bin before they are normalised
@@ -52,8 +56,8 @@ class LinearDepth(DepthHead):
         spec: BackboneSpec,
         layers: Layers = "last",
         bins: Count = 256,
-        min_depth: Length = 0.001,
-        max_depth: Length = 10.0,
+        min_depth: Bound = 0.001,
+        max_depth: Bound = 10.0,
     ) -> None:
         if not 0 < min_depth < max_depth:
             raise ValueError(f"LinearDepth: min_depth={min_depth}, max_depth={max_depth}; want 0 < min < max")

@@ -1,6 +1,5 @@
 """Fitted heads on disk: safetensors and JSON, never pickle."""
 
-from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
@@ -8,8 +7,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
 from heads.base import Head, check_backbone, create_head
-from heads.options import check
-from heads.records import read_record, write_record
+from heads.records import check_fields, check_unedited, read_record, write_record
 from vitbackbone import BackboneModule, fingerprint
 
 
@@ -50,9 +48,9 @@ def load_head(folder: str | PathLike[str], backbone: BackboneModule) -> Any:
     check_backbone("load_head", backbone)
     try:
         record, data = read_record(folder, "head")
-        _check_fields("head.json", record, FIELDS)
+        check_fields("head.json", record, FIELDS)
         fitted = record["backbone"]
-        _check_fields("head.json: backbone", fitted, FITTED)
+        check_fields("head.json: backbone", fitted, FITTED)
         tensors = safetensors.load(data)
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no head as save_head writes it: {error}") from error
@@ -65,13 +63,7 @@ def load_head(folder: str | PathLike[str], backbone: BackboneModule) -> Any:
     try:
         head = create_head(name, backbone.spec, **record["config"])
         head.load_state_dict(tensors)
+        check_unedited(record, "head")
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"the files in {folder} do not fit head {name!r}: {error}") from error
     return head.eval()
-
-
-def _check_fields(owner: str, record: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    missing = [key for key in wanted if key not in record]
-    if missing:
-        raise ValueError(f"{owner} has no {' and no '.join(missing)}")
-    check(owner, wanted, {key: record[key] for key in wanted})

@@ -135,7 +135,8 @@ def _words(hint: Any, value: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_words(part, value) for part in parts)
     if origin is Literal:
-        return f"one of {', '.join(map(repr, parts))}{did_you_mean(value, map(str, parts)).rstrip('?')}"
+        choice = " or ".join(map(repr, parts)) if len(parts) < 3 else f"one of {', '.join(map(str, parts))}"
+        return f"{choice}{did_you_mean(value, map(str, parts)).rstrip('?')}"
     if hint in WORDS:
         return WORDS[hint]
     if origin is not None and issubclass(origin, Sequence):

@@ -21,6 +21,7 @@ from vitbackbone.features import (
     pool_cls,
     pool_mean,
 )
+from vitbackbone.files import publish, publish_text, publish_together, read_together
 from vitbackbone.fingerprint import fingerprint
 from vitbackbone.fused import FusedBackbone, FusedPreprocess, Member
 from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
@@ -76,6 +77,10 @@ __all__ = [
     "optimize",
     "pool_cls",
     "pool_mean",
+    "publish",
+    "publish_text",
+    "publish_together",
+    "read_together",
     "save_pretrained",
     "tile",
     "vit_config",
