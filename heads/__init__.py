@@ -17,9 +17,7 @@ if TYPE_CHECKING:
         create_head,
         freeze,
         list_heads,
-        load_head,
         register_head,
-        save_head,
     )
     from heads.cameras import CameraEncoder, CameraFeatures, CameraTokens
     from heads.classification import ConcatHead, DistilledHead, MlpHead, checkpoint_head, imagenet_labels, lc_features
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from heads.detection import FeaturePyramid, SimpleFeaturePyramid, feature_pyramid
     from heads.dpt import DPT, DPTDepth
     from heads.eomt import EoMT
+    from heads.head_files import load_head, save_head
     from heads.masks import Masks, set_loss
     from heads.policy import KeypointEncoder, PolicyNeck, SpatialSoftmax
     from heads.probe_files import load_probe, save_probe
@@ -88,11 +87,11 @@ _LAZY = {
     "imagenet_labels": "classification",
     "lc_features": "classification",
     "list_heads": "base",
-    "load_head": "base",
+    "load_head": "head_files",
     "load_probe": "probe_files",
     "register_head": "base",
     "report": "probes",
-    "save_head": "base",
+    "save_head": "head_files",
     "save_probe": "probe_files",
     "scale_invariant_loss": "depth",
     "segmentation_loss": "segmentation",

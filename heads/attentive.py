@@ -4,7 +4,6 @@ Axes: `B` batch, `T` tokens, `D` width, `K` classes.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.base import Head, Needs
+from heads.options import Count, Layers
 from vitbackbone import BackboneSpec, Features
 
 # ---- modules on tokens ----------------------------------------------------------------------------------------------
@@ -107,8 +107,8 @@ class VJepaProbe(Head):
     `num_heads`: of the attention; by default the backbone's own, as upstream's evaluation has it.
     """
 
-    def __init__(self, spec: BackboneSpec, num_classes: int, num_heads: int | None = None) -> None:
-        super().__init__(spec, Needs("last", norm=spec.has_norm))
+    def __init__(self, spec: BackboneSpec, num_classes: Count, num_heads: Count | None = None) -> None:
+        super().__init__(spec, Needs("last", norm=spec.has_norm, pooled=False))
         self.num_classes = num_classes
         self.classifier = VJepaClassifier(spec.dim, num_classes, spec.num_heads if num_heads is None else num_heads)
 
@@ -126,12 +126,14 @@ class AimProbe(Head):
     def __init__(
         self,
         spec: BackboneSpec,
-        num_classes: int,
-        layers: Sequence[int] | None = None,
-        num_heads: int | None = None,
-        num_queries: int = 1,
+        num_classes: Count,
+        layers: Layers | None = None,
+        num_heads: Count | None = None,
+        num_queries: Count = 1,
     ) -> None:
-        super().__init__(spec, Needs(tuple(range(-min(6, spec.depth), 0) if layers is None else layers), norm=False))
+        super().__init__(
+            spec, Needs(tuple(range(-min(6, spec.depth), 0)) if layers is None else layers, norm=False, pooled=False)
+        )
         kinds = {(spec.dims[layer], spec.strides[layer]) for layer in self.layers}
         if len(kinds) > 1:
             raise ValueError(

@@ -6,13 +6,15 @@ Axes: `B` batch, `T` time steps, `N` tokens, `D` width of a token, `H W` pixels.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from heads.base import Head, attach
+from heads.base import Head, check_heads
+from heads.options import Size, check
+from heads.unread import Wanted, rest
 from vitbackbone import BackboneModule, Features, Geometry
 
 MISSING = ("mask", "refuse")
@@ -78,8 +80,9 @@ class CameraEncoder(nn.Module):
         missing: str = "mask",
     ) -> None:
         super().__init__()
-        if not cameras:
-            raise ValueError("CameraEncoder: no cameras; want at least one, by name, with the (H, W) of its images")
+        if not isinstance(cameras, Mapping) or not cameras:
+            raise ValueError("CameraEncoder: no cameras; want a dict of at least one, its name with its (H, W)")
+        check("CameraEncoder, cameras", dict.fromkeys(cameras, Size), cameras)
         if missing not in MISSING:
             raise ValueError(f"CameraEncoder: missing={missing!r}; want one of {', '.join(MISSING)}")
         self.cameras = {name: (size[0], size[1]) for name, size in cameras.items()}
@@ -88,6 +91,9 @@ class CameraEncoder(nn.Module):
         self.backbones = nn.ModuleList(_of_each(self.cameras, backbones, "backbones"))
         self.heads = nn.ModuleList(_of_each(self.cameras, heads, "heads"))
         shapes = {name: self._token_shape(name) for name in self.cameras}
+        self.used, self.pooled = self._reads()
+        for module in self.backbones:
+            rest(cast(BackboneModule, module), self)
         if len({width for _, width in shapes.values()}) > 1:
             each = ", ".join(f"{name} {width}" for name, (_, width) in shapes.items())
             raise ValueError(f"the tokens of the cameras have different widths: {each}; give their heads one width")
@@ -100,10 +106,11 @@ class CameraEncoder(nn.Module):
     def forward(
         self,
         images: Mapping[str, Float[Tensor, "... 3 H W"] | None],
-        present: Mapping[str, Bool[Tensor, "..."]] | None = None,
+        present: Mapping[str, Any] | None = None,
     ) -> CameraTokens:
         """`images`: (B, 3, H, W) or (B, T, 3, H, W) of each camera, normalised as its backbone wants. A camera that is
-        None, or not there, is missing from the whole batch; `present`, (B,) or (B, T), tells of which samples it is.
+        None, or not there, is missing from the whole batch. `present`, bool (B,) or (B, T), is True for the samples
+        that the camera is in: a tensor, an array or a list, in which 0 and 1 do for False and True.
 
         Raises `ValueError` on a camera it does not know, images of another size or batch than they should have, a
         missing camera where that is refused, and where all cameras are missing.
@@ -113,7 +120,7 @@ class CameraEncoder(nn.Module):
     def features(
         self,
         images: Mapping[str, Float[Tensor, "... 3 H W"] | None],
-        present: Mapping[str, Bool[Tensor, "..."]] | None = None,
+        present: Mapping[str, Any] | None = None,
     ) -> CameraFeatures:
         """The backbones' part. No backbone is run on what is missing. Arguments and errors are those of `forward`."""
         given = {name: image for name, image in images.items() if image is not None}
@@ -157,20 +164,26 @@ class CameraEncoder(nn.Module):
     def _of(self, modules: nn.ModuleList, camera: str) -> nn.Module:
         return modules[0 if len(modules) == 1 else list(self.cameras).index(camera)]
 
+    def _reads(self) -> tuple[frozenset[Wanted], bool]:
+        """What the heads read of the backbones, taken together."""
+        heads = [cast(Head, head) for head in self.heads]
+        return frozenset(each for head in heads for each in head.used), any(head.needs.pooled for head in heads)
+
     def _token_shape(self, name: str) -> tuple[int, int]:
         """(N, D) of a camera's tokens."""
         head, size = self.head(name), self.cameras[name]
         try:
-            attach(self.backbone(name), {"head": head}, image_size=size)
+            check_heads(self.backbone(name), {"head": head}, image_size=size)
         except ValueError as error:
             raise ValueError(f"camera {name!r}: {error}") from error
         _, count, width = _as_tokens(output_of_zeros(head, size)).shape
         return count, width
 
     def _present(
-        self, given: Mapping[str, Tensor], present: Mapping[str, Tensor], named: set[str]
+        self, given: Mapping[str, Tensor], masks: Mapping[str, Any], named: set[str]
     ) -> dict[str, Bool[Tensor, "..."]]:
         """In which samples each camera is, after every check of what `features` is given."""
+        present = {name: as_mask(name, mask) for name, mask in masks.items()}
         unknown = sorted({*named, *present} - set(self.cameras))
         if unknown:
             raise ValueError(f"unknown cameras: {', '.join(unknown)}; this encoder has {', '.join(self.cameras)}")
@@ -183,7 +196,9 @@ class CameraEncoder(nn.Module):
             )
         for name, pixels in given.items():
             height, width = self.cameras[name]
-            if pixels.ndim not in (4, 5) or pixels.shape[-2:] != (height, width):
+            if not isinstance(pixels, Tensor):
+                raise ValueError(f"the images of camera {name!r} are a {type(pixels).__name__}; want a tensor")
+            if 0 in pixels.shape or pixels.ndim not in (4, 5) or pixels.shape[-2:] != (height, width):
                 raise ValueError(
                     f"the images of camera {name!r} have shape {tuple(pixels.shape)}; want (B, 3, {height}, {width}) "
                     f"or (B, T, 3, {height}, {width})"
@@ -199,6 +214,18 @@ class CameraEncoder(nn.Module):
             name: nowhere if name not in given else present[name].to(first.device) if name in present else ~nowhere
             for name in self.cameras
         }
+
+
+def as_mask(name: str, mask: Any) -> Bool[Tensor, "..."]:
+    """Where a camera is present, as bool. Raises `ValueError` on what is not bool, and not 0 and 1 either."""
+    wanted = "want bool, (B,) or (B, T): True where the camera is there"
+    try:
+        found = torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"present[{name!r}] is no mask ({error}); {wanted}") from None
+    if found.dtype != torch.bool and not ((found == 0) | (found == 1)).all():
+        raise ValueError(f"present[{name!r}] holds {found.dtype} other than 0 and 1; {wanted}")
+    return found.bool()
 
 
 M = TypeVar("M", bound=nn.Module)

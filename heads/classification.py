@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from heads.base import Head, Needs
+from heads.options import Count, Layers
 from vitbackbone import BackboneSpec, Checkpoint, Features, pool_cls, pool_mean
 
 
@@ -19,8 +20,8 @@ class MlpHead(Head):
     `hidden`: width of one hidden tanh layer, as in pretraining; None is the single linear layer of fine-tuning.
     """
 
-    def __init__(self, spec: BackboneSpec, num_classes: int, hidden: int | None = None) -> None:
-        super().__init__(spec, Needs("last", norm=spec.has_norm))
+    def __init__(self, spec: BackboneSpec, num_classes: Count, hidden: Count | None = None) -> None:
+        super().__init__(spec, Needs("last", norm=spec.has_norm, pooled=True))
         width = spec.pooled_dim
         self.num_classes = num_classes
         self.hidden = nn.Sequential(nn.Linear(width, hidden), nn.Tanh()) if hidden else nn.Identity()
@@ -37,8 +38,8 @@ class DistilledHead(Head):
     """DeiT's two linear heads, on CLS and on the distillation token; the logits are their mean (Touvron et al. 2021,
     section 4)."""
 
-    def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
-        super().__init__(spec, Needs("last", prefix=True))
+    def __init__(self, spec: BackboneSpec, num_classes: Count) -> None:
+        super().__init__(spec, Needs("last", prefix=True, pooled=False))
         self.num_classes = num_classes
         self.cls = nn.Linear(spec.dim, num_classes)
         self.distillation = nn.Linear(spec.dim, num_classes)
@@ -70,8 +71,8 @@ class ConcatHead(Head):
     """A linear layer on `lc_features`: DINOv2's classifiers on its last layer, or with `layers="last4"` on its last
     four (Oquab et al. 2023; facebookresearch/dinov2, hub/classifiers.py)."""
 
-    def __init__(self, spec: BackboneSpec, num_classes: int, layers: str = "last") -> None:
-        super().__init__(spec, Needs(layers, prefix=True))
+    def __init__(self, spec: BackboneSpec, num_classes: Count, layers: Layers = "last") -> None:
+        super().__init__(spec, Needs(layers, prefix=True, pooled=False))
         self.num_classes = num_classes
         self.linear = nn.Linear(sum(spec.dims[layer] for layer in self.layers) + spec.dim, num_classes)
         # As its authors start it (dinov2/eval/linear.py).

@@ -3,17 +3,23 @@
 Axes: `B` batch, `D` width, `K` bins, `h w` patch grid, `H W` pixels.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.base import DenseHead, Needs
+from heads.options import Count, Layers
+from heads.parallel import refuse_past_ddp, total
+from heads.segmentation import check_tensor
 from vitbackbone import BackboneSpec, Features, align, pool_cls
+
+Bound = Annotated[float, Field(gt=0, allow_inf_nan=False, description="finite numbers: want 0 < min < max")]
 
 UPSAMPLE = 4
 FLOOR = 0.1  # of each bin before they are normalised
@@ -21,7 +27,20 @@ MEAN_WEIGHT = 0.15  # of the squared mean error beside the variance
 EPSILON = 0.001  # added before logarithms
 
 
-class LinearDepth(DenseHead):
+class DepthHead(DenseHead):
+    """A dense head whose output is a depth at each pixel, (B, 1, H, W)."""
+
+    def loss(self, targets: Tensor, *features: Features) -> Tensor:
+        """The `scale_invariant_loss` of the output, given depths (B, 1, H, W), 0 where they are not known. Targets of
+        images of different sizes are filled up with 0, at the right and bottom.
+
+        Raises `ValueError` as `scale_invariant_loss` does, and `RuntimeError` under DDP outside its forward.
+        """
+        refuse_past_ddp(self)
+        return scale_invariant_loss(self(*features), targets)
+
+
+class LinearDepth(DepthHead):
     """Depth, (B, 1, H, W), as the mean of evenly spaced bins, each weighted by a linear map of a patch and CLS
     (Oquab et al. 2023, DINOv2, section 7.4; facebookresearch/dinov2, hub/depthers.py).
 
@@ -35,14 +54,14 @@ class LinearDepth(DenseHead):
     def __init__(
         self,
         spec: BackboneSpec,
-        layers: Sequence[int] | str = "last",
-        bins: int = 256,
-        min_depth: float = 0.001,
-        max_depth: float = 10.0,
+        layers: Layers = "last",
+        bins: Count = 256,
+        min_depth: Bound = 0.001,
+        max_depth: Bound = 10.0,
     ) -> None:
         if not 0 < min_depth < max_depth:
             raise ValueError(f"LinearDepth: min_depth={min_depth}, max_depth={max_depth}; want 0 < min < max")
-        super().__init__(spec, Needs(layers if isinstance(layers, str) else tuple(layers), norm=False, prefix=True))
+        super().__init__(spec, Needs(layers, norm=False, prefix=True, pooled=False))
         width = 2 * sum(spec.dims[layer] for layer in self.layers)
         self.linear = nn.Conv2d(width, bins, kernel_size=1)
         self.register_buffer("centres", torch.linspace(min_depth, max_depth, bins), persistent=False)
@@ -66,6 +85,8 @@ def _known(depth: Tensor, target: Tensor) -> Bool[Tensor, "B 1 H W"]:
     """Where a target is known: where it is positive. Raises `ValueError` on other shapes, and on a target that is not
     finite."""
     wanted = "want a positive finite depth where it is known, and 0 where it is not"
+    check_tensor("depth", depth, "want what a depth head gives, (B, 1, H, W)")
+    check_tensor("target", target, wanted)
     if target.shape != depth.shape:
         raise ValueError(f"target has shape {tuple(target.shape)}; want {tuple(depth.shape)}, that of the output")
     if not target.is_floating_point():
@@ -77,17 +98,20 @@ def _known(depth: Tensor, target: Tensor) -> Bool[Tensor, "B 1 H W"]:
 
 def scale_invariant_loss(depth: Float[Tensor, "B 1 H W"], target: Tensor) -> Tensor:
     """√(Var g + 0.15 (mean g)²) of the differences g of logarithms, over the pixels with a target above 0; without
-    any, 0 (Eigen et al. 2014, with the weights of AdaBins; facebookresearch/dinov2, eval/depth/models/losses).
+    any, 0 (Eigen et al. 2014, with the weights of AdaBins; facebookresearch/dinov2, eval/depth/models/losses). In a
+    training forward under DDP or FSDP it is over the pixels of all processes.
 
     Raises `ValueError` on a target of another shape, or with NaN or infinity.
     """
     known = _known(depth, target)
     error = (depth[known].float() + EPSILON).log() - (target[known].float() + EPSILON).log()
-    if not len(error):
+    count = total(error.new_tensor(float(len(error))))
+    if not count:
         return depth.sum() * 0
-    variance = error.var(correction=min(1, len(error) - 1))
+    mean = total(error.sum()) / count
+    variance = total((error - mean).square().sum()) / (count - 1).clamp(min=1)
     # The root has no slope at 0, where every pixel is right.
-    return (variance + MEAN_WEIGHT * error.mean() ** 2).clamp(min=1e-12).sqrt()
+    return (variance + MEAN_WEIGHT * mean**2).clamp(min=1e-12).sqrt()
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,22 @@ import math
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.base import Head, Needs, create_head
+from heads.options import Count
 from vitbackbone import BackboneSpec, Features, Geometry, align
 
 Levels = OrderedDict[str, Tensor]  # maps (B, C, h, w), from high resolution to low
 
 STRIDES = (4, 8, 16, 32)
+Strides = Annotated[Sequence[Count], Field(min_length=1, description="a list of powers of two, ascending")]
 
 
 class Pyramid(Head):
@@ -32,7 +36,7 @@ class Pyramid(Head):
     Raises `ValueError` unless `strides` are powers of two, ascending.
     """
 
-    def __init__(self, spec: BackboneSpec, needs: Needs, channels: int, strides: Sequence[int]) -> None:
+    def __init__(self, spec: BackboneSpec, needs: Needs, channels: Count, strides: Strides) -> None:
         super().__init__(spec, needs)
         ascending = list(strides) == sorted(set(strides))
         if not strides or not ascending or any(stride < 1 or stride & (stride - 1) for stride in strides):
@@ -68,9 +72,9 @@ class SimpleFeaturePyramid(Pyramid):
     """
 
     def __init__(
-        self, spec: BackboneSpec, channels: int = 256, strides: Sequence[int] = STRIDES, norm: bool = True
+        self, spec: BackboneSpec, channels: Count = 256, strides: Strides = STRIDES, norm: bool = True
     ) -> None:
-        super().__init__(spec, Needs("last", norm), channels, strides)
+        super().__init__(spec, Needs("last", norm, pooled=False), channels, strides)
         self.base = 2 ** round(math.log2(spec.stride))
         self.branches = nn.ModuleList(_branch(spec.dim, channels, self.base, stride) for stride in strides)
 
@@ -117,7 +121,7 @@ class FeaturePyramid(Pyramid):
     Raises `ValueError` if the backbone has no layer of one of the strides.
     """
 
-    def __init__(self, spec: BackboneSpec, channels: int = 256, strides: Sequence[int] = STRIDES) -> None:
+    def __init__(self, spec: BackboneSpec, channels: Count = 256, strides: Strides = STRIDES) -> None:
         missing = set(strides) - set(spec.strides)
         if missing:
             raise ValueError(
@@ -125,7 +129,9 @@ class FeaturePyramid(Pyramid):
                 f"{', '.join(map(str, sorted(set(spec.strides))))}; take SimpleFeaturePyramid, which makes levels"
             )
         last = {stride: layer for layer, stride in enumerate(spec.strides)}
-        super().__init__(spec, Needs(tuple(last[stride] for stride in strides), norm=False), channels, strides)
+        super().__init__(
+            spec, Needs(tuple(last[stride] for stride in strides), norm=False, pooled=False), channels, strides
+        )
         self.laterals = nn.ModuleList(nn.Conv2d(spec.dims[layer], channels, kernel_size=1) for layer in self.layers)
         self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, kernel_size=3, padding=1) for _ in strides)
 

@@ -5,18 +5,21 @@
 Axes: `B` batch, `D` width, `C` channels, `K` classes, `h w` patch grid.
 """
 
-from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from heads.base import DenseHead, Needs
+from heads.base import Needs
+from heads.depth import DepthHead
+from heads.options import Count, Layers, Length, Rate
+from heads.parallel import BatchNorm2d
 from heads.segmentation import Segmenter
 from vitbackbone import BackboneSpec, Features, pool_cls
 
-READOUTS = ("project", "ignore")
+Readout = Literal["project", "ignore"]
 
 
 class DPT(Segmenter):
@@ -29,17 +32,17 @@ class DPT(Segmenter):
     def __init__(
         self,
         spec: BackboneSpec,
-        num_classes: int,
-        layers: Sequence[int] | str = "even4",
-        channels: int = 256,
-        readout: str | None = None,
-        dropout: float = 0.1,
+        num_classes: Count,
+        layers: Layers = "even4",
+        channels: Count = 256,
+        readout: Readout | None = None,
+        dropout: Rate = 0.1,
     ) -> None:
         readout = readout or default_readout(spec)
         super().__init__(spec, needs(layers, readout), num_classes)
         self.decoder = Decoder(spec, self.layers, channels, readout)
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(channels)
+        self.bn = BatchNorm2d(channels)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
 
@@ -48,7 +51,7 @@ class DPT(Segmenter):
         return twice(self.classifier(self.dropout(x)))
 
 
-class DPTDepth(DenseHead):
+class DPTDepth(DepthHead):
     """Depth, (B, 1, H, W), in the unit of the targets it is trained with (facebookresearch/dinov2,
     hub/depth/decode_heads.py).
 
@@ -58,10 +61,10 @@ class DPTDepth(DenseHead):
     def __init__(
         self,
         spec: BackboneSpec,
-        layers: Sequence[int] | str = "even4",
-        channels: int = 256,
-        readout: str | None = None,
-        min_depth: float = 0.001,
+        layers: Layers = "even4",
+        channels: Count = 256,
+        readout: Readout | None = None,
+        min_depth: Length = 0.001,
     ) -> None:
         readout = readout or default_readout(spec)
         super().__init__(spec, needs(layers, readout))
@@ -80,15 +83,12 @@ class DPTDepth(DenseHead):
         return F.relu(self.depth(x)) + self.min_depth
 
 
-def default_readout(spec: BackboneSpec) -> str:
+def default_readout(spec: BackboneSpec) -> Readout:
     return "project" if spec.has_cls else "ignore"
 
 
-def needs(layers: Sequence[int] | str, readout: str) -> Needs:
-    """Raises `ValueError` on an unknown readout."""
-    if readout not in READOUTS:
-        raise ValueError(f"DPT: readout={readout!r}; want {' or '.join(map(repr, READOUTS))}")
-    return Needs(layers if isinstance(layers, str) else tuple(layers), norm=False, prefix=readout == "project")
+def needs(layers: Layers, readout: Readout) -> Needs:
+    return Needs(layers, norm=False, prefix=readout == "project", pooled=False)
 
 
 class Decoder(nn.Module):
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
     Raises `ValueError` unless the layers are four of one stride, at least 8 wide.
     """
 
-    def __init__(self, spec: BackboneSpec, layers: tuple[int, ...], channels: int, readout: str) -> None:
+    def __init__(self, spec: BackboneSpec, layers: tuple[int, ...], channels: int, readout: Readout) -> None:
         super().__init__()
         widths = [spec.dims[layer] for layer in layers]
         strides = [spec.strides[layer] for layer in layers]

@@ -17,7 +17,10 @@ from torch.nn import functional as F
 
 from heads.base import Needs
 from heads.masks import Masks, set_loss
-from heads.segmentation import IGNORED, Segmenter, check_labels
+from heads.options import Count
+from heads.parallel import refuse_past_ddp
+from heads.segmentation import Segmenter, check_labels, ignored
+from heads.unread import Wanted
 from vitbackbone import BackboneModule, BackboneSpec, Features, Layout, ViT
 
 POWER = 0.9  # of the annealing
@@ -32,8 +35,8 @@ class EoMT(Segmenter):
     always and in the end never: call `anneal` as training goes on. In eval mode it attends to all.
     """
 
-    def __init__(self, spec: BackboneSpec, num_classes: int, num_queries: int = 100, num_blocks: int = 4) -> None:
-        super().__init__(spec, Needs((-num_blocks - 1,), norm=False), num_classes)
+    def __init__(self, spec: BackboneSpec, num_classes: Count, num_queries: Count = 100, num_blocks: Count = 4) -> None:
+        super().__init__(spec, Needs((-num_blocks - 1,), norm=False, pooled=False), num_classes)
         width = spec.dim
         self.num_blocks = num_blocks
         self.queries = nn.Parameter(torch.randn(num_queries, width))
@@ -59,6 +62,10 @@ class EoMT(Segmenter):
                 f"{backbone.spec.name}; take a backbone without them, such as DINOv2"
             )
         self._bound = (backbone,)
+
+    @property
+    def used(self) -> frozenset[Wanted]:
+        return super().used | {(self.spec.depth - 1, self.spec.has_norm)}
 
     def anneal(self, progress: float) -> None:
         """Sets how often queries keep to their masks, at `progress` of training from 0 to 1: block after block falls
@@ -92,13 +99,16 @@ class EoMT(Segmenter):
         masks = F.interpolate(last.masks, size=size, mode="bilinear", align_corners=False).sigmoid()
         return einsum(last.classes.softmax(dim=2)[:, :, :-1], masks, "B Q K, B Q h w -> B K h w")
 
-    def loss(self, labels: Tensor, *features: Features, ignore_index: int = IGNORED) -> Tensor:
+    def loss(self, targets: Tensor, *features: Features, ignore_index: int | None = None) -> Tensor:
         """Raises `ValueError` as `predictions` and `set_loss` do."""
+        refuse_past_ddp(self)
+        given = self.ignore_index if ignore_index is None else ignore_index
+        ignore_index = ignored(self.num_classes, given)
         predictions = self.predictions(features[0])
         geometry = features[0].geometry
         (height, width), (bottom, right) = geometry.sizes[0], geometry.padding[0]
-        check_labels(labels, (len(geometry.sizes), height, width), self.num_classes, ignore_index)
-        labels = F.pad(labels.long(), (0, right, 0, bottom), value=ignore_index)
+        check_labels(targets, (len(geometry.sizes), height, width), self.num_classes, ignore_index)
+        labels = F.pad(targets.to(self.queries.device, torch.long), (0, right, 0, bottom), value=ignore_index)
         return torch.stack([set_loss(each, labels, ignore_index) for each in predictions]).sum()
 
     def _predict(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Masks:

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from heads.segmentation import IGNORED, check_labels
+from heads.parallel import total
+from heads.segmentation import check_labels, check_tensor, ignored
 
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT, NO_OBJECT_WEIGHT = 2.0, 5.0, 5.0, 0.1
 
@@ -24,20 +25,25 @@ class Masks:
     classes: Float[Tensor, "B Q C"]  # K classes and "no object"
 
 
-def set_loss(predicted: Masks, labels: Tensor, ignore_index: int = IGNORED) -> Tensor:
+def set_loss(predicted: Masks, labels: Tensor, ignore_index: int | None = None) -> Tensor:
     """Mask2Former's (Cheng et al. 2022): 2 x cross-entropy of the classes + 5 x binary cross-entropy and 5 x dice of
     the matched masks, "no object" weighted by 0.1; matched by the same sum (Kuhn 1955, the Hungarian method).
 
     `labels`: integers (B, H, W) over what the masks cover. The target of a class that an image shows is its share of
     each of the places h x w; where upstream draws places at random, these are all of them. Ignored pixels are left out.
-    A batch where all are gives 0.
+    A batch where all are gives 0. In a training forward under DDP or FSDP the means are over the images of all
+    processes.
 
-    Raises `ValueError` on labels of another kind, or with a value that is no class.
+    `ignore_index`: the label that means no class, by default 255.
+    Raises `ValueError` on labels of another kind, on a value that is no class, and with 256 classes or more without an
+    `ignore_index`.
     """
     from scipy.optimize import linear_sum_assignment
 
     logits, classes = predicted.masks.float(), predicted.classes.float()
     none = classes.shape[2] - 1
+    ignore_index = ignored(none, ignore_index)
+    check_tensor("labels", labels, "want integers (B, H, W)")
     check_labels(labels, (len(logits), *labels.shape[-2:]), none, ignore_index)
     wanted = torch.full(classes.shape[:2], none, device=labels.device)
     mask_loss = dice_loss = logits.sum() * 0
@@ -55,12 +61,14 @@ def set_loss(predicted: Masks, labels: Tensor, ignore_index: int = IGNORED) -> T
         mask_loss = mask_loss + binary[rows, columns].sum()
         dice_loss = dice_loss + dice[rows, columns].sum()
         matched += len(present)
-    if not matched:
-        return mask_loss + classes.sum() * 0
     weights = torch.ones(none + 1, device=classes.device)
     weights[none] = NO_OBJECT_WEIGHT
-    class_loss = F.cross_entropy(classes.mT, wanted, weights)
-    return CLASS_WEIGHT * class_loss + (MASK_WEIGHT * mask_loss + DICE_WEIGHT * dice_loss) / matched
+    class_loss = F.cross_entropy(classes.mT, wanted, weights, reduction="sum")
+    weight = weights[wanted[wanted >= 0]].sum()
+    sums = total(torch.stack([class_loss, MASK_WEIGHT * mask_loss + DICE_WEIGHT * dice_loss]))
+    counts = total(torch.stack([weight, weight.new_tensor(float(matched))]))
+    class_mean, mask_mean = sums / torch.where(counts > 0, counts, 1)
+    return CLASS_WEIGHT * class_mean + mask_mean
 
 
 def _targets(label: Tensor, ignore_index: int, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:

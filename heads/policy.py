@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.base import Needs
+from heads.options import Count
 from heads.resamplers import PoolingHead
 from vitbackbone import BackboneSpec, Features
 
@@ -20,8 +21,8 @@ class SpatialSoftmax(PoolingHead):
     A 1x1 convolution to K channels, the softmax of each over the map, and the mean position under it.
     """
 
-    def __init__(self, spec: BackboneSpec, num_keypoints: int = 32, layer: int = -1, norm: bool = True) -> None:
-        super().__init__(spec, Needs((layer,), norm))
+    def __init__(self, spec: BackboneSpec, num_keypoints: Count = 32, layer: int = -1, norm: bool = True) -> None:
+        super().__init__(spec, Needs((layer,), norm, pooled=False))
         self.keypoints = nn.Conv2d(spec.dims[self.layers[0]], num_keypoints, kernel_size=1)
 
     def pool(self, features: Features) -> Float[Tensor, "B K 2"]:
@@ -35,7 +36,7 @@ class KeypointEncoder(SpatialSoftmax):
     """The keypoints of `SpatialSoftmax` through a linear layer and ReLU, (B, 2K): what LeRobot's Diffusion policy reads
     of each camera."""
 
-    def __init__(self, spec: BackboneSpec, num_keypoints: int = 32, layer: int = -1, norm: bool = True) -> None:
+    def __init__(self, spec: BackboneSpec, num_keypoints: Count = 32, layer: int = -1, norm: bool = True) -> None:
         super().__init__(spec, num_keypoints, layer, norm)
         self.out = nn.Linear(2 * num_keypoints, 2 * num_keypoints)
 
@@ -54,8 +55,8 @@ class PolicyNeck(PoolingHead):
 
     GRID = 14
 
-    def __init__(self, spec: BackboneSpec, width: int = 256, layer: int = -1, norm: bool = True) -> None:
-        super().__init__(spec, Needs((layer,), norm))
+    def __init__(self, spec: BackboneSpec, width: Count = 256, layer: int = -1, norm: bool = True) -> None:
+        super().__init__(spec, Needs((layer,), norm, pooled=False))
         dim = spec.dims[self.layers[0]]
         self.neck = nn.Sequential(
             nn.Conv2d(dim, width, kernel_size=4, stride=2, padding=1),

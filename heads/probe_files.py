@@ -13,7 +13,7 @@ from heads.attentive_probe import AttentiveProbe
 from heads.blocks import Array
 from heads.probe_base import Probe
 from heads.probes import KnnProbe, LinearProbe
-from heads.records import read_record, write_record
+from heads.records import check_unedited, read_record, write_record
 
 KINDS: dict[str, type[Probe]] = {"linear": LinearProbe, "knn": KnnProbe, "attentive": AttentiveProbe}
 
@@ -57,6 +57,7 @@ def load_probe(folder: str | PathLike[str]) -> tuple[Probe, dict[str, Any]]:
         probe._from_tensors(safetensors.load(data))
         if record["feature_names"] is not None:
             probe.feature_names_in_ = np.array(record["feature_names"], dtype=object)
+        check_unedited(record, "probe")
         return probe, record["about"]
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no probe as save_probe writes it: {error!r}") from error

@@ -6,16 +6,18 @@ In a batch of images of different sizes, `features.valid` tells which tokens sho
 """
 
 from itertools import pairwise
+from typing import Literal
 
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from heads.base import Head, Needs
+from heads.options import Count
 from vitbackbone import BackboneSpec, Features
 
-FORMS = ("linear", "mlp", "fused")
-PROJECTIONS = ("none", "linear", "mlp")
+Form = Literal["linear", "mlp", "fused"]
+Projection = Literal["none", "linear", "mlp"]
 
 
 class TokenProjector(Head):
@@ -27,10 +29,10 @@ class TokenProjector(Head):
     Raises `ValueError` on an unknown form.
     """
 
-    def __init__(self, spec: BackboneSpec, width: int, form: str = "mlp", layer: int = -1, norm: bool = True) -> None:
-        super().__init__(spec, Needs((layer,), norm))
-        if form not in FORMS:
-            raise ValueError(f"TokenProjector: form={form!r}; want one of {', '.join(FORMS)}")
+    def __init__(
+        self, spec: BackboneSpec, width: Count, form: Form = "mlp", layer: int = -1, norm: bool = True
+    ) -> None:
+        super().__init__(spec, Needs((layer,), norm, pooled=False))
         dim = spec.dims[self.layers[0]]
         widths = {"linear": (dim, width), "mlp": (dim, width, width), "fused": (dim, 4 * dim, width, width)}[form]
         self.projection = _mlp(*widths)
@@ -43,7 +45,7 @@ class OpenVLAProjector(TokenProjector):
     """OpenVLA's projector on its two encoders (Kim et al. 2024): for `load_backbone("openvla")`, which gives the
     second to last blocks of DINOv2 and SigLIP, neither with its final norm."""
 
-    def __init__(self, spec: BackboneSpec, width: int = 4096) -> None:
+    def __init__(self, spec: BackboneSpec, width: Count = 4096) -> None:
         super().__init__(spec, width, form="fused", norm=False)
 
 
@@ -60,16 +62,13 @@ class SpaceToDepth(Head):
     def __init__(
         self,
         spec: BackboneSpec,
-        factor: int = 2,
-        projection: str = "none",
-        width: int | None = None,
+        factor: Count = 2,
+        projection: Projection = "none",
+        width: Count | None = None,
         layer: int = -1,
         norm: bool = True,
     ) -> None:
-        super().__init__(spec, Needs((layer,), norm, grid_multiple=factor))
-        if projection not in PROJECTIONS:
-            wanted = ", ".join(PROJECTIONS)
-            raise ValueError(f"SpaceToDepth: projection={projection!r}; want one of {wanted}")
+        super().__init__(spec, Needs((layer,), norm, grid_multiple=factor, pooled=False))
         if (projection == "none") != (width is None):
             raise ValueError(f"SpaceToDepth: projection={projection!r} with width={width}; want both or neither")
         self.factor = factor

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.base import Head, Needs
+from heads.options import Count
 from vitbackbone import BackboneSpec, Features
 
 
@@ -40,14 +41,14 @@ class PerceiverResampler(PoolingHead):
     def __init__(
         self,
         spec: BackboneSpec,
-        num_latents: int = 64,
-        depth: int = 6,
-        num_heads: int = 8,
-        head_dim: int = 64,
+        num_latents: Count = 64,
+        depth: Count = 6,
+        num_heads: Count = 8,
+        head_dim: Count = 64,
         layer: int = -1,
         norm: bool = True,
     ) -> None:
-        super().__init__(spec, Needs((layer,), norm))
+        super().__init__(spec, Needs((layer,), norm, pooled=False))
         dim = spec.dims[self.layers[0]]
         self.latents = nn.Parameter(torch.randn(num_latents, dim))
         self.blocks = nn.ModuleList(_ResamplerBlock(dim, num_heads, head_dim) for _ in range(depth))
@@ -89,8 +90,8 @@ class MapPool(PoolingHead):
     Raises `ValueError` where `num_heads` does not divide D.
     """
 
-    def __init__(self, spec: BackboneSpec, num_heads: int = 8, layer: int = -1, norm: bool = True) -> None:
-        super().__init__(spec, Needs((layer,), norm))
+    def __init__(self, spec: BackboneSpec, num_heads: Count = 8, layer: int = -1, norm: bool = True) -> None:
+        super().__init__(spec, Needs((layer,), norm, pooled=False))
         dim = spec.dims[self.layers[0]]
         if dim % num_heads:
             raise ValueError(f"MapPool: num_heads={num_heads} does not divide the width {dim} of {spec.name}")

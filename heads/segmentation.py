@@ -9,14 +9,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.base import DenseHead, Needs
+from heads.options import Count, Layers, Rate, check
+from heads.parallel import BatchNorm2d, refuse_past_ddp, total
 from vitbackbone import BackboneSpec, Features, align
 
-IGNORED = 255  # label of a pixel that no class is given to: left out of the loss
+IGNORED = 255  # label of a pixel that no class is given to, unless told otherwise: left out of the loss
+
+
+def ignored(num_classes: int, ignore_index: int | None) -> int:
+    """The label to ignore; None is 255. Raises `ValueError` if it is None and 255 is a class."""
+    check("labels", {"ignore_index": int | None}, {"ignore_index": ignore_index})
+    if ignore_index is not None:
+        return ignore_index
+    if num_classes > IGNORED:
+        raise ValueError(
+            f"there are {num_classes} classes, and the label {IGNORED}, which means no class by default, is one of "
+            "them; pass the ignore_index that means no class, such as -1"
+        )
+    return IGNORED
 
 
 def check_labels(labels: Tensor, shape: tuple[int, int, int], num_classes: int, ignore_index: int) -> None:
     """Raises `ValueError` unless the labels are integers of the shape (B, H, W), each a class from 0 or ignored."""
     wanted = f"want integers of shape {shape}: classes 0 to {num_classes - 1}, or {ignore_index} for pixels to ignore"
+    check_tensor("labels", labels, wanted)
+    if 0 in shape:
+        raise ValueError(f"the output has shape {shape}, without an image or a pixel; want at least one")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype}; {wanted}")
     if labels.shape != shape:
@@ -26,34 +44,55 @@ def check_labels(labels: Tensor, shape: tuple[int, int, int], num_classes: int, 
         raise ValueError(f"labels hold {unknown.unique().tolist()[:5]}; {wanted}")
 
 
-def segmentation_loss(logits: Float[Tensor, "B K H W"], labels: Tensor, ignore_index: int = IGNORED) -> Tensor:
-    """Cross-entropy, the mean over the pixels that are not ignored; 0 where all are.
+def check_tensor(name: str, value: object, wanted: str) -> None:
+    """Raise `ValueError` unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise ValueError(f"{name} is a {kind}, and no tensor; {wanted}. torch.as_tensor makes one of an array")
 
-    `labels`: integers (B, H, W). Raises `ValueError` on other ones, and on a label that is no class.
+
+def segmentation_loss(logits: Float[Tensor, "B K H W"], labels: Tensor, ignore_index: int | None = None) -> Tensor:
+    """Cross-entropy, the mean over the pixels that are not ignored; 0 where all are. In a training forward under DDP or
+    FSDP it is the mean over the pixels of all processes.
+
+    `labels`: integers (B, H, W). `ignore_index`: the label that means no class, by default 255.
+    Raises `ValueError` on other labels, on a label that is no class, and with 256 classes or more without an
+    `ignore_index`.
     """
+    check_tensor("logits", logits, "want scores of shape (B, K, H, W)")
     batch, num_classes, height, width = logits.shape
+    ignore_index = ignored(num_classes, ignore_index)
     check_labels(labels, (batch, height, width), num_classes, ignore_index)
-    total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp(min=1)
+    labels = labels.to(logits.device, torch.long)
+    loss = total(F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum"))
+    return loss / total((labels != ignore_index).sum().to(loss)).clamp(min=1)
 
 
 class Segmenter(DenseHead):
-    """A dense head whose output is a score for each class at each pixel, (B, K, H, W)."""
+    """A dense head whose output is a score for each class at each pixel, (B, K, H, W).
 
-    def __init__(self, spec: BackboneSpec, needs: Needs, num_classes: int) -> None:
+    `ignore_index` is the label of pixels without a class in its `loss`: an attribute, to be set before training. None
+    is 255.
+    """
+
+    ignore_index: int | None = None
+
+    def __init__(self, spec: BackboneSpec, needs: Needs, num_classes: Count) -> None:
         super().__init__(spec, needs)
         self.num_classes = num_classes
 
     def anneal(self, progress: float) -> None:
         """Told how far training is, from 0 to 1. For a head whose training changes as it goes on (EoMT)."""
 
-    def loss(self, labels: Tensor, *features: Features, ignore_index: int = IGNORED) -> Tensor:
+    def loss(self, targets: Tensor, *features: Features, ignore_index: int | None = None) -> Tensor:
         """What the head is trained by, given labels (B, H, W) and what the head is given (`Attached.features`). Labels
         of images of different sizes are filled up with `ignore_index`, at the right and bottom.
 
-        Raises `ValueError` as `segmentation_loss` does.
+        `ignore_index`: by default the head's own.
+        Raises `ValueError` as `segmentation_loss` does, and `RuntimeError` under DDP outside its forward.
         """
-        return segmentation_loss(self(*features), labels, ignore_index)
+        refuse_past_ddp(self)
+        return segmentation_loss(self(*features), targets, self.ignore_index if ignore_index is None else ignore_index)
 
 
 class LinearSegmenter(Segmenter):
@@ -67,15 +106,15 @@ class LinearSegmenter(Segmenter):
     def __init__(
         self,
         spec: BackboneSpec,
-        num_classes: int,
-        layers: tuple[int, ...] | str = "last",
+        num_classes: Count,
+        layers: Layers = "last",
         norm: bool = True,
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
     ) -> None:
-        super().__init__(spec, Needs(layers if isinstance(layers, str) else tuple(layers), norm), num_classes)
+        super().__init__(spec, Needs(layers, norm, pooled=False), num_classes)
         width = sum(spec.dims[layer] for layer in self.layers)
         self.dropout = nn.Dropout2d(dropout)
-        self.bn = nn.BatchNorm2d(width)
+        self.bn = BatchNorm2d(width)
         self.classifier = nn.Conv2d(width, num_classes, kernel_size=1)
         nn.init.normal_(self.classifier.weight, std=0.01)
         if self.classifier.bias is not None:
@@ -93,9 +132,9 @@ class MultiLayerSegmenter(LinearSegmenter):
     def __init__(
         self,
         spec: BackboneSpec,
-        num_classes: int,
-        layers: tuple[int, ...] | str = "last4",
+        num_classes: Count,
+        layers: Layers = "last4",
         norm: bool = True,
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
     ) -> None:
         super().__init__(spec, num_classes, layers, norm, dropout)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.base import Needs
-from heads.segmentation import IGNORED, Segmenter, segmentation_loss
+from heads.options import Count, Layers
+from heads.parallel import BatchNorm2d, is_together, tie
+from heads.segmentation import Segmenter
 from vitbackbone import BackboneSpec, Features
 
 SCALES = (4.0, 2.0, 1.0, 0.5)  # of the pyramid that is made of maps of one stride
@@ -38,12 +40,11 @@ class UPerNet(Segmenter):
     def __init__(
         self,
         spec: BackboneSpec,
-        num_classes: int,
-        layers: Sequence[int] | str = "even4",
-        channels: int = 512,
+        num_classes: Count,
+        layers: Layers = "even4",
+        channels: Count = 512,
     ) -> None:
-        needs = Needs(layers if isinstance(layers, str) else tuple(layers), norm=False)
-        super().__init__(spec, needs, num_classes)
+        super().__init__(spec, Needs(layers, norm=False, pooled=False), num_classes)
         widths = [spec.dims[layer] for layer in self.layers]
         strides = [spec.strides[layer] for layer in self.layers]
         rising = all(fine < coarse for fine, coarse in pairwise(strides))
@@ -74,16 +75,21 @@ class UPerNet(Segmenter):
             maps = maps[:, :, :h, :w]
         return maps
 
-    def loss(self, labels: Tensor, *features: Features, ignore_index: int = IGNORED) -> Tensor:
-        auxiliary = segmentation_loss(self.auxiliary(features[2]), labels, ignore_index)
-        return super().loss(labels, *features, ignore_index=ignore_index) + AUXILIARY_WEIGHT * auxiliary
+    def forward(self, *features: Features) -> Float[Tensor, "B K H W"]:
+        return tie(super().forward(*features), self.auxiliary)
+
+    def loss(self, targets: Tensor, *features: Features, ignore_index: int | None = None) -> Tensor:
+        main = super().loss(targets, *features, ignore_index=ignore_index)
+        return main + AUXILIARY_WEIGHT * self.auxiliary.loss(
+            targets, features[2], ignore_index=self.ignore_index if ignore_index is None else ignore_index
+        )
 
 
 class FCN(Segmenter):
     """A 3x3 convolution and a classifier on one map (Long et al. 2015)."""
 
-    def __init__(self, spec: BackboneSpec, num_classes: int, layer: int, channels: int = 256) -> None:
-        super().__init__(spec, Needs((layer,), norm=False), num_classes)
+    def __init__(self, spec: BackboneSpec, num_classes: Count, layer: int, channels: Count = 256) -> None:
+        super().__init__(spec, Needs((layer,), norm=False, pooled=False), num_classes)
         self.conv = conv_norm(spec.dims[layer], channels, 3)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
 
@@ -117,7 +123,7 @@ class PooledContext(nn.Module):
         self.fuse = conv_norm(width + len(POOLED) * channels, channels, 3)
 
     def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C h w"]:
-        if self.training and len(x) < 2:
+        if self.training and len(x) < 2 and not is_together():
             raise ValueError(
                 "UPerNet trains on two images or more of one size at a time: batch norm cannot tell anything from one "
                 "image pooled to one place. Crop the images to one size, or raise the batch size"
@@ -130,7 +136,7 @@ class PooledContext(nn.Module):
 def conv_norm(width: int, channels: int, kernel: int) -> nn.Sequential:
     """Convolution of the same size, batch norm, ReLU."""
     conv = nn.Conv2d(width, channels, kernel, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
+    return nn.Sequential(conv, BatchNorm2d(channels), nn.ReLU())
 
 
 def over_same_pixels(features: Sequence[Features]) -> list[Tensor]:

@@ -77,6 +77,7 @@ ALLOWED: dict[str, set[str]] = {
         "export",
         "extract",
         "features",
+        "files",
         "fused",
         "load",
         "packing",

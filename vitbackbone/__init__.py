@@ -22,6 +22,7 @@ from vitbackbone.features import (
     pool_cls,
     pool_mean,
 )
+from vitbackbone.files import publish, publish_text, publish_together, read_together
 from vitbackbone.fingerprint import fingerprint
 from vitbackbone.fused import FusedBackbone, FusedPreprocess, Member
 from vitbackbone.images import load_image
@@ -79,6 +80,10 @@ __all__ = [
     "optimize",
     "pool_cls",
     "pool_mean",
+    "publish",
+    "publish_text",
+    "publish_together",
+    "read_together",
     "save_pretrained",
     "tile",
     "vit_config",

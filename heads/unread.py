@@ -1,0 +1,120 @@
+"""Which parameters of a backbone no head reads. A step gives them no gradient: blocks deeper than the deepest layer
+read, a final norm that is not applied, a pooling that is not asked for.
+
+They learn nothing, and DDP would wait for their gradients. `rest` turns their gradients off.
+"""
+
+import weakref
+from collections.abc import Iterable, Sequence, Set
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from vitbackbone import BackboneModule, Features, FusedBackbone, ViT
+
+Wanted = tuple[int, bool]  # a layer, 0-based, and whether the final norm is applied
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Heads on a backbone."""
+
+    used: Set[Wanted]
+    pooled: bool  # whether `features.pooled` is read
+
+
+_readers: "weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[Reader]]" = weakref.WeakKeyDictionary()
+
+
+def rest(backbone: BackboneModule, reader: Reader) -> None:
+    """Turn off the gradients of the parameters that neither `reader` nor another living reader of the backbone reads.
+    What an earlier call turned off and is read now is turned on again."""
+    readers = _readers.setdefault(backbone, weakref.WeakSet())
+    readers.add(reader)
+    resting = vars(backbone).get("resting", [])
+    if any(p.requires_grad for p in backbone.parameters()):  # or all were frozen in the meantime
+        for parameter in resting:
+            parameter.requires_grad_(True)
+    used = set().union(*(each.used for each in readers))
+    idle = [p for p in unread(backbone, used, any(each.pooled for each in readers)) if p.requires_grad]
+    for parameter in idle:
+        parameter.requires_grad_(False)
+    vars(backbone)["resting"] = idle  # no submodule, and copied with the backbone
+
+
+def unread(backbone: BackboneModule, used: Set[Wanted], pooled: bool) -> list[nn.Parameter]:
+    """The parameters that `forward_layers` does not use for these layers, nor `pooled` where it is read."""
+    if isinstance(backbone, ViT):
+        return _of_vit(backbone, used, pooled)
+    if isinstance(backbone, FusedBackbone):
+        return _of_fused(backbone, used)
+    return _of_any(backbone, used, pooled)
+
+
+def _of_vit(backbone: ViT, used: Set[Wanted], pooled: bool) -> list[nn.Parameter]:
+    modules: list[nn.Module | None] = list(backbone.blocks[max(layer for layer, _ in used) + 1 :])
+    if not any(norm for _, norm in used):
+        modules.append(backbone.norm)
+    if not pooled:
+        modules += [backbone.attn_pool, backbone.neck, backbone.fc_norm, backbone.projection]
+    elif backbone.config.pool != "neck":
+        modules.append(backbone.neck)
+    return [parameter for module in modules if module is not None for parameter in module.parameters()]
+
+
+def _of_fused(backbone: FusedBackbone, used: Set[Wanted]) -> list[nn.Parameter]:
+    asked = {norm for _, norm in used}
+    found = []
+    for member, layer, own in zip(backbone.members, backbone.layers, backbone.norms, strict=True):
+        of_member = {(layer, norm if backbone.has_norm else own) for norm in asked}
+        found += unread(cast(BackboneModule, member), of_member, pooled=False)
+    return found
+
+
+def _of_any(backbone: BackboneModule, used: Set[Wanted], pooled: bool) -> list[nn.Parameter]:
+    """What a small image shows: the graph of its features leads to every parameter that is used. Nothing, if the
+    backbone runs neither the small image nor one of its own size."""
+    learning = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    if not learning:
+        return []
+    spec = backbone.spec
+    modes = [(part, part.training) for part in backbone.modules()]
+    backbone.eval()
+    try:
+        for size in ((2 * max(spec.strides),) * 2, spec.image_size):
+            images = torch.zeros(1, 3, *size, dtype=learning[0].dtype, device=learning[0].device)
+            try:
+                with torch.inference_mode(False), torch.enable_grad():
+                    layers, norms = zip(*sorted(used), strict=True)
+                    found = _tensors(backbone.forward_layers(images, layers, norms), pooled)
+            except (ValueError, RuntimeError):  # a network of one size, or of larger ones
+                continue
+            seen = _leaves(found)
+            return [parameter for parameter in learning if id(parameter) not in seen]
+        return []
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _tensors(features: Iterable[Features], pooled: bool) -> list[Tensor]:
+    found = []
+    for each in features:
+        found += [each.patches, each.registers, *([] if each.cls is None else [each.cls])]
+        found += [each.pooled] if pooled else []
+    return found
+
+
+def _leaves(outputs: Sequence[Tensor]) -> set[int]:
+    """The ids of the tensors that a backward would reach."""
+    left = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    seen, leaves = set(left), set()
+    while left:
+        node = left.pop()
+        leaves.add(id(getattr(node, "variable", None)))
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                left.append(following)
+    return leaves
