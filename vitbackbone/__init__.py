@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import vitbackbone.startup  # first, as the others take seconds
+import vitbackbone.startup  # noqa: F401  # first, as the others take seconds
 
 # isort: split
 from vitbackbone.align import align

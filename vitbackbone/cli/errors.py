@@ -14,8 +14,8 @@ IN_OTHER_WORDS = {
     "DefaultCPUAllocator": NO_MEMORY,
     "not enough memory": NO_MEMORY,
     "out of memory": NO_MEMORY,
-    "File too large": "a file that is written grows beyond the limit of this shell (`ulimit -f`)",
-    "No space left": "the disk is full",
+    "File too large": "File too large: this shell (`ulimit -f`) or the file system allows no larger file",
+    "No space left": "No space left on device: what is written goes to a full disk",
 }
 
 
@@ -23,14 +23,11 @@ def sentence(error: BaseException) -> str:
     """Return what went wrong as one printable line."""
     if isinstance(error, MemoryError):
         return NO_MEMORY
-    if isinstance(error, OSError) and error.strerror:
-        reason = IN_OTHER_WORDS.get(error.strerror, error.strerror)
-        return f"{escaped(str(error.filename))}: {reason}" if error.filename else printable(reason)
-    text = str(error)
-    for part, words in IN_OTHER_WORDS.items():
-        if part in text and not isinstance(error, EXPECTED):
-            return words
-    return printable(text) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {printable(text)}"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    reason = next((words for part, words in IN_OTHER_WORDS.items() if part in text), printable(text))
+    if isinstance(error, OSError) and error.filename:
+        return f"{escaped(str(error.filename))}: {reason}"
+    return reason if expected(error) else f"{type(error).__name__}: {reason}"
 
 
 def expected(error: BaseException) -> bool:

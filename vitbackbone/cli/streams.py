@@ -16,14 +16,15 @@ class _Guard:
     """A text stream that passes everything on, and has a word on failed writes."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
+        self._closed = stream is None
+        self._stream = stream or open(os.devnull, "w")  # noqa: SIM115, PTH123  # open as long as the process lives
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         try:
-            if self._stream is None:
+            if self._closed:
                 raise OSError(errno.EBADF, "it is closed")
             return self._stream.write(text)
         except OSError as error:
@@ -32,14 +33,13 @@ class _Guard:
 
     def flush(self) -> None:
         try:
-            if self._stream is not None:
-                self._stream.flush()
+            self._stream.flush()
         except OSError as error:
             self.failed(error)
 
     def failed(self, error: OSError) -> None:
         """Drop what is buffered, or Python's own flush at exit would fail again and print a traceback."""
-        if self._stream is not None:
+        if not self._closed:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
