@@ -38,9 +38,11 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "classes_")
 
-    def _check_fit(self, X: ArrayLike | Rows, y: ArrayLike) -> tuple[Rows, Array, Array]:
-        """Features (N, F), not yet known to be finite, classes (K,), and the index (N,) of each label among them: all
-        of the samples that have a label."""
+    def _check_fit(
+        self, X: ArrayLike | Rows, y: ArrayLike, groups: ArrayLike | None = None
+    ) -> tuple[Rows, Array, Array, Array | None]:
+        """Features (N, F), not yet known to be finite, classes (K,), the index (N,) of each label among them, and the
+        groups (N,), all without the samples that have no label."""
         check_no_label_missing(y)
         if isinstance(X, Rows):
             _check_shape(X)
@@ -51,11 +53,13 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
         else:
             array, labels = validate_data(self, X, y, dtype=FLOATS, ensure_all_finite=False)
             rows = InMemory(array)
+        members = None if groups is None else column_or_1d(groups)
+        check_consistent_length(labels, members)
         known = labelled(labels, type(self).__name__)
         if not known.all():
-            rows, labels = rows[known], labels[known]
+            rows, labels, members = rows[known], labels[known], None if members is None else members[known]
         classes, codes = encode_labels(labels)
-        return rows, classes, codes
+        return rows, classes, codes, members
 
     def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """The accuracy on the samples that have a label."""

@@ -28,6 +28,7 @@ from heads.logistic import ROUGH, Curvature, Objective, Solution, extrapolate
 from heads.parameters import choice, count, flag, positive
 from heads.probe_base import FLOATS, Probe, Tensors, check_tensor
 from heads.scaling import Scaled, Scaling, unit_length
+from heads.splits import as_codes, hold_out, join_groups
 
 # The values of C that a preset tries, ascending.
 PRESETS: dict[str, tuple[float, ...]] = {
@@ -35,7 +36,6 @@ PRESETS: dict[str, tuple[float, ...]] = {
     "dinov2": tuple(float(C) for C in 10 ** np.linspace(-6, 5, 45)),  # dinov2/eval/log_regression.py
 }
 PATIENCE = 4  # values of C, a factor of ten: the sweep ends when so many in a row were no better than what came before
-HOLD_OUT_SEED = 0
 
 
 @no_type_check
@@ -71,10 +71,14 @@ class LinearProbe(Probe):
         self.preset = preset
         self.scale = scale
 
-    def fit(self, X: ArrayLike | Rows, y: ArrayLike) -> "LinearProbe":
-        """Fits on features (N, F) and labels (N,). Warns (`ConvergenceWarning`) after 1000 iterations."""
+    def fit(self, X: ArrayLike | Rows, y: ArrayLike, groups: ArrayLike | None = None) -> "LinearProbe":
+        """Fit on features (N, F) and labels (N,). Warns (`ConvergenceWarning`) after 1000 iterations.
+
+        `groups`: what each sample belongs to, (N,). The tenth that `"dinov2"` chooses C by has whole groups, and
+        samples with the same features are one.
+        """
         self._check_parameters()
-        rows, classes, codes = self._check_fit(X, y)
+        rows, classes, codes, members = self._check_fit(X, y, groups)
         if len(classes) < 2:
             raise ValueError(f"LinearProbe was given samples of one class, {str(classes[0])!r}; want at least two")
         dtype = precision(rows.dtype)
@@ -85,7 +89,9 @@ class LinearProbe(Probe):
             scaled = InMemory(next(scaled.blocks(len(rows))))
         curvature = Curvature.of(scaled)
         candidates = PRESETS[self.preset]
-        C, start = (candidates[0], None) if len(candidates) == 1 else _sweep(candidates, scaled, codes, curvature)
+        C, start = (
+            (candidates[0], None) if len(candidates) == 1 else _sweep(candidates, scaled, codes, members, curvature)
+        )
         found = Objective(scaled, codes, len(classes)).minimum(C, curvature, start)
         self.classes_, self.C_, self._scaling = classes, C, scaling
         self._weights = np.ascontiguousarray(found.coef, dtype=dtype)
@@ -168,13 +174,14 @@ class LinearProbe(Probe):
 
 
 def _sweep(
-    candidates: Sequence[float], rows: Rows, codes: Array, curvature: Curvature
+    candidates: Sequence[float], rows: Rows, codes: Array, groups: Array | None, curvature: Curvature
 ) -> tuple[float, Solution | None]:
     """The candidate that is best on the held-out samples, the first of several, and its solution without them.
 
     Ascending: each fit starts where the two before point to, and the sweep ends once neither accuracy nor loss on the
     held-out samples gets better."""
-    held = hold_out(codes, 0.1)
+    same = as_codes([hash(row.tobytes()) for block in read(rows, "copies") for row in block])
+    held = hold_out(codes, 0.1, same if groups is None else join_groups(same, groups))
     if not held.any():
         return PRESETS["clip"][0], None
     num_classes = int(codes.max()) + 1
@@ -194,17 +201,6 @@ def _sweep(
             if stale == PATIENCE:
                 break
     return best
-
-
-def hold_out(codes: Array, share: float) -> Array:
-    """A mask (N,) of a share of each class, drawn with a fixed seed: at least one sample, but none of a class that has
-    no other. `codes`: class indices (N,), from 0."""
-    order = np.random.RandomState(HOLD_OUT_SEED).permutation(len(codes))
-    order = order[np.argsort(codes[order], kind="stable")]  # shuffled within each class
-    held = np.zeros(len(codes), dtype=bool)
-    for rows in np.split(order, np.cumsum(np.bincount(codes))[:-1]):
-        held[rows[: max(1, round(len(rows) * share)) if len(rows) > 1 else 0]] = True
-    return held
 
 
 @no_type_check
@@ -232,9 +228,9 @@ class KnnProbe(Probe):
         self.temperature = temperature
 
     def fit(self, X: ArrayLike | Rows, y: ArrayLike) -> "KnnProbe":
-        """Stores features (N, F) and labels (N,)."""
+        """Store features (N, F) and labels (N,)."""
         self._check_parameters()
-        rows, classes, codes = self._check_fit(X, y)
+        rows, classes, codes, _ = self._check_fit(X, y)
         for _ in read_checked(rows, precision(rows.dtype), "checking"):
             pass
         self.classes_, self.codes_ = classes, codes
