@@ -3,6 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import vitbackbone.startup  # noqa: F401  # first, as the others take seconds
+
+# isort: split
 from vitbackbone.align import align
 from vitbackbone.config import Resampling, Rotary, ViTConfig, vit_config
 from vitbackbone.convert import ConversionError

@@ -5,8 +5,9 @@ Axes: `B` batch, `N` tokens, `D` width, `h w` patch grid, `H W` pixels.
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +20,34 @@ from vitbackbone.preprocess import Resolution
 from vitbackbone.zoo import ADAPTED, ZOO, Entry
 
 Row = tuple[str, str, str]  # a step of the trace: its name, its tensor, a word on it
+MODELS = ["name", "pixels", "patch", "dim", "parameters", "licence", "source"]
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # of each module: in and out, without batch
+
+
+def models_rows(names: Sequence[str]) -> list[dict[str, Any]]:
+    """The zoo's entries of these names: name, pixels, patch, dim, parameters, licence and source of each."""
+    rows: list[tuple[Any, ...]] = []
+    for name in names:
+        if name in ADAPTED:
+            side, stride, dim, millions, licence = ADAPTED[name]
+            rows.append((name, (side, side), stride, dim, round(millions * 1e6), licence, f"timm/{name}"))
+        else:
+            entry = ZOO[name]
+            rows.append((name, entry.preprocess.image_size, *_figures(entry.config), entry.licence, entry.source))
+    return [dict(zip(MODELS, row, strict=True)) for row in rows]
 
 
 def models_table(names: Sequence[str]) -> str:
     """The zoo's entries of these names as an aligned table."""
-    rows = [["name", "pixels", "patch", "dim", "parameters", "licence", "source"]]
-    for name in names:
-        if name in ADAPTED:
-            side, stride, dim, millions, licence = ADAPTED[name]
-            rows.append([name, f"{side}", f"{stride}", f"{dim}", f"{millions:.1f} M", licence, f"timm/{name}"])
-            continue
-        entry = ZOO[name]
-        size = "x".join(map(str, sorted(set(entry.preprocess.image_size))))
-        patch, dim, count = _figures(entry.config)
-        rows.append([name, size, f"{patch}", f"{dim}", f"{count / 1e6:.1f} M", entry.licence, entry.source])
-    return "\n".join(line.rstrip() for line in _columns(rows))
+    rows = [
+        row
+        | {
+            "pixels": "x".join(map(str, sorted(set(row["pixels"])))),
+            "parameters": f"{row['parameters'] / 1e6:.1f} M",
+        }
+        for row in models_rows(names)
+    ]
+    return "\n".join(line.rstrip() for line in _columns([MODELS, *([str(v) for v in row.values()] for row in rows)]))
 
 
 def _figures(config: object) -> tuple[int, int, int]:
@@ -98,6 +111,24 @@ def info(name: str, entry: Entry, resolution: Resolution | None = None) -> str:
     return "\n".join([*text, "", _legend(config)])
 
 
+def info_record(name: str, entry: Entry, resolution: Resolution | None = None) -> dict[str, Any]:
+    """The numbers of `info` for other programs: FLOPs of one image, and bytes in float32."""
+    config = _own(entry.config)
+    size = entry.preprocess.image_size if resolution is None else _size(resolution)
+    grid, cost = _grid(config, size), costs(config, size)
+    return {
+        "name": name,
+        "config": asdict(config),
+        "preprocess": asdict(entry.preprocess),
+        "resolution": size,
+        "grid": grid,
+        "tokens": grid[0] * grid[1] + config.num_prefix,
+        "parameters": parameters(config),
+        "flops": cost.flops,
+        **asdict(cost),
+    }
+
+
 def _legend(config: ViTConfig) -> str:
     growth = "grow with N²" + ", within windows with N" * bool(config.window)
     block = "the largest" if config.window else "each"
@@ -156,9 +187,9 @@ CLASSIFIERS = {
 
 
 @torch.inference_mode()
-def trace(
+def trace_rows(
     config: object, resolution: Resolution | None = None, num_classes: int | None = 1000, layout: str = ""
-) -> str:
+) -> list[Row]:
     """What happens to one image on its way through the network: each step, its tensor, and a word on it.
 
     The shapes are those of a forward on the meta device. `resolution`: a side or (H, W) in pixels, by default the
@@ -176,6 +207,14 @@ def trace(
         rows += _leaving(config, features, shapes)
     if num_classes is not None:
         rows.append(("logits", str(num_classes), CLASSIFIERS.get(layout, "a linear head on the pooled features")))
+    return rows
+
+
+def trace(
+    config: object, resolution: Resolution | None = None, num_classes: int | None = 1000, layout: str = ""
+) -> str:
+    """The rows of `trace_rows` in aligned columns."""
+    rows = trace_rows(config, resolution, num_classes, layout)
     return "\n".join(line.rstrip() for line in _columns(rows))
 
 

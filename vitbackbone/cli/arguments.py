@@ -3,47 +3,63 @@
 import argparse
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitbackbone.cli.classes import classify
 from vitbackbone.cli.extraction import run_export, run_extract, run_verify
 from vitbackbone.cli.looking import list_models, print_info, run_demo, show_pictures
 from vitbackbone.cli.model import STRONGER
+from vitbackbone.cli.output import add_json
+from vitbackbone.cli.places import out_folder
 from vitbackbone.cli.probing import predict, probe
+from vitbackbone.cli.usage import Parser
 
 if TYPE_CHECKING:
     from vitbackbone.extract.part import Part
 
+DEVICES = "cpu, cuda, cuda:1 or mps"
 Run = Callable[[argparse.Namespace], int]
-Command = Callable[..., argparse.ArgumentParser]  # name, what runs it, what it does, examples
+Command = Callable[..., Parser]  # name, what runs it, what it does, examples
 
 
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Examples as they are written, and defaults behind what an option says."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vitbackbone",
-        description="Features out of Vision Transformers.",
-        epilog="example:\n  vitbackbone demo",
-        formatter_class=_Help,
+def parser() -> Parser:
+    """Return the parser of the whole command, with a parser for each of its commands."""
+    whole = Parser(
+        prog="vitbackbone", description="Features out of Vision Transformers.", examples=["vitbackbone demo"]
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    whole.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    _loudness(whole, default=False)
+    added = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    whole.commands = added.choices
 
-    def command(name: str, run: Run, help: str, *examples: str) -> argparse.ArgumentParser:
-        epilog = "\n  ".join(["example:" if len(examples) == 1 else "examples:", *examples])
-        added = commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=_Help)
-        added.set_defaults(run=run)
-        return added
+    def command(name: str, run: Run, help: str, *examples: str) -> Parser:
+        parser = added.add_parser(name, help=help, description=help, examples=examples)
+        parser.set_defaults(run=run)
+        _loudness(parser, default=argparse.SUPPRESS)  # what stands before the command counts too
+        return parser
 
     _add_extraction(command)
     _add_probing(command)
     _add_looking(command)
-    return parser
+    return whole
+
+
+def _loudness(parser: Parser, default: Any) -> None:
+    group = parser.add_mutually_exclusive_group()
+    text = "print results and errors only: no progress, no notes"
+    group.add_argument("-q", "--quiet", action="store_true", default=default, help=text)
+    text = "print more notes, and the traceback of an error"
+    group.add_argument("-v", "--verbose", action="store_true", default=default, help=text)
+
+
+class _Version(argparse.Action):
+    """Print the version, which takes an import of the package."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from vitbackbone import __version__
+
+        print(f"vitbackbone {__version__}")
+        parser.exit()
 
 
 def _add_extraction(command: Command) -> None:
@@ -56,11 +72,10 @@ def _add_extraction(command: Command) -> None:
         "vitbackbone extract photos/ --out features/ --shard 0/3",
         "vitbackbone extract photos/ --out features/ --engine ray --ray-address auto --ray-gpus 1",
     )
-    p._negative_number_matcher = re.compile(r"-\d+(,-?\d+)*$")  # so that `--layers -4,-1` is a value and not an option
     what = "a folder (sub-folders are labels), a quoted glob, a list with columns path[,label], or .tar/.zip/.parquet"
     p.add_argument("source", metavar="SOURCE", help=what)
     _model(p)
-    p.add_argument("--out", required=True, metavar="DIR", help="the store; FeatureStore(DIR) reads it")
+    p.add_argument("--out", type=out_folder, required=True, metavar="DIR", help="the store; FeatureStore(DIR) reads it")
 
     group = p.add_argument_group("what is stored")
     group.add_argument("--tokens", type=_words, default="cls", metavar="KINDS", help="of cls,patches,registers")
@@ -80,7 +95,7 @@ def _add_extraction(command: Command) -> None:
     group.add_argument("--batch-size", type=int, default=32, metavar="N", help="images to a forward")
     text = "processes that read images; 0 reads in this one"
     group.add_argument("--workers", type=int, default=0, metavar="N", help=text)
-    group.add_argument("--device", default="cpu", help="such as cpu, cuda, cuda:1 or mps")
+    group.add_argument("--device", type=_device, default="cpu", help=f"such as {DEVICES}")
     text = "do slice I of N, from 0, beside others that do the rest, such as $SLURM_ARRAY_TASK_ID/8"
     group.add_argument("--shard", type=_part, default="0/1", metavar="I/N", help=text)
     group.add_argument("--retry-failed", action="store_true", help="try those again that could not be read")
@@ -101,8 +116,10 @@ def _add_extraction(command: Command) -> None:
         run_verify,
         "Read a store and compare it with what was written. Exit code 1 if anything is not as it was.",
         "vitbackbone verify features/",
+        "vitbackbone verify features/ --json",
     )
     p.add_argument("store", metavar="STORE", help="what `vitbackbone extract` wrote")
+    add_json(p)
 
     p = command(
         "export",
@@ -114,7 +131,7 @@ def _add_extraction(command: Command) -> None:
     p.add_argument("store", metavar="STORE", help="what `vitbackbone extract` wrote")
     text = "npy: img_emb/ and metadata/; parquet: a table with a row for each image"
     p.add_argument("--format", required=True, choices=["npy", "parquet"], help=text)
-    p.add_argument("--out", metavar="DIR", help="folder for the files (default: STORE/export-FORMAT)")
+    p.add_argument("--out", type=out_folder, metavar="DIR", help="folder for the files (default: STORE/export-FORMAT)")
 
 
 def _add_probing(command: Command) -> None:
@@ -131,7 +148,7 @@ def _add_probing(command: Command) -> None:
     p.add_argument("--preset", choices=["clip", "dinov2"], default="clip", help="of linear: one C, or a sweep of 45")
     p.add_argument("--k", type=int, default=20, metavar="N", help="of knn: how many neighbours vote")
     p.add_argument("--form", choices=["vjepa", "aim"], default="vjepa", help="of attentive: whose")
-    p.add_argument("--out", metavar="DIR", help="where to save the probe (default: STORE/probe-KIND)")
+    p.add_argument("--out", type=out_folder, metavar="DIR", help="where to save the probe (default: STORE/probe-KIND)")
 
     p = command(
         "predict",
@@ -154,7 +171,7 @@ def _add_probing(command: Command) -> None:
     p.add_argument("--model", required=True, metavar="NAME", help="one with a classifier, named as for `extract`")
     p.add_argument("--weights", metavar="FILE", help="weights downloaded by hand")
     p.add_argument("--top", type=int, default=5, metavar="N", help="how many classes to print of each image")
-    p.add_argument("--device", default="cpu", help="such as cpu, cuda, cuda:1 or mps")
+    p.add_argument("--device", type=_device, default="cpu", help=f"such as {DEVICES}")
 
 
 def _add_looking(command: Command) -> None:
@@ -166,15 +183,16 @@ def _add_looking(command: Command) -> None:
     )
     p.add_argument("image", metavar="IMAGE", help="a file")
     _model(p)
-    p.add_argument("--out", required=True, metavar="DIR", help="folder for the pictures")
+    p.add_argument("--out", type=out_folder, required=True, metavar="DIR", help="folder for the pictures")
     _resolution(p)
     p.add_argument("--layer", type=int, default=-1, metavar="N", help="a block, negative from the end")
 
     p = command("demo", run_demo, "The whole job on sample photos and digits, offline.", "vitbackbone demo --out demo")
-    p.add_argument("--out", default="demo", metavar="DIR", help="folder for pictures and features")
+    p.add_argument("--out", type=out_folder, default="demo", metavar="DIR", help="folder for pictures and features")
 
     p = command("models", list_models, "List the backbones known by name.", "vitbackbone models '*dinov2*'")
     p.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a shell pattern")
+    add_json(p)
 
     p = command(
         "info",
@@ -185,6 +203,7 @@ def _add_looking(command: Command) -> None:
     p.add_argument("name", metavar="NAME", help="of `vitbackbone models`, hf:OWNER/REPO, a folder")
     _resolution(p)
     p.add_argument("--trace", action="store_true", help="print the tensor at every step of the forward")
+    add_json(p)
 
 
 def _model(to: argparse.ArgumentParser) -> None:
@@ -203,6 +222,13 @@ def _pixels(text: str) -> int | tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{text!r}; want a side such as 224, or HEIGHTxWIDTH such as 160x352")
     height, width = sides.groups()
     return (int(height), int(width)) if width else int(height)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"[a-z]+(:\d+)?", text) or text.startswith("gpu"):
+        meant = f"; did you mean {text.replace('gpu', 'cuda')}" * text.startswith("gpu")
+        raise argparse.ArgumentTypeError(f"device={text!r}; want a device of PyTorch: {DEVICES}{meant}")
+    return text
 
 
 def _part(text: str) -> "Part":

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitbackbone.cli.text import escaped, printable
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
@@ -63,10 +65,10 @@ def print_classes(
         try:
             pixels = read(image)
         except (OSError, ValueError) as error:
-            print(f"{image}\tfailed: {error}", file=sys.stderr)
+            print(f"{escaped(image)}\tfailed: {printable(str(error))}", file=sys.stderr)
             failed += 1
             continue
         probabilities = classify(pixels)
         for i in np.argsort(-probabilities)[:top]:
-            print(f"{image}\t{names[i]}\t{probabilities[i]:.3f}")
+            print(f"{escaped(image)}\t{escaped(names[i])}\t{probabilities[i]:.3f}")
     return 1 if failed == len(images) else 0

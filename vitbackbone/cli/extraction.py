@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vitbackbone.cli.model import load
+from vitbackbone.cli.output import print_json
+from vitbackbone.cli.text import escaped, printable
 
 SHOWN = 10  # images that failed, or files that are damaged
 
@@ -39,35 +41,42 @@ def run_extract(args: argparse.Namespace) -> int:
             shard=(args.shard.index, args.shard.count),
             retry_failed=args.retry_failed,
             ray=ray,
+            progress=not args.quiet,
         )
     failed = store.failed
-    print(f"{len(store)} images read, {len(failed)} failed: {args.out}")
-    if store.missing:
+    if failed or not args.quiet:
+        print(f"{len(store)} images read, {len(failed)} failed: {escaped(args.out)}")
+    if store.missing and not args.quiet:
         print(f"  {store.missing} shards are not done yet; they belong to other slices")
-    _print_some([f"failed: {path}: {error}" for path, error in failed], f"FeatureStore({str(args.out)!r}).failed")
+    lines = [f"failed: {escaped(path)}: {printable(error)}" for path, error in failed]
+    _print_some(lines, f"FeatureStore({args.out!r}).failed")
     return 1 if failed and not len(store) else 0
 
 
 def run_verify(args: argparse.Namespace) -> int:
     from vitbackbone.extract import verify
 
-    found = verify(args.store, progress=True)
-    if found.problems:
-        count = len(found.problems)
-        print(f"{args.store}: {count} problems; `vitbackbone extract` with the same arguments repairs them")
+    found = verify(args.store, progress=not args.quiet)
+    store, count = escaped(args.store), len(found.problems)
+    if args.json:
+        problems = [{"file": file, "problem": problem} for file, problem in found.problems]
+        print_json({"store": args.store, "shards": found.shards, "images": found.images, "problems": problems})
+    elif found.problems:
+        print(f"{store}: {count} problems; `vitbackbone extract` with the same arguments repairs them")
         for file, problem in found.problems:
-            print(f"  {file}: {problem}")
-        return 1
-    print(f"{args.store}: all {found.shards} shards of {found.images} images are as they were written")
-    return 0
+            print(f"  {escaped(str(file))}: {printable(problem)}")
+    elif not args.quiet:
+        print(f"{store}: all {found.shards} shards of {found.images} images are as they were written")
+    return 1 if found.problems else 0
 
 
 def run_export(args: argparse.Namespace) -> int:
     from vitbackbone.extract import FeatureStore, export
 
     out = Path(args.out or Path(args.store) / f"export-{args.format}")
-    files = export(FeatureStore(args.store), args.format, out, progress=True)
-    print(f"{len(files)} files: {out}")
+    files = export(FeatureStore(args.store), args.format, out, progress=not args.quiet)
+    if not args.quiet:
+        print(f"{len(files)} files: {escaped(str(out))}")
     return 0
 
 

@@ -4,37 +4,44 @@ import argparse
 from pathlib import Path
 
 from vitbackbone.cli.model import load
+from vitbackbone.cli.output import print_json
+from vitbackbone.cli.text import escaped
 
 
 def show_pictures(args: argparse.Namespace) -> int:
     from vitbackbone.view import show
 
     for path in show(load(args), args.image, args.out, resolution=args.resolution, layer=args.layer):
-        print(path)
+        print(escaped(str(path)))
     return 0
 
 
 def list_models(args: argparse.Namespace) -> int:
-    from vitbackbone.describe import models_table
+    from vitbackbone.describe import models_rows, models_table
     from vitbackbone.load import list_backbones
 
     names = list_backbones(args.pattern)
     if not names:
         raise ValueError(f"no name matches {args.pattern!r}; `vitbackbone models` lists them all")
-    print(models_table(names))
+    if args.json:
+        print_json(models_rows(names))
+    else:
+        print(models_table(names))
     return 0
 
 
 def print_info(args: argparse.Namespace) -> int:
-    from vitbackbone.describe import info, trace
+    from vitbackbone.describe import info, info_record, trace, trace_rows
     from vitbackbone.load import find_entry
 
     entry = find_entry(args.name)
-    if args.trace:
-        size = args.resolution or entry.preprocess.image_size
-        print(trace(entry.config, size, entry.num_classes or None, entry.format))
+    traced = entry.config, args.resolution or entry.preprocess.image_size, entry.num_classes or None, entry.format
+    if args.json and args.trace:
+        print_json([dict(zip(("step", "tensor", "note"), row, strict=True)) for row in trace_rows(*traced)])
+    elif args.json:
+        print_json(info_record(args.name, entry, args.resolution))
     else:
-        print(info(args.name, entry, args.resolution))
+        print(trace(*traced) if args.trace else info(args.name, entry, args.resolution))
     return 0
 
 

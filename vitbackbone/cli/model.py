@@ -1,12 +1,13 @@
 """The backbone that a command line names."""
 
 import argparse
-import sys
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitbackbone.features import BackboneModule
 
+LOG = logging.getLogger("vitbackbone")
 STRONGER = "vit_small_patch14_dinov2.lvd142m"
 
 
@@ -14,5 +15,5 @@ def load(args: argparse.Namespace) -> "BackboneModule":
     from vitbackbone.load import load_backbone
 
     if args.model == "nano":
-        print(f"model: nano, the small built-in one; for real work give --model {STRONGER}", file=sys.stderr)
+        LOG.info("model: nano, the small built-in one; for real work give --model %s", STRONGER)
     return load_backbone(args.model, args.weights)

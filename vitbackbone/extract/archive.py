@@ -16,6 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vitbackbone.extract.local import local
+
 Label = int | str | None
 EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm"})
 
@@ -124,7 +126,7 @@ class Parquet:
         self.file = file
 
     def members(self) -> Iterator[Member]:
-        table = pq.ParquetFile(self.file)
+        table = pq.ParquetFile(local(self.file))
         names = table.schema_arrow.names
         shown = next((column for column in ("path", "name") if column in names), None)
         columns = [column for column in (shown, "label") if column in names]
@@ -140,7 +142,7 @@ class Parquet:
 
     def class_names(self) -> list[str]:
         """Of the metadata: `classes`, a list in JSON, or the `ClassLabel` of Hugging Face's datasets."""
-        metadata = pq.read_schema(self.file).metadata or {}
+        metadata = pq.read_schema(local(self.file)).metadata or {}
         try:
             if b"classes" in metadata:
                 return [str(name) for name in json.loads(metadata[b"classes"])]
@@ -167,7 +169,7 @@ def open_archive(file: Path) -> Archive:
 
 def has_images(file: Path) -> bool:
     """Whether a parquet file holds the images themselves, and not a list of paths."""
-    return "image" in pq.read_schema(file).names
+    return "image" in pq.read_schema(local(file)).names
 
 
 class Escape(ValueError):
@@ -218,12 +220,12 @@ def _zip(file: Path, _: int) -> zipfile.ZipFile:
 
 @lru_cache(1)
 def _parquet_group(stamped: Stamped, group: int) -> pa.ChunkedArray:
-    return pq.ParquetFile(stamped[0]).read_row_group(group, ["image"])["image"]
+    return pq.ParquetFile(local(stamped[0])).read_row_group(group, ["image"])["image"]
 
 
 @lru_cache(4)
 def _group_starts(stamped: Stamped) -> list[int]:
-    metadata = pq.read_metadata(stamped[0])
+    metadata = pq.read_metadata(local(stamped[0]))
     starts = [0]
     for group in range(metadata.num_row_groups):
         starts.append(starts[-1] + metadata.row_group(group).num_rows)

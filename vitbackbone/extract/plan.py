@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int, Shaped
 
 from vitbackbone.extract.layout import PLAN, inputs_file, inputs_files
+from vitbackbone.extract.local import local
 from vitbackbone.extract.locate import Locator, Unreadable, read_bytes
 from vitbackbone.extract.publication import published
 from vitbackbone.extract.source import UNKNOWN, Inputs
@@ -107,7 +108,7 @@ def read_plan(directory: Path, shard_size: int) -> Plan:
     outline = read_outline(directory)
     for file in inputs_files(directory):
         with _damage(file):
-            tables.append(pq.ParquetFile(file).read().cast(PLAN))
+            tables.append(pq.ParquetFile(local(file)).read().cast(PLAN))
     plan = Plan(tuple(tables), outline.class_names, shard_size)
     if outline.shards != tuple(shard.sha256 for shard in plan.shards()):
         raise ValueError(f"{directory / 'inputs'} is damaged: its rows are not those that were written; {_REPAIR}")
@@ -121,7 +122,7 @@ def read_outline(directory: Path) -> Outline:
     rows: list[int] = []
     for file in inputs_files(directory):
         with _damage(file):
-            metadata = pq.read_metadata(file)
+            metadata = pq.read_metadata(local(file))
             about = metadata.schema.to_arrow_schema().metadata
             names = tuple(json.loads(about[b"class_names"]))
             shards += json.loads(about[b"shards"])
@@ -136,7 +137,7 @@ def read_shard(directory: Path, shard_size: int, number: int) -> PlannedShard:
     first = counted = 0
     for file in inputs_files(directory):
         with _damage(file):
-            parquet = pq.ParquetFile(file)
+            parquet = pq.ParquetFile(local(file))
             if number - counted < parquet.num_row_groups:
                 group = number - counted
                 return PlannedShard(number, first + group * shard_size, parquet.read_row_group(group).cast(PLAN))
@@ -161,7 +162,9 @@ def write_plan(directory: Path, plan: Plan, before: Plan) -> None:
         same = number < len(before.generations) and table.equals(before.generations[number])
         if not same or (last and plan.class_names != before.class_names):
             with published(inputs_file(directory, number)) as temporary:
-                pq.write_table(table.replace_schema_metadata(metadata), temporary, row_group_size=plan.shard_size)
+                pq.write_table(
+                    table.replace_schema_metadata(metadata), local(temporary), row_group_size=plan.shard_size
+                )
 
 
 def make_plan(

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitbackbone.extract.archive import ARCHIVES, EXTENSIONS, Label, has_images, is_image, open_archive
+from vitbackbone.extract.local import local
 
 UNKNOWN = -1
 MAX_CLASSES = 100_000  # a larger whole-number label is an id, not a class index
@@ -227,7 +228,7 @@ def _cell(row: Sequence[str], column: int) -> str:
 
 
 def _from_parquet(file: Path) -> Inputs:
-    table = pq.ParquetFile(file)
+    table = pq.ParquetFile(local(file))
     columns = table.schema_arrow.names
     _check_columns(columns)
     rows = _Rows()

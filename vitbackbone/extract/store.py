@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitbackbone.extract.layout import INDEX, MANIFEST, Marker, index_file, read_marker, shard_file, tensor_name
+from vitbackbone.extract.local import local
 from vitbackbone.extract.manifest import Manifest, fingerprint, parse
 from vitbackbone.extract.plan import Outline, read_outline
 
@@ -127,7 +128,7 @@ class FeatureStore:
         if not self._numbers:
             return INDEX.empty_table()
         files = (index_file(self.directory, number) for number in self._numbers)
-        table = pa.concat_tables(pq.ParquetFile(file).read() for file in files)
+        table = pa.concat_tables(pq.ParquetFile(local(file)).read() for file in files)
         return _resolve_copies(table) if self._copies else table
 
     @cached_property

@@ -20,6 +20,7 @@ from vitbackbone.extract.layout import (
     marker_file,
     shard_file,
 )
+from vitbackbone.extract.local import local
 from vitbackbone.extract.manifest import Manifest, differences, fingerprint, parse, serialise
 from vitbackbone.extract.plan import PlannedShard
 from vitbackbone.extract.publication import published
@@ -64,7 +65,7 @@ def write_shard(
         save_file(dict(tensors), temporary)
         sha256 = file_sha256(temporary)
     with published(index_file(directory, shard.number)) as temporary:
-        pq.write_table(_index(shard, records), temporary)
+        pq.write_table(_index(shard, records), local(temporary))
         index_sha256 = file_sha256(temporary)
     read = sum(record.reason is None for record in records)
     copies = len(shard) - len(records)

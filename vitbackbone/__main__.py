@@ -1,0 +1,5 @@
+import sys
+
+from vitbackbone.cli import main
+
+sys.exit(main())

@@ -1,0 +1,43 @@
+"""Errors as sentences."""
+
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from vitbackbone.cli.text import escaped, printable
+
+EXPECTED = (ValueError, OSError, ImportError, MemoryError)
+NO_MEMORY = "memory ran out; a smaller --batch-size, --resolution or model takes less"
+# A torch or safetensors exception is a RuntimeError or an Exception: what it says tells which one it is.
+IN_OTHER_WORDS = {
+    "DefaultCPUAllocator": NO_MEMORY,
+    "not enough memory": NO_MEMORY,
+    "out of memory": NO_MEMORY,
+    "File too large": "File too large: this shell (`ulimit -f`) or the file system allows no larger file",
+    "No space left": "No space left on device: what is written goes to a full disk",
+}
+
+
+def sentence(error: BaseException) -> str:
+    """Return what went wrong as one printable line."""
+    if isinstance(error, MemoryError):
+        return NO_MEMORY
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    reason = next((words for part, words in IN_OTHER_WORDS.items() if part in text), printable(text))
+    if isinstance(error, OSError) and error.filename:
+        return f"{escaped(str(error.filename))}: {reason}"
+    return reason if expected(error) else f"{type(error).__name__}: {reason}"
+
+
+def expected(error: BaseException) -> bool:
+    """Return whether an exception is about the user's input or machine, and not a fault of the program."""
+    return isinstance(error, EXPECTED) or any(part in str(error) for part in IN_OTHER_WORDS)
+
+
+def keep_traceback(error: BaseException) -> Path:
+    """Write the traceback into a file, since nobody can run again a fault that took hours to come."""
+    lines = [*traceback.format_exception(error), f"\narguments: {sys.argv[1:]!a}\n"]
+    with tempfile.NamedTemporaryFile("w", prefix="vitbackbone-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        file.write("".join(lines).encode(errors="backslashreplace").decode())
+    return Path(file.name)

@@ -1,0 +1,53 @@
+"""Where a command reads and writes."""
+
+import argparse
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from vitbackbone.cli.text import escaped
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # also what Path makes of `s3://bucket`
+OF_A_CLUSTER = "ray_address"
+MODELS = ("model", "name")
+
+
+def out_folder(text: str) -> str:
+    """The type of an option that names a folder to write into, made if it is missing."""
+    path = Path(text)
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no name of a folder")
+    for each in (path, *path.parents):
+        if each.exists():
+            if not each.is_dir():
+                raise argparse.ArgumentTypeError(f"{escaped(str(each))} is a file; want a folder")
+            break
+    return text
+
+
+def check_places(arguments: argparse.Namespace) -> None:
+    """Refuse addresses such as s3://bucket/photos, in any argument."""
+    for name, text in _texts(arguments):
+        if ADDRESS.match(text) and name != OF_A_CLUSTER:
+            what = "hf:OWNER/REPO names a Hugging Face model" if name in MODELS else "download or mount it first"
+            raise ValueError(f"{escaped(text)} is an address; only files of this machine are read and written: {what}")
+
+
+def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    for name, value in vars(arguments).items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str | Path):
+                yield name, str(each)
+
+
+def check_heads() -> None:
+    """Refuse a module or folder `heads` of the user's that hides the package of that name."""
+    found = find_spec("heads")
+    if found is None:
+        return
+    home = (Path(__file__).parents[2] / "heads").resolve()
+    places = [Path(each) for each in found.submodule_search_locations or [found.origin or ""]]
+    if not any(place.resolve() == home for place in places):
+        hides = f"{escaped(str(places[0]))} hides the package `heads` that vitbackbone brings"
+        raise ImportError(f"{hides}; rename it, or run the command in another folder")
