@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from heads.masks import Masks, set_loss
     from heads.policy import KeypointEncoder, PolicyNeck, SpatialSoftmax
     from heads.probe_files import load_probe, save_probe
-    from heads.probes import ClassReport, KnnProbe, LinearProbe, Report, accuracy_interval, hold_out, report
+    from heads.probes import ClassReport, KnnProbe, LinearProbe, Report, accuracy_interval, report
     from heads.projectors import OpenVLAProjector, SpaceToDepth, TokenProjector
     from heads.resamplers import MapPool, PerceiverResampler
     from heads.segmentation import LinearSegmenter, MultiLayerSegmenter, Segmenter, segmentation_loss
+    from heads.splits import hold_out, join_groups
     from heads.upernet import UPerNet
 
 # Loaded on first use, so that none pays for the libraries of another.
@@ -83,8 +84,9 @@ _LAZY = {
     "depth_metrics": "depth",
     "feature_pyramid": "detection",
     "freeze": "base",
-    "hold_out": "probes",
+    "hold_out": "splits",
     "imagenet_labels": "classification",
+    "join_groups": "splits",
     "lc_features": "classification",
     "list_heads": "base",
     "load_head": "head_files",
@@ -147,6 +149,7 @@ __all__ = [
     "freeze",
     "hold_out",
     "imagenet_labels",
+    "join_groups",
     "lc_features",
     "list_heads",
     "load_head",

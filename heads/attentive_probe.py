@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from heads.attentive import FORMS
 from heads.blocks import Array
-from heads.probe_base import Probe, Tensors, check_no_label_missing, encode_labels
+from heads.parameters import choice, count, device, flag, positive, seed
+from heads.probe_base import FLOATS, Probe, Tensors, check_no_label_missing, check_tensor, encode_labels, labelled
 
 HEAD_WIDTH = 64  # of the attention of nearly every Vision Transformer
 
@@ -33,11 +34,13 @@ class AttentiveProbe(Probe):
     `epochs`, `batch_size`, `lr`, `weight_decay`: AdamW, the learning rate falling from `lr` to 0 by a cosine, gradients
     clipped to 1, no weight decay of biases and norms: V-JEPA's recipe for images (facebookresearch/jepa,
     evals/image_classification_frozen/eval.py), but that its weight decay falls too.
-    `random_state`: decides initialisation and order; equal seeds give equal probes on one machine.
+    `random_state`: an integer that decides initialisation and order; equal seeds give equal probes on one machine.
     `device`: where it trains and predicts. `progress`: show a bar.
 
     X is a sequence with (T, D) tokens of each sample, which may differ in T, read when needed:
     `FeatureStore(...).tokens`, an array or a memory map (N, T, D), or what `ImageFeatures(pooling="tokens")` makes.
+
+    Samples with the label -1, "unknown" in a `FeatureStore`, are left out with a warning.
 
     Fitted: `module_`, whose parameters are those of the head's `classifier`; `loss_`, the mean of the last epoch;
     `classes_`.
@@ -73,11 +76,14 @@ class AttentiveProbe(Probe):
     def fit(self, X: Any, y: ArrayLike) -> "AttentiveProbe":
         """Trains on tokens, N of (T, D), and labels (N,)."""
         self._check_parameters()
-        samples = _Samples(X)
+        device(self, "device")
+        whole = _Samples(X)
         check_no_label_missing(y)
         labels = column_or_1d(y, warn=True)
-        check_consistent_length(labels, range(len(samples)))
-        classes, codes = encode_labels(labels)
+        check_consistent_length(labels, range(len(whole)))
+        known = labelled(labels, type(self).__name__)
+        samples = _Samples(X, np.flatnonzero(known))
+        classes, codes = encode_labels(labels[known])
         if len(classes) < 2:
             raise ValueError(f"AttentiveProbe was given samples of one class, {str(classes[0])!r}; want at least two")
         with torch.random.fork_rng(devices=[]):
@@ -142,26 +148,33 @@ class AttentiveProbe(Probe):
         return FORMS[self.form](width, num_classes, heads)
 
     def _check_parameters(self) -> None:
-        if self.form not in FORMS:
-            raise ValueError(f"AttentiveProbe: unknown form {self.form!r}; want one of {', '.join(FORMS)}")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"AttentiveProbe: {name} must be at least 1, got {getattr(self, name)!r}")
+        choice(self, "form", FORMS)
+        count(self, "num_heads", optional=True)
+        count(self, "epochs")
+        count(self, "batch_size")
+        positive(self, "lr")
+        positive(self, "weight_decay", zero=True)
+        seed(self, "random_state")
+        flag(self, "progress")
 
     def _to_tensors(self) -> Tensors:
         tensors = {name: tensor.cpu().numpy() for name, tensor in self.module_.state_dict().items()}
         return {**tensors, "loss": np.array(self.loss_)}
 
     def _from_tensors(self, tensors: Tensors) -> None:
-        self.loss_ = float(tensors.pop("loss"))
-        num_classes, self.n_features_in_ = tensors["linear.weight"].shape
-        if num_classes != len(self.classes_):
-            raise ValueError(f"{len(self.classes_)} classes, but a layer for {num_classes}")
-        self.module_ = self._build(self.n_features_in_, num_classes).eval()
+        loss, last = tensors["loss"], tensors["linear.weight"]
+        check_tensor("loss", loss, (), [np.float64])
+        for name, tensor in tensors.items():
+            check_tensor(name, tensor, tensor.shape, [*FLOATS, np.int64])  # batch norm counts its steps
+        if last.ndim != 2 or len(last) != len(self.classes_) or not last.shape[1]:
+            raise ValueError(f"{len(self.classes_)} classes, but linear.weight of shape {last.shape}")
+        self.module_ = self._build(last.shape[1], len(last)).eval()
+        state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items() if name != "loss"}
         try:
-            self.module_.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()})
+            self.module_.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(str(error)) from error
+        self.loss_, self.n_features_in_ = float(loss), last.shape[1]
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -173,18 +186,20 @@ class AttentiveProbe(Probe):
 class _Samples:
     """The tokens of samples, read when asked for."""
 
-    def __init__(self, X: Any) -> None:
-        """Raises `ValueError` on what is no sequence of (T, D) tokens."""
+    def __init__(self, X: Any, rows: NDArray[np.int64] | None = None) -> None:
+        """`rows`: which of the samples, by default all. Raises `ValueError` on what is no sequence of (T, D) tokens."""
         self.X = X
         if not hasattr(X, "__getitem__") or not hasattr(X, "__len__") or isinstance(X, str | bytes | dict):
             raise ValueError(f"X is a {type(X).__name__}; want patch tokens, (N, T, D) or a sequence of (T, D)")
         if not len(X):
             raise ValueError("X has no sample; want patch tokens, (N, T, D) or a sequence of (T, D)")
-        self.width = np.shape(X[0])[-1] if np.ndim(X[0]) == 2 else 0
-        self.read(0)
+        self.rows = np.arange(len(X)) if rows is None else rows
+        first = X[int(self.rows[0])]
+        self.width = np.shape(first)[-1] if np.ndim(first) == 2 else 0
+        self.read(int(self.rows[0]))
 
     def __len__(self) -> int:
-        return len(self.X)
+        return len(self.rows)
 
     def read(self, row: int) -> Float[np.ndarray, "T D"]:
         """Raises `ValueError` on tokens of another shape, and on values that are not finite."""
@@ -204,7 +219,7 @@ class _Samples:
 
     def batch(self, rows: NDArray[np.int64], device: str) -> tuple[Tensor, Tensor]:
         """Tokens (B, T, D), shorter samples filled up, and which of them are there (B, T)."""
-        parts = [self.read(int(row)) for row in rows]
+        parts = [self.read(int(self.rows[row])) for row in rows]
         lengths = np.array([len(part) for part in parts])
         tokens = np.zeros((len(parts), lengths.max(), self.width), dtype=np.float32)
         for i, part in enumerate(parts):

@@ -61,33 +61,6 @@ class InMemory:
         return (self.array[start : start + rows] for start in range(0, len(self), rows))
 
 
-@dataclass(frozen=True)
-class Scaled:
-    """(rows - mean) / scale, computed in `dtype` as they are read. `mean`, `scale`: (F,)."""
-
-    source: Rows
-    mean: Array
-    scale: Array
-    dtype: np.dtype[Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: Any) -> "Scaled":
-        return Scaled(self.source[index], self.mean, self.scale, self.dtype)
-
-    def blocks(self, rows: int) -> Iterator[Array]:
-        mean, scale = self.mean.astype(self.dtype), self.scale.astype(self.dtype)
-        for block in self.source.blocks(rows):
-            scaled = np.subtract(block, mean, dtype=self.dtype)
-            scaled /= scale
-            yield scaled
-
-
 def precision(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """What features of a dtype are computed in: float64 stays, half precision and integers become float32."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
@@ -118,6 +91,7 @@ def read_checked(rows: Rows, dtype: np.dtype[Any], work: str) -> Iterator[Array]
     for block in read(rows, work):
         block = np.asarray(block, dtype=dtype)
         finite = np.isfinite(block.sum(axis=1, dtype=np.float64))  # and no mask of the size of the block
+        finite[~finite] = np.isfinite(block[~finite]).all(axis=1)  # a sum of finite values may overflow
         if not finite.all():
             first = first if wrong else start + int(np.argmin(finite))
             wrong += int((~finite).sum())

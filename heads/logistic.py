@@ -76,7 +76,11 @@ class Objective:
     def minimum(
         self, C: float, curvature: Curvature, start: Solution | None = None, tolerance: float | None = None
     ) -> Solution:
-        """To `TOLERANCE`, if no other is given. Warns (`ConvergenceWarning`) where it was not reached."""
+        """To `TOLERANCE`, if no other is given. Warns (`ConvergenceWarning`) where it was not reached.
+
+        Raises `ValueError` unless `C` is positive, and if the loss overflows."""
+        if not 0 < C < np.inf:
+            raise ValueError(f"C must be a positive number, got {C!r}")
         strength = 1 / (C * len(self.codes))
         stretch = curvature.axes / np.sqrt(self.slope * curvature.variances + strength)  # (F, A)
         shape = self.outputs, stretch.shape[1] + 1
@@ -99,6 +103,8 @@ class Objective:
         if found.status == 1:
             message = f"logistic regression with C = {C:.3g} did not converge in {MAX_ITER} iterations"
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
+        if not np.isfinite(found.fun):
+            raise ValueError("logistic regression overflows on features so large; bring them to one scale (scale=True)")
         point = found.x.reshape(shape)
         return Solution(point[:, :-1] @ stretch.T, point[:, -1] / np.sqrt(self.slope), found.fun, self.passes)
 

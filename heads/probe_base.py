@@ -4,12 +4,15 @@ Axes: `N` samples, `F` features, `K` classes.
 """
 
 import math
-from collections.abc import Iterator
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any, no_type_check
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -19,6 +22,7 @@ from heads.blocks import Array, InMemory, Rows, read_checked
 Tensors = dict[str, Array]
 
 FLOATS = [np.float32, np.float64]  # that features may come in
+UNLABELLED = -1  # the label of a sample whose class is unknown, as `FeatureStore.labels` has it
 
 
 @no_type_check  # at run time: `fit` refuses wrong arguments itself, in the words that scikit-learn demands
@@ -34,8 +38,11 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "classes_")
 
-    def _check_fit(self, X: ArrayLike | Rows, y: ArrayLike) -> tuple[Rows, Array, Array]:
-        """Features (N, F), not yet known to be finite, classes (K,), and the index (N,) of each label among them."""
+    def _check_fit(
+        self, X: ArrayLike | Rows, y: ArrayLike, groups: ArrayLike | None = None
+    ) -> tuple[Rows, Array, Array, Array | None]:
+        """Features (N, F), not yet known to be finite, classes (K,), the index (N,) of each label among them, and the
+        groups (N,), all without the samples that have no label."""
         check_no_label_missing(y)
         if isinstance(X, Rows):
             _check_shape(X)
@@ -46,8 +53,21 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
         else:
             array, labels = validate_data(self, X, y, dtype=FLOATS, ensure_all_finite=False)
             rows = InMemory(array)
+        members = None if groups is None else column_or_1d(groups)
+        check_consistent_length(labels, members)
+        known = labelled(labels, type(self).__name__)
+        if not known.all():
+            rows, labels, members = rows[known], labels[known], None if members is None else members[known]
         classes, codes = encode_labels(labels)
-        return rows, classes, codes
+        return rows, classes, codes, members
+
+    def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """The accuracy on the samples that have a label."""
+        predicted, truth = self.predict(X), column_or_1d(y)
+        check_consistent_length(predicted, truth)
+        known = labelled(truth, type(self).__name__)
+        weights = None if sample_weight is None else np.asarray(sample_weight)[known]
+        return float(accuracy_score(truth[known], predicted[known], sample_weight=weights))
 
     def _predict_blocks(self, X: ArrayLike | Rows) -> Iterator[Array]:
         """Features (n, F) in the precision of the fit, of one block of samples after another."""
@@ -58,6 +78,10 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
         else:
             X = InMemory(validate_data(self, X, dtype=self._dtype(), reset=False, ensure_all_finite=False))
         return read_checked(X, self._dtype(), "predicting")
+
+    def _check_parameters(self) -> None:
+        """Raises `ValueError` on a parameter that cannot be."""
+        raise NotImplementedError
 
     def _dtype(self) -> np.dtype[Any]:
         raise NotImplementedError
@@ -87,6 +111,53 @@ def check_no_label_missing(y: ArrayLike | None) -> None:
             f"{len(missing)} of {len(labels)} labels are NaN or None, first that of sample {missing[0]}; leave the "
             "samples without a label out, of X and of y"
         )
+
+
+def labelled(labels: Array, who: str) -> NDArray[np.bool_]:
+    """Which of the labels (N,) are known: all but the number -1. Warns of those that are not.
+
+    Labels that are -1 and 1 only are scikit-learn's two classes of that name, so they are kept, with a warning.
+    Raises `ValueError` if no label is known. `who`: the name that speaks.
+    """
+    known = np.ones(len(labels), dtype=bool)
+    if labels.dtype.kind in "if":
+        known = labels != UNLABELLED
+    elif labels.dtype.kind == "O":
+        numbers = [isinstance(label, int | float | np.number) and not isinstance(label, bool) for label in labels]
+        known[numbers] = labels[numbers].astype(float) != UNLABELLED
+    missing = len(labels) - int(known.sum())
+    if not missing:
+        return known
+    if not known.any():
+        raise ValueError(f"{who}: every label is {UNLABELLED}, which means unknown; give the samples classes from 0")
+    if set(labels[known].tolist()) == {1}:
+        message = (
+            f"{who}: the labels are -1 and 1, taken as two classes. If -1 means unknown, leave these samples out, of X "
+            "and of y"
+        )
+        known[:] = True
+    else:
+        message = f"{who}: {missing} of {len(labels)} samples have the label -1, which means unknown; they are left out"
+    _warn(message)
+    return known
+
+
+def _warn(message: str) -> None:
+    """Warn in the name of the line that called this package, however deep."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "heads":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def check_tensor(name: str, tensor: Array, shape: tuple[int, ...], dtypes: Sequence[Any], finite: bool = True) -> None:
+    """Raises `ValueError` if a tensor of a file has another shape or dtype, or values that are not numbers."""
+    if tensor.shape != shape or tensor.dtype not in [np.dtype(dtype) for dtype in dtypes]:
+        wanted = " or ".join(np.dtype(dtype).name for dtype in dtypes)
+        raise ValueError(f"{name} is {tensor.dtype} of shape {tensor.shape}; want {wanted} of shape {shape}")
+    bad = ~np.isfinite(tensor) if finite else np.isnan(tensor)
+    if bad.any():
+        raise ValueError(f"{name} holds NaN{' or inf' if finite else ''}")
 
 
 def encode_labels(labels: Array) -> tuple[Array, Array]:

@@ -19,14 +19,16 @@ from scipy.special import expit, softmax
 from scipy.stats import binomtest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import precision_recall_fscore_support
-from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import unique_labels
 from tqdm import tqdm
 
-from heads.blocks import DELAY, INTERVAL, Array, InMemory, Rows, Scaled, precision, read, read_checked
+from heads.blocks import DELAY, INTERVAL, Array, InMemory, Rows, precision, read, read_checked
 from heads.logistic import ROUGH, Curvature, Objective, Solution, extrapolate
-from heads.probe_base import Probe, Tensors
+from heads.parameters import choice, count, flag, positive
+from heads.probe_base import FLOATS, Probe, Tensors, check_tensor
+from heads.scaling import Scaled, Scaling, unit_length
+from heads.splits import as_codes, hold_out, join_groups
 
 # The values of C that a preset tries, ascending.
 PRESETS: dict[str, tuple[float, ...]] = {
@@ -34,7 +36,6 @@ PRESETS: dict[str, tuple[float, ...]] = {
     "dinov2": tuple(float(C) for C in 10 ** np.linspace(-6, 5, 45)),  # dinov2/eval/log_regression.py
 }
 PATIENCE = 4  # values of C, a factor of ten: the sweep ends when so many in a row were no better than what came before
-HOLD_OUT_SEED = 0
 
 
 @no_type_check
@@ -56,42 +57,59 @@ class LinearProbe(Probe):
     `LogisticRegression` has (`heads/logistic.py`).
     Memory: 70 MB at 768 features, and 32 bytes for a sample.
 
-    Fitted: `coef_` (K, F), or (1, F) for two classes, and `intercept_`, both for raw features; `C_`; `classes_`.
-    Raises `ValueError` on a single class or an unknown preset.
+    Rows with the label -1, "unknown" in a `FeatureStore`, are left out with a warning.
+
+    Fitted: `classes_` (K,); `C_`; `coef_` (K, F), or (1, F) for two classes, and `intercept_`, both for raw features.
+    Predictions do not use these two. They scale features first, as the product with raw features that are nearly
+    constant would lose all digits in float32.
+    Raises `ValueError` on a single class or a wrong parameter.
     """
 
-    coef_: Array
-    intercept_: Array
     C_: float
 
     def __init__(self, preset: str = "clip", scale: bool = True) -> None:
         self.preset = preset
         self.scale = scale
 
-    def fit(self, X: ArrayLike | Rows, y: ArrayLike) -> "LinearProbe":
-        """Fits on features (N, F) and labels (N,). Warns (`ConvergenceWarning`) after 1000 iterations."""
-        if self.preset not in PRESETS:
-            raise ValueError(f"LinearProbe: unknown preset {self.preset!r}; want one of {', '.join(PRESETS)}")
-        rows, classes, codes = self._check_fit(X, y)
+    def fit(self, X: ArrayLike | Rows, y: ArrayLike, groups: ArrayLike | None = None) -> "LinearProbe":
+        """Fit on features (N, F) and labels (N,). Warns (`ConvergenceWarning`) after 1000 iterations.
+
+        `groups`: what each sample belongs to, (N,). The tenth that `"dinov2"` chooses C by has whole groups, and
+        samples with the same features are one.
+        """
+        self._check_parameters()
+        rows, classes, codes, members = self._check_fit(X, y, groups)
         if len(classes) < 2:
             raise ValueError(f"LinearProbe was given samples of one class, {str(classes[0])!r}; want at least two")
         dtype = precision(rows.dtype)
-        scaler = StandardScaler()
-        for block in read_checked(rows, dtype, "mean and variance"):
-            scaler.partial_fit(block)
-        mean, scale = scaler.mean_, scaler.scale_ if self.scale else np.ones(rows.shape[1])
-        scaled: Rows = Scaled(rows, mean, scale, dtype)  # the mean always, which changes no more than the intercept
+        scaling = Scaling.of(rows, dtype)
+        scaling = scaling if self.scale else scaling.without_scale()  # the mean changes no more than the intercept
+        scaled: Rows = Scaled(rows, scaling, dtype)
         if isinstance(rows, InMemory):
             scaled = InMemory(next(scaled.blocks(len(rows))))
         curvature = Curvature.of(scaled)
         candidates = PRESETS[self.preset]
-        C, start = (candidates[0], None) if len(candidates) == 1 else _sweep(candidates, scaled, codes, curvature)
+        C, start = (
+            (candidates[0], None) if len(candidates) == 1 else _sweep(candidates, scaled, codes, members, curvature)
+        )
         found = Objective(scaled, codes, len(classes)).minimum(C, curvature, start)
-        self.classes_, self.C_ = classes, C
-        coef = found.coef / scale  # w (x - mean) / scale + b, as one matrix product
-        self.coef_ = np.ascontiguousarray(coef, dtype=dtype)
-        self.intercept_ = (found.intercept - coef @ mean).astype(dtype)
+        self.classes_, self.C_, self._scaling = classes, C, scaling
+        self._weights = np.ascontiguousarray(found.coef, dtype=dtype)
+        self._bias = found.intercept.astype(dtype)
         return self
+
+    @property
+    def coef_(self) -> Array:
+        return self._raw()[0].astype(self._dtype())
+
+    @property
+    def intercept_(self) -> Array:
+        return self._raw()[1].astype(self._dtype())
+
+    def _raw(self) -> tuple[Array, Array]:
+        """Coefficients and intercepts for raw features, in float64."""
+        coef = self._weights / self._scaling.scale
+        return coef, self._bias - coef @ self._scaling.mean
 
     def decision_function(self, X: ArrayLike | Rows) -> Array:
         """Logits (N, K); for two classes (N,), those of the second."""
@@ -109,31 +127,61 @@ class LinearProbe(Probe):
 
     def _logits(self, X: ArrayLike | Rows) -> Iterator[Array]:
         for block in self._predict_blocks(X):
-            logits = block @ self.coef_.T + self.intercept_
+            with np.errstate(over="ignore", invalid="ignore"):
+                logits = self._scaling.of_block(block, self._dtype()) @ self._weights.T + self._bias
+            beyond = ~np.isfinite(logits).all(axis=1)  # float32, in a feature far from all that were fitted on
+            if beyond.any():
+                logits[beyond] = self._bounded_logits(block[beyond])
             yield logits[:, 0] if len(self.classes_) == 2 else logits
 
+    def _bounded_logits(self, block: Array) -> Array:
+        """Logits from float64, moved and clipped into the range of the dtype: the classes keep their order."""
+        logits = self._scaling.of_block(block, np.dtype(np.float64)) @ self._weights.T.astype(np.float64) + self._bias
+        if logits.shape[1] > 1:
+            logits -= logits.max(axis=1, keepdims=True)
+        limit = float(np.finfo(self._dtype()).max) / 2
+        return logits.clip(-limit, limit)
+
+    def _check_parameters(self) -> None:
+        choice(self, "preset", PRESETS)
+        flag(self, "scale")
+
     def _dtype(self) -> np.dtype[Any]:
-        return self.coef_.dtype
+        return self._weights.dtype
 
     def _to_tensors(self) -> Tensors:
-        return {"coef": self.coef_, "intercept": self.intercept_, "C": np.array(self.C_)}
+        scaling = {"mean": self._scaling.mean, "scale": self._scaling.scale}
+        return {"weights": self._weights, "bias": self._bias, **scaling, "C": np.array(self.C_)}
 
     def _from_tensors(self, tensors: Tensors) -> None:
-        self.coef_, self.intercept_, self.C_ = tensors["coef"], tensors["intercept"], float(tensors["C"])
-        rows = 1 if len(self.classes_) == 2 else len(self.classes_)
-        if self.coef_.ndim != 2 or len(self.coef_) != rows or self.intercept_.shape != (rows,):
-            raise ValueError(f"{len(self.classes_)} classes, but coef {self.coef_.shape}")
-        self.n_features_in_ = self.coef_.shape[1]
+        weights = tensors["weights"]
+        width = weights.shape[1] if weights.ndim == 2 else 0
+        outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
+        if len(self.classes_) < 2 or width == 0 or len(weights) != outputs:
+            raise ValueError(f"{len(self.classes_)} classes, but weights of shape {weights.shape}")
+        check_tensor("weights", weights, (outputs, width), FLOATS)
+        check_tensor("bias", tensors["bias"], (outputs,), [weights.dtype])
+        check_tensor("mean", tensors["mean"], (width,), [np.float64])
+        check_tensor("scale", tensors["scale"], (width,), [np.float64], finite=False)
+        check_tensor("C", tensors["C"], (), [np.float64])
+        if not (tensors["scale"] > 0).all():
+            raise ValueError("scale holds values that are not positive")
+        if not tensors["C"] > 0:
+            raise ValueError(f"C is {tensors['C']}; want a positive number")
+        self._weights, self._bias, self.C_ = weights, tensors["bias"], float(tensors["C"])
+        self._scaling = Scaling(tensors["mean"], tensors["scale"])
+        self.n_features_in_ = width
 
 
 def _sweep(
-    candidates: Sequence[float], rows: Rows, codes: Array, curvature: Curvature
+    candidates: Sequence[float], rows: Rows, codes: Array, groups: Array | None, curvature: Curvature
 ) -> tuple[float, Solution | None]:
     """The candidate that is best on the held-out samples, the first of several, and its solution without them.
 
     Ascending: each fit starts where the two before point to, and the sweep ends once neither accuracy nor loss on the
     held-out samples gets better."""
-    held = hold_out(codes, 0.1)
+    same = as_codes([hash(row.tobytes()) for block in read(rows, "copies") for row in block])
+    held = hold_out(codes, 0.1, same if groups is None else join_groups(same, groups))
     if not held.any():
         return PRESETS["clip"][0], None
     num_classes = int(codes.max()) + 1
@@ -155,17 +203,6 @@ def _sweep(
     return best
 
 
-def hold_out(codes: Array, share: float) -> Array:
-    """A mask (N,) of a share of each class, drawn with a fixed seed: at least one sample, but none of a class that has
-    no other. `codes`: class indices (N,), from 0."""
-    order = np.random.RandomState(HOLD_OUT_SEED).permutation(len(codes))
-    order = order[np.argsort(codes[order], kind="stable")]  # shuffled within each class
-    held = np.zeros(len(codes), dtype=bool)
-    for rows in np.split(order, np.cumsum(np.bincount(codes))[:-1]):
-        held[rows[: max(1, round(len(rows) * share)) if len(rows) > 1 else 0]] = True
-    return held
-
-
 @no_type_check
 class KnnProbe(Probe):
     """DINO's weighted nearest neighbours (Caron et al. 2021; facebookresearch/dino, eval_knn.py).
@@ -176,9 +213,11 @@ class KnnProbe(Probe):
     X is an array, or `Rows` such as `FeatureStore(...).rows`: neither the training features nor those to predict need
     fit into memory. The training features are read once for every 4096 samples to predict, a block at a time.
 
+    Rows with the label -1, "unknown" in a `FeatureStore`, are left out with a warning.
+
     Fitted: `features_` (N, F) of length 1, or the `Rows` as they were given, which have to stay where they are;
     `codes_` (N,) their indices in `classes_`.
-    Raises `ValueError` unless `k` is a positive integer and `temperature` is positive.
+    Raises `ValueError` unless `k` is a positive integer and `temperature` a positive number.
     """
 
     features_: Array | Rows
@@ -189,16 +228,13 @@ class KnnProbe(Probe):
         self.temperature = temperature
 
     def fit(self, X: ArrayLike | Rows, y: ArrayLike) -> "KnnProbe":
-        """Stores features (N, F) and labels (N,)."""
-        if not isinstance(self.k, int | np.integer) or self.k < 1:
-            raise ValueError(f"KnnProbe: k must be a positive integer, got {self.k!r}")
-        if not self.temperature > 0:
-            raise ValueError(f"KnnProbe: temperature must be positive, got {self.temperature!r}")
-        rows, classes, codes = self._check_fit(X, y)
+        """Store features (N, F) and labels (N,)."""
+        self._check_parameters()
+        rows, classes, codes, _ = self._check_fit(X, y)
         for _ in read_checked(rows, precision(rows.dtype), "checking"):
             pass
         self.classes_, self.codes_ = classes, codes
-        self.features_ = normalize(rows.array) if isinstance(rows, InMemory) else rows
+        self.features_ = unit_length(rows.array) if isinstance(rows, InMemory) else rows
         return self
 
     def predict_proba(self, X: ArrayLike | Rows) -> Array:
@@ -214,7 +250,7 @@ class KnnProbe(Probe):
         """Shares of the votes of one block of samples after another, (n, K)."""
         for block in self._predict_blocks(X):
             num_classes = len(self.classes_)
-            top, nearest = self._nearest(normalize(block))
+            top, nearest = self._nearest(unit_length(block))
             # relative to the nearest: the shares are the same, and no temperature overflows
             weights = np.exp((top - top[:, :1]).astype(np.float64) / self.temperature)
             cells = np.arange(len(top))[:, None] * num_classes + self.codes_[nearest]
@@ -238,8 +274,12 @@ class KnnProbe(Probe):
         """Training features of length 1, a block (n, F) after another, and the index of its first."""
         start, stored = 0, self.features_
         for block in read(InMemory(stored) if isinstance(stored, np.ndarray) else stored, "neighbours"):
-            yield start, block if isinstance(stored, np.ndarray) else normalize(block.astype(self._dtype()))
+            yield start, block if isinstance(stored, np.ndarray) else unit_length(block.astype(self._dtype()))
             start += len(block)
+
+    def _check_parameters(self) -> None:
+        count(self, "k")
+        positive(self, "temperature")
 
     def _dtype(self) -> np.dtype[Any]:
         return precision(self.features_.dtype)
@@ -249,12 +289,15 @@ class KnnProbe(Probe):
         return {"features": features, "codes": self.codes_}
 
     def _from_tensors(self, tensors: Tensors) -> None:
-        self.features_, self.codes_ = tensors["features"], tensors["codes"]
-        if self.features_.ndim != 2 or self.codes_.shape != self.features_.shape[:1]:
-            raise ValueError(f"features {self.features_.shape}, but codes {self.codes_.shape}")
-        if not np.array_equal(np.unique(self.codes_), np.arange(len(self.classes_))):
-            raise ValueError(f"{len(self.classes_)} classes, but codes for {len(np.unique(self.codes_))}")
-        self.n_features_in_ = self.features_.shape[1]
+        features, codes = tensors["features"], tensors["codes"]
+        if features.ndim != 2 or 0 in features.shape:
+            raise ValueError(f"features has shape {features.shape}; want (N, F)")
+        check_tensor("features", features, features.shape, FLOATS)
+        check_tensor("codes", codes, (len(features),), [np.int64])
+        if not np.array_equal(np.unique(codes), np.arange(len(self.classes_))):
+            raise ValueError(f"{len(self.classes_)} classes, but codes for {len(np.unique(codes))}")
+        self.features_, self.codes_ = features, codes
+        self.n_features_in_ = features.shape[1]
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
