@@ -36,7 +36,7 @@ def test_pca_equals_scikit_learns_up_to_sign() -> None:
     x = maps(12, 5, 7)
     (rgb,) = view.pca_rgb([x])
     assert rgb.shape == (5, 7, 3)
-    ours = np.log(rgb / (1 - rgb.astype(np.float64))).reshape(35, 3) / 2
+    ours = np.log(rgb / (1 - rgb.astype(np.float64))).reshape(35, 3)
     theirs = PCA(3, whiten=True).fit_transform(x.flatten(1).T.double().numpy()) * np.sqrt(35 / 34)
     np.testing.assert_allclose(np.abs(ours), np.abs(theirs), rtol=1e-3, atol=1e-3)
     assert ((ours**3).mean(axis=0) > 0).all()
@@ -61,6 +61,14 @@ def test_the_few_patches_that_stand_out_are_bright() -> None:
         (rgb,) = view.pca_rgb([features])
         assert rgb[2, 3, 0] > 0.99
         assert np.delete(rgb[..., 0], 2 * 6 + 3).max() < 0.5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pca_is_not_saturated(seed: int) -> None:
+    """Of normal features, under 1 % of the values lie within a twentieth of black or full."""
+    (rgb,) = view.pca_rgb([torch.randn(32, 40, 40, generator=torch.Generator().manual_seed(seed))])
+    assert ((rgb < 0.05) | (rgb > 0.95)).mean() < 0.01
+    assert rgb.std() > 0.15  # and it is not grey either
 
 
 def test_images_share_one_basis() -> None:
@@ -152,6 +160,25 @@ def test_the_patch_that_cls_looks_at_lights_up_and_nothing_else(size: tuple[int,
         np.testing.assert_array_equal((flat != cold).any(axis=-1), lit)
         smooth = np.asarray(view.overlay(Image.new("RGB", picture.size), seen, patch=8)).sum(axis=-1)
         assert lit.ravel()[smooth.argmax()]
+
+
+@pytest.mark.parametrize("exposure", [1, 0.3, 0.1])
+def test_a_photo_stays_visible_under_a_map_however_dark_it_is(exposure: float) -> None:
+    bright = photo(64, 80)
+    dark = bright.point(lambda value: value * exposure)
+    heat = torch.zeros(8, 10)
+    heat[2, 3] = 1
+    seen = np.asarray(view.overlay(dark, heat, patch=8).convert("L"), dtype=float)[32:]  # where it is cold
+    there = np.asarray(bright.convert("L"), dtype=float)[32:]
+    assert np.ptp(np.percentile(seen, (5, 95))) > 100
+    assert np.corrcoef(seen.ravel(), there.ravel())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_a_photo_of_one_colour_has_a_map(value: int) -> None:
+    heat = torch.eye(4)
+    seen = np.asarray(view.overlay(Image.new("RGB", (32, 32), (value,) * 3), heat, patch=8, smooth=False))
+    assert seen[4, 4].astype(int).sum() > seen[4, 28].astype(int).sum() + 100
 
 
 def test_overlay_refuses_a_photo_of_another_grid() -> None:

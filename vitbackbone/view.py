@@ -25,6 +25,7 @@ from vitbackbone.resize import FILTERS
 
 MAX_TOKENS = 4096  # one map of 16 heads takes 1 GiB there
 MAP_BYTES = 2**29  # attention maps that `show` asks for in one forward, at least one layer's
+MAX_GAIN = 12
 PANEL = 480  # pixels of a panel's longer side, or the network's own where that is more
 
 
@@ -32,8 +33,9 @@ def pca_rgb(maps: Sequence[Float[Tensor, "D _ _"]]) -> list[Float[np.ndarray, "_
     """The first three principal components of the patches as red, green and blue in [0, 1], one (h, w, 3) a map.
 
     The maps (D, h, w), of any grids, share one basis: like patches have like colours across images. The components are
-    whitened and squashed by sigmoid(2x) (DINOv3's notebook `pca.ipynb`). A component that the patches do not have,
-    for being fewer than four or all alike, is 0.5 everywhere.
+    whitened and squashed by the sigmoid: a patch two standard deviations off is at 0.12 or 0.88, so that differences
+    among such patches stay visible (DINOv3's notebook `pca.ipynb` has sigmoid(2x), which saturates there). A component
+    that the patches do not have, because they are fewer than four or all alike, is 0.5 everywhere.
 
     The sign of a component is arbitrary, and LAPACK's choice flips from one machine to the next. Here
     its skewness is positive: the few patches that stand out are bright. That depends on the projections alone, so
@@ -56,7 +58,7 @@ def pca_rgb(maps: Sequence[Float[Tensor, "D _ _"]]) -> list[Float[np.ndarray, "_
             skewness = projection.pow(3).mean()
             # Symmetric patches have no side that stands out: there the top left one is dark.
             flip = projection[0] > 0 if skewness.abs() < 1e-6 else skewness < 0
-            colours[:, i] = torch.sigmoid(2 * (-projection if flip else projection))
+            colours[:, i] = torch.sigmoid(-projection if flip else projection)
     parts = torch.split(colours.float(), [m.shape[1] * m.shape[2] for m in maps])
     return [rearrange(p, "(h w) c -> h w c", h=m.shape[1]).numpy() for p, m in zip(parts, maps, strict=True)]
 
@@ -118,6 +120,8 @@ def overlay(
 ) -> Image.Image:
     """A heat map over the photo in grey, of the photo's size. The smallest of `values` is coldest, the largest hottest.
 
+    Where it is coldest only the photo is seen. Its brightness is stretched, so that dark photos are visible.
+
     `patch`: side in pixels of a patch in the photo. The patches start at its top left corner; those at the right and
     bottom may reach beyond it into padding, which is cut away.
     `colours`: a matplotlib colormap. `smooth`: bicubic between patch centres; else each patch is a flat square.
@@ -133,9 +137,16 @@ def overlay(
     heat = ((values - values.min()) / span if span > 0 else torch.zeros_like(values)).numpy()
     heat = _enlarge(heat[..., None], patch, photo, smooth)[..., 0]
     colour = colormaps[colours](heat)[..., :3]
-    grey = np.asarray(photo.convert("L"), dtype=np.float64)[..., None] / 255
-    opacity = 0.3 + 0.55 * heat[..., None]  # the photo shows through where it is cold
-    return _picture(opacity * colour + (1 - opacity) * grey)
+    opacity = (0.9 * heat.clip(0, 1) ** 0.7)[..., None]
+    return _picture(opacity * colour + (1 - opacity) * _stretched(photo)[..., None])
+
+
+def _stretched(photo: Image.Image) -> Float[np.ndarray, "H W"]:
+    """The photo in grey from 0 to 1: all but the darkest and the brightest hundredth spread over the range, by a factor
+    of at most `MAX_GAIN`, beyond which mostly noise would show."""
+    grey = np.asarray(photo.convert("L"), dtype=np.float64) / 255
+    low, high = np.percentile(grey, (1, 99))
+    return (0.9 * (grey - low) / max(high - low, 1 / MAX_GAIN)).clip(0, 1)
 
 
 def _enlarge(
