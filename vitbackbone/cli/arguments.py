@@ -125,13 +125,13 @@ def _add_extraction(command: Command) -> None:
     p = command(
         "export",
         run_export,
-        "Write a store as other programs read it: .npy as clip-retrieval has it, or parquet for pandas and polars.",
+        "Write a store as other programs read it: .npy as clip-retrieval has it, parquet for pandas and polars, or csv.",
         "vitbackbone export features/ --format npy",
         "vitbackbone export features/ --format parquet --out table/",
     )
     p.add_argument("store", metavar="STORE", help="what `vitbackbone extract` wrote")
-    text = "npy: img_emb/ and metadata/; parquet: a table with a row for each image"
-    p.add_argument("--format", required=True, choices=["npy", "parquet"], help=text)
+    text = "npy: img_emb/ and metadata/; parquet and csv: a table with a row for each image"
+    p.add_argument("--format", required=True, choices=["npy", "parquet", "csv"], help=text)
     p.add_argument("--out", type=out_folder, metavar="DIR", help="folder for the files (default: STORE/export-FORMAT)")
 
 
