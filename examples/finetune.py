@@ -14,9 +14,11 @@ interrupted run goes on.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import re
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,7 +63,8 @@ class Photos:
 
 
 def read_photos(data: Path, rows: slice) -> Photos:
-    """Those rows of a folder of classes or of a parquet file. Exits with a message if there are not two classes."""
+    """Those rows of a folder of classes or of a parquet file that have a class. Exits with a message if there are not
+    two classes."""
     if data.suffix == ".parquet":
         table = pq.read_table(data, columns=["image", "label"])
         sources, labels = table["image"].to_pylist(), table["label"].to_numpy().astype(np.int64)
@@ -69,14 +72,37 @@ def read_photos(data: Path, rows: slice) -> Photos:
     else:
         inputs = list_inputs(data)
         sources, labels, names = inputs.files(0, len(inputs)), np.array(inputs.labels), list(inputs.class_names)
-    photos = Photos(sources[rows], labels[rows], names)
-    if len(set(photos.labels)) < 2 or photos.labels.min() < 0:
-        raise SystemExit(f"{data}: want a sub-folder of photos for each of at least two classes, and no photo outside")
+    chosen = np.arange(len(labels))[rows]
+    known = chosen[labels[chosen] >= 0]
+    if len(known) < len(chosen):
+        print(f"{data}: {len(chosen) - len(known)} photos have no class; they are left out", file=sys.stderr)
+    photos = Photos([sources[row] for row in known], labels[known], names)
+    if len(set(photos.labels)) < 2:
+        raise SystemExit(f"{data}: want a sub-folder of photos for each of at least two classes")
     return photos
 
 
-def draw(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
-    """A mask of a share of each class, at least one photo of it."""
+def copies(photos: Photos) -> NDArray[np.int64]:
+    """A number for each photo, equal for exact copies."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(_content(source), len(numbers)) for source in photos.sources])
+
+
+def _content(source: str | bytes) -> str:
+    """What tells a photo's content. A file that cannot be read is like no other."""
+    try:
+        return hashlib.sha256(source if isinstance(source, bytes) else Path(source).read_bytes()).hexdigest()
+    except OSError:
+        return f"unread {source!r}"
+
+
+def draw(
+    labels: NDArray[np.int64], share: float, seed: int, groups: NDArray[np.int64] | None = None
+) -> NDArray[np.bool_]:
+    """A mask of a share of each class, at least one photo of it. `groups`: what is drawn together, such as copies."""
+    if groups is not None:
+        first = np.sort(np.unique(groups, return_index=True)[1])
+        return np.isin(groups, groups[first[draw(labels[first], share, seed)]])
     rng, mask = np.random.default_rng(seed), np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
@@ -175,7 +201,7 @@ def claim(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains, saves and returns what `result.json` holds."""
     photos = read_photos(args.data, args.rows)
-    test = draw(photos.labels, args.test, seed=0)
+    test = draw(photos.labels, args.test, seed=0, groups=copies(photos))
     if test.all():
         raise SystemExit(f"{args.data}: nothing is left to train on; want at least two photos of each class")
     train = np.flatnonzero(~test)
@@ -249,7 +275,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--flip", type=float, default=0.5, help="share of photos mirrored; 0 for text or digits")
     parser.add_argument("--rank", type=int, default=8, help="of `lora`")
     parser.add_argument("--labels", type=float, default=1.0, help="share of the training photos of each class to use")
-    parser.add_argument("--test", type=float, default=0.2, help="share of each class to measure on, whatever the seed")
+    parser.add_argument(
+        "--test",
+        type=float,
+        default=0.2,
+        help="share of each class to measure on, whatever the seed; copies stay together",
+    )
     parser.add_argument("--rows", type=_rows, default=slice(None), help="START:STOP:STEP of the photos, such as 9::10")
     parser.add_argument("--resolution", type=int, help="side in pixels (default: the checkpoint's own)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")

@@ -4,11 +4,12 @@
     python examples/probe.py photos --backbone vit_small_patch14_dinov2.lvd142m --out features
 
 `LinearProbe` and `KnnProbe` see CLS, or the mean of the patches where there is no CLS; `AttentiveProbe` sees every
-patch. Each is fitted on four fifths of every class and measured on the rest. Features are stored in OUT, and read from
+patch. Each is fitted on four fifths of every class and measured on the rest; copies of a photo stay on one side. Features are stored in OUT, and read from
 there the next time.
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 from heads import AttentiveProbe, KnnProbe, LinearProbe, Report, hold_out, report
 from vitbackbone import FeatureStore, load_backbone
 from vitbackbone.extract import extract
+from vitbackbone.extract.groups import copies
 
 
 def draw_digits(folder: Path) -> Path:
@@ -42,8 +44,11 @@ def features(store: FeatureStore) -> Any:
 
 def compare(store: FeatureStore, epochs: int) -> dict[str, Report]:
     """How each probe does on photos that it was not fitted on."""
-    y, vectors, tokens = store.labels, features(store), store.tokens
-    test = hold_out(y, 0.2)
+    known = np.flatnonzero(store.labels >= 0)
+    if len(known) < len(store):
+        print(f"{len(store) - len(known)} photos have no class; they are left out", file=sys.stderr)
+    y, vectors, tokens = store.labels[known], features(store)[known], store.tokens[known]
+    test = hold_out(y, 0.2, groups=copies(store)[known])
     probes = {
         "linear": (LinearProbe(), vectors),
         "knn": (KnnProbe(), vectors),

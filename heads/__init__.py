@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from heads.eomt import EoMT
     from heads.head_files import load_head, save_head
     from heads.masks import Masks, set_loss
+    from heads.measures import ClassReport, Report, accuracy_interval, report
     from heads.policy import KeypointEncoder, PolicyNeck, SpatialSoftmax
     from heads.probe_files import load_probe, save_probe
-    from heads.probes import ClassReport, KnnProbe, LinearProbe, Report, accuracy_interval, report
+    from heads.probes import KnnProbe, LinearProbe
     from heads.projectors import OpenVLAProjector, SpaceToDepth, TokenProjector
     from heads.resamplers import MapPool, PerceiverResampler
     from heads.segmentation import LinearSegmenter, MultiLayerSegmenter, Segmenter, segmentation_loss
@@ -44,7 +45,7 @@ _LAZY = {
     "CameraEncoder": "cameras",
     "CameraFeatures": "cameras",
     "CameraTokens": "cameras",
-    "ClassReport": "probes",
+    "ClassReport": "measures",
     "ConcatHead": "classification",
     "DPT": "dpt",
     "DPTDepth": "dpt",
@@ -67,7 +68,7 @@ _LAZY = {
     "OpenVLAProjector": "projectors",
     "PerceiverResampler": "resamplers",
     "PolicyNeck": "policy",
-    "Report": "probes",
+    "Report": "measures",
     "Segmenter": "segmentation",
     "SimpleFeaturePyramid": "detection",
     "SpaceToDepth": "projectors",
@@ -75,7 +76,7 @@ _LAZY = {
     "TokenProjector": "projectors",
     "UPerNet": "upernet",
     "VJepaProbe": "attentive",
-    "accuracy_interval": "probes",
+    "accuracy_interval": "measures",
     "as_detectron2": "adapters.detectron2",
     "as_torchvision": "adapters.torchvision",
     "attach": "base",
@@ -92,7 +93,7 @@ _LAZY = {
     "load_head": "head_files",
     "load_probe": "probe_files",
     "register_head": "base",
-    "report": "probes",
+    "report": "measures",
     "save_head": "head_files",
     "save_probe": "probe_files",
     "scale_invariant_loss": "depth",

@@ -1,7 +1,6 @@
 """Probes: how good frozen features are, measured by classifiers that leave the backbone alone.
 
-`LinearProbe` and `KnnProbe` are scikit-learn classifiers on plain arrays, and on `Rows` that need not fit into memory;
-`report` measures one.
+`LinearProbe` and `KnnProbe` are scikit-learn classifiers on plain arrays, and on `Rows` that need not fit into memory.
 
 Axes: `N` samples, `F` features, `K` classes.
 """
@@ -9,18 +8,13 @@ Axes: `N` samples, `F` features, `K` classes.
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, no_type_check
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy.special import expit, softmax
-from scipy.stats import binomtest
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import precision_recall_fscore_support
-from sklearn.utils import column_or_1d
-from sklearn.utils.multiclass import unique_labels
 from tqdm import tqdm
 
 from heads.blocks import DELAY, INTERVAL, Array, InMemory, Rows, precision, read, read_checked
@@ -298,74 +292,3 @@ class KnnProbe(Probe):
             raise ValueError(f"{len(self.classes_)} classes, but codes for {len(np.unique(codes))}")
         self.features_, self.codes_ = features, codes
         self.n_features_in_ = features.shape[1]
-
-
-# ---- measuring -----------------------------------------------------------------------------------------------------
-
-
-def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
-    """(low, high) of the Wilson 95% interval of an accuracy. Raises `ValueError` unless 0 <= correct <= total > 0."""
-    interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-@dataclass(frozen=True)
-class ClassReport:
-    """How a probe does on one class."""
-
-    name: str
-    samples: int
-    precision: float  # NaN where the class was never predicted
-    recall: float  # NaN where the class has no sample
-
-
-@dataclass(frozen=True)
-class Report:
-    """How a probe does on a set of samples. `str()` gives the table to print."""
-
-    correct: int
-    total: int
-    classes: tuple[ClassReport, ...]
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """(low, high) of the Wilson 95% interval of the accuracy."""
-        return accuracy_interval(self.correct, self.total)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        width = max(len(name) for name in ("class", *(row.name for row in self.classes)))
-        lines = [
-            f"accuracy {self.accuracy:.4f} (95% interval {low:.4f} to {high:.4f}), {self.correct} of {self.total}",
-            "",
-            f"{'class':<{width}}  samples  precision  recall",
-        ]
-        for row in self.classes:
-            precision, recall = ("-" if math.isnan(v) else f"{v:.4f}" for v in (row.precision, row.recall))
-            lines.append(f"{row.name:<{width}}  {row.samples:>7}  {precision:>9}  {recall:>6}")
-        return "\n".join(lines)
-
-
-def report(probe: Probe, X: Any, y: ArrayLike, class_names: Sequence[str] | None = None) -> Report:
-    """Measures a fitted probe on features, as it takes them, and labels (N,).
-
-    `class_names`: the name of each label, where labels are 0, 1, ...; by default a label is its own name. The table
-    has the classes of the probe and those of `y`; a class the probe does not know counts as wrong.
-    Raises `ValueError` if the labels are of another kind than the probe's, or have no name.
-    """
-    predicted, truth = probe.predict(X), column_or_1d(y)
-    labels = unique_labels(probe.classes_, truth)  # refuses numbers against strings
-    if class_names is not None and not all(
-        isinstance(i, int | np.integer) and 0 <= i < len(class_names) for i in labels
-    ):
-        raise ValueError(f"class_names has {len(class_names)} names, for labels from 0; the labels are {list(labels)}")
-    precision, recall, _, samples = precision_recall_fscore_support(
-        truth, predicted, labels=labels, zero_division=float("nan")
-    )
-    names = [str(label) if class_names is None else class_names[label] for label in labels]
-    rows = zip(names, samples.astype(int).tolist(), precision.tolist(), recall.tolist(), strict=True)
-    return Report(int((predicted == truth).sum()), len(truth), tuple(ClassReport(*row) for row in rows))

@@ -92,10 +92,12 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {
         "cli",
+        "decode",
         "demo",
         "describe",
         "extract",
         "features",
+        "files",
         "fingerprint",
         "inference",
         "load",

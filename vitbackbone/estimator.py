@@ -113,7 +113,7 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         return np.concatenate(batches)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
-        """The name of each feature, (F,): `cls0`, `cls1`, ..., `mean0`, ...; of several layers `layer8.cls0`, ... Loads
+        """Return the name of each feature, (F,): `cls0`, `cls1`, ..., `mean0`, ...; of several layers `layer8.cls0`, ... Loads
         the backbone. Raises `ValueError` for `"tokens"`, which are no columns."""
         if self.pooling == "tokens":
             raise ValueError('ImageFeatures(pooling="tokens") gives (N, T, D), whose last axis has no names')
@@ -121,7 +121,14 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         layers = self._layers(spec)
         first, *rest = self.pooling.split("+")
         parts = [*([first] if len(layers) == 1 else [f"layer{layer}.cls" for layer in layers]), *rest]
-        return np.array([f"{part}{i}" for part in parts for i in range(spec.dim)], dtype=object)
+        widths = [self._pooled_width()] if first == "pooled" else [spec.dims[i] for i in [*layers, layers[-1]]]
+        sized = zip(parts, widths, strict=False)  # the mean is of the last layer
+        return np.array([f"{part}{i}" for part, width in sized for i in range(width)], dtype=object)
+
+    def _pooled_width(self) -> int:
+        """How many features the checkpoint's own pooling gives, which no spec says: those of a black image."""
+        plain = type(self)(**self.get_params(deep=False)).set_output(transform="default")  # which asks for no names
+        return int(plain.transform([np.zeros((32, 32, 3), dtype=np.uint8)]).shape[1])
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -17,6 +17,7 @@ from vitbackbone.cli.usage import Parser
 if TYPE_CHECKING:
     from vitbackbone.extract.part import Part
 
+IMAGES = "files, and folders, quoted globs, lists and archives as for `extract`"
 DEVICES = "cpu, cuda, cuda:1 or mps"
 Run = Callable[[argparse.Namespace], int]
 Command = Callable[..., Parser]  # name, what runs it, what it does, examples
@@ -125,13 +126,13 @@ def _add_extraction(command: Command) -> None:
     p = command(
         "export",
         run_export,
-        "Write a store as other programs read it: .npy as clip-retrieval has it, or parquet for pandas and polars.",
+        "Write a store as other programs read it: .npy as clip-retrieval has it, parquet for pandas and polars, or csv.",
         "vitbackbone export features/ --format npy",
         "vitbackbone export features/ --format parquet --out table/",
     )
     p.add_argument("store", metavar="STORE", help="what `vitbackbone extract` wrote")
-    text = "npy: img_emb/ and metadata/; parquet: a table with a row for each image"
-    p.add_argument("--format", required=True, choices=["npy", "parquet"], help=text)
+    text = "npy: img_emb/ and metadata/; parquet and csv: a table with a row for each image"
+    p.add_argument("--format", required=True, choices=["npy", "parquet", "csv"], help=text)
     p.add_argument("--out", type=out_folder, metavar="DIR", help="folder for the files (default: STORE/export-FORMAT)")
 
 
@@ -141,6 +142,7 @@ def _add_probing(command: Command) -> None:
         probe,
         "Fit a classifier on the features of a store, print how good it is, and save it.",
         "vitbackbone probe features/train --test features/test --probe linear",
+        "vitbackbone probe features/ --groups photos.csv:animal",
     )
     p.add_argument("store", metavar="STORE", help="what `vitbackbone extract` wrote, with labels")
     p.add_argument("--test", metavar="STORE", help="measure on it; without one, on a fifth of the first, held out")
@@ -149,19 +151,28 @@ def _add_probing(command: Command) -> None:
     p.add_argument("--preset", choices=["clip", "dinov2"], default="clip", help="of linear: one C, or a sweep of 45")
     p.add_argument("--k", type=int, default=20, metavar="N", help="of knn: how many neighbours vote")
     p.add_argument("--form", choices=["vjepa", "aim"], default="vjepa", help="of attentive: whose")
+    text = (
+        "keep photos of a group on one side of the split, as copies always are: LIST.csv:COLUMN, a list with columns "
+        "path and COLUMN, or the level of a folder in the photos' paths (0 is the first, -1 the last)"
+    )
+    p.add_argument("--groups", metavar="BY", help=text)
+    text = "where the photos lie, for the picture of those misclassified (default: looked for near the store)"
+    p.add_argument("--photos", metavar="DIR", help=text)
     p.add_argument("--out", type=out_folder, metavar="DIR", help="where to save the probe (default: STORE/probe-KIND)")
+    add_json(p)
 
     p = command(
         "predict",
         predict,
         "Classify images with a saved probe: the three likeliest classes of each, with probabilities.",
-        "vitbackbone predict cat.jpg --probe features/train/probe-linear",
+        "vitbackbone predict cat.jpg photos/ --probe features/train/probe-linear",
     )
-    p.add_argument("images", nargs="+", metavar="IMAGE", help="files")
+    p.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGES)
     p.add_argument("--probe", required=True, metavar="DIR", help="what `vitbackbone probe` saved")
     p.add_argument("--model", metavar="NAME", help="if the backbone lies elsewhere than when the probe was fitted")
     p.add_argument("--weights", metavar="FILE", help="its weights, if they were given by hand")
     _max_pixels(p)
+    add_json(p)
 
     p = command(
         "classify",
@@ -169,11 +180,12 @@ def _add_probing(command: Command) -> None:
         "Classify images with a checkpoint's own classifier: the likeliest classes of each, with probabilities.",
         "vitbackbone classify cat.jpg --model hf:google/vit-base-patch16-224",
     )
-    p.add_argument("images", nargs="+", metavar="IMAGE", help="files")
+    p.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGES)
     p.add_argument("--model", required=True, metavar="NAME", help="one with a classifier, named as for `extract`")
     p.add_argument("--weights", metavar="FILE", help="weights downloaded by hand")
     p.add_argument("--top", type=int, default=5, metavar="N", help="how many classes to print of each image")
     _max_pixels(p)
+    add_json(p)
     p.add_argument("--device", type=_device, default="cpu", help=f"such as {DEVICES}")
 
 

@@ -2,23 +2,26 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitbackbone.cli.output import print_json
 from vitbackbone.cli.text import escaped, printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from vitbackbone.extract.photos import ReadPhoto
     from vitbackbone.load import Checkpoint
 
 
 def classify(args: argparse.Namespace) -> int:
     from heads.base import attach
     from heads.classification import checkpoint_head
+    from vitbackbone.extract.photos import read_photos
     from vitbackbone.inference import check_device, evaluating
     from vitbackbone.load import load_checkpoint
 
@@ -31,15 +34,13 @@ def classify(args: argparse.Namespace) -> int:
     backbone, head = checkpoint.backbone.to(args.device), checkpoint_head(checkpoint).to(args.device)
     model = attach(backbone, {"classes": head})
 
-    def read(image: str) -> "Tensor":
-        return backbone.preprocess(image, max_pixels=args.max_pixels)
-
     def classify(pixels: "Tensor") -> "NDArray[Any]":
         with evaluating(backbone):
             return model(pixels[None].to(args.device))["classes"].softmax(dim=1)[0].cpu().numpy()
 
     names = _class_names(args.model, checkpoint, head.num_classes)
-    return print_classes(args.images, read, classify, names, args.top)
+    photos = read_photos(args.images, backbone.preprocess, max_pixels=args.max_pixels)
+    return print_classes(photos, classify, names, args.top, args.json)
 
 
 def _class_names(model: str, checkpoint: "Checkpoint", num_classes: int) -> Sequence[str]:
@@ -55,23 +56,32 @@ def _class_names(model: str, checkpoint: "Checkpoint", num_classes: int) -> Sequ
 
 
 def print_classes(
-    images: Sequence[str],
-    read: "Callable[[str], Tensor]",
+    photos: "Iterable[ReadPhoto]",
     classify: "Callable[[Tensor], NDArray[Any]]",
     names: Sequence[str],
     top: int,
+    as_json: bool,
 ) -> int:
-    """A line for each of the `top` likeliest classes of each image: `classify` makes (K,) probabilities of what `read`
-    makes of a file, and one that cannot be read is named. Returns the exit code."""
-    failed = 0
-    for image in images:
-        try:
-            pixels = read(image)
-        except (OSError, ValueError) as error:
-            print(f"{escaped(image)}\tfailed: {printable(str(error))}", file=sys.stderr)
+    """Print a line for each of the `top` likeliest classes of each photo, and name each that cannot be read on standard
+    error; or all of it as one JSON list. `classify` makes probabilities (K,) of pixels.
+
+    Returns the exit code: 1 if some photo could not be read.
+    """
+    failed, rows = 0, []
+    for photo in photos:
+        if photo.pixels is None:
             failed += 1
+            rows.append({"path": photo.path, "reason": photo.reason, "error": photo.error})
+            print(f"{escaped(photo.path)}\tfailed: {printable(f'{photo.reason}: {photo.error}')}", file=sys.stderr)
             continue
-        probabilities = classify(pixels)
-        for i in np.argsort(-probabilities)[:top]:
-            print(f"{escaped(image)}\t{escaped(names[i])}\t{probabilities[i]:.3f}")
-    return 1 if failed == len(images) else 0
+        probabilities = classify(photo.pixels)
+        best = [(names[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:top]]
+        if as_json:
+            classes = [{"class": name, "probability": probability} for name, probability in best]
+            rows.append({"path": photo.path, "classes": classes})
+            continue
+        for name, probability in best:
+            print(f"{escaped(photo.path)}\t{escaped(name)}\t{probability:.3f}")
+    if as_json:
+        print_json(rows)
+    return 1 if failed else 0

@@ -47,7 +47,8 @@ def print_info(args: argparse.Namespace) -> int:
 
 
 def run_demo(args: argparse.Namespace) -> int:
-    from heads.probes import LinearProbe, report
+    from heads.measures import report
+    from heads.probes import LinearProbe
     from vitbackbone.demo import run
 
     return run(Path(args.out), lambda X, y, X_test, y_test: report(LinearProbe().fit(X, y), X_test, y_test))

@@ -2,83 +2,171 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitbackbone.cli.classes import print_classes
+from vitbackbone.cli.measured import Measured, confusion_table
+from vitbackbone.cli.output import print_json
+from vitbackbone.cli.text import escaped
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from heads.measures import Report
     from vitbackbone.extract import FeatureStore
     from vitbackbone.features import BackboneModule
 
+log = logging.getLogger("vitbackbone.probe")
 HOLD_OUT = 0.2  # of a store that is probed without a test store
 
 
 def probe(args: argparse.Namespace) -> int:
-    from heads.attentive_probe import AttentiveProbe
+    from heads.measures import report_of
     from heads.probe_files import save_probe
-    from heads.probes import KnnProbe, LinearProbe, hold_out, report
     from vitbackbone.extract import FeatureStore
 
     out = Path(args.out or Path(args.store) / f"probe-{args.probe}")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; want a folder")
     store = FeatureStore(args.store)
     kind = "tokens" if args.probe == "attentive" else _kind(store)
-    X, y = _labelled(store, kind, store.class_names)
-    classes, codes = np.unique(y, return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(f"{store.directory} has the one class {store.class_names[classes[0]]!r}; want at least two")
-    make: Callable[[], Any] = {
-        "linear": lambda: LinearProbe(preset=args.preset),
-        "knn": lambda: KnnProbe(k=args.k),
-        "attentive": lambda: AttentiveProbe(form=args.form),
-    }[args.probe]
+    images, y = _labelled(store, store.class_names)
+    if len(np.unique(y)) < 2:
+        raise ValueError(f"{store.directory} has the one class {store.class_names[y[0]]!r}; want at least two")
+    groups = _groups(store, images, args.groups)
     if args.test:
         test = FeatureStore(args.test)
         _check_same_features(store, test)
-        probe, how = make().fit(X, y), f"on {args.test}"
-        X_test, y_test = _labelled(test, kind, store.class_names)
+        fitted = _fit(args, _features(store, kind, images), y, groups)
+        tested, y_test = _labelled(test, store.class_names)
+        shared, how = _shared(store, images, test, tested), f"on {escaped(args.test)}"
+        if shared:
+            log.warning(
+                "%d of the %d photos of %s are photos that the probe was fitted on: this accuracy is too high",
+                *(shared, len(tested), args.test),
+            )
     else:
-        held = hold_out(codes, HOLD_OUT)
-        if not held.any():
-            raise ValueError(f"{store.directory} has one image a class, none to measure on; give a --test store")
-        probe = make().fit(X[~held], y[~held])
-        how = f"on {held.sum()} images held out of {args.store}; the saved probe is fitted on all {len(y)}"
-        X_test, y_test = X[held], y[held]
-    measured = report(probe, X_test, y_test, store.class_names)
+        held = _hold_out(store, y, groups)
+        test, tested, y_test, shared = store, images[held], y[held], 0
+        fitted = _fit(args, _features(store, kind, images[~held]), y[~held], groups[~held])
+        parts = len(np.unique(groups[held])), len(np.unique(groups))
+        how = f"on {held.sum()} images in {parts[0]} of {parts[1]} groups, held out of {escaped(args.store)}"
+    measured = _measure(fitted, test, tested, y_test, _features(test, kind, tested), store.class_names)
+    result = report_of(fitted.classes_, measured.predicted, y_test, store.class_names)
     if not args.test:
-        probe = make().fit(X, y)
-    save_probe(probe, out, about={"features": kind, "store": store.manifest, "class_names": store.class_names})
-    print(f"{args.probe} probe, measured {how}\n{measured}\n")
-    print(f"saved to {out}; try: vitbackbone predict PHOTO --probe {out}")
+        fitted = _fit(args, _features(store, kind, images), y, groups)
+        how += f"; the saved probe is fitted on all {len(y)}"
+    save_probe(fitted, out, about={"features": kind, "store": store.manifest, "class_names": store.class_names})
+    files, note = measured.write(out, result, Path(args.photos) if args.photos else None)
+    if note:
+        log.warning(note)
+    if args.json:
+        print_json(_summary(args, out, files, result, len(np.unique(groups)), shared))
+    else:
+        _print_report(args, out, files, result, how)
     return 0
+
+
+def _fit(args: argparse.Namespace, X: Any, y: "NDArray[np.int64]", groups: "NDArray[np.int64]") -> Any:
+    from heads.attentive_probe import AttentiveProbe
+    from heads.probes import KnnProbe, LinearProbe
+
+    if args.probe == "linear":
+        return LinearProbe(preset=args.preset).fit(X, y, groups=groups)
+    probe = KnnProbe(k=args.k) if args.probe == "knn" else AttentiveProbe(form=args.form, progress=not args.quiet)
+    return probe.fit(X, y)
+
+
+def _groups(store: "FeatureStore", images: "NDArray[np.int64]", by: str | None) -> "NDArray[np.int64]":
+    """What each image belongs to: copies of a photo are one, and those that `--groups` says."""
+    from heads.splits import join_groups
+    from vitbackbone.extract.groups import copies, groups_by
+
+    same = copies(store)[images]
+    return same if by is None else join_groups(same, groups_by(store, by)[images])
+
+
+def _hold_out(store: "FeatureStore", y: "NDArray[np.int64]", groups: "NDArray[np.int64]") -> "NDArray[np.bool_]":
+    from heads.splits import hold_out
+
+    held = hold_out(np.unique(y, return_inverse=True)[1], HOLD_OUT, groups)
+    if not held.any():
+        what = "one image" if len(np.unique(groups)) == len(groups) else "one group of images"
+        raise ValueError(f"{store.directory} has {what} a class, none to measure on; give a --test store")
+    return held
+
+
+def _shared(
+    store: "FeatureStore", images: "NDArray[np.int64]", test: "FeatureStore", tested: "NDArray[np.int64]"
+) -> int:
+    """How many photos of a test store have the content of one that was fitted on."""
+    fitted, measured = (
+        [sha256 for sha256 in each.images["sha256"].take(rows).to_pylist() if sha256]
+        for each, rows in ((store, images), (test, tested))
+    )
+    known = set(fitted)
+    return sum(sha256 in known for sha256 in measured)
+
+
+def _measure(
+    probe: Any,
+    store: "FeatureStore",
+    images: "NDArray[np.int64]",
+    truth: "NDArray[np.int64]",
+    X: Any,
+    names: Sequence[str],
+) -> Measured:
+    probabilities = probe.predict_proba(X)
+    best = probabilities.argmax(axis=1)
+    return Measured(store, images, truth, probe.classes_[best], probabilities.max(axis=1), names)
+
+
+def _print_report(args: argparse.Namespace, out: Path, files: Sequence[Path], result: "Report", how: str) -> None:
+    shown = replace(result, classes=tuple(replace(row, name=escaped(row.name)) for row in result.classes))
+    print(f"{args.probe} probe, measured {how}\n{shown}\n")
+    if table := confusion_table(shown):
+        print(f"{table}\n")
+    print(f"saved to {escaped(str(out))}, with {', '.join(file.name for file in files)}")
+    print(f"try: vitbackbone predict PHOTO --probe {escaped(str(out))}")
+
+
+def _summary(
+    args: argparse.Namespace, out: Path, files: Sequence[Path], result: "Report", groups: int, shared: int
+) -> dict[str, Any]:
+    return {
+        "probe": args.probe,
+        "out": out,
+        "files": files,
+        "accuracy": result.accuracy,
+        "interval": result.interval,
+        "correct": result.correct,
+        "total": result.total,
+        "groups": groups,
+        "test_photos_fitted_on": shared,
+        "classes": [asdict(row) for row in result.classes],
+        "confusion": result.confusion,
+    }
 
 
 def predict(args: argparse.Namespace) -> int:
     from heads.probe_files import load_probe
+    from vitbackbone.extract.photos import read_photos
     from vitbackbone.features import pool_cls, pool_mean
     from vitbackbone.inference import evaluating
     from vitbackbone.load import load_backbone
 
     probe, about = load_probe(args.probe)
-    if not about.keys() >= {"features", "store", "class_names"}:
-        raise ValueError(f"{args.probe} was not saved by `vitbackbone probe`, so its features are not known")
+    names = _check_about(args.probe, probe.classes_, about)
     manifest = about["store"]
     backbone = load_backbone(args.model or manifest["model"]["name"], args.weights)
     check_same_backbone(backbone, manifest)
     resolution, keep_aspect = (manifest["preprocessing"][key] for key in ("resolution", "keep_aspect"))
     size = tuple(resolution) if isinstance(resolution, list) else resolution
-
-    def read(image: str) -> "Tensor":
-        return backbone.preprocess(image, size, keep_aspect, args.max_pixels)
 
     def classify(pixels: "Tensor") -> "NDArray[Any]":
         with evaluating(backbone):
@@ -87,7 +175,21 @@ def predict(args: argparse.Namespace) -> int:
             row = read_of[about["features"]](features)
         return probe.predict_proba(row.numpy())[0]
 
-    return print_classes(args.images, read, classify, [about["class_names"][i] for i in probe.classes_], top=3)
+    photos = read_photos(args.images, backbone.preprocess, size, keep_aspect, args.max_pixels)
+    return print_classes(photos, classify, names, 3, args.json)
+
+
+def _check_about(folder: str, classes: "NDArray[Any]", about: dict[str, Any]) -> list[str]:
+    """The name of each class of a probe that `vitbackbone probe` saved. Raises `ValueError` on another."""
+    if not about.keys() >= {"features", "store", "class_names"}:
+        raise ValueError(f"{folder} was not saved by `vitbackbone probe`, so its features are not known")
+    names = about["class_names"]
+    indices = classes.tolist()
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < len(names) for i in indices):
+        raise ValueError(
+            f"{folder}/probe.json: classes {indices[:5]} are not all indices of its {len(names)} class_names"
+        )
+    return [names[i] for i in indices]
 
 
 def _kind(store: "FeatureStore") -> str:
@@ -98,8 +200,8 @@ def _kind(store: "FeatureStore") -> str:
     return kinds[0]
 
 
-def _labelled(store: "FeatureStore", kind: str, class_names: Sequence[str]) -> "tuple[Any, NDArray[Any]]":
-    """Features of the images that have a label, and their labels as indices into `class_names`."""
+def _labelled(store: "FeatureStore", class_names: Sequence[str]) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+    """The images that have a label, and their labels as indices into `class_names`."""
     if not len(store):
         raise ValueError(f"no image of {store.directory} was read; `FeatureStore.failed` says why")
     known = np.flatnonzero(store.labels >= 0)
@@ -108,15 +210,20 @@ def _labelled(store: "FeatureStore", kind: str, class_names: Sequence[str]) -> "
             f"{store.directory} has no labels: extract a folder whose sub-folders are classes, or a list with a label "
             "column"
         )
+    if len(known) < len(store):
+        log.warning("%s: %d images have no label; they are left out", store.directory, len(store) - len(known))
     strange = sorted(set(store.class_names) - set(class_names))
     if strange:
         raise ValueError(f"{store.directory} has classes that the probe was not fitted on: {', '.join(strange)}")
-    y = np.array([class_names.index(name) for name in store.class_names])[store.labels[known]]
+    return known, np.array([class_names.index(name) for name in store.class_names])[store.labels[known]]
+
+
+def _features(store: "FeatureStore", kind: str, images: "NDArray[np.int64]") -> Any:
     if kind == "cls":
-        return store.rows[known], y
+        return store.rows[images]
     if kind == "tokens":
-        return store.tokens[known], y
-    return np.stack([store.patches(int(i)).mean(axis=(1, 2), dtype=np.float32) for i in known]), y
+        return store.tokens[images]
+    return np.stack([store.patches(int(i)).mean(axis=(1, 2), dtype=np.float32) for i in images])
 
 
 def _check_same_features(store: "FeatureStore", test: "FeatureStore") -> None:

@@ -3,10 +3,12 @@
     npy        img_emb/img_emb_0.npy, metadata/metadata_0.parquet, ...: what clip-retrieval reads
                (https://github.com/rom1504/clip-retrieval, its `clip inference` writes the same)
     parquet    00000.parquet, ...: a table for pandas, polars, DuckDB
+    csv        00000.csv, ...: a table for spreadsheets and R, a column for each number
 
 A file of each for as many images as a shard has. Those that were not read are left out.
 """
 
+import csv
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,7 +23,7 @@ from vitbackbone.extract.local import local
 from vitbackbone.extract.store import FeatureStore
 from vitbackbone.files import publish
 
-Format = Literal["npy", "parquet"]
+Format = Literal["npy", "parquet", "csv"]
 
 
 def export(store: FeatureStore, format: Format, out: str | PathLike[str], progress: bool = False) -> list[Path]:
@@ -30,13 +32,14 @@ def export(store: FeatureStore, format: Format, out: str | PathLike[str], progre
     `npy`: the CLS tokens (n, D), and for each image its path, label and class name.
     `parquet`: a row for each image with its path, label, class name, size and sha256; `cls` a list of D numbers,
     `registers` of R lists, `patches` of h*w lists, with `grid` (h, w).
-    Raises `ValueError` for another format, and for `npy` of a store without CLS tokens.
+    `csv`: the same columns of each image, and `cls0`, `cls1`, ... for the CLS tokens; float32 comes back to the bit.
+    Raises `ValueError` for another format, and for `npy` and `csv` of a store without CLS tokens.
     """
     if format not in get_args(Format):
         raise ValueError(f"format {format!r}; want one of {', '.join(get_args(Format))}")
     kinds = store.manifest["tokens"]
-    if format == "npy" and "cls" not in kinds:
-        raise ValueError(f"{store.directory} has no cls, and npy has one row for an image; export it as parquet")
+    if format != "parquet" and "cls" not in kinds:
+        raise ValueError(f"{store.directory} has no cls, and {format} has one row for an image; export it as parquet")
     folder = Path(out)
     size = store.manifest["shard_size"]
     spans = [range(start, min(start + size, len(store))) for start in range(0, len(store), size)]
@@ -50,6 +53,10 @@ def export(store: FeatureStore, format: Format, out: str | PathLike[str], progre
             _save_array(array, store.read("cls", span))
             _save_table(table, about.rename_columns({"path": "image_path"}))
             files += [array, table]
+        elif format == "csv":
+            file = folder / f"{number:05}.csv"
+            _save_csv(file, about, store.read("cls", span))
+            files.append(file)
         else:
             file = folder / f"{number:05}.parquet"
             for kind in kinds:
@@ -97,3 +104,13 @@ def _save_table(file: Path, table: pa.Table) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with publish(file) as temporary:
         pq.write_table(table, local(temporary))
+
+
+def _save_csv(file: Path, about: pa.Table, features: Float[np.ndarray, "n D"]) -> None:
+    """Each number with as many digits as tell it from its neighbours in its dtype."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with publish(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened, lineterminator="\n")
+        writer.writerow([*about.column_names, *(f"cls{i}" for i in range(features.shape[1]))])
+        for row, numbers in zip(about.to_pylist(), features, strict=True):
+            writer.writerow([*row.values(), *map(str, numbers)])

@@ -1,0 +1,146 @@
+"""What `probe` writes beside a probe about the photos that it was measured on."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitbackbone.cli.text import escaped
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from heads.measures import Report
+    from vitbackbone.extract import FeatureStore
+
+SHOWN = 60  # photos of the contact sheet, those first of which the probe was most sure
+COLUMNS, SIDE, MARGIN, LINE = 6, 160, 8, 14  # of it; pixels
+PRINTED = 20  # classes whose confusion matrix fits a terminal
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The photos of a store that a probe was measured on, and what it made of them."""
+
+    store: "FeatureStore"
+    images: "NDArray[np.int64]"  # of the store, (N,)
+    truth: "NDArray[np.int64]"  # indices into `names`, (N,)
+    predicted: "NDArray[np.int64]"
+    probabilities: "NDArray[Any]"  # of what was predicted, (N,)
+    names: Sequence[str]
+
+    @property
+    def wrong(self) -> "NDArray[np.int64]":
+        """Which photos were misclassified, those first of which the probe was most sure."""
+        rows = np.flatnonzero(self.truth != self.predicted)
+        return rows[np.argsort(-self.probabilities[rows], kind="stable")]
+
+    def write(self, folder: Path, report: "Report", photos: Path | None) -> tuple[list[Path], str]:
+        """Write all files into a folder. Returns them, and a sentence if there is no contact sheet of the misclassified
+        photos although there are some. `photos`: where the photos lie, if it is known."""
+        names = [row.name for row in report.classes]
+        everything, wrong = np.arange(len(self.truth)), self.wrong
+        tables = {
+            "confusion.csv": [
+                ["class", *names],
+                *([name, *row] for name, row in zip(names, report.confusion, strict=True)),
+            ],
+            "held_out.csv": list(self._table(everything)),
+            "misclassified.csv": list(self._table(wrong)),
+        }
+        files = [_write(folder / name, _csv(rows)) for name, rows in tables.items()]
+        sheet, note = folder / "misclassified.jpg", ""
+        picture = self._contact_sheet(wrong[:SHOWN], photos) if len(wrong) else None
+        sheet.unlink(missing_ok=True)  # one of another fit
+        if picture is not None:
+            encoded = io.BytesIO()
+            picture.save(encoded, "JPEG", quality=90)
+            files.append(_write(sheet, encoded.getvalue()))
+        elif len(wrong):
+            note = (
+                f"no photo of {self.store.directory} was found to show the misclassified ones; give their --photos DIR"
+            )
+        return files, note
+
+    def _table(self, rows: "NDArray[np.int64]") -> Iterator[Sequence[object]]:
+        yield ["path", "label", "predicted", "probability"]
+        for row in rows.tolist():
+            path = self.store.paths[int(self.images[row])]
+            yield [path, self.names[self.truth[row]], self.names[self.predicted[row]], f"{self.probabilities[row]:.4f}"]
+
+    def _contact_sheet(self, rows: "NDArray[np.int64]", photos: Path | None) -> "Image | None":
+        from PIL import Image, ImageDraw
+
+        from vitbackbone.extract.photos import originals
+
+        found = originals(self.store, [int(self.images[row]) for row in rows], photos)
+        if found is None:
+            return None
+        columns = min(COLUMNS, len(rows))
+        width, height = SIDE + MARGIN, SIDE + 3 * LINE + MARGIN
+        sheet = Image.new("RGB", (columns * width + MARGIN, -(-len(rows) // columns) * height + MARGIN), "white")
+        draw = ImageDraw.Draw(sheet)
+        for i, (row, data) in enumerate(zip(rows.tolist(), found, strict=True)):
+            x, y = MARGIN + i % columns * width, MARGIN + i // columns * height
+            thumbnail = _thumbnail(data)
+            sheet.paste(thumbnail, (x + (SIDE - thumbnail.width) // 2, y + (SIDE - thumbnail.height) // 2))
+            said = f"{self.names[self.predicted[row]]} ({self.probabilities[row]:.2f})"
+            lines = [Path(self.store.paths[int(self.images[row])]).name, f"is {self.names[self.truth[row]]}", said]
+            for number, (line, ink) in enumerate(zip(lines, ("gray", "black", "firebrick"), strict=True)):
+                draw.text((x, y + SIDE + number * LINE), _fitting(draw, escaped(line)), fill=ink)
+        return sheet
+
+
+def confusion_table(report: "Report") -> str:
+    """The confusion matrix as text, or "" if there are too many classes for a terminal."""
+    names = [row.name for row in report.classes]
+    if len(names) > PRINTED:
+        return ""
+    heads = [str(i) for i in range(len(names))]
+    cells = [[str(count) for count in row] for row in report.confusion]
+    width = max(len(cell) for row in [heads, *cells] for cell in row) + 2
+    titles = [r"true \ predicted", *(f"{i} {name}" for i, name in enumerate(names))]
+    rows = list(zip(titles, [heads, *cells], strict=True))
+    left = max(len(title) for title, _ in rows)
+    lines = [f"{title:<{left}}" + "".join(f"{cell:>{width}}" for cell in row) for title, row in rows]
+    return "\n".join(lines)
+
+
+def _thumbnail(data: bytes | None) -> "Image":
+    from PIL import Image
+
+    from vitbackbone.decode import Photo
+
+    if data is None:  # gone, or changed since the store was made
+        return Image.new("RGB", (SIDE, SIDE), "lightgray")
+    picture = Image.fromarray(Photo(data).decode().permute(1, 2, 0).contiguous().numpy())
+    picture.thumbnail((SIDE, SIDE))
+    return picture
+
+
+def _fitting(draw: Any, text: str) -> str:
+    """The text, cut to the width of a photo."""
+    if draw.textlength(text) <= SIDE:
+        return text
+    while text and draw.textlength(text + "...") > SIDE:
+        text = text[:-1]
+    return text + "..."
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def _write(file: Path, data: bytes) -> Path:
+    from vitbackbone.files import publish
+
+    with publish(file) as temporary:
+        temporary.write_bytes(data)
+    return file
