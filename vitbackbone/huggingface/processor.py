@@ -271,8 +271,8 @@ def _cropped(settings: Json, mode: CropMode, resized: Sides, name: str) -> Sides
         if mode == "center" and name != "ConvNextImageProcessor":
             raise ValueError(
                 f"{FILE} has size={settings['size']!r} and do_center_crop=False: it keeps the aspect and crops "
-                "nothing, so that every photo has its own size: not supported. Call preprocess(photo, keep_aspect=True) "
-                "instead"
+                "nothing, so that every photo has its own size: not supported. preprocess(photo, keep_aspect=True) "
+                "does that"
             )
         return own
     crop = _size(settings, "crop_size", True) if settings["crop_size"] is not None else {}
