@@ -219,6 +219,16 @@ def test_transformers_runs_what_was_made_here(case: str, tmp_path: Path) -> None
             assert relative_error(features.pooled, theirs[POOLER]) <= LIMIT
 
 
+@pytest.mark.parametrize(("case", "pool"), [("deit", "prefix"), ("dinov3", "mean")])
+def test_what_timm_pools_in_its_own_way_is_written_for_transformers(case: str, pool: str, tmp_path: Path) -> None:
+    architecture, config = NATIVE[case]
+    backbone = randomise(ViT(replace(config, pool=pool, resampling=PLAIN), VIT_EVAL))
+    save_pretrained(backbone, tmp_path, architecture)
+    read = load_backbone(tmp_path)
+    with torch.inference_mode():
+        assert torch.equal(read(images(32)).pooled, backbone(images(32)).cls)
+
+
 def test_a_timm_dinov2_runs_in_transformers(tmp_path: Path) -> None:
     model = timm_model("vit_small_patch14_dinov2")
     config = replace(TINY, dim=48, depth=2, num_heads=3, mlp_dim=192, layer_scale=True, resampling=PLAIN)

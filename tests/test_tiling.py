@@ -1,5 +1,6 @@
 """Large images in windows: what each patch is made of, what is read at a time, and what is refused."""
 
+import copy
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
@@ -165,3 +166,15 @@ def test_what_cannot_be_tiled_is_refused(change: dict[str, object], message: str
     arguments = {"image": torch.zeros(3, 64, 64), "size": 32, "overlap": 8}
     with pytest.raises(ValueError, match=message):
         tile(tiny_vit(), **{**arguments, **change})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["cls", "windows", "swin sized", "swinv2 fixed", "resnet"])
+def test_a_backbone_in_half_precision_gives_a_map_that_is_finite(name: str, dtype: torch.dtype) -> None:
+    """At the right and bottom the windows are smaller, and pad those of a Swin."""
+    image = images(3, 150, 110)
+    want = tile(BACKBONES[name], image, 96, 32)
+    got = tile(copy.deepcopy(BACKBONES[name]).to(dtype), image, 96, 32)
+    for ours, theirs in [(got.patches, want.patches), (got.pooled, want.pooled)]:
+        assert torch.isfinite(ours).all()
+        assert F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.99

@@ -1,5 +1,7 @@
 """What timm says of a model by its name, and its files as parameters."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -10,6 +12,7 @@ from vitbackbone.convert import convert
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 from vitbackbone.timm_names import describe_timm, preprocess_of, timm_rules
 from vitbackbone.zoo import ADAPTED
+from vitbackbone.zoo.timm import TIMM
 
 
 def test_what_timm_says_of_a_name() -> None:
@@ -17,7 +20,7 @@ def test_what_timm_says_of_a_name() -> None:
     assert entry.config == TimmConfig(
         "swin_tiny_patch4_window7_224",
         (224, 224),
-        4,
+        None,
         (("img_size", (224, 224)), ("strict_img_size", False)),
         windows="sized",
     )
@@ -29,7 +32,7 @@ def test_what_timm_says_of_a_name() -> None:
     assert hybrid.arguments == (("img_size", (384, 384)), ("dynamic_img_size", True))
     assert (hybrid.size_multiple, hybrid.any_size) == (None, True)
     resnet = describe_timm("resnet50.a1_in1k")
-    assert resnet.config == TimmConfig("resnet50", (224, 224), 1)
+    assert resnet.config == TimmConfig("resnet50", (224, 224))
     assert resnet.classifier == ("fc",)
     assert describe_timm("convnext_tiny.fb_in1k").config == TimmConfig("convnext_tiny", (224, 224))
     assert not describe_timm("mvitv2_tiny.fb_in1k").config.any_size
@@ -49,6 +52,27 @@ def test_every_pretrained_name_of_timm_is_described_or_refused_with_a_reason() -
             assert entry.preprocess.image_size == entry.config.image_size
     assert all("crop_" in why for why in refused.values()), refused
     assert len(refused) < 0.01 * len(timm.list_pretrained())
+
+
+def native_pool(model: Any) -> tuple[str, bool]:
+    """How timm pools a ViT, in the words of `ViTConfig`, and whether it norms the pooled vector."""
+    if isinstance(model, timm.models.VisionTransformerDistilled):
+        return "prefix", False
+    if isinstance(model, timm.models.VisionTransformerSAM):
+        return "neck", False
+    assert not getattr(model, "pool_include_prefix", False)
+    pool = {"token": "cls", "avg": "mean", "map": "map"}[model.global_pool]
+    return pool, isinstance(model.fc_norm, torch.nn.LayerNorm)
+
+
+@pytest.mark.parametrize("architecture", sorted({name.partition(".")[0] for name in TIMM}))
+def test_a_native_vit_by_timms_name_pools_as_timm(architecture: str) -> None:
+    """Without weights or a second block: how it pools is in the configuration."""
+    with torch.device("meta"):
+        model = timm.create_model(architecture, depth=1)
+    for name, entry in TIMM.items():
+        if name.partition(".")[0] == architecture:
+            assert (entry.config.pool, entry.config.fc_norm) == native_pool(model)
 
 
 def test_unknown_names_are_refused_with_near_ones() -> None:

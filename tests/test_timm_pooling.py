@@ -143,6 +143,8 @@ def test_pooled_is_what_timms_classifier_reads(name: str) -> None:
     backbone = loaded(name)
     x = images(2, 3, *backbone.spec.image_size)
     features, want = backbone(x), timms(backbone, x)
+    last = {"indices": [backbone.spec.depth - 1], "norm": backbone.spec.has_norm, "intermediates_only": True}
+    assert relative_error(features.patches, backbone.model.forward_intermediates(x, **last)[0]) < TOLERANCE
     assert relative_error(features.pooled, want) < TOLERANCE
     assert features.pooled.shape == (2, backbone.spec.pooled_dim)
     assert backbone.spec.pooled_dims[-1] == backbone.spec.pooled_dim

@@ -70,11 +70,58 @@ def test_sizes_that_are_taken_as_they_are() -> None:
     assert [sizes.padded(size) for size in [(299, 299), (299, 298), (1, 65)]] == [(299, 299), (320, 320), (64, 96)]
 
 
-def odd_architectures() -> list[str]:
-    """Those with weights of a size that 32 does not divide, and which take other sizes too."""
-    found = set()
+def odd() -> list[object]:
+    """The architectures that take any size, with weights of a size that 32 does not divide. One of each module is run
+    always, the others are slow."""
+    rows, modules = [], set()
     for name in timm.list_pretrained():
-        cfg = timm.models.get_pretrained_cfg(name)
-        if not cfg.fixed_input_size and any(side % 32 for side in cfg.input_size[1:]):
-            found.add((name.partition(".")[0], cfg.input_size[1:]))
-    return sorted(found)
+        cfg, architecture = timm.models.get_pretrained_cfg(name), name.partition(".")[0]
+        row = (architecture, tuple(cfg.input_size[1:]))
+        module = timm.models.model_entrypoint(architecture).__module__
+        if cfg.fixed_input_size or all(side % 32 == 0 for side in row[1]) or architecture.startswith("inception"):
+            continue
+        if row not in [param.values for param in rows]:
+            rows.append(pytest.param(*row, marks=[pytest.mark.slow] if module in modules else []))
+        modules.add(module)
+    return rows
+
+
+@pytest.mark.parametrize(("architecture", "size"), odd())
+def test_a_network_runs_at_its_own_size_without_padding(architecture: str, size: tuple[int, int]) -> None:
+    family = FAMILIES.get(timm.models.model_entrypoint(architecture).__module__, Family())
+    with torch.device("meta"):
+        model = timm.create_model(architecture, num_classes=0, **dict(family.arguments)).eval()
+    sizes = sizes_of(model, architecture, size, any_size=True)
+    assert sizes is not None
+    assert sizes.padded(size) == size
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b1", "legacy_xception", "tinynet_e", "halonet26t", "mobilevitv2_050"])
+def test_every_size_gives_a_patch_for_each_stride_begun(name: str) -> None:
+    with torch.inference_mode():
+        backbone = randomise(load_backbone(f"timm:{name}", weights="random"))
+        for height, width in [backbone.spec.image_size, (97, 70), (33, 200)]:
+            x = images(1, 3, height, width)
+            features, sizes = backbone(x), backbone.sizes
+            h, w = (math.ceil(side / backbone.spec.stride) for side in (height, width))
+            assert features.grid == features.patches.shape[2:] == (h, w)
+            assert features.geometry.box(0, h - 1, w - 1)[2:] == (w * backbone.spec.stride, h * backbone.spec.stride)
+            rows, columns = sizes.padded((height, width))
+            theirs = F.pad(x, (0, columns - width, 0, rows - height))
+            last = [backbone.spec.depth - 1]
+            (want,) = backbone.model.forward_intermediates(theirs, indices=last, intermediates_only=True)
+            assert relative_error(features.patches, want[:, :, :h, :w]) < TOLERANCE
+            if want.shape == features.patches.shape:
+                whole = backbone.model.forward_head(backbone.model.forward_features(theirs), pre_logits=True)
+                assert relative_error(features.pooled, whole) < TOLERANCE
+            else:  # patches of padding are no part of the mean
+                assert relative_error(features.pooled, features.patches.mean(dim=(2, 3))) < TOLERANCE
+
+
+def test_levels_that_lose_the_border_are_refused_and_the_others_run() -> None:
+    backbone = load_backbone("timm:legacy_xception", weights="random")
+    x = images(1, 3, *backbone.spec.image_size)
+    with torch.inference_mode():
+        assert backbone.forward_layers(x, [-1, -2], norm=False)[0].grid == (10, 10)
+        with pytest.raises(ValueError, match="layer 0 of timm:legacy_xception is a map of 147 x 147 for images of 299"):
+            backbone.forward_layers(x, [0], norm=False)

@@ -11,7 +11,7 @@ from typing import cast
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitbackbone.config import Resampling, ViTConfig
+from vitbackbone.config import Pool, Resampling, ViTConfig
 from vitbackbone.convert import HEADS, ConversionError, Rules, revert
 from vitbackbone.features import BackboneModule
 from vitbackbone.files import publish
@@ -34,6 +34,15 @@ REMEDIES = {
     "resampling": "load_backbone(..., positions='hf') resamples as transformers does",
     "crop_rounding": "backbone.preprocess = dataclasses.replace(backbone.preprocess, crop_rounding='down') crops as "
     "transformers does",
+}
+
+
+# How timm pools what these classes pool by CLS. The weights are the same.
+TIMM_POOLS: dict[str, Pool] = {
+    "DeiTModel": "prefix",
+    "DeiTForImageClassification": "prefix",
+    "DeiTForImageClassificationWithTeacher": "prefix",
+    "DINOv3ViTModel": "mean",
 }
 
 
@@ -79,7 +88,8 @@ def save_pretrained(
 
     Read again, the directory gives the same parameters, preprocessing and configuration, but for what is no part of a
     checkpoint: `drop_path`, `indivisible`, a resampling that the model has no table for, and a `crop_pct` that cuts
-    the same pixels at the checkpoint's own size. `export_weights` says which parameters are zeros.
+    the same pixels at the checkpoint's own size. DeiT's and DINOv3's weights by a name of timm pool as timm does, and
+    out of the directory as transformers does, by CLS. `export_weights` says which parameters are zeros.
 
     Raises `ValueError` if the class is not known, cannot express a setting of the backbone, naming it, or does not go
     with the head or the labels, and `ConversionError` as `export_weights` does.
@@ -87,10 +97,13 @@ def save_pretrained(
     vit = _own(backbone)
     if architecture not in CLASSES:
         raise ValueError(_unknown("architecture", architecture, CLASSES))
-    config, processor = write_config(vit.config, architecture), write_preprocess(vit.preprocess)
+    written = vit.config
+    if written.pool == TIMM_POOLS.get(architecture):
+        written = replace(written, pool="cls")
+    config, processor = write_config(written, architecture), write_preprocess(vit.preprocess)
     read, default = read_config(config)
     wrong = [
-        *_differences("config", _lasting(vit.config), _lasting(cast(ViTConfig, read))),
+        *_differences("config", _lasting(written), _lasting(cast(ViTConfig, read))),
         *_differences("preprocess", _cutting(vit.preprocess), _cutting(read_preprocess(processor, default))),
     ]
     if wrong:

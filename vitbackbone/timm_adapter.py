@@ -212,11 +212,11 @@ class TimmBackbone(BackboneModule):
     ) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
         """The map (B, D, h, w) and the prefix tokens (B, P, D) of `layers`, which ascend. Beside them what
         `forward_features` returns, if this run computes the network's own pooled vector."""
-        options: dict[str, Any] = {"indices": layers, "norm": norm, "stop_early": True}
+        whole = layers[-1] == len(self.dims) - 1 and norm == self.has_norm and self.own_pooled_dim is not None
+        options: dict[str, Any] = {"indices": layers, "norm": norm}
         if self.num_prefix:
             options["return_prefix_tokens"] = True
-        whole = layers[-1] == len(self.dims) - 1 and norm == self.has_norm and self.own_pooled_dim is not None
-        found = self.model.forward_intermediates(images, intermediates_only=not whole, **options)
+        found = self.model.forward_intermediates(images, stop_early=not whole, intermediates_only=not whole, **options)
         final, levels = found if whole else (None, found)
         if self.num_prefix:
             return levels, final

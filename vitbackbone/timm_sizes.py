@@ -54,7 +54,7 @@ def find_sizes(fits: Fits, native: Size, stride: int) -> Sizes | None:
     `native`: the network's own size. `stride`: the largest stride of its levels.
     """
     for multiple in _multiples(stride):
-        if all(fits(size) for size in _samples(native, multiple)):
+        if all(fits(size) for size in _samples(native, multiple, stride)):
             sides = _growing(multiple, max(native))
             smallest = next((side for side in sides if fits((side, side))), multiple)
             by_itself = any(side % multiple for side in native) and fits(native)
@@ -68,10 +68,11 @@ def _multiples(stride: int) -> Iterator[int]:
     yield from range(stride, 16 * stride + 1, stride)
 
 
-def _samples(native: Size, multiple: int) -> Iterator[Size]:
-    """Sizes near the native one. Between them they have many remainders by any larger multiple."""
-    height, width = (-(-side // multiple) for side in native)
-    for more, wider in ((1, 2), (3, 5), (7, 4)):
+def _samples(native: Size, multiple: int, stride: int) -> Iterator[Size]:
+    """Sizes near the native one: one `multiple` more than the stride divides, one less, and some between."""
+    period = max(stride // multiple, 8)
+    height, width = (-(-side // (multiple * period)) * period for side in native)
+    for more, wider in ((1, period - 1), (3, period // 2 + 1), (period + 2, 5)):
         yield (height + more) * multiple, (width + wider) * multiple
 
 
