@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from vitbackbone.cli.arguments import parser
+from vitbackbone.cli.own_heads import own_heads
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     input, 130 for Ctrl-C, 143 for SIGTERM and 141 where the reader of the output is gone."""
     arguments = parser().parse_args(argv)
     try:
-        with _log_on_stderr():
+        with _log_on_stderr(), own_heads():
             code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
