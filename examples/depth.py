@@ -18,7 +18,7 @@ from scenes import FAR, Array, scenes
 from torch import Tensor
 from training import Settings, fit, head_groups
 
-from heads import attach, create_head, depth_metrics, freeze, save_head, scale_invariant_loss
+from heads import attach, create_head, depth_metrics, freeze, save_head
 from vitbackbone import load_backbone
 
 HELD_OUT = 10**9  # number of the first scene to measure on
@@ -59,7 +59,7 @@ def main() -> None:
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
         images, depth = batch
-        return scale_invariant_loss(model((images - mean) / std)["depth"], depth)
+        return model((images - mean) / std, targets={"depth": depth})["depth"]
 
     settings = Settings(steps=args.steps, lr=3e-3)
     model.train()

@@ -31,13 +31,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.transforms import v2
 from tqdm import tqdm
 from training import Groups, Settings, backbone_groups, fit, head_groups
 
 from heads import Head, accuracy_interval, attach, create_head, freeze, save_head
-from vitbackbone import BackboneModule, ViT, export_weights, load_backbone, load_image
+from vitbackbone import BackboneModule, ViT, export_weights, load_backbone, load_image, publish, publish_text
 from vitbackbone.extract.source import list_inputs
 from vitbackbone.inference import evaluating
 from vitbackbone.load import find_entry
@@ -195,7 +194,7 @@ def claim(args: argparse.Namespace) -> None:
         if different:
             raise SystemExit(f"{args.out} holds a run with {'; '.join(different)}; give another --out, or delete it")
     args.out.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(options, indent=2) + "\n")
+    publish_text(record, json.dumps(options, indent=2) + "\n")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -225,7 +224,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     settings = Settings(args.steps, args.lr or LR[args.mode], seed=args.seed, precision=args.precision)
     batches = Batches(photos, train, backbone, args)
     groups = groups_of(backbone, head, settings, args)
-    fit(model, groups, batches, lambda batch: F.cross_entropy(model(batch[0])["classes"], batch[1]), settings, args.out)
+    fit(model, groups, batches, lambda batch: model(batch[0], {"classes": batch[1]})["classes"], settings, args.out)
     if adapters is not None:
         adapters.merge_and_unload()
 
@@ -233,7 +232,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     save_head(head, args.out / "head", backbone)
     if args.mode != "frozen":
         tensors = export_weights(backbone, find_entry(args.backbone).format)
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, args.out / "backbone.safetensors")
+        with publish(args.out / "backbone.safetensors") as temporary:
+            save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary)
     result = {
         "backbone": args.backbone,
         "weights": args.weights,  # that it started from; None are the published ones
@@ -245,7 +245,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "interval": accuracy_interval(correct, total),  # 95 %
         "classes": photos.names,
     }
-    (args.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    publish_text(args.out / "result.json", json.dumps(result, indent=2) + "\n")
     low, high = (100 * bound for bound in result["interval"])
     print(
         f"{args.mode}: {len(train)} photos, accuracy {100 * correct / total:.1f} % ({low:.1f} to {high:.1f}) on {total}"

@@ -25,7 +25,7 @@ from training import Settings, backbone_groups, exit_code, fit, head_groups, set
 
 from heads import attach, create_head, freeze, load_head, save_head
 from heads.base import Attached
-from vitbackbone import BackboneModule, ViT, load_backbone, load_image
+from vitbackbone import BackboneModule, ViT, load_backbone, load_image, publish, publish_text
 from vitbackbone.inference import evaluating
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,6 +52,7 @@ def fit_segmenter(
 ) -> "Segmenter":
     """Trains a head, and with `args.finetune` the backbone too."""
     head = create_head(args.head, backbone.spec, num_classes=len(classes.names), **args.options)
+    head.ignore_index = classes.ignore
     model = attach(backbone, {NAME: head}, (args.crop, args.crop)).to(DEVICE)
     task = ("backbone", "weights", "head", "options", "batch_size", "crop", "finetune", "layer_decay", "drop_path")
     settings = Settings(
@@ -77,8 +78,7 @@ def fit_segmenter(
         return draw_batch(pairs, args.batch_size, args.crop, augment, classes, backbone.preprocess)
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
-        given = model.features(batch[0].to(DEVICE))[NAME]
-        return head.loss(batch[1].to(DEVICE), *given, ignore_index=classes.ignore)
+        return model(batch[0].to(DEVICE), targets={NAME: batch[1].to(DEVICE)})[NAME]
 
     model.train()
     fit(model if args.finetune else head, groups, batch, loss, settings, args.out)
@@ -114,9 +114,10 @@ def save(segmenter: Segmenter, folder: Path, name: str, own_weights: bool) -> No
     backbone = segmenter.model.backbone
     save_head(segmenter.model.heads[NAME], folder, backbone)
     if own_weights:
-        save_file({key: value.contiguous() for key, value in backbone.state_dict().items()}, folder / WEIGHTS)
+        with publish(folder / WEIGHTS) as temporary:
+            save_file({key: value.contiguous() for key, value in backbone.state_dict().items()}, temporary)
     record = {"backbone": name, "own_weights": own_weights, "window": segmenter.window, **asdict(segmenter.classes)}
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    publish_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def load(folder: Path) -> Segmenter:

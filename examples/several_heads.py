@@ -12,7 +12,6 @@ import torch
 from drawn import Batch, Pictures
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from training import Settings, fit, head_groups
 
 from heads import attach, create_head, freeze, save_head
@@ -35,8 +34,8 @@ def main(out: Path, steps: int) -> None:
     print(f"one forward for {' and '.join(heads)}: blocks {ran} of {backbone.spec.depth}")
 
     def loss(batch: Batch) -> Tensor:
-        output = model.train()(batch.images)
-        return F.cross_entropy(output["digit"], batch.digits) + F.cross_entropy(output["ink"], batch.ink)
+        losses = model.train()(batch.images, targets={"digit": batch.digits, "ink": batch.ink})
+        return losses["digit"] + losses["ink"]
 
     settings = Settings(steps=steps, lr=1e-2)
     fit(model.heads, head_groups(model.heads, settings), pictures.draw, loss, settings, out)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from vitbackbone import publish
 from vitbackbone.config import ViTConfig
 from vitbackbone.features import Features
 from vitbackbone.vit import ViT
@@ -198,11 +199,12 @@ def train(args: argparse.Namespace) -> None:
             log.write(report + "\n")
         state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts], "epoch": epoch + 1}
         state["settings"] = settings
-        torch.save(state, checkpoint.with_suffix(".tmp"))
-        checkpoint.with_suffix(".tmp").replace(checkpoint)
+        with publish(checkpoint) as temporary:
+            torch.save(state, temporary)
 
     weights = {k: v.half() if v.is_floating_point() else v for k, v in model.vit.state_dict().items()}
-    save_file({k: v.contiguous().cpu() for k, v in weights.items()}, args.out / "nano.safetensors")
+    with publish(args.out / "nano.safetensors") as temporary:
+        save_file({k: v.contiguous().cpu() for k, v in weights.items()}, temporary)
     print(f"wrote {args.out / 'nano.safetensors'}")
 
 

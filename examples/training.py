@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vitbackbone import ViT
+from vitbackbone import ViT, publish, publish_text
 
 Batch = TypeVar("Batch")
 Groups = list[dict[str, Any]]
@@ -112,8 +112,8 @@ def fit(
 
     def save(step: int) -> None:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "average": average}
-        torch.save({**state, "settings": asdict(settings)}, checkpoint.with_suffix(".tmp"))
-        checkpoint.with_suffix(".tmp").replace(checkpoint)
+        with publish(checkpoint) as temporary:
+            torch.save({**state, "settings": asdict(settings)}, temporary)
 
     half = torch.autocast(device.type, torch.bfloat16)
     bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, unit="step", mininterval=2)
@@ -132,7 +132,7 @@ def fit(
         bar.set_postfix(loss=f"{average:.3f}")
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             save(step + 1)
-    (out / "training.json").write_text(json.dumps({**asdict(settings), "loss": average}, indent=2) + "\n")
+    publish_text(out / "training.json", json.dumps({**asdict(settings), "loss": average}, indent=2) + "\n")
 
 
 def exit_code(run: Callable[[], None]) -> int:

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
         register_head,
     )
     from heads.cameras import CameraEncoder, CameraFeatures, CameraTokens
-    from heads.classification import ConcatHead, DistilledHead, MlpHead, checkpoint_head, imagenet_labels, lc_features
+    from heads.classification import (
+        ConcatHead,
+        DistilledHead,
+        MlpHead,
+        checkpoint_head,
+        classification_loss,
+        imagenet_labels,
+        lc_features,
+    )
     from heads.depth import DepthMetrics, LinearDepth, depth_metrics, scale_invariant_loss
     from heads.detection import FeaturePyramid, SimpleFeaturePyramid, feature_pyramid
     from heads.dpt import DPT, DPTDepth
@@ -81,6 +89,7 @@ _LAZY = {
     "as_torchvision": "adapters.torchvision",
     "attach": "base",
     "checkpoint_head": "classification",
+    "classification_loss": "classification",
     "create_head": "base",
     "depth_metrics": "depth",
     "feature_pyramid": "detection",
@@ -144,6 +153,7 @@ __all__ = [
     "as_torchvision",
     "attach",
     "checkpoint_head",
+    "classification_loss",
     "create_head",
     "depth_metrics",
     "feature_pyramid",

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from heads.base import Head, Needs
+from heads.base import Needs
+from heads.classification import Classifying
 from heads.options import Count, Layers
 from vitbackbone import BackboneSpec, Features
 
@@ -100,7 +101,7 @@ FORMS: dict[str, type[VJepaClassifier] | type[AimClassifier]] = {"vjepa": VJepaC
 # ---- heads ----------------------------------------------------------------------------------------------------------
 
 
-class VJepaProbe(Head):
+class VJepaProbe(Classifying):
     """V-JEPA's attentive probe on the patches of the last layer, with the final norm where there is one; its encoder
     has no CLS token, and none is read.
 
@@ -116,7 +117,7 @@ class VJepaProbe(Head):
         return self.classifier(features.tokens, features.valid.flatten(1))
 
 
-class AimProbe(Head):
+class AimProbe(Classifying):
     """AIM's attentive probe on the mean of several layers' patches, before the final norm.
 
     `layers`: by default the last six, or all where there are fewer. They must be alike in width and stride.

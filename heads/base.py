@@ -207,9 +207,8 @@ class Attached(nn.Module):
                 f"targets is a {type(targets).__name__}; want a dict of them by the name of a head: {names}"
             )
         if set(targets) != set(self.heads):
-            raise ValueError(
-                f"targets are for {', '.join(map(str, targets)) or 'no head'}; want one for each of {names}"
-            )
+            given = ", ".join(map(str, targets)) or "no head"
+            raise ValueError(f"targets are for {given}; want one for each head: {names}")
 
 
 def attach(backbone: BackboneModule, heads: Mapping[str, Head], image_size: tuple[int, int] | None = None) -> Attached:

@@ -8,13 +8,52 @@ from collections.abc import Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from heads.base import Head, Needs
 from heads.options import Count, Layers
+from heads.parallel import refuse_past_ddp, total
+from heads.segmentation import check_tensor
 from vitbackbone import BackboneSpec, Checkpoint, Features, pool_cls, pool_mean
 
 
-class MlpHead(Head):
+def classification_loss(logits: Float[Tensor, "B K"], labels: Tensor) -> Tensor:
+    """Cross-entropy, the mean over the images. In a training forward under DDP or FSDP, over the images of all
+    processes.
+
+    `labels`: integers (B,), or probabilities (B, K), as Mixup makes them. Raises `ValueError` on other ones, and on a
+    label that is no class.
+    """
+    check_tensor("logits", logits, "want scores of shape (B, K)")
+    count, classes = logits.shape
+    wanted = (
+        f"want integers of shape ({count},) from 0 to {classes - 1}, or probabilities of shape ({count}, {classes})"
+    )
+    check_tensor("labels", labels, wanted)
+    soft = labels.is_floating_point()
+    if not count or labels.dtype == torch.bool or labels.is_complex():
+        raise ValueError(f"labels are {labels.dtype} of {count} images; {wanted}, of one image at least")
+    if labels.shape != ((count, classes) if soft else (count,)):
+        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; {wanted}")
+    unknown = labels[~((labels >= 0) & (labels <= 1 + 1e-3))] if soft else labels[(labels < 0) | (labels >= classes)]
+    if unknown.numel():
+        raise ValueError(f"labels hold {unknown.unique().tolist()[:5]}; {wanted}")
+    labels = labels.to(logits) if soft else labels.to(logits.device, torch.long)
+    loss = total(F.cross_entropy(logits, labels, reduction="sum"))
+    return loss / total(loss.new_tensor(float(count)))
+
+
+class Classifying(Head):
+    """A head whose output is a score for each class, (B, K)."""
+
+    def loss(self, targets: Tensor, *features: Features) -> Tensor:
+        """The `classification_loss` of the output. Raises as that does, and `RuntimeError` under DDP outside its
+        forward."""
+        refuse_past_ddp(self)
+        return classification_loss(self(*features), targets)
+
+
+class MlpHead(Classifying):
     """Logits from the backbone's own pooling, CLS or the patch mean (Dosovitskiy et al. 2021, section 3.1).
 
     `hidden`: width of one hidden tanh layer, as in pretraining; None is the single linear layer of fine-tuning.
@@ -34,7 +73,7 @@ class MlpHead(Head):
         return self.linear(self.hidden(features.pooled))
 
 
-class DistilledHead(Head):
+class DistilledHead(Classifying):
     """DeiT's two linear heads, on CLS and on the distillation token; the logits are their mean (Touvron et al. 2021,
     section 4)."""
 
@@ -67,7 +106,7 @@ def lc_features(*features: Features) -> Float[Tensor, "B F"]:
     return torch.cat([*(pool_cls(each) for each in features), pool_mean(features[-1])], dim=1)
 
 
-class ConcatHead(Head):
+class ConcatHead(Classifying):
     """A linear layer on `lc_features`: DINOv2's classifiers on its last layer, or with `layers="last4"` on its last
     four (Oquab et al. 2023; facebookresearch/dinov2, hub/classifiers.py)."""
 

@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from heads.base import Head, Needs, create_head
+from heads.base import Head, Needs, check_backbone, create_head
 from heads.options import Count
-from vitbackbone import BackboneSpec, Features, Geometry, align
+from vitbackbone import BackboneModule, BackboneSpec, Features, Geometry, align
 
 Levels = OrderedDict[str, Tensor]  # maps (B, C, h, w), from high resolution to low
 
@@ -125,7 +125,8 @@ class FeaturePyramid(Pyramid):
         missing = set(strides) - set(spec.strides)
         if missing:
             raise ValueError(
-                f"{spec.name} has no layer of stride {', '.join(map(str, sorted(missing)))}, only of "
+                f"strides={list(strides)}; want strides of layers. {spec.name} has no layer of stride "
+                f"{', '.join(map(str, sorted(missing)))}, only of "
                 f"{', '.join(map(str, sorted(set(spec.strides))))}; take SimpleFeaturePyramid, which makes levels"
             )
         last = {stride: layer for layer, stride in enumerate(spec.strides)}
@@ -150,6 +151,17 @@ def feature_pyramid(spec: BackboneSpec, strides: Sequence[int] = STRIDES) -> Pyr
     if set(strides) <= set(spec.strides) and len(set(spec.strides)) > 1:
         return create_head("fpn", spec, strides=list(strides))
     return create_head("simple_pyramid", spec, strides=list(strides), norm=spec.norms([-1]))
+
+
+def pyramid_of(caller: str, backbone: BackboneModule, pyramid: Pyramid | None) -> Pyramid:
+    """The pyramid given, or the one that suits the backbone. Raises `ValueError` on what is no backbone or pyramid."""
+    check_backbone(caller, backbone)
+    if pyramid is not None and not isinstance(pyramid, Pyramid):
+        raise ValueError(
+            f"{caller} was given a {type(pyramid).__name__}; want a pyramid, such as create_head('simple_pyramid', "
+            "backbone.spec)"
+        )
+    return pyramid or feature_pyramid(backbone.spec)
 
 
 def _stack(alone: Sequence[Levels]) -> Levels:

@@ -100,6 +100,8 @@ def _plain(value: Any) -> Any:
 
 
 def _fits(hint: Any, value: Any) -> bool:
+    if hint is Any:
+        return True
     if isinstance(hint, type) and hint not in SCALARS:
         return isinstance(value, hint)
     try:

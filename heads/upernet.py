@@ -79,10 +79,11 @@ class UPerNet(Segmenter):
         return tie(super().forward(*features), self.auxiliary)
 
     def loss(self, targets: Tensor, *features: Features, ignore_index: int | None = None) -> Tensor:
-        main = super().loss(targets, *features, ignore_index=ignore_index)
-        return main + AUXILIARY_WEIGHT * self.auxiliary.loss(
-            targets, features[2], ignore_index=self.ignore_index if ignore_index is None else ignore_index
-        )
+        given = self.ignore_index if ignore_index is None else ignore_index
+        auxiliary = self.auxiliary.loss(
+            targets, features[2], ignore_index=given
+        )  # first: FSDP may free it after `self`
+        return super().loss(targets, *features, ignore_index=given) + AUXILIARY_WEIGHT * auxiliary
 
 
 class FCN(Segmenter):

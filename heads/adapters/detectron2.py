@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from heads.adapters.pixels import mean_and_std
 from heads.base import attach
-from heads.detection import Pyramid, feature_pyramid
+from heads.detection import Pyramid, pyramid_of
 from vitbackbone import BackboneModule
 
 
@@ -80,4 +80,4 @@ def as_detectron2(backbone: BackboneModule, pyramid: Pyramid | None = None) -> D
     Raises `ValueError` on a backbone without the mean and standard deviation of its colours, and on a pyramid that was
     made for another backbone.
     """
-    return Detectron2Backbone(backbone, pyramid or feature_pyramid(backbone.spec))
+    return Detectron2Backbone(backbone, pyramid_of("as_detectron2", backbone, pyramid))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from heads.adapters.pixels import mean_and_std
 from heads.base import attach
-from heads.detection import Levels, Pyramid, feature_pyramid
+from heads.detection import Levels, Pyramid, pyramid_of
 from vitbackbone import BackboneModule
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height / width
@@ -97,4 +97,4 @@ def as_torchvision(backbone: BackboneModule, pyramid: Pyramid | None = None) -> 
     Raises `ValueError` on a backbone without the mean and standard deviation of its colours, and on a pyramid that was
     made for another backbone.
     """
-    return TorchvisionBackbone(backbone, pyramid or feature_pyramid(backbone.spec))
+    return TorchvisionBackbone(backbone, pyramid_of("as_torchvision", backbone, pyramid))

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 from vitbackbone.cli.arguments import parser
 from vitbackbone.cli.errors import expected, keep_traceback, sentence
-from vitbackbone.cli.places import check_heads, check_places
+from vitbackbone.cli.own_heads import own_heads
+from vitbackbone.cli.places import check_places
 from vitbackbone.cli.streams import ReaderGone, guarded_streams
 from vitbackbone.cli.text import printable
 from vitbackbone.startup import started
@@ -46,9 +47,8 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        with _log_on_stderr(arguments):
+        with _log_on_stderr(arguments), own_heads():
             check_places(arguments)
-            check_heads()
             code: int = arguments.run(arguments)
             sys.stdout.flush()
             return code

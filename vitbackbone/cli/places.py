@@ -3,7 +3,6 @@
 import argparse
 import re
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 from vitbackbone.cli.text import escaped
@@ -39,15 +38,3 @@ def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, str | Path):
                 yield name, str(each)
-
-
-def check_heads() -> None:
-    """Refuse a module or folder `heads` of the user's that hides the package of that name."""
-    found = find_spec("heads")
-    if found is None:
-        return
-    home = (Path(__file__).parents[2] / "heads").resolve()
-    places = [Path(each) for each in found.submodule_search_locations or [found.origin or ""]]
-    if not any(place.resolve() == home for place in places):
-        hides = f"{escaped(str(places[0]))} hides the package `heads` that vitbackbone brings"
-        raise ImportError(f"{hides}; rename it, or run the command in another folder")
