@@ -52,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
         "zoo",
     },
     "files": set(),
+    "records": set(),
     "export": {"config", "convert", "features", "files", "formats", "huggingface", "preprocess", "vit"},
     "inference": set(),
     "extract": {"decode", "extract", "features", "fingerprint", "files", "inference", "preprocess", "runtime"},

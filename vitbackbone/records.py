@@ -1,0 +1,113 @@
+"""Reading JSON that anyone may have edited: each file through a schema, and one `ValueError` for all that is wrong.
+
+A schema is a class whose fields pydantic checks: a `Record` or a dataclass. Types are strict: a bool is no
+number, 2.0 is no integer, "2" is neither. Bounds are written beside a type: `Annotated[int, Field(ge=1, le=100)]`.
+"""
+
+import json
+import math
+from collections import Counter
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from reprlib import Repr
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+LIMIT = 1 << 26  # bytes of a JSON file: the index of the largest checkpoints has some 10 MB
+MOST_LINES = 8  # wrong keys in one error
+SHORT = Repr()
+SHORT.maxstring = SHORT.maxother = 100
+
+
+class Record(BaseModel):
+    """A frozen record with checked fields. It ignores the keys that it does not name; `class X(Record, extra="forbid")`
+    refuses them."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def read_json(path: str | PathLike[str], schema: type[T], limit: int = LIMIT) -> T:
+    """Read a JSON file and check it against `schema`.
+
+    Raises `OSError` if the file cannot be read, and `ValueError` if it has more than `limit` bytes, is no JSON, or does
+    not fit the schema. Each names the file. A misfit names every wrong key.
+    """
+    return parse_json(read_bytes(path, limit), schema, str(path))
+
+
+def parse_json(data: bytes, schema: type[T], name: str) -> T:
+    """Check the bytes of a JSON file against `schema`. `name` stands for the file in errors.
+
+    Raises `ValueError` as `read_json` does. The JSON must be UTF-8. An object may name a key only once, and no number
+    may be NaN or infinite.
+    """
+    try:
+        whole = json.loads(data.decode("utf-8"), object_pairs_hook=_object)
+        _check_finite("the file", whole)
+        return _adapter(cast(Any, schema)).validate_json(data, strict=True)
+    except ValidationError as error:  # a ValueError, too
+        raise ValueError(f"{name} {_explain(error)}") from None
+    except RecursionError:
+        raise ValueError(f"{name} is not a JSON file to read: it nests too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{name} is not a whole JSON file ({error}); download or write it again") from None
+
+
+def read_bytes(path: str | PathLike[str], limit: int = LIMIT) -> bytes:
+    """Return the bytes of a file. Raises `OSError` if it is no plain file, and `ValueError` if it has more than `limit`
+    bytes."""
+    path = Path(path)
+    if path.exists() and not path.is_file():  # opening a named pipe would wait for a writer
+        kind = IsADirectoryError if path.is_dir() else OSError
+        raise kind(f"{path} is no plain file")
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{path} has more than {limit:,} bytes, which is too large for such a file")
+    return data
+
+
+@cache
+def _adapter(schema: Any) -> Any:
+    return TypeAdapter(schema)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"it has the key {SHORT.repr(name)} twice")
+    for name, value in pairs:
+        _check_finite(name, value)
+    return result
+
+
+def _check_finite(name: str, value: Any) -> None:
+    """Raise `ValueError` if a number, or one in a list, is NaN or infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"it has {SHORT.repr(name)[1:-1]}={value}, which is no finite number")
+    if isinstance(value, list):
+        for part in value:
+            _check_finite(name, part)
+
+
+def _explain(error: ValidationError) -> str:
+    """Say what a schema objects to, key by key."""
+    lines = []
+    for problem in error.errors(include_url=False, include_context=False):
+        wanted = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if problem["type"] == "json_invalid":
+            return f"is not a whole JSON file ({wanted}); download or write it again"
+        key = SHORT.repr(".".join(map(str, problem["loc"])))[1:-1]
+        value = SHORT.repr(problem["input"])
+        if problem["type"] == "missing":
+            lines.append(f"no {key}, which is required")
+        else:
+            lines.append(f"{key}={value}, which {wanted}" if key else f"{value}, which {wanted}")
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"and {len(lines) - MOST_LINES} more"]
+    return f"has {lines[0]}" if len(lines) == 1 else "has wrong values:\n  " + "\n  ".join(lines)
