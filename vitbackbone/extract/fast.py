@@ -15,7 +15,7 @@ from vitbackbone.decode import Photo
 from vitbackbone.extract.layout import MANIFEST
 from vitbackbone.extract.locate import Unreadable, read_bytes
 from vitbackbone.extract.plan import locators, read_plan
-from vitbackbone.extract.source import Inputs
+from vitbackbone.extract.rows import Inputs
 from vitbackbone.features import Backbone, BackboneModule, Precision, Runtime
 from vitbackbone.preprocess import ImageTransform, Resolution
 from vitbackbone.runtime import SAMPLE, optimize, rebuild

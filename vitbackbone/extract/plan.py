@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int, Shaped
 
+from vitbackbone.extract.labels import UNKNOWN
 from vitbackbone.extract.layout import PLAN, inputs_file, inputs_files
 from vitbackbone.extract.locate import Locator, Unreadable, read_bytes
 from vitbackbone.extract.publication import published
-from vitbackbone.extract.source import UNKNOWN, Inputs
+from vitbackbone.extract.rows import Inputs
 
 READERS = 8  # threads that read contents; a digest does not hold Python's lock
 CHUNK = 2**13  # inputs that are Python objects at a time
@@ -316,7 +317,7 @@ def _size_and_time(path: bytes) -> tuple[int, int]:
         status = os.stat(path)  # noqa: PTH116  # a Path for each of a million files costs more than asking for it
     except (OSError, ValueError):  # ValueError: a null character
         return -1, -1
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, (status.st_mtime_ns + 2**63) % 2**64 - 2**63  # beyond the year 2262, as 64 bits wrap it
 
 
 def _digests(root: Path, listed: pa.Table, sizes: Int[np.ndarray, " n"], chosen: Int[np.ndarray, " m"]) -> Digests:

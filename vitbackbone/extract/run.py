@@ -20,7 +20,8 @@ from vitbackbone.extract.manifest import Manifest, fingerprint, make_manifest
 from vitbackbone.extract.part import Part
 from vitbackbone.extract.plan import Outline, make_plan, read_outline, read_plan, write_plan
 from vitbackbone.extract.ray_engine import RayOptions, compute_on_ray
-from vitbackbone.extract.source import Inputs, list_inputs
+from vitbackbone.extract.rows import Inputs
+from vitbackbone.extract.source import list_inputs
 from vitbackbone.extract.store import FeatureStore
 from vitbackbone.extract.work import Job, compute, ready
 from vitbackbone.extract.writer import check_manifest, claim, damaged
@@ -107,6 +108,8 @@ def extract(
     shard_size = shard_size or _default_shard_size(backbone, kinds, indices, size, DTYPES[dtype])
     directory = Path(out)
     inputs = list_inputs(source)
+    for note in inputs.notes:
+        log.warning("%s", note)
     sample: list[Tensor] = []
     if precision != "fp32":
         sample = read_sample(directory, inputs, shard_size, backbone.preprocess, resolution, keep_aspect)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vitbackbone.extract.labels import printable
 from vitbackbone.extract.layout import (
     INDEX,
     MANIFEST,
@@ -90,7 +91,7 @@ def _index(shard: PlannedShard, records: Sequence[Record]) -> pa.Table:
         "label": shard.table["label"],
         "status": ["copy" if row is COPY else "failed" if row.reason else "ok" for row in rows],
         "reason": [row.reason for row in rows],
-        "error": [row.error for row in rows],
+        "error": [row.error and printable(row.error) for row in rows],
         "width": [row.width for row in rows],
         "height": [row.height for row in rows],
         "frames": [row.frames for row in rows],
@@ -102,7 +103,7 @@ def _index(shard: PlannedShard, records: Sequence[Record]) -> pa.Table:
 
 def shown(path: bytes) -> str:
     """As users see it: bytes that are not UTF-8 are written \\udcXX."""
-    return os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
+    return printable(os.fsdecode(path))
 
 
 def file_sha256(path: Path) -> str:
