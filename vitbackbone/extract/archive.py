@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from vitbackbone.extract.labels import Label
+from vitbackbone.extract.labels import Folder, Label
 from vitbackbone.extract.names import Notes
 
 MAX_IMAGE_BYTES = 2**30  # the largest image that passes the pixel limit is half of this
@@ -61,3 +61,9 @@ def check_bytes(size: int) -> None:
     """Raise `ValueError` if a member is larger than any image."""
     if size > MAX_IMAGE_BYTES:
         raise ValueError(f"it has {size} bytes; want at most {MAX_IMAGE_BYTES}")
+
+
+def folder_of(name: str) -> Folder | None:
+    """Return the folder that a member lies in, as its label; None if its name leads out of the archive."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return None if name.startswith("/") or ".." in parts else Folder(tuple(parts[:-1]))

@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float
 from tqdm import tqdm
 
+from vitbackbone.extract.parquet import write_parquet
 from vitbackbone.extract.store import FeatureStore
 from vitbackbone.files import publish
 
@@ -95,4 +95,4 @@ def _save_array(file: Path, array: Float[np.ndarray, "n D"]) -> None:
 def _save_table(file: Path, table: pa.Table) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with publish(file) as temporary:
-        pq.write_table(table, temporary)
+        write_parquet(table, temporary)

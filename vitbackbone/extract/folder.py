@@ -68,7 +68,10 @@ class Walk:
             self.notes.say("folders that cannot be read", f"{escaped(folder.prefix)} ({error.strerror})")
             return []
         above = (*folder.above, here)
-        skipped = STORE if not folder.prefix and _is_store(folder.path) else ()
+        skipped: Sequence[str] = ()
+        if not folder.prefix and _is_store(folder.path):
+            skipped = STORE
+            self.notes.say("folders that are feature stores are left out", ", ".join(f"{name}/" for name in STORE))
         listed: list[tuple[str, _Folder | str]] = []
         for name, is_link, is_folder in found:
             if not self.keep(name) or name in skipped:

@@ -68,13 +68,8 @@ def _begins_as_image(data: bytes) -> bool:
 
 def is_hidden(name: str) -> bool:
     """Tell whether a path is hidden: a part begins with a dot, or it is what macOS adds to archives."""
-    return any(part == "__MACOSX" or (part[:1] == "." and part not in (".", "..")) for part in name.split("/"))
-
-
-def folders(name: str) -> tuple[str, ...]:
-    """Return the folders that a member lies in; none if its name leads out of the archive."""
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    return () if name.startswith("/") or ".." in parts else tuple(parts[:-1])
+    parts = name.split("/")
+    return any(part == "__MACOSX" or (part[:1] == "." and part.partition("\\")[0] not in (".", "..")) for part in parts)
 
 
 class Escape(ValueError):

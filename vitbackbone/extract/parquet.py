@@ -35,6 +35,12 @@ def open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
         yield parquet
 
 
+def write_parquet(table: pa.Table, file: Path, **options: Any) -> None:
+    """Write a parquet file, whatever its path looks like."""
+    with file.open("wb") as opened:
+        pq.write_table(table, opened, **options)
+
+
 class Parquet:
     """A column of images, each bytes or `{bytes, path}` as Hugging Face's datasets have it; and the columns `label`,
     and `path` or `name`, if they are there."""

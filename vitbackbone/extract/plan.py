@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Int, Shaped
 
 from vitbackbone.extract.labels import UNKNOWN
 from vitbackbone.extract.layout import PLAN, inputs_file, inputs_files
 from vitbackbone.extract.locate import Locator, Unreadable, read_bytes
+from vitbackbone.extract.parquet import open_parquet, write_parquet
 from vitbackbone.extract.publication import published
 from vitbackbone.extract.rows import Inputs
+from vitbackbone.records import parse_json
 
 READERS = 8  # threads that read contents; a digest does not hold Python's lock
 CHUNK = 2**13  # inputs that are Python objects at a time
@@ -107,8 +108,8 @@ def read_plan(directory: Path, shard_size: int) -> Plan:
     tables: list[pa.Table] = []
     outline = read_outline(directory)
     for file in inputs_files(directory):
-        with _damage(file):
-            tables.append(pq.ParquetFile(file).read().cast(PLAN))
+        with _damage(file), open_parquet(file) as parquet:
+            tables.append(_checked(parquet.read().cast(PLAN), outline.class_names))
     plan = Plan(tuple(tables), outline.class_names, shard_size)
     if outline.shards != tuple(shard.sha256 for shard in plan.shards()):
         raise ValueError(f"{directory / 'inputs'} is damaged: its rows are not those that were written; {_REPAIR}")
@@ -121,11 +122,11 @@ def read_outline(directory: Path) -> Outline:
     shards: list[str] = []
     rows: list[int] = []
     for file in inputs_files(directory):
-        with _damage(file):
-            metadata = pq.read_metadata(file)
-            about = metadata.schema.to_arrow_schema().metadata
-            names = tuple(json.loads(about[b"class_names"]))
-            shards += json.loads(about[b"shards"])
+        with _damage(file), open_parquet(file) as parquet:
+            metadata = parquet.metadata
+            about = parquet.schema_arrow.metadata or {}
+            names = tuple(parse_json(about[b"class_names"], list[str], "its class_names"))
+            shards += parse_json(about[b"shards"], list[str], "its shards")
             rows += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if len(shards) != len(rows):
                 raise ValueError("its shards are not those that were written")
@@ -136,8 +137,7 @@ def read_shard(directory: Path, shard_size: int, number: int) -> PlannedShard:
     """One shard of a plan, without reading the rest."""
     first = counted = 0
     for file in inputs_files(directory):
-        with _damage(file):
-            parquet = pq.ParquetFile(file)
+        with _damage(file), open_parquet(file) as parquet:
             if number - counted < parquet.num_row_groups:
                 group = number - counted
                 return PlannedShard(number, first + group * shard_size, parquet.read_row_group(group).cast(PLAN))
@@ -162,7 +162,7 @@ def write_plan(directory: Path, plan: Plan, before: Plan) -> None:
         same = number < len(before.generations) and table.equals(before.generations[number])
         if not same or (last and plan.class_names != before.class_names):
             with published(inputs_file(directory, number)) as temporary:
-                pq.write_table(table.replace_schema_metadata(metadata), temporary, row_group_size=plan.shard_size)
+                write_parquet(table.replace_schema_metadata(metadata), temporary, row_group_size=plan.shard_size)
 
 
 def make_plan(
@@ -269,8 +269,20 @@ def _numbered(codes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 _REPAIR = "put back what was written, or delete that folder and run the same extraction again, which plans it anew"
 
 
+def _checked(table: pa.Table, class_names: Sequence[str]) -> pa.Table:
+    """Return a generation of a plan. Raises `ValueError` if a column holds what no run writes."""
+    for name, low, high in (("label", UNKNOWN, len(class_names) - 1), ("archive", 0, None), ("same_as", 0, None)):
+        bounds = pc.min_max(table[name]).as_py()
+        if bounds["min"] is not None and (bounds["min"] < low or (high is not None and bounds["max"] > high)):
+            raise ValueError(f"its column {name!r} goes from {bounds['min']} to {bounds['max']}")
+    for name in ("path", "archive", "offset", "label", "bytes", "mtime"):
+        if table[name].null_count:
+            raise ValueError(f"its column {name!r} has rows without a value")
+    return table
+
+
 class _damage:
-    """Names the file that an error is of."""
+    """Names the file in an error."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from vitbackbone.extract.layout import INDEX, MANIFEST, Marker, index_file, read_marker, shard_file, tensor_name
 from vitbackbone.extract.manifest import Manifest, fingerprint, parse
+from vitbackbone.extract.parquet import open_parquet
 from vitbackbone.extract.plan import Outline, read_outline
 
 
@@ -127,7 +127,7 @@ class FeatureStore:
         if not self._numbers:
             return INDEX.empty_table()
         files = (index_file(self.directory, number) for number in self._numbers)
-        table = pa.concat_tables(pq.ParquetFile(file).read() for file in files)
+        table = pa.concat_tables(_read_index(file) for file in files)
         return _resolve_copies(table) if self._copies else table
 
     @cached_property
@@ -278,6 +278,14 @@ def _resolve_copies(table: pa.Table) -> pa.Table:
             table.schema.get_field_index(name), INDEX.field(name), column.cast(INDEX.field(name).type)
         )
     return table
+
+
+def _read_index(file: Path) -> pa.Table:
+    try:
+        with open_parquet(file) as parquet:
+            return parquet.read().cast(INDEX)
+    except (pa.ArrowException, FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error}); run the same extraction again to redo it") from error
 
 
 def _numpy(tensor: Tensor) -> Float[np.ndarray, "..."]:

@@ -11,9 +11,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
-from vitbackbone.extract.archive import Member, NotAFile, check_bytes, damaged
-from vitbackbone.extract.labels import Folder, Label, as_text
-from vitbackbone.extract.names import BYTES, Notes, check_name, escaped, extension, folders, is_hidden, is_image
+from vitbackbone.extract.archive import Member, NotAFile, check_bytes, damaged, folder_of
+from vitbackbone.extract.labels import Label, as_text
+from vitbackbone.extract.names import BYTES, Notes, check_name, escaped, extension, is_hidden, is_image
 
 BLOCK = 512
 ZEROS = bytes(BLOCK)
@@ -89,7 +89,7 @@ class Tar:
                         yield damaged(entry.offset, entry.text)
                     elif _is_wanted(file, entry, notes):
                         size = entry.size if entry.is_file else -1
-                        yield Member(entry.name, entry.offset, size, label or Folder(folders(entry.name)))
+                        yield Member(entry.name, entry.offset, size, label or folder_of(entry.name))
 
     def class_names(self) -> list[str]:
         return []

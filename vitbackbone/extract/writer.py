@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from vitbackbone.extract.layout import (
     shard_file,
 )
 from vitbackbone.extract.manifest import Manifest, differences, fingerprint, parse, serialise
+from vitbackbone.extract.parquet import write_parquet
 from vitbackbone.extract.plan import PlannedShard
 from vitbackbone.extract.publication import published
 from vitbackbone.extract.reader import Record
@@ -65,7 +65,7 @@ def write_shard(
         save_file(dict(tensors), temporary)
         sha256 = file_sha256(temporary)
     with published(index_file(directory, shard.number)) as temporary:
-        pq.write_table(_index(shard, records), temporary)
+        write_parquet(_index(shard, records), temporary)
         index_sha256 = file_sha256(temporary)
     read = sum(record.reason is None for record in records)
     copies = len(shard) - len(records)

@@ -13,9 +13,8 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from vitbackbone.extract.archive import MAX_IMAGE_BYTES, Member, NotAFile, check_bytes, damaged
-from vitbackbone.extract.labels import Folder
-from vitbackbone.extract.names import BYTES, Notes, check_name, folders, is_hidden, is_image
+from vitbackbone.extract.archive import MAX_IMAGE_BYTES, Member, NotAFile, check_bytes, damaged, folder_of
+from vitbackbone.extract.names import BYTES, Notes, check_name, is_hidden, is_image
 
 # (signature, then fields): an entry of the directory, a member's own header, the directory's end, and its 64-bit forms.
 ENTRY = struct.Struct("<4s6H3L5H2L")
@@ -84,7 +83,7 @@ class Zip:
                     continue
                 at, count = entry.end, count + 1
                 if _is_wanted(file, entry, directory.before, notes):
-                    yield Member(entry.name, entry.offset, entry.size, Folder(folders(entry.name)))
+                    yield Member(entry.name, entry.offset, entry.size, folder_of(entry.name))
             if (count - directory.count) % 2**16:  # some programs count no further
                 text = f"the archive's directory has {count} entries that can be read, and claims {directory.count}"
                 yield damaged(directory.end, text)
