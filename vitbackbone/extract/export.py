@@ -17,6 +17,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from vitbackbone.extract.parquet import write_parquet
+from vitbackbone.extract.publication import check_folder
 from vitbackbone.extract.store import FeatureStore
 from vitbackbone.files import publish
 
@@ -37,6 +38,7 @@ def export(store: FeatureStore, format: Format, out: str | PathLike[str], progre
     if format == "npy" and "cls" not in kinds:
         raise ValueError(f"{store.directory} has no cls, and npy has one row for an image; export it as parquet")
     folder = Path(out)
+    check_folder(folder)
     size = store.manifest["shard_size"]
     spans = [range(start, min(start + size, len(store))) for start in range(0, len(store), size)]
     width = len(str(len(spans) - 1))  # so that names sort as the rows do

@@ -33,6 +33,14 @@ UNREAD = bytes(32)  # in place of a digest, where there is no content; no conten
 Digests = Iterator[bytes]
 
 
+@dataclass(frozen=True)
+class _About:
+    """The metadata of a file of the plan."""
+
+    class_names: tuple[str, ...]
+    shards: tuple[str, ...]  # `PlannedShard.sha256` of each
+
+
 @dataclass(frozen=True, eq=False)
 class PlannedShard:
     number: int
@@ -125,8 +133,10 @@ def read_outline(directory: Path) -> Outline:
         with _damage(file), open_parquet(file) as parquet:
             metadata = parquet.metadata
             about = parquet.schema_arrow.metadata or {}
-            names = tuple(parse_json(about[b"class_names"], list[str], "its class_names"))
-            shards += parse_json(about[b"shards"], list[str], "its shards")
+            whole = b'{"class_names": %s, "shards": %s}' % (about[b"class_names"], about[b"shards"])
+            written = parse_json(whole, _About, "its metadata")
+            names = written.class_names
+            shards += written.shards
             rows += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if len(shards) != len(rows):
                 raise ValueError("its shards are not those that were written")

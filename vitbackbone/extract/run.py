@@ -19,6 +19,7 @@ from vitbackbone.extract.lock import planning, writing
 from vitbackbone.extract.manifest import Manifest, fingerprint, make_manifest
 from vitbackbone.extract.part import Part
 from vitbackbone.extract.plan import Outline, make_plan, read_outline, read_plan, write_plan
+from vitbackbone.extract.publication import check_folder
 from vitbackbone.extract.ray_engine import RayOptions, compute_on_ray
 from vitbackbone.extract.rows import Inputs
 from vitbackbone.extract.source import list_inputs
@@ -107,6 +108,7 @@ def extract(
         raise ValueError(f"layers={list(layers)} asks for a layer twice")
     shard_size = shard_size or _default_shard_size(backbone, kinds, indices, size, DTYPES[dtype])
     directory = Path(out)
+    check_folder(directory)
     inputs = list_inputs(source)
     for note in inputs.notes:
         log.warning("%s", note)
@@ -172,7 +174,7 @@ def _run(
 
     def done(number: int) -> Marker | None:
         marker = read_marker(job.directory, number)
-        if marker is None or not marker.fits(expected, outline.shards[number]):
+        if marker is None or not marker.fits(expected, outline.shards[number], outline.rows[number]):
             return None
         return None if (retry_failed and marker.failed) or damaged(job.directory, number, marker) else marker
 
