@@ -15,11 +15,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float
 from tqdm import tqdm
 
-from vitbackbone.extract.local import local
+from vitbackbone.extract.parquet import write_parquet
+from vitbackbone.extract.publication import check_folder
 from vitbackbone.extract.store import FeatureStore
 from vitbackbone.files import publish
 
@@ -41,6 +41,7 @@ def export(store: FeatureStore, format: Format, out: str | PathLike[str], progre
     if format != "parquet" and "cls" not in kinds:
         raise ValueError(f"{store.directory} has no cls, and {format} has one row for an image; export it as parquet")
     folder = Path(out)
+    check_folder(folder)
     size = store.manifest["shard_size"]
     spans = [range(start, min(start + size, len(store))) for start in range(0, len(store), size)]
     width = len(str(len(spans) - 1))  # so that names sort as the rows do
@@ -103,7 +104,7 @@ def _save_array(file: Path, array: Float[np.ndarray, "n D"]) -> None:
 def _save_table(file: Path, table: pa.Table) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with publish(file) as temporary:
-        pq.write_table(table, local(temporary))
+        write_parquet(table, temporary)
 
 
 def _save_csv(file: Path, about: pa.Table, features: Float[np.ndarray, "n D"]) -> None:

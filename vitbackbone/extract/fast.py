@@ -2,7 +2,6 @@
 resumes or helps, as two paths differ in the last bits."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from vitbackbone.decode import Photo
 from vitbackbone.extract.layout import MANIFEST
 from vitbackbone.extract.locate import Unreadable, read_bytes
+from vitbackbone.extract.manifest import parse
 from vitbackbone.extract.plan import locators, read_plan
-from vitbackbone.extract.source import Inputs
+from vitbackbone.extract.rows import Inputs
 from vitbackbone.features import Backbone, BackboneModule, Precision, Runtime
 from vitbackbone.preprocess import ImageTransform, Resolution
 from vitbackbone.runtime import SAMPLE, optimize, rebuild
@@ -120,8 +120,8 @@ def on(device: torch.device | str, backbone: Backbone) -> Iterator[None]:
 def _stored(directory: Path) -> Runtime | None:
     """That of the manifest, if there is one that can be read."""
     try:
-        return Runtime(**json.loads((directory / MANIFEST).read_bytes())["runtime"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Runtime(**parse((directory / MANIFEST).read_bytes())["runtime"])
+    except (OSError, ValueError):
         return None
 
 

@@ -9,10 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from vitbackbone.extract.local import local
+from vitbackbone.extract.parquet import open_parquet
 from vitbackbone.extract.store import FeatureStore
 
 WANTED = "want the level of a folder in the photos' paths (0 is the first, -1 the last), or LIST.csv:COLUMN"
@@ -66,9 +65,9 @@ def _read_list(file: Path, column: str) -> Iterator[tuple[str, str]]:
 
 def _read_columns(file: Path, column: str) -> Sequence[tuple[Any, Any]]:
     if file.suffix.lower() == ".parquet":
-        parquet = pq.ParquetFile(local(file))
-        _check_columns(file, parquet.schema_arrow.names, column)
-        table = parquet.read(columns=sorted({"path", column}))
+        with open_parquet(file) as parquet:
+            _check_columns(file, parquet.schema_arrow.names, column)
+            table = parquet.read(columns=sorted({"path", column}))
         return list(zip(table["path"].to_pylist(), table[column].to_pylist(), strict=True))
     with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
         reader = csv.reader(lines)

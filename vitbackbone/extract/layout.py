@@ -20,13 +20,16 @@ These are of the layer that was asked last. If more than one was asked, the tens
 An input with the same content as an earlier one is a copy: it has a row, and its features are those of the other.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow as pa
 import torch
+from pydantic import Field
+
+from vitbackbone.records import read_json
 
 SCHEMA = 2
 TOKENS = ("cls", "registers", "patches")
@@ -93,29 +96,37 @@ def tensor_name(kind: str, layer: int, layers: Sequence[int]) -> str:
     return kind if layer == layers[-1] else f"{kind}.{layer}"
 
 
+Count = Annotated[int, Field(ge=0)]
+
+
 @dataclass(frozen=True)
 class Marker:
     """Says that a shard is done, and how to tell that its files are still what was written."""
 
-    rows: int  # inputs of the shard
-    read: int  # those that have features in it
-    copies: int  # those that have them elsewhere, or earlier in it
+    rows: Count  # inputs of the shard
+    read: Count  # those that have features in it
+    copies: Count  # those that have them elsewhere, or earlier in it
     sha256: str  # of the shard
     index_sha256: str
     manifest_sha256: str  # a shard made under another manifest does not count,
     inputs_sha256: str  # nor one made of other inputs
 
+    def __post_init__(self) -> None:
+        if self.read + self.copies > self.rows:
+            raise ValueError(f"read={self.read} and copies={self.copies} are more than rows={self.rows}")
+
     @property
     def failed(self) -> int:
         return self.rows - self.read - self.copies
 
-    def fits(self, manifest_sha256: str, inputs_sha256: str) -> bool:
-        return (self.manifest_sha256, self.inputs_sha256) == (manifest_sha256, inputs_sha256)
+    def fits(self, manifest_sha256: str, inputs_sha256: str, rows: int) -> bool:
+        """Tell whether the shard was made under this manifest, of these inputs."""
+        return (self.manifest_sha256, self.inputs_sha256, self.rows) == (manifest_sha256, inputs_sha256, rows)
 
 
 def read_marker(directory: Path, shard: int) -> Marker | None:
-    """The marker of a shard; None if there is none or it is damaged, so that the shard is not done."""
+    """Return the marker of a shard; None if there is none or it is damaged, so that the shard is not done."""
     try:
-        return Marker(**json.loads(marker_file(directory, shard).read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):  # TypeError: valid JSON with other fields
+        return read_json(marker_file(directory, shard), Marker)
+    except (FileNotFoundError, ValueError):
         return None

@@ -1,5 +1,6 @@
 """Where an input lies, a file by itself or a member of an archive, and its bytes."""
 
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Literal
 
 import pyarrow as pa
 
-from vitbackbone.extract.archive import Escape, open_archive
+from vitbackbone.extract.archive import MAX_IMAGE_BYTES, NotAFile
+from vitbackbone.extract.names import Escape
+from vitbackbone.extract.source import ARCHIVES
 
 Reason = Literal[
     "missing",
@@ -25,7 +28,6 @@ Reason = Literal[
     "too thin",
     "not finite",  # its features are NaN or Inf
 ]
-MAX_FILE_BYTES = 2**30  # the largest image that passes the pixel limit is half of this
 
 
 class Unreadable(Exception):
@@ -40,7 +42,7 @@ class Unreadable(Exception):
 class Locator:
     file: str  # itself, or its archive
     member: str = ""  # its name in the archive
-    offset: int = -1  # as `archive.Member` has it
+    offset: int = -1  # see `archive.Member`
     bytes: int = -1
 
 
@@ -54,23 +56,35 @@ def read_bytes(at: Locator) -> bytes:
         raise Unreadable("denied", _text(error)) from error
     except Escape as error:
         raise Unreadable("outside", _text(error)) from error
+    except NotAFile as error:
+        raise Unreadable("not a file", _text(error)) from error
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a null character in the path
         raise Unreadable("unreadable", _text(error)) from error
 
 
 def _read_file(path: Path) -> bytes:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
-        folder = stat.S_ISDIR(status.st_mode)
-        raise Unreadable("not a file", "is a directory" if folder else "not a regular file")
-    _check_size(status.st_size)
-    return path.read_bytes()
+    if not path.is_file():  # a device may act when it is opened
+        status = path.stat()
+        raise Unreadable("not a file", "is a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+    with open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):  # it was one a moment ago
+            raise Unreadable("not a file", "not a regular file")
+        _check_size(status.st_size)
+        data = file.read(MAX_IMAGE_BYTES + 1)
+    _check_size(len(data))  # it may grow meanwhile
+    return data
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe would wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _read_member(at: Locator) -> bytes:
     if at.bytes >= 0:
         _check_size(at.bytes)
-    data = open_archive(Path(at.file)).read(at.member, at.offset, at.bytes)
+    data = ARCHIVES[Path(at.file).suffix.lower()](Path(at.file)).read(at.member, at.offset, at.bytes)
     _check_size(len(data))
     if len(data) != at.bytes >= 0:
         raise Unreadable("damaged", f"the archive says {at.bytes} bytes and has {len(data)}")
@@ -78,12 +92,11 @@ def _read_member(at: Locator) -> bytes:
 
 
 def _check_size(size: int) -> None:
-    if not 0 < size <= MAX_FILE_BYTES:
+    if not 0 < size <= MAX_IMAGE_BYTES:
         reason: Reason = "too large" if size else "empty"
-        raise Unreadable(reason, f"the file has {size} bytes; want 1 to {MAX_FILE_BYTES}")
+        raise Unreadable(reason, f"the file has {size} bytes; want 1 to {MAX_IMAGE_BYTES}")
 
 
 def _text(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+    text = error.strerror if isinstance(error, OSError) else None
+    return text or str(error) or type(error).__name__

@@ -15,10 +15,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 from uuid import uuid4
+
+from pydantic import Field
 
 from vitbackbone.extract.part import Part
 from vitbackbone.files import leftovers
+from vitbackbone.records import read_json
 
 PLANNING = "lock-inputs.json"
 WAIT = 0.2  # seconds between two looks at a lock
@@ -27,7 +31,7 @@ log = logging.getLogger("vitbackbone")
 
 @dataclass(frozen=True)
 class Owner:
-    pid: int
+    pid: Annotated[int, Field(ge=1, le=2**31 - 1)]
     host: str
     process_started: str | None  # so that a number which the system gave away again is not taken for the old process
     since: str
@@ -58,12 +62,14 @@ class Owner:
 class Taken(BlockingIOError):
     """Somebody else writes there."""
 
-    def __init__(self, file: Path, owner: Owner | None) -> None:
+    def __init__(self, file: Path, owner: Owner | None, wrong: str = "") -> None:
         who = owner or "another process"
+        why = f" ({wrong})" if wrong else ""
         super().__init__(
-            f"{file.parent} is being written by {who}; wait for it or stop it. If it is gone, delete {file}"
+            f"{file.parent} is being written by {who}{why}; wait for it or stop it. If it is gone, delete {file}"
         )
         self.owner = who
+        self.wrong = wrong  # with the file itself; no run writes such a one, so nobody will take it away
 
 
 @contextmanager
@@ -88,6 +94,8 @@ def planning(directory: Path) -> Iterator[None]:
                 stack.enter_context(_held(directory / PLANNING, Part()))
                 break
             except Taken as taken:
+                if taken.wrong:
+                    raise
                 if not said:
                     log.info("waiting for %s, which plans; if it is gone, delete %s", taken.owner, directory / PLANNING)
                     said = True
@@ -135,11 +143,15 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def _owner(file: Path) -> Owner | None:
-    """None if it is no lock of ours, or was given back just now."""
+    """Return who holds a lock; None if it was given back just now. Raises `Taken` if the file does not say who."""
     try:
-        return Owner(**json.loads(file.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+        owner = read_json(file, Owner)
+        Part.parse(owner.part)
+    except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise Taken(file, None, str(error)) from error
+    return owner
 
 
 def _started(pid: int) -> str | None:

@@ -4,13 +4,49 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from vitbackbone.extract.layout import SCHEMA
-from vitbackbone.features import Backbone, Runtime
+from pydantic import Field, model_validator
+
+from vitbackbone.extract.layout import MANIFEST, SCHEMA
+from vitbackbone.features import Backbone, BackboneSpec, Runtime
 from vitbackbone.preprocess import Decoding, Resolution
+from vitbackbone.records import Record, parse_json
 
 Manifest = dict[str, Any]
+
+
+class _Model(Record):
+    name: str
+    weights_sha256: str
+    spec: BackboneSpec
+
+
+class _Preprocessing(Record):
+    """What was asked; the fields of the backbone's own `Preprocess` are beside it."""
+
+    resolution: int | tuple[int, int] | None
+    keep_aspect: bool
+    decoding: Decoding
+
+
+class _Fields(Record):
+    """The fields of a manifest."""
+
+    model: _Model
+    runtime: Runtime
+    calibration: str | None
+    preprocessing: _Preprocessing
+    dtype: Literal["float32", "float16", "bfloat16"]
+    tokens: Annotated[tuple[Literal["cls", "registers", "patches"], ...], Field(min_length=1)]
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    shard_size: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> "_Fields":
+        if max(self.layers) >= self.model.spec.depth:
+            raise ValueError(f"has layers={list(self.layers)}, of a model of {self.model.spec.depth} layers")
+        return self
 
 
 def make_manifest(
@@ -50,10 +86,16 @@ def serialise(manifest: Manifest) -> bytes:
 
 
 def parse(data: bytes) -> Manifest:
-    """Raises `ValueError` if `data` is not a manifest of this schema."""
-    manifest = json.loads(data)
+    """Return the manifest that a file holds. Raises `ValueError` if it is none, with each key that is wrong."""
+    try:
+        manifest = json.loads(data)
+    except RecursionError:
+        raise ValueError(f"its {MANIFEST} nests too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"its {MANIFEST} is not a whole JSON file ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise ValueError(f"its manifest is not of schema {SCHEMA}, the one that this version reads")
+    parse_json(data, _Fields, f"its {MANIFEST}")
     return manifest
 
 

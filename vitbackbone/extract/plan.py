@@ -16,20 +16,29 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Int, Shaped
 
+from vitbackbone.extract.labels import UNKNOWN
 from vitbackbone.extract.layout import PLAN, inputs_file, inputs_files
-from vitbackbone.extract.local import local
 from vitbackbone.extract.locate import Locator, Unreadable, read_bytes
+from vitbackbone.extract.parquet import open_parquet, write_parquet
 from vitbackbone.extract.publication import published
-from vitbackbone.extract.source import UNKNOWN, Inputs
+from vitbackbone.extract.rows import Inputs
+from vitbackbone.records import parse_json
 
 READERS = 8  # threads that read contents; a digest does not hold Python's lock
 CHUNK = 2**13  # inputs that are Python objects at a time
 UNREAD = bytes(32)  # in place of a digest, where there is no content; no content has this one
 
 Digests = Iterator[bytes]
+
+
+@dataclass(frozen=True)
+class _About:
+    """The metadata of a file of the plan."""
+
+    class_names: tuple[str, ...]
+    shards: tuple[str, ...]  # `PlannedShard.sha256` of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +116,8 @@ def read_plan(directory: Path, shard_size: int) -> Plan:
     tables: list[pa.Table] = []
     outline = read_outline(directory)
     for file in inputs_files(directory):
-        with _damage(file):
-            tables.append(pq.ParquetFile(local(file)).read().cast(PLAN))
+        with _damage(file), open_parquet(file) as parquet:
+            tables.append(_checked(parquet.read().cast(PLAN), outline.class_names))
     plan = Plan(tuple(tables), outline.class_names, shard_size)
     if outline.shards != tuple(shard.sha256 for shard in plan.shards()):
         raise ValueError(f"{directory / 'inputs'} is damaged: its rows are not those that were written; {_REPAIR}")
@@ -121,11 +130,13 @@ def read_outline(directory: Path) -> Outline:
     shards: list[str] = []
     rows: list[int] = []
     for file in inputs_files(directory):
-        with _damage(file):
-            metadata = pq.read_metadata(local(file))
-            about = metadata.schema.to_arrow_schema().metadata
-            names = tuple(json.loads(about[b"class_names"]))
-            shards += json.loads(about[b"shards"])
+        with _damage(file), open_parquet(file) as parquet:
+            metadata = parquet.metadata
+            about = parquet.schema_arrow.metadata or {}
+            whole = b'{"class_names": %s, "shards": %s}' % (about[b"class_names"], about[b"shards"])
+            written = parse_json(whole, _About, "its metadata")
+            names = written.class_names
+            shards += written.shards
             rows += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if len(shards) != len(rows):
                 raise ValueError("its shards are not those that were written")
@@ -136,8 +147,7 @@ def read_shard(directory: Path, shard_size: int, number: int) -> PlannedShard:
     """One shard of a plan, without reading the rest."""
     first = counted = 0
     for file in inputs_files(directory):
-        with _damage(file):
-            parquet = pq.ParquetFile(local(file))
+        with _damage(file), open_parquet(file) as parquet:
             if number - counted < parquet.num_row_groups:
                 group = number - counted
                 return PlannedShard(number, first + group * shard_size, parquet.read_row_group(group).cast(PLAN))
@@ -162,9 +172,7 @@ def write_plan(directory: Path, plan: Plan, before: Plan) -> None:
         same = number < len(before.generations) and table.equals(before.generations[number])
         if not same or (last and plan.class_names != before.class_names):
             with published(inputs_file(directory, number)) as temporary:
-                pq.write_table(
-                    table.replace_schema_metadata(metadata), local(temporary), row_group_size=plan.shard_size
-                )
+                write_parquet(table.replace_schema_metadata(metadata), temporary, row_group_size=plan.shard_size)
 
 
 def make_plan(
@@ -271,8 +279,20 @@ def _numbered(codes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 _REPAIR = "put back what was written, or delete that folder and run the same extraction again, which plans it anew"
 
 
+def _checked(table: pa.Table, class_names: Sequence[str]) -> pa.Table:
+    """Return a generation of a plan. Raises `ValueError` if a column holds what no run writes."""
+    for name, low, high in (("label", UNKNOWN, len(class_names) - 1), ("archive", 0, None), ("same_as", 0, None)):
+        bounds = pc.min_max(table[name]).as_py()
+        if bounds["min"] is not None and (bounds["min"] < low or (high is not None and bounds["max"] > high)):
+            raise ValueError(f"its column {name!r} goes from {bounds['min']} to {bounds['max']}")
+    for name in ("path", "archive", "offset", "label", "bytes", "mtime"):
+        if table[name].null_count:
+            raise ValueError(f"its column {name!r} has rows without a value")
+    return table
+
+
 class _damage:
-    """Names the file that an error is of."""
+    """Names the file in an error."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -319,7 +339,7 @@ def _size_and_time(path: bytes) -> tuple[int, int]:
         status = os.stat(path)  # noqa: PTH116  # a Path for each of a million files costs more than asking for it
     except (OSError, ValueError):  # ValueError: a null character
         return -1, -1
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, (status.st_mtime_ns + 2**63) % 2**64 - 2**63  # beyond the year 2262, as 64 bits wrap it
 
 
 def _digests(root: Path, listed: pa.Table, sizes: Int[np.ndarray, " n"], chosen: Int[np.ndarray, " m"]) -> Digests:

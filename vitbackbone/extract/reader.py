@@ -18,6 +18,7 @@ from vitbackbone.extract.locate import Locator, Reason, Unreadable, read_bytes
 from vitbackbone.features import Images
 from vitbackbone.preprocess import Decoding, ImageTransform, Resolution
 
+MAX_FRAMES = 2**31 - 1  # that the index can hold
 Asked = tuple[Locator, bytes | None]  # an input, and the SHA-256 that the plan has of it
 
 
@@ -107,7 +108,8 @@ class ImageReader(Dataset[tuple[Record, Tensor | None]]):
 
 def _count_frames(photo: Photo) -> int | None:
     try:
-        return photo.frames()
+        frames = photo.frames()
+        return frames if frames <= MAX_FRAMES else None  # no more than a damaged header's claim
     except ImageError:  # one behind the first, which is the one that counts, is damaged
         return None
 

@@ -19,8 +19,10 @@ from vitbackbone.extract.lock import planning, writing
 from vitbackbone.extract.manifest import Manifest, fingerprint, make_manifest
 from vitbackbone.extract.part import Part
 from vitbackbone.extract.plan import Outline, make_plan, read_outline, read_plan, write_plan
+from vitbackbone.extract.publication import check_folder
 from vitbackbone.extract.ray_engine import RayOptions, compute_on_ray
-from vitbackbone.extract.source import Inputs, list_inputs
+from vitbackbone.extract.rows import Inputs
+from vitbackbone.extract.source import list_inputs
 from vitbackbone.extract.store import FeatureStore
 from vitbackbone.extract.work import Job, compute, ready
 from vitbackbone.extract.writer import check_manifest, claim, damaged
@@ -114,7 +116,10 @@ def extract(
         raise ValueError(f"layers={list(layers)} asks for a layer twice")
     shard_size = shard_size or _default_shard_size(backbone, kinds, indices, size, DTYPES[dtype])
     directory = Path(out)
+    check_folder(directory)
     inputs = list_inputs(source)
+    for note in inputs.notes:
+        log.warning("%s", note)
     sample: list[Tensor] = []
     if precision != "fp32":
         sample = read_sample(directory, inputs, shard_size, backbone.preprocess, resolution, keep_aspect, max_pixels)
@@ -177,7 +182,7 @@ def _run(
 
     def done(number: int) -> Marker | None:
         marker = read_marker(job.directory, number)
-        if marker is None or not marker.fits(expected, outline.shards[number]):
+        if marker is None or not marker.fits(expected, outline.shards[number], outline.rows[number]):
             return None
         return None if (retry_failed and marker.failed) or damaged(job.directory, number, marker) else marker
 

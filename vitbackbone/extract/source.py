@@ -1,275 +1,198 @@
-"""What to extract: a folder, a glob, a list file or archives of images become paths and labels."""
+"""Find what to extract: a folder, a glob, a list or archives of images become paths and labels."""
 
-import csv
 import glob
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from vitbackbone.extract.archive import ARCHIVES, EXTENSIONS, Label, has_images, is_image, open_archive
-from vitbackbone.extract.local import local
+from vitbackbone.extract.archive import WHOLE, Archive, Member, damaged
+from vitbackbone.extract.folder import Walk, expand, images
+from vitbackbone.extract.labels import UNKNOWN, Label, LabelError
+from vitbackbone.extract.lists import add_csv, add_parquet
+from vitbackbone.extract.names import EXTENSIONS, escaped
+from vitbackbone.extract.parquet import Parquet, has_images
+from vitbackbone.extract.rows import Inputs, Rows
+from vitbackbone.extract.tar import Tar
+from vitbackbone.extract.zip import Zip
 
-UNKNOWN = -1
-MAX_CLASSES = 100_000  # a larger whole-number label is an id, not a class index
+ARCHIVES: dict[str, Callable[[Path], Archive]] = {".tar": Tar, ".zip": Zip, ".parquet": Parquet}
+LISTS: dict[str, Callable[[Rows, Path, str], None]] = {".csv": add_csv, ".parquet": add_parquet}
+COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lzma|Z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 WANTED = (
     "want a folder of images, a glob such as 'photos/**/*.jpg', a .csv or .parquet list with a column 'path', or "
     f"archives of images ({', '.join(ARCHIVES)}), one or a glob such as 'shards/*.tar'"
 )
-CHUNK = 2**16  # rows that are Python objects at a time
-
-LISTED = pa.schema(
-    {
-        "path": pa.binary(),  # POSIX, from the root; of an archive's image, that of the archive, "/" and its name
-        "archive": pa.int32(),  # how many bytes of `path` are the archive's; 0 for a file by itself
-        "offset": pa.int64(),  # where in the archive, see `archive.Member`
-        "bytes": pa.int64(),  # -1 where the file system must be asked
-        "label": pa.int64(),  # index into the class names, -1 where unknown
-    }
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """The images to extract, in the order of their rows."""
-
-    root: Path  # what relative paths start from
-    table: pa.Table  # of `LISTED`: a million paths are a few dozen MB so, and several hundred as Python's own objects
-    class_names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """As users know them: POSIX, relative to the root."""
-        return tuple(map(os.fsdecode, self.table["path"].to_pylist()))
-
-    @property
-    def labels(self) -> tuple[int, ...]:
-        return tuple(self.table["label"].to_pylist())
-
-    def files(self, start: int, stop: int) -> list[str]:
-        """Where the inputs of rows [start, stop) lie, if they are files by themselves."""
-        return [str(self.root / os.fsdecode(path)) for path in self.table["path"][start:stop].to_pylist()]
 
 
 def list_inputs(source: str | PathLike[str]) -> Inputs:
-    """The images of a folder, a glob, a list file or archives. No image is opened: one that cannot be read is a row
-    too.
+    """List the images of a folder, a glob, lists or archives. An image that cannot be read is a row, too.
 
-    - Folder: every file below it with an image's extension, sorted; first-level sub-folders are the classes. Hidden
-      files are skipped, links are followed but not in circles.
-    - Glob: what it matches of those extensions, sorted; `**` is any depth. No labels.
-    - List, `.csv` or `.parquet`: the rows in their order, labels from the column `label` if there is one. Names are
-      sorted into classes; whole numbers are class indices already, and empty or -1 is unknown. Relative paths start at
-      the list's folder.
-    - Archives, one or by a glob: `.tar`, `.zip`, and `.parquet` with a column `image`; see `archive`. Sorted by name,
-      each in its own order.
+    - Folder: every file below it that is an image by its name's extension, or by its content if the extension is
+      unknown, sorted; first-level sub-folders are the classes. Hidden files are skipped, links are followed but not in
+      circles, and feature stores are left out.
+    - Glob: what it matches of those, sorted; `**` is any depth. No labels.
+    - Lists, `.csv` or `.parquet`, one or by a glob: the rows in their order, labels from the column `label` if there is
+      one. Names are sorted into classes; whole numbers are class indices already, and empty or -1 is unknown. Relative
+      paths start at the list's folder.
+    - Archives, one or by a glob: `.tar`, `.zip`, and `.parquet` with a column of images. Sorted by name, each in its
+      own order; folders are the classes, as if the archive had been unpacked, unless the archive has labels. A damaged
+      place is a row that says so.
 
-    Raises `ValueError` if the source does not exist, is none of these, or names no image.
+    `Inputs.notes` says what was left out. Raises `ValueError` if the source does not exist, is none of these, or names
+    no image, or if labels contradict each other.
     """
     text = os.fspath(source)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise ValueError(f"{text}: addresses are not read; copy the images to this machine, or mount them as a folder")
     if Path(text).is_dir():
         inputs = _from_folder(Path(text))
-    elif Path(text).is_file():
-        inputs = _from_file(Path(text))
+    elif Path(text).exists():
+        inputs = _from_files(Path(text).absolute().parent, [Path(text).name], text)
     elif glob.has_magic(text):
         inputs = _from_glob(text)
     else:
         raise ValueError(f"{text}: there is no such file or folder; {WANTED}")
     if not len(inputs):
-        raise ValueError(f"{text}: found no image there; {WANTED}. Image files end in {', '.join(sorted(EXTENSIONS))}")
+        said = "".join(f"\n  {note}" for note in inputs.notes)
+        endings = ", ".join(sorted(EXTENSIONS))
+        raise ValueError(f"{text}: found no image there; {WANTED}. Image files end in {endings}{said}")
     return inputs
 
 
-class _Rows:
-    """Rows as they come, kept as Arrow has them."""
-
-    def __init__(self) -> None:
-        self._cells: list[tuple[bytes, int, int, int, int]] = []
-        self._batches: list[pa.RecordBatch] = []
-        self._labels: dict[Label, int] = {}  # what each is, to the number that stands for it until all are known
-
-    def add(self, path: str, label: object = None, archive: str = "", offset: int = -1, size: int = -1) -> None:
-        whole = os.fsencode(f"{archive}/{path}" if archive else path)
-        code = self._labels.setdefault(_label(label), len(self._labels))
-        self._cells.append((whole, len(os.fsencode(archive)), offset, size, code))
-        if len(self._cells) == CHUNK:
-            self._pack()
-
-    def inputs(self, root: Path, names: Sequence[str] = (), parse: Callable[[Label], Label] | None = None) -> Inputs:
-        """`names`: those of whole-number labels. `parse`: what a label's text says, where it has no types."""
-        self._pack()
-        table = pa.Table.from_batches(self._batches, LISTED)
-        values = [parse(label) if parse else label for label in self._labels]
-        indices, class_names = _classes(values, names)
-        of_code = np.array([*indices, UNKNOWN], dtype=np.int64)
-        labels = pa.array(of_code[table["label"].to_numpy()]) if len(table) else pa.array([], pa.int64())
-        return Inputs(
-            root, table.set_column(LISTED.get_field_index("label"), LISTED.field("label"), labels), class_names
-        )
-
-    def _pack(self) -> None:
-        columns = zip(*self._cells, strict=True) if self._cells else [()] * len(LISTED)
-        arrays = [pa.array(cells, field.type) for cells, field in zip(columns, LISTED, strict=True)]
-        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=LISTED))
-        self._cells.clear()
-
-
 def _from_folder(folder: Path) -> Inputs:
-    rows = _Rows()
-    for path in _walk(folder):
+    rows = Rows()
+    for path in images(Walk(folder, rows.notes).files(), folder, rows.notes):
         rows.add(path, path.split("/", 1)[0] if "/" in path else None)
     return rows.inputs(folder.absolute())
 
 
-def _walk(folder: Path, prefix: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Relative POSIX paths of the images below `folder`, sorted. `above`: the folders that it lies in."""
-    here = _identity(folder)
-    if here in above:
-        return
-    found: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if is_image(entry.name):  # a folder of that name as well: its row will say so
-                found.append(entry.name)
-            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and Path(entry).is_dir()):
-                found.append(f"{entry.name}/")  # sorts as all that lies in it does
-    for name in sorted(found):
-        if name.endswith("/"):
-            yield from _walk(folder / name, prefix + name, (*above, here))
-        else:
-            yield prefix + name
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
 def _from_glob(pattern: str) -> Inputs:
-    start = Path(re.split(r"[*?[]", pattern, maxsplit=1)[0] + "*").parent
-
-    @cache
-    def circular(folder: Path) -> bool:
-        """Whether a link on the way led back to a folder on the way: `**` follows links in circles."""
-        way = [part for part in (folder, *folder.parents) if len(part.parts) >= len(start.parts)]
-        return len({_identity(part) for part in way}) < len(way)
-
-    found = [path.replace(os.sep, "/") for path in glob.glob(pattern, recursive=True)]  # noqa: PTH207  # takes absolute ones
-    found = sorted(path for path in found if not circular(Path(path).parent))
-    if Path(pattern).suffix.lower() in ARCHIVES:
-        return _from_archives(Path.cwd(), found)
-    rows = _Rows()
-    for path in found:
-        if is_image(path):
-            rows.add(path)
+    rows = Rows()
+    found = expand(pattern, rows.notes)
+    tables = [path for path in found if _ending(path) in (*ARCHIVES, *LISTS) and Path(path).is_file()]
+    if found and all(COMPRESSED.search(path) for path in found):
+        raise ValueError(f"{pattern}: these are compressed; unpack them to plain .tar files, read in place")
+    if tables and (len(tables) == len(found) or _ending(pattern) in (*ARCHIVES, *LISTS)):
+        return _from_files(Path.cwd(), tables, pattern)
+    for path in images(iter(found), Path(), rows.notes):
+        rows.add(path)
     return rows.inputs(Path.cwd())
 
 
-def _from_file(file: Path) -> Inputs:
-    suffix = file.suffix.lower()
-    try:
-        if suffix in ARCHIVES and (suffix != ".parquet" or has_images(file)):
-            return _from_archives(file.absolute().parent, [file.name])
-        if suffix == ".csv":
-            return _from_csv(file)
-        if suffix == ".parquet":
-            return _from_parquet(file)
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{file}: {error}") from error
-    raise ValueError(f"{file} is a file, not a list of images; {WANTED}")
-
-
-def _from_archives(root: Path, files: Sequence[str]) -> Inputs:
-    rows = _Rows()
-    names: list[str] = []
+def _from_files(root: Path, files: Sequence[str], source: str) -> Inputs:
+    """List archives, or lists. `source`: what the user calls them."""
+    rows = Rows()
+    is_list = [_is_list(root / file) for file in files]
+    if any(is_list) and not all(is_list):
+        ours, other = files[is_list.index(True)], files[is_list.index(False)]
+        raise ValueError(f"{source}: {ours} is a list of images and {other} is none; give them one by one")
+    if not any(is_list):
+        return _from_archives(rows, root, files, source)
     for file in files:
-        archive = open_archive(root / file)
-        names = archive.class_names() or names
-        for member in archive.members():
-            rows.add(member.name, member.label, file, member.offset, member.bytes)
-    return rows.inputs(root, names)
+        try:
+            folder = os.path.dirname(file)  # noqa: PTH120  # a Path would be "." for none
+            LISTS[_ending(file)](rows, root / file, folder)
+        except ValueError as error:
+            raise ValueError(f"{source if len(files) == 1 else file}: {error}") from error
+    return rows.inputs(root)
 
 
-def _from_csv(file: Path) -> Inputs:
-    rows = _Rows()
-    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-        reader = csv.reader(lines)
-        header = [name.strip() for name in next(reader, [])]
-        _check_columns(header)
-        path, label = (header.index(name) if name in header else len(header) for name in ("path", "label"))
-        for row in reader:
-            if row:
-                rows.add(_cell(row, path), _cell(row, label))
-
-    def number(text: Label) -> Label:
-        return int(text) if text is not None else None
-
-    texts = [text for text in rows._labels if text is not None]
-    numeric = all(re.fullmatch(r"-?(0|[1-9]\d*)", str(text)) for text in texts)  # a CSV has no types; 007 is a name
-    return rows.inputs(file.absolute().parent, parse=number if numeric else None)
+def _ending(path: str) -> str:
+    return Path(path).suffix.lower()
 
 
-def _cell(row: Sequence[str], column: int) -> str:
-    return row[column] if column < len(row) else ""
+def _is_list(file: Path) -> bool:
+    """Tell a list from an archive. Raises `ValueError` if the file is neither."""
+    if not file.is_file():
+        raise ValueError(f"{file} is neither a file nor a folder; {WANTED}")
+    if COMPRESSED.search(file.name):
+        raise ValueError(f"{file} is compressed; unpack it to a plain .tar, whose members can be read in place")
+    ending = _ending(file.name)
+    if ending not in (*ARCHIVES, *LISTS):
+        raise ValueError(f"{file} is a file, not a list of images; {WANTED}")
+    try:
+        return ending in LISTS and (ending not in ARCHIVES or not has_images(file))
+    except (OSError, ValueError):
+        return False  # which will say what is wrong
 
 
-def _from_parquet(file: Path) -> Inputs:
-    table = pq.ParquetFile(local(file))
-    columns = table.schema_arrow.names
-    _check_columns(columns)
-    rows = _Rows()
-    for batch in table.iter_batches(CHUNK, columns=[name for name in ("path", "label") if name in columns]):
-        labels = batch["label"].to_pylist() if "label" in columns else [None] * len(batch)
-        for path, label in zip(batch["path"].to_pylist(), labels, strict=True):
-            if not isinstance(path, str | None):
-                raise ValueError(f"the column 'path' holds {path!r}; want text")
-            rows.add(path or "", label)
-    return rows.inputs(file.absolute().parent)
+def _from_archives(rows: Rows, root: Path, files: Sequence[str], source: str) -> Inputs:
+    names = _ClassNames()
+    images, damages = 0, list[str]()
+    for file in files:
+        for member in _members(rows, names, root, file):
+            images += member.damage is None
+            if member.damage is not None:
+                damages.append(member.damage)
+                rows.notes.say("damaged archives", f"{escaped(file)}: {escaped(member.damage)}")
+            rows.add(member.name, names.label(member, file), file, member.offset, member.bytes)
+    names.check()
+    if damages and not images:
+        raise ValueError(f"{source}: found no image there: {'; '.join(damages[:3])}")
+    return rows.inputs(root, names.all)
 
 
-def _check_columns(columns: Sequence[str]) -> None:
-    if "path" not in columns:
-        raise ValueError(f"the columns are {list(columns)}; want 'path', and 'label' if there are labels")
+def _members(rows: Rows, names: "_ClassNames", root: Path, file: str) -> Iterator[Member]:
+    """Yield an archive's members. An archive that cannot be listed is one damaged member."""
+    archive = ARCHIVES[_ending(file)](root / file)
+    try:
+        names.begin(file, archive.class_names())
+        before = len(rows)
+        yield from archive.members(rows.notes)
+        if len(rows) == before:
+            rows.notes.say("archives without images", escaped(file))
+    except LabelError as error:
+        raise LabelError(f"{file}: {error}") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        yield damaged(-1, f"the archive {text}" if text.startswith("is ") else text, WHOLE)
 
 
-def _classes(values: Sequence[Label], names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
-    """The class index of each value, and the names of all classes. `names`: those of whole numbers, if known."""
-    numbers = [value for value in values if isinstance(value, int)]
-    texts = sorted({value for value in values if isinstance(value, str)})
-    if texts:
-        indices = {name: i for i, name in enumerate(texts)}
-        return [UNKNOWN if value is None else indices[str(value)] for value in values], tuple(texts)
-    wrong = next((number for number in numbers if not UNKNOWN <= number < MAX_CLASSES), None)
-    if wrong is not None:
-        raise ValueError(
-            f"label {wrong}: a whole number is a class index, from 0 to {MAX_CLASSES - 1}, or -1 for unknown; "
-            f"if it is a name, write it as text, such as 'class {wrong}'"
-        )
-    highest = max(numbers, default=UNKNOWN)
-    known = names if highest < len(names) else map(str, range(highest + 1))
-    return [UNKNOWN if value is None else int(value) for value in values], tuple(known)
+class _ClassNames:
+    """What the whole-number labels of several archives mean: each may name its classes in another order."""
 
+    def __init__(self) -> None:
+        self.all: list[str] = []
+        self._own: list[str] = []
+        self._index: list[int] = []  # of each own name among all
+        self._reordered: str | None = None  # an archive whose numbers mean something else than the first one's
+        self._nameless: str | None = None  # an archive with numbers that does not say what they mean
 
-def _label(value: Any) -> Label:
-    """A class name, a class index, or None. pandas writes integers with gaps as floats."""
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    raise ValueError(f"label {value!r} is a {type(value).__name__}; want text or whole numbers")
+    def begin(self, file: str, names: list[str]) -> None:
+        """Take the class names of the next archive; none if it does not say them."""
+        self._own = names
+        if names and names[: len(self.all)] == self.all:
+            self.all = list(names)
+        if names == self.all[: len(names)]:
+            self._index = list(range(len(names)))
+            return
+        self._reordered = file
+        self.all += [name for name in dict.fromkeys(names) if name not in self.all]
+        self._index = [self.all.index(name) for name in names]
+
+    def label(self, member: Member, file: str) -> Label:
+        """Return a member's label, a whole number as an index into `all`."""
+        label = member.label
+        if not isinstance(label, int) or label == UNKNOWN:
+            return label
+        if not self._own:
+            self._nameless = file
+            return label
+        if not 0 <= label < len(self._own):
+            raise LabelError(
+                f"{file}, row {member.offset}: label {label}; the file names {len(self._own)} classes, "
+                f"0 to {len(self._own) - 1}"
+            )
+        return self._index[label]
+
+    def check(self) -> None:
+        """Raise `ValueError` if some numbers have a meaning that is not known."""
+        if self._reordered and self._nameless:
+            raise LabelError(
+                f"{self._nameless} does not name the classes that its labels count, and {self._reordered} counts them "
+                "in another order than the archives before it; give each archive its class names"
+            )

@@ -14,16 +14,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitbackbone.extract.layout import INDEX, MANIFEST, Marker, index_file, read_marker, shard_file, tensor_name
-from vitbackbone.extract.local import local
+from vitbackbone.extract.layout import (
+    INDEX,
+    MANIFEST,
+    Marker,
+    index_file,
+    marker_file,
+    read_marker,
+    shard_file,
+    tensor_name,
+)
 from vitbackbone.extract.manifest import Manifest, fingerprint, parse
+from vitbackbone.extract.parquet import open_parquet
 from vitbackbone.extract.plan import Outline, read_outline
 
 
@@ -128,7 +136,7 @@ class FeatureStore:
         if not self._numbers:
             return INDEX.empty_table()
         files = (index_file(self.directory, number) for number in self._numbers)
-        table = pa.concat_tables(pq.ParquetFile(local(file)).read() for file in files)
+        table = pa.concat_tables(_read_index(file) for file in files)
         return _resolve_copies(table) if self._copies else table
 
     @cached_property
@@ -203,10 +211,31 @@ class FeatureStore:
                 file: Any = safe_open(path, framework="pt")
             except (SafetensorError, FileNotFoundError) as error:
                 raise ValueError(f"{path} is damaged ({error}); run the same extraction again to redo it") from error
+            _check_shapes(path, file, int(self._reads[number]))
             grid = file.get_tensor("grid").numpy() if "patches" in self.manifest["tokens"] else np.empty((0, 2), int)
             sizes = grid.astype(np.int64).prod(axis=1)
+            self._check_tensors(path, file, int(sizes.sum()))
             self._open[number] = _Shard(file, grid, sizes.cumsum() - sizes)
         return self._open[number]
+
+    def _check_tensors(self, path: Path, file: Any, patches: int) -> None:
+        """Raise `ValueError` if a shard has other tensors than the manifest says."""
+        for layer in self.layers:
+            for kind in self.manifest["tokens"]:
+                name = tensor_name(kind, layer, self.layers)
+                shape = file.get_slice(name).get_shape() if name in file.keys() else None  # noqa: SIM118  # no dict
+                if shape is None or (kind == "patches" and shape[0] != patches):
+                    raise ValueError(f"{path} is damaged ({name}: {shape}); run the same extraction again to redo it")
+
+
+def _check_shapes(path: Path, file: Any, rows: int) -> None:
+    """Raise `ValueError` if a shard has not a row for each image."""
+    for name in file.keys():  # noqa: SIM118  # no dict
+        shape = file.get_slice(name).get_shape()
+        if not name.startswith("patches") and shape[0] != rows:
+            raise ValueError(
+                f"{path} is damaged ({name} has {shape[0]} rows, want {rows}); run the same extraction again to redo it"
+            )
 
 
 class StoredTokens(Sequence[Float[np.ndarray, "T D"]]):
@@ -281,6 +310,14 @@ def _resolve_copies(table: pa.Table) -> pa.Table:
     return table
 
 
+def _read_index(file: Path) -> pa.Table:
+    try:
+        with open_parquet(file) as parquet:
+            return parquet.read().cast(INDEX)
+    except (pa.ArrowException, FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error}); run the same extraction again to redo it") from error
+
+
 def _numpy(tensor: Tensor) -> Float[np.ndarray, "..."]:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
@@ -302,11 +339,13 @@ def _markers(directory: Path, manifest: Manifest, outline: Outline, partial: boo
     done = {
         number: marker
         for number, marker in found.items()
-        if marker is not None and marker.fits(expected, outline.shards[number])
+        if marker is not None and marker.fits(expected, outline.shards[number], outline.rows[number])
     }
     if len(done) < len(found) and not partial:
+        broken = [marker_file(directory, number) for number in found if number not in done]
+        wrong = [f"; {file} is damaged, or of other inputs" for file in broken if file.exists()]
         raise ValueError(
             f"{directory} is incomplete: {len(found) - len(done)} of {len(found)} shards are missing; run the same "
-            "extraction again to finish it"
+            f"extraction again to finish it{''.join(wrong[:3])}"
         )
     return done

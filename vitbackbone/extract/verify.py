@@ -45,7 +45,7 @@ def verify(directory: str | PathLike[str], progress: bool = False) -> Verified:
         file = folder / "shards" / f"{number:05}.json"
         if marker is None:
             return [(file, "is damaged: the shard counts as not done" if file.exists() else "the shard is not done")]
-        if not marker.fits(expected, outline.shards[number]):
+        if not marker.fits(expected, outline.shards[number], outline.rows[number]):
             return [(file, "the shard is of other inputs, or of another model, than the store is now")]
         return [
             (broken, "is damaged: its checksum is not the one that was written" if broken.exists() else "is missing")

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vitbackbone.extract.labels import printable
 from vitbackbone.extract.layout import (
     INDEX,
     MANIFEST,
@@ -20,8 +20,8 @@ from vitbackbone.extract.layout import (
     marker_file,
     shard_file,
 )
-from vitbackbone.extract.local import local
 from vitbackbone.extract.manifest import Manifest, differences, fingerprint, parse, serialise
+from vitbackbone.extract.parquet import write_parquet
 from vitbackbone.extract.plan import PlannedShard
 from vitbackbone.extract.publication import published
 from vitbackbone.extract.reader import Record
@@ -65,7 +65,7 @@ def write_shard(
         save_file(dict(tensors), temporary)
         sha256 = file_sha256(temporary)
     with published(index_file(directory, shard.number)) as temporary:
-        pq.write_table(_index(shard, records), local(temporary))
+        write_parquet(_index(shard, records), temporary)
         index_sha256 = file_sha256(temporary)
     read = sum(record.reason is None for record in records)
     copies = len(shard) - len(records)
@@ -91,7 +91,7 @@ def _index(shard: PlannedShard, records: Sequence[Record]) -> pa.Table:
         "label": shard.table["label"],
         "status": ["copy" if row is COPY else "failed" if row.reason else "ok" for row in rows],
         "reason": [row.reason for row in rows],
-        "error": [row.error for row in rows],
+        "error": [row.error and printable(row.error) for row in rows],
         "width": [row.width for row in rows],
         "height": [row.height for row in rows],
         "frames": [row.frames for row in rows],
@@ -103,7 +103,7 @@ def _index(shard: PlannedShard, records: Sequence[Record]) -> pa.Table:
 
 def shown(path: bytes) -> str:
     """As users see it: bytes that are not UTF-8 are written \\udcXX."""
-    return os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
+    return printable(os.fsdecode(path))
 
 
 def file_sha256(path: Path) -> str:
