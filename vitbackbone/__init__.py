@@ -9,6 +9,7 @@ from vitbackbone.convert import ConversionError
 from vitbackbone.decode import Photo, load_image
 from vitbackbone.export import export_weights, save_pretrained
 from vitbackbone.features import (
+    Asked,
     Attention,
     Backbone,
     BackboneModule,
@@ -26,10 +27,13 @@ from vitbackbone.fused import FusedBackbone, FusedPreprocess, Member
 from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
 from vitbackbone.packing import Layout
 from vitbackbone.preprocess import Preprocess, View
+from vitbackbone.pytrees import register
 from vitbackbone.runtime import optimize
 from vitbackbone.tiling import tile
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 from vitbackbone.vit import ViT
+
+register()
 
 if TYPE_CHECKING:
     from vitbackbone.estimator import ImageFeatures
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Asked",
     "Attention",
     "Backbone",
     "BackboneModule",
