@@ -11,7 +11,6 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -95,9 +94,23 @@ def resample(
             resampling_matrix(m, n, how.mode, how.antialias, 0.0, table.device) for m, n in zip(old, new, strict=True)
         )
         rows, columns = (torch.where(native, a, b) for a, b in zip(still, (rows, columns), strict=True))
-    wide = rows @ table.float().reshape(old[0], -1)
-    image = columns @ wide.view(new[0], old[1], table.shape[1])
-    return image.flatten(0, 1).to(table.dtype)
+    return _resized(table.float(), rows, columns).to(table.dtype)
+
+
+def _resized(
+    table: Float[Tensor, "M D"], rows: Float[Tensor, "h y"], columns: Float[Tensor, "w x"]
+) -> Float[Tensor, "N D"]:
+    """The table of y * x places as one of h * w, by a matrix for each axis. By products of two matrices alone: of
+    others, tracers ask whether a side is 1."""
+    (h, y), (w, x), d = rows.shape, columns.shape, table.shape[1]
+    wide = _copied((rows @ table.reshape(y, x * d)).view(h, x, d).transpose(0, 1))
+    image = _copied((columns @ wide.view(x, h * d)).view(w, h, d).transpose(0, 1))
+    return image.view(h * w, d)
+
+
+def _copied(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """A contiguous copy. `contiguous` would first ask whether a side is 1."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _count(side: int, device: torch.device) -> Float[Tensor, ""]:
@@ -227,27 +240,25 @@ def resample_relative(
     """
     if numbers(*new) and old == new and (how.relative != "bilinear" or old[0] == old[1]):
         return table
-    before, after = ((2 * grid[0] - 1, 2 * grid[1] - 1) for grid in (old, new))
+    before, after = ([2 * side - 1 for side in grid] for grid in (old, new))
     if how.relative == "bilinear":  # transformers takes rows for columns, which shows where the grid is no square
-        body = rearrange(table[:-3].float(), "(y x) heads -> heads y x", y=before[1])
-        rows, columns = (
+        by_axis = (
             resampling_matrix(m, n, "bilinear", False, 0.0, table.device)
             for m, n in zip(reversed(before), after, strict=True)
         )
-        body = rows @ body @ columns.T
+        body = _resized(table[:-3].float(), *by_axis)
     elif not numbers(*new):
         raise ValueError(
             f"relative positions that are resampled by the policy {how.relative!r} cannot be traced with a dynamic "
             "height or width: a spline is solved for each size. Export one height and width; the batch may be dynamic"
         )
     else:
-        body = rearrange(table[:-3].float(), "(y x) heads -> heads y x", y=before[0])
         degree = {"spline": 3, "geometric": 1}[how.relative]
         rows, columns = (
             torch.from_numpy(_geometric(a, b, degree)).to(table.device) for a, b in zip(before, after, strict=True)
         )
-        body = einsum(rows, columns, body, "v y, u x, heads y x -> heads v u")
-    return torch.cat([rearrange(body, "heads v u -> (v u) heads").to(table.dtype), table[-3:]])
+        body = _resized(table[:-3].float(), rows, columns)
+    return torch.cat([body.to(table.dtype), table[-3:]])
 
 
 @kept(64)

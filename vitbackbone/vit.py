@@ -160,7 +160,7 @@ class ViT(BackboneModule):
 
     def _embed(self, images: Float[Tensor, "B 3 H W"], grid: Grid) -> Float[Tensor, "B N D"]:
         images = images.to(self.patch_embed.proj.weight.dtype)
-        x = rearrange(self.patch_embed(images), "B D h w -> B (h w) D")
+        x = self.patch_embed(images).flatten(2).mT  # B (h w) D
         if self.pos_embed is not None:
             x = x + self.pos_embed(grid)
         prefix = [
@@ -177,8 +177,7 @@ class ViT(BackboneModule):
             return stack([self.unpack(each[i], geometry.image(i)) for i in range(len(grids))])
         cls = x[:, 0] if self.config.cls else None
         registers = x[:, int(self.config.cls) : self.config.num_prefix]
-        h, w = geometry.grid
-        patches = rearrange(x[:, self.config.num_prefix :], "B (h w) D -> B D h w", h=h, w=w)
+        patches = x[:, self.config.num_prefix :].mT.unflatten(2, geometry.grid)  # B D h w
         return Features(cls, registers, patches, geometry, Pooling(self._vector(), self.fc_norm, self.projection))
 
     def _unpack_prefix(self, x: Float[Tensor, "B P D"], geometry: Geometry) -> Prefix:
