@@ -8,7 +8,8 @@ the README; the same command again goes on where it was interrupted.
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable
+from typing import Any
 
 import segment
 import torch
@@ -18,8 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from training import exit_code
 
-from vitbackbone import Attention, BackboneModule, BackboneSpec, Features, Geometry, Preprocess, load_backbone
-from vitbackbone.features import Images, Wanted
+from vitbackbone import Asked, BackboneModule, BackboneSpec, Features, Geometry, Preprocess, load_backbone
 
 
 class Pixels(BackboneModule):
@@ -28,32 +28,27 @@ class Pixels(BackboneModule):
     def __init__(self, preprocess: Preprocess, stride: int) -> None:
         super().__init__()
         self.preprocess = preprocess
-        self.has_norm = False
-        self.stride = stride
-
-    @property
-    def spec(self) -> BackboneSpec:
-        return BackboneSpec(
+        self.spec = BackboneSpec(
             name="pixels",
-            dim=3 * self.stride**2,
+            dim=3 * stride**2,
             depth=1,
             num_heads=0,
-            stride=self.stride,
+            stride=stride,
             num_registers=0,
             has_cls=False,
             has_norm=False,
-            image_size=self.preprocess.image_size,
+            image_size=preprocess.image_size,
         )
 
-    def _run(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
-        geometry = Geometry((tuple(images.shape[-2:]),) * len(images), self.stride)
+    def forward(self, images: Float[Tensor, "B C H W"], asked: Asked | None = None) -> Any:
+        asked = asked or self.last
+        if asked.part == "attention":
+            raise ValueError("pixels attend to nothing")
+        geometry = Geometry.of(images, self.spec.stride)
         bottom, right = geometry.padding[0]
-        patches = F.pixel_unshuffle(F.pad(images, (0, right, 0, bottom)), self.stride)
+        patches = F.pixel_unshuffle(F.pad(images, (0, right, 0, bottom)), self.spec.stride)
         registers = images.new_zeros(len(images), 0, self.spec.dim)
-        return {each: Features(None, registers, patches, geometry) for each in wanted}
-
-    def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
-        raise ValueError("pixels attend to nothing")
+        return asked.answer({each: Features(None, registers, patches, geometry) for each in asked.wanted})
 
 
 def pixels() -> BackboneModule:

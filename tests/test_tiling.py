@@ -1,8 +1,8 @@
 """Large images in windows: what each patch is made of, what is read at a time, and what is refused."""
 
 import copy
-from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,37 +14,32 @@ from torch.nn import functional as F
 
 from tests.helpers import photo, relative_error, tiny_vit
 from tests.test_contract import BACKBONES
-from vitbackbone import Attention, BackboneModule, BackboneSpec, Features, Geometry, Preprocess, load_backbone, tile
-from vitbackbone.features import Images, Wanted
+from vitbackbone import Asked, BackboneModule, BackboneSpec, Features, Geometry, Preprocess, load_backbone, tile
 
 
 class Pixels(BackboneModule):
     """A backbone that sees no further than the patch: its pixels as they are, and half of them as another layer."""
 
-    has_norm = False
     preprocess = Preprocess((16, 16))
+    spec = BackboneSpec("pixels", 3 * 16, 2, 0, 4, 0, False, False, (16, 16), dims=(3 * 4, 3 * 16), strides=(2, 4))
 
     def __init__(self) -> None:
         super().__init__()
         self.ran: list[tuple[int, ...]] = []
 
-    @property
-    def spec(self) -> BackboneSpec:
-        return BackboneSpec("pixels", 3 * 16, 2, 0, 4, 0, False, False, (16, 16), dims=(3 * 4, 3 * 16), strides=(2, 4))
-
-    def _run(self, images: Tensor, wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+    def forward(self, images: Tensor, asked: Asked | None = None) -> Any:
+        asked = asked or self.last
+        if asked.part == "attention":
+            raise ValueError("pixels attend to nothing")
         self.ran.append(tuple(images.shape))
         outputs = {}
-        for layer, norm in wanted:
+        for layer, norm in asked.wanted:
             stride = self.spec.strides[layer]
             height, width = images.shape[-2:]
             patches = F.pixel_unshuffle(F.pad(images, (0, -width % stride, 0, -height % stride)), stride)
             geometry = Geometry(((height, width),) * len(images), stride)
             outputs[layer, norm] = Features(None, images.new_zeros(len(images), 0, len(patches[0])), patches, geometry)
-        return outputs
-
-    def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
-        raise ValueError("pixels attend to nothing")
+        return asked.answer(outputs)
 
 
 def images(*shape: int) -> Tensor:

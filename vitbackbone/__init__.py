@@ -13,6 +13,7 @@ from vitbackbone.decode import Photo
 from vitbackbone.errors import ImageError
 from vitbackbone.export import export_weights, save_pretrained
 from vitbackbone.features import (
+    Asked,
     Attention,
     Backbone,
     BackboneModule,
@@ -32,10 +33,13 @@ from vitbackbone.images import load_image
 from vitbackbone.load import Checkpoint, WeightsUnavailable, list_backbones, load_backbone, load_checkpoint
 from vitbackbone.packing import Layout
 from vitbackbone.preprocess import Preprocess, View
+from vitbackbone.pytrees import register
 from vitbackbone.runtime import optimize
 from vitbackbone.tiling import tile
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
 from vitbackbone.vit import ViT
+
+register()
 
 if TYPE_CHECKING:
     from vitbackbone.estimator import ImageFeatures
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Asked",
     "Attention",
     "Backbone",
     "BackboneModule",

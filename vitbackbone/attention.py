@@ -3,6 +3,7 @@
 Axes: `B` batch, `N` tokens, `T` tokens of a row (see `packing.py`), `D` width, `d` width of a head, `h w` patch grid.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
@@ -28,7 +29,7 @@ class RelativeTable(nn.Module):
         self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(differences + 3, config.num_heads), std=0.02))
 
     def forward(self, q: Float[Tensor, "B heads Q d"], grid: tuple[int, int]) -> Float[Tensor, "1 heads Q N"]:
-        """Of the first Q tokens, whose queries are given."""
+        """The bias of the first Q tokens, whose queries are given."""
         return self.bias(grid, q.shape[2])
 
     def bias(self, grid: tuple[int, int], queries: int | None = None) -> Float[Tensor, "1 heads Q N"]:
@@ -134,23 +135,49 @@ class Attention(nn.Module):
         x: Float[Tensor, "B T D"],
         layout: Layout,
         mask: Bool[Tensor, "B #heads T T"] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """`mask`: True where a token attends to another; each must attend to one at least. Raises `ValueError` on one
-        for images of different sizes."""
-        if mask is not None and len(layout.grids) > 1:
+        prefix: bool = False,
+    ) -> Float[Tensor, "B Q D"]:
+        """Return what each token takes from the tokens of its image.
+
+        `mask`: True where a token attends to another; each must attend to one at least. Raises `ValueError` on one
+        for images of different sizes.
+        `prefix`: only the tokens in front of each image's patches ask. The queries of all are made with keys and
+        values: the layer for the three stays whole, for what replaces or adapts it.
+        """
+        if mask is not None:
+            self._check_mask(layout)
+        x, inside = self._enter(x, layout)
+        plain, k, v = self._split(x)  # relative positions are of queries that were not turned
+        q, k = self._turn(plain, k, inside)
+        if q.is_cuda and len(inside.grids) > 1 and self.rel_pos is None and not prefix:
+            mixed = attend_jagged(q, k, v, inside.lengths(x.shape[1]))
+            return self.proj(rearrange(mixed, "B heads T d -> B T (heads d)"))
+        count = inside.num_prefix(x.shape[1]) if prefix else None
+        each = []
+        for (grid, asking), (_, queries), (_, keys), (_, values) in zip(
+            *(inside.split(part) for part in (plain, q, k, v)), strict=True
+        ):
+            bias = mask
+            if self.rel_pos is not None:
+                bias = self.rel_pos(asking[:, :, :count], grid)
+                bias = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+            mixed = self.attend(queries[:, :, :count], keys, values, bias)
+            each.append(rearrange(mixed, "B heads Q d -> B Q (heads d)"))
+        return self._leave(self.proj(inside.join(each)), layout)
+
+    def _check_mask(self, layout: Layout) -> None:
+        if len(layout.grids) > 1:
             raise ValueError(
                 "a mask is of the tokens of one image; images of different sizes take none, run each alone"
             )
-        q, k, v = self._split(x)
-        if q.is_cuda and len(layout.grids) > 1 and self.rel_pos is None:
-            mixed = attend_jagged(*self._turn(q, k, layout), v, layout.lengths(x.shape[1]))
-            return self.proj(rearrange(mixed, "B heads T d -> B T (heads d)"))
-        return self.proj(self._mix(q, k, v, layout, x.shape[1], mask))
 
-    def prefix(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B P D"]:
-        """What `forward` makes of the tokens in front of each image's patches, which alone ask here. The queries of all
-        are made with keys and values: the layer for the three stays whole, for what replaces or adapts it."""
-        return self.proj(self._mix(*self._split(x), layout, layout.num_prefix(x.shape[1])))
+    def _enter(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "M K D"], Layout]:
+        """The tokens as attention takes them, and their layout."""
+        return x, layout
+
+    def _leave(self, x: Float[Tensor, "M K D"], layout: Layout) -> Float[Tensor, "B T D"]:
+        """The way back from `_enter`."""
+        return x
 
     def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
         """softmax(q kᵀ / √d + bias): row i says how much token i takes from each token."""
@@ -175,23 +202,6 @@ class Attention(nn.Module):
         table = rotary_row(self.rotary, q.shape[-1], layout, layout.num_prefix(q.shape[2]), q.device)
         return rotate(q, table, self.rotary), rotate(k, table, self.rotary)
 
-    def _mix(
-        self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, count: int, mask: Tensor | None = None
-    ) -> Float[Tensor, "B Q D"]:
-        """The values that the first `count` tokens of each image take, the heads side by side."""
-        each = []
-        plain = layout.split(q)  # relative positions are of queries that were not turned
-        q, k = self._turn(q, k, layout)
-        parts = zip(plain, layout.split(q), layout.split(k), layout.split(v), strict=True)
-        for (grid, asking), (_, queries), (_, keys), (_, values) in parts:
-            bias = mask
-            if self.rel_pos is not None:
-                bias = self.rel_pos(asking[:, :, :count], grid)
-                bias = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
-            mixed = self.attend(queries[:, :, :count], keys, values, bias)
-            each.append(rearrange(mixed, "B heads Q d -> B Q (heads d)"))
-        return layout.join(each)
-
 
 class WindowAttention(Attention):
     """Attention within square windows that do not overlap (Li et al. 2022, ViTDet). The grid is padded with zeros to
@@ -201,20 +211,21 @@ class WindowAttention(Attention):
         super().__init__(config, (config.window, config.window))
         self.window = config.window
 
-    def forward(
-        self,
-        x: Float[Tensor, "B T D"],
-        layout: Layout,
-        mask: Bool[Tensor, "B #heads T T"] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Raises `ValueError` on a mask, which is of all tokens to all."""
-        if mask is not None:
-            raise ValueError("attention within windows takes no mask; take a backbone without windows")
-        cut = [(grid, self._cut(part, grid)) for grid, part in layout.split(x)]
+    def _check_mask(self, layout: Layout) -> None:
+        raise ValueError("attention within windows takes no mask; take a backbone without windows")
+
+    def _enter(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "M K D"], Layout]:
+        """The windows of all images, one image after the other, row-major."""
+        cut = [self._cut(part, grid) for grid, part in layout.split(x)]
         inside = Layout(((self.window, self.window),))
-        windows = super().forward(cut[0][1] if len(cut) == 1 else torch.cat([part for _, part in cut]), inside)
-        parts = windows.split([len(part) for _, part in cut])
-        return layout.join([self._uncut(part, grid) for part, (grid, _) in zip(parts, cut, strict=True)])
+        return (cut[0] if len(cut) == 1 else torch.cat(cut)), inside
+
+    def _leave(self, x: Float[Tensor, "M K D"], layout: Layout) -> Float[Tensor, "B T D"]:
+        """The images of which these are the windows."""
+        if len(layout.grids) == 1:
+            return self._uncut(x, layout.grids[0])
+        parts = x.split([count * math.prod(self._windows(grid)) for grid, count in layout.groups])
+        return layout.join([self._uncut(part, grid) for part, (grid, _) in zip(parts, layout.groups, strict=True)])
 
     def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
         """The maps of the windows as one over the image, 0 from window to window. A row of a window with padding lacks
@@ -235,12 +246,13 @@ class WindowAttention(Attention):
 
     def _windows(self, grid: tuple[int, int]) -> tuple[int, int]:
         """How many rows and columns of windows an image has."""
-        return -(-grid[0] // self.window), -(-grid[1] // self.window)
+        return (grid[0] - 1) // self.window + 1, (grid[1] - 1) // self.window + 1
 
     def _cut(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "M K D"]:
-        """The windows of all images, one image after the other, row-major."""
-        image = rearrange(x, "B (h w) D -> B h w D", h=grid[0])
-        image = F.pad(image, (0, 0, 0, -grid[1] % self.window, 0, -grid[0] % self.window))
+        """The windows of the images of one grid."""
+        (h, w), (rows, columns) = grid, self._windows(grid)
+        image = rearrange(x, "B (h w) D -> B h w D", h=h, w=w)
+        image = F.pad(image, (0, 0, 0, columns * self.window - w, 0, rows * self.window - h))
         return rearrange(image, "B (y h) (x w) D -> (B y x) (h w) D", h=self.window, w=self.window)
 
     def _uncut(self, windows: Float[Tensor, "M K D"], grid: tuple[int, int]) -> Float[Tensor, "B N D"]:

@@ -4,10 +4,10 @@ Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens, `
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitbackbone.preprocess import ImageTransform, View
+from vitbackbone.repeated import Repeated, one_value
+from vitbackbone.tracing import numbers
 
 Images = Tensor | Sequence[Tensor]  # (B, 3, H, W) float, or a list of (3, Hi, Wi)
 Norm = bool | Sequence[bool]  # whether the final norm is applied: to all layers asked, or to each
@@ -29,21 +31,41 @@ class Geometry:
     Pixels are continuous: (0, 0) is the top-left corner of the image and (H, W) the bottom-right one. Without
     `views`, source pixels are the pixels handed to the backbone; with them, those of the photo, before resize and
     crop and after its EXIF orientation was applied.
+
+    Where all images have one size, `sizes` and what follows from it are `Repeated`: equal to a tuple with an entry for
+    each image, but not made before it is read, so that a traced graph takes any batch.
     """
 
-    sizes: tuple[tuple[int, int], ...]  # (H, W) of each image as handed to the backbone, before padding
+    sizes: Sequence[tuple[int, int]]  # (H, W) of each image as handed to the backbone, before padding
     stride: int  # pixels from one patch to the next
     views: tuple[View, ...] | None = None  # how each image was cut from its photo
+
+    @classmethod
+    def of(cls, images: Images, stride: int) -> "Geometry":
+        """The geometry of a batch (B, C, H, W), or of a list of images (C, Hi, Wi)."""
+        if isinstance(images, Tensor):
+            return cls(Repeated((images.shape[2], images.shape[3]), images.shape[0]), stride)
+        return cls(tuple((image.shape[1], image.shape[2]) for image in images), stride)
+
+    @property
+    def one_size(self) -> bool:
+        """Whether all images have the same size."""
+        return one_value(self.sizes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) that holds each of the images: where they have one size, that size."""
+        return _largest(self.sizes)
 
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w) of the feature map: enough patches for the tallest and the widest image."""
-        return max((h for h, _ in self.grids), default=0), max((w for _, w in self.grids), default=0)
+        return _largest(self.grids)
 
     @property
-    def grids(self) -> tuple[tuple[int, int], ...]:
+    def grids(self) -> Sequence[tuple[int, int]]:
         """(h, w) of each image's own patches."""
-        return tuple((-(-height // self.stride), -(-width // self.stride)) for height, width in self.sizes)
+        return self._of_each(lambda height, width: ((height - 1) // self.stride + 1, (width - 1) // self.stride + 1))
 
     @property
     def padded_size(self) -> tuple[int, int]:
@@ -51,10 +73,10 @@ class Geometry:
         return self.grid[0] * self.stride, self.grid[1] * self.stride
 
     @property
-    def padding(self) -> tuple[tuple[int, int], ...]:
+    def padding(self) -> Sequence[tuple[int, int]]:
         """Pixels added to each image at its (bottom, right)."""
         height, width = self.padded_size
-        return tuple((height - h, width - w) for h, w in self.sizes)
+        return self._of_each(lambda h, w: (height - h, width - w))
 
     def through(self, views: Sequence[View]) -> "Geometry":
         """The same geometry in the pixels of the photos, given the `View` of each (`Preprocess.view`).
@@ -66,8 +88,8 @@ class Geometry:
         return replace(self, views=tuple(views))
 
     def image(self, index: int) -> "Geometry":
-        """That of one image of the batch alone."""
-        return replace(self, sizes=(self.sizes[index],), views=(self.views[index],) if self.views else None)
+        """The geometry of one image of the batch."""
+        return replace(self, sizes=Repeated(self.sizes[index], 1), views=(self.views[index],) if self.views else None)
 
     def box(self, image: int, row: int, column: int) -> tuple[float, float, float, float]:
         """(left, top, right, bottom) of a patch in source pixels. The part of it in the padding, or in the border of a
@@ -88,6 +110,12 @@ class Geometry:
             raise IndexError(f"pixel (x={x}, y={y}) is not within what the backbone saw of image {image}")
         return int(row // self.stride), int(column // self.stride)
 
+    def _of_each(self, rule: Callable[[int, int], tuple[int, int]]) -> Sequence[tuple[int, int]]:
+        """What a rule makes of the size of each image."""
+        if isinstance(self.sizes, Repeated):
+            return Repeated(rule(*self.sizes.value), self.sizes.count)
+        return tuple(rule(height, width) for height, width in self.sizes)
+
     def _check_patch(self, image: int, row: int, column: int) -> None:
         h, w = self.grids[image]
         if not (0 <= row < h and 0 <= column < w):
@@ -100,6 +128,12 @@ class Geometry:
         return self.views[image].from_source(x, y) if self.views else (x, y)
 
 
+def _largest(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    if isinstance(pairs, Repeated):
+        return pairs.value
+    return max((a for a, _ in pairs), default=0), max((b for _, b in pairs), default=0)
+
+
 def pool_cls(features: "Features") -> Float[Tensor, "B D"]:
     """The CLS token. Raises `ValueError` if there is none."""
     if features.cls is None:
@@ -109,8 +143,11 @@ def pool_cls(features: "Features") -> Float[Tensor, "B D"]:
 
 def pool_mean(features: "Features") -> Float[Tensor, "B D"]:
     """The mean of the patches that show the image. The sum is made in float32 at least: half precision overflows."""
-    patches, valid = features.patches, features.valid[:, None]
-    total = (patches * valid).sum(dim=(2, 3), dtype=torch.promote_types(patches.dtype, torch.float32))
+    patches, wide = features.patches, torch.promote_types(features.patches.dtype, torch.float32)
+    if one_value(features.geometry.grids):
+        return patches.mean(dim=(2, 3), dtype=wide).to(patches.dtype)
+    valid = features.valid[:, None]
+    total = (patches * valid).sum(dim=(2, 3), dtype=wide)
     return (total / valid.sum(dim=(2, 3))).to(patches.dtype)
 
 
@@ -119,17 +156,33 @@ def pool_cls_or_mean(features: "Features") -> Float[Tensor, "B D"]:
     return (pool_mean if features.cls is None else pool_cls)(features)
 
 
-@dataclass(frozen=True, eq=False)
-class Features:
+class _Shapes:
+    """A record whose `repr` shows the shapes of its tensors, not their numbers."""
+
+    def __repr__(self) -> str:
+        shown = {each.name: getattr(self, each.name) for each in fields(cast(Any, self)) if each.repr}
+        return f"{type(self).__name__}({', '.join(f'{name}={_shape(value)}' for name, value in shown.items())})"
+
+
+def _shape(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    kind = str(value.dtype).removeprefix("torch.")
+    return f"{kind}{list(value.shape)}" + ("" if value.device.type == "cpu" else f" on {value.device}")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Features(_Shapes):
     """What a backbone returns, of one layer, for every family alike."""
 
     cls: Float[Tensor, "B D"] | None  # None where the family has no CLS token
     registers: Float[Tensor, "B R D"]  # prefix tokens that are neither CLS nor patch, in the checkpoint's order
     patches: Float[Tensor, "B D h w"]  # feature map, row-major over the image
     geometry: Geometry
-    pool: Callable[["Features"], Float[Tensor, "B P"]] = pool_cls_or_mean  # the checkpoint's own pooling
+    # The checkpoint's own pooling.
+    pool: Callable[["Features"], Float[Tensor, "B P"]] = field(default=pool_cls_or_mean, repr=False)
     # The pooled vectors where the network computed them itself. None: `pool` computes them from the tokens.
-    own_pooled: Float[Tensor, "B P"] | None = None
+    own_pooled: Float[Tensor, "B P"] | None = field(default=None, repr=False)
 
     @property
     def tokens(self) -> Float[Tensor, "B N D"]:
@@ -148,7 +201,7 @@ class Features:
             return self.own_pooled
         # What was made in inference mode stays there, wherever it is pooled: autograd cannot save it.
         with torch.inference_mode() if self.patches.is_inference() else nullcontext():
-            if len(set(self.geometry.grids)) < 2:
+            if one_value(self.geometry.grids):
                 return self.pool(self)
             return torch.cat([self.pool(self.image(i)) for i in range(len(self.patches))])
 
@@ -171,14 +224,16 @@ class Features:
     def valid(self) -> Bool[Tensor, "B h w"]:
         """True where a patch shows at least one pixel of its image, False where it shows padding alone."""
         device = self.patches.device
+        if one_value(self.geometry.grids):
+            return torch.ones(self.patches.shape[0], *self.grid, dtype=torch.bool, device=device)
         h, w = (torch.tensor(axis, device=device).view(-1, 1, 1) for axis in _columns(self.geometry.grids))
         rows = torch.arange(self.grid[0], device=device).view(1, -1, 1)
         columns = torch.arange(self.grid[1], device=device).view(1, 1, -1)
         return (rows < h) & (columns < w)
 
 
-@dataclass(frozen=True, eq=False)
-class Prefix:
+@dataclass(frozen=True, eq=False, repr=False)
+class Prefix(_Shapes):
     """What `Features` hold of the whole image, of one layer: all but the patches."""
 
     cls: Float[Tensor, "B D"] | None  # None where the family has no CLS token
@@ -206,8 +261,8 @@ def stack(alone: Sequence[Features]) -> Features:
     return Features(cls, torch.cat([f.registers for f in alone]), patches, geometry, first.pool, own_pooled)
 
 
-@dataclass(frozen=True, eq=False)
-class Attention:
+@dataclass(frozen=True, eq=False, repr=False)
+class Attention(_Shapes):
     """The attention maps of one block. Tokens are CLS (if any), then the registers, then the patches, row-major."""
 
     # Row i: how much token i takes from each token. Rows sum to 1, but for what a window's padding takes.
@@ -351,29 +406,56 @@ class Backbone(Protocol):
         ...
 
 
-class BackboneModule(nn.Module, ABC):
-    """A `Backbone` that is a module of torch: what `load_backbone` returns."""
+@dataclass(frozen=True)
+class Asked:
+    """What one call of a backbone is to give: each of the layers `wanted`, in their order."""
 
+    wanted: tuple[Wanted, ...]
+    part: Literal["features", "prefix", "attention"] = "features"
+    single: bool = False  # the one layer itself, not a tuple of it
+
+    @property
+    def deepest(self) -> int:
+        return max(layer for layer, _ in self.wanted)
+
+    def answer(self, found: Mapping[Wanted, Any]) -> Any:
+        """What the call returns, given the `Features` of each layer, or what is asked of it."""
+        results = tuple(self._finished(found[each]) for each in self.wanted)
+        return results[0] if self.single else results
+
+    def _finished(self, result: Any) -> Any:
+        if isinstance(result, Features) and self.part == "prefix":
+            return Prefix.of(result)
+        if isinstance(result, Features) and torch.compiler.is_exporting():
+            return replace(result, own_pooled=result.pooled)  # a graph holds no function to call later
+        return result
+
+
+class BackboneModule(nn.Module, ABC):
+    """A `Backbone` that is a module of torch: what `load_backbone` returns.
+
+    A subclass sets `spec` and defines `forward`. All methods call the module itself, so that whatever acts on a call of
+    a module acts on each of them: hooks, FSDP, a compiler.
+    """
+
+    spec: BackboneSpec
     preprocess: ImageTransform
-    has_norm: bool  # whether there is a final norm to apply
+    channels: tuple[int, ...] = (3,)  # how many channels images may have
     frozen: bool = False  # whether it stays in eval mode, whatever `train` is told
     runtime: Runtime = Runtime()
     fidelity: Fidelity | None = None  # of one that `optimize` made
 
-    @property
     @abstractmethod
-    def spec(self) -> BackboneSpec: ...
+    def forward(self, images: Images, asked: Asked | None = None) -> Any:
+        """The `Features` of the last layer, with the final norm if there is one.
 
-    def forward(self, images: Images) -> Features:
-        """The last layer, with the final norm if there is one."""
-        return self.forward_layers(images, [-1], norm=self.has_norm)[0]
+        `asked`: what the other methods want instead; it is theirs, and `asked.answer` makes what is returned.
+        """
 
     def forward_layers(self, images: Images, layers: Sequence[int], norm: Norm = True) -> tuple[Features, ...]:
         """See `Backbone`."""
-        check_images(images, self._channels())
-        wanted = self.spec.wanted(layers, norm)
-        outputs = self._run_any(images, set(wanted))
-        return tuple(outputs[each] for each in wanted)
+        check_images(images, self.channels)
+        return self(images, Asked(tuple(self.spec.wanted(layers, norm))))
 
     def forward_prefix(self, images: Images, layers: Sequence[int], norm: Norm = True) -> tuple[Prefix, ...]:
         """What `forward_layers` returns, but for the patches. Nothing is done for patches that is not needed: a ViT
@@ -383,39 +465,35 @@ class BackboneModule(nn.Module, ABC):
         """
         if type(self).forward_layers is not BackboneModule.forward_layers:  # a subclass's own way counts here too
             return tuple(Prefix.of(features) for features in self.forward_layers(images, layers, norm))
-        check_images(images, self._channels())
-        wanted = self.spec.wanted(layers, norm)
-        outputs = self._run_prefix(images, set(wanted))
-        return tuple(outputs[each] for each in wanted)
+        check_images(images, self.channels)
+        return self(images, Asked(tuple(self.spec.wanted(layers, norm)), "prefix"))
 
-    @abstractmethod
-    def _run(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
-        """The `Features` of each layer and norm; both are checked."""
-
-    def _run_mixed(self, images: Sequence[Tensor], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
-        """The same of images of any sizes: here, one by one."""
-        alone = [self._run(image[None], wanted) for image in images]
-        return {each: stack([outputs[each] for outputs in alone]) for each in wanted}
-
-    def _run_prefix(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Prefix]:
-        """The same without patches: here, from the full `Features`."""
-        outputs = self._run_any(images, wanted)
-        return {each: Prefix.of(features) for each, features in outputs.items()}
-
-    def _run_any(self, images: Images, wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
-        return self._run(images, wanted) if isinstance(images, Tensor) else self._run_mixed(images, wanted)
-
-    def _channels(self) -> tuple[int, ...]:
-        """How many channels images may have."""
-        return (3,)
-
-    @abstractmethod
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
-        """See `Backbone`."""
+        """See `Backbone`. The maps are recomputed from q and k; the forward keeps its fused kernel."""
+        check_images(images, self.channels)
+        return self(images, Asked(tuple((layer, False) for layer in self.spec.indices(layers)), "attention"))
+
+    @property
+    def last(self) -> Asked:
+        """The last layer, with the final norm if there is one."""
+        return Asked(((self.spec.depth - 1, self.spec.has_norm),), single=True)
+
+    @property
+    def has_norm(self) -> bool:
+        """Whether there is a final norm to apply."""
+        return self.spec.has_norm
 
     def train(self, mode: bool = True) -> "BackboneModule":
         """As in torch; a frozen backbone stays in eval mode."""
         return super().train(mode and not self.frozen)
+
+
+def one_by_one(run: Callable[[Tensor], Mapping[Wanted, Features]], images: Images) -> Mapping[Wanted, Features]:
+    """What `run` makes of a batch; of a list of images, what it makes of each, stacked."""
+    if isinstance(images, Tensor):
+        return run(images)
+    alone = [run(image[None]) for image in images]
+    return {each: stack([outputs[each] for outputs in alone]) for each in alone[0]}
 
 
 def check_images(images: Images, channels: Sequence[int] = (3,)) -> None:
@@ -431,7 +509,7 @@ def check_images(images: Images, channels: Sequence[int] = (3,)) -> None:
     else:
         raise ValueError(f"images is {_describe(images)}; {wanted}")
     for image in batch:
-        if image.ndim != rank or image.shape[-3] not in channels or 0 in image.shape:
+        if image.ndim != rank or image.shape[-3] not in channels or 0 in filter(numbers, image.shape):
             raise ValueError(f"images has shape {tuple(image.shape)}; {wanted}")
         if not image.is_floating_point():
             raise ValueError(f"images is {image.dtype}; {wanted}. `backbone.preprocess(image)` makes one from a photo")

@@ -7,9 +7,9 @@ Axes: `B` batch, `C` channels of all members' pictures (3n), `D` width, `h w` pa
 """
 
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, UInt8
@@ -19,13 +19,12 @@ from vitbackbone.align import align
 from vitbackbone.convert import ConversionError, State
 from vitbackbone.decode import Photo
 from vitbackbone.features import (
-    Attention,
+    Asked,
     Backbone,
     BackboneModule,
     BackboneSpec,
     Features,
     Images,
-    Wanted,
     check_images,
     stack,
 )
@@ -40,6 +39,7 @@ from vitbackbone.preprocess import (
     enough,
     stack_images,
 )
+from vitbackbone.tracing import any_size
 
 Strategy = Literal["resize-naive", "letterbox", "crop"]  # prismatic's names; its "resize-crop" is the last
 
@@ -175,60 +175,41 @@ class FusedBackbone(BackboneModule):
         self.members = nn.ModuleList([cast(nn.Module, member.backbone) for member in members])
         self.layers = tuple(member.layer % member.backbone.spec.depth for member in members)
         self.norms = tuple(member.norm for member in members)
-        self.has_norm = all(self.norms)
         self.preprocess = preprocess
-        self.name = name
+        self.channels = tuple(dict.fromkeys((3, 3 * len(members))))
+        self.spec = _spec(name, members, preprocess)
 
-    @property
-    def spec(self) -> BackboneSpec:
-        specs = [member.backbone.spec for member in self._members()]
-        parts = list(zip(specs, self.layers, self.norms, strict=True))
-        return BackboneSpec(
-            name=self.name,
-            dim=sum(spec.dims[layer] for spec, layer, _ in parts),
-            depth=1,
-            num_heads=sum(spec.num_heads for spec in specs),
-            stride=min(spec.strides[layer] for spec, layer, _ in parts),
-            num_registers=0,
-            has_cls=all(spec.has_cls for spec in specs),
-            has_norm=self.has_norm,
-            image_size=self.preprocess.image_size,
-            settings=repr([(spec.name, layer, norm, spec.settings) for spec, layer, norm in parts]),
-        )
+    def forward(self, images: Images, asked: Asked | None = None) -> Any:
+        """See `BackboneModule`. Where every member's norm is applied, `norm=False` leaves out all of them; else there
+        is no norm in common, `norm=True` is refused, and each member keeps its own choice. Of a member no block after
+        its layer is run. Raises `ValueError` if attention is asked: the members attend each among its own tokens."""
+        asked = asked or self.last
+        check_images(images, self.channels)
+        if asked.part == "attention":
+            raise ValueError(f"{self.spec.name} has no attention of its own; ask a member: members[i].attention")
+        with any_size():
+            norms = sorted({norm for _, norm in asked.wanted})
+            if isinstance(images, Tensor):
+                joined = [_join(parts) for parts in self._ask(self._pictures(images), norms)]
+            else:  # each member runs all images at once; they are joined one by one, each on its own grid
+                pictures = zip(*(self._pictures(image[None]) for image in images), strict=True)
+                found = self._ask([[one[0] for one in of_member] for of_member in pictures], norms)
+                joined = [
+                    stack([_join([part.image(i) for part in parts]) for i in range(len(images))]) for parts in found
+                ]
+            return asked.answer({(0, norm): features for norm, features in zip(norms, joined, strict=True)})
 
-    def _run(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
-        """Where every member's norm is applied, `norm=False` leaves out all of them; else there is no norm in common,
-        `norm=True` is refused, and each member keeps its own choice. Of a member no block after its layer is run."""
-        outputs = self._ask(self._pictures(images), wanted)
-        return {each: _join(parts) for each, parts in outputs.items()}
-
-    def _run_mixed(self, images: Sequence[Tensor], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
-        """Each member runs all images at once; they are joined one by one, each on its own grid."""
-        pictures = zip(*(self._pictures(image[None]) for image in images), strict=True)
-        outputs = self._ask([[one[0] for one in of_member] for of_member in pictures], wanted)
-        return {
-            each: stack([_join([part.image(i) for part in parts]) for i in range(len(images))])
-            for each, parts in outputs.items()
-        }
-
-    def _ask(self, pictures: Sequence[Images], wanted: Set[Wanted]) -> Mapping[Wanted, Sequence[Features]]:
-        """What the members make of what each is given."""
-        norms = sorted({norm for _, norm in wanted})
+    def _ask(self, pictures: Sequence[Images], norms: Sequence[bool]) -> list[tuple[Features, ...]]:
+        """What the members make of what each is given, with each of the norms."""
         each = [
             member.backbone.forward_layers(
                 picture,
                 [member.layer] * len(norms),
-                norm=[norm if self.has_norm else member.norm for norm in norms],
+                norm=[norm if self.spec.has_norm else member.norm for norm in norms],
             )
             for member, picture in zip(self._members(), pictures, strict=True)
         ]
-        return {(0, norm): parts for norm, parts in zip(norms, zip(*each, strict=True), strict=True)}
-
-    def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
-        """Raises `ValueError`: the members attend each among its own tokens; ask them, `members[i].attention`."""
-        check_images(images, self._channels())
-        self.spec.indices(layers)
-        raise ValueError(f"{self.name} has no attention of its own; ask a member: members[i].attention")
+        return list(zip(*each, strict=True))
 
     def _pictures(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B 3 H W"]]:
         """What each member is given."""
@@ -237,12 +218,25 @@ class FusedBackbone(BackboneModule):
         first, *others = self.preprocess.parts
         return [images, *(_renormalise(images, first, other) for other in others)]
 
-    def _channels(self) -> tuple[int, ...]:
-        return tuple(dict.fromkeys((3, 3 * len(self.members))))
-
     def _members(self) -> list[Member]:
         parts = zip(self.members, self.layers, self.norms, strict=True)
         return [Member(cast(Backbone, module), layer, norm) for module, layer, norm in parts]
+
+
+def _spec(name: str, members: Sequence[Member], preprocess: FusedPreprocess) -> BackboneSpec:
+    parts = [(member.backbone.spec, member.layer % member.backbone.spec.depth, member.norm) for member in members]
+    return BackboneSpec(
+        name=name,
+        dim=sum(spec.dims[layer] for spec, layer, _ in parts),
+        depth=1,
+        num_heads=sum(spec.num_heads for spec, _, _ in parts),
+        stride=min(spec.strides[layer] for spec, layer, _ in parts),
+        num_registers=0,
+        has_cls=all(spec.has_cls for spec, _, _ in parts),
+        has_norm=all(norm for _, _, norm in parts),
+        image_size=preprocess.image_size,
+        settings=repr([(spec.name, layer, norm, spec.settings) for spec, layer, norm in parts]),
+    )
 
 
 def _join(parts: Sequence[Features]) -> Features:
@@ -251,7 +245,7 @@ def _join(parts: Sequence[Features]) -> Features:
     patches = torch.cat([align(part, finest) for part in parts], dim=1)
     tokens = [part.cls for part in parts if part.cls is not None]
     cls = torch.cat(tokens, dim=1) if len(tokens) == len(parts) else None
-    return Features(cls, patches.new_empty(len(patches), 0, patches.shape[1]), patches, finest)
+    return Features(cls, patches.new_empty(patches.shape[0], 0, patches.shape[1]), patches, finest)
 
 
 def _renormalise(images: Float[Tensor, "B 3 H W"], old: Preprocess, new: Preprocess) -> Float[Tensor, "B 3 H W"]:

@@ -4,18 +4,14 @@ With few images the CPU takes longer to launch the kernels of a ViT one by one t
 Axes: `B` batch, `D` width.
 """
 
-from collections.abc import Callable, Set
-
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from vitbackbone.features import Images, Wanted
+from vitbackbone.features import Asked, Geometry, Images
 from vitbackbone.kernels import FastLinear
 from vitbackbone.position import rotary_table
-from vitbackbone.vit import ViT
+from vitbackbone.vit import Tokens, ViT
 
-Compute = Callable[[], dict[Wanted, Tensor]]
 Key = tuple[object, ...]
 
 PIXELS = 2**21  # of a batch, 41 images at 224: with more, the kernels take longer than their launches
@@ -25,14 +21,16 @@ SHAPES = 8  # that are kept, as each keeps the memory of its tokens
 class Recording:
     """The kernels that make tokens of images of one shape."""
 
-    def __init__(self, vit: ViT, images: Tensor, wanted: Set[Wanted], prefix: bool) -> None:
+    def __init__(self, vit: ViT, images: Tensor, geometry: Geometry, asked: Asked) -> None:
         with torch.inference_mode(False), torch.no_grad():
             self.images = images.clone()
 
-            def run() -> dict[Wanted, Tensor]:
-                return vit.tokens(self.images, wanted, prefix)
+            def run() -> Tokens:
+                return vit.tokens(self.images, geometry, asked)
 
-            self.tables = _tables(vit, images)  # which is only asked for again: what is replayed reads their memory
+            self.tables = _tables(
+                vit, geometry, images.device
+            )  # which is only asked for again: what is replayed reads their memory
             current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
             aside.wait_stream(current)
             with torch.cuda.stream(aside):
@@ -43,7 +41,7 @@ class Recording:
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.tokens = run()
 
-    def __call__(self, images: Tensor) -> dict[Wanted, Float[Tensor, "B _ D"]]:
+    def __call__(self, images: Tensor) -> Tokens:
         with torch.inference_mode(False), torch.no_grad():
             self.images.copy_(images)
             self.graph.replay()
@@ -61,22 +59,22 @@ class Recordings:
         self.recordings: dict[Key, Recording | None] = {}  # None: seen once
         self.linears: list[FastLinear] | None = None
 
-    def __call__(self, vit: ViT, images: Images, wanted: Set[Wanted], prefix: bool = False) -> dict[Wanted, Tensor]:
+    def __call__(self, vit: ViT, images: Images, geometry: Geometry, asked: Asked) -> Tokens:
         if not isinstance(images, Tensor) or not _worthwhile(images):
-            return vit.tokens(images, wanted, prefix)
+            return vit.tokens(images, geometry, asked)
         if self.linears is None:
             self.linears = [module for module in vit.modules() if isinstance(module, FastLinear)]
         for linear in self.linears:  # which a replay does not call
             linear.check(images)
-        key = (images.shape, images.dtype, images.device, frozenset(wanted), prefix, _stream())
+        key = (images.shape, images.dtype, images.device, frozenset(asked.wanted), asked.part, _stream())
         if key not in self.recordings:
             self.recordings[key] = None
             while len(self.recordings) > SHAPES:
                 self.recordings.pop(next(iter(self.recordings)))
-            return vit.tokens(images, wanted, prefix)
+            return vit.tokens(images, geometry, asked)
         recording = self.recordings[key]
         if recording is None:
-            recording = self.recordings[key] = Recording(vit, images, wanted, prefix)
+            recording = self.recordings[key] = Recording(vit, images, geometry, asked)
         return recording(images)
 
 
@@ -89,11 +87,10 @@ def _worthwhile(images: Tensor) -> bool:
     return images.is_cuda and images.numel() <= 3 * PIXELS and not learns and not torch.is_autocast_enabled("cuda")
 
 
-def _tables(vit: ViT, images: Tensor) -> list[Tensor]:
-    """Of positions and of the angles that all blocks ask for."""
-    config, size = vit.config, images.shape[-2:]
-    grid = (-(-size[0] // config.patch_size), -(-size[1] // config.patch_size))
+def _tables(vit: ViT, geometry: Geometry, device: torch.device) -> list[Tensor]:
+    """The tables of positions, and of the angles that all blocks ask for."""
+    config, grid = vit.config, geometry.grid
     tables = [] if vit.pos_embed is None else [vit.pos_embed(grid)]
     if config.rotary is not None:
-        tables.append(rotary_table(config.rotary, config.dim // config.num_heads, grid, images.device))
+        tables.append(rotary_table(config.rotary, config.dim // config.num_heads, grid, device))
     return tables

@@ -185,16 +185,15 @@ class Block(nn.Module):
         x: Float[Tensor, "B T D"],
         layout: Layout,
         mask: Bool[Tensor, "B #heads T T"] | None = None,
-    ) -> Float[Tensor, "B T D"]:
+        prefix: bool = False,
+    ) -> Float[Tensor, "B Q D"]:
         """`layout`: which images each row of tokens holds. `mask`: True where a token attends to another; raises
-        `ValueError` where attention stays within windows, and for images of different sizes."""
-        lengths = layout.lengths(x.shape[1])
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), layout, mask)), lengths)
+        `ValueError` where attention stays within windows, and for images of different sizes.
+        `prefix`: return only the tokens in front of each image's patches. They attend to all tokens, and all that
+        follows is done for them alone.
+        """
+        mixed = self.attn(self.norm1(x), layout, mask, prefix)
+        lengths = layout.lengths(x.shape[1], prefix) if self.training else ()
+        x = layout.prefix(x) if prefix else x
+        x = x + self.drop_path(self.ls1(mixed), lengths)
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), lengths)
-
-    def prefix(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B P D"]:
-        """What `forward` makes of the tokens in front of each image's patches: they attend to all tokens, and all that
-        follows is done for them alone."""
-        lengths = [layout.num_prefix(x.shape[1])] * len(layout.grids)
-        taken = layout.prefix(x) + self.drop_path(self.ls1(self.attn.prefix(self.norm1(x), layout)), lengths)
-        return taken + self.drop_path(self.ls2(self.mlp(self.norm2(taken))), lengths)

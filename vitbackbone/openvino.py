@@ -3,7 +3,7 @@
 Axes: `B` rows (see `packing.py`), `D` width.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from threading import Lock
@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitbackbone.features import Images, Precision, Runtime, Wanted
+from vitbackbone.features import Asked, Geometry, Images, Precision, Runtime, Wanted
 from vitbackbone.layers import Block
-from vitbackbone.packing import Grid, Layout, one_grid
+from vitbackbone.packing import Grid, Layout
 from vitbackbone.quantize import Rounding, Seen, Weights, reference, rounded, watching
-from vitbackbone.vit import ViT
+from vitbackbone.repeated import one_value
+from vitbackbone.vit import Tokens, ViT
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -73,7 +74,7 @@ class OpenVinoBackbone(ViT):
         if precision == "int8" and (why := _int8_trouble()):
             raise ValueError(f"precision='int8': {why}; use precision='fp32'")
         with torch.device("meta"):
-            super().__init__(backbone.config, backbone.preprocess, backbone.name)
+            super().__init__(backbone.config, backbone.preprocess, backbone.spec.name)
         state = {key: value.detach().clone() for key, value in backbone.state_dict().items()}
         if state.keys() != self.state_dict().keys():
             strange = ", ".join(sorted(state.keys() ^ self.state_dict().keys())[:4])
@@ -84,62 +85,62 @@ class OpenVinoBackbone(ViT):
             self.pos_embed.keep()
         self._check_parameters()
         self.seen: Mapping[nn.Module, Seen] = {}  # linear layers that run in 8 bits
-        if precision == "int8" and sample is not None:
+        geometry = None if sample is None else Geometry.of(sample, self.config.patch_size)
+        if precision == "int8" and sample is not None and geometry is not None:
             with watching([cast(Block, block) for block in self.blocks]) as self.seen, torch.inference_mode():
-                self(sample)  # by torch
-        grids = () if sample is None else self._geometry(sample).grids
-        self.usual = grids[0] if grids and one_grid(grids) else None
-        self.precision, self.hint, self.compute = precision, hint, OpenVinoBackbone.tokens
+                super().tokens(sample, geometry, self.last)
+        self.usual = geometry.grid if geometry is not None and one_value(geometry.grids) else None
+        self.precision, self.hint = precision, hint
         self.runtime = Runtime(precision, "openvino", PATHS[rest if precision == "int8" else "fp32"])
-        self._compiled: dict[_Asked, _Graph] = {}
+        self._compiled: dict[_Use, _Graph] = {}
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises `ValueError`: the graphs keep the weights they were made of."""
         raise ValueError("OpenVinoBackbone keeps its weights; load these into a ViT, and make one of that")
 
-    def tokens(self, images: Images, wanted: Set[Wanted], prefix: bool = False) -> dict[Wanted, Float[Tensor, "B _ D"]]:
+    def tokens(self, images: Images, geometry: Geometry, asked: Asked) -> Tokens:
         """See `ViT.tokens`. Images of several grids run one grid after the other."""
         self._check_parameters()
-        geometry = self._geometry(images)
-        batches = self._batches(images, geometry)
+        batches = self.batches(images, geometry)
         if torch.is_grad_enabled() and any(batch.requires_grad for _, batch in batches):
             raise ValueError("OpenVINO makes no gradients for images; call it under torch.no_grad(), or the plain ViT")
-        asked = _Asked(frozenset(wanted), prefix, torch.get_num_threads())
-        parts = [self._infer(asked, batch, grid) for grid, batch in batches]
+        wanted = frozenset(asked.wanted)
+        use = _Use(wanted, asked.part == "prefix", torch.get_num_threads())
+        parts = [self._infer(use, batch, grid) for grid, batch in batches]
         layout = Layout.of(geometry.grids)
         return {each: layout.join(of) for each, of in zip(sorted(wanted), zip(*parts, strict=True), strict=True)}
 
-    def _infer(self, asked: "_Asked", images: Float[Tensor, "B 3 H W"], grid: Grid) -> list[Tensor]:
+    def _infer(self, use: "_Use", images: Float[Tensor, "B 3 H W"], grid: Grid) -> list[Tensor]:
         from vitbackbone.openvino_graph import tables
 
         images = images.float()
         if grid == self.usual:
-            return self._compile(replace(asked, grid=grid, single=len(images) == 1)).infer({"images": images})
-        return self._compile(asked).infer({"images": images, **tables(self, asked.deepest, grid)})
+            return self._compile(replace(use, grid=grid, single=len(images) == 1)).infer({"images": images})
+        return self._compile(use).infer({"images": images, **tables(self, use.deepest, grid)})
 
-    def _compile(self, asked: "_Asked") -> "_Graph":
+    def _compile(self, use: "_Use") -> "_Graph":
         from vitbackbone.openvino_graph import build, tables
 
         with COMPILING:
-            if asked not in self._compiled:
+            if use not in self._compiled:
                 while len(self._compiled) >= KEPT:
                     self._compiled.pop(next(iter(self._compiled)))
                 settings = {
                     "INFERENCE_PRECISION_HINT": self.hint,
-                    "INFERENCE_NUM_THREADS": asked.threads,
+                    "INFERENCE_NUM_THREADS": use.threads,
                     "NUM_STREAMS": 1,
                     "ENABLE_CPU_PINNING": False,  # or the processes of one machine share its first cores
                 }
-                model = build(self, asked.wanted, asked.prefix, self.seen, asked.grid, 1 if asked.single else -1)
+                model = build(self, use.wanted, use.prefix, self.seen, use.grid, 1 if use.single else -1)
                 graph = _Graph(_core().compile_model(model, "CPU", settings))
-                if asked.grid is None:
+                if use.grid is None:
                     # OpenVINO (2026.4) fits its kernels to the shapes that come first. A single token is not to: the
                     # features of longer rows would be wrong ever after.
                     grid, side = (3, 5), self.config.patch_size
                     images = torch.zeros(2, 3, side * grid[0], side * grid[1])
-                    graph.infer({"images": images, **tables(self, asked.deepest, grid)})
-                self._compiled[asked] = graph
-            return self._compiled[asked]
+                    graph.infer({"images": images, **tables(self, use.deepest, grid)})
+                self._compiled[use] = graph
+            return self._compiled[use]
 
     def _check_parameters(self) -> None:
         """Raises `ValueError` where they are no longer what OpenVINO can run."""
@@ -156,7 +157,7 @@ class OpenVinoBackbone(ViT):
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Use:
     """What a compiled graph is for."""
 
     wanted: frozenset[Wanted]

@@ -66,7 +66,7 @@ def build(
             results.append(ops.result(taken))
         if (i, True) in wanted:
             results.append(ops.result(graph.norm(cast(nn.LayerNorm, vit.norm), taken)))
-    return ov.Model(results, list(graph.inputs.values()), vit.name)
+    return ov.Model(results, list(graph.inputs.values()), vit.spec.name)
 
 
 def build_linear(linear: nn.Linear, seen: Seen) -> ov.Model:

@@ -15,11 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitbackbone.repeated import Repeated, one_value
+
 Grid = tuple[int, int]
-
-
-def one_grid(grids: Sequence[Grid]) -> bool:
-    return all(grid == grids[0] for grid in grids)  # compared one by one: the symbols of a traced graph have no hash
 
 
 def packing_order(grids: Sequence[Grid]) -> list[int]:
@@ -37,32 +35,38 @@ class Layout:
     @classmethod
     def of(cls, grids: Sequence[Grid]) -> "Layout":
         """The layout of a batch of images, in whatever order they came."""
-        return cls((grids[0],) if one_grid(grids) else tuple(grids[i] for i in packing_order(grids)))
+        if isinstance(grids, Repeated):
+            return cls((grids.value,))
+        return cls((grids[0],) if one_value(grids) else tuple(grids[i] for i in packing_order(grids)))
+
+    @property
+    def groups(self) -> list[tuple[Grid, int]]:
+        """Each grid with the number of its images, in the order of the row."""
+        return [(grid, len(list(same))) for grid, same in groupby(self.grids)]
 
     def num_prefix(self, tokens: int) -> int:
         """How many tokens are in front of an image's patches, in a row of so many."""
         return (tokens - sum(h * w for h, w in self.grids)) // len(self.grids)
 
-    def lengths(self, tokens: int) -> list[int]:
-        """How many tokens each image has, in a row of so many."""
-        return [self.num_prefix(tokens) + h * w for h, w in self.grids]
+    def lengths(self, tokens: int, prefix: bool = False) -> list[int]:
+        """How many tokens each image has, in a row of so many; with `prefix`, how many in front of its patches."""
+        ahead = self.num_prefix(tokens)
+        return [ahead if prefix else ahead + h * w for h, w in self.grids]
 
     def split(self, x: Float[Tensor, "B *heads T D"]) -> list[tuple[Grid, Float[Tensor, "M *heads N D"]]]:
         """The images of each grid as a batch of their own: views, in the order of the row."""
         if len(self.grids) == 1:
             return [(self.grids[0], x)]
-        counts = [(grid, len(list(same))) for grid, same in groupby(self.grids)]
-        prefix = self.num_prefix(x.shape[-2])
-        parts = x.split([count * (prefix + grid[0] * grid[1]) for grid, count in counts], dim=-2)
-        apart = [part.unflatten(-2, (count, -1)).movedim(-3, 1) for part, (_, count) in zip(parts, counts, strict=True)]
-        return [(grid, part.flatten(0, 1)) for part, (grid, _) in zip(apart, counts, strict=True)]
+        prefix, groups = self.num_prefix(x.shape[-2]), self.groups
+        parts = x.split([count * (prefix + grid[0] * grid[1]) for grid, count in groups], dim=-2)
+        apart = [part.unflatten(-2, (count, -1)).movedim(-3, 1) for part, (_, count) in zip(parts, groups, strict=True)]
+        return [(grid, part.flatten(0, 1)) for part, (grid, _) in zip(apart, groups, strict=True)]
 
     def join(self, parts: Sequence[Float[Tensor, "_ _ D"]]) -> Float[Tensor, "B T D"]:
         """The rows of what became of the parts of `split`."""
         if len(self.grids) == 1:
             return parts[0]
-        counts = [len(list(same)) for _, same in groupby(self.grids)]
-        rows = [part.unflatten(0, (-1, n)).flatten(1, 2) for part, n in zip(parts, counts, strict=True)]
+        rows = [part.unflatten(0, (-1, n)).flatten(1, 2) for part, (_, n) in zip(parts, self.groups, strict=True)]
         return torch.cat(rows, dim=1)
 
     def prefix(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B P D"]:

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -35,7 +36,7 @@ from vitbackbone.layers import Block, Mlp
 from vitbackbone.quantize import MakeKernel, int8_trouble, onednn, quantize, watching
 from vitbackbone.vit import ViT
 
-COMPILED = 64  # of all backbones of a process, which share a count; beyond it torch goes on without compiling
+COMPILED = 64  # graphs of a block, for sizes and layouts; beyond it torch goes on without compiling
 
 
 class Unavailable(Exception):
@@ -117,10 +118,10 @@ def compiled(
     fast = build(backbone, images)
     if any(vit.config.window or vit.config.relative_position != "none" for vit in _vits(fast)):
         raise Unavailable("windows and relative positions would be compiled for every size anew")
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, COMPILED)
+    # A torch without the argument has one limit for the process, which is not this package's to change.
+    limit = {"recompile_limit": COMPILED} if "recompile_limit" in signature(torch.compile).parameters else {}
     for block in _blocks(fast):
-        block.compile(backend=compiler)
+        block.compile(backend=compiler, **limit)
     try:
         run(fast, images)
     except RuntimeError as error:  # such as no compiler for the GPU
@@ -135,7 +136,7 @@ def recorded(backbone: BackboneModule, images: Images, build: Build) -> Backbone
         raise Unavailable(f"a {type(backbone).__name__} is not recorded")
     if fast.config.relative_position != "none":
         raise Unavailable("tables of relative positions are made on the CPU, which is not recorded")
-    fast.compute = Recordings()
+    fast.engine = Recordings()
     try:
         for _ in range(2):  # the second is recorded
             run(fast, images)

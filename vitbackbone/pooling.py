@@ -1,7 +1,11 @@
-"""What some checkpoints put behind the last block: attention pooling (SigLIP) and the neck (SAM).
+"""How checkpoints make one vector of an image: of the CLS token or the mean of the patches, by attention (SigLIP), or
+of the neck's map (SAM).
 
 Axes: `B` batch, `D` width, `C` channels of the neck, `h w` patch grid.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -10,8 +14,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitbackbone.config import ViTConfig
-from vitbackbone.features import Features, pool_cls
+from vitbackbone.features import Features, pool_cls, pool_mean
 from vitbackbone.layers import mlp
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """A checkpoint's own pooling: a vector of the features, then a norm and a projection."""
+
+    vector: Callable[[Features], Tensor]
+    norm: nn.Module
+    projection: nn.Module
+
+    def __call__(self, features: Features) -> Float[Tensor, "B P"]:
+        return self.projection(self.norm(self.vector(features)))
+
+
+def pool_prefix(features: Features) -> Float[Tensor, "B D"]:
+    """The mean of CLS and the registers. Raises `ValueError` if there is no CLS token."""
+    return torch.cat([pool_cls(features)[:, None], features.registers], dim=1).mean(dim=1)
+
+
+VECTORS: dict[str, Callable[[Features], Tensor]] = {"cls": pool_cls, "prefix": pool_prefix, "mean": pool_mean}
 
 
 class AttentionPool(nn.Module):
@@ -56,11 +80,11 @@ class ChannelNorm(nn.LayerNorm):
         return rearrange(super().forward(rearrange(x, "B C h w -> B h w C")), "B h w C -> B C h w")
 
 
-def pool_prefix(features: Features) -> Float[Tensor, "B D"]:
-    """The mean of CLS and the registers. Raises `ValueError` if there is no CLS token."""
-    return torch.cat([pool_cls(features)[:, None], features.registers], dim=1).mean(dim=1)
-
-
-def pool_neck(neck: Neck, features: Features) -> Float[Tensor, "B C"]:
+@dataclass(frozen=True)
+class NeckMean:
     """The mean of the neck's map."""
-    return neck(features.patches).mean(dim=(2, 3))
+
+    neck: Neck
+
+    def __call__(self, features: Features) -> Float[Tensor, "B C"]:
+        return self.neck(features.patches).mean(dim=(2, 3))

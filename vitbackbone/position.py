@@ -11,13 +11,12 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
-from vitbackbone.config import Resampling, Rotary
+from vitbackbone.config import Mode, Resampling, Rotary
 from vitbackbone.packing import Layout
+from vitbackbone.tracing import numbers
 
 
 def _angles(positions: Int[Tensor, " N"], dim: int) -> Float[Tensor, "N half"]:
@@ -41,28 +40,6 @@ def sincos2d(grid: tuple[int, int], dim: int) -> Float[Tensor, "N D"]:
     return torch.cat([f(angle) for angle in halves for f in (torch.sin, torch.cos)], dim=1).float()
 
 
-def resample(
-    table: Float[Tensor, "M D"], old: tuple[int, int], new: tuple[int, int], how: Resampling
-) -> Float[Tensor, "N D"]:
-    """Resize a table (h*w, D) from patch grid `old` to `new`, in float32, by the checkpoint's own policy.
-
-    Grids are compared as (h, w): 14 x 14 and 7 x 28 have as many patches and are not the same grid.
-    """
-    if old == new:
-        return table
-    # Channels last, with the strides that say so: of an image in another layout, torch's antialiased bicubic loses the
-    # rows where it makes it one column wide.
-    image = table.float().contiguous().view(1, *old, -1).permute(0, 3, 1, 2)
-    if how.offset:
-        factor = [(n + how.offset) / m for n, m in zip(new, old, strict=True)]
-        image = F.interpolate(image, scale_factor=factor, mode=how.mode, align_corners=False)
-        if tuple(image.shape[-2:]) != new:
-            raise RuntimeError(f"resampling {old} to {new} with offset {how.offset} gave {tuple(image.shape[-2:])}")
-    else:
-        image = F.interpolate(image, size=new, mode=how.mode, align_corners=False, antialias=how.antialias)
-    return rearrange(image, "1 d h w -> (h w) d").to(table.dtype)
-
-
 # ---- what all blocks of a forward ask for -------------------------------------------------------------------------
 
 P = ParamSpec("P")
@@ -82,7 +59,8 @@ def kept(count: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 return function(*args, **kwargs)
             result = results.get(args)
             if result is None:
-                result = function(*args, **kwargs)
+                with torch.inference_mode(False), torch.no_grad():  # a tensor of that mode is of no use outside it
+                    result = function(*args, **kwargs)
                 if type(result) in (Tensor, np.ndarray):
                     while len(results) >= count:
                         results.pop(next(iter(results)), None)  # another thread may have taken it
@@ -94,26 +72,110 @@ def kept(count: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
+# ---- tables of places ---------------------------------------------------------------------------------------------
+
+
+def resample(
+    table: Float[Tensor, "M D"], old: tuple[int, int], new: tuple[int, int], how: Resampling
+) -> Float[Tensor, "N D"]:
+    """Resize a table (h*w, D) from patch grid `old` to `new`, in float32, by the checkpoint's own policy.
+
+    Grids are compared as (h, w): 14 x 14 and 7 x 28 have as many patches and are not the same grid.
+    """
+    if numbers(*new) and old == new:
+        return table
+    rows, columns = (
+        resampling_matrix(m, n, how.mode, how.antialias, how.offset, table.device)
+        for m, n in zip(old, new, strict=True)
+    )
+    if how.offset and not numbers(*new):  # which of the two it is, only the traced graph will know
+        native = _count(new[0], table.device).eq(old[0]) & _count(new[1], table.device).eq(old[1])
+        still = (
+            resampling_matrix(m, n, how.mode, how.antialias, 0.0, table.device) for m, n in zip(old, new, strict=True)
+        )
+        rows, columns = (torch.where(native, a, b) for a, b in zip(still, (rows, columns), strict=True))
+    return _resized(table.float(), rows, columns).to(table.dtype)
+
+
+def _resized(
+    table: Float[Tensor, "M D"], rows: Float[Tensor, "h y"], columns: Float[Tensor, "w x"]
+) -> Float[Tensor, "N D"]:
+    """The table of y * x places as one of h * w, by a matrix for each axis. By products of two matrices alone: of
+    others, tracers ask whether a side is 1."""
+    (h, y), (w, x), d = rows.shape, columns.shape, table.shape[1]
+    wide = _copied((rows @ table.reshape(y, x * d)).view(h, x, d).transpose(0, 1))
+    image = _copied((columns @ wide.view(x, h * d)).view(w, h, d).transpose(0, 1))
+    return image.view(h * w, d)
+
+
+def _copied(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """A contiguous copy. `contiguous` would first ask whether a side is 1."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _count(side: int, device: torch.device) -> Float[Tensor, ""]:
+    """A side as a tensor: exporters do not divide by a symbol."""
+    return torch.full((), float(side), device=device) if numbers(side) else torch.ones(side, device=device).sum()
+
+
+def _cubic(x: Float[Tensor, "*shape"], a: float) -> Float[Tensor, "*shape"]:
+    """The weight of a sample at a distance of x (Keys 1981, "Cubic convolution interpolation")."""
+    x = x.abs()
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def _hat(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    return (1 - x.abs()).clamp(min=0)
+
+
+@kept(64)
+def resampling_matrix(
+    old: int, new: int, mode: Mode, antialias: bool, offset: float, device: torch.device
+) -> Float[Tensor, "new old"]:
+    """The matrix that resizes a line of `old` samples to `new`, as `F.interpolate` does with align_corners=False.
+
+    Each row has the weights of the samples for one place. It is made of plain arithmetic, so that every exporter takes
+    it: of torch's own operations the antialiased one is missing, or wrong, in several runtimes.
+    """
+    scale = old / (_count(new, device) + offset)
+    places, samples = (torch.arange(n, dtype=torch.float32, device=device) for n in (new, old))
+    if antialias:
+        distance = (samples + 0.5 - (places[:, None] + 0.5) * scale) / scale.clamp(min=1)
+        weights = _cubic(distance, -0.5) if mode == "bicubic" else _hat(distance)
+        return weights / weights.sum(dim=1, keepdim=True)
+    centres = (places + 0.5) * scale - 0.5
+    centres = centres if mode == "bicubic" else centres.clamp(min=0)
+    first = centres.floor()
+    matrix = torch.zeros((), device=device)
+    for step in (-1, 0, 1, 2) if mode == "bicubic" else (0, 1):
+        tap = first + step
+        weight = _cubic(centres - tap, -0.75) if mode == "bicubic" else _hat(centres - tap)
+        matrix = matrix + torch.where(tap.clamp(0, old - 1)[:, None] == samples, weight[:, None], 0.0)
+    return matrix
+
+
 # ---- rotary -------------------------------------------------------------------------------------------------------
 
 
 @kept(32)  # as many grids as a batch of `extract` may have
 def rotary_table(rotary: Rotary, dim: int, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "2 N d"]:
     """Cosines and sines of the angles by which the channels of a head of width `dim` turn, per patch, in float32."""
-    with torch.inference_mode(False), torch.no_grad():
-        steps = torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4)
-        periods = rotary.theta**steps
-        if rotary.bfloat16:
-            periods = periods.bfloat16().float()
-        axes = [torch.arange(side, dtype=torch.float32, device=device) for side in grid]
-        if rotary.coordinates == "centred":
-            axes = [2 * math.pi * (2 * (a + 0.5) / side - 1) for a, side in zip(axes, grid, strict=True)]
-        else:
-            axes = [a / side * span for a, side, span in zip(axes, grid, rotary.reference, strict=True)]
-        rows, columns = torch.meshgrid(*axes, indexing="ij")
-        angle = torch.cat([axis.flatten()[:, None] / periods for axis in (rows, columns)], dim=1)
-        angle = torch.cat([angle, angle], 1) if rotary.pairs == "halves" else angle.repeat_interleave(2, dim=1)
-        return torch.stack([angle.cos(), angle.sin()])
+    steps = torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4)
+    periods = rotary.theta**steps
+    if rotary.bfloat16:
+        periods = periods.bfloat16().float()
+    axes = [torch.arange(side, dtype=torch.float32, device=device) for side in grid]
+    counts = [_count(side, device) for side in grid]
+    if rotary.coordinates == "centred":
+        axes = [2 * math.pi * (2 * (a + 0.5) / side - 1) for a, side in zip(axes, counts, strict=True)]
+    else:
+        axes = [a / side * span for a, side, span in zip(axes, counts, rotary.reference, strict=True)]
+    rows, columns = torch.meshgrid(*axes, indexing="ij")
+    angle = torch.cat([axis.flatten()[:, None] / periods for axis in (rows, columns)], dim=1)
+    angle = torch.cat([angle, angle], 1) if rotary.pairs == "halves" else angle.repeat_interleave(2, dim=1)
+    return torch.stack([angle.cos(), angle.sin()])
 
 
 def rotary_row(
@@ -130,10 +192,9 @@ def rotary_row(
 def _rotary_row(
     rotary: Rotary, dim: int, layout: Layout, num_prefix: int, device: torch.device
 ) -> Float[Tensor, "2 T d"]:
-    with torch.inference_mode(False), torch.no_grad():
-        still = torch.tensor([1.0, 0.0], dtype=torch.float32, device=device)[:, None, None].expand(-1, num_prefix, dim)
-        tables = [rotary_table(rotary, dim, grid, device) for grid in layout.grids]
-        return torch.cat([part for table in tables for part in (still, table)], dim=1)
+    still = torch.tensor([1.0, 0.0], dtype=torch.float32, device=device)[:, None, None].expand(-1, num_prefix, dim)
+    tables = [rotary_table(rotary, dim, grid, device) for grid in layout.grids]
+    return torch.cat([part for table in tables for part in (still, table)], dim=1)
 
 
 def rotate(
@@ -141,7 +202,8 @@ def rotate(
 ) -> Float[Tensor, "*batch T d"]:
     """Queries or keys with the last N of their T tokens, the patches, turned by the angles of `rotary_table`."""
     cos, sin = table
-    prefix, patches = x[..., : -len(cos), :], x[..., -len(cos) :, :]
+    start = x.shape[-2] - cos.shape[0]
+    prefix, patches = x[..., :start, :], x[..., start:, :]
     if rotary.pairs == "halves":
         first, second = patches.chunk(2, dim=-1)
         across = torch.cat([-second, first], dim=-1)
@@ -158,14 +220,13 @@ def relative_index(grid: tuple[int, int], device: torch.device) -> Int[Tensor, "
     """The row of BEiT's bias table for each pair of the T = 1 + h*w tokens: one row for every difference of places, and
     three more for CLS to a patch, a patch to CLS, and CLS to itself (microsoft/unilm, beit/modeling_finetune.py)."""
     h, w = grid
-    with torch.inference_mode(False):
-        y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
-        differences = (2 * h - 1) * (2 * w - 1)
-        index = torch.full((1 + h * w, 1 + h * w), differences, dtype=torch.int32)
-        index[1:, 0] = differences + 1
-        index[0, 0] = differences + 2
-        index[1:, 1:] = (y[:, None] - y + h - 1) * (2 * w - 1) + x[:, None] - x + w - 1
-        return index.to(device)
+    y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
+    patches = ((y[:, None] - y + h - 1) * (2 * w - 1) + x[:, None] - x + w - 1).int()
+    differences = (2 * h - 1) * (2 * w - 1)
+    to_cls, from_cls = torch.ones_like(patches[:, :1]), torch.ones_like(patches[:1])
+    with_cls = torch.cat([to_cls * (differences + 1), patches], dim=1)
+    first = torch.cat([from_cls[:, :1] * (differences + 2), from_cls * differences], dim=1)
+    return torch.cat([first, with_cls]).to(device)
 
 
 def resample_relative(
@@ -177,20 +238,27 @@ def resample_relative(
     they are, in geometric progression: microsoft/unilm, beit/run_class_finetuning.py); `"geometric"` is timm's, linear
     between the same places; `"bilinear"` is transformers', over evenly spaced ones.
     """
-    if old == new and (how.relative != "bilinear" or old[0] == old[1]):
+    if numbers(*new) and old == new and (how.relative != "bilinear" or old[0] == old[1]):
         return table
-    before, after = ((2 * grid[0] - 1, 2 * grid[1] - 1) for grid in (old, new))
+    before, after = ([2 * side - 1 for side in grid] for grid in (old, new))
     if how.relative == "bilinear":  # transformers takes rows for columns, which shows where the grid is no square
-        body = rearrange(table[:-3].float(), "(y x) heads -> heads y x", y=before[1])
-        body = F.interpolate(body[None], size=after, mode="bilinear", align_corners=False)[0]
+        by_axis = (
+            resampling_matrix(m, n, "bilinear", False, 0.0, table.device)
+            for m, n in zip(reversed(before), after, strict=True)
+        )
+        body = _resized(table[:-3].float(), *by_axis)
+    elif not numbers(*new):
+        raise ValueError(
+            f"relative positions that are resampled by the policy {how.relative!r} cannot be traced with a dynamic "
+            "height or width: a spline is solved for each size. Export one height and width; the batch may be dynamic"
+        )
     else:
-        body = rearrange(table[:-3].float(), "(y x) heads -> heads y x", y=before[0])
         degree = {"spline": 3, "geometric": 1}[how.relative]
         rows, columns = (
             torch.from_numpy(_geometric(a, b, degree)).to(table.device) for a, b in zip(before, after, strict=True)
         )
-        body = einsum(rows, columns, body, "v y, u x, heads y x -> heads v u")
-    return torch.cat([rearrange(body, "heads v u -> (v u) heads").to(table.dtype), table[-3:]])
+        body = _resized(table[:-3].float(), rows, columns)
+    return torch.cat([body.to(table.dtype), table[-3:]])
 
 
 @kept(64)
@@ -215,7 +283,7 @@ def _geometric(old: int, new: int, degree: int) -> Float[np.ndarray, "new old"]:
 def resample_line(table: Float[Tensor, "M d"], side: int) -> Float[Tensor, "K d"]:
     """Resize a table of the 2n - 1 differences of rows, or columns, to those of `side` of them
     (facebookresearch/segment-anything, modeling/image_encoder.py)."""
-    if len(table) == 2 * side - 1:
+    if numbers(side) and len(table) == 2 * side - 1:
         return table
-    line = F.interpolate(rearrange(table.float(), "m d -> 1 d m"), size=2 * side - 1, mode="linear")
-    return rearrange(line, "1 d m -> m d").to(table.dtype)
+    matrix = resampling_matrix(len(table), 2 * side - 1, "bilinear", False, 0.0, table.device)
+    return (matrix @ table.float()).to(table.dtype)

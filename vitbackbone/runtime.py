@@ -66,7 +66,7 @@ def optimize(
     """
     device = _check(backbone, precision, engine)
     images = _noise(backbone.spec) if sample is None else sample
-    check_images(images, backbone._channels())
+    check_images(images, backbone.channels)
     images = images[:SAMPLE]
     images = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
     paths = [

@@ -6,8 +6,9 @@ then its four stages. Each has a width and a stride of its own, `spec.dims` and 
 Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens, `H W` pixels.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from vitbackbone.config import Indivisible, check_kinds
 from vitbackbone.dtypes import float32_default
 from vitbackbone.features import (
+    Asked,
     Attention,
     BackboneModule,
     BackboneSpec,
@@ -28,11 +30,13 @@ from vitbackbone.features import (
     Images,
     Wanted,
     check_images,
+    one_by_one,
     pool_cls,
     pool_mean,
 )
 from vitbackbone.preprocess import Preprocess
 from vitbackbone.timm_sizes import Size, Sizes, level_maps, pooled_width, sizes_of
+from vitbackbone.tracing import any_size
 from vitbackbone.windows import CosineAttention, WindowBlock
 
 Windows = Literal["timm", "sized", "fixed"]
@@ -96,7 +100,6 @@ class TimmBackbone(BackboneModule):
 
         super().__init__()
         self.config = config
-        self.name = name
         self.preprocess = preprocess or Preprocess(image_size=config.image_size)
         if not timm.is_model(config.architecture):
             raise ValueError(f"timm {timm.__version__} has no architecture {config.architecture!r}")
@@ -116,8 +119,6 @@ class TimmBackbone(BackboneModule):
         self.strides = tuple(int(level["reduction"]) for level in levels)
         self.model: Any = model
         heads = [m.num_heads for m in model.modules() if isinstance(getattr(m, "num_heads", None), int)]
-        self.num_heads = heads[-1] if heads else 0
-        self.has_norm = not isinstance(getattr(model, "norm", None), nn.Identity | None)
         shapes = _without_weights(config) or model
         self.sizes = (
             Sizes(config.size_multiple)
@@ -126,27 +127,33 @@ class TimmBackbone(BackboneModule):
         )
         self.own_pooled_dim = pooled_width(shapes, config.image_size)
         model.train()
-
-    @property
-    def spec(self) -> BackboneSpec:
-        return BackboneSpec(
-            name=self.name,
+        self.spec = BackboneSpec(
+            name=name,
             dim=self.dims[-1],
             depth=len(self.dims),
-            num_heads=self.num_heads,
+            num_heads=heads[-1] if heads else 0,
             stride=self.strides[-1],
             num_registers=self.num_prefix - int(self.has_cls),
             has_cls=self.has_cls,
-            has_norm=self.has_norm,
-            image_size=self.config.image_size,
-            settings=repr(self.config),
+            has_norm=not isinstance(getattr(model, "norm", None), nn.Identity | None),
+            image_size=config.image_size,
+            settings=repr(config),
             dims=self.dims,
             strides=self.strides,
             pooled_dim=self.own_pooled_dim or self.dims[-1],
             pooled_dims=(*self.dims[:-1], self.own_pooled_dim or self.dims[-1]),
         )
 
-    def _run(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+    def forward(self, images: Images, asked: Asked | None = None) -> Any:
+        """See `BackboneModule`. Images of different sizes are run one by one."""
+        asked = asked or self.last
+        check_images(images)
+        with any_size():
+            if asked.part == "attention":
+                return asked.answer(self._maps(images, asked))
+            return asked.answer(one_by_one(partial(self._features, wanted=set(asked.wanted)), images))
+
+    def _features(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
         padded = self._pad(images)
         outputs: dict[Wanted, Features] = {}
         for norm in sorted({norm for _, norm in wanted}):  # timm norms all levels or none: both take two runs
@@ -159,13 +166,12 @@ class TimmBackbone(BackboneModule):
                 outputs[last] = replace(outputs[last], own_pooled=self._pool(final, outputs[last].grid, padded))
         return outputs
 
-    def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
-        """The attention maps of each layer in `layers`, recomputed from q and k; the forward keeps its fused kernel.
+    def _maps(self, images: Images, asked: Asked) -> Mapping[Wanted, Attention]:
+        """The attention maps of each layer asked.
 
         Raises `ValueError` where no one map over the image exists: a Swin attends within windows, a CNN not at all.
         """
-        check_images(images)
-        indices = self.spec.indices(layers)
+        indices = [layer for layer, _ in asked.wanted]
         blocks = self._plain_blocks()
         if not isinstance(images, Tensor):
             raise ValueError("attention maps of images of different sizes do not stack; call once per image")
@@ -181,8 +187,7 @@ class TimmBackbone(BackboneModule):
             for hook in hooks:
                 hook.remove()
         grid = (padded.shape[-2] // self.strides[-1], padded.shape[-1] // self.strides[-1])
-        maps = {i: Attention(_weights(blocks[i].attn, x), self.num_prefix, grid) for i, x in entering.items()}
-        return tuple(maps[i] for i in indices)
+        return {(i, False): Attention(_weights(blocks[i].attn, x), self.num_prefix, grid) for i, x in entering.items()}
 
     def _pad(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 Hp Wp"]:
         """In the network's precision, the right and bottom filled up with the mean colour."""
@@ -190,7 +195,7 @@ class TimmBackbone(BackboneModule):
         if self.sizes is None:
             if (height, width) != self.config.image_size:
                 native = " x ".join(map(str, self.config.image_size))
-                raise ValueError(f"images are {height} x {width}; {self.name} takes images of {native} alone")
+                raise ValueError(f"images are {height} x {width}; {self.spec.name} takes images of {native} alone")
             return images.to(self._dtype)
         padded = self.sizes.padded((height, width))
         if padded == (height, width):
@@ -239,10 +244,10 @@ class TimmBackbone(BackboneModule):
         padded: Tensor,
     ) -> Features:
         """What the network returned for `padded` to the `Features` of `images`."""
-        given, run = (Geometry((_size(x),) * len(x), self.strides[layer]) for x in (images, padded))
+        given, run = (Geometry.of(x, self.strides[layer]) for x in (images, padded))
         if patches.shape[-2:] != run.grid:
             raise ValueError(
-                f"layer {layer} of {self.name} is a map of {patches.shape[2]} x {patches.shape[3]} for images of "
+                f"layer {layer} of {self.spec.name} is a map of {patches.shape[2]} x {patches.shape[3]} for images of "
                 f"{padded.shape[2]} x {padded.shape[3]}, which does not go with its stride of {self.strides[layer]}"
             )
         h, w = given.grid
@@ -259,7 +264,7 @@ class TimmBackbone(BackboneModule):
         plain = [type(block) is Block and type(block.attn) is PlainAttention for block in blocks]
         if len(blocks) != len(self.dims) or not all(plain):
             raise ValueError(
-                f"{self.name} has no attention map over the image: a Swin attends within windows that shift from block "
+                f"{self.spec.name} has no attention map over the image: a Swin attends within windows that shift from block "
                 "to block, a CNN not at all. ViTs and hybrids have one"
             )
         return blocks
