@@ -92,10 +92,8 @@ class ViT(BackboneModule):
         with any_size():
             if asked.part == "attention":
                 return asked.answer(self._maps(images, geometry, asked))
-            prefix = asked.part == "prefix" and self.config.pool in (
-                "cls",
-                "prefix",
-            )  # else the pooled vector is made of patches
+            # Other poolings read patches, so they need the whole of the deepest block.
+            prefix = asked.part == "prefix" and self.config.pool in ("cls", "prefix")
             run = self.tokens if self.engine is None else partial(self.engine, self)
             tokens = run(images, geometry, asked if prefix else replace(asked, part="features"))
             unpack = self._unpack_prefix if prefix else self.unpack
