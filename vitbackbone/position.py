@@ -47,7 +47,10 @@ def resample(
     """Resize a table (h*w, D) from patch grid `old` to `new`, in float32, by the checkpoint's own policy.
 
     Grids are compared as (h, w): 14 x 14 and 7 x 28 have as many patches and are not the same grid.
+    Raises `ValueError` if the policy reads the table as a square and it is none.
     """
+    if how.as_square == "always" or (how.as_square == "elsewhere" and old != new):
+        old = square(old)
     if old == new:
         return table
     # Channels last, with the strides that say so: of an image in another layout, torch's antialiased bicubic loses the
@@ -61,6 +64,17 @@ def resample(
     else:
         image = F.interpolate(image, size=new, mode=how.mode, align_corners=False, antialias=how.antialias)
     return rearrange(image, "1 d h w -> (h w) d").to(table.dtype)
+
+
+def square(grid: tuple[int, int]) -> tuple[int, int]:
+    """Return the square grid of as many patches. Raises `ValueError` if there is none."""
+    side = math.isqrt(grid[0] * grid[1])
+    if side**2 != grid[0] * grid[1]:
+        raise ValueError(
+            f"the positions are for {grid[0]} x {grid[1]} patches, and transformers resizes them only if their number "
+            f"is a square. Take images of {grid[0]} x {grid[1]} patches, or load the backbone with positions='timm'"
+        )
+    return side, side
 
 
 # ---- what all blocks of a forward ask for -------------------------------------------------------------------------
