@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from heads.names import BUILT_IN
 from heads.records import read_record, write_record
-from vitbackbone import BackboneModule, BackboneSpec, Features, Geometry, fingerprint
+from vitbackbone import BackboneModule, BackboneSpec, Features, Geometry, fingerprint, float32_default
 
 # Of a depth: where four layers are taken from evenly. DINOv2 takes other ones of its 24-block model than a quarter
 # each, and its depth and segmentation heads were trained on them (facebookresearch/dinov2, hub/depthers.py).
@@ -249,6 +249,7 @@ def list_heads() -> list[str]:
     return sorted({*BUILT_IN, *_registered, *_installed()})
 
 
+@float32_default()
 def create_head(name: str, spec: BackboneSpec, **config: Any) -> Any:
     """A head by its name, sized for a backbone, with its options.
 

@@ -78,6 +78,7 @@ ALLOWED: dict[str, set[str]] = {
         "config",
         "convert",
         "decode",
+        "dtypes",
         "estimator",
         "export",
         "extract",
