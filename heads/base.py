@@ -23,7 +23,7 @@ from heads import parallel
 from heads.names import BUILT_IN
 from heads.options import Count, Layers, Size, check, checked, did_you_mean, hints_of, signature_text
 from heads.unread import Wanted, rest
-from vitbackbone import Backbone, BackboneModule, BackboneSpec, Features, Geometry
+from vitbackbone import Backbone, BackboneModule, BackboneSpec, Features, Geometry, float32_default
 
 # The four layers that "even4" takes of a backbone of some depths. DINOv2 takes other ones of its 24-block model than a
 # quarter each, and its depth and segmentation heads were trained on them (facebookresearch/dinov2, hub/depthers.py).
@@ -360,6 +360,7 @@ def list_heads() -> list[str]:
     return sorted({*BUILT_IN, *_registered, *_installed()})
 
 
+@float32_default()
 def create_head(name: str, spec: BackboneSpec, **config: Any) -> Any:
     """A head by its name, sized for a backbone, with its options.
 

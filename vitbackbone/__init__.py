@@ -10,6 +10,7 @@ from vitbackbone.align import align
 from vitbackbone.config import Resampling, Rotary, ViTConfig, vit_config
 from vitbackbone.convert import ConversionError
 from vitbackbone.decode import Photo
+from vitbackbone.dtypes import float32_default
 from vitbackbone.errors import ImageError
 from vitbackbone.export import export_weights, save_pretrained
 from vitbackbone.features import (
@@ -81,6 +82,7 @@ __all__ = [
     "export_weights",
     "extract",
     "fingerprint",
+    "float32_default",
     "list_backbones",
     "load_backbone",
     "load_checkpoint",

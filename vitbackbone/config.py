@@ -13,6 +13,7 @@ Pool = Literal["cls", "prefix", "mean", "map", "neck"]
 Indivisible = Literal["pad", "refuse"]
 Mode = Literal["bicubic", "bilinear"]
 RelativeMode = Literal["spline", "geometric", "bilinear"]
+AsSquare = Literal["never", "elsewhere", "always"]
 Coordinates = Literal["centred", "index"]
 Pairs = Literal["halves", "neighbours"]
 
@@ -33,15 +34,18 @@ class Resampling:
     `offset`: DINO and DINOv2 hand `interpolate` the scale factor (n + offset) / M instead of the size n, which
     shifts every sample point a little (facebookresearch/dinov2, models/vision_transformer.py). 0 means the size.
     `relative`: the same for tables of relative positions, see `position.resample_relative`.
+    `as_square`: when a table of h * w patches is read as one of a square grid of as many, before it is resized: at
+    other sizes than its own, or at all sizes. transformers does so, whatever shape the table was trained for.
     """
 
     mode: Mode = "bicubic"
     antialias: bool = False
     offset: float = 0.0
     relative: RelativeMode = "spline"
+    as_square: AsSquare = "never"
 
     def __post_init__(self) -> None:
-        check_kinds(self, {"mode": Mode, "relative": RelativeMode})
+        check_kinds(self, {"mode": Mode, "relative": RelativeMode, "as_square": AsSquare})
         if self.antialias and self.offset:
             raise ValueError("Resampling: an offset goes with antialias=False; torch accepts no scale factor with it")
 

@@ -212,11 +212,11 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def _is_plain(tensor: Tensor) -> bool:
     kept = tensor.dtype in FLOATS or not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized)
-    return kept and tensor.layout == torch.strided and tensor.device.type != "meta"
+    return kept and tensor.layout == torch.strided
 
 
 def _kind(tensor: Tensor) -> str:
-    return " ".join(str(part).removeprefix("torch.") for part in (tensor.dtype, tensor.layout, tensor.device))
+    return f"{tensor.dtype} {tensor.layout}".replace("torch.", "")
 
 
 def _as_float32(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Axes: `D` width, `d` width of a head, `h w` patch grid, `N` patches.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -81,20 +82,35 @@ def resample(
     """Resize a table (h*w, D) from patch grid `old` to `new`, in float32, by the checkpoint's own policy.
 
     Grids are compared as (h, w): 14 x 14 and 7 x 28 have as many patches and are not the same grid.
+    Raises `ValueError` if the policy reads the table as a square and it is none.
     """
+    if how.as_square == "always":
+        old = square(old)
     if numbers(*new) and old == new:
         return table
-    rows, columns = (
-        resampling_matrix(m, n, how.mode, how.antialias, how.offset, table.device)
-        for m, n in zip(old, new, strict=True)
-    )
-    if how.offset and not numbers(*new):  # which of the two it is, only the traced graph will know
+    read_as = square(old) if how.as_square == "elsewhere" else old
+    result = _resized(table.float(), *_matrices(read_as, new, how, table.device))
+    if not numbers(*new) and (how.offset or read_as != old):  # whether the size is the native one, the graph will know
         native = _count(new[0], table.device).eq(old[0]) & _count(new[1], table.device).eq(old[1])
-        still = (
-            resampling_matrix(m, n, how.mode, how.antialias, 0.0, table.device) for m, n in zip(old, new, strict=True)
+        still = _resized(table.float(), *_matrices(old, new, replace(how, offset=0.0), table.device))
+        result = torch.where(native, still, result)
+    return result.to(table.dtype)
+
+
+def _matrices(old: tuple[int, int], new: tuple[int, int], how: Resampling, device: torch.device) -> list[Tensor]:
+    """The matrix of the rows and the one of the columns."""
+    return [resampling_matrix(m, n, how.mode, how.antialias, how.offset, device) for m, n in zip(old, new, strict=True)]
+
+
+def square(grid: tuple[int, int]) -> tuple[int, int]:
+    """Return the square grid of as many patches. Raises `ValueError` if there is none."""
+    side = math.isqrt(grid[0] * grid[1])
+    if side**2 != grid[0] * grid[1]:
+        raise ValueError(
+            f"the positions are for {grid[0]} x {grid[1]} patches, and transformers resizes them only if their number "
+            f"is a square. Take images of {grid[0]} x {grid[1]} patches, or load the backbone with positions='timm'"
         )
-        rows, columns = (torch.where(native, a, b) for a, b in zip(still, (rows, columns), strict=True))
-    return _resized(table.float(), rows, columns).to(table.dtype)
+    return side, side
 
 
 def _resized(

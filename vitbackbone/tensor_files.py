@@ -93,7 +93,10 @@ def _state_dict(path: Path, state: Any) -> dict[str, Tensor]:
     if not plain or not all(isinstance(key, str) for key in state):
         found = f"the names {SHORT.repr(list(state))}" if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"{path} holds {found}; want a state dict, names to tensors, or one under model or state_dict")
-    for key, tensor in state.items():  # one number may be spread over a large shape
+    for key, tensor in state.items():
+        if tensor.device.type != "cpu":
+            raise ValueError(f"{path} holds {SHORT.repr(key)} without its numbers (on {tensor.device})")
+        # One number may be spread over a large shape
         if tensor.layout == torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes():
             claim = f"the shape {tuple(tensor.shape)} of {SHORT.repr(key)}"
             raise ValueError(f"{path} claims {claim}, for which it has {tensor.untyped_storage().nbytes():,} bytes")

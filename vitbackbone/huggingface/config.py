@@ -4,11 +4,12 @@ A writer stands behind its reader and writes what it can; `export.save_pretraine
 something else comes back.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vitbackbone.config import MlpKind, Resampling, Rotary, ViTConfig
+from vitbackbone.config import AsSquare, MlpKind, Resampling, Rotary, ViTConfig
 from vitbackbone.huggingface.fields import Json
 from vitbackbone.huggingface.processor import (
     CLIP_EVAL,
@@ -49,6 +50,7 @@ def _shared(settings: Network, gated: bool = False) -> dict[str, Any]:
     if not gated and activation not in ACTIVATIONS:
         raise ValueError(f"config.json has hidden_act={activation!r}; want one of {', '.join(ACTIVATIONS)}")
     rows, columns = (side // patch for side in settings.image_size)
+    as_square: AsSquare = "never" if rows == columns else "elsewhere"
     return {
         "image_size": (rows * patch, columns * patch),  # that positions are for: SigLIP's 384 has 27 patches of 14
         "patch_size": patch,
@@ -59,7 +61,7 @@ def _shared(settings: Network, gated: bool = False) -> dict[str, Any]:
         "mlp": "swiglu" if gated else ACTIVATIONS[activation],
         "qkv_bias": "qkv" if settings.qkv_bias else "none",
         "norm_eps": settings.layer_norm_eps,
-        "resampling": PLAIN,
+        "resampling": replace(PLAIN, as_square=as_square),
     }
 
 
@@ -71,9 +73,24 @@ ACTIVATIONS: dict[str, MlpKind] = {
 HIDDEN_ACT = {**{ours: theirs for theirs, ours in ACTIVATIONS.items()}, "swiglu": "silu"}
 
 
+def _always(how: Resampling, image_size: tuple[int, int], patch_size: int) -> Resampling:
+    """How the classes of transformers resample that do so at every size, their own among them. Raises `ValueError` if
+    they cannot."""
+    rows, columns = (side // patch_size for side in image_size)
+    if rows == columns:
+        return how
+    if math.isqrt(rows * columns) ** 2 != rows * columns:
+        raise ValueError(
+            f"config.json has image_size={list(image_size)}, {rows} x {columns} patches. transformers reads these "
+            "positions as a square grid, and runs such a model at no size: want as many patches as a square has"
+        )
+    return replace(how, as_square="always")
+
+
 def _write_shared(config: ViTConfig) -> dict[str, Any]:
+    height, width = config.image_size
     return {
-        "image_size": config.image_size[0],  # a square: transformers resamples no other table of positions
+        "image_size": height if height == width else [height, width],
         "patch_size": config.patch_size,
         "hidden_size": config.dim,
         "num_hidden_layers": config.depth,
@@ -118,6 +135,7 @@ def _dinov2(config: Json) -> ViTConfig:
     shared = _shared(settings, gated)
     width = int(settings.hidden_size * settings.mlp_ratio)
     shared["mlp_dim"] = (int(width * 2 / 3) + 7) // 8 * 8 if gated else width
+    shared["resampling"] = _always(PLAIN, shared["image_size"], shared["patch_size"])
     return ViTConfig(**shared, layer_scale=True)
 
 
@@ -133,7 +151,9 @@ def _write_dinov2(config: ViTConfig) -> dict[str, Any]:
 
 def _dinov2_with_registers(config: Json) -> ViTConfig:
     registers = read_settings(config, Dinov2).num_register_tokens
-    return replace(_dinov2(config), resampling=ANTIALIASED, num_registers=registers)
+    plain = _dinov2(config)
+    how = replace(ANTIALIASED, as_square=plain.resampling.as_square)
+    return replace(plain, resampling=how, num_registers=registers)
 
 
 def _write_dinov2_with_registers(config: ViTConfig) -> dict[str, Any]:
@@ -180,10 +200,12 @@ def _beit(config: Json) -> ViTConfig:
             "config.json has use_relative_position_bias and use_shared_relative_position_bias at once; want one of them"
         )
     pretraining = config.get("architectures") == ["BeitForMaskedImageModeling"]
-    mean = settings.use_mean_pooling
+    mean, absolute, ours = settings.use_mean_pooling, settings.use_absolute_position_embeddings, _shared(settings)
+    if absolute:
+        ours["resampling"] = _always(PLAIN, ours["image_size"], ours["patch_size"])
     return ViTConfig(
-        **{**_shared(settings), "qkv_bias": "qv"},
-        position="learned" if settings.use_absolute_position_embeddings else "none",
+        **{**ours, "qkv_bias": "qv"},
+        position="learned" if absolute else "none",
         relative_position="table" if own or shared else "none",
         layer_scale=settings.layer_scale_init_value > 0,
         final_norm=pretraining or not mean,

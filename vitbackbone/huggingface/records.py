@@ -75,6 +75,16 @@ class Network(Record):
         return self
 
 
+class Square(Network):
+    """A network that transformers builds for square images alone."""
+
+    @model_validator(mode="after")
+    def _is_square(self) -> "Square":
+        if self.image_size[0] != self.image_size[1]:
+            raise ValueError(f"image_size={list(self.image_size)}; transformers builds this model for squares alone")
+        return self
+
+
 class Dinov2(Network):
     """DINOv2, with registers or not."""
 
@@ -98,7 +108,7 @@ class Dinov3(Network):
     mlp_bias: bool = True
     use_gated_mlp: bool = False
     num_register_tokens: Tokens = 0
-    rope_theta: Annotated[float, Field(gt=0, le=1e9)] = 100.0
+    rope_theta: Annotated[float, Field(gt=0)] = 100.0
 
     @model_validator(mode="after")
     def _turns(self) -> "Dinov3":
@@ -130,7 +140,7 @@ class Beit(Network):
     layer_scale_init_value: Annotated[float, Field(ge=0)] = 0.1
 
 
-class Clip(Network):
+class Clip(Square):
     """The vision tower of CLIP."""
 
     patch_size: Pair = (32, 32)
@@ -144,7 +154,7 @@ class Projected(Record):
     projection_dim: Width = 512
 
 
-class Siglip(Network):
+class Siglip(Square):
     """The vision tower of SigLIP."""
 
     hidden_act: str = "gelu_pytorch_tanh"
@@ -152,7 +162,7 @@ class Siglip(Network):
     vision_use_head: bool = True
 
 
-class Sam(Network):
+class Sam(Square):
     """The image encoder of SAM."""
 
     image_size: Pair = (1024, 1024)
@@ -172,6 +182,8 @@ class Sam(Network):
                 f"global_attn_indexes={list(self.global_attn_indexes)}, beyond num_hidden_layers="
                 f"{self.num_hidden_layers}"
             )
+        if self.global_attn_indexes and not self.window_size:
+            raise ValueError(f"window_size=0 with global_attn_indexes={list(self.global_attn_indexes)}")
         return self
 
 
