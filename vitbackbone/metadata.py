@@ -22,9 +22,8 @@ def read_orientation(image: Image.Image, data: bytes) -> int:
         found = image.getexif().get(ORIENTATION)
     except Exception:  # the parsers of Pillow have no error type in common, and metadata is only wanted, not needed
         found = None
-    if not _is_orientation(found):
-        found = _orientation_of_bytes(data)
-    return found if _is_orientation(found) else 1
+    value = found if isinstance(found, int) else _orientation_of_bytes(data)
+    return value if value is not None and 1 <= value <= 8 else 1
 
 
 def without_metadata(data: bytes, kind: str) -> bytes | None:
@@ -37,10 +36,6 @@ def without_metadata(data: bytes, kind: str) -> bytes | None:
     except (struct.error, IndexError):  # cut inside its header
         return None
     return stripped if stripped != data else None
-
-
-def _is_orientation(value: object) -> bool:
-    return isinstance(value, int) and 1 <= value <= 8
 
 
 # ---- orientation --------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def image_format(data: bytes) -> str:
     for name, beginnings in SIGNATURES.items():
         if data.startswith(beginnings):
             return name
-    raise UnknownFormat(f"cannot identify the image: its bytes are of no known format ({', '.join(FORMATS)})")
+    raise UnknownFormat(f"not an image of a known format ({', '.join(FORMATS)}): cannot identify its bytes")
 
 
 def _brands(data: bytes) -> set[bytes]:

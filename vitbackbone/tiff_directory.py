@@ -92,7 +92,7 @@ class _Form(NamedTuple):
         return self.order + ("Q" if self.big else "I")
 
     @property
-    def count(self) -> str:
+    def number(self) -> str:
         return self.order + ("Q" if self.big else "H")
 
     @property
@@ -169,7 +169,7 @@ def first_page(data: bytes) -> bytes:
     entries, _ = _directory(data, form, _first(data, form))
     kept = [entry for entry in entries if _tag(entry, form) in DECIDING]
     padded = data + b"\0" * (len(data) % 2)
-    directory = struct.pack(form.count, len(kept)) + b"".join(kept) + struct.pack(form.pointer, 0)
+    directory = struct.pack(form.number, len(kept)) + b"".join(kept) + struct.pack(form.pointer, 0)
     header = data[: form.first] + struct.pack(form.pointer, len(padded))
     return header + padded[len(header) :] + directory
 
@@ -194,7 +194,7 @@ def _first(data: bytes, form: _Form) -> int:
 
 def _directory(data: bytes, form: _Form, at: int) -> tuple[list[bytes], int]:
     """The entries of a directory, and where the next one lies. It is 0 at the end, and where the file is cut."""
-    count, start = _unpack(form.count, data, at), at + struct.calcsize(form.count)
+    count, start = _unpack(form.number, data, at), at + struct.calcsize(form.number)
     stop = start + count * form.entry
     if stop > len(data):
         raise DamagedImage("the TIFF file is truncated: a directory reaches beyond its end")

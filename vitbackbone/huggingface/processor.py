@@ -122,8 +122,9 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
     ends in "Fast", and one that has no other, gives `resampling="torchvision"`; all others "pillow".
     Raises `ValueError`, naming the key, on a class or a setting that is not known or cannot be followed.
     """
-    name, resampling = _class(processor)
-    kind = PROCESSORS[name] if name else _of_model(default)
+    named, resampling = _class(processor)
+    name = named or _class_of_model(default)
+    kind = PROCESSORS[name] if name else _made_of(default)
     wanted = kind.defaults()
     unknown = [key for key, value in processor.items() if key not in wanted.keys() | NO_EFFECT and _acts(value)]
     if unknown:
@@ -136,8 +137,8 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
         _flag(settings, key)
     if not settings["do_resize"]:
         raise ValueError(f"{FILE} has do_resize=False; only True is supported, as every photo would keep its own size")
-    mode, resized = _resized(name or "", settings)
-    image_size = _cropped(settings, mode, resized, name or "")
+    mode, resized = _resized(name, settings)
+    image_size = _cropped(settings, mode, resized, name)
     _check_padding(settings, mode, image_size)
     mean, std = _normalisation(settings)
     preprocess = Preprocess(
@@ -203,13 +204,14 @@ def _class(processor: Json) -> tuple[str | None, Resampling | None]:
     return name, None
 
 
-def _of_model(default: Preprocess) -> Processor:
-    """The class of a model type; or one that does what `default` says."""
-    named = next(
-        (name for known, name in UNNAMED.items() if replace(known, image_size=default.image_size) == default), ""
-    )
-    if named:
-        return PROCESSORS[named]
+def _class_of_model(default: Preprocess) -> str:
+    """The class that a model type has if its file names none, or "" if `default` is not that of a model type."""
+    sized = {replace(known, image_size=default.image_size): name for known, name in UNNAMED.items()}
+    return sized.get(default, "")
+
+
+def _made_of(default: Preprocess) -> Processor:
+    """A class that does what `default` says."""
     written = write_preprocess(default)
     return Processor(
         written["resample"],
