@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from heads.base import Head, attach
-from vitbackbone import BackboneModule, Features, Geometry
+from vitbackbone import BackboneModule, Features, Geometry, Pooled
 
 MISSING = ("mask", "refuse")
 Batch = tuple[int, ...]  # (B,) or (B, T)
@@ -246,7 +246,7 @@ def _rows(features: Features, indices: Tensor) -> Features:
         registers=features.registers[indices],
         patches=features.patches[indices],
         geometry=replace(features.geometry, sizes=(size,) * len(indices)),
-        own_pooled=None if features.own_pooled is None else features.own_pooled[indices],
+        pool=Pooled(features.pool.vectors[indices]) if isinstance(features.pool, Pooled) else features.pool,
     )
 
 
@@ -259,7 +259,7 @@ def _scatter(features: Features, rows: Bool[Tensor, " n"]) -> Features:
         registers=_spread(features.registers, rows),
         patches=_spread(features.patches, rows),
         geometry=replace(features.geometry, sizes=(size,) * len(rows)),
-        own_pooled=None if features.own_pooled is None else _spread(features.own_pooled, rows),
+        pool=Pooled(_spread(features.pool.vectors, rows)) if isinstance(features.pool, Pooled) else features.pool,
     )
 
 
