@@ -318,9 +318,9 @@ def _replace_cosine_attention(model: Any) -> None:
     """The attention of each block of a Swin V2 by one that is finite in half precision."""
     from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 
-    for block in list(model.modules()):
-        if isinstance(block, SwinTransformerV2Block):
-            block.attn = CosineAttention(block.attn)
+    blocks: list[Any] = [module for module in model.modules() if isinstance(module, SwinTransformerV2Block)]
+    for block in blocks:
+        block.attn = CosineAttention(block.attn)
 
 
 def _replace_windows(model: Any, by_size: bool) -> None:
