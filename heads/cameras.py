@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from heads.base import Head, check_heads
 from heads.options import Size, check
 from heads.unread import Wanted, rest
-from vitbackbone import BackboneModule, Features, Geometry
+from vitbackbone import BackboneModule, Features, Geometry, Pooled
 
 MISSING = ("mask", "refuse")
 Batch = tuple[int, ...]  # (B,) or (B, T)
@@ -273,7 +273,7 @@ def _rows(features: Features, indices: Tensor) -> Features:
         registers=features.registers[indices],
         patches=features.patches[indices],
         geometry=replace(features.geometry, sizes=(size,) * len(indices)),
-        own_pooled=None if features.own_pooled is None else features.own_pooled[indices],
+        pool=Pooled(features.pool.vectors[indices]) if isinstance(features.pool, Pooled) else features.pool,
     )
 
 
@@ -286,7 +286,7 @@ def _scatter(features: Features, rows: Bool[Tensor, " n"]) -> Features:
         registers=_spread(features.registers, rows),
         patches=_spread(features.patches, rows),
         geometry=replace(features.geometry, sizes=(size,) * len(rows)),
-        own_pooled=None if features.own_pooled is None else _spread(features.own_pooled, rows),
+        pool=Pooled(_spread(features.pool.vectors, rows)) if isinstance(features.pool, Pooled) else features.pool,
     )
 
 

@@ -7,9 +7,11 @@ import timm
 import torch
 from torch import Tensor
 
+from heads import Head, Needs, create_head
+from heads.cameras import CameraEncoder
 from tests.helpers import randomise, relative_error
-from tests.timm_networks import TOLERANCE, images
-from vitbackbone import BackboneModule, load_backbone
+from tests.timm_networks import BACKBONES, TOLERANCE, images
+from vitbackbone import BackboneModule, BackboneSpec, Features, load_backbone
 
 # One architecture of each module of timm, among the smallest. Where a module has several heads, one of each.
 ARCHITECTURES = """
@@ -56,6 +58,7 @@ metaformer: poolformer_s12, caformer_s18
 mlp_mixer: gmlp_ti16_224
 mobilenetv3: lcnet_035, mobilenetv3_small_050, mobilenetv4_conv_small_035
 mobilevit: mobilevit_xxs, mobilevitv2_050
+mvitv2: mvitv2_tiny
 nest: nest_tiny
 nextvit: nextvit_small
 nfnet: nf_regnet_b0
@@ -96,7 +99,7 @@ MODULES = {
 }
 # Nothing of these modules is small enough for each run of the tests.
 LARGE = ("deepseek_vit", "gemma4_vit", "mobilenetv5", "nasnet", "pnasnet", "qwen3_vit", "vgg", "vision_transformer_sam")
-LARGE += ("vitamin",)
+LARGE += ("naflexvit", "vitamin")
 CLS, BORDER = "does not hand out the CLS token", "its layers cut away the border of the image"
 REFUSED = {
     "cait_xxs24_224": CLS,
@@ -112,6 +115,16 @@ REFUSED = {
 }
 
 
+class PooledTokens(Head):
+    """The pooled vector as it is."""
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__(spec, Needs("last", norm=spec.has_norm))
+
+    def forward(self, features: Features) -> Tensor:
+        return features.pooled
+
+
 def module_of(architecture: str) -> str:
     return timm.models.model_entrypoint(architecture).__module__.rpartition(".")[2]
 
@@ -119,6 +132,12 @@ def module_of(architecture: str) -> str:
 def loaded(name: str) -> BackboneModule:
     with torch.inference_mode(False):
         return randomise(load_backbone(f"timm:{name}", weights="random"))
+
+
+def size_of(backbone: BackboneModule) -> tuple[int, int]:
+    """The network's own size, or a smaller one for a network that takes any size and has a large one."""
+    native = backbone.spec.image_size
+    return native if max(native) < 400 or backbone.sizes is None else backbone.sizes.padded((128, 128))
 
 
 def timms(backbone: BackboneModule, x: Tensor) -> Tensor:
@@ -141,7 +160,7 @@ def test_each_module_of_timm_is_here() -> None:
 @pytest.mark.parametrize("name", [name for names in MODULES.values() for name in names])
 def test_pooled_is_what_timms_classifier_reads(name: str) -> None:
     backbone = loaded(name)
-    x = images(2, 3, *backbone.spec.image_size)
+    x = images(2, 3, *size_of(backbone))
     features, want = backbone(x), timms(backbone, x)
     last = {"indices": [backbone.spec.depth - 1], "norm": backbone.spec.has_norm, "intermediates_only": True}
     assert relative_error(features.patches, backbone.model.forward_intermediates(x, **last)[0]) < TOLERANCE
@@ -152,6 +171,37 @@ def test_pooled_is_what_timms_classifier_reads(name: str) -> None:
     assert relative_error(backbone([x[1], x[0]]).pooled, want.flip(0)) < TOLERANCE
     (prefix,) = backbone.forward_prefix(x, [-1], norm=backbone.spec.has_norm)
     assert relative_error(prefix.pooled, want) < TOLERANCE
+
+
+def test_images_of_several_sizes_and_cameras_keep_their_own_vector() -> None:
+    """A network whose vector is wider than its last map, through all that takes a batch apart."""
+    backbone = loaded("lcnet_035")
+    batch = [images(3, 64, 64), images(3, 50, 81, seed=1), images(3, 64, 64, seed=2)]
+    want = torch.cat([timms(backbone, image[None]) for image in batch])
+    mixed = backbone(batch)
+    assert relative_error(mixed.pooled, want) < TOLERANCE
+    assert all(relative_error(mixed.image(i).pooled, want[[i]]) < TOLERANCE for i in range(3))
+    head = create_head("mlp", backbone.spec, num_classes=2)
+    encoder = CameraEncoder({"front": (64, 64)}, backbone, PooledTokens(backbone.spec)).eval()
+    present = {"front": torch.tensor([True, False, True])}
+    front = torch.stack([batch[0], torch.zeros(3, 64, 64), batch[2]])
+    features = encoder.features({"front": front}, present)
+    (found,) = features.features["front"]
+    assert relative_error(found.pooled, want * torch.tensor([[1.0], [0.0], [1.0]])) < TOLERANCE
+    (found,) = features[torch.tensor([2, 0])].features["front"]
+    assert relative_error(found.pooled, want[[2, 0]]) < TOLERANCE
+    assert head(backbone(batch)).shape == (3, 2)
+
+
+def test_pooled_of_other_layers_is_cls_or_the_mean_of_the_patches() -> None:
+    for name, backbone in BACKBONES.items():
+        spec = backbone.spec
+        layers = backbone.forward_layers(images(2, 3, 64, 96), range(spec.depth), norm=False)
+        for layer, features in enumerate(layers):
+            if layer < spec.depth - 1 or spec.has_norm:
+                want = features.patches.mean(dim=(2, 3)) if features.cls is None else features.cls
+                assert relative_error(features.pooled, want) < TOLERANCE, name
+            assert features.pooled.shape[1] == spec.pooled_dims[layer]
 
 
 @pytest.mark.parametrize(("name", "why"), REFUSED.items())

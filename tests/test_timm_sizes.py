@@ -5,8 +5,14 @@ from collections.abc import Callable
 
 import pytest
 import timm
+import torch
+from torch.nn import functional as F
 
-from vitbackbone.timm_sizes import Sizes, find_sizes
+from tests.helpers import randomise, relative_error
+from tests.timm_networks import TOLERANCE, images
+from vitbackbone import load_backbone
+from vitbackbone.timm_names import FAMILIES, Family
+from vitbackbone.timm_sizes import Sizes, find_sizes, sizes_of
 
 Layer = Callable[[int], int]
 

@@ -156,6 +156,16 @@ def pool_cls_or_mean(features: "Features") -> Float[Tensor, "B D"]:
     return (pool_mean if features.cls is None else pool_cls)(features)
 
 
+@dataclass(frozen=True, eq=False)
+class Pooled:
+    """A pooling that was done already."""
+
+    vectors: Float[Tensor, "B P"]
+
+    def __call__(self, features: "Features") -> Float[Tensor, "B P"]:
+        return self.vectors
+
+
 class _Shapes:
     """A record whose `repr` shows the shapes of its tensors, not their numbers."""
 
@@ -181,8 +191,6 @@ class Features(_Shapes):
     geometry: Geometry
     # The checkpoint's own pooling.
     pool: Callable[["Features"], Float[Tensor, "B P"]] = field(default=pool_cls_or_mean, repr=False)
-    # The pooled vectors where the network computed them itself. None: `pool` computes them from the tokens.
-    own_pooled: Float[Tensor, "B P"] | None = field(default=None, repr=False)
 
     @property
     def tokens(self) -> Float[Tensor, "B N D"]:
@@ -197,13 +205,11 @@ class Features(_Shapes):
     @property
     def pooled(self) -> Float[Tensor, "B P"]:
         """One vector an image, by the checkpoint's own pooling. `BackboneSpec.pooled_dims` holds P of each layer."""
-        if self.own_pooled is not None:
-            return self.own_pooled
         # What was made in inference mode stays there, wherever it is pooled: autograd cannot save it.
         with torch.inference_mode() if self.patches.is_inference() else nullcontext():
             if one_value(self.geometry.grids):
                 return self.pool(self)
-            return torch.cat([self.pool(self.image(i)) for i in range(len(self.patches))])
+            return torch.cat([self.image(i).pooled for i in range(len(self.patches))])
 
     def image(self, index: int) -> "Features":
         """One image of the batch alone, (1, …), its map cut to its own grid."""
@@ -211,14 +217,9 @@ class Features(_Shapes):
         one = slice(index, index + 1)
         geometry = self.geometry.image(index)
         h, w = geometry.grid
-        return replace(
-            self,
-            cls=None if self.cls is None else self.cls[one],
-            registers=self.registers[one],
-            patches=self.patches[one, :, :h, :w],
-            geometry=geometry,
-            own_pooled=None if self.own_pooled is None else self.own_pooled[one],
-        )
+        cls = None if self.cls is None else self.cls[one]
+        pool = Pooled(self.pool.vectors[one]) if isinstance(self.pool, Pooled) else self.pool
+        return Features(cls, self.registers[one], self.patches[one, :, :h, :w], geometry, pool)
 
     @property
     def valid(self) -> Bool[Tensor, "B h w"]:
@@ -256,9 +257,9 @@ def stack(alone: Sequence[Features]) -> Features:
     h, w = geometry.grid
     patches = torch.cat([F.pad(f.patches, (0, w - f.grid[1], 0, h - f.grid[0])) for f in alone])
     cls = None if first.cls is None else torch.cat([pool_cls(f) for f in alone])
-    pooled = [f.own_pooled for f in alone if f.own_pooled is not None]
-    own_pooled = torch.cat(pooled) if len(pooled) == len(alone) else None
-    return Features(cls, torch.cat([f.registers for f in alone]), patches, geometry, first.pool, own_pooled)
+    done = [f.pool.vectors for f in alone if isinstance(f.pool, Pooled)]
+    pool = Pooled(torch.cat(done)) if done else first.pool
+    return Features(cls, torch.cat([f.registers for f in alone]), patches, geometry, pool)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -427,7 +428,7 @@ class Asked:
         if isinstance(result, Features) and self.part == "prefix":
             return Prefix.of(result)
         if isinstance(result, Features) and torch.compiler.is_exporting():
-            return replace(result, own_pooled=result.pooled)  # a graph holds no function to call later
+            return replace(result, pool=Pooled(result.pooled))  # a graph holds no function to call later
         return result
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch.utils import _pytree as pytree
 
-from vitbackbone.features import Attention, Features, Geometry, Prefix, pool_cls, pool_cls_or_mean, pool_mean
+from vitbackbone.features import Attention, Features, Geometry, Pooled, Prefix, pool_cls, pool_cls_or_mean, pool_mean
 from vitbackbone.repeated import Repeated
 
 Parts = tuple[list[Any], Any]
@@ -36,13 +36,14 @@ def _join_geometry(leaves: Sequence[Any], context: Any) -> Geometry:
 
 
 def _split_features(features: Features) -> Parts:
-    pool = None if features.own_pooled is not None else features.pool
-    return [features.cls, features.registers, features.patches, features.own_pooled, features.geometry], pool
+    pooled = features.pool.vectors if isinstance(features.pool, Pooled) else None
+    pool = None if pooled is not None else features.pool
+    return [features.cls, features.registers, features.patches, pooled, features.geometry], pool
 
 
 def _join_features(leaves: Sequence[Any], pool: Any) -> Features:
     cls, registers, patches, pooled, geometry = leaves
-    return Features(cls, registers, patches, geometry, pool or pool_cls_or_mean, pooled)
+    return Features(cls, registers, patches, geometry, Pooled(pooled) if pool is None else pool)
 
 
 def _dump_geometry(context: Any) -> Any:

@@ -28,6 +28,7 @@ from vitbackbone.features import (
     Features,
     Geometry,
     Images,
+    Pooled,
     Wanted,
     check_images,
     one_by_one,
@@ -112,18 +113,20 @@ class TimmBackbone(BackboneModule):
         self.num_prefix = int(getattr(model, "num_prefix_tokens", 0))
         self.has_cls = self.num_prefix > 0 and getattr(model, "cls_token", None) is not None
         handed_out = "return_prefix_tokens" in signature(model.forward_intermediates).parameters
-        self.pools_cls = getattr(model, "global_pool", "") == "token"
-        if (self.num_prefix and not handed_out) or (self.pools_cls and not self.has_cls):
+        by_token = getattr(model, "global_pool", "") == "token"  # or by attention, in a network without such a token
+        self.pools_cls = by_token and self.has_cls
+        holds_cls = any("cls_token" in name for name, _ in model.named_parameters(recurse=False))
+        if (self.num_prefix and not handed_out) or (by_token and holds_cls and not self.has_cls):
             raise ValueError(f"timm does not hand out the CLS token of {config.architecture}, which classifies from it")
         self.dims = tuple(int(level["num_chs"]) for level in levels)
         self.strides = tuple(int(level["reduction"]) for level in levels)
         self.model: Any = model
         heads = [m.num_heads for m in model.modules() if isinstance(getattr(m, "num_heads", None), int)]
-        shapes = _without_weights(config) or model
+        shapes = (_without_weights(config) or model).eval()
         self.sizes = (
             Sizes(config.size_multiple)
             if config.any_size and config.size_multiple is not None
-            else sizes_of(shapes.eval(), config.architecture, config.image_size, config.any_size)
+            else sizes_of(shapes, config.architecture, config.image_size, config.any_size)
         )
         self.own_pooled_dim = pooled_width(shapes, config.image_size)
         model.train()
@@ -163,7 +166,7 @@ class TimmBackbone(BackboneModule):
                 outputs[layer, norm] = self._unpack(*parts, layer, images, padded)
             if final is not None:
                 last = layers[-1], norm
-                outputs[last] = replace(outputs[last], own_pooled=self._pool(final, outputs[last].grid, padded))
+                outputs[last] = replace(outputs[last], pool=Pooled(self._pool(final, outputs[last].grid, padded)))
         return outputs
 
     def _maps(self, images: Images, asked: Asked) -> Mapping[Wanted, Attention]:
@@ -322,9 +325,9 @@ def _replace_cosine_attention(model: Any) -> None:
     """The attention of each block of a Swin V2 by one that is finite in half precision."""
     from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 
-    for block in list(model.modules()):
-        if isinstance(block, SwinTransformerV2Block):
-            block.attn = CosineAttention(block.attn)
+    blocks: list[Any] = [module for module in model.modules() if isinstance(module, SwinTransformerV2Block)]
+    for block in blocks:
+        block.attn = CosineAttention(block.attn)
 
 
 def _replace_windows(model: Any, by_size: bool) -> None:

@@ -90,6 +90,18 @@ class CosineAttention(nn.Module):
     as each key of a window's padding, rounds to 0, and timm divides by it.
     """
 
+    qkv: nn.Linear
+    q_bias: Tensor | None
+    k_bias: Tensor
+    v_bias: Tensor | None
+    logit_scale: Tensor
+    cpb_mlp: nn.Module
+    relative_coords_table: Tensor
+    relative_position_index: Tensor
+    attn_drop: nn.Module
+    proj: nn.Module
+    proj_drop: nn.Module
+
     def __init__(self, attention: Any) -> None:
         super().__init__()
         self.num_heads: int = attention.num_heads
@@ -117,7 +129,7 @@ class CosineAttention(nn.Module):
 
     def _project(self, x: Float[Tensor, "M N D"]) -> Float[Tensor, "M N D3"]:
         """Queries, keys and values. Keys have no bias."""
-        if self.q_bias is None:
+        if self.q_bias is None or self.v_bias is None:
             return self.qkv(x)
         bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
         return self.qkv(x) + bias if self.qkv_bias_separate else F.linear(x, self.qkv.weight, bias)
