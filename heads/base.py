@@ -314,9 +314,10 @@ def freeze(backbone: B) -> B:
 
     Raises `ValueError` on anything but a backbone: of a whole model, freeze its `backbone`.
     """
-    if not isinstance(backbone, BackboneModule):
-        kind = f"{type(backbone).__module__}.{type(backbone).__qualname__}"
-        inner = getattr(backbone, "backbone", None)
+    given: object = backbone
+    if not isinstance(given, BackboneModule):
+        kind = f"{type(given).__module__}.{type(given).__qualname__}"
+        inner = getattr(given, "backbone", None)
         remedy = "freeze(model.backbone)" if isinstance(inner, BackboneModule) else "what load_backbone returns"
         raise ValueError(
             f"freeze was given a {kind}, which a later .train() would undo; want a backbone alone: {remedy}"
