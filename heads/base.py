@@ -173,13 +173,18 @@ class Attached(nn.Module):
         """
         if targets is not None:
             self._check_targets(targets)
+        if torch.compiler.is_compiling():
+            return self._run(images, targets)
         with parallel.together(self, _sizes(images)):
-            given = self.features(images)
-            if targets is None:
-                return {name: self.heads[name](*each) for name, each in given.items()}
-            for head in self.heads.values():
-                parallel.as_fsdp_forward(head, "loss")
-            return {name: cast(Head, self.heads[name]).loss(targets[name], *each) for name, each in given.items()}
+            return self._run(images, targets)
+
+    def _run(self, images: Tensor | list[Tensor], targets: Mapping[str, Any] | None) -> dict[str, Any]:
+        given = self.features(images)
+        if targets is None:
+            return {name: self.heads[name](*each) for name, each in given.items()}
+        for head in self.heads.values():
+            parallel.as_fsdp_forward(head, "loss")
+        return {name: cast(Head, self.heads[name]).loss(targets[name], *each) for name, each in given.items()}
 
     def loss(self, images: Tensor | list[Tensor], targets: Mapping[str, Any]) -> dict[str, Tensor]:
         """The loss of each head by its name: `self(images, targets)`, which DDP's wrapper is called with."""
