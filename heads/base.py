@@ -173,13 +173,18 @@ class Attached(nn.Module):
         """
         if targets is not None:
             self._check_targets(targets)
+        if torch.compiler.is_compiling():
+            return self._run(images, targets)
         with parallel.together(self, _sizes(images)):
-            given = self.features(images)
-            if targets is None:
-                return {name: self.heads[name](*each) for name, each in given.items()}
-            for head in self.heads.values():
-                parallel.as_fsdp_forward(head, "loss")
-            return {name: cast(Head, self.heads[name]).loss(targets[name], *each) for name, each in given.items()}
+            return self._run(images, targets)
+
+    def _run(self, images: Tensor | list[Tensor], targets: Mapping[str, Any] | None) -> dict[str, Any]:
+        given = self.features(images)
+        if targets is None:
+            return {name: self.heads[name](*each) for name, each in given.items()}
+        for head in self.heads.values():
+            parallel.as_fsdp_forward(head, "loss")
+        return {name: cast(Head, self.heads[name]).loss(targets[name], *each) for name, each in given.items()}
 
     def loss(self, images: Tensor | list[Tensor], targets: Mapping[str, Any]) -> dict[str, Tensor]:
         """The loss of each head by its name: `self(images, targets)`, which DDP's wrapper is called with."""
@@ -314,9 +319,10 @@ def freeze(backbone: B) -> B:
 
     Raises `ValueError` on anything but a backbone: of a whole model, freeze its `backbone`.
     """
-    if not isinstance(backbone, BackboneModule):
-        kind = f"{type(backbone).__module__}.{type(backbone).__qualname__}"
-        inner = getattr(backbone, "backbone", None)
+    given: object = backbone
+    if not isinstance(given, BackboneModule):
+        kind = f"{type(given).__module__}.{type(given).__qualname__}"
+        inner = getattr(given, "backbone", None)
         remedy = "freeze(model.backbone)" if isinstance(inner, BackboneModule) else "what load_backbone returns"
         raise ValueError(
             f"freeze was given a {kind}, which a later .train() would undo; want a backbone alone: {remedy}"

@@ -137,7 +137,7 @@ def checkpoint_head(checkpoint: Checkpoint) -> Classifier:
     spec, weights = checkpoint.backbone.spec, checkpoint.head
     if "head_concat.weight" in weights:
         weight = weights["head_concat.weight"]
-        layers = "last4" if weight.shape[1:] == (5 * spec.dim,) else "last"
+        layers: Layers = "last4" if weight.shape[1:] == (5 * spec.dim,) else "last"
         return _filled(ConcatHead(spec, len(weight), layers), checkpoint, {"linear": "head_concat"})
     if "head.weight" not in weights:
         raise ValueError(f"{spec.name} comes without a classifier; one that has one is hf:google/vit-base-patch16-224")

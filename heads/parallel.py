@@ -102,7 +102,8 @@ def as_fsdp_forward(module: nn.Module, method: str) -> None:
 
 
 def is_together() -> bool:
-    return _together.get() is not None
+    """Whether `total` sums over processes here."""
+    return not torch.compiler.is_compiling() and _together.get() is not None
 
 
 class _Total(torch.autograd.Function):
@@ -121,8 +122,7 @@ class _Total(torch.autograd.Function):
 def total(x: Tensor) -> Tensor:
     """The sum of `x` over the processes that train together; `x` itself outside such a forward. Every process must
     call it equally often."""
-    group = _together.get()
-    return x if group is None else cast(Tensor, _Total.apply(x, group))
+    return cast(Tensor, _Total.apply(x, _together.get())) if is_together() else x
 
 
 def tie(output: Tensor, module: nn.Module) -> Tensor:

@@ -20,7 +20,7 @@ Wanted = tuple[int, bool]  # a layer, 0-based, and whether the final norm is app
 class Reader(Protocol):
     """Heads on a backbone."""
 
-    used: Set[Wanted]
+    used: frozenset[Wanted]
     pooled: bool  # whether `features.pooled` is read
 
 

@@ -80,9 +80,8 @@ class UPerNet(Segmenter):
 
     def loss(self, targets: Tensor, *features: Features, ignore_index: int | None = None) -> Tensor:
         given = self.ignore_index if ignore_index is None else ignore_index
-        auxiliary = self.auxiliary.loss(
-            targets, features[2], ignore_index=given
-        )  # first: FSDP may free it after `self`
+        # Before the call of `self`, after which FSDP may have freed it.
+        auxiliary = self.auxiliary.loss(targets, features[2], ignore_index=given)
         return super().loss(targets, *features, ignore_index=given) + AUXILIARY_WEIGHT * auxiliary
 
 
