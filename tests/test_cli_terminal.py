@@ -179,7 +179,7 @@ def test_results_are_json_for_other_programs(store: Path, capsys: pytest.Capture
     assert (info["resolution"], info["grid"], info["tokens"]) == ([64, 32], [16, 8], 129)
     assert info["parameters"] == nano["parameters"]
     assert info["flops"] == info["embed"] + info["linear"] + info["attention"]
-    assert [step["step"] for step in result("info", "nano", "--trace")][0] == "image"
+    assert next(step["step"] for step in result("info", "nano", "--trace")) == "image"
     assert result("verify", str(store)) == {"store": str(store), "shards": 1, "images": 4, "problems": []}
 
 

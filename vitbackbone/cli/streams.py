@@ -68,7 +68,7 @@ def guarded_streams() -> Iterator[None]:
     for stream in before:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale may lack characters that are to be printed
-    sys.stdout, sys.stderr = _Results(before[0]), _Notes(before[1])  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Results(before[0]), _Notes(before[1])
     try:
         yield
     finally:
