@@ -88,6 +88,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "__main__": {"cli"},
     "cli": {
+        "vitbackbone",  # its version
         "cli",
         "demo",
         "describe",

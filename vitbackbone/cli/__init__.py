@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from vitbackbone.cli.arguments import parser
 from vitbackbone.cli.errors import expected, keep_traceback, sentence
-from vitbackbone.cli.places import check_heads, check_places
+from vitbackbone.cli.places import check_device_name, check_heads, check_places
 from vitbackbone.cli.streams import ReaderGone, guarded_streams
 from vitbackbone.cli.text import printable
 from vitbackbone.startup import started
@@ -48,6 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         with _log_on_stderr(arguments):
             check_places(arguments)
+            check_device_name(arguments)
             check_heads()
             code: int = arguments.run(arguments)
             sys.stdout.flush()
