@@ -118,6 +118,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "__main__": {"cli"},
     "cli": {
+        "vitbackbone",  # its version
         "cli",
         "decode",
         "demo",

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from vitbackbone.cli.arguments import parser
 from vitbackbone.cli.errors import expected, keep_traceback, sentence
 from vitbackbone.cli.own_heads import own_heads
-from vitbackbone.cli.places import check_places
+from vitbackbone.cli.places import check_device_name, check_places
 from vitbackbone.cli.streams import ReaderGone, guarded_streams
 from vitbackbone.cli.text import printable
 from vitbackbone.startup import started
@@ -49,6 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         with _log_on_stderr(arguments), own_heads():
             check_places(arguments)
+            check_device_name(arguments)
             code: int = arguments.run(arguments)
             sys.stdout.flush()
             return code

@@ -10,7 +10,7 @@ from vitbackbone.cli.extraction import run_export, run_extract, run_verify
 from vitbackbone.cli.looking import list_models, print_info, run_demo, show_pictures
 from vitbackbone.cli.model import STRONGER
 from vitbackbone.cli.output import add_json
-from vitbackbone.cli.places import out_folder
+from vitbackbone.cli.places import DEVICES, out_folder
 from vitbackbone.cli.probing import predict, probe
 from vitbackbone.cli.usage import Parser
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from vitbackbone.extract.part import Part
 
 IMAGES = "files, and folders, quoted globs, lists and archives as for `extract`"
-DEVICES = "cpu, cuda, cuda:1 or mps"
 Run = Callable[[argparse.Namespace], int]
 Command = Callable[..., Parser]  # name, what runs it, what it does, examples
 
@@ -97,7 +96,7 @@ def _add_extraction(command: Command) -> None:
     group.add_argument("--batch-size", type=int, default=32, metavar="N", help="images to a forward")
     text = "processes that read images; 0 reads in this one"
     group.add_argument("--workers", type=int, default=0, metavar="N", help=text)
-    group.add_argument("--device", type=_device, default="cpu", help=f"such as {DEVICES}")
+    group.add_argument("--device", default="cpu", help=f"such as {DEVICES}")
     text = "do slice I of N, from 0, beside others that do the rest, such as $SLURM_ARRAY_TASK_ID/8"
     group.add_argument("--shard", type=_part, default="0/1", metavar="I/N", help=text)
     group.add_argument("--retry-failed", action="store_true", help="try those again that could not be read")
@@ -186,7 +185,7 @@ def _add_probing(command: Command) -> None:
     p.add_argument("--top", type=int, default=5, metavar="N", help="how many classes to print of each image")
     _max_pixels(p)
     add_json(p)
-    p.add_argument("--device", type=_device, default="cpu", help=f"such as {DEVICES}")
+    p.add_argument("--device", default="cpu", help=f"such as {DEVICES}")
 
 
 def _add_looking(command: Command) -> None:
@@ -251,13 +250,6 @@ def _pixels(text: str) -> int | tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{text!r}; want a side such as 224, or HEIGHTxWIDTH such as 160x352")
     height, width = sides.groups()
     return (int(height), int(width)) if width else int(height)
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"[a-z]+(:\d+)?", text) or text.startswith("gpu"):
-        meant = f"; did you mean {text.replace('gpu', 'cuda')}" * text.startswith("gpu")
-        raise argparse.ArgumentTypeError(f"device={text!r}; want a device of PyTorch: {DEVICES}{meant}")
-    return text
 
 
 def _part(text: str) -> "Part":

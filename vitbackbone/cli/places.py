@@ -9,6 +9,7 @@ from vitbackbone.cli.text import escaped
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # also what Path makes of `s3://bucket`
 OF_A_CLUSTER = "ray_address"
+DEVICES = "cpu, cuda, cuda:1 or mps"
 MODELS = ("model", "name")
 
 
@@ -31,6 +32,14 @@ def check_places(arguments: argparse.Namespace) -> None:
         if ADDRESS.match(text) and name != OF_A_CLUSTER:
             what = "hf:OWNER/REPO names a Hugging Face model" if name in MODELS else "download or mount it first"
             raise ValueError(f"{escaped(text)} is an address; only files of this machine are read and written: {what}")
+
+
+def check_device_name(arguments: argparse.Namespace) -> None:
+    """Refuse a device whose name PyTorch does not have, before anything is loaded."""
+    name = getattr(arguments, "device", None) or "cpu"
+    meant = f"; did you mean {name.replace('gpu', 'cuda')}?" if name.startswith("gpu") else ""
+    if meant or not re.fullmatch(r"[a-z]+(:\d+)?", name):
+        raise ValueError(f"device={name!r} is no device of PyTorch; want {DEVICES}{meant}")
 
 
 def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
