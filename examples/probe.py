@@ -4,8 +4,8 @@
     python examples/probe.py photos --backbone vit_small_patch14_dinov2.lvd142m --out features
 
 `LinearProbe` and `KnnProbe` see CLS, or the mean of the patches where there is no CLS; `AttentiveProbe` sees every
-patch. Each is fitted on four fifths of every class and measured on the rest; copies of a photo stay on one side. Features are stored in OUT, and read from
-there the next time.
+patch. Each is fitted on four fifths of every class and measured on the rest; copies of a photo stay on one side.
+Features are stored in OUT, and read from there the next time.
 """
 
 import argparse

@@ -125,7 +125,7 @@ def _add_extraction(command: Command) -> None:
     p = command(
         "export",
         run_export,
-        "Write a store as other programs read it: .npy as clip-retrieval has it, parquet for pandas and polars, or csv.",
+        "Write a store for other programs: .npy as clip-retrieval has it, parquet for pandas and polars, or csv.",
         "vitbackbone export features/ --format npy",
         "vitbackbone export features/ --format parquet --out table/",
     )
