@@ -94,7 +94,9 @@ def summary(rows: list[forward.Row]) -> str:
 
 
 def draw(rows: list[forward.Row], found: list[sizes.Size], path: Path) -> None:
-    figure, (bars, lines) = plt.subplots(1, 2, figsize=(13, 4.6), width_ratios=(2, 1), layout="constrained")
+    figure, (bars, lines, memory) = plt.subplots(
+        1, 3, figsize=(15, 4.6), width_ratios=(2.4, 1, 1), layout="constrained"
+    )
     names = [name for name in [*forward.PEERS, "ours"] if any((name, "fp32") in row.seconds for row in rows)]
     width = 0.8 / len(names)
     for i, name in enumerate(names):
@@ -109,15 +111,19 @@ def draw(rows: list[forward.Row], found: list[sizes.Size], path: Path) -> None:
     bars.axhline(1, color="black", linewidth=0.6)
     bars.legend(fontsize=8, ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     patches = [size.patches for size in found]
-    lines.loglog(patches, [size.theirs for size in found], "o-", color=plt.cm.Blues(0.6), label="timm, s")
-    lines.loglog(patches, [size.seconds for size in found], "o-", color="#d1495b", label="ours, s")
-    memory = lines.twinx()
-    memory.loglog(patches, [size.memory for size in found], "s--", color="#2e4057", label="ours, MiB")
-    memory.set_ylabel("MiB")
-    lines.set_xlabel("patches of one image, ViT-S/16")
-    lines.set_ylabel("s")
-    handles = [line for axes in (lines, memory) for line in axes.get_lines()]
-    lines.legend(handles=handles, fontsize=8)
+    lines.loglog(patches, [size.theirs for size in found], "o-", color=plt.cm.Blues(0.6), label="timm")
+    lines.loglog(patches, [size.seconds for size in found], "o-", color="#d1495b", label="ours")
+    lines.set_ylabel("seconds for one image")
+    lines.legend(fontsize=8)
+    # From 0 on a linear axis: a small network may take no memory that can be measured, which a logarithm cannot show.
+    memory.semilogx(patches, [size.memory for size in found], "o-", color="#d1495b", label="ours", clip_on=False)
+    memory.set_ylim(0, 1.1 * max(1, *(size.memory for size in found)))
+    memory.set_ylabel("MiB beside the weights")
+    for axes, title in ((bars, ""), (lines, "Time"), (memory, "Memory")):
+        axes.set_title(title, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in (lines, memory):
+        axes.set_xlabel("patches of one image, ViT-S/16")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from scenes import FAR, Array, scenes
+from figures import colour_bar, image, panels, save
+from scenes import FAR, scenes
 from torch import Tensor
 from training import Settings, fit, head_groups
 
 from heads import attach, create_head, depth_metrics, freeze, save_head, scale_invariant_loss
 from vitbackbone import load_backbone
 
+COLOURS = "viridis_r"  # near is bright
 HELD_OUT = 10**9  # number of the first scene to measure on
 HEADS = {
     "linear_depth": {"layers": "even4", "min_depth": 0.5, "max_depth": FAR},
@@ -28,17 +29,16 @@ HEADS = {
 }
 
 
-def picture(images: Tensor, true: Tensor, predicted: Tensor) -> Image.Image:
-    """A row for each scene: image, true depth, predicted depth; near is red, and what is not known is black."""
-    from matplotlib import colormaps
-
-    def coloured(depth: Tensor) -> Array:
-        return colormaps["turbo_r"](depth[:, 0].numpy() / FAR)[..., :3] * (true[:, 0, ..., None] > 0).numpy()
-
-    columns = [images.permute(0, 2, 3, 1).numpy(), coloured(true), coloured(predicted)]
-    rows = np.concatenate([np.concatenate(list(column)) for column in columns], axis=1)
-    whole = Image.fromarray((rows * 255).astype(np.uint8))
-    return whole.resize((whole.width * 3, whole.height * 3), Image.Resampling.NEAREST)
+def picture(images: Tensor, true: Tensor, predicted: Tensor, path: Path) -> None:
+    """Write a row for each scene: image, true depth, predicted depth on one scale; where none is known it is grey."""
+    figure, axes = panels(len(images), 3, ["Image", "True depth", "Predicted depth"])
+    norm = colour_bar(figure, axes[:, 1:], COLOURS, 0, FAR, "depth along the optical axis, in units of the scene")
+    for (left, *maps), pixels, depth, guess in zip(axes, images, true[:, 0], predicted[:, 0], strict=True):
+        image(left, pixels.permute(1, 2, 0).clip(0, 1).numpy())
+        for axis, values in zip(maps, (depth, guess), strict=True):
+            image(axis, np.full((*depth.shape, 3), 0.8))
+            image(axis, np.ma.masked_where(depth.numpy() == 0, values.numpy()), cmap=COLOURS, norm=norm)
+    save(figure, path)
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def main() -> None:
     }
     for name, found in rows.items():
         print(f"{name:<18}  {found}")
-    picture(images[:6], depth[:6], predicted[:6]).save(args.out / "depth.png")
+    picture(images[:6], depth[:6], predicted[:6], args.out / "depth.png")
     print(f"wrote {args.out / 'depth.png'}")
 
 

@@ -5,7 +5,7 @@
 
 Every scene is a piece of a photo with circles, squares and triangles in it, whose boxes are known exactly. The right
 third of every photo is kept aside: AP50 is measured on scenes of these, and OUT/found.png shows some, with what was
-drawn in green and what was found in red.
+drawn in white and what was found in the colour of its score.
 """
 
 import argparse
@@ -16,15 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from figures import colour_bar, image, panels, save
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import resize, to_image
-from torchvision.utils import draw_bounding_boxes, make_grid, save_image
+from torchvision.transforms.v2.functional import to_image
 from training import Settings, backbone_groups, fit, head_groups
 
 from heads import as_torchvision, create_head
@@ -35,7 +37,8 @@ SIZE = 64  # pixels a side of a scene
 HELD_OUT_SCENES = 200
 BATCH_SIZE = 8
 VISIBLE = 50  # of 255: how much the colour of a shape differs from what is behind it
-ENLARGED = 4  # times, in the picture
+SURE = 0.5  # score from which on a box is drawn
+COLOURS = "autumn"
 Target = dict[str, Tensor]
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -117,15 +120,28 @@ def find(detector: FasterRCNN, images: list[Tensor]) -> list[Target]:
 
 
 def draw(images: list[Tensor], drawn: list[Target], found: list[Target], path: Path) -> None:
-    """Scenes enlarged, with the boxes that were drawn and those found with a score above 0.5."""
-    pictures = []
-    for image, true, seen in zip(images, drawn, found, strict=True):
-        large = resize(image, [ENLARGED * SIZE, ENLARGED * SIZE], InterpolationMode.NEAREST)
-        large = draw_bounding_boxes(large, ENLARGED * true["boxes"], colors="lime", width=3)
-        sure = seen["scores"] > 0.5
-        names = [SHAPES[label - 1] for label in seen["labels"][sure].tolist()]
-        pictures.append(draw_bounding_boxes(large, ENLARGED * seen["boxes"][sure], names, colors="red", width=1))
-    save_image(make_grid(pictures, nrow=4), path)
+    """Write a picture of scenes with the boxes that were drawn, and those found with a score above `SURE`."""
+    columns = min(4, len(images))
+    figure, axes = panels(-(-len(images) // columns), columns, side=2.2)
+    norm = colour_bar(figure, axes, COLOURS, SURE, 1, "score of a box that was found")
+    for axis, pixels, true, seen in zip(axes.flat, images, drawn, found, strict=False):
+        image(axis, pixels.permute(1, 2, 0).numpy())
+        for colour, width in (("black", 4.5), ("white", 2.5)):  # seen on any background
+            outline(axis, true["boxes"], [colour] * len(true["boxes"]), width)
+        sure = seen["scores"] > SURE
+        scores, labels = seen["scores"][sure].tolist(), seen["labels"][sure].tolist()
+        boxes = seen["boxes"][sure]
+        outline(axis, boxes, [colormaps[COLOURS](norm(score)) for score in scores], 1.5)
+        for (left, top, *_), label in zip(boxes.tolist(), labels, strict=True):
+            axis.text(left, top - 1, SHAPES[label - 1], fontsize=7, color="white", backgroundcolor="#000000a0")
+    figure.suptitle("Shapes in photos kept aside: drawn in white, found in colour", fontsize=11)
+    save(figure, path)
+
+
+def outline(axis: Axes, boxes: Tensor, colours: Sequence[Any], width: float) -> None:
+    for (left, top, right, bottom), colour in zip(boxes.tolist(), colours, strict=True):
+        corner = (left - 0.5, top - 0.5)  # of a pixel; its centre has whole numbers
+        axis.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=colour, linewidth=width))
 
 
 def main(args: argparse.Namespace) -> float:

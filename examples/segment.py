@@ -14,8 +14,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageDraw
+from figures import palette
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from safetensors.torch import load_file, save_file
 from segmentation_data import Classes, Pair, augmentation, check_pairs, draw_batch, find_pairs, read_pair, windows
 from torch import Tensor
@@ -30,6 +32,7 @@ from vitbackbone.inference import evaluating
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAME = "segmentation"  # of the head among those attached
+PAINT = 0.6  # how much of what is seen is the class's colour, the rest is the photo
 RECORD, WEIGHTS = "segment.json", "backbone.safetensors"  # in the folder of a head, beside its own files
 
 
@@ -156,19 +159,23 @@ def table(iou: Tensor, classes: Classes) -> str:
 
 
 def picture(photo: Image.Image, labels: Tensor, classes: Classes) -> Image.Image:
-    """The photo blended with the colours of its classes, and under it what they mean."""
-    colours = [ImageColor.getrgb(f"hsl({i * 137.5 % 360}, 85%, {45 + i % 3 * 12}%)") for i in range(len(classes.names))]
-    paint = Image.fromarray(torch.tensor(colours, dtype=torch.uint8)[labels.cpu()].numpy())
-    found = labels.unique().tolist()
-    columns = max(1, photo.width // 110)
-    rows = -(-len(found) // columns)
-    out = Image.new("RGB", (photo.width, photo.height + 20 * rows), "white")
-    out.paste(Image.blend(photo, paint, 0.55))
-    draw = ImageDraw.Draw(out)
+    """The photo in grey, painted in the colours of its classes, above a legend in the colours that are seen."""
+    where = labels.cpu().numpy()
+    paint = Image.fromarray(palette(len(classes.names))[where])
+    painted = Image.blend(ImageOps.autocontrast(photo.convert("L"), cutoff=1).convert("RGB"), paint, PAINT)
+    found = np.unique(where).tolist()
+    text = max(11, photo.width // 36)
+    font = ImageFont.load_default(text)
+    wide = round(2.5 * text + max(font.getlength(classes.names[index]) for index in found))
+    columns = max(1, photo.width // wide)
+    out = Image.new("RGB", (photo.width, photo.height + 2 * text * -(-len(found) // columns)), "white")
+    out.paste(painted)
+    draw, pixels = ImageDraw.Draw(out), np.asarray(painted)
     for i, index in enumerate(found):
-        x, y = i % columns * 110 + 6, photo.height + i // columns * 20 + 4
-        draw.rectangle((x, y, x + 12, y + 12), fill=colours[index])
-        draw.text((x + 18, y), classes.names[index], fill="black")
+        x, y = i % columns * wide + text // 2, photo.height + i // columns * 2 * text + text // 2
+        seen = tuple(pixels[where == index].mean(axis=0).round().astype(int).tolist())
+        draw.rectangle((x, y, x + text, y + text), fill=seen)
+        draw.text((x + 1.5 * text, y + text / 2), classes.names[index], fill="black", font=font, anchor="lm")
     return out
 
 

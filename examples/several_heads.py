@@ -10,13 +10,15 @@ from pathlib import Path
 
 import torch
 from drawn import Batch, Pictures
-from PIL import Image
+from figures import colour_bar, image, panels, save
 from torch import Tensor
 from torch.nn import functional as F
 from training import Settings, fit, head_groups
 
 from heads import attach, create_head, freeze, save_head
 from vitbackbone import load_backbone
+
+COLOURS = "magma"
 
 
 def main(out: Path, steps: int) -> None:
@@ -49,16 +51,23 @@ def main(out: Path, steps: int) -> None:
     print(f"ink: IoU {(found & ink).sum() / (found | ink).sum():.3f} (everything: {ink.float().mean():.3f})")
     for name, head in heads.items():
         save_head(head, out / name, backbone)
-    sheet(batch, found, out / "several.png")
+    sheet(batch, output["digit"].argmax(1), output["ink"].softmax(1)[:, 1], out / "several.png")
 
 
-def sheet(batch: Batch, found: Tensor, path: Path) -> None:
-    """Eight pictures, the true ink and the ink found."""
+def sheet(batch: Batch, digits: Tensor, ink: Tensor, path: Path) -> None:
+    """Write eight pictures with their digits, true ink (B, 48, 48), and the probability of ink that was found."""
+    figure, axes = panels(3, 8, side=1.1)
+    norm = colour_bar(figure, axes, COLOURS, 0, 1, "probability of ink")
     low, high = batch.images.amin(), batch.images.amax()
-    photos = ((batch.images[:8] - low) / (high - low)).permute(0, 2, 3, 1)
-    masks = [mask[:8, :, :, None].expand(-1, -1, -1, 3).float() for mask in (batch.ink, found)]
-    rows = [torch.cat(list(row), dim=1) for row in (photos, *masks)]
-    Image.fromarray((torch.cat(rows) * 255).byte().numpy()).resize((1152, 432), 0).save(path)
+    photos = ((batch.images - low) / (high - low)).permute(0, 2, 3, 1)
+    for i, (photo, true, seen) in enumerate(axes.T):
+        photo.set_title(f"{digits[i]} (true: {batch.digits[i]})", fontsize=8)
+        image(photo, photos[i].numpy())
+        image(true, batch.ink[i].numpy(), cmap=COLOURS, norm=norm)
+        image(seen, ink[i].numpy(), cmap=COLOURS, norm=norm)
+    for axis, title in zip(axes[:, 0], ("picture", "true ink", "ink found"), strict=True):
+        axis.text(-0.08, 0.5, title, rotation=90, ha="right", va="center", transform=axis.transAxes, fontsize=8)
+    save(figure, path)
     print(f"wrote {path}")
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from heads.names import BUILT_IN
-from tests.helpers import save_photo
+from tests.helpers import photo, save_photo
 from vitbackbone.cli import main
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -20,7 +22,7 @@ def blocks(language: str) -> list[str]:
 
 def test_the_code_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
-    save_photo(tmp_path / "photo.jpg", 427, 640)
+    save_photo(tmp_path / "photo.jpg", 300, 200)
     for i in range(12):
         save_photo(tmp_path / "photos" / ("cats" if i % 2 else "dogs") / f"{i}.jpg", seed=i)
     (tmp_path / "photos" / "dogs" / "broken.jpg").write_bytes(b"")
@@ -50,7 +52,7 @@ def test_the_code_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_the_shapes_in_the_comments_are_those_that_come_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    save_photo(tmp_path / "photo.jpg", 427, 640)
+    save_photo(tmp_path / "photo.jpg", 300, 200)
     namespace: dict[str, object] = {}
     exec(blocks("python")[0], namespace)
     shapes = re.findall(r"^features\.(\w+) +# \(([^)]*)\)", blocks("python")[0], flags=re.MULTILINE)
@@ -59,6 +61,32 @@ def test_the_shapes_in_the_comments_are_those_that_come_out(tmp_path: Path, monk
     for name, shape in shapes:
         want = tuple(int({"h": h, "w": w}.get(part.strip(), part)) for part in shape.split(","))
         assert tuple(getattr(namespace["features"], name).shape) == want
+
+
+@pytest.mark.parametrize(("height", "width", "orientation"), [(427, 640, 1), (300, 200, 1), (24, 150, 1), (90, 60, 6)])
+def test_a_patch_is_found_in_a_photo_of_any_shape(
+    height: int, width: int, orientation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo(height, width).save(tmp_path / "photo.jpg", exif=exif)
+    namespace: dict[str, object] = {}
+    for block in blocks("python")[:2]:
+        exec(block, namespace)
+    geometry = namespace["features"].geometry.through([namespace["view"]])
+    upright = (width, height) if orientation >= 5 else (height, width)
+    patch = 4 * upright[0] / namespace["image"].shape[1]  # pixels of the photo
+    assert geometry.box(0, row=3, column=5) == pytest.approx([5 * patch, 3 * patch, 6 * patch, 4 * patch], rel=0.05)
+    h, w = namespace["features"].grid
+    assert geometry.box(0, row=h - 1, column=w - 1)[2:] == pytest.approx(upright[::-1], abs=patch)
+
+
+def test_its_photos_a_second_are_those_of_the_benchmark() -> None:
+    table = (ROOT / "docs/performance.md").read_text().split("## From a folder to features")[1].split("## ")[0]
+    measured = {name: float(value) for name, value in re.findall(r"^\| ([^|]+?) \| ([\d.]+) \|", table, re.MULTILINE)}
+    exact, fast = re.search(r"did (\d+) photos a second .*?, (\d+) with `--decoding fast`", README, re.DOTALL).groups()
+    assert (int(exact), int(fast)) == (round(measured["ours"]), round(measured["ours, decoding fast"]))
 
 
 def test_it_names_every_head() -> None:
@@ -76,4 +104,4 @@ def test_every_model_and_file_it_names_exists() -> None:
     assert names
     assert set(names) <= {*list_backbones(), *MODEL_TYPES, *BUILT_IN}
     for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (Path(__file__).parent.parent / target).exists(), target
+        assert (ROOT / target).exists(), target

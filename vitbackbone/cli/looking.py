@@ -1,6 +1,8 @@
 """`show`, `models`, `info` and `demo`: what there is, and what it sees."""
 
 import argparse
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 from vitbackbone.cli.model import load
@@ -50,4 +52,5 @@ def run_demo(args: argparse.Namespace) -> int:
     from heads.probes import LinearProbe
     from vitbackbone.demo import run
 
-    return run(Path(args.out), lambda X, y, X_test, y_test: report(LinearProbe().fit(X, y), X_test, y_test))
+    with redirect_stdout(StringIO()) if args.quiet else nullcontext():
+        return run(Path(args.out), lambda X, y, X_test, y_test: report(LinearProbe().fit(X, y), X_test, y_test))

@@ -1,11 +1,12 @@
 """Standard streams that may be closed, full, or without a reader."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO, cast
+from typing import Any
 
 
 class ReaderGone(Exception):
@@ -15,7 +16,7 @@ class ReaderGone(Exception):
 class _Guard:
     """A text stream that passes everything on, and has a word on failed writes."""
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: Any) -> None:  # None where Python found it closed
         self._closed = stream is None
         self._stream = stream or open(os.devnull, "w")  # noqa: SIM115, PTH123  # open as long as the process lives
 
@@ -65,9 +66,9 @@ def guarded_streams() -> Iterator[None]:
     _occupy_closed()
     before = sys.stdout, sys.stderr
     for stream in before:
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale may lack characters that are to be printed
-    sys.stdout, sys.stderr = cast(TextIO, _Results(sys.stdout)), cast(TextIO, _Notes(sys.stderr))
+    sys.stdout, sys.stderr = _Results(before[0]), _Notes(before[1])  # type: ignore[assignment]
     try:
         yield
     finally:
