@@ -69,7 +69,7 @@ def test_probe_writes_what_it_was_measured_on(kind: str, store: Path, tmp_path: 
 
 def test_the_contact_sheet_shows_the_misclassified_photos(store: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "probe"
-    assert main(["probe", str(store), "--test", str(store), "--out", str(out)]) == 0
+    assert main(["probe", str(store), "--test", str(store), "--out", str(out), "--probe", "knn", "--k", "9"]) == 0
     wrong = rows_of(out / "misclassified.csv")
     assert {Path(row["path"]).name for row in wrong} >= {"10.png", "11.png"}
     with Image.open(out / "misclassified.jpg") as sheet:
@@ -87,7 +87,18 @@ def test_a_sheet_of_photos_that_moved_needs_their_folder(
     moved = tmp_path / "a" / "b" / "deep" / "store"
     moved.parent.mkdir()
     moved.symlink_to(store)
-    command = ["probe", str(moved), "--test", str(store), "--out", str(tmp_path / "probe")]
+    command = [
+        "probe",
+        str(store),
+        "--test",
+        str(moved),
+        "--out",
+        str(tmp_path / "probe"),
+        "--probe",
+        "knn",
+        "--k",
+        "9",
+    ]
     assert main(command) == 0
     assert "give --photos DIR" in capsys.readouterr().err
     assert not (tmp_path / "probe/misclassified.jpg").exists()
@@ -194,7 +205,7 @@ def test_predict_never_reads_the_last_name_for_an_unknown_class(
         wrong = LinearProbe().fit(rng.normal(size=(20, saved.n_features_in_)), np.arange(20) % 2 * 2 - 1)
     save_probe(wrong, tmp_path / "wrong", about=about)
     assert main(["predict", str(photos / "nowhere.png"), "--probe", str(tmp_path / "wrong")]) == 2
-    assert "no indices of its 2 class_names" in capsys.readouterr().err
+    assert "not all indices of its 2 class_names" in capsys.readouterr().err
 
 
 def test_csv_comes_back_to_the_bit(store: Path, tmp_path: Path) -> None:
