@@ -100,7 +100,7 @@ def test_a_sheet_of_photos_that_moved_needs_their_folder(
         "9",
     ]
     assert main(command) == 0
-    assert "give --photos DIR" in capsys.readouterr().err
+    assert "--photos DIR" in capsys.readouterr().err
     assert not (tmp_path / "probe/misclassified.jpg").exists()
     assert main([*command, "--photos", str(photos)]) == 0
     assert (tmp_path / "probe/misclassified.jpg").exists()
