@@ -279,7 +279,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--test",
         type=float,
         default=0.2,
-        help="share of each class to measure on, whatever the seed; copies stay together",
+        help="share of each class to measure on; copies stay together",
     )
     parser.add_argument("--rows", type=_rows, default=slice(None), help="START:STOP:STEP of the photos, such as 9::10")
     parser.add_argument("--resolution", type=int, help="side in pixels (default: the checkpoint's own)")

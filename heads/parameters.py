@@ -5,7 +5,6 @@ is accepted.
 """
 
 import math
-import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,8 +41,8 @@ def count(estimator: Any, name: str, optional: bool = False) -> None:
 def positive(estimator: Any, name: str, zero: bool = False) -> None:
     """Accept a finite number above 0; with `zero`, 0 as well."""
     given = getattr(estimator, name)
-    number = isinstance(given, numbers.Real) and not isinstance(given, bool | np.bool_) and math.isfinite(given)
-    if not number or given < 0 or (given == 0 and not zero):
+    number = isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool)
+    if not number or not math.isfinite(given) or given < 0 or (given == 0 and not zero):
         wanted = "a number, 0 or positive" if zero else "a positive number"
         raise ValueError(f"{_where(estimator)}: {name} must be {wanted}, got {given!r}")
 

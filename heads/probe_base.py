@@ -122,9 +122,6 @@ def labelled(labels: Array, who: str) -> NDArray[np.bool_]:
     known = np.ones(len(labels), dtype=bool)
     if labels.dtype.kind in "if":
         known = labels != UNLABELLED
-    elif labels.dtype.kind == "O":
-        numbers = [isinstance(label, int | float | np.number) and not isinstance(label, bool) for label in labels]
-        known[numbers] = labels[numbers].astype(float) != UNLABELLED
     missing = len(labels) - int(known.sum())
     if not missing:
         return known

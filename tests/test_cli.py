@@ -270,7 +270,7 @@ def test_predict_goes_on_after_a_bad_photo(store: Path, photos: Path, tmp_path: 
     main(["probe", str(store), "--out", str(tmp_path / "probe")])
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     images = [str(photos / "dark/text.jpg"), str(photos / "dark/02.jpg"), str(tmp_path / "bomb.png")]
-    assert main(["predict", *images, "--probe", str(tmp_path / "probe")]) == 0
+    assert main(["predict", *images, "--probe", str(tmp_path / "probe")]) == 1
     output = capsys.readouterr()
     assert "text.jpg\tfailed" in output.err
     assert "bomb.png\tfailed" in output.err
@@ -322,7 +322,7 @@ def test_classify_goes_on_after_a_bad_photo(
     classifier: tuple[Path, transformers.ViTForImageClassification], photos: Path, capsys: object
 ) -> None:
     images = [str(photos / "dark/text.jpg"), str(photos / "dark/02.jpg"), str(photos / "bright/broken.jpg")]
-    assert main(["classify", *images, "--model", str(classifier[0])]) == 0
+    assert main(["classify", *images, "--model", str(classifier[0])]) == 1
     output = capsys.readouterr()
     assert [line.split("\t")[0] for line in output.out.splitlines()] == [images[1]] * 5
     assert [line.split(":")[0] for line in output.err.splitlines()] == [f"{images[i]}\tfailed" for i in (0, 2)]

@@ -271,6 +271,20 @@ def test_names_and_pandas_output():
     assert images.transform(labels).index.tolist() == [3, 1, 4, 15, 9]
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean", "cls+mean", "4cls+mean", "pooled"])
+@pytest.mark.parametrize("layer", [-1, -2])
+@pytest.mark.parametrize("projection", [0, 20])
+def test_there_are_as_many_names_as_columns(pooling, layer, projection):
+    config = ViTConfig(
+        image_size=(32, 32), patch_size=8, dim=16, depth=5, num_heads=2, mlp_dim=32, projection_dim=projection or None
+    )
+    images = ImageFeatures(ViT(config), pooling=pooling, layer=layer).set_output(transform="pandas")
+    frame = images.transform(PHOTOS)
+    assert frame.columns.tolist() == images.get_feature_names_out().tolist()
+    assert len(set(frame.columns)) == frame.shape[1]
+    assert frame.columns[0] == {"4cls+mean": f"layer{1 + layer + 1}.cls0"}.get(pooling, f"{pooling.split('+')[0]}0")
+
+
 @pytest.fixture
 def squares() -> tuple[list[np.ndarray], np.ndarray]:
     """Dark and light images."""

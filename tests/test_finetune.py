@@ -293,3 +293,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
             SETTINGS,
             tmp_path,
         )
+
+
+def test_copies_are_tested_or_trained_on_together(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copied"
+    for path in sorted(photos.rglob("*.*")):
+        if path.is_file():
+            for name in (path.name, f"copy of {path.name}"):
+                (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
+                (folder / path.parent.name / name).write_bytes(path.read_bytes())
+    (folder / "unknown.png").write_bytes(path.read_bytes())
+    data = finetune.read_photos(folder, slice(None))
+    assert data.labels.min() == 0
+    groups = finetune.copies(data)
+    assert len(set(groups)) == len(groups) // 2
+    test = finetune.draw(data.labels, 0.25, seed=0, groups=groups)
+    assert not set(groups[test]) & set(groups[~test])
+    assert 0.15 < test.mean() < 0.4

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import safetensors.numpy
 from sklearn.base import clone
+from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -177,6 +179,221 @@ def test_dinov2_with_fewer_than_ten_samples_of_a_class():
     assert probe.score(test, np.array([f"class {i}" for i in y])) > 0.9
 
 
+def digits() -> tuple[np.ndarray, ...]:
+    """A third of scikit-learn's digits to fit on, and another to predict: X, y, X and y of a test."""
+    X, y = load_digits(return_X_y=True)
+    return X[::3], y[::3], X[1::3], y[1::3]
+
+
+def nearly_constant(kind: str, offset: float, count: int, y: np.ndarray) -> np.ndarray:
+    rng = np.random.default_rng(count)
+    return {
+        "rounding of float32": offset * (1 + 3e-8 * rng.normal(size=(count, 8))),
+        "rounding of float64": offset * (1 + 1e-16 * rng.normal(size=(count, 8))),
+        "seldom another value": offset * (1 + 1.3e-7 * (rng.random((count, 8)) < 0.01)),
+        "constant": np.full((count, 8), offset),
+        "an outlier": np.where(np.arange(count)[:, None] == 7, offset, 0) * np.ones((1, 8)),
+        "the label in the last bit": offset * (1 + 1.3e-7 * (y[:, None] == np.arange(10))),
+    }[kind]
+
+
+KINDS = [
+    "rounding of float32",
+    "rounding of float64",
+    "seldom another value",
+    "constant",
+    "an outlier",
+    "the label in the last bit",
+]
+
+
+@pytest.mark.parametrize("offset", [1e-30, 1e-10, 1.0, -1e3, 1e10, 1e30])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_that_hardly_vary_cost_no_accuracy(kind, dtype, offset):
+    X, y, test, y_test = digits()
+    X, test = (
+        np.column_stack([part, nearly_constant(kind, offset, len(part), labels)]).astype(dtype)
+        for part, labels in ((X, y), (test, y_test))
+    )
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=0.316, max_iter=2000)).fit(X.astype(np.float64), y)
+    ours = LinearProbe().fit(X, y)
+    assert ours.score(X, y) >= theirs.score(X.astype(np.float64), y) - 0.005
+    assert ours.score(test, y_test) >= theirs.score(test.astype(np.float64), y_test) - 0.01
+    assert ours.score(test, y_test) > 0.93
+    lazy = LinearProbe().fit(LazyRows(X), y)  # blocks of another size than the array
+    np.testing.assert_allclose(lazy.predict_proba(test), ours.predict_proba(test), atol=1e-2)
+    np.testing.assert_array_equal(lazy.predict(LazyRows(test)), lazy.predict(test))
+
+
+@dataclass
+class LazyRows:
+    """Rows of an array that are read in odd blocks."""
+
+    array: np.ndarray
+
+    @property
+    def shape(self):
+        return self.array.shape
+
+    @property
+    def dtype(self):
+        return self.array.dtype
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, index):
+        return LazyRows(self.array[index])
+
+    def blocks(self, rows):
+        return (self.array[start : start + 97] for start in range(0, len(self.array), min(rows, 97)))
+
+
+def test_half_precision_features_that_hardly_vary_cost_no_accuracy():
+    X, y, test, y_test = digits()
+    rng = np.random.default_rng(0)
+    X, test = (
+        np.column_stack([part, 1000 + 0.2 * rng.normal(size=(len(part), 8))]).astype(np.float16) for part in (X, test)
+    )
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=0.316, max_iter=2000)).fit(X.astype(np.float64), y)
+    assert LinearProbe().fit(X, y).score(test, y_test) >= theirs.score(test.astype(np.float64), y_test) - 0.01
+
+
+def test_doubled_features_share_their_coefficients():
+    X, y, test, _ = digits()
+    doubled = make_pipeline(StandardScaler(), exact(0.316)).fit(np.hstack([X, X]), y)
+    probe = LinearProbe().fit(np.hstack([X, X]), y)
+    both = np.hstack([test, test])
+    np.testing.assert_allclose(probe.predict_proba(both), doubled.predict_proba(both), atol=5e-3)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_values_far_from_all_that_were_fitted_on_are_finite_logits(num_classes):
+    X, y, test = clusters(90, num_classes)
+    X, test = (np.column_stack([part, 1e-30 * part[:, 0]]).astype(np.float32) for part in (X, test))
+    probe = LinearProbe().fit(X, y)
+    test[:, -1] = 3e38
+    far = probe.predict_proba(test)
+    assert np.isfinite(far).all()
+    logits = (test.astype(np.float64) - probe._scaling.mean) / probe._scaling.scale @ probe._weights.T
+    expected = (logits[:, 0] > 0).astype(int) if num_classes == 2 else logits.argmax(axis=1)
+    np.testing.assert_array_equal(probe.predict(test), expected)
+
+
+def test_features_too_large_to_fit_as_they_are_say_so():
+    X, y, _ = clusters(60, 3)
+    with pytest.raises(ValueError, match=r"bring them to one scale \(scale=True\)"):
+        LinearProbe(scale=False).fit((X * 1e36).astype(np.float32), y)
+    with pytest.raises(ValueError, match="feature 3 has values whose squares overflow"):
+        LinearProbe().fit(np.where(np.arange(12) == 3, 1e200 * X, X), y)
+
+
+# ---- labels that are unknown, and parameters -----------------------------------------------------------------------
+
+FITS = {
+    "linear": (LinearProbe(), lambda X: X),
+    "linear, rows": (LinearProbe(), LazyRows),
+    "knn": (KnnProbe(k=3), lambda X: X),
+    "knn, rows": (KnnProbe(k=3), LazyRows),
+    "attentive": (AttentiveProbe("aim", epochs=2, progress=False), lambda X: X[:, None]),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.float32])
+@pytest.mark.parametrize("name", FITS)
+def test_samples_without_a_label_are_left_out_with_a_word(name, dtype):
+    probe, give = FITS[name]
+    X, y, test = (part.astype(np.float32) if part.dtype.kind == "f" else part for part in clusters(90, 3))
+    unknown = np.arange(90) % 5 == 0
+    labels = np.where(unknown, -1, y).astype(dtype)
+    known = clone(probe).fit(give(X[~unknown]), y[~unknown].astype(dtype))
+    with pytest.warns(UserWarning, match="18 of 90 samples have the label -1") as warned:
+        fitted = clone(probe).fit(give(X), labels)
+    assert warned[0].filename == __file__ or "jaxtyping" in warned[0].filename
+    assert fitted.classes_.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(fitted.predict(give(test)), known.predict(give(test)))
+    with pytest.warns(UserWarning, match="left out"):
+        assert fitted.score(give(test), labels) == fitted.score(give(test[~unknown]), y[~unknown].astype(dtype))
+    names = ["a", "b", "c"] if dtype != np.float32 else None
+    with pytest.warns(UserWarning, match="left out"):
+        result = report(fitted, give(test), labels, class_names=names)
+    assert result.total == 72
+    with pytest.raises(ValueError, match="every label is -1"):
+        clone(probe).fit(give(X), np.full(90, -1, dtype))
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_labels_of_minus_one_and_one_are_two_classes_with_a_word(name):
+    probe, give = FITS[name]
+    X, y, _ = clusters(60, 2, spread=3)
+    with pytest.warns(UserWarning, match="taken as two classes"):
+        fitted = clone(probe).fit(give(X.astype(np.float32)), 2 * y - 1)
+    assert fitted.classes_.tolist() == [-1, 1]
+
+
+WRONG = {
+    "linear": {"preset": ("clap", None, 3, ["clip"]), "scale": ("no", None, 1.0)},
+    "knn": {
+        "k": (0, -1, True, 2.5, None, "3", np.nan),
+        "temperature": (0, -0.1, math.nan, math.inf, None, True, "warm", [0.1]),
+    },
+    "attentive": {
+        "form": ("dino", None),
+        "num_heads": (0, -2, True, 1.5, "2"),
+        "epochs": (0, 1.5, True, None),
+        "batch_size": (0, "8", None),
+        "lr": (0, -1, None, math.nan, True),
+        "weight_decay": (-1, None, math.inf),
+        "random_state": (None, True, -1, 2**32, 0.5, np.random.RandomState(0), np.random.default_rng(0)),
+        "device": ("gpu", "cuda:99", 3.5, None),
+        "progress": (None, "yes", 2),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "value"),
+    [
+        (name, parameter, value)
+        for name, each in WRONG.items()
+        for parameter, values in each.items()
+        for value in values
+    ],
+    ids=str,
+)
+def test_a_wrong_parameter_is_refused_by_fit_in_words(name, parameter, value):
+    probe, give = FITS[name]
+    X, y, _ = clusters(30, 3)
+    wrong = clone(probe).set_params(**{parameter: value})  # which no estimator of scikit-learn's refuses
+    with pytest.raises(ValueError, match=rf"{type(probe).__name__}: (unknown )?{parameter}") as refused:
+        wrong.fit(give(X), y)
+    assert str(value) in str(refused.value) or repr(value) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_wrong_features_and_labels_are_refused_in_words(name):
+    probe, give = FITS[name]
+    X, y, _ = clusters(30, 3)
+    X = X.astype(np.float32)
+    bad = X.copy()
+    bad[4, 2] = np.nan
+    fitted = clone(probe).fit(give(X), y)
+    for features, labels, match in [
+        (give(bad), y, "NaN"),
+        (give(X[:0]), y[:0], r"0 sample|no sample|at least one sample"),
+        (give(X), y[:-1], "inconsistent numbers of samples"),
+        *([] if isinstance(probe, KnnProbe) else [(give(X), np.zeros(30, int), "one class")]),
+        (give(X), y + 0.5, "continuous|Unknown label type"),
+        (give(X), [None] * 30, "None"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            clone(probe).fit(features, labels)
+    for features, match in [(give(bad), "NaN"), (give(X[:, :5]), r"5.*12|12.*5"), (give(X[:0]), "sample")]:
+        with pytest.raises(ValueError, match=match):
+            fitted.predict(features)
+
+
 def test_linear_errors():
     X, y, _ = clusters(30, 3)
     with pytest.raises(ValueError, match="unknown preset 'clap'; want one of clip, dinov2"):
@@ -233,6 +450,15 @@ def test_knn_survives_zero_vectors_and_extreme_temperatures():
     np.testing.assert_allclose(KnnProbe(k=60).fit(X, y).predict_proba(test)[5], np.bincount(y) / 60)  # all equally far
 
 
+@pytest.mark.parametrize("magnitude", [1e-42, 1e-30, 1e-20, 1e19, 1e30, 1e35])
+def test_knn_does_not_depend_on_the_magnitude_of_float32(magnitude):
+    X, y, test = (part.astype(np.float32) if part.dtype.kind == "f" else part for part in clusters(60, 4))
+    expected = KnnProbe(k=5).fit(X, y).predict(test)
+    probe = KnnProbe(k=5).fit(X * np.float32(magnitude), y)
+    agreement = (probe.predict(test * np.float32(magnitude)) == expected).mean()
+    assert agreement > (0.9 if magnitude < 1e-38 else 0.98)  # denormal numbers have few digits
+
+
 def test_knn_errors():
     X, y, _ = clusters(30, 3)
     for wrong in ({"k": 0}, {"temperature": 0.0}, {"temperature": math.nan}):
@@ -274,6 +500,7 @@ def test_report_counts_by_class():
         "owl": (0, pytest.approx(math.nan, nan_ok=True), pytest.approx(math.nan, nan_ok=True)),
         "fox": (1, pytest.approx(math.nan, nan_ok=True), 0.0),  # the probe has never seen one
     }
+    assert result.confusion == ((1, 0, 0, 0), (1, 2, 0, 0), (0, 0, 0, 0), (0, 1, 0, 0))
     low, high = result.interval
     assert str(result).splitlines() == [
         f"accuracy 0.6000 (95% interval {low:.4f} to {high:.4f}), 3 of 5",

@@ -113,9 +113,10 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         return np.concatenate(batches)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
-        """Return the name of each feature, (F,): such as `cls0`, `mean0`, or `layer8.cls0` of several layers.
+        """Return the name of each feature, (F,): `cls0`, `cls1`, ..., `mean0`, ...; of several layers `layer8.cls0`.
 
-        It loads the backbone. Raises `ValueError` for `"tokens"`, which are no columns."""
+        Loads the backbone, and runs it once for `"pooled"`. Raises `ValueError` for `"tokens"`, which are no columns.
+        """
         if self.pooling == "tokens":
             raise ValueError('ImageFeatures(pooling="tokens") gives (N, T, D), whose last axis has no names')
         spec = self._backbone().spec

@@ -67,7 +67,8 @@ def print_classes(
 
     Returns the exit code: 1 if some photo could not be read.
     """
-    failed, rows = 0, []
+    failed = 0
+    rows: list[dict[str, Any]] = []
     for photo in photos:
         if photo.pixels is None:
             failed += 1

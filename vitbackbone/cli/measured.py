@@ -45,11 +45,8 @@ class Measured:
         photos although there are some. `photos`: where the photos lie, if it is known."""
         names = [row.name for row in report.classes]
         everything, wrong = np.arange(len(self.truth)), self.wrong
-        tables = {
-            "confusion.csv": [
-                ["class", *names],
-                *([name, *row] for name, row in zip(names, report.confusion, strict=True)),
-            ],
+        tables: dict[str, list[Sequence[object]]] = {
+            "confusion.csv": [["class", *names], *map(_joined, names, report.confusion)],
             "held_out.csv": list(self._table(everything)),
             "misclassified.csv": list(self._table(wrong)),
         }
@@ -130,6 +127,10 @@ def _fitting(draw: Any, text: str) -> str:
     while text and draw.textlength(text + "...") > SIDE:
         text = text[:-1]
     return text + "..."
+
+
+def _joined(name: str, counts: Sequence[int]) -> Sequence[object]:
+    return [name, *counts]
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> bytes:

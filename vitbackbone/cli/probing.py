@@ -88,7 +88,7 @@ def _groups(store: "FeatureStore", images: "NDArray[np.int64]", by: str | None) 
     from vitbackbone.extract.groups import copies, groups_by
 
     same = copies(store)[images]
-    return same if by is None else join_groups(same, groups_by(store, by)[images])
+    return same if by is None else join_groups(same, groups_by(store, by, images))
 
 
 def _hold_out(store: "FeatureStore", y: "NDArray[np.int64]", groups: "NDArray[np.int64]") -> "NDArray[np.bool_]":

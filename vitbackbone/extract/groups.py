@@ -24,21 +24,21 @@ def copies(store: FeatureStore) -> Int[np.ndarray, " N"]:
     return _numbered([sha256 or one for sha256, one in zip(rows["sha256"].to_pylist(), own, strict=True)])
 
 
-def groups_by(store: FeatureStore, by: str) -> Int[np.ndarray, " N"]:
-    """Return a number for each image, equal for images of one group.
+def groups_by(store: FeatureStore, by: str, images: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Return a number for each of some images, equal for images of one group.
 
     `by`: the level of a folder in the paths, counted from 0 or, if negative, from the photo's own folder; photos in
     folders of the same name are a group, wherever these lie. Or `LIST:COLUMN`, a CSV or parquet list with columns
     `path` and COLUMN; a photo with an empty cell is a group of its own.
     Raises `ValueError` on something else, on a photo without such a folder, and on one that the list does not name.
     """
+    paths = [_normal(store.paths[i]) for i in images]
     if by.lstrip("-").isdecimal():
-        return _numbered([_folder(path, int(by)) for path in store.paths])
+        return _numbered([_folder(path, int(by)) for path in paths])
     file, _, column = by.rpartition(":")
     if not file or not column:
         raise ValueError(f"--groups {by!r}: {WANTED}")
     group_of = dict(_read_list(Path(file), column))
-    paths = [_normal(path) for path in store.paths]
     missing = [path for path in paths if path not in group_of]
     if missing:
         raise ValueError(f"{file} does not name {len(missing)} of {len(paths)} photos, first {missing[0]!r}")
