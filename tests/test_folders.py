@@ -188,6 +188,24 @@ def test_a_glob_lists_each_match_once(
     assert [os.path.relpath(path, tmp_path) for path in list_inputs(str(tmp_path / pattern)).paths] == wanted
 
 
+def test_a_glob_of_a_fixed_depth_lists_no_file_through_a_circle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = fill(tmp_path / "in", "cat/1.jpg", "cat/more/2.jpg")
+    (root / "cat" / "back").symlink_to(root)
+    monkeypatch.chdir(root)
+    assert len(list_inputs("../in/cat/*.jpg")) == 1
+    for pattern, count in (("*/*.jpg", 1), ("*/*/*.jpg", 1), ("*/*/*/*.jpg", 0)):
+        if count:
+            assert len(list_inputs(root / pattern)) == count
+            assert list_inputs(root / pattern).notes == ()
+        else:
+            with pytest.raises(ValueError, match="found no image there"):
+                list_inputs(root / pattern)
+    assert len(list_inputs(root / "*/*")) == 1
+    assert list_inputs(root / "*/*").notes == ()
+
+
 @pytest.mark.parametrize("inside", ["photos/features", "photos"])
 def test_a_store_in_its_own_source_is_left_out_and_runs_again(tmp_path: Path, inside: str) -> None:
     root = fill(tmp_path / "photos", "cat/1.jpg", "dog/2.jpg")

@@ -80,6 +80,7 @@ ALLOWED: dict[str, set[str]] = {
         "files",
         "inference",
         "preprocess",
+        "records",
         "runtime",
     },
     "estimator": {"features", "inference", "load", "preprocess", "vit"},

@@ -1,14 +1,12 @@
 """Images of a folder and of a glob: every folder is listed once, and nothing that is odd ends the listing."""
 
-import errno
 import glob
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from vitbackbone.extract.layout import MANIFEST
@@ -113,14 +111,14 @@ def images(found: Iterator[str], root: Path, notes: Notes) -> Iterator[str]:
     for path in found:
         if is_image(path, partial(_head, root / path)):
             yield path
-        else:
+        elif not (root / path).is_dir():
             notes.ignore(path)
 
 
 def expand(pattern: str, notes: Notes) -> list[str]:
     """Return what a glob matches, sorted, each once. `**` is any depth, and does not follow links in circles."""
     if "**" not in pattern:
-        return sorted({path.replace(os.sep, "/") for path in glob.glob(pattern)})  # noqa: PTH207  # takes absolute ones
+        return [path for path in sorted(set(glob.glob(pattern))) if not _is_circular(Path(path).parent)]  # noqa: PTH207  # takes absolute ones
     fixed = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")
     start, rest = fixed[0] + fixed[1], pattern[len(fixed[0] + fixed[1]) :]
     if not Path(start or ".").is_dir():
@@ -130,6 +128,14 @@ def expand(pattern: str, notes: Notes) -> list[str]:
     walk = Walk(Path(start or "."), notes, lambda name: hidden or not is_hidden(name))
     wanted = [None if part == "**" else re.compile(translate(part)) for part in parts]
     return [start + path for path in walk.files() if _matches(path.split("/"), wanted)]
+
+
+@lru_cache(1024)
+def _is_circular(folder: Path) -> bool:
+    """Tell whether a link on the way to a folder leads back to a folder on the way."""
+    whole = Path(os.path.abspath(folder))  # noqa: PTH100  # without "..", which leads back by itself
+    way = [part.stat() for part in (whole, *whole.parents)]
+    return len({(status.st_dev, status.st_ino) for status in way}) < len(way)
 
 
 def _matches(names: Sequence[str], wanted: Sequence[re.Pattern[str] | None]) -> bool:
@@ -169,14 +175,14 @@ def _is_store(folder: str) -> bool:
 def _head(file: Path) -> bytes:
     """Return the first bytes of a file; none if it is no plain file or cannot be read."""
     try:
+        if not file.is_file():  # a device may act when it is opened
+            return b""
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
     except OSError:
         return b""
     try:
-        return os.read(descriptor, BYTES) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
-    except OSError as error:
-        if error.errno == errno.EIO:
-            return b""
-        raise
+        return os.read(descriptor, BYTES)
+    except OSError:
+        return b""
     finally:
         os.close(descriptor)

@@ -180,7 +180,8 @@ def _has_checksum(header: bytes) -> bool:
         return False
     rest = header[:148] + b" " * 8 + header[156:]
     unsigned = sum(rest)
-    return wanted in (unsigned, unsigned - 256 * sum(byte > 127 for byte in rest))  # old programs summed signed bytes
+    # Old programs summed signed bytes.
+    return wanted == unsigned or wanted == unsigned - 256 * sum(byte > 127 for byte in rest)
 
 
 def _number(field: bytes) -> int:
