@@ -11,7 +11,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PIP := --quiet --no-compile
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-all faults test-oldest test-lerobot lint format bench parity clean
+MINUTES ?= 60
+
+.PHONY: demo test test-all faults fuzz test-oldest test-lerobot lint format bench parity clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitbackbone demo --out demo
@@ -25,6 +27,10 @@ test-all: $(VENV)/.dev
 # What extraction promises, fault by fault, with a hundred kills.
 faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m promise --promises --kills 100
+
+# Mutated files through every reader: 10,000 inputs, or as many as fit into MINUTES.
+fuzz: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 test-oldest: $(OLDEST)/.made
 	$(OLDEST)/bin/python -m pytest -q -m "not slow"

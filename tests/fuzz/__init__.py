@@ -1,0 +1,1 @@
+"""Fuzzing: seeded, mutated files through every reader. `make fuzz`, or `python -m tests.fuzz --help`."""
