@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 
 OLDEST := .venv-oldest
 LEROBOT := .venv-lerobot
+RELEASE := .venv-release
+PYTHONS := 3.11 3.12 3.13 3.14
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 # What is never imported needs no byte code: half the time of an environment.
 PIP := --quiet --no-compile
@@ -13,7 +15,7 @@ PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
 MINUTES ?= 60
 
-.PHONY: demo test test-all faults fuzz test-oldest test-lerobot lint format bench parity clean
+.PHONY: demo test test-all faults fuzz test-oldest test-lerobot test-pythons lint format docs bench parity release-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitbackbone demo --out demo
@@ -43,6 +45,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation site, offline; a warning is an error.
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -b html -q -W --keep-going docs docs/_build
+	@echo "open docs/_build/index.html"
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -53,8 +60,25 @@ bench: $(VENV)/.bench
 parity: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.parity
 
+# The quick tests on each Python that uv can bring.
+test-pythons:
+	for python in $(PYTHONS); do \
+		uv venv --quiet --clear --python $$python .venv-$$python && \
+		uv pip install --quiet --python .venv-$$python --editable ".[dev]" && \
+		OMP_NUM_THREADS=1 .venv-$$python/bin/python -m pytest -q -m "not slow" $(PARALLEL) || exit 1; \
+	done
+
+# Builds both distributions, checks them, installs the wheel in a clean environment and runs the demo there.
+release-check: $(VENV)/.dev
+	rm -rf dist $(RELEASE)
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install $(PIP) "$$(ls dist/*.whl)[view]"
+	cd $(RELEASE) && bin/vitbackbone --version && bin/vitbackbone demo --out demo
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(LEROBOT) demo build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(LEROBOT) $(RELEASE) $(PYTHONS:%=.venv-%) docs/_build docs/_generated demo build dist *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
