@@ -46,7 +46,6 @@ html_theme_options = {
 html_sidebars = {"index": [], "start": [], "models": []}
 
 
-
 def mark_code(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Tell Sphinx that an indented block of a docstring is code, as it is in Markdown."""
     indented = False

@@ -62,7 +62,9 @@ def house() -> str:
     for row, names in enumerate(ROWS):
         for column, name in enumerate(names):
             places[name] = (WIDTH * (2 * column + 1) // (2 * len(names)), 30 + row * HEIGHT)
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {len(ROWS) * HEIGHT}" font-family="sans-serif">']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {len(ROWS) * HEIGHT}" font-family="sans-serif">'
+    ]
     parts.append(
         '<defs><marker id="a" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
         '<path d="M0,0 L8,4 L0,8 z" fill="#8a94a6"/></marker></defs>'

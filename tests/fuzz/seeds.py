@@ -74,7 +74,10 @@ def images() -> tuple[tuple[str, bytes], ...]:
 
 def _members() -> list[tuple[str, bytes]]:
     return [
-        (f"{'cat' if i % 2 else 'dog'}/{i}.{'png' if i % 3 else 'jpg'}", encode("PNG" if i % 3 else "JPEG", "RGB", {}, seed=i))
+        (
+            f"{'cat' if i % 2 else 'dog'}/{i}.{'png' if i % 3 else 'jpg'}",
+            encode("PNG" if i % 3 else "JPEG", "RGB", {}, seed=i),
+        )
         for i in range(4)
     ]
 

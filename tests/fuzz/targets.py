@@ -60,7 +60,11 @@ def by_pillow(data: bytes) -> np.ndarray | None:
             picture.load()
             turned = ImageOps.exif_transpose(picture)
             if turned.mode in ("RGBA", "LA"):  # the stored colour is kept, alpha is dropped
-                turned = Image.merge(turned.mode[:-1], turned.split()[:-1]) if turned.mode == "RGBA" else turned.getchannel(0)
+                turned = (
+                    Image.merge(turned.mode[:-1], turned.split()[:-1])
+                    if turned.mode == "RGBA"
+                    else turned.getchannel(0)
+                )
             return np.asarray(turned.convert("RGB"))
     except Exception:  # Pillow raises anything here; it is the oracle, not the subject
         return None
