@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -28,6 +29,7 @@ from benchmarks.peers import from_timm, in_transformers
 from benchmarks.timing import DEVICE, ON_GPU, machine, markdown, noise
 from vitbackbone import Photo, ViTConfig, extract, optimize
 from vitbackbone.costs import costs
+from vitbackbone.preprocess import Decoding, ImageTransform
 
 CASES = (  # model, batches
     ("vit_large_patch16_224.augreg_in21k", (256, 64)),
@@ -153,18 +155,21 @@ def forward_section(cases: tuple[tuple[str, tuple[int, ...]], ...], began: float
             base = next(each for each in timed if each.name == "timm, compiled")
             for each in timed:
                 cosine = "" if each.cosine != each.cosine else f"{each.cosine:.5f}"
-                rows.append(
-                    (name, batch, each.name, f"{1000 * each.seconds:.2f}", f"{batch / each.seconds:,.0f}")
-                    + (f"{base.seconds / each.seconds:.2f}", f"{flops / each.seconds / top:.0%}", cosine)
-                )
+                rates = f"{1000 * each.seconds:.2f}", f"{batch / each.seconds:,.0f}"
+                shares = f"{base.seconds / each.seconds:.2f}", f"{flops / each.seconds / top:.0%}"
+                rows.append((name, batch, each.name, *rates, *shares, cosine))
                 print(*rows[-1], sep=" | ", flush=True)
     header = ["model", "batch", "", "ms", "images/s", "against timm, compiled", "share of the peak", "least cosine"]
     words = [
-        f"Measured peak: {top / 1e12:.0f} TFLOP/s, a bfloat16 matrix product under load. Bfloat16 unless it says float32. "
-        f"Our route: {', '.join(sorted(routes))}."
+        f"Measured peak: {top / 1e12:.0f} TFLOP/s, a bfloat16 matrix product under load. Bfloat16 unless it says "
+        f"float32. Our route: {', '.join(sorted(routes))}."
     ]
     words += [f"Left out, as the time was up: {', '.join(left_out)}."] if left_out else []
     return "\n\n".join([*words, markdown(header, rows)])
+
+
+def _decode(preprocess: ImageTransform, decoding: Decoding, data: bytes) -> Tensor:
+    return preprocess.pixels(Photo(data), decoding=decoding)
 
 
 def folder_section(count: int, batch: int, seconds: float) -> str:
@@ -186,7 +191,7 @@ def folder_section(count: int, batch: int, seconds: float) -> str:
         for decoding in ("exact", "fast", "draft"):
             with ThreadPoolExecutor(cores) as pool:
                 began = time.perf_counter()
-                list(pool.map(lambda each: backbone.preprocess.pixels(Photo(each), decoding=decoding), data))
+                list(pool.map(partial(_decode, backbone.preprocess, decoding), data))
                 decode = len(data) / (time.perf_counter() - began)
             began = time.perf_counter()
             extract(

@@ -101,7 +101,7 @@ def imports() -> Counter[tuple[str, str]]:
         room = "heads" if parts[0] == "heads" else parts[1]
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
-                to = "heads" if node.module.split(".")[0] == "heads" else (node.module.split(".") + [""])[1]
+                to = "heads" if node.module.split(".")[0] == "heads" else [*node.module.split("."), ""][1]
                 if node.module.startswith(("vitbackbone.", "heads")) and to != room and {to, room} <= set(ROOMS):
                     found[room, to] += len(node.names)
     return found

@@ -66,7 +66,7 @@ def test_an_input_that_ends_its_process_is_a_fault_and_the_next_one_runs(monkeyp
         last = 2 if start <= 2 < stop else stop
         script = f"""import json, os, signal
 for index in range({start}, {last}):
-    print(json.dumps({{"index": index, "peak": 1, "rows": 1, "reasons": 0, "differs": False, "broken": "", "what": ""}}))
+    print(json.dumps(dict(index=index, peak=1, rows=1, reasons=0, differs=False, broken="", what="")))
 import sys; sys.stdout.flush()
 if {last} < {stop}: os.kill(os.getpid(), signal.SIGSEGV)"""
         return run([sys.executable, "-c", script], **options)

@@ -14,7 +14,7 @@ class Repeated(Sequence[T_co], Generic[T_co]):
     may be symbols; then read `value`, as `len` and a loop want numbers."""
 
     value: T_co
-    count: int
+    count: int  # type: ignore[assignment]  # a Sequence has a method of that name, which nobody calls here
 
     def __len__(self) -> int:
         return int(self.count)

@@ -74,11 +74,8 @@ def images() -> tuple[tuple[str, bytes], ...]:
 
 def _members() -> list[tuple[str, bytes]]:
     return [
-        (
-            f"{'cat' if i % 2 else 'dog'}/{i}.{'png' if i % 3 else 'jpg'}",
-            encode("PNG" if i % 3 else "JPEG", "RGB", {}, seed=i),
-        )
-        for i in range(4)
+        (f"{'cat' if i % 2 else 'dog'}/{i}.{ending}", encode(kind, "RGB", {}, seed=i))
+        for i, (kind, ending) in enumerate([("JPEG", "jpg"), ("PNG", "png"), ("PNG", "png"), ("JPEG", "jpg")])
     ]
 
 
