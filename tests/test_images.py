@@ -379,7 +379,7 @@ def test_the_callers_array_is_not_written_to() -> None:
         (io.StringIO("text"), "gives str; open it in binary mode"),
         (b"no image", "cannot identify"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_other_things_are_refused_with_a_word(image: object, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
