@@ -28,8 +28,8 @@ from benchmarks.folder import photos
 from benchmarks.peers import from_timm, in_transformers
 from benchmarks.timing import DEVICE, ON_GPU, machine, markdown, noise
 from vitbackbone import Photo, ViTConfig, extract, optimize
-from vitbackbone.costs import costs
-from vitbackbone.preprocess import Decoding, ImageTransform
+from vitbackbone.images import Decoding, ImageTransform
+from vitbackbone.inspection import costs
 
 CASES = (  # model, batches
     ("vit_large_patch16_224.augreg_in21k", (256, 64)),

@@ -25,7 +25,7 @@ from benchmarks.input import SIZES, made
 from benchmarks.peers import from_timm
 from benchmarks.timing import DEVICE, ON_GPU, machine, markdown, medians, noise
 from vitbackbone import Photo, extract, optimize
-from vitbackbone.preprocess import Decoding
+from vitbackbone.images import Decoding
 
 MODEL = "vit_small_patch16_224.augreg_in21k"
 

@@ -19,8 +19,8 @@ from benchmarks.peak import PRECISIONS, measured
 from benchmarks.peers import Field, Run, entrants
 from benchmarks.timing import ON_GPU, Contestants, machine, markdown, medians, noise
 from vitbackbone import ViTConfig, optimize
-from vitbackbone.costs import costs
-from vitbackbone.features import Precision
+from vitbackbone.contract import Precision
+from vitbackbone.inspection import costs
 
 FIRST = "vit_large_patch16_224.augreg_in21k" if ON_GPU else "vit_tiny_patch16_224.augreg_in21k"
 MODELS = [FIRST, "vit_base_patch16_224.augreg_in21k", "vit_small_patch14_dinov2.lvd142m"]

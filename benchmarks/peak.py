@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.timing import DEVICE, ON_GPU, cpu_info, machine, markdown, noise, wait_for
-from vitbackbone.features import Precision
-from vitbackbone.kernels import PackedLinear, trouble
-from vitbackbone.quantize import Steps, Weights, int8_trouble, onednn
+from vitbackbone.contract import Precision
+from vitbackbone.runtime import PackedLinear, Steps, Weights, int8_trouble, onednn, trouble
 
 # (M, K, N): linears of ViT-B at batch 1, 8 and 32, and a square.
 SHAPES = [(197, 768, 3072), (1576, 768, 3072), (1576, 3072, 768), (6304, 768, 3072), (2048, 2048, 2048)]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.peak import has_bfloat16
 from benchmarks.timing import DEVICE, ON_GPU, noise
 from vitbackbone import BackboneModule, ViTConfig, load_backbone
-from vitbackbone.features import Precision
+from vitbackbone.contract import Precision
 
 Run = Callable[[Tensor], object]
 

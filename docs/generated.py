@@ -45,8 +45,8 @@ def write(folder: Path) -> None:
 
 def models() -> str:
     """Return the table of all models known by name, as Markdown."""
-    from vitbackbone.describe import models_table
-    from vitbackbone.load import list_backbones
+    from vitbackbone.checkpoints.load import list_backbones
+    from vitbackbone.inspection.describe import models_table
 
     header, *rows = (line.split("  ") for line in models_table(list_backbones()).splitlines())
     cells = [[cell.strip() for cell in row if cell.strip()] for row in [header, *rows]]

@@ -17,8 +17,8 @@ from torch import nn
 
 from heads import attach, checkpoint_head, imagenet_labels, load_head
 from vitbackbone import load_backbone, load_checkpoint
-from vitbackbone.extract.source import list_inputs
-from vitbackbone.inference import evaluating
+from vitbackbone.contract import evaluating
+from vitbackbone.store import list_inputs
 
 Classifier = tuple[nn.Module, list[str], int | None]  # of images, the names of its classes, resolution
 

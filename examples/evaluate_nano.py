@@ -22,7 +22,7 @@ from train_nano import HELD_OUT, normalised, read_photos
 
 from heads import KnnProbe, LinearProbe, report
 from vitbackbone import ViT, load_backbone
-from vitbackbone.inference import evaluating
+from vitbackbone.contract import evaluating
 
 Array = NDArray[np.float32]
 

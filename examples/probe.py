@@ -19,8 +19,7 @@ from PIL import Image
 
 from heads import AttentiveProbe, KnnProbe, LinearProbe, Report, hold_out, report
 from vitbackbone import FeatureStore, load_backbone
-from vitbackbone.extract import extract
-from vitbackbone.extract.groups import copies
+from vitbackbone.store import copies, extract
 
 
 def draw_digits(folder: Path) -> Path:

@@ -28,7 +28,7 @@ from training import Settings, backbone_groups, exit_code, fit, head_groups, set
 from heads import attach, create_head, freeze, load_head, save_head
 from heads.base import Attached
 from vitbackbone import BackboneModule, ViT, load_backbone, load_image, publish, publish_text
-from vitbackbone.inference import evaluating
+from vitbackbone.contract import evaluating
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAME = "segmentation"  # of the head among those attached

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from vitbackbone import load_image
-from vitbackbone.preprocess import ImageTransform
+from vitbackbone.images import ImageTransform
 
 CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
 GREY = [124, 116, 104]

@@ -25,10 +25,9 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from vitbackbone import publish
-from vitbackbone.config import ViTConfig
-from vitbackbone.features import Features
-from vitbackbone.vit import ViT
-from vitbackbone.zoo import ZOO
+from vitbackbone.checkpoints import ZOO
+from vitbackbone.contract import Features
+from vitbackbone.model import ViT, ViTConfig
 
 THUMBNAIL = 8  # pixels a side
 HELD_OUT = 10  # every tenth photo is kept aside for validation

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from tests.helpers import randomise, relative_error
 from vitbackbone import BackboneModule, ViT, load_backbone
-from vitbackbone.zoo import ZOO, Positions
+from vitbackbone.checkpoints.zoo import ZOO, Positions
 
 Size = tuple[int, int]
 

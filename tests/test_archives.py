@@ -22,11 +22,11 @@ import pytest
 from PIL import Image
 
 from tests.helpers import tiny_vit
-from vitbackbone.extract import extract
-from vitbackbone.extract.locate import Unreadable, read_bytes
-from vitbackbone.extract.plan import locators
-from vitbackbone.extract.source import list_inputs
-from vitbackbone.extract.tar import BLOCK
+from vitbackbone.store import extract
+from vitbackbone.store.locate import Unreadable, read_bytes
+from vitbackbone.store.plan import locators
+from vitbackbone.store.source import list_inputs
+from vitbackbone.store.tar import BLOCK
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 LONG = "/".join(["a folder of a name that is long"] * 7)

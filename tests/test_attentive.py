@@ -26,7 +26,7 @@ from heads import (
 )
 from tests.helpers import photo, randomise, relative_error, save_photo, tiny_vit
 from vitbackbone import FeatureStore, ImageFeatures
-from vitbackbone.extract import extract
+from vitbackbone.store import extract
 
 QUICK = {"epochs": 3, "progress": False}
 FIELDS = [{}, {"cls": False, "pool": "mean"}, {"patch_size": 14, "image_size": (28, 42), "num_heads": 4}]

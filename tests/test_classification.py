@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from heads import ConcatHead, DistilledHead, MlpHead, attach, checkpoint_head, imagenet_labels
 from tests.helpers import randomise, relative_error, tiny_vit
 from vitbackbone import Checkpoint, load_checkpoint
-from vitbackbone.convert import HEADS, convert
-from vitbackbone.formats import FORMATS
-from vitbackbone.zoo import ZOO
+from vitbackbone.checkpoints.formats import FORMATS
+from vitbackbone.checkpoints.rules import HEADS, convert
+from vitbackbone.checkpoints.zoo import ZOO
 
 CLASSES = 7
 LIMIT = 1e-5

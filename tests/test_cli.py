@@ -23,8 +23,8 @@ from timm.data import ImageNetInfo
 from heads import load_probe
 from tests.helpers import randomise, save_photo
 from vitbackbone import FeatureStore, list_backbones, load_backbone
+from vitbackbone.checkpoints.zoo import ZOO
 from vitbackbone.cli import main
-from vitbackbone.zoo import ZOO
 
 COMMANDS = ["extract", "verify", "export", "probe", "predict", "classify", "show", "demo", "models", "info"]
 
@@ -458,7 +458,7 @@ def test_ctrl_c_is_exit_code_130(photos: Path, tmp_path: Path, monkeypatch: pyte
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("vitbackbone.extract"), "extract", interrupt)
+    monkeypatch.setattr(importlib.import_module("vitbackbone.store"), "extract", interrupt)
     assert main(["extract", str(photos), "--out", str(tmp_path / "a")]) == 130
 
 

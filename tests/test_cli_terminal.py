@@ -297,7 +297,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, ca
     def fault(*_: object) -> None:
         raise KeyError("k\x1b[2J")
 
-    monkeypatch.setattr("vitbackbone.load.list_backbones", fault)
+    monkeypatch.setattr("vitbackbone.checkpoints.load.list_backbones", fault)
     code, out, err = said(["models"], capsys)
     assert (code, out) == (70, "")
     first, second = err.splitlines()

@@ -1,4 +1,4 @@
-"""One suite over every backbone: what `vitbackbone.features.Backbone` promises. Below, what every `ViT` does."""
+"""One suite over every backbone: what `vitbackbone.Backbone` promises. Below, what every `ViT` does."""
 
 import copy
 import pickle
@@ -24,7 +24,7 @@ from vitbackbone import (
     ViT,
     load_backbone,
 )
-from vitbackbone.config import Rotary
+from vitbackbone.model.config import Rotary
 
 NO_CLS = {"cls": False, "pool": "mean"}
 HALVES, NEIGHBOURS = Rotary(100.0, "centred", "halves"), Rotary(1e4, "index", "neighbours", (4, 4))

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tests.helpers import tiny_vit
 from vitbackbone import ConversionError, load_backbone
-from vitbackbone.convert import Change, Rule, both, convert, drop, inside, read_only, rename, revert
-from vitbackbone.zoo import ZOO
+from vitbackbone.checkpoints.rules import Change, Rule, both, convert, drop, inside, read_only, rename, revert
+from vitbackbone.checkpoints.zoo import ZOO
 
 T = {name: torch.full((2,), float(i)) for i, name in enumerate("abcdef")}
 

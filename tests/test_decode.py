@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tests.helpers import photo
 from vitbackbone import FusedPreprocess, Photo, Preprocess, load_image
-from vitbackbone.errors import DamagedImage, TooManyPixels, UnknownFormat, UnsupportedPixels
-from vitbackbone.preprocess import CropMode, ImageTransform
-from vitbackbone.resize import FILTERS, Interpolation, resized_crop
+from vitbackbone.images.errors import DamagedImage, TooManyPixels, UnknownFormat, UnsupportedPixels
+from vitbackbone.images.preprocess import CropMode, ImageTransform
+from vitbackbone.images.resize import FILTERS, Interpolation, resized_crop
 
 SIZES = [(68, 121), (121, 68), (160, 160), (333, 217), (30, 20), (1, 1), (7, 200), (200, 7), (8, 16), (17, 33)]
 

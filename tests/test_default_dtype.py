@@ -11,8 +11,8 @@ from heads import create_head
 from tests.helpers import tiny_vit
 from tests.oracles import HF, hf_model
 from vitbackbone import BackboneModule, ViT, load_backbone
-from vitbackbone.config import Rotary
-from vitbackbone.dtypes import float32_default
+from vitbackbone.contract.dtypes import float32_default
+from vitbackbone.model.config import Rotary
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 

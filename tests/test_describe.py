@@ -16,11 +16,11 @@ from torchvision.models import ViT_B_16_Weights, ViT_H_14_Weights, ViT_L_16_Weig
 
 from tests.helpers import TINY
 from vitbackbone import Preprocess, ViT, ViTConfig, vit_config
-from vitbackbone.attention import WindowAttention
-from vitbackbone.config import Rotary
-from vitbackbone.costs import costs, parameters
-from vitbackbone.describe import info, models_table, trace
-from vitbackbone.zoo import ZOO, Entry
+from vitbackbone.checkpoints.zoo import ZOO, Entry
+from vitbackbone.inspection.costs import costs, parameters
+from vitbackbone.inspection.describe import info, models_table, trace
+from vitbackbone.model.attention import WindowAttention
+from vitbackbone.model.config import Rotary
 
 MAP = replace(TINY, cls=False, pool="mean")
 STEM = ((8, 2), (12, 2), (12, 1), (16, 2))

@@ -18,7 +18,7 @@ from heads import Masks, attach, create_head, freeze, set_loss
 from tests.helpers import randomise, relative_error, tiny_vit
 from tests.timm_networks import BACKBONES
 from vitbackbone import Layout, Rotary, ViT, ViTConfig
-from vitbackbone.layers import Block
+from vitbackbone.model.layers import Block
 
 QUERIES, CLASSES, BLOCKS = 6, 3, 2
 

@@ -19,8 +19,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from heads import KnnProbe, LinearProbe
 from tests.helpers import photo, randomise, save_photo, tiny_vit
-from vitbackbone import ImageFeatures, ViT, ViTConfig, estimator
-from vitbackbone.features import pool_mean
+from vitbackbone import ImageFeatures, ViT, ViTConfig
+from vitbackbone import sklearn as estimator
+from vitbackbone.contract.features import pool_mean
 
 PHOTOS = [photo(40 + i, 52 - i, seed=i) for i in range(5)]
 
@@ -34,7 +35,7 @@ def loads(monkeypatch):
         names.append(name)
         return tiny_vit(seed=len(name))
 
-    monkeypatch.setattr("vitbackbone.load.load_backbone", load_backbone)
+    monkeypatch.setattr("vitbackbone.checkpoints.load.load_backbone", load_backbone)
     estimator._load.cache_clear()
     yield names
     estimator._load.cache_clear()

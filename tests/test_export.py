@@ -31,10 +31,10 @@ from vitbackbone import (
     load_checkpoint,
     save_pretrained,
 )
-from vitbackbone.config import Rotary
-from vitbackbone.convert import HEADS, convert
-from vitbackbone.formats import FORMATS
-from vitbackbone.huggingface import CLASSES, DEIT_EVAL, DINOV2_EVAL, PLAIN, VIT_EVAL, write_config
+from vitbackbone.checkpoints.formats import FORMATS
+from vitbackbone.checkpoints.huggingface import CLASSES, DEIT_EVAL, DINOV2_EVAL, PLAIN, VIT_EVAL, write_config
+from vitbackbone.checkpoints.rules import HEADS, convert
+from vitbackbone.model.config import Rotary
 
 LIMIT = 1e-5
 
@@ -529,7 +529,7 @@ def test_a_head_and_labels_that_do_not_go_with_the_class_are_refused(
         save_pretrained(backbone, tmp_path, architecture, {name: torch.zeros(3) for name in head}, labels)
 
 
-@pytest.mark.parametrize("moment", ["vitbackbone.export.save_file", "pathlib.Path.chmod"])
+@pytest.mark.parametrize("moment", ["vitbackbone.checkpoints.export.save_file", "pathlib.Path.chmod"])
 def test_an_interrupted_call_leaves_a_directory_as_it_was(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

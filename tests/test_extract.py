@@ -22,16 +22,17 @@ from PIL import Image, ImageFile
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from vitbackbone.config import ViTConfig
-from vitbackbone.extract import FeatureStore, extract
-from vitbackbone.extract.layout import INDEX
-from vitbackbone.extract.reader import ImageReader
-from vitbackbone.extract.source import list_inputs
-from vitbackbone.features import Features, Images
-from vitbackbone.files import publish
-from vitbackbone.fingerprint import weights_sha256
-from vitbackbone.preprocess import Preprocess
-from vitbackbone.vit import ViT
+from vitbackbone.contract.features import Features
+from vitbackbone.contract.fingerprint import weights_sha256
+from vitbackbone.contract.geometry import Images
+from vitbackbone.files.publish import publish
+from vitbackbone.images.preprocess import Preprocess
+from vitbackbone.model.config import ViTConfig
+from vitbackbone.model.vit import ViT
+from vitbackbone.store import FeatureStore, extract
+from vitbackbone.store.layout import INDEX
+from vitbackbone.store.reader import ImageReader
+from vitbackbone.store.source import list_inputs
 
 TINY = ViTConfig(image_size=(32, 32), patch_size=8, dim=16, depth=2, num_heads=2, mlp_dim=32)
 SIZES = [(121, 68), (40, 33), (32, 32), (9, 50), (1, 1), (64, 48), (30, 31)]  # (W, H)
@@ -725,7 +726,7 @@ def test_the_store_opens_without_reading_the_shards(
     out = tmp_path / "f"
     extract(backbone(), photos, out, tokens=["cls", "patches"], shard_size=1)
     opened: list[str] = []
-    module = importlib.import_module("vitbackbone.extract.store")
+    module = importlib.import_module("vitbackbone.store.store")
     monkeypatch.setattr(module, "safe_open", lambda path, **o: (opened.append(path.name), safe_open(path, **o))[1])
     (out / "shards/00005.safetensors").write_bytes(b"damaged")
     store = FeatureStore(out)

@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 
 from tests.helpers import photo, save_photo, tiny_vit
-from vitbackbone.extract import FeatureStore, extract
-from vitbackbone.extract.lock import Owner
-from vitbackbone.extract.part import Part
-from vitbackbone.features import Features, Images
-from vitbackbone.preprocess import Preprocess
-from vitbackbone.vit import ViT
+from vitbackbone.contract.features import Features
+from vitbackbone.contract.geometry import Images
+from vitbackbone.images.preprocess import Preprocess
+from vitbackbone.model.vit import ViT
+from vitbackbone.store import FeatureStore, extract
+from vitbackbone.store.lock import Owner
+from vitbackbone.store.slices import Part
 
 FORK = multiprocessing.get_context("fork")  # of a process that has torch already: a kill loop would wait for it else
 
@@ -223,7 +224,7 @@ MILLION = """
 import resource, sys
 import pyarrow as pa, pyarrow.parquet as pq
 from tests.helpers import tiny_vit
-from vitbackbone.extract import extract
+from vitbackbone.store import extract
 folder, count = sys.argv[1], int(sys.argv[2])
 paths = pa.table({"path": [f"folder-{i // 1000:04}/photo-{i:07}.jpg" for i in range(count)]})
 pq.write_table(paths, f"{folder}/list.parquet")

@@ -13,7 +13,8 @@ import pytest
 
 from heads import create_head, load_head, save_head
 from tests.helpers import tiny_vit
-from vitbackbone import files, publish, publish_text, publish_together, read_together
+from vitbackbone import publish, publish_text, publish_together, read_together
+from vitbackbone.files import publish as files
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from tests.helpers import save_photo, tiny_vit
-from vitbackbone.extract import FeatureStore, extract
-from vitbackbone.extract import folder as folder_module
-from vitbackbone.extract.locate import Unreadable, read_bytes
-from vitbackbone.extract.plan import locators
-from vitbackbone.extract.source import list_inputs
+from vitbackbone.store import FeatureStore, extract
+from vitbackbone.store import folder as folder_module
+from vitbackbone.store.locate import Unreadable, read_bytes
+from vitbackbone.store.plan import locators
+from vitbackbone.store.source import list_inputs
 
 
 def fill(root: Path, *names: str, format: str = "JPEG") -> Path:
@@ -243,7 +243,7 @@ def test_a_file_that_changes_during_the_run_is_a_row_that_failed(
     for i in range(3):
         save_photo(tmp_path / "in" / f"{i}.png", seed=i)
     file = tmp_path / "in" / "1.png"
-    module = __import__("vitbackbone.extract.run", fromlist=["_run"])
+    module = __import__("vitbackbone.store.run", fromlist=["_run"])
     run = module._run
 
     def changed(*args: object) -> None:

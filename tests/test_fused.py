@@ -24,19 +24,21 @@ from torchvision.transforms import functional as TVF
 
 from tests.helpers import photo, randomise, relative_error, save_photo, tiny_vit
 from vitbackbone import Attention, Backbone, BackboneSpec, Features, Geometry, ImageFeatures, Preprocess, View, ViT
+from vitbackbone.checkpoints.formats import FORMATS
+from vitbackbone.checkpoints.formats.openvla import split_openvla
+from vitbackbone.checkpoints.rules import ConversionError, convert
+from vitbackbone.checkpoints.zoo import ZOO
 from vitbackbone.cli.probing import check_same_backbone
-from vitbackbone.convert import ConversionError, convert
-from vitbackbone.extract import extract
-from vitbackbone.extract.locate import Locator
-from vitbackbone.extract.manifest import make_manifest
-from vitbackbone.extract.reader import ImageReader
-from vitbackbone.features import Images, check_images
-from vitbackbone.fingerprint import weights_sha256
-from vitbackbone.formats import FORMATS
-from vitbackbone.fused import FusedBackbone, FusedConfig, FusedPreprocess, Member, fuse, split_openvla
-from vitbackbone.preprocess import HALF
-from vitbackbone.view import show
-from vitbackbone.zoo import ZOO
+from vitbackbone.contract.backbone import check_images
+from vitbackbone.contract.fingerprint import weights_sha256
+from vitbackbone.contract.geometry import Images
+from vitbackbone.images.preprocess import HALF
+from vitbackbone.inspection.show import show
+from vitbackbone.networks.fused import FusedBackbone, FusedConfig, FusedPreprocess, Member, fuse
+from vitbackbone.store import extract
+from vitbackbone.store.locate import Locator
+from vitbackbone.store.manifest import make_manifest
+from vitbackbone.store.reader import ImageReader
 
 FIRST = Preprocess((32, 32), 1.0)
 SECOND = Preprocess((32, 32), 0.9, interpolation="bilinear", mean=HALF, std=(0.4, 0.5, 0.6))
@@ -290,7 +292,7 @@ def test_what_no_type_check_would_let_pass_is_refused_too() -> None:
     """In a process of its own, without the type checks of the tests, which would come first."""
     code = (
         "from vitbackbone import Preprocess, ViT, vit_config\n"
-        "from vitbackbone.fused import FusedBackbone, FusedPreprocess, Member\n"
+        "from vitbackbone.networks.fused import FusedBackbone, FusedPreprocess, Member\n"
         "vit = ViT(vit_config('Ti/16', depth=1)); fused = FusedBackbone([Member(vit, 0, False)])\n"
         "for make, text in ((lambda: FusedBackbone([Member('nano', 0, False)]), 'a member is a str'),\n"
         "                   (lambda: FusedBackbone([Member(fused, 0, False)]), 'all of them Preprocess'),\n"

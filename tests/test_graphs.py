@@ -11,7 +11,9 @@ from torch import Tensor
 
 from tests.helpers import relative_error
 from tests.test_contract import VITS
-from vitbackbone import ViT, graphs, paths
+from vitbackbone import ViT
+from vitbackbone.runtime import cuda_graphs as graphs
+from vitbackbone.runtime import routes as paths
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 RECORDED = [name for name, vit in VITS.items() if vit.config.relative_position == "none"]

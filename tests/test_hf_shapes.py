@@ -10,7 +10,7 @@ import transformers
 from tests.helpers import randomise, relative_error
 from tests.oracles import HF, images, run_hf
 from vitbackbone import load_backbone, save_pretrained
-from vitbackbone.huggingface import read_config
+from vitbackbone.checkpoints.huggingface import read_config
 
 LIMIT = 1e-5
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}

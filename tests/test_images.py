@@ -15,8 +15,8 @@ from PIL import Image
 
 from tests.helpers import photo, tiny_vit
 from vitbackbone import FusedPreprocess, ImageError, ImageFeatures, Photo, Preprocess, extract, load_image
-from vitbackbone.errors import DamagedImage, MissingDecoder, TooManyPixels, UnknownFormat
-from vitbackbone.images import open_image
+from vitbackbone.images.errors import DamagedImage, MissingDecoder, TooManyPixels, UnknownFormat
+from vitbackbone.images.held import open_image
 
 Image.init()
 SAVED = {

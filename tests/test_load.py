@@ -19,7 +19,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-import vitbackbone.load
+import vitbackbone.checkpoints.load
 from tests.helpers import photo, randomise, relative_error, tiny_vit
 from vitbackbone import (
     ConversionError,
@@ -29,13 +29,13 @@ from vitbackbone import (
     load_backbone,
     load_checkpoint,
 )
-from vitbackbone.convert import convert
-from vitbackbone.formats import FORMATS
-from vitbackbone.fused import FusedConfig
-from vitbackbone.huggingface import VIT_EVAL, read_preprocess
-from vitbackbone.load import find_entry, read_weights
-from vitbackbone.preprocess import CLIP_MEAN, HALF, IMAGENET_MEAN
-from vitbackbone.zoo import ADAPTED, ZOO
+from vitbackbone.checkpoints.formats import FORMATS
+from vitbackbone.checkpoints.huggingface import VIT_EVAL, read_preprocess
+from vitbackbone.checkpoints.load import find_entry, read_weights
+from vitbackbone.checkpoints.rules import convert
+from vitbackbone.checkpoints.zoo import ADAPTED, ZOO
+from vitbackbone.images.preprocess import CLIP_MEAN, HALF, IMAGENET_MEAN
+from vitbackbone.networks.fused import FusedConfig
 
 TIMM_NAMES = [name for name, entry in ZOO.items() if entry.source.startswith("timm/")]
 SMALL = "vit_tiny_patch16_224.augreg_in21k"
@@ -624,8 +624,10 @@ def test_a_folder_called_nano_is_not_mistaken_for_the_backbone(
 
 
 def test_nano_is_small_and_built_in() -> None:
-    assert vitbackbone.load.NANO_FILE.stat().st_size < 6e6
+    assert vitbackbone.checkpoints.load.NANO_FILE.stat().st_size < 6e6
     backbone = load_backbone("nano")
     assert isinstance(backbone, nn.Module)
     assert sum(p.numel() for p in backbone.parameters()) < 3e6
-    assert {t.dtype for t in load_file(vitbackbone.load.NANO_FILE).values() if t.is_floating_point()} == {torch.float16}
+    assert {t.dtype for t in load_file(vitbackbone.checkpoints.load.NANO_FILE).values() if t.is_floating_point()} == {
+        torch.float16
+    }

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from tests.helpers import tiny_vit
 from tests.oracles import HF, hf_model
 from vitbackbone import load_backbone
-from vitbackbone.huggingface import read_config
-from vitbackbone.huggingface.config import MODEL_TYPES
-from vitbackbone.tensor_files import read_weights
+from vitbackbone.checkpoints.huggingface import read_config
+from vitbackbone.checkpoints.huggingface.config import MODEL_TYPES
+from vitbackbone.checkpoints.tensor_files import read_weights
 
 INDEX = "model.safetensors.index.json"
 

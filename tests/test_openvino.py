@@ -18,12 +18,13 @@ from tests import test_contract as contract
 from tests.helpers import relative_error, tiny_vit
 from tests.test_contract import VITS, images
 from tests.test_runtime import with_outliers
-from vitbackbone import Backbone, Features, ViT, fingerprint, paths
-from vitbackbone import openvino as engine
-from vitbackbone.fingerprint import weights_sha256
-from vitbackbone.openvino import OpenVinoBackbone
-from vitbackbone.runtime import compare
-from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
+from vitbackbone import Backbone, Features, ViT, fingerprint
+from vitbackbone.contract.fingerprint import weights_sha256
+from vitbackbone.networks.timm import TimmBackbone, TimmConfig
+from vitbackbone.runtime import openvino as engine
+from vitbackbone.runtime import routes as paths
+from vitbackbone.runtime.openvino import OpenVinoBackbone
+from vitbackbone.runtime.optimize import compare
 
 ov = pytest.importorskip("openvino")
 needs_int8 = pytest.mark.skipif(bool(engine._int8_trouble()), reason=engine._int8_trouble())

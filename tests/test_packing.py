@@ -14,9 +14,9 @@ from tests.helpers import randomise, relative_error, tiny_vit
 from tests.test_contract import BACKBONES, VITS
 from tests.test_eomt import QUERIES
 from vitbackbone import Features, Layout, Rotary, ViT, ViTConfig
-from vitbackbone.attention import attend_jagged
-from vitbackbone.layers import DropPath
-from vitbackbone.position import rotary_table
+from vitbackbone.model.attention import attend_jagged
+from vitbackbone.model.layers import DropPath
+from vitbackbone.model.position import rotary_table
 
 SIZES = [(32, 40), (16, 24), (40, 32), (9, 70), (32, 40), (17, 23)]  # two of one size, and two of one grid
 ROTARY = Rotary(100.0, "centred", "halves")

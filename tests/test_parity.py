@@ -32,9 +32,9 @@ from tests.oracles import (
     timm_model,
 )
 from vitbackbone import ViTConfig, load_backbone
-from vitbackbone.formats import FORMATS
-from vitbackbone.position import rotary_table
-from vitbackbone.zoo import ZOO
+from vitbackbone.checkpoints.formats import FORMATS
+from vitbackbone.checkpoints.zoo import ZOO
+from vitbackbone.model.position import rotary_table
 
 LIMIT = 1e-5
 HEAVY = {  # by the clock; of these the quick tests have the size that is not square

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from tests.helpers import relative_error, tiny_vit
-from vitbackbone import Resampling, Rotary, layers
-from vitbackbone.paths import share
-from vitbackbone.position import resample, sincos1d, sincos2d
+from vitbackbone import Resampling, Rotary
+from vitbackbone.model import layers
+from vitbackbone.model.position import resample, sincos1d, sincos2d
+from vitbackbone.runtime.routes import share
 
 TABLE = torch.randn(6 * 6, 5, generator=torch.Generator().manual_seed(0))
 

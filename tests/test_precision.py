@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tests.helpers import randomise, relative_error, tiny_vit
 from tests.oracles import HF, TIMM, errors, hf_case, hf_model, images, timm_model
 from vitbackbone import ConversionError, export_weights, load_backbone, load_checkpoint, save_pretrained
-from vitbackbone.convert import Rule, convert, rename
-from vitbackbone.formats import FORMATS
+from vitbackbone.checkpoints.formats import FORMATS
+from vitbackbone.checkpoints.rules import Rule, convert, rename
 
 LIMIT = 1e-5
 DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)

@@ -15,8 +15,8 @@ from transformers import AutoImageProcessor
 
 from tests.helpers import tiny_vit
 from vitbackbone import Preprocess, load_backbone, save_pretrained
-from vitbackbone.huggingface import VIT_EVAL, read_preprocess
-from vitbackbone.huggingface.processor import PROCESSORS, SAM_EVAL, write_preprocess
+from vitbackbone.checkpoints.huggingface import VIT_EVAL, read_preprocess
+from vitbackbone.checkpoints.huggingface.processor import PROCESSORS, SAM_EVAL, write_preprocess
 
 SMOOTH = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8))
 PHOTOS = [SMOOTH.resize(size, Image.Resampling.BICUBIC) for size in [(400, 259), (141, 290), (256, 256)]]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers import save_photo
 from vitbackbone import load_backbone
-from vitbackbone.extract import RayOptions, extract
+from vitbackbone.store import RayOptions, extract
 
 pytestmark = [
     pytest.mark.slow,

@@ -96,7 +96,7 @@ def test_it_names_every_head() -> None:
 
 def test_every_model_and_file_it_names_exists() -> None:
     from vitbackbone import list_backbones
-    from vitbackbone.huggingface import MODEL_TYPES
+    from vitbackbone.checkpoints.huggingface import MODEL_TYPES
 
     names = re.findall(
         r"`((?:vit_|deit_|beit|mae_|dino|ViT-|moco_|eva02_|sam|swin_|resnet|openvla|hf:)[\w./:-]+)`", README

@@ -7,7 +7,7 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from vitbackbone.records import MOST_LINES, Record, parse_json, read_json
+from vitbackbone.files.records import MOST_LINES, Record, parse_json, read_json
 
 
 class Sizes(Record):

@@ -16,13 +16,17 @@ from torch.nn import functional as F
 
 from tests.helpers import relative_error, tiny_vit
 from tests.test_contract import BACKBONES, VITS, images
-from vitbackbone import BackboneModule, Features, ViT, fingerprint, kernels, paths, quantize, runtime
-from vitbackbone.attention import attend
-from vitbackbone.features import Fidelity
-from vitbackbone.fingerprint import weights_sha256
-from vitbackbone.layers import SwiGLU
-from vitbackbone.paths import Path
-from vitbackbone.runtime import compare, optimize
+from vitbackbone import BackboneModule, Features, ViT, fingerprint
+from vitbackbone.contract.fingerprint import weights_sha256
+from vitbackbone.contract.spec import Fidelity
+from vitbackbone.model.attention import attend
+from vitbackbone.model.layers import SwiGLU
+from vitbackbone.runtime import int8 as quantize
+from vitbackbone.runtime import linears as kernels
+from vitbackbone.runtime import optimize as runtime
+from vitbackbone.runtime import routes as paths
+from vitbackbone.runtime.optimize import compare, optimize
+from vitbackbone.runtime.routes import Path
 
 FP32, BF16 = torch.float32, torch.bfloat16
 packed_fp32 = pytest.mark.skipif(bool(kernels.trouble(FP32)), reason=kernels.trouble(FP32))
@@ -513,7 +517,7 @@ def test_what_cannot_be_optimised_is_said() -> None:
 def test_what_no_type_check_would_let_pass_is_refused_too() -> None:
     code = (
         "from vitbackbone import load_backbone\n"
-        "from vitbackbone.runtime import optimize\n"
+        "from vitbackbone.runtime.optimize import optimize\n"
         "nano = load_backbone('nano')\n"
         "for given in ({'precision': 'fp8'}, {'engine': 'tpu'}, {'backbone': nano.norm}):\n"
         "    try:\n"

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.helpers import save_photo, tiny_vit
-from vitbackbone.extract import FeatureStore, export, extract, verify
+from vitbackbone.store import FeatureStore, export, extract, verify
 
 
 @pytest.fixture(scope="module")

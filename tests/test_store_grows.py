@@ -11,11 +11,12 @@ import torch
 
 from heads import LinearProbe
 from tests.helpers import save_photo, tiny_vit
-from vitbackbone.extract import FeatureStore, export, extract, verify
-from vitbackbone.extract.lock import writing
-from vitbackbone.extract.part import Part
-from vitbackbone.features import Features, Images
-from vitbackbone.vit import ViT
+from vitbackbone.contract.features import Features
+from vitbackbone.contract.geometry import Images
+from vitbackbone.model.vit import ViT
+from vitbackbone.store import FeatureStore, export, extract, verify
+from vitbackbone.store.lock import writing
+from vitbackbone.store.slices import Part
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_the_path_is_kept_in_the_manifest_and_another_is_refused(photos: Path, t
 
 def test_a_backbone_that_is_optimised_already_is_taken_as_it_is(photos: Path, tmp_path: Path) -> None:
     from vitbackbone import optimize
-    from vitbackbone.openvino import OpenVinoBackbone
+    from vitbackbone.runtime.openvino import OpenVinoBackbone
 
     plain = extract(tiny_vit(), photos, tmp_path / "plain", progress=False)
     for name, fast in {"optimised": optimize(tiny_vit()), "openvino": OpenVinoBackbone(tiny_vit())}.items():

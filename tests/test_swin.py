@@ -18,10 +18,10 @@ from transformers import (
 from tests.helpers import randomise, relative_error
 from tests.timm_networks import BACKBONES, CONFIGS, TOLERANCE, images
 from vitbackbone import ConversionError
-from vitbackbone.convert import convert
-from vitbackbone.formats.swin import SWIN as SWIN_FORMATS
-from vitbackbone.huggingface.swin import read_swin, read_swinv2
-from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
+from vitbackbone.checkpoints.formats.swin import SWIN as SWIN_FORMATS
+from vitbackbone.checkpoints.huggingface.swin import read_swin, read_swinv2
+from vitbackbone.checkpoints.rules import convert
+from vitbackbone.networks.timm import TimmBackbone, TimmConfig
 
 HF = {
     "embed_dim": 24,

@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from vitbackbone import Photo, load_image
-from vitbackbone.errors import DamagedImage, ImageError, MissingDecoder, UnsupportedPixels
+from vitbackbone.images.errors import DamagedImage, ImageError, MissingDecoder, UnsupportedPixels
 
 tifffile = pytest.importorskip("tifffile")
 pytest.importorskip("imagecodecs")

@@ -8,11 +8,11 @@ import torch
 
 from tests.timm_networks import BACKBONES
 from vitbackbone import ConversionError, Preprocess
-from vitbackbone.convert import convert
-from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
-from vitbackbone.timm_names import describe_timm, preprocess_of, timm_rules
-from vitbackbone.zoo import ADAPTED
-from vitbackbone.zoo.timm import TIMM
+from vitbackbone.checkpoints.rules import convert
+from vitbackbone.checkpoints.timm_names import describe_timm, preprocess_of, timm_rules
+from vitbackbone.checkpoints.zoo import ADAPTED
+from vitbackbone.checkpoints.zoo.timm import TIMM
+from vitbackbone.networks.timm import TimmBackbone, TimmConfig
 
 
 def test_what_timm_says_of_a_name() -> None:

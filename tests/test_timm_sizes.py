@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from tests.helpers import randomise, relative_error
 from tests.timm_networks import TOLERANCE, images
 from vitbackbone import load_backbone
-from vitbackbone.timm_names import FAMILIES, Family
-from vitbackbone.timm_sizes import Sizes, find_sizes, sizes_of
+from vitbackbone.checkpoints.timm_names import FAMILIES, Family
+from vitbackbone.networks.timm_sizes import Sizes, find_sizes, sizes_of
 
 Layer = Callable[[int], int]
 

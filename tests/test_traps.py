@@ -16,9 +16,9 @@ from tests.helpers import photo, randomise, relative_error, tiny_vit
 from tests.oracles import hf_model
 from tests.test_contract import VITS
 from vitbackbone import ConversionError, Resampling, ViT, load_backbone
-from vitbackbone.config import ViTConfig
-from vitbackbone.position import resample
-from vitbackbone.zoo import ZOO
+from vitbackbone.checkpoints.zoo import ZOO
+from vitbackbone.model.config import ViTConfig
+from vitbackbone.model.position import resample
 
 
 def images(*shape: int) -> torch.Tensor:

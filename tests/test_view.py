@@ -10,7 +10,8 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from tests.helpers import photo, tiny_vit
-from vitbackbone import Attention, ViT, view
+from vitbackbone import Attention, ViT
+from vitbackbone.inspection import show as view
 
 
 def maps(*shape: int, seed: int = 0) -> torch.Tensor:

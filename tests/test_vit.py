@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tests.helpers import TINY, randomise, relative_error, tiny_vit
 from vitbackbone import Rotary, ViT, ViTConfig, vit_config
-from vitbackbone.layers import DropPath
+from vitbackbone.model.layers import DropPath
 
 
 def test_patchify_is_unfold_and_a_linear_layer() -> None:

@@ -14,7 +14,6 @@ from vitbackbone.cli.own_heads import own_heads
 from vitbackbone.cli.places import check_device_name, check_places
 from vitbackbone.cli.streams import ReaderGone, guarded_streams
 from vitbackbone.cli.text import printable
-from vitbackbone.startup import started
 
 WRONG_INPUT = 2
 OUR_FAULT = 70  # EX_SOFTWARE of sysexits.h
@@ -27,7 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     wrong or the result could not be written, 70 that the program is at fault, 130 Ctrl-C, 143 SIGTERM, and 141 that
     the reader of the output is gone.
     """
-    started()
     with guarded_streams():
         try:
             return _run(_parsed(argv))

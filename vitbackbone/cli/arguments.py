@@ -15,7 +15,7 @@ from vitbackbone.cli.probing import predict, probe
 from vitbackbone.cli.usage import Parser
 
 if TYPE_CHECKING:
-    from vitbackbone.extract.part import Part
+    from vitbackbone.store import Part
 
 IMAGES = "files, and folders, quoted globs, lists and archives as for `extract`"
 Run = Callable[[argparse.Namespace], int]
@@ -253,7 +253,7 @@ def _pixels(text: str) -> int | tuple[int, int]:
 
 
 def _part(text: str) -> "Part":
-    from vitbackbone.extract.part import Part
+    from vitbackbone.store import Part
 
     try:
         return Part.parse(text)

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from vitbackbone.extract.photos import ReadPhoto
-    from vitbackbone.load import Checkpoint
+    from vitbackbone.checkpoints import Checkpoint
+    from vitbackbone.store import ReadPhoto
 
 
 def classify(args: argparse.Namespace) -> int:
     from heads.base import attach
     from heads.classification import checkpoint_head
-    from vitbackbone.extract.photos import read_photos
-    from vitbackbone.inference import check_device, evaluating
-    from vitbackbone.load import load_checkpoint
+    from vitbackbone.checkpoints import load_checkpoint
+    from vitbackbone.contract import check_device, evaluating
+    from vitbackbone.store import read_photos
 
     if args.top < 1:
         raise ValueError(f"--top {args.top}; want at least 1")
@@ -47,7 +47,7 @@ def _class_names(model: str, checkpoint: "Checkpoint", num_classes: int) -> Sequ
     """What the outputs of a classifier mean: the checkpoint's own names; of a model of the zoo ImageNet's, which no
     file of timm's or of the authors holds; else their indices."""
     from heads.classification import imagenet_labels
-    from vitbackbone.load import find_entry
+    from vitbackbone.checkpoints import find_entry
 
     if checkpoint.labels:
         return checkpoint.labels

@@ -15,7 +15,7 @@ SHOWN = 10  # images that failed, or files that are damaged
 
 
 def run_extract(args: argparse.Namespace) -> int:
-    from vitbackbone.extract import RayOptions, extract
+    from vitbackbone.store import RayOptions, extract
 
     ray = None
     if args.engine["ray"]:
@@ -55,7 +55,7 @@ def run_extract(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    from vitbackbone.extract import verify
+    from vitbackbone.store import verify
 
     found = verify(args.store, progress=not args.quiet)
     store, count = escaped(args.store), len(found.problems)
@@ -72,7 +72,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from vitbackbone.extract import FeatureStore, export
+    from vitbackbone.store import FeatureStore, export
 
     out = Path(args.out or Path(args.store) / f"export-{args.format}")
     files = export(FeatureStore(args.store), args.format, out, progress=not args.quiet)

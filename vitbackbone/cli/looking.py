@@ -11,7 +11,7 @@ from vitbackbone.cli.text import escaped
 
 
 def show_pictures(args: argparse.Namespace) -> int:
-    from vitbackbone.view import show
+    from vitbackbone.inspection import show
 
     options = {"resolution": args.resolution, "layer": args.layer, "max_pixels": args.max_pixels}
     for path in show(load(args), args.image, args.out, **options):
@@ -20,8 +20,8 @@ def show_pictures(args: argparse.Namespace) -> int:
 
 
 def list_models(args: argparse.Namespace) -> int:
-    from vitbackbone.describe import models_rows, models_table
-    from vitbackbone.load import list_backbones
+    from vitbackbone.checkpoints import list_backbones
+    from vitbackbone.inspection import models_rows, models_table
 
     names = list_backbones(args.pattern)
     if not names:
@@ -34,8 +34,8 @@ def list_models(args: argparse.Namespace) -> int:
 
 
 def print_info(args: argparse.Namespace) -> int:
-    from vitbackbone.describe import info, info_record, trace, trace_rows
-    from vitbackbone.load import find_entry
+    from vitbackbone.checkpoints import find_entry
+    from vitbackbone.inspection import info, info_record, trace, trace_rows
 
     entry = find_entry(args.name)
     traced = entry.config, args.resolution or entry.preprocess.image_size, entry.num_classes or None, entry.format
@@ -51,7 +51,7 @@ def print_info(args: argparse.Namespace) -> int:
 def run_demo(args: argparse.Namespace) -> int:
     from heads.measures import report
     from heads.probes import LinearProbe
-    from vitbackbone.demo import run
+    from vitbackbone.cli.demo import run
 
     with redirect_stdout(StringIO()) if args.quiet else nullcontext():
         return run(Path(args.out), lambda X, y, X_test, y_test: report(LinearProbe().fit(X, y), X_test, y_test))

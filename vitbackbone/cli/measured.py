@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from heads.measures import Report
-    from vitbackbone.extract import FeatureStore
+    from vitbackbone.store import FeatureStore
 
 SHOWN = 60  # photos of the contact sheet, those first of which the probe was most sure
 COLUMNS, SIDE, MARGIN, LINE = 6, 160, 8, 14  # of it; pixels
@@ -73,7 +73,7 @@ class Measured:
     def _contact_sheet(self, rows: "NDArray[np.int64]", photos: Path | None) -> "Image | None":
         from PIL import Image, ImageDraw
 
-        from vitbackbone.extract.photos import originals
+        from vitbackbone.store import originals
 
         found = originals(self.store, [int(self.images[row]) for row in rows], photos)
         if found is None:
@@ -111,7 +111,7 @@ def confusion_table(report: "Report") -> str:
 def _thumbnail(data: bytes | None) -> "Image":
     from PIL import Image
 
-    from vitbackbone.decode import Photo
+    from vitbackbone.images import Photo
 
     if data is None:  # gone, or changed since the store was made
         return Image.new("RGB", (SIDE, SIDE), "lightgray")
@@ -140,7 +140,7 @@ def _csv(rows: Sequence[Sequence[object]]) -> bytes:
 
 
 def _write(file: Path, data: bytes) -> Path:
-    from vitbackbone.files import publish
+    from vitbackbone.files.publish import publish
 
     with publish(file) as temporary:
         temporary.write_bytes(data)

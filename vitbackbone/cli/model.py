@@ -5,14 +5,14 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vitbackbone.features import BackboneModule
+    from vitbackbone.contract import BackboneModule
 
 LOG = logging.getLogger("vitbackbone")
 STRONGER = "vit_small_patch14_dinov2.lvd142m"
 
 
 def load(args: argparse.Namespace) -> "BackboneModule":
-    from vitbackbone.load import load_backbone
+    from vitbackbone.checkpoints import load_backbone
 
     if args.model == "nano":
         LOG.info("model: nano, the small built-in one; for real work give --model %s", STRONGER)

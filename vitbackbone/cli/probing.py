@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from heads.measures import Report
-    from vitbackbone.extract import FeatureStore
-    from vitbackbone.features import BackboneModule
+    from vitbackbone.contract import BackboneModule
+    from vitbackbone.store import FeatureStore
 
 log = logging.getLogger("vitbackbone.probe")
 HOLD_OUT = 0.2  # of a store that is probed without a test store
@@ -30,7 +30,7 @@ HOLD_OUT = 0.2  # of a store that is probed without a test store
 def probe(args: argparse.Namespace) -> int:
     from heads.measures import report_of
     from heads.probe_files import save_probe
-    from vitbackbone.extract import FeatureStore
+    from vitbackbone.store import FeatureStore
 
     out = Path(args.out or Path(args.store) / f"probe-{args.probe}")
     store = FeatureStore(args.store)
@@ -85,7 +85,7 @@ def _fit(args: argparse.Namespace, X: Any, y: "NDArray[np.int64]", groups: "NDAr
 def _groups(store: "FeatureStore", images: "NDArray[np.int64]", by: str | None) -> "NDArray[np.int64]":
     """What each image belongs to: copies of a photo are one, and those that `--groups` says."""
     from heads.splits import join_groups
-    from vitbackbone.extract.groups import copies, groups_by
+    from vitbackbone.store import copies, groups_by
 
     same = copies(store)[images]
     return same if by is None else join_groups(same, groups_by(store, by, images))
@@ -155,10 +155,9 @@ def _summary(
 
 def predict(args: argparse.Namespace) -> int:
     from heads.probe_files import load_probe
-    from vitbackbone.extract.photos import read_photos
-    from vitbackbone.features import pool_cls, pool_mean
-    from vitbackbone.inference import evaluating
-    from vitbackbone.load import load_backbone
+    from vitbackbone.checkpoints import load_backbone
+    from vitbackbone.contract import evaluating, pool_cls, pool_mean
+    from vitbackbone.store import read_photos
 
     probe, about = load_probe(args.probe)
     names = _check_about(args.probe, probe.classes_, about)
@@ -236,7 +235,7 @@ def _check_same_features(store: "FeatureStore", test: "FeatureStore") -> None:
 
 def check_same_backbone(backbone: "BackboneModule", manifest: dict[str, Any]) -> None:
     """Refuses another backbone than the one that a store was made with."""
-    from vitbackbone.fingerprint import weights_sha256
+    from vitbackbone.contract import weights_sha256
 
     model, preprocessing = manifest["model"], asdict(backbone.preprocess)
     pairs = {

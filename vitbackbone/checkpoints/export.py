@@ -1,0 +1,192 @@
+"""A backbone back to the layouts of timm, transformers and the authors, and to a directory that transformers loads."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from os import PathLike
+from pathlib import Path
+from typing import cast
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vitbackbone.checkpoints.formats import FORMATS
+from vitbackbone.checkpoints.formats.changes import FLATTEN
+from vitbackbone.checkpoints.huggingface import (
+    CLASSES,
+    read_config,
+    read_format,
+    read_preprocess,
+    write_config,
+    write_labels,
+    write_preprocess,
+)
+from vitbackbone.checkpoints.rules import HEADS, ConversionError, Rules, revert
+from vitbackbone.contract import BackboneModule
+from vitbackbone.files.publish import publish
+from vitbackbone.images import Preprocess
+from vitbackbone.model import Pool, Resampling, ViT, ViTConfig
+
+# What to do about settings that transformers fixes, where other libraries have them otherwise
+REMEDIES = {
+    "resampling": "load_backbone(..., positions='hf') resamples as transformers does",
+    "crop_rounding": "backbone.preprocess = dataclasses.replace(backbone.preprocess, crop_rounding='down') crops as "
+    "transformers does",
+}
+
+
+# How timm pools what these classes pool by CLS. The weights are the same.
+TIMM_POOLS: dict[str, Pool] = {
+    "DeiTModel": "prefix",
+    "DeiTForImageClassification": "prefix",
+    "DeiTForImageClassificationWithTeacher": "prefix",
+    "DINOv3ViTModel": "mean",
+}
+
+
+def export_weights(backbone: BackboneModule, format: str, head: Mapping[str, Tensor] = {}) -> dict[str, Tensor]:
+    """The parameters under the names and in the shapes of a checkpoint format.
+
+    `format`: a key of `checkpoints.formats.FORMATS`, such as `"timm"`, `"dinov2"` or `"Dinov2Model"`.
+    Hugging Face formats are named by the class that loads them.
+    `head`: the classifier's parameters, as `Checkpoint.head` holds them.
+
+    The position of CLS is zeros, since it was folded into the token at load. So are parameters that the class which
+    loads the file has and no feature depends on, such as the token that stands for masked patches, or the tanh layer
+    that `ViTModel` puts on CLS. Of a whole model with a text tower or a decoder, these are the vision encoder's alone.
+    Tensors may share memory with the backbone, as those of `state_dict` do.
+
+    Raises `ValueError` on a backbone that is no `ViT`, an unknown format or a head's parameter that is none, and
+    `ConversionError` if the backbone does not fit the format, with every parameter that has no place in it.
+    """
+    vit = _own(backbone)
+    if format not in FORMATS:
+        raise ValueError(_unknown("format", format, FORMATS))
+    if stray := [name for name in head if not name.startswith(HEADS)]:
+        raise ValueError(f"head has {', '.join(stray)}; want names under {' or '.join(HEADS)}")
+    rules, (height, width) = FORMATS[format], vit.config.grid
+    if height != width and any(rule.via is FLATTEN for rule in rules):
+        raise ConversionError(f"pos_embed.table: {format} has a square of positions, the model {height} x {width}")
+    weights = revert({**vit.state_dict(), **head}, rules)
+    return weights | {key: value for key, value in _blanks(vit, rules).items() if key not in weights}
+
+
+def save_pretrained(
+    backbone: BackboneModule,
+    directory: str | PathLike[str],
+    architecture: str,
+    head: Mapping[str, Tensor] = {},
+    labels: Sequence[str] = (),
+) -> None:
+    """Writes `config.json`, `preprocessor_config.json` and `model.safetensors` of one class of transformers, for its
+    `from_pretrained` and for `load_backbone`. Each file is there whole or not at all, `config.json` last.
+
+    `architecture`: the class, such as `"Dinov2Model"` or `"ViTForImageClassification"`.
+    `head`, `labels`: of a classifier, as `Checkpoint` holds them. Without labels, transformers numbers its classes.
+
+    Read again, the directory gives the same parameters, preprocessing and configuration, but for what is no part of a
+    checkpoint: `drop_path`, `indivisible`, a resampling that the model has no table for, and a `crop_pct` that cuts
+    the same pixels at the checkpoint's own size. DeiT's and DINOv3's weights by a name of timm pool as timm does, and
+    out of the directory as transformers does, by CLS. `export_weights` says which parameters are zeros.
+
+    Raises `ValueError` if the class is not known, cannot express a setting of the backbone, naming it, or does not go
+    with the head or the labels, and `ConversionError` as `export_weights` does.
+    """
+    vit = _own(backbone)
+    if architecture not in CLASSES:
+        raise ValueError(_unknown("architecture", architecture, CLASSES))
+    written = vit.config
+    if written.pool == TIMM_POOLS.get(architecture):
+        written = replace(written, pool="cls")
+    config, processor = write_config(written, architecture), write_preprocess(vit.preprocess)
+    read, default = read_config(config)
+    wrong = [
+        *_differences("config", _lasting(written), _lasting(cast(ViTConfig, read))),
+        *_differences("preprocess", _cutting(vit.preprocess), _cutting(read_preprocess(processor, default))),
+    ]
+    if wrong:
+        raise ValueError(f"{architecture} cannot express this backbone:\n  " + "\n  ".join(wrong))
+
+    layout = read_format(config)
+    _check_head(architecture, FORMATS[layout], head, labels)
+    weights = export_weights(vit, layout, head)
+    if head:
+        config |= write_labels(tuple(labels), _num_classes(head))
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        publish(folder / "config.json") as config_file,
+        publish(folder / "preprocessor_config.json") as processor_file,
+        publish(folder / "model.safetensors") as weights_file,
+    ):
+        config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        processor_file.write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+        save_file(weights, weights_file, metadata={"format": "pt"})  # transformers 4 refuses a file without
+
+
+def _own(backbone: BackboneModule) -> ViT:
+    if not isinstance(backbone, ViT):
+        raise ValueError(f"{backbone.spec.name} is a {type(backbone).__name__}; only this package's ViT is exported")
+    return backbone
+
+
+def _blanks(backbone: ViT, rules: Rules) -> dict[str, Tensor]:
+    """The zeros that the rules have for their sources, whether a parameter takes their place or not."""
+    weight, sizes = backbone.patch_embed.proj.weight, vars(backbone.config)
+    return {
+        source: weight.new_zeros([sizes[side] if isinstance(side, str) else side for side in rule.blank])
+        for rule in rules
+        if rule.written and rule.blank is not None
+        for source in rule.sources
+    }
+
+
+def _lasting(config: ViTConfig) -> ViTConfig:
+    """A configuration without what is chosen at load, acts in training alone, or acts on a table that is not there."""
+    how = Resampling()
+    if config.position != "none":
+        how = replace(config.resampling, relative=how.relative)
+    if config.relative_position == "table":
+        how = replace(how, relative=config.resampling.relative)
+    return replace(config, resampling=how, drop_path=0.0, indivisible="pad")
+
+
+def _cutting(preprocess: Preprocess) -> Preprocess:
+    """Preprocessing with its crop in the pixels of its own size: the files have no fraction, and without half a pixel
+    there is nothing to round."""
+    size, resized = preprocess.image_size, preprocess.scaled(preprocess.image_size)
+    even = preprocess.crop_mode == "squash" and not any((a - b) % 2 for a, b in zip(resized, size, strict=True))
+    rounding = "down" if even else preprocess.crop_rounding
+    return replace(preprocess, crop_pct=size[0] / resized[0], crop_rounding=rounding)
+
+
+def _differences(name: str, ours: ViTConfig | Preprocess, theirs: ViTConfig | Preprocess) -> list[str]:
+    """A line for each field that would not come back."""
+    return [
+        f"{name}.{field.name}={mine!r}, where it has {other!r}"
+        + (f"; {REMEDIES[field.name]}" if field.name in REMEDIES else "")
+        for field in fields(ours)
+        if (mine := getattr(ours, field.name)) != (other := getattr(theirs, field.name))
+    ]
+
+
+def _check_head(architecture: str, rules: Rules, head: Mapping[str, Tensor], labels: Sequence[str]) -> None:
+    """Raises `ValueError` if the class has other classifiers, or the labels are not those of their outputs."""
+    wanted = {target for rule in rules for target in rule.targets if target.startswith(HEADS)}
+    if head.keys() != wanted:
+        given = ", ".join(sorted(head)) or "none"
+        raise ValueError(f"{architecture} has {', '.join(sorted(wanted)) or 'no classifier'}; got {given}")
+    if labels and (not head or len(labels) != _num_classes(head)):
+        outputs = f"{_num_classes(head)} classes" if head else "no classifier"
+        raise ValueError(f"{len(labels)} labels for {outputs}")
+
+
+def _num_classes(head: Mapping[str, Tensor]) -> int:
+    return len(next(iter(head.values())))
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f", did you mean {' or '.join(map(repr, close))}?" if close else "."
+    return f"unknown {what} {name!r}{hint} Want one of {', '.join(known)}"

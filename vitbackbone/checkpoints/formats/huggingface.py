@@ -1,0 +1,224 @@
+"""The layouts of transformers' `save_pretrained`, named as `config.json` does under `architectures`: the class that
+saved them. (Version 5 still writes the names of version 4.)
+"""
+
+from vitbackbone.checkpoints.formats.changes import (
+    FLATTEN,
+    FOLD_CLS,
+    FOLD_DISTILLED,
+    FOLD_FLAT,
+    UNBATCH,
+    UNSTACK_FIRST,
+    gated,
+    qkv,
+)
+from vitbackbone.checkpoints.rules import Rule, Rules, both, drop, inside, read_only, rename, unused
+
+CLASSIFIER = both("classifier", "head")
+CLASSIFIER_OF_BOTH = both("classifier", "head_concat")  # reads CLS and the mean of the patches
+
+
+def _layers(prefix: str, names: dict[str, str]) -> Rules:
+    """Weights and biases of layers: names in a block of the checkpoint to names in a block of ours."""
+    return tuple(rule for theirs, ours in names.items() for rule in both(f"{prefix}.{theirs}", f"blocks.{{i}}.{ours}"))
+
+
+def _having(extra: Rules, rules: Rules) -> Rules:
+    """The rules of a class that has these unused parameters, where another of the same code has them not."""
+    sources = {rule.sources for rule in extra}
+    return (*(rule for rule in rules if rule.sources not in sources), *extra)
+
+
+# ---- ViT and what was made from its code --------------------------------------------------------------------------
+
+_BLOCK = "encoder.layer.{i}"
+_BERT: Rules = (
+    *both("embeddings.patch_embeddings.projection", "patch_embed.proj"),
+    *qkv(f"{_BLOCK}.attention.attention.", ("query", "key", "value"), "blocks.{i}.attn"),
+    *both(f"{_BLOCK}.attention.output.dense", "blocks.{i}.attn.proj"),
+    *both("layernorm", "norm"),
+    drop("embeddings.mask_token"),  # stands for masked patches in pretraining alone
+    drop("pooler.dense.weight"),  # a tanh layer on CLS that transformers adds; untrained in most checkpoints
+    drop("pooler.dense.bias"),
+)
+_POOLER: Rules = (unused("pooler.dense.weight", "dim", "dim"), unused("pooler.dense.bias", "dim"))
+_MLP = _layers(_BLOCK, {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"})
+_NORMS = _layers(_BLOCK, {"layernorm_before": "norm1", "layernorm_after": "norm2"})
+_CLS, _POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"
+_REGISTERS = Rule(("embeddings.register_tokens",), ("reg_token",), blank=(1, "num_registers", "dim"))  # there, if empty
+_WITH_CLS: Rules = (Rule((_CLS, _POSITIONS), ("cls_token", "pos_embed.table"), FOLD_CLS),)
+
+VIT: Rules = (*_BERT, *_MLP, *_NORMS, *_WITH_CLS)
+IJEPA: Rules = (*_BERT, *_MLP, *_NORMS, Rule((_POSITIONS,), ("pos_embed.table",), UNBATCH))
+DEIT: Rules = (
+    *_BERT,
+    *_MLP,
+    *_NORMS,
+    Rule(
+        (_CLS, "embeddings.distillation_token", _POSITIONS),
+        ("cls_token", "reg_token", "pos_embed.table"),
+        FOLD_DISTILLED,
+    ),
+)
+DINOV2: Rules = (
+    *_having((unused("embeddings.mask_token", 1, "dim"),), _BERT),
+    *_WITH_CLS,
+    *_layers(_BLOCK, {name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}),
+    *_layers(_BLOCK, {"mlp.weights_in": "mlp.w12", "mlp.weights_out": "mlp.w3"}),
+    rename(f"{_BLOCK}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma"),
+    rename(f"{_BLOCK}.layer_scale2.lambda1", "blocks.{i}.ls2.gamma"),
+)
+DINOV2_WITH_REGISTERS: Rules = (*DINOV2, _REGISTERS)
+_TABLE = "relative_position_bias.relative_position_bias_table"
+_BEIT: Rules = (
+    *_BERT,
+    *_MLP,
+    *_NORMS,
+    rename(f"{_BLOCK}.lambda_1", "blocks.{i}.ls1.gamma"),
+    rename(f"{_BLOCK}.lambda_2", "blocks.{i}.ls2.gamma"),
+    *both("pooler.layernorm", "fc_norm"),
+)
+# Two switches of BeitConfig: absolute positions, and one table of relative ones for all blocks
+BEIT: dict[str, Rules] = {
+    f"{absolute}{shared}": (*_BEIT, *positions, rename(table, "blocks.{i}.attn.rel_pos.table"))
+    for absolute, positions in {"": (rename(_CLS, "cls_token"),), " absolute": _WITH_CLS}.items()
+    for shared, table in {"": f"{_BLOCK}.attention.attention.{_TABLE}", " shared": f"encoder.{_TABLE}"}.items()
+}
+
+# ---- DINOv3 -------------------------------------------------------------------------------------------------------
+
+DINOV3: Rules = (
+    *both("embeddings.patch_embeddings", "patch_embed.proj"),
+    rename("embeddings.cls_token", "cls_token"),
+    _REGISTERS,
+    unused("embeddings.mask_token", 1, 1, "dim"),
+    *qkv("layer.{i}.attention.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
+    *_layers("layer.{i}", {"attention.o_proj": "attn.proj", "norm1": "norm1", "norm2": "norm2"}),
+    rename("layer.{i}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma"),
+    rename("layer.{i}.layer_scale2.lambda1", "blocks.{i}.ls2.gamma"),
+    *_layers("layer.{i}", {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}),
+    *gated("layer.{i}.mlp.gate_proj", "layer.{i}.mlp.up_proj", "blocks.{i}.mlp.w12"),
+    *_layers("layer.{i}", {"mlp.down_proj": "mlp.w3"}),
+    *both("norm", "norm"),
+)
+
+# ---- CLIP and SigLIP ----------------------------------------------------------------------------------------------
+
+_TOWER = "encoder.layers.{i}"
+_CLIP_BLOCK: Rules = (
+    *qkv(f"{_TOWER}.self_attn.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
+    *_layers(
+        _TOWER,
+        {
+            "self_attn.out_proj": "attn.proj",
+            "layer_norm1": "norm1",
+            "layer_norm2": "norm2",
+            "mlp.fc1": "mlp.fc1",
+            "mlp.fc2": "mlp.fc2",
+        },
+    ),
+    *both("post_layernorm", "norm"),
+)
+CLIP: Rules = (
+    rename("embeddings.patch_embedding.weight", "patch_embed.proj.weight"),
+    Rule(
+        ("embeddings.class_embedding", "embeddings.position_embedding.weight"),
+        ("cls_token", "pos_embed.table"),
+        FOLD_FLAT,
+    ),
+    drop("embeddings.position_ids"),
+    *both("pre_layrnorm", "norm_pre"),  # sic
+    *_CLIP_BLOCK,
+)
+CLIP_PROJECTED: Rules = (*inside("vision_model.", CLIP), rename("visual_projection.weight", "projection.weight"))
+_MAP = {"attention.out_proj": "proj", "layernorm": "norm", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+SIGLIP: Rules = (
+    *both("embeddings.patch_embedding", "patch_embed.proj"),
+    rename("embeddings.position_embedding.weight", "pos_embed.table"),
+    drop("embeddings.position_ids"),
+    *_CLIP_BLOCK,
+    rename("head.probe", "attn_pool.latent"),
+    *(
+        Rule((f"head.attention.in_proj_{kind}",), (f"attn_pool.q.{kind}", f"attn_pool.kv.{kind}"), UNSTACK_FIRST)
+        for kind in ("weight", "bias")
+    ),
+    *(rule for theirs, ours in _MAP.items() for rule in both(f"head.{theirs}", f"attn_pool.{ours}")),
+)
+# The other tower of a whole model, and what its loss learns
+_TEXT: Rules = (
+    drop("text_model.{rest}"),
+    drop("text_projection.weight"),
+    drop("logit_scale"),
+    drop("logit_bias"),
+)
+
+# ---- SAM ----------------------------------------------------------------------------------------------------------
+
+SAM: Rules = (
+    *both("patch_embed.projection", "patch_embed.proj"),
+    Rule(("pos_embed",), ("pos_embed.table",), FLATTEN),
+    *_layers(
+        "layers.{i}",
+        {
+            "layer_norm1": "norm1",
+            "layer_norm2": "norm2",
+            "attn.qkv": "attn.qkv",
+            "attn.proj": "attn.proj",
+            "mlp.lin1": "mlp.fc1",
+            "mlp.lin2": "mlp.fc2",
+        },
+    ),
+    rename("layers.{i}.attn.rel_pos_h", "blocks.{i}.attn.rel_pos.rows"),
+    rename("layers.{i}.attn.rel_pos_w", "blocks.{i}.attn.rel_pos.columns"),
+    rename("neck.conv1.weight", "neck.0.weight"),
+    *both("neck.layer_norm1", "neck.1"),
+    rename("neck.conv2.weight", "neck.2.weight"),
+    *both("neck.layer_norm2", "neck.3"),
+)
+
+HUGGING_FACE: dict[str, Rules] = {
+    "ViTModel": _having(_POOLER, VIT),
+    "ViTForImageClassification": (*inside("vit.", VIT), *CLASSIFIER),
+    "ViTMAEModel": VIT,
+    "ViTMAEForPreTraining": (*inside("vit.", VIT), drop("decoder.{rest}")),
+    "IJepaModel": IJEPA,
+    "IJepaForImageClassification": (*inside("ijepa.", IJEPA), *CLASSIFIER),
+    "DeiTModel": _having(_POOLER, DEIT),
+    "DeiTForImageClassification": (*inside("deit.", DEIT), *CLASSIFIER),
+    "DeiTForImageClassificationWithTeacher": (
+        *inside("deit.", DEIT),
+        *both("cls_classifier", "head"),
+        *both("distillation_classifier", "head_dist"),
+    ),
+    "Dinov2Model": DINOV2,
+    "Dinov2ForImageClassification": (*inside("dinov2.", DINOV2), *CLASSIFIER_OF_BOTH),
+    "Dinov2WithRegistersModel": DINOV2_WITH_REGISTERS,
+    "Dinov2WithRegistersForImageClassification": (
+        *inside("dinov2_with_registers.", DINOV2_WITH_REGISTERS),
+        *CLASSIFIER_OF_BOTH,
+    ),
+    **{f"BeitModel{kind}": rules for kind, rules in BEIT.items()},
+    **{f"BeitForImageClassification{kind}": (*inside("beit.", rules), *CLASSIFIER) for kind, rules in BEIT.items()},
+    **{
+        f"BeitForMaskedImageModeling{kind}": (
+            *inside("beit.", rules),
+            *both("layernorm", "norm"),
+            drop("lm_head.weight"),
+            drop("lm_head.bias"),
+        )
+        for kind, rules in BEIT.items()
+    },
+    "DINOv3ViTModel": DINOV3,
+    "CLIPVisionModel": (*CLIP, *read_only(inside("vision_model.", CLIP))),  # version 4 had it one level down
+    "CLIPVisionModelWithProjection": CLIP_PROJECTED,
+    "CLIPModel": (*CLIP_PROJECTED, *_TEXT),
+    "SiglipVisionModel": (*SIGLIP, *read_only(inside("vision_model.", SIGLIP))),
+    "SiglipModel": (*inside("vision_model.", SIGLIP), *_TEXT),
+    "SamVisionModel": inside("vision_encoder.", SAM),
+    "SamModel": (
+        *inside("vision_encoder.", SAM),
+        drop("prompt_encoder.{rest}"),
+        drop("mask_decoder.{rest}"),
+        drop("shared_image_embedding.{rest}"),
+    ),
+}

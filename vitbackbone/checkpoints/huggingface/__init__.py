@@ -1,0 +1,43 @@
+"""What a Hugging Face checkpoint says of itself, and how to say it: `config.json` and `preprocessor_config.json`."""
+
+from vitbackbone.checkpoints.huggingface.config import (
+    ANTIALIASED,
+    CLASSES,
+    MODEL_TYPES,
+    PLAIN,
+    read_config,
+    read_format,
+    read_labels,
+    write_config,
+    write_labels,
+)
+from vitbackbone.checkpoints.huggingface.processor import (
+    CLIP_EVAL,
+    DEIT_EVAL,
+    DINOV2_EVAL,
+    DINOV3_EVAL,
+    SIGLIP_EVAL,
+    VIT_EVAL,
+    read_preprocess,
+    write_preprocess,
+)
+
+__all__ = [
+    "ANTIALIASED",
+    "CLASSES",
+    "CLIP_EVAL",
+    "DEIT_EVAL",
+    "DINOV2_EVAL",
+    "DINOV3_EVAL",
+    "MODEL_TYPES",
+    "PLAIN",
+    "SIGLIP_EVAL",
+    "VIT_EVAL",
+    "read_config",
+    "read_format",
+    "read_labels",
+    "read_preprocess",
+    "write_config",
+    "write_labels",
+    "write_preprocess",
+]

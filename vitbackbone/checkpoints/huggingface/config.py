@@ -1,0 +1,389 @@
+"""`config.json` to and from the configuration of a network: what each `model_type` of transformers says of itself.
+
+A writer stands behind its reader and writes what it can; `export.save_pretrained` reads that again, and refuses where
+something else comes back.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.processor import (
+    CLIP_EVAL,
+    DEIT_EVAL,
+    DINOV2_EVAL,
+    DINOV3_EVAL,
+    SAM_EVAL,
+    SIGLIP_EVAL,
+    SWIN_EVAL,
+    VIT_EVAL,
+)
+from vitbackbone.checkpoints.huggingface.records import (
+    Beit,
+    Clip,
+    Dinov2,
+    Dinov3,
+    File,
+    Mae,
+    Network,
+    Projected,
+    Sam,
+    Siglip,
+    read_settings,
+    read_tower,
+)
+from vitbackbone.checkpoints.huggingface.swin import read_swin, read_swinv2
+from vitbackbone.images import Preprocess
+from vitbackbone.model import AsSquare, MlpKind, Resampling, Rotary, ViTConfig
+from vitbackbone.networks import TimmConfig
+
+# How transformers resamples positions (modeling_vit.py, modeling_dinov2.py; modeling_dinov2_with_registers.py).
+PLAIN = Resampling("bicubic", antialias=False, relative="bilinear")
+ANTIALIASED = Resampling("bicubic", antialias=True, relative="bilinear")
+
+
+def _shared(settings: Network, gated: bool = False) -> dict[str, Any]:
+    """What every model type has."""
+    patch, activation = settings.patch_size[0], settings.hidden_act
+    if not gated and activation not in ACTIVATIONS:
+        raise ValueError(f"config.json has hidden_act={activation!r}; want one of {', '.join(ACTIVATIONS)}")
+    rows, columns = (side // patch for side in settings.image_size)
+    as_square: AsSquare = "never" if rows == columns else "elsewhere"
+    return {
+        "image_size": (rows * patch, columns * patch),  # that positions are for: SigLIP's 384 has 27 patches of 14
+        "patch_size": patch,
+        "dim": settings.hidden_size,
+        "depth": settings.num_hidden_layers,
+        "num_heads": settings.num_attention_heads,
+        "mlp_dim": settings.intermediate_size,
+        "mlp": "swiglu" if gated else ACTIVATIONS[activation],
+        "qkv_bias": "qkv" if settings.qkv_bias else "none",
+        "norm_eps": settings.layer_norm_eps,
+        "resampling": replace(PLAIN, as_square=as_square),
+    }
+
+
+ACTIVATIONS: dict[str, MlpKind] = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+}
+HIDDEN_ACT = {**{ours: theirs for theirs, ours in ACTIVATIONS.items()}, "swiglu": "silu"}
+
+
+def _always(how: Resampling, image_size: tuple[int, int], patch_size: int) -> Resampling:
+    """How the classes of transformers resample that do so at every size, their own among them. Raises `ValueError` if
+    they cannot."""
+    rows, columns = (side // patch_size for side in image_size)
+    if rows == columns:
+        return how
+    if math.isqrt(rows * columns) ** 2 != rows * columns:
+        raise ValueError(
+            f"config.json has image_size={list(image_size)}, {rows} x {columns} patches. transformers reads these "
+            "positions as a square grid, and runs such a model at no size: want as many patches as a square has"
+        )
+    return replace(how, as_square="always")
+
+
+def _write_shared(config: ViTConfig) -> dict[str, Any]:
+    height, width = config.image_size
+    return {
+        "image_size": height if height == width else [height, width],
+        "patch_size": config.patch_size,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "hidden_act": HIDDEN_ACT[config.mlp],
+        "layer_norm_eps": config.norm_eps,
+    }
+
+
+def _write_plain(config: ViTConfig) -> dict[str, Any]:
+    """What all but DINOv2 and SAM share."""
+    return {**_write_shared(config), "intermediate_size": config.mlp_dim}
+
+
+def _vit(config: Json) -> ViTConfig:
+    return ViTConfig(**_shared(read_settings(config, Network)))
+
+
+def _write_vit(config: ViTConfig) -> dict[str, Any]:
+    return {**_write_plain(config), "qkv_bias": config.qkv_bias != "none"}
+
+
+def _deit(config: Json) -> ViTConfig:
+    return replace(_vit(config), num_registers=1)
+
+
+def _mae(config: Json) -> ViTConfig:
+    return ViTConfig(**_shared(read_settings(config, Mae)), position="sincos2d")
+
+
+def _write_mae(config: ViTConfig) -> dict[str, Any]:
+    return {**_write_vit(config), "mask_ratio": 0.0}  # features of the whole image, where pretraining hides most of it
+
+
+def _ijepa(config: Json) -> ViTConfig:
+    return replace(_vit(config), cls=False, pool="mean")
+
+
+def _dinov2(config: Json) -> ViTConfig:
+    settings = read_settings(config, Dinov2)
+    gated = settings.use_swiglu_ffn
+    shared = _shared(settings, gated)
+    width = int(settings.hidden_size * settings.mlp_ratio)
+    shared["mlp_dim"] = (int(width * 2 / 3) + 7) // 8 * 8 if gated else width
+    shared["resampling"] = _always(PLAIN, shared["image_size"], shared["patch_size"])
+    return ViTConfig(**shared, layer_scale=True)
+
+
+def _write_dinov2(config: ViTConfig) -> dict[str, Any]:
+    gated = config.mlp == "swiglu"
+    return {
+        **_write_shared(config),
+        "mlp_ratio": round(config.mlp_dim * (1.5 if gated else 1) / config.dim),
+        "use_swiglu_ffn": gated,
+        "qkv_bias": config.qkv_bias != "none",
+    }
+
+
+def _dinov2_with_registers(config: Json) -> ViTConfig:
+    registers = read_settings(config, Dinov2).num_register_tokens
+    plain = _dinov2(config)
+    how = replace(ANTIALIASED, as_square=plain.resampling.as_square)
+    return replace(plain, resampling=how, num_registers=registers)
+
+
+def _write_dinov2_with_registers(config: ViTConfig) -> dict[str, Any]:
+    return {**_write_dinov2(config), "num_register_tokens": config.num_registers}
+
+
+def _dinov3(config: Json) -> ViTConfig:
+    settings = read_settings(config, Dinov3)
+    gated = settings.use_gated_mlp
+    if gated and settings.hidden_act != "silu":
+        raise ValueError(f"config.json has use_gated_mlp=True with hidden_act={settings.hidden_act!r}; want 'silu'")
+    biases = (settings.query_bias, settings.key_bias, settings.value_bias)
+    kinds = {(True, True, True): "qkv", (True, False, True): "qv", (False, False, False): "none"}
+    if biases not in kinds or not settings.proj_bias or not settings.mlp_bias:
+        raise ValueError(
+            "config.json leaves out biases that this ViT has: want proj_bias, mlp_bias, and query_bias, value_bias"
+        )
+    return ViTConfig(
+        **{**_shared(settings, gated), "qkv_bias": kinds[biases]},
+        position="none",
+        rotary=Rotary(settings.rope_theta, "centred", "halves"),
+        num_registers=settings.num_register_tokens,
+        layer_scale=True,
+    )
+
+
+def _write_dinov3(config: ViTConfig) -> dict[str, Any]:
+    return {
+        **_write_plain(config),
+        "query_bias": config.qkv_bias != "none",
+        "key_bias": config.qkv_bias == "qkv",
+        "value_bias": config.qkv_bias != "none",
+        "use_gated_mlp": config.mlp == "swiglu",
+        "num_register_tokens": config.num_registers,
+        "rope_theta": config.rotary.theta if config.rotary else None,
+    }
+
+
+def _beit(config: Json) -> ViTConfig:
+    settings = read_settings(config, Beit)
+    own, shared = settings.use_relative_position_bias, settings.use_shared_relative_position_bias
+    if own and shared:
+        raise ValueError(
+            "config.json has use_relative_position_bias and use_shared_relative_position_bias at once; want one of them"
+        )
+    pretraining = config.get("architectures") == ["BeitForMaskedImageModeling"]
+    mean, absolute, ours = settings.use_mean_pooling, settings.use_absolute_position_embeddings, _shared(settings)
+    if absolute:
+        ours["resampling"] = _always(PLAIN, ours["image_size"], ours["patch_size"])
+    return ViTConfig(
+        **{**ours, "qkv_bias": "qv"},
+        position="learned" if absolute else "none",
+        relative_position="table" if own or shared else "none",
+        layer_scale=settings.layer_scale_init_value > 0,
+        final_norm=pretraining or not mean,
+        fc_norm=mean and not pretraining,
+        pool="mean" if mean else "cls",
+    )
+
+
+def _write_beit(config: ViTConfig) -> dict[str, Any]:
+    return {
+        **_write_plain(config),
+        "use_absolute_position_embeddings": config.position != "none",
+        "use_relative_position_bias": config.relative_position != "none",  # a table per block, which may be the same
+        "layer_scale_init_value": 0.1 if config.layer_scale else 0.0,
+        "use_mean_pooling": config.pool == "mean",
+    }
+
+
+def _clip(config: Json) -> ViTConfig:
+    projected = config.get("architectures") in (["CLIPModel"], ["CLIPVisionModelWithProjection"])
+    return ViTConfig(
+        **_shared(read_tower(config, Clip)),
+        patch_bias=False,
+        pre_norm=True,
+        projection_dim=read_settings(config, Projected).projection_dim if projected else 0,
+    )
+
+
+def _write_clip(config: ViTConfig) -> dict[str, Any]:
+    projection = {"projection_dim": config.projection_dim} if config.projection_dim else {}
+    return {**_write_plain(config), **projection}
+
+
+def _siglip(config: Json) -> ViTConfig:
+    settings = read_tower(config, Siglip)
+    return ViTConfig(**_shared(settings), cls=False, pool="map" if settings.vision_use_head else "mean")
+
+
+def _write_siglip(config: ViTConfig) -> dict[str, Any]:
+    return {**_write_plain(config), "vision_use_head": config.pool == "map"}
+
+
+def _sam(config: Json) -> ViTConfig:
+    settings = read_tower(config, Sam)
+    if not (settings.use_abs_pos and settings.use_rel_pos):
+        raise ValueError("config.json has use_abs_pos=False or use_rel_pos=False; this encoder has both positions")
+    return ViTConfig(
+        **{**_shared(settings), "mlp_dim": settings.mlp_dim or int(settings.hidden_size * settings.mlp_ratio)},
+        cls=False,
+        relative_position="decomposed",
+        window=settings.window_size,
+        global_blocks=settings.global_attn_indexes,
+        final_norm=False,
+        neck_dim=settings.output_channels,
+        pool="neck",
+    )
+
+
+def _write_sam(config: ViTConfig) -> dict[str, Any]:
+    return {
+        **_write_shared(config),
+        "mlp_dim": config.mlp_dim,
+        "qkv_bias": config.qkv_bias != "none",
+        "window_size": config.window,
+        "global_attn_indexes": list(config.global_blocks),
+        "output_channels": config.neck_dim,
+    }
+
+
+def _beit_layout(config: Json) -> str:
+    """The key layout depends on two switches; see `formats.huggingface.BEIT`."""
+    settings = read_settings(config, Beit)
+    absolute, shared = settings.use_absolute_position_embeddings, settings.use_shared_relative_position_bias
+    return " absolute" * absolute + " shared" * shared
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """One `model_type` of transformers: how to read its config, and its image processor's defaults."""
+
+    read: Callable[[Json], ViTConfig | TimmConfig]
+    preprocess: Preprocess
+    fixed_input: bool  # whether the network's `image_size` is also the input's where no processor file says otherwise
+    layout: Callable[[Json], str] = lambda config: ""  # what comes after the class in the name of the key layout
+
+
+MODEL_TYPES: dict[str, ModelType] = {
+    "vit": ModelType(_vit, VIT_EVAL, fixed_input=True),
+    "vit_mae": ModelType(_mae, VIT_EVAL, fixed_input=True),
+    "ijepa": ModelType(_ijepa, VIT_EVAL, fixed_input=True),
+    "deit": ModelType(_deit, DEIT_EVAL, fixed_input=True),
+    "beit": ModelType(_beit, SIGLIP_EVAL, fixed_input=True, layout=_beit_layout),
+    "dinov2": ModelType(_dinov2, DINOV2_EVAL, fixed_input=False),
+    "dinov2_with_registers": ModelType(_dinov2_with_registers, DINOV2_EVAL, fixed_input=False),
+    "dinov3_vit": ModelType(_dinov3, DINOV3_EVAL, fixed_input=False),
+    "clip": ModelType(_clip, CLIP_EVAL, fixed_input=True),
+    "clip_vision_model": ModelType(_clip, CLIP_EVAL, fixed_input=True),
+    "siglip": ModelType(_siglip, SIGLIP_EVAL, fixed_input=True),
+    "siglip_vision_model": ModelType(_siglip, SIGLIP_EVAL, fixed_input=True),
+    "swin": ModelType(read_swin, SWIN_EVAL, fixed_input=True),
+    "swinv2": ModelType(read_swinv2, SWIN_EVAL, fixed_input=True),
+    "sam": ModelType(_sam, SAM_EVAL, fixed_input=True),
+    "sam_vision_model": ModelType(_sam, SAM_EVAL, fixed_input=True),
+}
+
+
+# The classes that a directory can be written for: model type, and what writes its settings. No whole model with a text
+# tower or a decoder is among them.
+CLASSES: dict[str, tuple[str, Callable[[ViTConfig], dict[str, Any]]]] = {
+    "ViTModel": ("vit", _write_vit),
+    "ViTForImageClassification": ("vit", _write_vit),
+    "ViTMAEModel": ("vit_mae", _write_mae),
+    "IJepaModel": ("ijepa", _write_vit),
+    "IJepaForImageClassification": ("ijepa", _write_vit),
+    "DeiTModel": ("deit", _write_vit),
+    "DeiTForImageClassification": ("deit", _write_vit),
+    "DeiTForImageClassificationWithTeacher": ("deit", _write_vit),
+    "BeitModel": ("beit", _write_beit),
+    "BeitForImageClassification": ("beit", _write_beit),
+    "Dinov2Model": ("dinov2", _write_dinov2),
+    "Dinov2ForImageClassification": ("dinov2", _write_dinov2),
+    "Dinov2WithRegistersModel": ("dinov2_with_registers", _write_dinov2_with_registers),
+    "Dinov2WithRegistersForImageClassification": ("dinov2_with_registers", _write_dinov2_with_registers),
+    "DINOv3ViTModel": ("dinov3_vit", _write_dinov3),
+    "CLIPVisionModel": ("clip_vision_model", _write_clip),
+    "CLIPVisionModelWithProjection": ("clip_vision_model", _write_clip),
+    "SiglipVisionModel": ("siglip_vision_model", _write_siglip),
+    "SamVisionModel": ("sam_vision_model", _write_sam),
+}
+
+
+def write_config(config: ViTConfig, architecture: str) -> dict[str, Any]:
+    """A `config.json` for one of `CLASSES`. What this class has no setting for is left out."""
+    model_type, settings = CLASSES[architecture]
+    return {"architectures": [architecture], "model_type": model_type, "num_channels": 3, **settings(config)}
+
+
+def read_config(config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:
+    """The configuration and default preprocessing of a `config.json`.
+
+    Raises `ValueError` that names the key: of an unknown model type, of a value that its schema in `records.py` does
+    not allow, or of a setting that this ViT does not have.
+    """
+    model_type = _model_type(config)
+    network = model_type.read(config)
+    image_size = network.image_size if model_type.fixed_input else model_type.preprocess.image_size
+    return network, replace(model_type.preprocess, image_size=image_size)
+
+
+def read_format(config: Json) -> str:
+    """The name of the checkpoint's key layout: the class that saved it. Raises `ValueError` if it is not named."""
+    architectures = read_settings(config, File).architectures
+    if len(architectures) != 1:
+        raise ValueError(
+            f"config.json has architectures={list(architectures)}; want the one class that saved the weights"
+        )
+    return architectures[0] + _model_type(config).layout(config)
+
+
+def _model_type(config: Json) -> ModelType:
+    name = read_settings(config, File).model_type
+    if name not in MODEL_TYPES:
+        raise ValueError(f"config.json has model_type={name!r}; want one of {', '.join(MODEL_TYPES)}")
+    return MODEL_TYPES[name]
+
+
+def read_labels(config: Json) -> tuple[str, ...]:
+    """Class names in order, or () if there are none. Raises `ValueError` if they are not numbered from 0."""
+    given = read_settings(config, File).id2label
+    names = {int(index): name for index, name in given.items() if index.isdecimal()}
+    if sorted(names) != list(range(len(given))):
+        raise ValueError(f"config.json has id2label with {len(given)} classes that are not numbered from 0")
+    return tuple(names[index] for index in sorted(names))
+
+
+def write_labels(labels: tuple[str, ...], count: int) -> dict[str, Any]:
+    """The part of a `config.json` about the classes, which may have no names."""
+    if not labels:
+        return {"num_labels": count}
+    names = {str(index): name for index, name in enumerate(labels)}
+    return {"id2label": names, "label2id": {name: index for index, name in enumerate(labels)}}

@@ -1,0 +1,399 @@
+"""`preprocessor_config.json` to and from `Preprocess`: the defaults of transformers' image processors, by class."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    CropMode,
+    Interpolation,
+    Preprocess,
+    Resampling,
+)
+
+VIT_EVAL = Preprocess((224, 224), 1.0, "squash", "bilinear", HALF, HALF, crop_rounding="down")
+DEIT_EVAL = Preprocess((224, 224), 224 / 256, "squash", "bicubic", IMAGENET_MEAN, IMAGENET_STD, crop_rounding="down")
+DINOV2_EVAL = replace(DEIT_EVAL, crop_mode="center")
+DINOV3_EVAL = replace(VIT_EVAL, mean=IMAGENET_MEAN, std=IMAGENET_STD, resampling="torchvision")
+SIGLIP_EVAL = replace(VIT_EVAL, interpolation="bicubic")
+CLIP_EVAL = Preprocess((224, 224), 1.0, "center", "bicubic", CLIP_MEAN, CLIP_STD, crop_rounding="down")
+SWIN_EVAL = replace(SIGLIP_EVAL, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+SAM_EVAL = Preprocess((1024, 1024), 1.0, "pad", "bilinear", IMAGENET_MEAN, IMAGENET_STD, crop_rounding="down")
+
+# PIL.Image.Resampling, as the files number it
+RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+BILINEAR, BICUBIC = 2, 3
+
+Sides = tuple[int, int]  # (H, W)
+Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Processor:
+    """An image processor class of transformers: the settings that a file may leave out, and those that only it has."""
+
+    resample: int
+    mean: Colour
+    std: Colour
+    size: Any
+    crop_size: Any = None
+    do_center_crop: bool = False
+    default_to_square: bool = True  # what `size` as one number means
+    own: Json = field(default_factory=dict)  # settings of this class alone, with their defaults
+    resampling: Resampling = "pillow"  # of files that do not say
+
+    def defaults(self) -> dict[str, Any]:
+        return {
+            "resample": self.resample,
+            "image_mean": self.mean,
+            "image_std": self.std,
+            "size": self.size,
+            "crop_size": self.crop_size,
+            "do_center_crop": self.do_center_crop,
+            "default_to_square": self.default_to_square,
+            "do_resize": True,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "do_pad": False,
+            "pad_size": None,
+            **self.own,
+        }
+
+
+def _square(side: int) -> dict[str, int]:
+    return {"height": side, "width": side}
+
+
+_SHORT_224 = {"shortest_edge": 224}
+_CLIP = Processor(BICUBIC, CLIP_MEAN, CLIP_STD, _SHORT_224, _square(224), True, default_to_square=False)
+_VIT = Processor(BILINEAR, HALF, HALF, _square(224))
+_DINOV3 = replace(_VIT, mean=IMAGENET_MEAN, std=IMAGENET_STD, resampling="torchvision")  # it has no other
+_SAM = {"do_pad": True, "pad_size": _square(1024), "mask_size": None, "mask_pad_size": None}
+_EFFICIENTNET = {"rescale_offset": False, "include_top": True}
+
+PROCESSORS: dict[str, Processor] = {
+    "ViTImageProcessor": _VIT,
+    "DeiTImageProcessor": Processor(BICUBIC, HALF, HALF, _square(256), _square(224), True),
+    "BeitImageProcessor": Processor(BICUBIC, HALF, HALF, _square(224), _square(224)),
+    "BitImageProcessor": _CLIP,
+    "CLIPImageProcessor": _CLIP,
+    "ChineseCLIPImageProcessor": _CLIP,
+    "ViTHybridImageProcessor": _CLIP,
+    "BlipImageProcessor": Processor(BICUBIC, CLIP_MEAN, CLIP_STD, _square(384)),
+    "SiglipImageProcessor": Processor(BICUBIC, HALF, HALF, _square(224), default_to_square=False),
+    "PvtImageProcessor": Processor(BICUBIC, IMAGENET_MEAN, IMAGENET_STD, _square(224)),
+    "LevitImageProcessor": replace(_CLIP, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    "PoolFormerImageProcessor": replace(_CLIP, mean=IMAGENET_MEAN, std=IMAGENET_STD, own={"crop_pct": 0.9}),
+    "ConvNextImageProcessor": Processor(
+        BICUBIC, HALF, HALF, {"shortest_edge": 384}, default_to_square=False, own={"crop_pct": 224 / 256}
+    ),
+    "EfficientNetImageProcessor": Processor(BICUBIC, HALF, HALF, _square(346), _square(289), own=_EFFICIENTNET),
+    "DINOv3ViTImageProcessor": _DINOV3,
+    "SamImageProcessor": Processor(BILINEAR, IMAGENET_MEAN, IMAGENET_STD, {"longest_edge": 1024}, own=_SAM),
+}
+
+# The class that transformers takes for a model whose file names none, by what `config.read_config` has for the model
+UNNAMED: dict[Preprocess, str] = {
+    VIT_EVAL: "ViTImageProcessor",
+    SWIN_EVAL: "ViTImageProcessor",
+    DEIT_EVAL: "DeiTImageProcessor",
+    SIGLIP_EVAL: "BeitImageProcessor",  # and SigLIP's, which is the same but for `size` as one number
+    CLIP_EVAL: "CLIPImageProcessor",
+    DINOV2_EVAL: "BitImageProcessor",
+    DINOV3_EVAL: "DINOv3ViTImageProcessor",
+    SAM_EVAL: "SamImageProcessor",
+}
+
+# Settings that change no pixel of an RGB photo
+NO_EFFECT = {
+    *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "transformers_version"),
+    *("_valid_processor_keys", "do_convert_rgb", "do_reduce_labels", "reduce_labels", "device", "return_tensors"),
+    *("data_format", "input_data_format", "disable_grouping", "image_seq_length", "model_input_names", "use_fast"),
+    *("num_channels", "name_or_path", "_name_or_path", "backend"),
+}
+FILE = "preprocessor_config.json"
+
+
+def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
+    """Read the settings of a `preprocessor_config.json` as the processor class that it names does.
+
+    `default`: the preprocessing of its model type, which decides the class where the file names none.
+
+    The result equals the processor of transformers, which resizes with Pillow or with torchvision. A class whose name
+    ends in "Fast", and one that has no other, gives `resampling="torchvision"`; all others "pillow".
+    Raises `ValueError`, naming the key, on a class or a setting that is not known or cannot be followed.
+    """
+    named, resampling = _class(processor)
+    name = named or _class_of_model(default)
+    kind = PROCESSORS[name] if name else _made_of(default)
+    wanted = kind.defaults()
+    unknown = [key for key, value in processor.items() if key not in wanted.keys() | NO_EFFECT and _acts(value)]
+    if unknown:
+        raise ValueError(
+            f"{FILE} has {unknown[0]}={processor[unknown[0]]!r}, which {name or 'its processor'} does not know: not "
+            "supported. Remove the key if it does not matter"
+        )
+    settings = wanted | {key: value for key, value in processor.items() if value is not None}
+    for key in [key for key in settings if key.startswith("do_")]:
+        _flag(settings, key)
+    if not settings["do_resize"]:
+        raise ValueError(f"{FILE} has do_resize=False; only True is supported, as every photo would keep its own size")
+    mode, resized = _resized(name, settings)
+    image_size = _cropped(settings, mode, resized, name)
+    _check_padding(settings, mode, image_size)
+    mean, std = _normalisation(settings)
+    preprocess = Preprocess(
+        image_size,
+        image_size[0] / resized[0],
+        mode,
+        _interpolation(settings),
+        mean,
+        std,
+        crop_rounding="down",
+        resampling=resampling or kind.resampling,
+    )
+    if mode != "pad" and preprocess.scaled(image_size) != resized:
+        raise ValueError(f"{FILE} has size={settings['size']} and crop_size={settings['crop_size']}: not supported")
+    return preprocess
+
+
+def write_preprocess(preprocess: Preprocess) -> dict[str, Any]:
+    """A `preprocessor_config.json`, for the processor of transformers that does these steps."""
+    resized = preprocess.scaled(preprocess.image_size)
+    squash, crop = preprocess.crop_mode == "squash", resized != preprocess.image_size
+    kind = ("DeiTImageProcessor" if crop else "ViTImageProcessor") if squash else "BitImageProcessor"
+    own: dict[str, Any] = {}
+    size = {"height": resized[0], "width": resized[1]} if squash else {"shortest_edge": resized[0]}
+    whole = {"height": preprocess.image_size[0], "width": preprocess.image_size[1]}
+    if preprocess.crop_mode == "pad":
+        kind, size = "SamImageProcessor", {"longest_edge": max(preprocess.image_size)}
+        own = {"do_pad": True, "pad_size": whole}
+    return {
+        "image_processor_type": kind + ("Fast" if preprocess.resampling == "torchvision" else ""),
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": size,
+        "resample": next(number for number, name in RESAMPLE.items() if name == preprocess.interpolation),
+        "do_center_crop": preprocess.crop_mode != "pad" and (crop or not squash),
+        "crop_size": whole,
+        **own,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }
+
+
+# ---- the class ----------------------------------------------------------------------------------------------------
+
+
+def _class(processor: Json) -> tuple[str | None, Resampling | None]:
+    """The class that a file names, and the resampling if the name tells."""
+    named = processor.get("image_processor_type")
+    if named is None and isinstance(extractor := processor.get("feature_extractor_type"), str):
+        named = extractor.replace("FeatureExtractor", "ImageProcessor")
+    if named is None:
+        return None, None
+    suffix: dict[str, Resampling] = {"Fast": "torchvision", "Pil": "pillow"}
+    name = str(named)
+    for ending, resampling in suffix.items():
+        if name.removesuffix(ending) in PROCESSORS and name.endswith(ending):
+            return name.removesuffix(ending), resampling
+    if name not in PROCESSORS:
+        raise ValueError(f"{FILE} has image_processor_type={named!r}; want one of {', '.join(PROCESSORS)}")
+    return name, None
+
+
+def _class_of_model(default: Preprocess) -> str:
+    """The class that a model type has if its file names none, or "" if `default` is not that of a model type."""
+    sized = {replace(known, image_size=default.image_size): name for known, name in UNNAMED.items()}
+    return sized.get(default, "")
+
+
+def _made_of(default: Preprocess) -> Processor:
+    """A class that does what `default` says."""
+    written = write_preprocess(default)
+    return Processor(
+        written["resample"],
+        default.mean,
+        default.std,
+        written["size"],
+        written["crop_size"],
+        written["do_center_crop"],
+        default_to_square=default.crop_mode != "center",
+        own={key: written[key] for key in ("do_pad", "pad_size") if key in written},
+        resampling=default.resampling,
+    )
+
+
+def _acts(value: object) -> bool:
+    """Whether a setting that is not known may do something: null and false switch nothing on."""
+    return value is not None and value is not False
+
+
+# ---- geometry -----------------------------------------------------------------------------------------------------
+
+
+def _resized(name: str, settings: Json) -> tuple[CropMode, Sides]:
+    """How a photo is resized, and what to: the sides of "squash", the shorter side of "center", the longer of "pad"."""
+    size = _size(settings, "size", settings["default_to_square"])
+    short = size.get("shortest_edge")
+    if name == "SamImageProcessor" and size.keys() == {"longest_edge"}:
+        return "pad", (size["longest_edge"],) * 2
+    if name == "ConvNextImageProcessor" and short:
+        if short >= 384:  # transformers' own rule
+            return "squash", (short, short)
+        return "center", (int(short / _fraction(settings, "crop_pct")),) * 2
+    if name == "LevitImageProcessor" and short:
+        return "center", (int(256 / 224 * short),) * 2
+    if name == "PoolFormerImageProcessor" and (short or size.keys() == {"height", "width"}):
+        scale = _fraction(settings, "crop_pct")
+        if short or size["height"] == size["width"]:
+            return "center", (int((short or size["height"]) / scale),) * 2
+        return "squash", (int(size["height"] / scale), int(size["width"] / scale))
+    if name == "ConvNextImageProcessor" or name == "SamImageProcessor":
+        wanted = "shortest_edge" if name.startswith("Conv") else "longest_edge"
+        raise ValueError(f"{FILE} has size={settings['size']!r}; {name} wants {wanted}")
+    if size.keys() == {"height", "width"}:
+        return "squash", (size["height"], size["width"])
+    if size.keys() == {"shortest_edge"}:
+        return "center", (size["shortest_edge"],) * 2
+    raise ValueError(
+        f"{FILE} has size={settings['size']!r}, which gives every photo its own size: not supported; want height "
+        "and width, or shortest_edge with a crop"
+    )
+
+
+def _cropped(settings: Json, mode: CropMode, resized: Sides, name: str) -> Sides:
+    """(H, W) of the input."""
+    own = resized
+    if name == "ConvNextImageProcessor" and mode == "center":  # which crops by itself
+        own = (_size(settings, "size", False)["shortest_edge"],) * 2
+    if not settings["do_center_crop"]:
+        if mode == "center" and name != "ConvNextImageProcessor":
+            raise ValueError(
+                f"{FILE} has size={settings['size']!r} and do_center_crop=False: it keeps the aspect and crops "
+                "nothing, so that every photo has its own size: not supported. preprocess(photo, keep_aspect=True) "
+                "does that"
+            )
+        return own
+    crop = _size(settings, "crop_size", True) if settings["crop_size"] is not None else {}
+    if crop.keys() != {"height", "width"}:
+        raise ValueError(f"{FILE} has crop_size={settings['crop_size']!r}; want height and width, or a number")
+    image_size = crop["height"], crop["width"]
+    fits = image_size[0] * resized[1] == image_size[1] * resized[0] and image_size[0] <= resized[0]
+    if mode == "pad" or not fits or (own != resized and own != image_size):
+        raise ValueError(
+            f"{FILE} has crop_size={settings['crop_size']!r}: it crops {image_size} from {own}; want the same shape, "
+            "and not larger"
+        )
+    return image_size
+
+
+def _check_padding(settings: Json, mode: CropMode, image_size: Sides) -> None:
+    """Padding at the right and bottom is followed where photos that keep their aspect get one size, as SAM's do."""
+    pad = _size(settings, "pad_size", True) if settings["pad_size"] is not None else {}
+    if not settings["do_pad"]:
+        if mode == "pad":
+            raise ValueError(f"{FILE} has do_pad=False, so that every photo has its own size: not supported")
+        return
+    if pad.keys() == {"height", "width"} and (pad["height"], pad["width"]) == image_size:
+        return
+    if mode == "pad" or pad:
+        raise ValueError(
+            f"{FILE} has pad_size={settings['pad_size']!r} for images of {image_size}: not supported; want the "
+            "same size"
+        )
+
+
+def _size(settings: Json, key: str, to_square: bool) -> dict[str, int]:
+    """A size in the words of transformers, from any of its spellings."""
+    size = settings[key]
+    if isinstance(size, Mapping):
+        return {str(name): _length(side, key, size) for name, side in size.items() if side is not None}
+    if isinstance(size, list | tuple) and len(size) == 2:
+        return {"height": _length(size[0], key, size), "width": _length(size[1], key, size)}
+    side = _length(size, key, size)
+    return _square(side) if to_square else {"shortest_edge": side}
+
+
+# ---- values -------------------------------------------------------------------------------------------------------
+
+
+def _length(value: object, key: str, whole: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**16:
+        raise ValueError(f"{FILE} has {key}={whole!r}; want whole numbers of 1 to {2**16} pixels")
+    return value
+
+
+def _flag(settings: Json, key: str) -> None:
+    if not isinstance(settings[key], bool):
+        raise ValueError(f"{FILE} has {key}={settings[key]!r}; want true or false")
+
+
+def _number(settings: Json, key: str) -> float:
+    value = settings[key]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{FILE} has {key}={value!r}; want a number")
+    return float(value)
+
+
+def _fraction(settings: Json, key: str) -> float:
+    value = _number(settings, key)
+    if not 0 < value <= 1:
+        raise ValueError(f"{FILE} has {key}={value}; want more than 0 and at most 1")
+    return value
+
+
+def _interpolation(settings: Json) -> Interpolation:
+    number = settings["resample"]
+    if isinstance(number, bool) or not isinstance(number, int) or number not in RESAMPLE:
+        raise ValueError(f"{FILE} has resample={number!r}; want one of {RESAMPLE}")
+    return RESAMPLE[number]
+
+
+def _colour(settings: Json, key: str) -> Colour:
+    value = settings[key]
+    values = [*value] * (3 if len(value) == 1 else 1) if isinstance(value, list | tuple) else [value] * 3
+    if len(values) != 3:
+        raise ValueError(f"{FILE} has {key}={value!r}; want 3 numbers, or one")
+    red, green, blue = (_number({key: each}, key) for each in values)
+    return red, green, blue
+
+
+def _normalisation(settings: Json) -> tuple[Colour, Colour]:
+    """Mean and std of pixels from 0 to 1, of all that is done to pixels from 0 to 255: rescaled by a factor, 1 taken
+    away (EfficientNet's `rescale_offset`), normalised, and divided by std once more (its `include_top`)."""
+    scale, offset = 1.0, 0.0
+    if settings["do_rescale"]:
+        scale = _number(settings, "rescale_factor") * 255
+        scale = 1.0 if math.isclose(scale, 1, rel_tol=1e-6) else scale
+        if scale <= 0:
+            raise ValueError(f"{FILE} has rescale_factor={settings['rescale_factor']!r}; want more than 0")
+        offset = float(settings.get("rescale_offset", False))
+    else:
+        scale = 255.0
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if settings["do_normalize"]:
+        mean, std = _colour(settings, "image_mean"), _colour(settings, "image_std")
+    again = _colour(settings, "image_std") if settings.get("include_top", False) else (1.0, 1.0, 1.0)
+    if 0 in (*std, *again):
+        raise ValueError(f"{FILE} has image_std={settings['image_std']!r}; want no zero")
+    return (
+        _triple([(value + offset) / scale for value in mean]),
+        _triple([value * twice / scale for value, twice in zip(std, again, strict=True)]),
+    )
+
+
+def _triple(values: list[float]) -> Colour:
+    red, green, blue = values
+    return red, green, blue

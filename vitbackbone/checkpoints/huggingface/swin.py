@@ -1,0 +1,58 @@
+"""What a Hugging Face Swin or Swin V2 says of itself: `config.json` to a `TimmConfig`."""
+
+from typing import Any
+
+from vitbackbone.checkpoints.huggingface.fields import Json, get
+from vitbackbone.checkpoints.huggingface.records import Swin, read_settings
+from vitbackbone.files.records import SHORT
+from vitbackbone.networks import TimmConfig, Windows
+
+# What timm's Swin has no setting for, or transformers does not apply to every norm, and the one value supported
+ONLY: Json = {"hidden_act": "gelu", "num_channels": 3, "use_absolute_embeddings": False, "layer_norm_eps": 1e-5}
+
+
+def read_swin(config: Json) -> TimmConfig:
+    """Return the configuration of a Swin's `config.json`. Raises `ValueError` on a setting that is not supported."""
+    return _config("swin_tiny_patch4_window7_224", _settings(config), "sized")
+
+
+def read_swinv2(config: Json) -> TimmConfig:
+    """Return the configuration of a Swin V2. For its windows, transformers goes by its `image_size` alone."""
+    settings = _settings(config)
+    stages = len(settings.depths)
+    (height, width), coarsest = settings.image_size, settings.patch_size[0] * 2 ** (stages - 1)
+    if height != width or height % coarsest:
+        raise ValueError(f"config.json has image_size={height} x {width}; want a square that {coarsest} divides")
+    pretrained = ("pretrained_window_sizes", settings.pretrained_window_sizes[:stages])
+    return _config("swinv2_tiny_window8_256", settings, "fixed", pretrained)
+
+
+def _config(architecture: str, settings: Swin, windows: Windows, *arguments: tuple[str, Any]) -> TimmConfig:
+    """`architecture` is any of the family: the arguments replace all that it sets."""
+    patch_size = settings.patch_size[0]
+    return TimmConfig(
+        architecture=architecture,
+        image_size=settings.image_size,
+        size_multiple=patch_size,
+        arguments=(
+            ("img_size", settings.image_size),
+            ("patch_size", patch_size),
+            ("embed_dim", settings.embed_dim),
+            ("depths", settings.depths),
+            ("num_heads", settings.num_heads),
+            ("window_size", settings.window_size),
+            ("mlp_ratio", settings.mlp_ratio),
+            ("qkv_bias", settings.qkv_bias),
+            ("strict_img_size", False),
+            *arguments,
+        ),
+        windows=windows,
+    )
+
+
+def _settings(config: Json) -> Swin:
+    for key, wanted in ONLY.items():
+        given = get(config, key, wanted)
+        if type(given) is not type(wanted) or given != wanted:
+            raise ValueError(f"config.json has {key}={SHORT.repr(given)}; only {wanted!r} is supported for a Swin")
+    return read_settings(config, Swin)

@@ -1,0 +1,114 @@
+"""What timm says of a model by its name: how to build it, its preprocessing, licence, source, and its files' keys."""
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vitbackbone.checkpoints.rules import Change, Rule, both, drop, rename
+from vitbackbone.images import Preprocess
+from vitbackbone.networks import TimmBackbone, TimmConfig, WindowBlock, Windows
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family of networks, one module of timm, takes to run at any size of image."""
+
+    arguments: tuple[tuple[str, Any], ...] = ()
+    windows: Windows = "timm"
+
+
+DYNAMIC = Family(arguments=(("dynamic_img_size", True),))  # timm resamples the position table for each size
+
+FAMILIES: dict[str, Family] = {
+    "timm.models.swin_transformer": Family((("strict_img_size", False),), "sized"),
+    "timm.models.swin_transformer_v2": Family((("strict_img_size", False),), "fixed"),
+    "timm.models.vision_transformer_hybrid": DYNAMIC,
+    "timm.models.vision_transformer": DYNAMIC,
+    "timm.models.deit": DYNAMIC,
+    "timm.models.eva": DYNAMIC,
+}
+
+
+@dataclass(frozen=True)
+class TimmEntry:
+    """One named model of timm."""
+
+    config: TimmConfig
+    preprocess: Preprocess
+    licence: str  # "" where timm names none
+    source: str  # the Hub repository of the weights; "" where there are none
+    num_classes: int  # of the head that comes with the weights
+    classifier: tuple[str, ...]  # the layers of that head, by timm's names
+
+
+def describe_timm(name: str) -> TimmEntry:
+    """What timm knows of `name`, an architecture with or without the tag of its weights, such as
+    `"swin_tiny_patch4_window7_224.ms_in1k"`. Builds nothing and needs no network.
+
+    Raises `ValueError` on an unknown name, with those that are near, and on a preprocessing that cannot be followed.
+    """
+    import timm
+
+    architecture = name.partition(".")[0]
+    try:
+        cfg: Any = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        close = difflib.get_close_matches(name, [*timm.list_pretrained(), *timm.list_models()], n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise ValueError(f"timm {timm.__version__} knows no model {name!r}{hint}") from error
+    preprocess = preprocess_of(cfg.to_dict())
+    family = FAMILIES.get(timm.models.model_entrypoint(architecture).__module__, Family())
+    size = (("img_size", preprocess.image_size),) if cfg.fixed_input_size else ()
+    config = TimmConfig(
+        architecture=architecture,
+        image_size=preprocess.image_size,
+        arguments=(*size, *family.arguments),
+        any_size=not cfg.fixed_input_size or bool(family.arguments),
+        windows=family.windows,
+    )
+    classifier = (cfg.classifier,) if isinstance(cfg.classifier, str) else tuple(cfg.classifier or ())
+    return TimmEntry(config, preprocess, cfg.license or "", cfg.hf_hub_id or "", cfg.num_classes, classifier)
+
+
+def preprocess_of(cfg: dict[str, Any]) -> Preprocess:
+    """The evaluation transform of timm's `pretrained_cfg`. Raises `ValueError` on one that cannot be followed."""
+    channels, height, width = cfg["input_size"]
+    if channels != 3:
+        raise ValueError(f"timm's input_size={cfg['input_size']} is of {channels} channels; only RGB is supported")
+    crop_mode = cfg.get("crop_mode", "center")
+    if crop_mode not in ("center", "squash"):
+        raise ValueError(f"timm's crop_mode={crop_mode!r} is not supported; want 'center' or 'squash'")
+    return Preprocess(
+        image_size=(height, width),
+        crop_pct=cfg["crop_pct"],
+        crop_mode=crop_mode,
+        interpolation=cfg["interpolation"],
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+    )
+
+
+def timm_rules(backbone: TimmBackbone, classifier: tuple[str, ...]) -> tuple[Rule, ...]:
+    """How a file of timm's becomes the parameters of `backbone`, and its `classifier` those of a head: by name."""
+    ours = backbone.state_dict().keys()
+    computed = {name for name, _ in backbone.named_buffers()} - ours  # older files hold them
+    masks = {f"{name}.attn_mask" for name, module in backbone.named_modules() if isinstance(module, WindowBlock)}
+    return (
+        *(rename(name.removeprefix("model."), name) for name in ours),
+        *(drop(name.removeprefix("model.")) for name in sorted(computed | masks)),
+        *(
+            Rule(rule.sources, rule.targets, AS_LINEAR)
+            for layer, head in zip(classifier, ("head", "head_dist"), strict=False)
+            for rule in both(layer, head)
+        ),
+    )
+
+
+def _as_linear(parameter: Tensor) -> tuple[Tensor, ...]:
+    """The weight of a 1x1 convolution, as some classifiers of timm are, to that of a linear layer."""
+    return (parameter.flatten(1) if parameter.ndim > 2 else parameter,)
+
+
+AS_LINEAR = Change(_as_linear)

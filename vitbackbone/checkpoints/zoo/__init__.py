@@ -1,0 +1,51 @@
+"""The models known by name: configuration, key layout, preprocessing, resampling policies, source and licence.
+
+Data only. Names are those people know: timm's, the authors' own, and `hf:` with a Hugging Face repository.
+"""
+
+from vitbackbone.checkpoints.zoo.adapted import ADAPTED
+from vitbackbone.checkpoints.zoo.authors import AUTHORS
+from vitbackbone.checkpoints.zoo.entry import Entry, Positions, evaluation
+from vitbackbone.checkpoints.zoo.huggingface import HUGGING_FACE
+from vitbackbone.checkpoints.zoo.timm import TIMM
+from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD
+from vitbackbone.model import ViTConfig
+from vitbackbone.networks import FusedConfig
+
+# The built-in backbone; its card is weights/README.md
+NANO = Entry(
+    config=ViTConfig(
+        image_size=(32, 32),
+        patch_size=4,
+        dim=192,
+        depth=5,
+        num_heads=3,
+        mlp_dim=768,
+        stem=((64, 1), (64, 2), (128, 1), (128, 2), (192, 1)),
+    ),
+    format="native",
+    preprocess=evaluation(32, 1.0, IMAGENET_MEAN, IMAGENET_STD),
+    licence="apache-2.0",
+    source="built in",
+    on_hub=False,
+)
+
+# OpenVLA's encoder (Kim et al. 2024): DINOv2 with registers and SigLIP, each without its last block
+OPENVLA = Entry(
+    config=FusedConfig(
+        members=(
+            ("vit_large_patch14_reg4_dinov2.lvd142m", -2, False),
+            ("vit_so400m_patch14_siglip_224.webli", -2, False),
+        ),
+        image_size=(224, 224),
+    ),
+    format="openvla",
+    preprocess=evaluation(224, 1.0, IMAGENET_MEAN, IMAGENET_STD),
+    licence="apache-2.0",
+    source="its two members; or openvla/openvla-7b, by hand",
+    on_hub=False,
+)
+
+ZOO: dict[str, Entry] = {"nano": NANO, **TIMM, **AUTHORS, **HUGGING_FACE, "openvla": OPENVLA}
+
+__all__ = ["ADAPTED", "ZOO", "Entry", "Positions"]

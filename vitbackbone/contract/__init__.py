@@ -1,0 +1,48 @@
+"""The contract: what every backbone takes, returns and tells about itself."""
+
+from vitbackbone.contract.align import align
+from vitbackbone.contract.backbone import Asked, Backbone, BackboneModule, check_images, one_by_one
+from vitbackbone.contract.dtypes import float32_default
+from vitbackbone.contract.features import Attention, Features, Pooled, Prefix, pool_cls, pool_mean, stack
+from vitbackbone.contract.fingerprint import fingerprint, weights_sha256
+from vitbackbone.contract.geometry import Geometry, Images
+from vitbackbone.contract.inference import check_device, evaluating
+from vitbackbone.contract.pytrees import register
+from vitbackbone.contract.repeated import Repeated, one_value
+from vitbackbone.contract.spec import BackboneSpec, Engine, Fidelity, Precision, Runtime, Wanted
+from vitbackbone.contract.tracing import any_size, numbers
+
+register()
+
+__all__ = [
+    "Asked",
+    "Attention",
+    "Backbone",
+    "BackboneModule",
+    "BackboneSpec",
+    "Engine",
+    "Features",
+    "Fidelity",
+    "Geometry",
+    "Images",
+    "Pooled",
+    "Precision",
+    "Prefix",
+    "Repeated",
+    "Runtime",
+    "Wanted",
+    "align",
+    "any_size",
+    "check_device",
+    "check_images",
+    "evaluating",
+    "fingerprint",
+    "float32_default",
+    "numbers",
+    "one_by_one",
+    "one_value",
+    "pool_cls",
+    "pool_mean",
+    "stack",
+    "weights_sha256",
+]

@@ -1,0 +1,162 @@
+"""The output of a backbone: `Features` of one layer, `Prefix` without the map, `Attention` maps.
+
+Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
+from typing import Any, cast
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitbackbone.contract.geometry import Geometry, _columns
+from vitbackbone.contract.repeated import one_value
+
+
+def pool_cls(features: "Features") -> Float[Tensor, "B D"]:
+    """The CLS token. Raises `ValueError` if there is none."""
+    if features.cls is None:
+        raise ValueError("this backbone has no CLS token; pool its patches instead")
+    return features.cls
+
+
+def pool_mean(features: "Features") -> Float[Tensor, "B D"]:
+    """The mean of the patches that show the image. The sum is made in float32 at least: half precision overflows."""
+    patches, wide = features.patches, torch.promote_types(features.patches.dtype, torch.float32)
+    if one_value(features.geometry.grids):
+        return patches.mean(dim=(2, 3), dtype=wide).to(patches.dtype)
+    valid = features.valid[:, None]
+    total = (patches * valid).sum(dim=(2, 3), dtype=wide)
+    return (total / valid.sum(dim=(2, 3))).to(patches.dtype)
+
+
+def pool_cls_or_mean(features: "Features") -> Float[Tensor, "B D"]:
+    """CLS where there is one, else the mean of the patches."""
+    return (pool_mean if features.cls is None else pool_cls)(features)
+
+
+@dataclass(frozen=True, eq=False)
+class Pooled:
+    """A pooling that was done already."""
+
+    vectors: Float[Tensor, "B P"]
+
+    def __call__(self, features: "Features") -> Float[Tensor, "B P"]:
+        return self.vectors
+
+
+class _Shapes:
+    """A record whose `repr` shows the shapes of its tensors, not their numbers."""
+
+    def __repr__(self) -> str:
+        shown = {each.name: getattr(self, each.name) for each in fields(cast(Any, self)) if each.repr}
+        return f"{type(self).__name__}({', '.join(f'{name}={_shape(value)}' for name, value in shown.items())})"
+
+
+def _shape(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    kind = str(value.dtype).removeprefix("torch.")
+    return f"{kind}{list(value.shape)}" + ("" if value.device.type == "cpu" else f" on {value.device}")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Features(_Shapes):
+    """What a backbone returns, of one layer, for every family alike."""
+
+    cls: Float[Tensor, "B D"] | None  # None where the family has no CLS token
+    registers: Float[Tensor, "B R D"]  # prefix tokens that are neither CLS nor patch, in the checkpoint's order
+    patches: Float[Tensor, "B D h w"]  # feature map, row-major over the image
+    geometry: Geometry
+    # The checkpoint's own pooling.
+    pool: Callable[["Features"], Float[Tensor, "B P"]] = field(default=pool_cls_or_mean, repr=False)
+
+    @property
+    def tokens(self) -> Float[Tensor, "B N D"]:
+        """The patches as a sequence, (B, h*w, D), row-major."""
+        return rearrange(self.patches, "B D h w -> B (h w) D")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the feature map."""
+        return self.geometry.grid
+
+    @property
+    def pooled(self) -> Float[Tensor, "B P"]:
+        """One vector an image, by the checkpoint's own pooling. `BackboneSpec.pooled_dims` holds P of each layer."""
+        # What was made in inference mode stays there, wherever it is pooled: autograd cannot save it.
+        with torch.inference_mode() if self.patches.is_inference() else nullcontext():
+            if one_value(self.geometry.grids):
+                return self.pool(self)
+            return torch.cat([self.image(i).pooled for i in range(len(self.patches))])
+
+    def image(self, index: int) -> "Features":
+        """One image of the batch alone, (1, …), its map cut to its own grid."""
+        index = range(len(self.patches))[index]
+        one = slice(index, index + 1)
+        geometry = self.geometry.image(index)
+        h, w = geometry.grid
+        cls = None if self.cls is None else self.cls[one]
+        pool = Pooled(self.pool.vectors[one]) if isinstance(self.pool, Pooled) else self.pool
+        return Features(cls, self.registers[one], self.patches[one, :, :h, :w], geometry, pool)
+
+    @property
+    def valid(self) -> Bool[Tensor, "B h w"]:
+        """True where a patch shows at least one pixel of its image, False where it shows padding alone."""
+        device = self.patches.device
+        if one_value(self.geometry.grids):
+            return torch.ones(self.patches.shape[0], *self.grid, dtype=torch.bool, device=device)
+        h, w = (torch.tensor(axis, device=device).view(-1, 1, 1) for axis in _columns(self.geometry.grids))
+        rows = torch.arange(self.grid[0], device=device).view(1, -1, 1)
+        columns = torch.arange(self.grid[1], device=device).view(1, 1, -1)
+        return (rows < h) & (columns < w)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prefix(_Shapes):
+    """What `Features` hold of the whole image, of one layer: all but the patches."""
+
+    cls: Float[Tensor, "B D"] | None  # None where the family has no CLS token
+    registers: Float[Tensor, "B R D"]  # in the checkpoint's order
+    pooled: Float[Tensor, "B P"]  # by the checkpoint's own pooling
+
+    @classmethod
+    def of(cls, features: Features) -> "Prefix":
+        return Prefix(features.cls, features.registers, features.pooled)
+
+
+def stack(alone: Sequence[Features]) -> Features:
+    """One `Features` of images that were run one by one, their maps padded with zeros to the largest grid."""
+    first = alone[0]
+    geometry = Geometry(tuple(size for f in alone for size in f.geometry.sizes), first.geometry.stride)
+    h, w = geometry.grid
+    patches = torch.cat([F.pad(f.patches, (0, w - f.grid[1], 0, h - f.grid[0])) for f in alone])
+    cls = None if first.cls is None else torch.cat([pool_cls(f) for f in alone])
+    done = [f.pool.vectors for f in alone if isinstance(f.pool, Pooled)]
+    pool = Pooled(torch.cat(done)) if done else first.pool
+    return Features(cls, torch.cat([f.registers for f in alone]), patches, geometry, pool)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Attention(_Shapes):
+    """The attention maps of one block. Tokens are CLS (if any), then the registers, then the patches, row-major."""
+
+    # Row i: how much token i takes from each token. Rows sum to 1, but for what a window's padding takes.
+    weights: Float[Tensor, "B heads N N"]
+    num_prefix: int  # CLS and registers
+    grid: tuple[int, int]  # (h, w) of the patches
+
+    @property
+    def cls_to_patches(self) -> Float[Tensor, "B heads h w"]:
+        """What the first token (CLS, where there is one) takes from each patch, as maps.
+
+        Raises `ValueError` where the backbone has no prefix token.
+        """
+        if not self.num_prefix:
+            raise ValueError("this backbone has no CLS token to look from; take a patch's row of `weights` instead")
+        return rearrange(self.weights[:, :, 0, self.num_prefix :], "B heads (h w) -> B heads h w", h=self.grid[0])

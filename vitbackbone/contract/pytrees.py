@@ -1,0 +1,111 @@
+"""`Features` and the other results as trees of tensors for torch (`torch.utils._pytree`), so that what goes through a
+module's results finds the tensors in them: `torch.export`, FSDP, DDP, `tree_map`.
+
+The leaves are tensors and, where all images of a batch have one size, that size and their number: a traced graph
+computes these for each batch anew.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from torch.utils import _pytree as pytree
+
+from vitbackbone.contract.features import Attention, Features, Pooled, Prefix, pool_cls, pool_cls_or_mean, pool_mean
+from vitbackbone.contract.geometry import Geometry
+from vitbackbone.contract.repeated import Repeated
+
+Parts = tuple[list[Any], Any]
+
+POOLS: dict[str, Callable[[Features], Any]] = {
+    pool.__name__: pool for pool in (pool_cls, pool_mean, pool_cls_or_mean)
+}  # by the names that go into a file
+
+
+def _split_geometry(geometry: Geometry) -> Parts:
+    sizes = geometry.sizes
+    if isinstance(sizes, Repeated):
+        return [*sizes.value, sizes.count], (geometry.stride, None, geometry.views)
+    return [], (geometry.stride, tuple(sizes), geometry.views)
+
+
+def _join_geometry(leaves: Sequence[Any], context: Any) -> Geometry:
+    stride, sizes, views = context
+    if sizes is None:
+        height, width, count = leaves
+        sizes = Repeated((height, width), count)
+    return Geometry(sizes, stride, views)
+
+
+def _split_features(features: Features) -> Parts:
+    pooled = features.pool.vectors if isinstance(features.pool, Pooled) else None
+    pool = None if pooled is not None else features.pool
+    return [features.cls, features.registers, features.patches, pooled, features.geometry], pool
+
+
+def _join_features(leaves: Sequence[Any], pool: Any) -> Features:
+    cls, registers, patches, pooled, geometry = leaves
+    return Features(cls, registers, patches, geometry, Pooled(pooled) if pool is None else pool)
+
+
+def _dump_geometry(context: Any) -> Any:
+    stride, sizes, views = context
+    if views is not None:
+        raise ValueError("a graph with views of photos in it cannot be saved; add them to its result: geometry.through")
+    return stride, sizes
+
+
+def _load_geometry(dumped: Any) -> Any:
+    stride, sizes = dumped
+    return stride, None if sizes is None else tuple((height, width) for height, width in sizes), None
+
+
+def _dump_pool(pool: Any) -> Any:
+    names = [name for name, known in POOLS.items() if known is pool]
+    if pool is not None and not names:
+        raise ValueError(f"features that are pooled by {pool!r} cannot be saved with a graph; read `pooled` in it")
+    return names[0] if names else None
+
+
+def _load_pool(name: Any) -> Any:
+    return None if name is None else POOLS[name]
+
+
+def _split_prefix(prefix: Prefix) -> Parts:
+    return [prefix.cls, prefix.registers, prefix.pooled], None
+
+
+def _join_prefix(leaves: Sequence[Any], _: None) -> Prefix:
+    return Prefix(*leaves)
+
+
+def _split_attention(attention: Attention) -> Parts:
+    return [attention.weights, *attention.grid], attention.num_prefix
+
+
+def _join_attention(leaves: Sequence[Any], num_prefix: Any) -> Attention:
+    weights, h, w = leaves
+    return Attention(weights, num_prefix, (h, w))
+
+
+def _register(
+    kind: type, split: Callable[[Any], Parts], join: Callable[[Sequence[Any], Any], Any], **dumping: Any
+) -> None:
+    cast(Any, pytree).register_pytree_node(
+        kind, split, join, serialized_type_name=f"vitbackbone.{kind.__name__}", **dumping
+    )
+
+
+def register() -> None:
+    """Tell torch of the results. Called once, when the package is imported."""
+    _register(
+        Geometry,
+        _split_geometry,
+        _join_geometry,
+        to_dumpable_context=_dump_geometry,
+        from_dumpable_context=_load_geometry,
+    )
+    _register(
+        Features, _split_features, _join_features, to_dumpable_context=_dump_pool, from_dumpable_context=_load_pool
+    )
+    _register(Prefix, _split_prefix, _join_prefix)
+    _register(Attention, _split_attention, _join_attention)

@@ -1,0 +1,45 @@
+"""Images: files, bytes and arrays to normalised tensors, and back to the pixels of the photo."""
+
+from vitbackbone.images.decode import Photo
+from vitbackbone.images.errors import ImageError
+from vitbackbone.images.held import ImageSource, load_image, open_image
+from vitbackbone.images.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    CropMode,
+    Decoding,
+    ImageTransform,
+    Preprocess,
+    enough,
+    stack_images,
+)
+from vitbackbone.images.resize import FILTERS, Interpolation, Resampling
+from vitbackbone.images.view import Resolution, View, check_area
+
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "FILTERS",
+    "HALF",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "CropMode",
+    "Decoding",
+    "ImageError",
+    "ImageSource",
+    "ImageTransform",
+    "Interpolation",
+    "Photo",
+    "Preprocess",
+    "Resampling",
+    "Resolution",
+    "View",
+    "check_area",
+    "enough",
+    "load_image",
+    "open_image",
+    "stack_images",
+]

@@ -1,0 +1,62 @@
+"""Pixels of any mode to 8-bit RGB, by documented rules.
+
+Axes: `H W` pixels, `S` samples of a pixel.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from vitbackbone.images.errors import UnsupportedPixels
+
+Samples = NDArray[np.generic]
+
+PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a PIL image to RGB. See `load_image` for the rules."""
+    if image.mode == "F":
+        raise UnsupportedPixels("a float image (mode F) has no agreed range; scale it to 8 or 16 bits first")
+    if image.mode.startswith("I"):
+        return Image.fromarray(_grey_of_16_bits(np.asarray(image))).convert("RGB")
+    if image.mode in PREMULTIPLIED:
+        image = image.convert(PREMULTIPLIED[image.mode])
+    if image.mode == "LAB":
+        return _from_lab(image)
+    return image.convert("RGB")
+
+
+def to_8_bits(values: Samples, bits: int, signed: bool = False) -> NDArray[np.uint8]:
+    """Scale integers of `bits` bits to 0 to 255. The largest that they can hold is white, and 0 is black.
+
+    32-bit values up to 65535 are read as 16-bit ones, as programs store those so. Raises `UnsupportedPixels` on
+    negative values, and on signed 32-bit values beyond 65535.
+    """
+    if bits == 8 and not signed:
+        return values.astype(np.uint8)
+    if signed and values.min() < 0:
+        raise UnsupportedPixels(f"signed integers from {values.min()} to {values.max()}; scale them to 0 to 65535")
+    if bits >= 32 and values.max() <= 65535:
+        bits, signed = 16, False
+    if bits >= 32 and signed:
+        span = f"{values.min()} to {values.max()}"
+        raise UnsupportedPixels(f"a 32-bit image with values from {span}; scale it to 16 bits")
+    white = 2 ** (bits - signed) - 1
+    if bits > 32:
+        return (values / white * 255).round().clip(0, 255).astype(np.uint8)
+    return ((values.astype(np.uint64) * 255 + white // 2) // white).clip(0, 255).astype(np.uint8)
+
+
+def _grey_of_16_bits(values: Samples) -> NDArray[np.uint8]:
+    if values.min() < 0 or values.max() > 65535:
+        span = f"{values.min()} to {values.max()}"
+        raise UnsupportedPixels(f"a 32-bit image with values from {span}; scale it to 16 bits")
+    return to_8_bits(values, 16)
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    assert converted is not None  # it is with inPlace=True alone
+    return converted

@@ -1,0 +1,181 @@
+"""What people hold in their hands as an image: a path, bytes, a file object, a PIL image, an array or a tensor.
+
+Axes: `C` colours, `H W` pixels of the photo.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+from torch import Tensor
+
+from vitbackbone.images.colours import to_rgb
+from vitbackbone.images.decode import ORIENTATIONS, Photo, as_image_errors
+from vitbackbone.images.errors import ImageError, TooManyPixels
+from vitbackbone.images.metadata import read_orientation
+
+Bytes = bytes | bytearray | memoryview
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A binary file object."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+ImageSource = str | PathLike[str] | Bytes | Readable | Image.Image | NDArray[Any] | Tensor
+
+WANTED = (
+    "want a path, the bytes of a file, a binary file object, a PIL image, a uint8 array (H, W, 3) or (H, W), or a "
+    "uint8 tensor (3, H, W), (1, H, W) or (H, W)"
+)
+MAX_FILE_BYTES = 2**30
+STARTS_PROGRAMS = ("EPS", "WMF")  # formats of Pillow's whose pixels another program or the system draws
+
+
+def open_image(image: ImageSource, max_pixels: int | None = None) -> Photo:
+    """Return the photo that an image source holds: its size is known, and its pixels are decoded on demand.
+
+    Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is no image.
+    """
+    if isinstance(image, str | PathLike):
+        return Photo(_read_file(Path(image)), max_pixels)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return Photo(bytes(image), max_pixels)
+    if isinstance(image, Image.Image):
+        return _from_pil(image, max_pixels)
+    if isinstance(image, Tensor):
+        return HeldPhoto(_check_tensor(image), max_pixels)
+    if isinstance(image, np.ndarray):
+        return HeldPhoto(torch.from_numpy(_check_array(image)).permute(2, 0, 1), max_pixels)
+    if callable(getattr(image, "read", None)):
+        return Photo(_read_all(image), max_pixels)
+    raise ImageError(f"image is a {type(image).__name__}; {WANTED}")
+
+
+def load_image(image: ImageSource, max_pixels: int | None = None) -> Image.Image:
+    """Return an upright RGB image of the first frame.
+
+    `image`: a path, the bytes of a file, a binary file object, a PIL image, a uint8 array (H, W, 3) or (H, W), or a
+    uint8 tensor (3, H, W), (1, H, W) or (H, W).
+    `max_pixels`: the most pixels that are decoded; `PIL.Image.MAX_IMAGE_PIXELS` by default.
+
+    The EXIF orientation is applied where it can be read. Other metadata, colour profiles too, is ignored. By mode: grey
+    and palette images are expanded. Alpha (LA, PA, RGBA, transparent palettes) is dropped and the stored colour kept,
+    as timm, torchvision and transformers do; premultiplied colours are divided by it first. CMYK is converted without a
+    colour profile, Lab to sRGB. Integers of more than 8 bits are scaled to 8 bits by their number of bits, not clipped.
+    Float images, negative values and signed 32-bit values beyond 16 bits have no agreed range and are refused.
+
+    Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is no image.
+    """
+    pixels = open_image(image, max_pixels).decode()
+    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+
+class HeldPhoto(Photo):
+    """A photo whose pixels are in memory already, upright and in RGB."""
+
+    def __init__(self, pixels: UInt8[Tensor, "3 H W"], max_pixels: int | None = None) -> None:
+        self.max_pixels = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+        self.size = pixels.shape[1], pixels.shape[2]
+        self._pixels = pixels
+
+    def decode(self, at_least: tuple[int, int] | None = None) -> UInt8[Tensor, "3 H W"]:
+        return self._pixels
+
+    def frames(self) -> int:
+        return 1
+
+
+def _read_file(path: Path) -> bytes:
+    """Raises `OSError` on what is no regular file: a pipe would block for ever, and a device may never end."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(f"{path} is a directory; want an image file")
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{path} is not a regular file; want an image file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise ImageError(f"{path} has {status.st_size} bytes; want an image of at most {MAX_FILE_BYTES}")
+    return path.read_bytes()
+
+
+def _read_all(file: Any) -> bytes:
+    """The whole of a file object, wherever it stands, as Pillow reads it."""
+    if callable(getattr(file, "seek", None)) and getattr(file, "seekable", lambda: True)():
+        file.seek(0, os.SEEK_SET)
+    data = file.read()
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ImageError(f"image is a file object that gives {type(data).__name__}; open it in binary mode ('rb')")
+    return bytes(data)
+
+
+# ---- PIL ----------------------------------------------------------------------------------------------------------
+
+
+def _from_pil(image: Image.Image, max_pixels: int | None) -> Photo:
+    """A picture that was opened and not loaded is read from its file, as a path to it would be."""
+    if isinstance(image, ImageFile.ImageFile) and image.tile and getattr(image, "fp", None) is not None:
+        if image.format in STARTS_PROGRAMS:
+            raise ImageError(f"a {image.format} image may start another program when it is loaded; convert it first")
+        if image.format == "TIFF" and image.tell() == 0:
+            return Photo(_read_all(image.fp), max_pixels)
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    if limit is not None and image.width * image.height > limit:
+        raise TooManyPixels(f"{image.width} x {image.height} pixels are more than the limit of {limit}")
+    with as_image_errors():
+        orientation = read_orientation(image, b"")
+        pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
+    sideways, reverse = ORIENTATIONS[orientation]
+    return HeldPhoto((pixels.transpose(1, 2) if sideways else pixels).flip(reverse), max_pixels)
+
+
+# ---- arrays and tensors -------------------------------------------------------------------------------------------
+
+
+def _check_array(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """As (H, W, 3)."""
+    _check_dtype(str(array.dtype), array.dtype == np.uint8, array.dtype.kind == "f", "array")
+    grey = array.ndim == 2
+    if 0 in array.shape or not (grey or (array.ndim == 3 and array.shape[2] in (1, 3))):
+        raise ImageError(f"its shape is {array.shape}; want (H, W, 3) or (H, W) of an array; tensors are (3, H, W)")
+    pixels = np.ascontiguousarray(array[..., None] if grey else array)
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels.copy()
+
+
+def _check_tensor(tensor: Tensor) -> UInt8[Tensor, "3 H W"]:
+    _check_dtype(str(tensor.dtype), tensor.dtype == torch.uint8, tensor.is_floating_point(), "tensor")
+    pixels = tensor[None] if tensor.ndim == 2 else tensor
+    if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[0] not in (1, 3):
+        raise ImageError(f"its shape is {tuple(tensor.shape)}; want (3, H, W), (1, H, W) or (H, W) of a tensor")
+    return pixels.detach().cpu().expand(3, -1, -1)
+
+
+def _check_dtype(dtype: str, right: bool, floats: bool, kind: str) -> None:
+    if right:
+        return
+    hint = (
+        f". Convert a float {kind} of 0 to 255 to uint8 yourself, and give one that is normalised already to the "
+        "backbone itself"
+    )
+    text = f"its dtype is {dtype}; want uint8, 0 to 255, as the range of others cannot be told"
+    raise ImageError(text + (hint if floats else ""))
+
+
+@contextmanager
+def naming(index: int, image: object) -> Iterator[None]:
+    """Say which image of several cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        name = f" ({image})" if isinstance(image, str | PathLike) else ""
+        raise ImageError(f"image {index}{name} cannot be read: {error}") from error

@@ -1,0 +1,53 @@
+"""How an input of the network was cut from its photo."""
+
+import math
+from dataclasses import dataclass
+
+from vitbackbone.images.errors import TooThin as TooThin
+
+Resolution = int | tuple[int, int]  # side of a square, or (H, W)
+
+
+@dataclass(frozen=True)
+class View:
+    """How an input of the network was cut from its photo: a border of `pad` put around it, resized to `resized`, then
+    cropped at `offset` to `size`.
+
+    All sizes are (H, W); coordinates are continuous pixels, (0, 0) the top-left corner of the image.
+    """
+
+    source: tuple[int, int]  # the photo, upright
+    resized: tuple[int, int]
+    offset: tuple[int, int]  # (top, left) of the crop in the resized photo
+    size: tuple[int, int]  # what the network is given
+    pad: tuple[int, int] = (0, 0)  # border in pixels of the photo: (top and bottom each, left and right each)
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """(H, W) of the photo with its border, which is what was resized."""
+        return self.source[0] + 2 * self.pad[0], self.source[1] + 2 * self.pad[1]
+
+    def to_source(self, x: float, y: float) -> tuple[float, float]:
+        """(x, y) of the photo for a point of the network's input; outside of the photo for one in the border."""
+        return (
+            (x + self.offset[1]) * self.padded[1] / self.resized[1] - self.pad[1],
+            (y + self.offset[0]) * self.padded[0] / self.resized[0] - self.pad[0],
+        )
+
+    def from_source(self, x: float, y: float) -> tuple[float, float]:
+        """(x, y) of the network's input for a point of the photo; outside of [0, W) x [0, H) if it was cropped away."""
+        return (
+            (x + self.pad[1]) * self.resized[1] / self.padded[1] - self.offset[1],
+            (y + self.pad[0]) * self.resized[0] / self.padded[0] - self.offset[0],
+        )
+
+
+def check_area(view: View, limit: int | None) -> None:
+    """A photo of few pixels that is very long and thin becomes huge when its shorter side is scaled up and nothing
+    cropped, or a border makes it square."""
+    largest = max(view.padded, view.size, key=math.prod)
+    if limit is not None and math.prod(largest) > limit:
+        raise TooThin(
+            f"too long and thin: {view.source[1]} x {view.source[0]} pixels become {largest[1]} x {largest[0]}, "
+            f"more than {limit} pixels"
+        )

@@ -1,0 +1,16 @@
+"""What a backbone costs, and what it sees."""
+
+from vitbackbone.inspection.costs import costs
+from vitbackbone.inspection.describe import info, info_record, models_rows, models_table, trace, trace_rows
+from vitbackbone.inspection.show import show
+
+__all__ = [
+    "costs",
+    "info",
+    "info_record",
+    "models_rows",
+    "models_table",
+    "show",
+    "trace",
+    "trace_rows",
+]

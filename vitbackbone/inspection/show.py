@@ -1,0 +1,280 @@
+"""Pictures of what a backbone sees: attention, rollout, similarity and PCA of its patches, over the photo.
+
+Axes: `B` batch, `N` tokens, `D` width, `h w` patch grid, `H W` pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitbackbone.contract import Attention, Backbone, Features, evaluating
+from vitbackbone.images import FILTERS, ImageSource, Preprocess, Resolution, View, load_image
+
+MAX_TOKENS = 4096  # one map of 16 heads takes 1 GiB there
+MAP_BYTES = 2**29  # attention maps that `show` asks for in one forward, at least one layer's
+MAX_GAIN = 12
+PANEL = 480  # pixels of a panel's longer side, or the network's own where that is more
+
+
+def pca_rgb(maps: Sequence[Float[Tensor, "D _ _"]]) -> list[Float[np.ndarray, "_ _ 3"]]:
+    """The first three principal components of the patches as red, green and blue in [0, 1], one (h, w, 3) a map.
+
+    The maps (D, h, w), of any grids, share one basis: like patches have like colours across images. The components are
+    whitened and squashed by the sigmoid: a patch two standard deviations off is at 0.12 or 0.88, so that differences
+    among such patches stay visible (DINOv3's notebook `pca.ipynb` has sigmoid(2x), which saturates there). A component
+    that the patches do not have, because they are fewer than four or all alike, is 0.5 everywhere.
+
+    The sign of a component is arbitrary, and LAPACK's choice flips from one machine to the next. Here
+    its skewness is positive: the few patches that stand out are bright. That depends on the projections alone, so
+    no rotation, permutation or negation of the channels changes the picture, as a rule on the loadings would.
+
+    Raises `ValueError` on no maps, maps of different widths, and values that are not finite.
+    """
+    if not maps or any(m.ndim != 3 or m.numel() == 0 or len(m) != len(maps[0]) for m in maps):
+        raise ValueError(f"want maps (D, h, w) of one width, at least one, got {[tuple(m.shape) for m in maps]}")
+    x = torch.cat([rearrange(m, "D h w -> (h w) D") for m in maps]).double().cpu()
+    if not x.isfinite().all():
+        raise ValueError("the maps hold values that are not finite")
+    noise = 1e-12 * x.square().sum(1).mean()  # variance that the rounding of float32 features makes
+    x = x - x.mean(0)
+    variance, basis = torch.linalg.eigh(x.T @ x / len(x))  # ascending
+    colours = torch.full((len(x), 3), 0.5, dtype=x.dtype)
+    for i in range(min(3, x.shape[1])):
+        if variance[-1 - i] > noise:
+            projection = x @ basis[:, -1 - i] / variance[-1 - i].sqrt()
+            skewness = projection.pow(3).mean()
+            # Symmetric patches have no side that stands out: there the top left one is dark.
+            flip = projection[0] > 0 if skewness.abs() < 1e-6 else skewness < 0
+            colours[:, i] = torch.sigmoid(-projection if flip else projection)
+    parts = torch.split(colours.float(), [m.shape[1] * m.shape[2] for m in maps])
+    return [rearrange(p, "(h w) c -> h w c", h=m.shape[1]).numpy() for p, m in zip(parts, maps, strict=True)]
+
+
+def rollout(attentions: Sequence[Attention]) -> Float[Tensor, "B N N"]:
+    """Attention rollout (Abnar & Zuidema 2020): how much of each input token is in each output token.
+
+    `attentions`: those of consecutive layers, first layer first. Each gives (mean over heads + I) / 2, rows
+    normalised, the I being the residual connection; the product has the later layers on the left. CLS and registers
+    take part like any token. Takes B * N² numbers beyond the maps themselves.
+    """
+    if not attentions:
+        raise ValueError("rollout of no layers; want the `Attention` of at least one")
+    return reduce(lambda below, attention: _mixing(attention) @ below, attentions[1:], _mixing(attentions[0]))
+
+
+def _mixing(attention: Attention) -> Float[Tensor, "B N N"]:
+    """How a block mixes tokens, its residual connection included; rows sum to 1."""
+    mean = attention.weights.float().mean(dim=1)
+    mixed = mean + torch.eye(mean.shape[-1], device=mean.device)
+    return mixed / mixed.sum(dim=-1, keepdim=True)
+
+
+def cls_map(
+    weights: Float[Tensor, "*B N N"], num_prefix: int, grid: tuple[int, int], has_cls: bool = True
+) -> Float[Tensor, "*B h w"]:
+    """What CLS takes from each patch, of an attention map or a rollout, as maps over the grid.
+
+    Without a CLS token (`has_cls=False`), what the patches take from each patch on average, so that every backbone
+    has a picture. Rows of `weights` sum to 1; the maps sum to less where prefix tokens have a share.
+    """
+    if has_cls and not num_prefix:
+        raise ValueError("num_prefix=0: there is no CLS token to look from; pass has_cls=False")
+    return _over_patches(_looking(weights, num_prefix, has_cls), num_prefix, grid)
+
+
+def _looking(weights: Float[Tensor, "*B N N"], num_prefix: int, has_cls: bool) -> Float[Tensor, "*B N"]:
+    """The row of the token that looks: CLS, or the mean patch."""
+    return weights[..., 0, :] if has_cls else weights[..., num_prefix:, :].mean(dim=-2)
+
+
+def _over_patches(row: Float[Tensor, "*B N"], num_prefix: int, grid: tuple[int, int]) -> Float[Tensor, "*B h w"]:
+    return rearrange(row[..., num_prefix:], "... (h w) -> ... h w", h=grid[0], w=grid[1])
+
+
+def similarity(features: Features, image: int, row: int, column: int) -> Float[Tensor, "h w"]:
+    """Cosine similarity, in [-1, 1], of every patch of an image to its patch at (row, column).
+
+    The map covers the image's own grid. Raises `IndexError` if the image has no such patch.
+    """
+    features.geometry.box(image, row, column)  # raises
+    h, w = features.geometry.grids[image]
+    patches = F.normalize(features.patches[image, :, :h, :w].float(), dim=0)
+    return torch.einsum("d, d h w -> h w", patches[:, row, column], patches)
+
+
+def overlay(
+    photo: Image.Image, values: Float[Tensor, "h w"], patch: int, colours: str = "inferno", smooth: bool = True
+) -> Image.Image:
+    """A heat map over the photo in grey, of the photo's size. The smallest of `values` is coldest, the largest hottest.
+
+    Where it is coldest only the photo is seen. Its brightness is stretched, so that dark photos are visible.
+
+    `patch`: side in pixels of a patch in the photo. The patches start at its top left corner; those at the right and
+    bottom may reach beyond it into padding, which is cut away.
+    `colours`: a matplotlib colormap. `smooth`: bicubic between patch centres; else each patch is a flat square.
+    Raises `ValueError` if the photo does not have that many patches.
+    """
+    try:
+        from matplotlib import colormaps
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'vitbackbone[view]'") from error
+
+    values = values.float().cpu()
+    span = values.max() - values.min()
+    heat = ((values - values.min()) / span if span > 0 else torch.zeros_like(values)).numpy()
+    heat = _enlarge(heat[..., None], patch, photo, smooth)[..., 0]
+    colour = colormaps[colours](heat)[..., :3]
+    opacity = (0.9 * heat.clip(0, 1) ** 0.7)[..., None]
+    return _picture(opacity * colour + (1 - opacity) * _stretched(photo)[..., None])
+
+
+def _stretched(photo: Image.Image) -> Float[np.ndarray, "H W"]:
+    """The photo in grey from 0 to 1: all but the darkest and the brightest hundredth spread over the range, by a factor
+    of at most `MAX_GAIN`, beyond which mostly noise would show."""
+    grey = np.asarray(photo.convert("L"), dtype=np.float64) / 255
+    low, high = np.percentile(grey, (1, 99))
+    return (0.9 * (grey - low) / max(high - low, 1 / MAX_GAIN)).clip(0, 1)
+
+
+def _enlarge(
+    values: Float[np.ndarray, "h w c"], patch: int, photo: Image.Image, smooth: bool
+) -> Float[np.ndarray, "H W c"]:
+    """Each patch to `patch` pixels, cut to the photo. Bicubic leaves no crosses at peaks, as bilinear does, but can
+    overshoot, hence the clip to [0, 1]."""
+    h, w, _ = values.shape
+    if (h, w) != (-(-photo.height // patch), -(-photo.width // patch)):
+        raise ValueError(f"{h} x {w} patches of {patch} px do not cover a photo of {photo.height} x {photo.width}")
+    kind = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    channels = [Image.fromarray(np.ascontiguousarray(c, dtype=np.float32)) for c in np.moveaxis(values, 2, 0)]
+    large = np.stack([np.asarray(c.resize((w * patch, h * patch), kind)) for c in channels], axis=2)
+    return large[: photo.height, : photo.width].clip(0, 1)
+
+
+def _picture(rgb: Float[np.ndarray, "H W 3"]) -> Image.Image:
+    return Image.fromarray((rgb * 255).round().clip(0, 255).astype(np.uint8))
+
+
+def show(
+    backbone: Backbone,
+    image: ImageSource,
+    out: str | PathLike[str],
+    resolution: Resolution | None = None,
+    layer: int = -1,
+    max_pixels: int | None = None,
+) -> list[Path]:
+    """Writes PNG pictures of one image into the folder `out`, made if missing, and returns their paths.
+
+    photo.png      what the network is given, drawn with more pixels where it is given few
+    attention.png  square root of what CLS takes from each patch, a panel per head, each on its own scale
+    rollout.png    square root of the attention rollout of the blocks up to `layer`
+    pca.png        PCA of the patches to RGB, alone and over the photo
+    overview.png   photo, mean attention, rollout and PCA in a strip
+
+    The whole photo is used: its shorter side is resized to `resolution`, by default the checkpoint's own, its aspect
+    is kept, and both sides are rounded to whole patches, so that no patch shows padding and checkpoints that refuse
+    other sizes have pictures too. `layer`: 0-based, negative from the end; the final norm is applied where there is
+    one. `max_pixels`: as for `Preprocess`. A backbone without CLS shows the mean patch's attention.
+
+    Memory: a layer's attention maps take 4 * heads * N² bytes, and about three times that while they are made. As
+    many layers as fit in 512 MiB are asked for in one forward, so a large N costs more forwards, not more memory.
+    Raises `ValueError` beyond 4096 tokens, and on a `FusedBackbone`, whose members have pictures each for itself.
+    """
+    spec = backbone.spec
+    if not isinstance(backbone.preprocess, Preprocess):
+        raise ValueError(f"{spec.name} is several backbones, which attend each for itself; show one of them")
+    rgb = load_image(image, max_pixels)
+    size = _whole_patches(backbone.preprocess.view((rgb.height, rgb.width), resolution, keep_aspect=True), spec.stride)
+    tokens = size[0] * size[1] // spec.stride**2 + spec.num_prefix
+    if tokens > MAX_TOKENS:
+        raise ValueError(
+            f"{size[0]} x {size[1]} pixels are {tokens} tokens, and attention maps grow with their square: want at "
+            f"most {MAX_TOKENS}; pass a lower resolution"
+        )
+    squash = replace(backbone.preprocess, crop_mode="squash", crop_pct=1.0)
+    images = squash(rgb, size)[None]
+    if isinstance(backbone, nn.Module):
+        images = images.to(next(backbone.parameters(), images).device)
+    with evaluating(backbone):
+        heads, rolled = _attention_maps(backbone, images, layer, tokens)
+        features = backbone.forward_layers(images, [layer], norm=spec.norms([layer]))[0]
+
+    patch = max(spec.stride, round(spec.stride * PANEL / max(size)))
+    drawn = size[1] // spec.stride * patch, size[0] // spec.stride * patch  # (W, H), from the photo's own pixels
+    photo = rgb.resize(drawn, FILTERS[squash.interpolation])
+    colours = _picture(_enlarge(pca_rgb([features.patches[0]])[0], patch, photo, smooth=True))
+    # Attention falls off steeply: its square root keeps the weaker patches visible beside the strongest.
+    per_head = [overlay(photo, head.sqrt(), patch) for head in heads]
+    mean, rolled_picture = (overlay(photo, m.sqrt(), patch) for m in (heads.mean(0), rolled))
+    who = "CLS attention" if spec.has_cls else "Mean attention"
+    pictures = {
+        "photo": photo,
+        "attention": _panels(per_head, [f"head {i}" for i in range(len(heads))]),
+        "rollout": rolled_picture,
+        "pca": _panels([colours, Image.blend(photo, colours, 0.6)], ["PCA of the patches", "over the photo"]),
+        "overview": _panels(
+            [photo, mean, rolled_picture, colours], ["Photo", who, "Attention rollout", "PCA of the patches"]
+        ),
+    }
+    folder = Path(out)
+    targets = [folder / f"{name}.png" for name in pictures]
+    if isinstance(image, str | PathLike) and Path(image).resolve() in [target.resolve() for target in targets]:
+        raise ValueError(f"{image} would be overwritten by the picture of that name; give another folder than {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for target, picture in zip(targets, pictures.values(), strict=True):
+        picture.save(target)
+    return targets
+
+
+def _whole_patches(view: View, stride: int) -> tuple[int, int]:
+    """The (H, W) of whole patches nearest to the view's."""
+    height, width = (max(1, round(side / stride)) * stride for side in view.size)
+    return height, width
+
+
+def _attention_maps(
+    backbone: Backbone, images: Float[Tensor, "1 3 H W"], layer: int, tokens: int
+) -> tuple[Float[Tensor, "heads h w"], Float[Tensor, "h w"]]:
+    """The attention of a layer per head, and the rollout of the layers up to it.
+
+    One row of the rollout needs no (N, N) product: it is carried from the last layer down, a layer at a time.
+    """
+    spec = backbone.spec
+    at_once = max(1, MAP_BYTES // (4 * spec.num_heads * tokens**2))
+    top = spec.indices([layer])[0] + 1
+    heads = row = torch.empty(0)
+    for end in range(top, 0, -at_once):
+        attentions = backbone.attention(images, range(max(0, end - at_once), end))
+        for attention in reversed(attentions):
+            if row.numel():
+                row = torch.einsum("b n, b n m -> b m", row, _mixing(attention))
+            else:
+                heads = cls_map(attention.weights, spec.num_prefix, attention.grid, spec.has_cls)
+                row = _looking(_mixing(attention), spec.num_prefix, spec.has_cls)
+    return heads[0], _over_patches(row, spec.num_prefix, (heads.shape[-2], heads.shape[-1]))[0]
+
+
+def _panels(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Pictures of one size in a grid on white, a title above each; up to four in a row, rows filled evenly."""
+    rows = -(-len(pictures) // 4)
+    columns = -(-len(pictures) // rows)
+    width, height = pictures[0].size
+    text = max(12, width // 16)
+    gap, header = max(4, width // 40), round(1.6 * text)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + header + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(text)
+    for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        x, y = gap + i % columns * (width + gap), i // columns * (height + header + gap)
+        draw.text((x + width // 2, y + header // 2), title, fill="#222222", font=font, anchor="mm")
+        sheet.paste(picture, (x, y + header))
+    return sheet

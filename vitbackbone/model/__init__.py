@@ -1,0 +1,46 @@
+"""The Vision Transformer of this package, at any image size."""
+
+from vitbackbone.model.attention import Attention, DecomposedTables, RelativeTable, WindowAttention
+from vitbackbone.model.config import (
+    AsSquare,
+    Indivisible,
+    MlpKind,
+    Pool,
+    QkvBias,
+    Resampling,
+    Rotary,
+    ViTConfig,
+    check_kinds,
+    vit_config,
+)
+from vitbackbone.model.layers import Block, ConvStem, LayerScale, Mlp, SwiGLU
+from vitbackbone.model.packing import Grid, Layout
+from vitbackbone.model.position import rotary_table
+from vitbackbone.model.vit import Tokens, ViT
+
+__all__ = [
+    "AsSquare",
+    "Attention",
+    "Block",
+    "ConvStem",
+    "DecomposedTables",
+    "Grid",
+    "Indivisible",
+    "LayerScale",
+    "Layout",
+    "Mlp",
+    "MlpKind",
+    "Pool",
+    "QkvBias",
+    "RelativeTable",
+    "Resampling",
+    "Rotary",
+    "SwiGLU",
+    "Tokens",
+    "ViT",
+    "ViTConfig",
+    "WindowAttention",
+    "check_kinds",
+    "rotary_table",
+    "vit_config",
+]

@@ -1,0 +1,262 @@
+"""Multi-head self-attention, everywhere or in windows, with rotary positions or a bias of relative ones.
+
+Axes: `B` batch, `N` tokens, `T` tokens of a row (see `packing.py`), `D` width, `d` width of a head, `h w` patch grid.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitbackbone.model.config import ViTConfig
+from vitbackbone.model.packing import Layout
+from vitbackbone.model.position import relative_index, resample_line, resample_relative, rotary_row, rotate
+
+
+class RelativeTable(nn.Module):
+    """A learned bias per head for every difference of places and for CLS (Bao et al. 2021, BEiT)."""
+
+    def __init__(self, config: ViTConfig, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.resampling = config.resampling
+        differences = (2 * grid[0] - 1) * (2 * grid[1] - 1)
+        self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(differences + 3, config.num_heads), std=0.02))
+
+    def forward(self, q: Float[Tensor, "B heads Q d"], grid: tuple[int, int]) -> Float[Tensor, "1 heads Q N"]:
+        """The bias of the first Q tokens, whose queries are given."""
+        return self.bias(grid, q.shape[2])
+
+    def bias(self, grid: tuple[int, int], queries: int | None = None) -> Float[Tensor, "1 heads Q N"]:
+        """Of the first `queries` tokens, None: of all."""
+        table = resample_relative(self.table, self.grid, grid, self.resampling)
+        index = relative_index(grid, table.device)[:queries]
+        return rearrange(table[index], "q n heads -> 1 heads q n")
+
+
+class DecomposedTables(nn.Module):
+    """A bias that depends on the query: its products with learned vectors for the difference of rows and for that of
+    columns (Li et al. 2022, MViTv2; facebookresearch/segment-anything, modeling/image_encoder.py)."""
+
+    def __init__(self, config: ViTConfig, grid: tuple[int, int]) -> None:
+        super().__init__()
+        width = config.dim // config.num_heads
+        self.rows = nn.Parameter(nn.init.trunc_normal_(torch.empty(2 * grid[0] - 1, width), std=0.02))
+        self.columns = nn.Parameter(nn.init.trunc_normal_(torch.empty(2 * grid[1] - 1, width), std=0.02))
+
+    def forward(self, q: Float[Tensor, "B heads N d"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
+        by_row, by_column = (pairs.type_as(q) for pairs in self.pairs(grid))
+        q = rearrange(q, "B heads (h w) d -> B heads h w d", h=grid[0])
+        # Contiguous, or their sum is laid out as einsum left them, and copied once more.
+        rows = einsum(q, by_row, "B heads h w d, h y d -> B heads h w y").contiguous()
+        columns = einsum(q, by_column, "B heads h w d, w x d -> B heads h w x").contiguous()
+        return rearrange(rows[..., None] + columns[..., None, :], "B heads h w y x -> B heads (h w) (y x)")
+
+    def pairs(self, grid: tuple[int, int]) -> tuple[Float[Tensor, "h h d"], Float[Tensor, "w w d"]]:
+        """The vector of each pair of rows, and of columns."""
+        height, width = grid
+        return _pairs(self.rows, height), _pairs(self.columns, width)
+
+
+def _pairs(table: Float[Tensor, "M d"], side: int) -> Float[Tensor, "side side d"]:
+    """The vector of each pair of places on one axis."""
+    places = torch.arange(side, device=table.device)
+    return resample_line(table, side)[places[:, None] - places + side - 1]
+
+
+RELATIVE: dict[str, type[RelativeTable] | type[DecomposedTables]] = {
+    "table": RelativeTable,
+    "decomposed": DecomposedTables,
+}
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def attend(
+    q: Float[Tensor, "B heads Q d"],
+    k: Float[Tensor, "B heads N d"],
+    v: Float[Tensor, "B heads N d"],
+    bias: Float[Tensor, "#B #heads Q N"] | Bool[Tensor, "#B #heads Q N"] | None,
+) -> Float[Tensor, "B heads Q d"]:
+    """Attention of images with as many tokens each, by torch's fused kernel. A bias of booleans is a mask."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def attend_jagged(
+    q: Float[Tensor, "1 heads T d"],
+    k: Float[Tensor, "1 heads T d"],
+    v: Float[Tensor, "1 heads T d"],
+    lengths: Sequence[int],
+) -> Float[Tensor, "1 heads T d"]:
+    """Attention of all images of a row at once, each among its own `lengths` of tokens: one kernel on a GPU, where many
+    small ones wait for each other to start. On a CPU `attend` image by image is four times as fast."""
+    ends = torch.tensor([0, *accumulate(lengths)], device=q.device)
+
+    def jagged(x: Tensor) -> Tensor:
+        tokens = rearrange(x, "1 heads T d -> T heads d").contiguous()
+        shortest, longest = min(lengths), max(lengths)
+        return torch.nested.nested_tensor_from_jagged(tokens, ends, min_seqlen=shortest, max_seqlen=longest).transpose(
+            1, 2
+        )
+
+    mixed = F.scaled_dot_product_attention(jagged(q), jagged(k), jagged(v)).transpose(1, 2)
+    return rearrange(mixed.values(), "T heads d -> 1 heads T d")
+
+
+class Attention(nn.Module):
+    """Attention of all tokens of an image to all. The forward uses torch's fused kernel; `weights` recomputes the map
+    on request.
+
+    `grid`: (h, w) that learned tables of relative positions are for.
+    """
+
+    attend: Attend  # what a faster kernel takes the place of
+
+    def __init__(self, config: ViTConfig, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.rotary = config.rotary
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.qkv_bias == "qkv")
+        self.q_bias = nn.Parameter(torch.zeros(config.dim)) if config.qkv_bias == "qv" else None
+        self.v_bias = nn.Parameter(torch.zeros(config.dim)) if config.qkv_bias == "qv" else None
+        relative = RELATIVE.get(config.relative_position)
+        self.rel_pos = relative(config, grid) if relative else None
+        self.proj = nn.Linear(config.dim, config.dim)
+        self.attend = attend
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        layout: Layout,
+        mask: Bool[Tensor, "B #heads T T"] | None = None,
+        prefix: bool = False,
+    ) -> Float[Tensor, "B Q D"]:
+        """Return what each token takes from the tokens of its image.
+
+        `mask`: True where a token attends to another; each must attend to one at least. Raises `ValueError` on one
+        for images of different sizes.
+        `prefix`: only the tokens in front of each image's patches ask. The queries of all are made with keys and
+        values: the layer for the three stays whole, for what replaces or adapts it.
+        """
+        if mask is not None:
+            self._check_mask(layout)
+        x, inside = self._enter(x, layout)
+        plain, k, v = self._split(x)  # relative positions are of queries that were not turned
+        q, k = self._turn(plain, k, inside)
+        if q.is_cuda and len(inside.grids) > 1 and self.rel_pos is None and not prefix:
+            mixed = attend_jagged(q, k, v, inside.lengths(x.shape[1]))
+            return self.proj(rearrange(mixed, "B heads T d -> B T (heads d)"))
+        count = inside.num_prefix(x.shape[1]) if prefix else None
+        each = []
+        for (grid, asking), (_, queries), (_, keys), (_, values) in zip(
+            *(inside.split(part) for part in (plain, q, k, v)), strict=True
+        ):
+            bias = mask
+            if self.rel_pos is not None:
+                bias = self.rel_pos(asking[:, :, :count], grid)
+                bias = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+            mixed = self.attend(queries[:, :, :count], keys, values, bias)
+            each.append(rearrange(mixed, "B heads Q d -> B Q (heads d)"))
+        return self._leave(self.proj(inside.join(each)), layout)
+
+    def _check_mask(self, layout: Layout) -> None:
+        if len(layout.grids) > 1:
+            raise ValueError(
+                "a mask is of the tokens of one image; images of different sizes take none, run each alone"
+            )
+
+    def _enter(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "M K D"], Layout]:
+        """The tokens as attention takes them, and their layout."""
+        return x, layout
+
+    def _leave(self, x: Float[Tensor, "M K D"], layout: Layout) -> Float[Tensor, "B T D"]:
+        """The way back from `_enter`."""
+        return x
+
+    def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
+        """softmax(q kᵀ / √d + bias): row i says how much token i takes from each token."""
+        q, k, _ = self._split(x)
+        bias = None if self.rel_pos is None else self.rel_pos(q, grid)
+        q, k = self._turn(q, k, Layout((grid,)))
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)  # scaled first: the product overflows in half precision
+        return (scores if bias is None else scores + bias).softmax(dim=-1)
+
+    def _split(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of each head, (B, heads, T, d)."""
+        qkv = self.qkv(x)  # called as a module, so that an adapter, a hook or a faster kernel takes part
+        if self.q_bias is not None and self.v_bias is not None:
+            qkv = qkv + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).type_as(qkv)
+        q, k, v = rearrange(qkv, "B T (three heads d) -> three B heads T d", three=3, heads=self.num_heads)
+        return q, k, v
+
+    def _turn(self, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Queries and keys by their rotary positions."""
+        if self.rotary is None:
+            return q, k
+        table = rotary_row(self.rotary, q.shape[-1], layout, layout.num_prefix(q.shape[2]), q.device)
+        return rotate(q, table, self.rotary), rotate(k, table, self.rotary)
+
+
+class WindowAttention(Attention):
+    """Attention within square windows that do not overlap (Li et al. 2022, ViTDet). The grid is padded with zeros to
+    whole windows, and the padding takes part, as upstream has it."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config, (config.window, config.window))
+        self.window = config.window
+
+    def _check_mask(self, layout: Layout) -> None:
+        raise ValueError("attention within windows takes no mask; take a backbone without windows")
+
+    def _enter(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "M K D"], Layout]:
+        """The windows of all images, one image after the other, row-major."""
+        cut = [self._cut(part, grid) for grid, part in layout.split(x)]
+        inside = Layout(((self.window, self.window),))
+        return (cut[0] if len(cut) == 1 else torch.cat(cut)), inside
+
+    def _leave(self, x: Float[Tensor, "M K D"], layout: Layout) -> Float[Tensor, "B T D"]:
+        """The images of which these are the windows."""
+        if len(layout.grids) == 1:
+            return self._uncut(x, layout.grids[0])
+        parts = x.split([count * math.prod(self._windows(grid)) for grid, count in layout.groups])
+        return layout.join([self._uncut(part, grid) for part, (grid, _) in zip(parts, layout.groups, strict=True)])
+
+    def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
+        """The maps of the windows as one over the image, 0 from window to window. A row of a window with padding lacks
+        what the padding takes."""
+        side = self.window
+        rows, columns = self._windows(grid)
+        each = super().weights(self._cut(x, grid), (side, side))
+        where = torch.arange(rows * columns, device=x.device)
+        whole = each.new_zeros(len(x), each.shape[1], rows * columns, side**2, rows * columns, side**2)
+        whole[:, :, where, :, where, :] = rearrange(each, "(B n) heads q k -> n B heads q k", B=len(x))
+        whole = rearrange(
+            whole,
+            "B heads (y x) (h w) (v u) (g f) -> B heads (y h) (x w) (v g) (u f)",
+            **{"y": rows, "v": rows, "h": side, "g": side},
+        )
+        h, w = grid
+        return rearrange(whole[:, :, :h, :w, :h, :w], "B heads h w g f -> B heads (h w) (g f)")
+
+    def _windows(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """How many rows and columns of windows an image has."""
+        return (grid[0] - 1) // self.window + 1, (grid[1] - 1) // self.window + 1
+
+    def _cut(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "M K D"]:
+        """The windows of the images of one grid."""
+        (h, w), (rows, columns) = grid, self._windows(grid)
+        image = rearrange(x, "B (h w) D -> B h w D", h=h, w=w)
+        image = F.pad(image, (0, 0, 0, columns * self.window - w, 0, rows * self.window - h))
+        return rearrange(image, "B (y h) (x w) D -> (B y x) (h w) D", h=self.window, w=self.window)
+
+    def _uncut(self, windows: Float[Tensor, "M K D"], grid: tuple[int, int]) -> Float[Tensor, "B N D"]:
+        """The images of which these are the windows."""
+        rows, columns = self._windows(grid)
+        image = rearrange(windows, "(B y x) (h w) D -> B (y h) (x w) D", h=self.window, y=rows, x=columns)
+        return rearrange(image[:, : grid[0], : grid[1]], "B h w D -> B (h w) D")

@@ -1,0 +1,90 @@
+"""How checkpoints make one vector of an image: of the CLS token or the mean of the patches, by attention (SigLIP), or
+of the neck's map (SAM).
+
+Axes: `B` batch, `D` width, `C` channels of the neck, `h w` patch grid.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitbackbone.contract import Features, pool_cls, pool_mean
+from vitbackbone.model.config import ViTConfig
+from vitbackbone.model.layers import mlp
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """A checkpoint's own pooling: a vector of the features, then a norm and a projection."""
+
+    vector: Callable[[Features], Tensor]
+    norm: nn.Module
+    projection: nn.Module
+
+    def __call__(self, features: Features) -> Float[Tensor, "B P"]:
+        return self.projection(self.norm(self.vector(features)))
+
+
+def pool_prefix(features: Features) -> Float[Tensor, "B D"]:
+    """The mean of CLS and the registers. Raises `ValueError` if there is no CLS token."""
+    return torch.cat([pool_cls(features)[:, None], features.registers], dim=1).mean(dim=1)
+
+
+VECTORS: dict[str, Callable[[Features], Tensor]] = {"cls": pool_cls, "prefix": pool_prefix, "mean": pool_mean}
+
+
+class AttentionPool(nn.Module):
+    """One learned query that attends to the patches, then an MLP with a residual (Lee et al. 2019, "Set transformer";
+    google-research/big_vision, models/vit.py, MAPHead)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.latent = nn.Parameter(torch.randn(1, 1, config.dim) * config.dim**-0.5)
+        self.q = nn.Linear(config.dim, config.dim)
+        self.kv = nn.Linear(config.dim, 2 * config.dim)
+        self.proj = nn.Linear(config.dim, config.dim)
+        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.mlp = mlp(config)
+
+    def forward(self, features: Features) -> Float[Tensor, "B D"]:
+        q = rearrange(self.q(self.latent), "1 one (heads d) -> 1 heads one d", heads=self.num_heads)
+        k, v = rearrange(self.kv(features.tokens), "B N (two heads d) -> two B heads N d", two=2, heads=self.num_heads)
+        x = F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v)
+        x = self.proj(rearrange(x, "B heads one d -> B one (heads d)"))
+        return (x + self.mlp(self.norm(x)))[:, 0]
+
+
+class Neck(nn.Sequential):
+    """Two convolutions, each with a norm over channels, from the last block's map to the one that SAM's decoder reads
+    (facebookresearch/segment-anything, modeling/image_encoder.py)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(
+            nn.Conv2d(config.dim, config.neck_dim, kernel_size=1, bias=False),
+            ChannelNorm(config.neck_dim, eps=1e-6),
+            nn.Conv2d(config.neck_dim, config.neck_dim, kernel_size=3, padding=1, bias=False),
+            ChannelNorm(config.neck_dim, eps=1e-6),
+        )
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a map."""
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        return rearrange(super().forward(rearrange(x, "B C h w -> B h w C")), "B h w C -> B C h w")
+
+
+@dataclass(frozen=True)
+class NeckMean:
+    """The mean of the neck's map."""
+
+    neck: Neck
+
+    def __call__(self, features: Features) -> Float[Tensor, "B C"]:
+        return self.neck(features.patches).mean(dim=(2, 3))

@@ -1,0 +1,305 @@
+"""Positions as pure functions: fixed sinusoids, rotary tables, relative indices, and the resampling of tables to
+another patch grid.
+
+Axes: `D` width, `d` width of a head, `h w` patch grid, `N` patches.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vitbackbone.contract import numbers
+from vitbackbone.model.config import Mode, Resampling, Rotary
+from vitbackbone.model.packing import Layout
+
+
+def _angles(positions: Int[Tensor, " N"], dim: int) -> Float[Tensor, "N half"]:
+    """Angles of dim/2 wavelengths from 2π to 10000·2π, in float64."""
+    frequency = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
+    return positions.double()[:, None] * frequency
+
+
+def sincos1d(grid: tuple[int, int], dim: int) -> Float[Tensor, "N D"]:
+    """Fixed table over the raster order of the patches, (h*w, D): sines at the even channels and cosines at the odd
+    ones (Vaswani et al. 2017, section 3.5)."""
+    angle = _angles(torch.arange(grid[0] * grid[1]), dim)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()
+
+
+def sincos2d(grid: tuple[int, int], dim: int) -> Float[Tensor, "N D"]:
+    """Fixed table over columns and rows, (h*w, D): the column in the first half of the width, the row in the second,
+    each as all its sines and then all its cosines (facebookresearch/mae, util/pos_embed.py)."""
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    halves = [_angles(columns.flatten(), dim // 2), _angles(rows.flatten(), dim // 2)]
+    return torch.cat([f(angle) for angle in halves for f in (torch.sin, torch.cos)], dim=1).float()
+
+
+# ---- what all blocks of a forward ask for -------------------------------------------------------------------------
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def kept(count: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Keeps the latest `count` results of a function of values alone; none of a graph that is traced, nor a stand-in
+    for a tensor, such as shape propagation makes."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        results: dict[object, R] = {}
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if torch.compiler.is_compiling():
+                return function(*args, **kwargs)
+            result = results.get(args)
+            if result is None:
+                with torch.inference_mode(False), torch.no_grad():  # a tensor of that mode is of no use outside it
+                    result = function(*args, **kwargs)
+                if type(result) in (Tensor, np.ndarray):
+                    while len(results) >= count:
+                        results.pop(next(iter(results)), None)  # another thread may have taken it
+                    results[args] = result
+            return result
+
+        return call
+
+    return decorate
+
+
+# ---- tables of places ---------------------------------------------------------------------------------------------
+
+
+def resample(
+    table: Float[Tensor, "M D"], old: tuple[int, int], new: tuple[int, int], how: Resampling
+) -> Float[Tensor, "N D"]:
+    """Resize a table (h*w, D) from patch grid `old` to `new`, in float32, by the checkpoint's own policy.
+
+    Grids are compared as (h, w): 14 x 14 and 7 x 28 have as many patches and are not the same grid.
+    Raises `ValueError` if the policy reads the table as a square and it is none.
+    """
+    if how.as_square == "always":
+        old = square(old)
+    if numbers(*new) and old == new:
+        return table
+    read_as = square(old) if how.as_square == "elsewhere" else old
+    result = _resized(table.float(), *_matrices(read_as, new, how, table.device))
+    if not numbers(*new) and (how.offset or read_as != old):  # whether the size is the native one, the graph will know
+        native = _count(new[0], table.device).eq(old[0]) & _count(new[1], table.device).eq(old[1])
+        still = _resized(table.float(), *_matrices(old, new, replace(how, offset=0.0), table.device))
+        result = torch.where(native, still, result)
+    return result.to(table.dtype)
+
+
+def _matrices(old: tuple[int, int], new: tuple[int, int], how: Resampling, device: torch.device) -> list[Tensor]:
+    """The matrix of the rows and the one of the columns."""
+    return [resampling_matrix(m, n, how.mode, how.antialias, how.offset, device) for m, n in zip(old, new, strict=True)]
+
+
+def square(grid: tuple[int, int]) -> tuple[int, int]:
+    """Return the square grid of as many patches. Raises `ValueError` if there is none."""
+    side = math.isqrt(grid[0] * grid[1])
+    if side**2 != grid[0] * grid[1]:
+        raise ValueError(
+            f"the positions are for {grid[0]} x {grid[1]} patches, and transformers resizes them only if their number "
+            f"is a square. Take images of {grid[0]} x {grid[1]} patches, or load the backbone with positions='timm'"
+        )
+    return side, side
+
+
+def _resized(
+    table: Float[Tensor, "M D"], rows: Float[Tensor, "h y"], columns: Float[Tensor, "w x"]
+) -> Float[Tensor, "N D"]:
+    """The table of y * x places as one of h * w, by a matrix for each axis. By products of two matrices alone: of
+    others, tracers ask whether a side is 1."""
+    (h, y), (w, x), d = rows.shape, columns.shape, table.shape[1]
+    wide = _copied((rows @ table.reshape(y, x * d)).view(h, x, d).transpose(0, 1))
+    image = _copied((columns @ wide.view(x, h * d)).view(w, h, d).transpose(0, 1))
+    return image.view(h * w, d)
+
+
+def _copied(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """A contiguous copy. `contiguous` would first ask whether a side is 1."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _count(side: int, device: torch.device) -> Float[Tensor, ""]:
+    """A side as a tensor: exporters do not divide by a symbol."""
+    return torch.full((), float(side), device=device) if numbers(side) else torch.ones(side, device=device).sum()
+
+
+def _cubic(x: Float[Tensor, "*shape"], a: float) -> Float[Tensor, "*shape"]:
+    """The weight of a sample at a distance of x (Keys 1981, "Cubic convolution interpolation")."""
+    x = x.abs()
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def _hat(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    return (1 - x.abs()).clamp(min=0)
+
+
+@kept(64)
+def resampling_matrix(
+    old: int, new: int, mode: Mode, antialias: bool, offset: float, device: torch.device
+) -> Float[Tensor, "new old"]:
+    """The matrix that resizes a line of `old` samples to `new`, as `F.interpolate` does with align_corners=False.
+
+    Each row has the weights of the samples for one place. It is made of plain arithmetic, so that every exporter takes
+    it: of torch's own operations the antialiased one is missing, or wrong, in several runtimes.
+    """
+    scale = old / (_count(new, device) + offset)
+    places, samples = (torch.arange(n, dtype=torch.float32, device=device) for n in (new, old))
+    if antialias:
+        distance = (samples + 0.5 - (places[:, None] + 0.5) * scale) / scale.clamp(min=1)
+        weights = _cubic(distance, -0.5) if mode == "bicubic" else _hat(distance)
+        return weights / weights.sum(dim=1, keepdim=True)
+    centres = (places + 0.5) * scale - 0.5
+    centres = centres if mode == "bicubic" else centres.clamp(min=0)
+    first = centres.floor()
+    matrix = torch.zeros((), device=device)
+    for step in (-1, 0, 1, 2) if mode == "bicubic" else (0, 1):
+        tap = first + step
+        weight = _cubic(centres - tap, -0.75) if mode == "bicubic" else _hat(centres - tap)
+        matrix = matrix + torch.where(tap.clamp(0, old - 1)[:, None] == samples, weight[:, None], 0.0)
+    return matrix
+
+
+# ---- rotary -------------------------------------------------------------------------------------------------------
+
+
+@kept(32)  # as many grids as a batch of `extract` may have
+def rotary_table(rotary: Rotary, dim: int, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "2 N d"]:
+    """Cosines and sines of the angles by which the channels of a head of width `dim` turn, per patch, in float32."""
+    steps = torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4)
+    periods = rotary.theta**steps
+    if rotary.bfloat16:
+        periods = periods.bfloat16().float()
+    axes = [torch.arange(side, dtype=torch.float32, device=device) for side in grid]
+    counts = [_count(side, device) for side in grid]
+    if rotary.coordinates == "centred":
+        axes = [2 * math.pi * (2 * (a + 0.5) / side - 1) for a, side in zip(axes, counts, strict=True)]
+    else:
+        axes = [a / side * span for a, side, span in zip(axes, counts, rotary.reference, strict=True)]
+    rows, columns = torch.meshgrid(*axes, indexing="ij")
+    angle = torch.cat([axis.flatten()[:, None] / periods for axis in (rows, columns)], dim=1)
+    angle = torch.cat([angle, angle], 1) if rotary.pairs == "halves" else angle.repeat_interleave(2, dim=1)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def rotary_row(
+    rotary: Rotary, dim: int, layout: Layout, num_prefix: int, device: torch.device
+) -> Float[Tensor, "2 T d"]:
+    """The tables of images that share a row, one after another, each behind prefix tokens that do not turn. Of one
+    image it is its table alone."""
+    if len(layout.grids) == 1:
+        return rotary_table(rotary, dim, layout.grids[0], device)
+    return _rotary_row(rotary, dim, layout, num_prefix, device)
+
+
+@kept(2)
+def _rotary_row(
+    rotary: Rotary, dim: int, layout: Layout, num_prefix: int, device: torch.device
+) -> Float[Tensor, "2 T d"]:
+    still = torch.tensor([1.0, 0.0], dtype=torch.float32, device=device)[:, None, None].expand(-1, num_prefix, dim)
+    tables = [rotary_table(rotary, dim, grid, device) for grid in layout.grids]
+    return torch.cat([part for table in tables for part in (still, table)], dim=1)
+
+
+def rotate(
+    x: Float[Tensor, "*batch T d"], table: Float[Tensor, "2 N d"], rotary: Rotary
+) -> Float[Tensor, "*batch T d"]:
+    """Queries or keys with the last N of their T tokens, the patches, turned by the angles of `rotary_table`."""
+    cos, sin = table
+    start = x.shape[-2] - cos.shape[0]
+    prefix, patches = x[..., :start, :], x[..., start:, :]
+    if rotary.pairs == "halves":
+        first, second = patches.chunk(2, dim=-1)
+        across = torch.cat([-second, first], dim=-1)
+    else:
+        across = torch.stack([-patches[..., 1::2], patches[..., ::2]], dim=-1).flatten(-2)
+    return torch.cat([prefix, (patches * cos + across * sin).type_as(x)], dim=-2)
+
+
+# ---- relative -----------------------------------------------------------------------------------------------------
+
+
+@kept(2)  # of N² numbers each
+def relative_index(grid: tuple[int, int], device: torch.device) -> Int[Tensor, "T T"]:
+    """The row of BEiT's bias table for each pair of the T = 1 + h*w tokens: one row for every difference of places, and
+    three more for CLS to a patch, a patch to CLS, and CLS to itself (microsoft/unilm, beit/modeling_finetune.py)."""
+    h, w = grid
+    y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
+    patches = ((y[:, None] - y + h - 1) * (2 * w - 1) + x[:, None] - x + w - 1).int()
+    differences = (2 * h - 1) * (2 * w - 1)
+    to_cls, from_cls = torch.ones_like(patches[:, :1]), torch.ones_like(patches[:1])
+    with_cls = torch.cat([to_cls * (differences + 1), patches], dim=1)
+    first = torch.cat([from_cls[:, :1] * (differences + 2), from_cls * differences], dim=1)
+    return torch.cat([first, with_cls]).to(device)
+
+
+def resample_relative(
+    table: Float[Tensor, "M heads"], old: tuple[int, int], new: tuple[int, int], how: Resampling
+) -> Float[Tensor, "K heads"]:
+    """Resize the part of BEiT's bias table that belongs to differences of places, from patch grid `old` to `new`.
+
+    `how.relative`: `"spline"` is the authors' (a cubic spline over places that lie the further apart the further out
+    they are, in geometric progression: microsoft/unilm, beit/run_class_finetuning.py); `"geometric"` is timm's, linear
+    between the same places; `"bilinear"` is transformers', over evenly spaced ones.
+    """
+    if numbers(*new) and old == new and (how.relative != "bilinear" or old[0] == old[1]):
+        return table
+    before, after = ([2 * side - 1 for side in grid] for grid in (old, new))
+    if how.relative == "bilinear":  # transformers takes rows for columns, which shows where the grid is no square
+        by_axis = (
+            resampling_matrix(m, n, "bilinear", False, 0.0, table.device)
+            for m, n in zip(reversed(before), after, strict=True)
+        )
+        body = _resized(table[:-3].float(), *by_axis)
+    elif not numbers(*new):
+        raise ValueError(
+            f"relative positions that are resampled by the policy {how.relative!r} cannot be traced with a dynamic "
+            "height or width: a spline is solved for each size. Export one height and width; the batch may be dynamic"
+        )
+    else:
+        degree = {"spline": 3, "geometric": 1}[how.relative]
+        rows, columns = (
+            torch.from_numpy(_geometric(a, b, degree)).to(table.device) for a, b in zip(before, after, strict=True)
+        )
+        body = _resized(table[:-3].float(), rows, columns)
+    return torch.cat([body.to(table.dtype), table[-3:]])
+
+
+@kept(64)
+def _geometric(old: int, new: int, degree: int) -> Float[np.ndarray, "new old"]:
+    """The matrix that interpolates `new` evenly spaced values from `old` ones, both centred, the latter in geometric
+    progression. Its ratio is found by bisection in [1.01, 1.5], as coarsely as upstream does, for equal results."""
+    from scipy.interpolate import make_interp_spline
+
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if (1 - ratio ** (old // 2)) / (1 - ratio) > new // 2:
+            high = ratio
+        else:
+            low = ratio
+    outwards = np.cumsum(ratio ** np.arange(old // 2))
+    places = np.concatenate([-outwards[::-1], [0.0], outwards])
+    wanted = np.clip(np.arange(new) - new // 2, places[0], places[-1])
+    return make_interp_spline(places, np.eye(old), k=min(degree, old - 1))(wanted).astype(np.float32)
+
+
+def resample_line(table: Float[Tensor, "M d"], side: int) -> Float[Tensor, "K d"]:
+    """Resize a table of the 2n - 1 differences of rows, or columns, to those of `side` of them
+    (facebookresearch/segment-anything, modeling/image_encoder.py)."""
+    if numbers(side) and len(table) == 2 * side - 1:
+        return table
+    matrix = resampling_matrix(len(table), 2 * side - 1, "bilinear", False, 0.0, table.device)
+    return (matrix @ table.float()).to(table.dtype)

@@ -1,0 +1,228 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021, "An image is worth 16x16 words"), any size of image.
+
+    images (B, 3, H, W) -> patches (B, h*w, D) -> + positions -> CLS and registers in front -> blocks -> Features
+
+Images of different sizes share one row of tokens (1, T, D), see `packing.py`.
+
+Axes: `B` batch, `N` tokens, `T` tokens of a row, `D` width, `h w` patch grid, `H W` pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+from typing import Any, cast
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitbackbone.contract import (
+    Asked,
+    Attention,
+    BackboneModule,
+    BackboneSpec,
+    Features,
+    Geometry,
+    Images,
+    Prefix,
+    Wanted,
+    any_size,
+    check_images,
+    float32_default,
+    numbers,
+    one_value,
+    stack,
+)
+from vitbackbone.images import Preprocess
+from vitbackbone.model.config import ViTConfig
+from vitbackbone.model.layers import Block, ConvStem, PatchEmbed, PositionEmbedding
+from vitbackbone.model.packing import Grid, Layout, packing_order
+from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling
+
+Tokens = dict[Wanted, Float[Tensor, "B T D"]]  # of each layer asked
+TokenEngine = Callable[["ViT", Images, Geometry, Asked], Tokens]  # what `ViT.tokens` makes, made sooner
+
+
+class ViT(BackboneModule):
+    """A Vision Transformer that returns features. Parameter names are timm's.
+
+    Call it on images for the `Features` of the last layer; `forward_layers` and `attention` look inside. The steps
+    are public: `embed`, `blocks`, which are called with `Layout.of(geometry.grids)`, and `unpack`.
+
+    `engine`: makes the tokens in the place of torch's operations, called one by one.
+    """
+
+    preprocess: Preprocess
+
+    @float32_default()
+    def __init__(
+        self,
+        config: ViTConfig,
+        preprocess: Preprocess | None = None,
+        name: str = "vit",
+        engine: TokenEngine | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = _spec(config, name)
+        self.engine = engine
+        self.preprocess = preprocess or Preprocess(image_size=config.image_size)
+        self.patch_embed = ConvStem(config) if config.stem else PatchEmbed(config)
+        self.pos_embed = PositionEmbedding(config) if config.position != "none" else None
+        self.cls_token = nn.Parameter(torch.randn(1, 1, config.dim) * 0.02) if config.cls else None
+        registers = torch.randn(1, config.num_registers, config.dim) * 0.02
+        self.reg_token = nn.Parameter(registers) if config.num_registers else None
+        self.norm_pre = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.final_norm else None
+        self.attn_pool = AttentionPool(config) if config.pool == "map" else None
+        self.neck = Neck(config) if config.neck_dim else None
+        self.fc_norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.fc_norm else nn.Identity()
+        bias, width = config.projection_bias, config.projection_dim
+        self.projection = nn.Linear(config.dim, width, bias=bias) if width else nn.Identity()
+        self.apply(_init)
+
+    def forward(self, images: Images, asked: Asked | None = None) -> Any:
+        """See `BackboneModule`."""
+        asked = asked or self.last
+        check_images(images)
+        geometry = Geometry.of(images, self.config.patch_size)
+        with any_size():
+            if asked.part == "attention":
+                return asked.answer(self._maps(images, geometry, asked))
+            # Other poolings read patches, so they need the whole of the deepest block.
+            prefix = asked.part == "prefix" and self.config.pool in ("cls", "prefix")
+            run = self.tokens if self.engine is None else partial(self.engine, self)
+            tokens = run(images, geometry, asked if prefix else replace(asked, part="features"))
+            unpack = self._unpack_prefix if prefix else self.unpack
+            return asked.answer({each: unpack(x, geometry) for each, x in tokens.items()})
+
+    def tokens(self, images: Images, geometry: Geometry, asked: Asked) -> Tokens:
+        """The tokens of each layer asked: of each image all, or with the part "prefix" those in front of the patches,
+        for which the deepest block does no more than they need."""
+        x, _ = self.embed(images, geometry)
+        layout = Layout.of(geometry.grids)
+        outputs: Tokens = {}
+        for i, block in enumerate(self._first(asked.deepest + 1)):
+            last = asked.part == "prefix" and i == asked.deepest
+            x = block(x, layout, prefix=last)
+            for norm in (False, True):
+                if (i, norm) in asked.wanted:
+                    taken = layout.prefix(x) if asked.part == "prefix" and not last else x
+                    outputs[i, norm] = self.norm(taken) if norm and self.norm is not None else taken
+        return outputs
+
+    def _maps(self, images: Images, geometry: Geometry, asked: Asked) -> dict[Wanted, Attention]:
+        """The attention maps of each layer asked: of B * num_heads * N² numbers each."""
+        if not isinstance(images, Tensor):
+            raise ValueError("attention maps of images of different sizes do not stack; call once per image")
+        x, _ = self.embed(images, geometry)
+        maps: dict[Wanted, Attention] = {}
+        for i, block in enumerate(self._first(asked.deepest + 1)):
+            if (i, False) in asked.wanted:
+                weights = block.attn.weights(block.norm1(x), geometry.grid)
+                maps[i, False] = Attention(weights, self.config.num_prefix, geometry.grid)
+            if i < asked.deepest:
+                x = block(x, Layout((geometry.grid,)))
+        return maps
+
+    def embed(self, images: Images, geometry: Geometry | None = None) -> tuple[Float[Tensor, "B T D"], Geometry]:
+        """Images to the tokens that enter the first block, of each CLS, registers, patches in raster order. Images of
+        one grid have a row each; those of several share one, as `Layout.of(geometry.grids)` says."""
+        geometry = geometry or Geometry.of(images, self.config.patch_size)
+        rows = [self._embed(batch, grid) for grid, batch in self.batches(images, geometry)]
+        return rows[0] if len(rows) == 1 else torch.cat([row.flatten(0, 1) for row in rows])[None], geometry
+
+    def batches(self, images: Images, geometry: Geometry) -> list[tuple[Grid, Float[Tensor, "B 3 H W"]]]:
+        """The images of each grid, padded, in the order of packing."""
+        if isinstance(images, Tensor):
+            return [(geometry.grid, self._pad(images, geometry.grid))]
+        grids = geometry.grids
+        return [
+            (grid, torch.cat([self._pad(images[i][None], grid) for i in same]))
+            for grid, same in groupby(packing_order(grids), key=grids.__getitem__)
+        ]
+
+    def _pad(self, images: Float[Tensor, "B 3 _ _"], grid: Grid) -> Float[Tensor, "B 3 H W"]:
+        """The images on whole patches, padded at the bottom and right with the mean colour, which is zero."""
+        height, width = images.shape[-2:]
+        tall, wide = (side * self.config.patch_size for side in grid)
+        if numbers(height, width) and (tall, wide) == (height, width):
+            return images
+        if self.config.indivisible == "refuse":
+            if numbers(height, width):
+                raise ValueError(
+                    f"images are {height} x {width}, which the patch size {self.config.patch_size} does not divide; "
+                    f"resize them to {tall} x {wide}, or load the backbone with indivisible='pad'"
+                )
+            torch._check(tall == height)
+            torch._check(wide == width)
+        return F.pad(images, (0, wide - width, 0, tall - height))
+
+    def _embed(self, images: Float[Tensor, "B 3 H W"], grid: Grid) -> Float[Tensor, "B N D"]:
+        images = images.to(self.patch_embed.proj.weight.dtype)
+        x = self.patch_embed(images).flatten(2).mT  # B (h w) D
+        if self.pos_embed is not None:
+            x = x + self.pos_embed(grid)
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        return self.norm_pre(torch.cat([*prefix, x], dim=1))
+
+    def unpack(self, x: Float[Tensor, "B T D"], geometry: Geometry) -> Features:
+        """Tokens of a block to `Features`."""
+        grids = geometry.grids
+        if not one_value(grids):
+            lengths = Layout.of(grids).lengths(x.shape[1])
+            each = dict(zip(packing_order(grids), x.split(lengths, dim=1), strict=True))
+            return stack([self.unpack(each[i], geometry.image(i)) for i in range(len(grids))])
+        cls = x[:, 0] if self.config.cls else None
+        registers = x[:, int(self.config.cls) : self.config.num_prefix]
+        patches = x[:, self.config.num_prefix :].mT.unflatten(2, geometry.grid)  # B D h w
+        return Features(cls, registers, patches, geometry, Pooling(self._vector(), self.fc_norm, self.projection))
+
+    def _unpack_prefix(self, x: Float[Tensor, "B P D"], geometry: Geometry) -> Prefix:
+        """The tokens in front of the patches, of each image in the order given."""
+        grids = geometry.grids
+        if not one_value(grids):
+            x = rearrange(x, "1 (B P) D -> B P D", B=len(grids))
+            x = x[torch.tensor(packing_order(grids), device=x.device).argsort()]
+        cls = x[:, 0]
+        pooled = cls if self.config.pool == "cls" else x.mean(dim=1)
+        return Prefix(cls, x[:, 1:], self.projection(self.fc_norm(pooled)))
+
+    def _vector(self) -> Callable[[Features], Tensor]:
+        """What pools the features, before the norm and the projection of the pooled vector."""
+        if self.attn_pool is not None:
+            return self.attn_pool
+        if self.neck is not None and self.config.pool == "neck":
+            return NeckMean(self.neck)
+        return VECTORS[self.config.pool]
+
+    def _first(self, count: int) -> list[Block]:
+        return [cast(Block, block) for block in self.blocks[:count]]
+
+
+def _spec(c: ViTConfig, name: str) -> BackboneSpec:
+    return BackboneSpec(
+        name=name,
+        dim=c.dim,
+        depth=c.depth,
+        num_heads=c.num_heads,
+        stride=c.patch_size,
+        num_registers=c.num_registers,
+        has_cls=c.cls,
+        has_norm=c.final_norm,
+        image_size=c.image_size,
+        settings=repr(c),
+        pooled_dim=c.projection_dim or (c.neck_dim if c.pool == "neck" else c.dim),
+    )
+
+
+def _init(module: nn.Module) -> None:
+    """Truncated normals of 0.02 for the linears, zero biases: timm's and DeiT's initialisation."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,93 @@
+"""CUDA graphs: what a GPU is told to do for one shape of images is recorded once and then replayed by a single call.
+With few images the CPU takes longer to launch the kernels of a ViT one by one than the GPU to run them.
+
+Axes: `B` batch, `D` width.
+"""
+
+import torch
+from torch import Tensor
+
+from vitbackbone.contract import Asked, Geometry, Images
+from vitbackbone.model import Tokens, ViT, rotary_table
+from vitbackbone.runtime.linears import FastLinear
+
+Key = tuple[object, ...]
+
+PIXELS = 2**21  # of a batch, 41 images at 224: with more, the kernels take longer than their launches
+SHAPES = 8  # that are kept, as each keeps the memory of its tokens
+
+
+class Recording:
+    """The kernels that make tokens of images of one shape."""
+
+    def __init__(self, vit: ViT, images: Tensor, geometry: Geometry, asked: Asked) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            self.images = images.clone()
+
+            def run() -> Tokens:
+                return vit.tokens(self.images, geometry, asked)
+
+            self.tables = _tables(vit, geometry, images.device)  # kept: a replay reads their memory
+            current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            aside.wait_stream(current)
+            with torch.cuda.stream(aside):
+                run()  # what is made at the first call, such as a compiled kernel, is not to be recorded
+            current.wait_stream(aside)
+            self.graph = torch.cuda.CUDAGraph()
+            # Other threads go on, such as one that pins memory.
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                self.tokens = run()
+
+    def __call__(self, images: Tensor) -> Tokens:
+        with torch.inference_mode(False), torch.no_grad():
+            self.images.copy_(images)
+            self.graph.replay()
+        return {each: x.clone() for each, x in self.tokens.items()}  # the next replay writes over them
+
+
+class Recordings:
+    """`ViT.tokens`, recorded for each shape of images the second time that it comes, and replayed from then on. Images
+    of several sizes, large batches and all that takes gradients run as ever.
+
+    The recordings are of one stream each, and of the latest `SHAPES` shapes.
+    """
+
+    def __init__(self) -> None:
+        self.recordings: dict[Key, Recording | None] = {}  # None: seen once
+        self.linears: list[FastLinear] | None = None
+
+    def __call__(self, vit: ViT, images: Images, geometry: Geometry, asked: Asked) -> Tokens:
+        if not isinstance(images, Tensor) or not _worthwhile(images):
+            return vit.tokens(images, geometry, asked)
+        if self.linears is None:
+            self.linears = [module for module in vit.modules() if isinstance(module, FastLinear)]
+        for linear in self.linears:  # which a replay does not call
+            linear.check(images)
+        key = (images.shape, images.dtype, images.device, frozenset(asked.wanted), asked.part, _stream())
+        if key not in self.recordings:
+            self.recordings[key] = None
+            while len(self.recordings) > SHAPES:
+                self.recordings.pop(next(iter(self.recordings)))
+            return vit.tokens(images, geometry, asked)
+        recording = self.recordings[key]
+        if recording is None:
+            recording = self.recordings[key] = Recording(vit, images, geometry, asked)
+        return recording(images)
+
+
+def _stream() -> int:
+    return torch.cuda.current_stream().cuda_stream
+
+
+def _worthwhile(images: Tensor) -> bool:
+    learns = torch.is_grad_enabled() and images.requires_grad
+    return images.is_cuda and images.numel() <= 3 * PIXELS and not learns and not torch.is_autocast_enabled("cuda")
+
+
+def _tables(vit: ViT, geometry: Geometry, device: torch.device) -> list[Tensor]:
+    """The tables of positions, and of the angles that all blocks ask for."""
+    config, grid = vit.config, geometry.grid
+    tables = [] if vit.pos_embed is None else [vit.pos_embed(grid)]
+    if config.rotary is not None:
+        tables.append(rotary_table(config.rotary, config.dim // config.num_heads, grid, device))
+    return tables

@@ -1,0 +1,256 @@
+"""Linear layers and attention in other kernels than torch's default ones, and where in a ViT they take the place of its
+own. Parameters keep their names and their memory: what is multiplied with is a copy, laid out for the kernel.
+
+oneDNN's packed linears are private operations of torch: `trouble` tries them against `F.linear` before they are used.
+
+Axes: `B` batch, `N` tokens, `Q` tokens that ask, `D` width, `d` width of a head, `I O` width in and out.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitbackbone.model import Block, LayerScale, Mlp
+
+POST_OPS = {
+    "gelu": "none",
+    "gelu_tanh": "tanh",
+}  # what oneDNN applies as it stores, by torch's names
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # max |a - b| / max |b| of one linear
+
+
+# ---- linear layers ------------------------------------------------------------------------------------------------
+
+
+class FastLinear(nn.Linear):
+    """A linear layer in another kernel. It takes no gradients, and stays on its device and in its precision.
+
+    `gamma`: factors of the output channels, folded into the copy; those of a LayerScale behind it.
+    """
+
+    def __init__(self, linear: nn.Linear, gamma: Float[Tensor, " O"] | None = None) -> None:
+        nn.Module.__init__(self)  # not that of `nn.Linear`, which makes parameters
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.gamma = gamma
+        self.version = _version(linear)
+
+    def folded(self, dtype: torch.dtype) -> tuple[Float[Tensor, "O I"], Float[Tensor, " O"] | None]:
+        """Weight and bias, as they are multiplied with."""
+        weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
+        if self.gamma is not None:
+            weight, bias = weight * self.gamma[:, None], None if bias is None else bias * self.gamma
+        return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+    def forward(self, x: Shaped[Tensor, "*B I"]) -> Shaped[Tensor, "*B O"]:
+        if not torch.compiler.is_compiling():
+            self.check(x)
+        return self.multiply(x)
+
+    def check(self, x: Tensor) -> None:
+        """Raises `ValueError` where the result would not be what it seems."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError("an optimised backbone makes no gradients; call it under torch.no_grad()")
+        if _version(self) != self.version:
+            raise ValueError("the weights were changed since the backbone was optimised; optimise it again")
+
+    def multiply(self, x: Shaped[Tensor, "*B I"]) -> Shaped[Tensor, "*B O"]:
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FastLinear":
+        moved = fn(self.weight)
+        if (moved.dtype, moved.device) != (self.weight.dtype, self.weight.device):
+            raise ValueError(
+                f"an optimised backbone stays {self.weight.dtype} on {self.weight.device}, not {moved.dtype} on "
+                f"{moved.device}; move the plain one and optimise it there"
+            )
+        return cast(FastLinear, super()._apply(fn, recurse))
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("an optimised backbone is of this process; copy or pickle the plain one and optimise that")
+
+
+def _version(linear: nn.Linear) -> list[int]:
+    """Another one after every change of a parameter."""
+    return [0 if p is None or p.is_inference() else p._version for p in (linear.weight, linear.bias)]
+
+
+class CastLinear(FastLinear):
+    """In torch's own kernel of another precision. On a GPU it is the fast one, elsewhere what others are held to."""
+
+    def __init__(self, linear: nn.Linear, gamma: Float[Tensor, " O"] | None, dtype: torch.dtype) -> None:
+        super().__init__(linear, gamma)
+        self.copies = self.folded(dtype)
+
+    def multiply(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        weight, bias = self.copies
+        return F.linear(x.to(weight.dtype), weight, bias)
+
+
+class GeluLinear(CastLinear):
+    """The same with a GELU behind it. A GPU's kernel applies the tanh form of it as it stores, which saves two trips of
+    the widest tensor through memory; the two forms differ by 5e-4 at most, a quarter of what bfloat16 rounds at 1.
+
+    `torch._addmm_activation` is a private operation of torch: `gelu_trouble` tries it before it is used.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__(linear, None, dtype)
+
+    def multiply(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        weight, bias = self.copies
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        # A compiler would take the operation apart, but for a name of its own.
+        apply = linear_gelu if torch.compiler.is_compiling() else _linear_gelu
+        return apply(x.to(weight.dtype).flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+
+
+def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch._addmm_activation(bias, x, weight.T, use_gelu=True)
+
+
+linear_gelu = torch.library.custom_op("vitbackbone::linear_gelu", _linear_gelu, mutates_args=())
+
+
+@linear_gelu.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])  # not `len`, which would fix the size
+
+
+def gelu_trouble(dtype: torch.dtype, device: torch.device) -> str:
+    """Why the GELU is not to be left to the kernel there; empty where the two agree with torch's own."""
+    linear = nn.Linear(64, 96, device=device).requires_grad_(False)
+    x = torch.randn(2, 37, 64, generator=torch.Generator().manual_seed(0)).to(device)
+    want = F.gelu(linear(x))
+    try:
+        got = GeluLinear(linear, dtype)(x).float()
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+        return f"torch has no linear with a GELU here ({str(error).splitlines()[0][:120]})"
+    off = ((got - want).abs().max() / want.abs().max()).item()
+    return "" if off <= TOLERANCE[dtype] else f"torch's linear with a GELU is off by {off:.1e} here"
+
+
+class PackedLinear(FastLinear):
+    """In oneDNN's kernel, for which the weights are laid out once instead of at every call.
+
+    `gelu`: the GELU that is applied to the output, by its name in `POST_OPS`.
+    """
+
+    def __init__(
+        self, linear: nn.Linear, gamma: Float[Tensor, " O"] | None, dtype: torch.dtype, gelu: str | None = None
+    ) -> None:
+        super().__init__(linear, gamma)
+        weight, self.shift = self.folded(dtype)
+        self.dtype = dtype
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self.post_op = ("none", "") if gelu is None else ("gelu", POST_OPS[gelu])
+
+    def multiply(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        name, algorithm = self.post_op
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.shift, name, [], algorithm)
+
+
+def trouble(dtype: torch.dtype) -> str:
+    """Why oneDNN's packed linears are not to be used here; empty where they agree with `F.linear`."""
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(48, 80)
+    with torch.no_grad():
+        for tensor in (linear.weight, linear.bias):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        x = torch.randn(2, 37, 48, generator=generator)
+        plain = linear(x)
+        wanted = {None: plain, "gelu": F.gelu(plain), "gelu_tanh": F.gelu(plain, approximate="tanh")}
+        for gelu, want in wanted.items():
+            try:
+                got = PackedLinear(linear, None, dtype, gelu)(x).float()
+            except (AttributeError, RuntimeError, TypeError) as error:  # no such operation, processor or argument
+                return f"oneDNN has no packed {dtype} linears here ({str(error).splitlines()[0][:120]})"
+            off = ((got - want).abs().max() / want.abs().max()).item()
+            if not off <= TOLERANCE[dtype]:
+                return f"oneDNN's packed {dtype} linears are off by {off:.1e} here"
+    return ""
+
+
+# ---- attention ----------------------------------------------------------------------------------------------------
+
+QUERIES, HEADS = 256, 2  # of a block at long sequences
+
+
+def attend_in_blocks(
+    q: Float[Tensor, "B heads Q d"],
+    k: Float[Tensor, "B heads N d"],
+    v: Float[Tensor, "B heads N d"],
+    bias: Tensor | None,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "B heads Q d"]:
+    """`attention.attend` as explicit products of contiguous matrices, which in bfloat16 on a CPU is up to 1.7 times as
+    fast as torch's fused kernel: all heads of an image at once where it is short, else blocks that the cache holds.
+
+    `dtype`: of the products, by default that of the queries."""
+    given = q.dtype
+    q, k, v = (x.to(dtype or given).contiguous() for x in (q * q.shape[-1] ** -0.5, k, v))
+    heads = q.shape[1] if q.shape[2] <= QUERIES else HEADS
+    mixed = torch.empty_like(q)
+    for image in range(len(q)):
+        for h in range(0, q.shape[1], heads):
+            some = slice(h, h + heads)
+            for start in range(0, q.shape[2], QUERIES):
+                rows = slice(start, start + QUERIES)
+                scores = q[image, some, rows] @ k[image, some].transpose(-2, -1)
+                if bias is not None:
+                    part = bias.expand(len(q), q.shape[1], -1, -1)[image, some, rows]
+                    scores = scores.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else scores + part
+                mixed[image, some, rows] = scores.softmax(dim=-1).to(v.dtype) @ v[image, some]
+    return mixed.to(given)
+
+
+# ---- their places in a ViT ----------------------------------------------------------------------------------------
+
+Make = Callable[[nn.Linear, Tensor | None], FastLinear]  # of a linear layer, and the factors to fold into it
+MakeWithGelu = Callable[..., FastLinear]  # of a linear layer, and by `gelu` the GELU behind it
+
+
+class Folded(LayerScale):
+    """A LayerScale whose factors the linear layer before it has taken over."""
+
+    def __init__(self, scale: LayerScale) -> None:
+        nn.Module.__init__(self)
+        self.gamma = scale.gamma
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        return x
+
+
+def places(block: Block) -> list[tuple[nn.Module, str, str | None]]:
+    """Where a block has linear layers: the module, the name in it, and that of the block's LayerScale behind it."""
+    first, last = ("fc1", "fc2") if isinstance(block.mlp, Mlp) else ("w12", "w3")
+    return [(block.attn, "qkv", None), (block.attn, "proj", "ls1"), (block.mlp, first, None), (block.mlp, last, "ls2")]
+
+
+def replace_linears(block: Block, make: Make) -> None:
+    """The linear layers of a block by what `make` makes of them. What is no plain one, such as an adapter, stays."""
+    for part, name, scale in places(block):
+        linear = getattr(part, name)
+        if type(linear) is not nn.Linear:
+            continue
+        factors = getattr(block, scale) if scale else None
+        if scale and isinstance(factors, LayerScale):
+            setattr(part, name, make(linear, factors.gamma.detach()))
+            setattr(block, scale, Folded(factors))
+        else:
+            setattr(part, name, make(linear, None))
+
+
+def same(x: Tensor) -> Tensor:
+    """The activation of an MLP whose first linear layer applies it."""
+    return x
+
+
+def fuse_gelu(mlp: Mlp, first: FastLinear) -> None:
+    """Gives an MLP a first linear layer that applies the activation itself."""
+    mlp.fc1 = first
+    mlp.activation = same

@@ -1,0 +1,216 @@
+"""A ViT that OpenVINO runs on the CPU, behind the same contract (extra `openvino`).
+
+Axes: `B` rows (see `packing.py`), `D` width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitbackbone.contract import Asked, Geometry, Images, Precision, Runtime, Wanted, one_value
+from vitbackbone.model import Block, Grid, Layout, Tokens, ViT
+from vitbackbone.runtime.int8 import Rounding, Seen, Weights, reference, rounded, watching
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names
+PATHS: dict[Precision, str] = {"fp32": "OpenVINO", "bf16": "OpenVINO, all else in bfloat16"}  # by what the rest is in
+KEPT = 6  # compiled graphs; each has the weights of its blocks once more, laid out for the CPU
+COMPILING = Lock()
+
+
+class OpenVinoBackbone(ViT):
+    """A ViT of the same weights, `spec` and `preprocess`, run by OpenVINO: all but the pooling.
+
+    There is one graph for all batches and sizes of images; of the size that `sample` has, another for all batches and
+    one for single images. Each is compiled when a set of layers is first asked for, in up to a second, for
+    `torch.get_num_threads()` threads; the last six are kept. Nothing is kept on disk: to read a compiled graph back
+    takes longer than to make it.
+
+    The parameters are a copy, in float32 on the CPU, and take no gradients; nor do features, and images that want them
+    are refused. `attention` is recomputed by torch.
+
+    `precision`: `"fp32"` equals the plain backbone to about 1e-6. `"bf16"` is for CPUs with instructions for it. In
+    `"int8"` the linear layers of the blocks multiply 8-bit integers.
+    `sample`: a batch as the backbone takes it. 8 bits are calibrated on it; images of its size, where it has one, run
+    up to a tenth faster than others.
+    `rest`: what all else computes in then, `"fp32"` or `"bf16"`.
+
+    Raises `ImportError` where OpenVINO is not installed, and `ValueError` on a backbone that is no plain ViT in float32
+    on the CPU, on a precision that is none or that this CPU does not have, and on int8 without a sample.
+    """
+
+    frozen = True
+
+    def __init__(
+        self,
+        backbone: ViT,
+        precision: Precision = "fp32",
+        sample: Images | None = None,
+        rest: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        if not isinstance(backbone, ViT):
+            raise ValueError(f"backbone is a {type(backbone).__name__}; want a ViT, the one network OpenVINO runs here")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision={precision!r}; want one of {', '.join(get_args(Precision))}")
+        if rest not in HINTS:
+            raise ValueError(f"rest={rest!r}; want one of {', '.join(HINTS)}")
+        if precision == "int8" and sample is None:
+            raise ValueError("precision='int8' is calibrated: give a batch of images such as you will have as `sample`")
+        hint = HINTS[rest if precision == "int8" else precision]
+        capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if hint == HINTS["bf16"] and "BF16" not in capabilities:  # OpenVINO would run float32 and not say so
+            raise ValueError("bf16: this CPU has no instructions for bfloat16; use 'fp32'")
+        if precision == "int8" and (why := _int8_trouble()):
+            raise ValueError(f"precision='int8': {why}; use precision='fp32'")
+        with torch.device("meta"):
+            super().__init__(backbone.config, backbone.preprocess, backbone.spec.name)
+        state = {key: value.detach().clone() for key, value in backbone.state_dict().items()}
+        if state.keys() != self.state_dict().keys():
+            strange = ", ".join(sorted(state.keys() ^ self.state_dict().keys())[:4])
+            raise ValueError(f"the backbone has other parameters than a plain ViT ({strange}); merge adapters into it")
+        super().load_state_dict(state, assign=True)
+        self.requires_grad_(False).eval()
+        if self.pos_embed is not None:
+            self.pos_embed.keep()
+        self._check_parameters()
+        self.seen: Mapping[nn.Module, Seen] = {}  # linear layers that run in 8 bits
+        geometry = None if sample is None else Geometry.of(sample, self.config.patch_size)
+        if precision == "int8" and sample is not None and geometry is not None:
+            with watching([cast(Block, block) for block in self.blocks]) as self.seen, torch.inference_mode():
+                super().tokens(sample, geometry, self.last)
+        self.usual = geometry.grid if geometry is not None and one_value(geometry.grids) else None
+        self.precision, self.hint = precision, hint
+        self.runtime = Runtime(precision, "openvino", PATHS[rest if precision == "int8" else "fp32"])
+        self._compiled: dict[_Use, _Graph] = {}
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises `ValueError`: the graphs keep the weights they were made of."""
+        raise ValueError("OpenVinoBackbone keeps its weights; load these into a ViT, and make one of that")
+
+    def tokens(self, images: Images, geometry: Geometry, asked: Asked) -> Tokens:
+        """See `ViT.tokens`. Images of several grids run one grid after the other."""
+        self._check_parameters()
+        batches = self.batches(images, geometry)
+        if torch.is_grad_enabled() and any(batch.requires_grad for _, batch in batches):
+            raise ValueError("OpenVINO makes no gradients for images; call it under torch.no_grad(), or the plain ViT")
+        wanted = frozenset(asked.wanted)
+        use = _Use(wanted, asked.part == "prefix", torch.get_num_threads())
+        parts = [self._infer(use, batch, grid) for grid, batch in batches]
+        layout = Layout.of(geometry.grids)
+        return {each: layout.join(of) for each, of in zip(sorted(wanted), zip(*parts, strict=True), strict=True)}
+
+    def _infer(self, use: "_Use", images: Float[Tensor, "B 3 H W"], grid: Grid) -> list[Tensor]:
+        from vitbackbone.runtime.openvino_graph import tables
+
+        images = images.float()
+        if grid == self.usual:
+            return self._compile(replace(use, grid=grid, single=len(images) == 1)).infer({"images": images})
+        return self._compile(use).infer({"images": images, **tables(self, use.deepest, grid)})
+
+    def _compile(self, use: "_Use") -> "_Graph":
+        from vitbackbone.runtime.openvino_graph import build, tables
+
+        with COMPILING:
+            if use not in self._compiled:
+                while len(self._compiled) >= KEPT:
+                    self._compiled.pop(next(iter(self._compiled)))
+                settings = {
+                    "INFERENCE_PRECISION_HINT": self.hint,
+                    "INFERENCE_NUM_THREADS": use.threads,
+                    "NUM_STREAMS": 1,
+                    "ENABLE_CPU_PINNING": False,  # or the processes of one machine share its first cores
+                }
+                model = build(self, use.wanted, use.prefix, self.seen, use.grid, 1 if use.single else -1)
+                graph = _Graph(_core().compile_model(model, "CPU", settings))
+                if use.grid is None:
+                    # OpenVINO (2026.4) fits its kernels to the shapes that come first. A single token is not to: the
+                    # features of longer rows would be wrong ever after.
+                    grid, side = (3, 5), self.config.patch_size
+                    images = torch.zeros(2, 3, side * grid[0], side * grid[1])
+                    graph.infer({"images": images, **tables(self, use.deepest, grid)})
+                self._compiled[use] = graph
+            return self._compiled[use]
+
+    def _check_parameters(self) -> None:
+        """Raises `ValueError` where they are no longer what OpenVINO can run."""
+        first = self.patch_embed.proj.weight
+        if (first.dtype, first.device.type) != (torch.float32, "cpu"):
+            raise ValueError(
+                f"the parameters are {first.dtype} on {first.device}; OpenVINO wants float32 on the CPU: .float().cpu()"
+            )
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError("OpenVINO makes no gradients for parameters; train the plain ViT, then take OpenVINO")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": {}}  # what is compiled is of this process
+
+
+@dataclass(frozen=True)
+class _Use:
+    """What a compiled graph is for."""
+
+    wanted: frozenset[Wanted]
+    prefix: bool
+    threads: int
+    grid: Grid | None = None  # of all images
+    single: bool = False  # one image at a time
+
+    @property
+    def deepest(self) -> int:
+        return max(layer for layer, _ in self.wanted)
+
+
+class _Graph:
+    """A compiled graph and its requests that wait. A new one takes milliseconds to find its memory, and no two threads
+    may use the same."""
+
+    def __init__(self, compiled: "ov.CompiledModel") -> None:
+        self.compiled = compiled
+        self.waiting: list[ov.InferRequest] = []
+
+    def infer(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """What it makes of tensors by the names of its inputs."""
+        arrays = {name: tensor.detach().contiguous().numpy() for name, tensor in inputs.items()}
+        try:
+            request = self.waiting.pop()
+        except IndexError:
+            request = self.compiled.create_infer_request()
+        outputs = request.infer(arrays, share_inputs=True, share_outputs=False)  # copies: it writes to its own again
+        self.waiting.append(request)
+        return [torch.from_numpy(outputs[i]) for i in range(len(outputs))]
+
+
+@cache
+def _int8_trouble() -> str:
+    """Why OpenVINO's 8-bit products are not to be used here; empty where they agree with torch's."""
+    from vitbackbone.runtime.openvino_graph import build_linear
+
+    generator = torch.Generator().manual_seed(0)
+    linear, x = nn.Linear(96, 80), torch.rand(37, 96, generator=generator)  # large sums of equal sign
+    linear.weight.data, linear.bias.data = (torch.rand(shape, generator=generator) for shape in ((80, 96), (80,)))
+    seen = Seen.of(x)
+    factors, steps = Rounding.of(seen, linear.weight.detach())
+    weights = Weights.of(linear.weight.detach() * factors, linear.bias.detach())
+    want = reference(weights)(rounded(x / (factors * steps.scale), steps.zero), steps, None, None)
+    compiled = _core().compile_model(build_linear(linear, seen), "CPU", {"INFERENCE_PRECISION_HINT": HINTS["fp32"]})
+    got = torch.from_numpy(compiled(x.numpy())[0])
+    if not (got - want).abs().max() <= 2e-3 * want.abs().max():
+        return "OpenVINO's 8-bit products are wrong here, as on CPUs without instructions for them"
+    return ""
+
+
+@cache
+def _core() -> "ov.Core":
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError("OpenVinoBackbone needs OpenVINO: pip install 'vitbackbone[openvino]'") from error
+    return openvino.Core()

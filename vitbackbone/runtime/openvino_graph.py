@@ -1,0 +1,338 @@
+"""A ViT as a graph of OpenVINO, written with its operations. Nothing is traced, so it takes any batch and any patch
+grid, and is there in a tenth of a second, where a traced conversion takes half a minute.
+
+All that depends on the patch grid is made by torch and given to the graph, see `tables`: positions are resampled by the
+checkpoint's own policy. Nothing else is left to torch: after each of its operations its threads wait for the next in a
+busy loop, for two milliseconds in which OpenVINO's do not have the cores.
+
+Axes: `B` batch, `N` tokens, `P` of them CLS and registers, `D` width, `d` width of a head, `I` width into a linear
+layer, `h w` patch grid.
+"""
+
+from collections.abc import Callable, Mapping, Set
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import openvino as ov
+import torch
+from jaxtyping import Float, Shaped
+from openvino import opset15 as ops
+from torch import Tensor, nn
+
+from vitbackbone.contract import Wanted
+from vitbackbone.model import (
+    Attention,
+    Block,
+    ConvStem,
+    DecomposedTables,
+    Grid,
+    LayerScale,
+    Mlp,
+    RelativeTable,
+    SwiGLU,
+    ViT,
+    ViTConfig,
+    WindowAttention,
+    rotary_table,
+)
+from vitbackbone.runtime.int8 import Rounding, Seen, Weights
+
+Value = Any  # what an operation gives: OpenVINO's own types do not tell nodes from their outputs
+
+ACTIVATIONS: dict[str, Callable[[Value], Value]] = {
+    "gelu": lambda x: ops.gelu(x, "ERF"),
+    "gelu_tanh": lambda x: ops.gelu(x, "TANH"),
+    "quick_gelu": lambda x: ops.swish(x, np.float32(1.702)),
+}
+
+
+def build(
+    vit: ViT,
+    wanted: Set[Wanted],
+    prefix: bool,
+    seen: Mapping[nn.Module, Seen],
+    grid: Grid | None = None,
+    batch: int = -1,
+) -> ov.Model:
+    """The graph from images, (B, 3, H, W), to the tokens that leave each layer of `wanted`, (B, N, D), ascending.
+
+    `prefix`: to CLS and registers alone, (B, P, D), and nothing is done for patches that these do not need.
+    `seen`: linear layers that run in 8 bits, and what goes into them.
+    `grid`: of all images, which are all that the graph is given then. Its kernels are up to a tenth faster.
+    `batch`: how many images; -1 is any number. Of small networks those for a single one are a tenth faster again.
+    The graph reads all other parameters where `vit` has them.
+    """
+    deepest = max(layer for layer, _ in wanted)
+    graph = _Graph(vit.config, seen, {} if grid is None else tables(vit, deepest, grid))
+    side = vit.config.patch_size
+    height, width = (-1, -1) if grid is None else (side * grid[0], side * grid[1])
+    x = graph.embed(vit, graph.input("images", batch, 3, height, width))
+    results = []
+    for i in range(deepest + 1):
+        x = graph.block(i, _block(vit, i), x, prefix and i == deepest)
+        taken = graph.prefix(x) if prefix and i < deepest else x
+        if (i, False) in wanted:
+            results.append(ops.result(taken))
+        if (i, True) in wanted:
+            results.append(ops.result(graph.norm(cast(nn.LayerNorm, vit.norm), taken)))
+    return ov.Model(results, list(graph.inputs.values()), vit.spec.name)
+
+
+def build_linear(linear: nn.Linear, seen: Seen) -> ov.Model:
+    """The graph of a linear layer by itself in 8 bits, from (N, I)."""
+    graph = _Graph(ViTConfig(), {linear: seen}, {})
+    return ov.Model([ops.result(graph.linear(linear, graph.input("x", -1, linear.in_features)))], [graph.inputs["x"]])
+
+
+def tables(vit: ViT, deepest: int, grid: Grid) -> dict[str, Tensor]:
+    """What the graph up to the deepest block is given beside images of a grid, by the names of its inputs."""
+    config = vit.config
+    found: dict[str, Tensor] = {}
+    if vit.pos_embed is not None:
+        found["positions"] = vit.pos_embed(grid)
+    if config.rotary:
+        table = rotary_table(config.rotary, config.dim // config.num_heads, grid, torch.device("cpu"))
+        still = torch.tensor([1.0, 0.0])[:, None, None].expand(-1, config.num_prefix, table.shape[-1])
+        found["rotary"] = torch.cat([still, table[..., _channels(config)]], dim=1)
+    if config.relative_position == "decomposed" or config.window:
+        found["grid"] = torch.tensor(grid)
+    if config.window:
+        found["windows"] = torch.tensor([-(-side // config.window) for side in grid])
+        found["padding"] = torch.tensor([0, *(-side % config.window for side in grid), 0])
+    for i in range(deepest + 1) if config.relative_position != "none" else ():
+        attn = _block(vit, i).attn
+        if isinstance(attn.rel_pos, RelativeTable):
+            found[f"bias.{i}"] = attn.rel_pos.bias(grid).contiguous()
+        elif isinstance(attn.rel_pos, DecomposedTables) and not isinstance(attn, WindowAttention):
+            found[f"rows.{i}"], found[f"columns.{i}"] = attn.rel_pos.pairs(grid)
+    return found
+
+
+class _Rounded(NamedTuple):
+    """What goes into a product: in 8 bits its channels divided by factors, which the weights have then."""
+
+    value: Value
+    factors: Float[Tensor, " I"] | None
+
+
+class _Graph:
+    """Each method is the module of its name, or a step of it.
+
+    `known`: what else would be inputs, by their names.
+    """
+
+    def __init__(self, config: ViTConfig, seen: Mapping[nn.Module, Seen], known: Mapping[str, Tensor]) -> None:
+        self.config = config
+        self.seen = seen
+        self.known = known
+        self.width = config.dim // config.num_heads
+        self.inputs: dict[str, Value] = {}
+
+    def input(self, name: str, *shape: int, dtype: type = np.float32) -> Value:
+        """One for all blocks that ask for the name; -1 is any length."""
+        if name in self.known:
+            return _constant(self.known[name])
+        if name not in self.inputs:
+            self.inputs[name] = ops.parameter(list(shape), dtype, name)
+            self.inputs[name].output(0).set_names({name})
+        return self.inputs[name]
+
+    def block(self, index: int, block: Block, x: Value, prefix: bool) -> Value:
+        """`prefix`: what it makes of CLS and registers, whose keys and values are of all tokens."""
+        mixed = self.scale(block.ls1, self.attention(index, block.attn, self.norm(block.norm1, x), prefix))
+        x = ops.add(self.prefix(x) if prefix else x, mixed)
+        return ops.add(x, self.scale(block.ls2, self.mlp(block.mlp, self.norm(block.norm2, x))))
+
+    def prefix(self, x: Value) -> Value:
+        return ops.slice(x, [0], [self.config.num_prefix], [1], [1])
+
+    # ---- images to tokens -----------------------------------------------------------------------------------------
+
+    def embed(self, vit: ViT, x: Value) -> Value:
+        if isinstance(vit.patch_embed, ConvStem):
+            for layer in vit.patch_embed.convs:
+                x = self.stem(layer, x)
+        x = self.convolution(vit.patch_embed.proj, x)
+        x = ops.transpose(ops.reshape(x, [0, self.config.dim, -1], True), [0, 2, 1])
+        if vit.pos_embed is not None:
+            x = ops.add(x, self.input("positions", -1, self.config.dim))
+        tokens: list[Tensor] = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+        if tokens:
+            shape = _shape(ops.gather(ops.shape_of(x), [0], np.int64(0)), [vit.config.num_prefix, self.config.dim])
+            first = ops.broadcast(_constant(torch.cat(tokens, dim=1)), shape)
+            x = ops.concat([first, x], 1)
+        return self.norm(vit.norm_pre, x) if isinstance(vit.norm_pre, nn.LayerNorm) else x
+
+    def stem(self, layer: nn.Module, x: Value) -> Value:
+        if isinstance(layer, nn.Conv2d):
+            return self.convolution(layer, x)
+        if isinstance(layer, nn.BatchNorm2d):
+            parts = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
+            return ops.batch_norm_inference(x, *(_constant(cast(Tensor, part)) for part in parts), layer.eps)
+        return ACTIVATIONS["gelu"](x)
+
+    def convolution(self, conv: nn.Conv2d, x: Value) -> Value:
+        pad = list(conv.padding)
+        x = ops.convolution(x, _constant(conv.weight), list(conv.stride), pad, pad, [1, 1])
+        return x if conv.bias is None else ops.add(x, _constant(conv.bias[:, None, None]))
+
+    # ---- linear layers, norms, the MLP ----------------------------------------------------------------------------
+
+    def linear(self, linear: nn.Linear, x: Value) -> Value:
+        return self.product(self.rounded(linear, x), linear.weight, linear.bias)
+
+    def rounded(self, linear: nn.Linear, x: Value) -> "_Rounded":
+        """What goes into the layer, as its product takes it. OpenVINO computes a product in 8 bits where it finds this
+        operation before it."""
+        if linear not in self.seen:
+            return _Rounded(x, None)
+        factors, steps = Rounding.of(self.seen[linear], linear.weight.detach())
+        low, high = (np.float32(steps.scale * (value - steps.zero)) for value in (0, 255))
+        return _Rounded(ops.fake_quantize(ops.multiply(x, _constant(1 / factors)), low, high, low, high, 256), factors)
+
+    def product(self, x: "_Rounded", weight: Tensor, bias: Tensor | None) -> Value:
+        values = _constant(weight)
+        if x.factors is not None:
+            rounded = Weights.of(weight.detach() * x.factors, None)
+            values = ops.multiply(
+                ops.convert(_constant(rounded.values), np.float32), _constant(rounded.scales[:, None])
+            )
+        y = ops.matmul(x.value, values, transpose_a=False, transpose_b=True)
+        return y if bias is None else ops.add(y, _constant(bias))
+
+    def norm(self, norm: nn.LayerNorm, x: Value) -> Value:
+        x = ops.mvn(x, [-1], normalize_variance=True, eps=norm.eps, eps_mode="inside_sqrt")
+        return ops.add(ops.multiply(x, _constant(norm.weight)), _constant(norm.bias))
+
+    def scale(self, scale: nn.Module, x: Value) -> Value:
+        return ops.multiply(x, _constant(scale.gamma)) if isinstance(scale, LayerScale) else x
+
+    def mlp(self, mlp: Mlp | SwiGLU, x: Value) -> Value:
+        if isinstance(mlp, Mlp):
+            x = ACTIVATIONS[self.config.mlp](self.linear(mlp.fc1, x))
+            return self.linear(mlp.fc2, x)
+        gate, value = ops.split(self.linear(mlp.w12, x), -1, 2).outputs()
+        x = ops.multiply(ops.swish(gate), value)
+        if isinstance(mlp.norm, nn.LayerNorm):
+            x = self.norm(mlp.norm, x)
+        return self.linear(mlp.w3, x)
+
+    # ---- attention ------------------------------------------------------------------------------------------------
+
+    def attention(self, index: int, attn: Attention, x: Value, prefix: bool) -> Value:
+        inside = isinstance(attn, WindowAttention)
+        q, k, v = self.split(attn, self.cut(x) if inside else x, prefix)
+        bias = self.bias(index, attn, q, prefix)
+        if self.config.rotary:
+            q, k = q if prefix else self.turn(q), self.turn(k)
+        # Written out. OpenVINO makes one kernel of this as of its own operation, before which it transposes the keys.
+        scores = ops.matmul(q, k, transpose_a=False, transpose_b=True)
+        weights = ops.softmax(scores if bias is None else ops.add(scores, bias), -1)
+        mixed = ops.transpose(ops.matmul(weights, v, transpose_a=False, transpose_b=False), [0, 2, 1, 3])
+        x = self.linear(attn.proj, ops.reshape(mixed, [0, 0, self.config.dim], True))
+        return self.uncut(x) if inside else x
+
+    def split(self, attn: Attention, x: Value, prefix: bool) -> list[Value]:
+        """Queries, keys and values of each head, (B, heads, N, d). By three products: taken apart from one, they would
+        have to be copied."""
+        given = self.rounded(attn.qkv, x)
+        asked = self.rounded(attn.qkv, self.prefix(x)) if prefix else given
+        parts = zip((asked, given, given), _qkv(attn, self.config), strict=True)
+        return [self.heads(self.product(rows, weight, bias)) for rows, (weight, bias) in parts]
+
+    def heads(self, x: Value) -> Value:
+        x = ops.reshape(x, [0, 0, self.config.num_heads, self.width], True)
+        return ops.transpose(x, [0, 2, 1, 3])
+
+    def turn(self, x: Value) -> Value:
+        """By their rotary positions; CLS and registers have those that change nothing."""
+        cos, sin = ops.split(self.input("rotary", 2, -1, self.width), 0, 2).outputs()
+        first, second = ops.split(x, -1, 2).outputs()
+        across = ops.concat([ops.negative(second), first], -1)
+        return ops.add(ops.multiply(x, cos), ops.multiply(across, sin))
+
+    def bias(self, index: int, attn: Attention, q: Value, prefix: bool) -> Value | None:
+        """What relative positions add to the scores, (B, heads, N, N)."""
+        if isinstance(attn.rel_pos, RelativeTable):
+            bias = self.input(f"bias.{index}", 1, self.config.num_heads, -1, -1)
+            return ops.slice(bias, [0], [self.config.num_prefix], [1], [2]) if prefix else bias
+        if attn.rel_pos is None:
+            return None
+        if isinstance(attn, WindowAttention):
+            side = attn.window
+            grid: Value = np.array([side, side])
+            rows, columns = (_constant(pairs) for pairs in attn.rel_pos.pairs((side, side)))
+        else:
+            grid = self.input("grid", 2, dtype=np.int64)
+            rows, columns = (self.input(f"{name}.{index}", -1, -1, self.width) for name in ("rows", "columns"))
+        q = ops.reshape(q, _shape([0, 0], grid, [self.width]), True)  # B heads h w d
+        by_row = ops.matmul(q, rows, transpose_a=False, transpose_b=True)  # B heads h w y
+        by_column = ops.matmul(ops.transpose(q, [0, 1, 3, 2, 4]), columns, transpose_a=False, transpose_b=True)
+        by_column = ops.transpose(by_column, [0, 1, 3, 2, 4])  # B heads h w x
+        both = ops.add(ops.unsqueeze(by_row, [-1]), ops.unsqueeze(by_column, [-2]))
+        tokens = ops.reduce_prod(grid, [0], keep_dims=True)
+        return ops.reshape(both, _shape([0, 0], tokens, tokens), True)
+
+    # ---- windows --------------------------------------------------------------------------------------------------
+
+    def cut(self, x: Value) -> Value:
+        """The windows of all images as a batch, each image padded with zeros to whole ones."""
+        side, dim = self.config.window, self.config.dim
+        image = ops.reshape(x, _shape([-1], self.input("grid", 2, dtype=np.int64), [dim]), False)
+        image = ops.pad(image, [0, 0, 0, 0], self.input("padding", 4, dtype=np.int64), "constant", np.float32(0))
+        rows, columns = self.windows()
+        tiles = ops.reshape(image, _shape([-1], rows, [side], columns, [side, dim]), False)
+        return ops.reshape(ops.transpose(tiles, [0, 1, 3, 2, 4, 5]), [-1, side**2, dim], False)
+
+    def uncut(self, x: Value) -> Value:
+        """The images of which these are the windows, without their padding."""
+        side, dim = self.config.window, self.config.dim
+        rows, columns = self.windows()
+        tiles = ops.reshape(x, _shape([-1], rows, columns, [side, side, dim]), False)
+        height, width = ops.multiply(rows, np.int64(side)), ops.multiply(columns, np.int64(side))
+        image = ops.reshape(ops.transpose(tiles, [0, 1, 3, 2, 4, 5]), _shape([-1], height, width, [dim]), False)
+        image = ops.slice(image, [0, 0], self.input("grid", 2, dtype=np.int64), [1, 1], [1, 2])
+        return ops.reshape(image, [0, -1, dim], True)
+
+    def windows(self) -> list[Value]:
+        """How many rows and columns of windows an image has."""
+        return ops.split(self.input("windows", 2, dtype=np.int64), 0, 2).outputs()
+
+
+def _constant(tensor: Shaped[Tensor, "..."]) -> Value:
+    return ops.constant(tensor.detach().contiguous().numpy(), shared_memory=True)
+
+
+def _shape(*parts: Value) -> Value:
+    """One shape of several: lists of numbers, and values of the graph."""
+    return ops.concat([np.array(part) if isinstance(part, list) else part for part in parts], 0)
+
+
+def _block(vit: ViT, index: int) -> Block:
+    return cast(Block, vit.blocks[index])
+
+
+def _qkv(attn: Attention, config: ViTConfig) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of the three projections, queries and keys with their channels in the order of `_channels`, the
+    keys as short as the products with queries are to be."""
+    weights: list[Tensor] = list(attn.qkv.weight.detach().chunk(3))
+    biases: list[Tensor | None] = [None] * 3 if attn.qkv.bias is None else list(attn.qkv.bias.detach().chunk(3))
+    if attn.q_bias is not None and attn.v_bias is not None:
+        biases = [attn.q_bias, None, attn.v_bias]
+    if config.rotary is not None and config.rotary.pairs != "halves":
+        starts = torch.arange(0, config.dim, config.dim // config.num_heads)[:, None]
+        order = (starts + torch.tensor(_channels(config))).flatten()
+        weights[:2] = [weight[order] for weight in weights[:2]]
+        biases[:2] = [bias if bias is None else bias[order] for bias in biases[:2]]
+    scale = (config.dim // config.num_heads) ** -0.5
+    weights[1], biases[1] = weights[1] * scale, None if biases[1] is None else biases[1] * scale
+    return list(zip(weights, biases, strict=True))
+
+
+def _channels(config: ViTConfig) -> list[int]:
+    """The channels of a head, those that rotate together half a head apart. Queries and keys of one order have the same
+    products as those of another."""
+    width = config.dim // config.num_heads
+    if config.rotary is None or config.rotary.pairs == "halves":
+        return list(range(width))
+    return [*range(0, width, 2), *range(1, width, 2)]

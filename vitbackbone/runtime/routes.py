@@ -1,0 +1,262 @@
+"""The ways to compute a backbone, a row of `PATHS` each: what it is called, what it is for, and what builds it.
+
+A path takes the backbone and a sample, and gives another with the same contract, for inference; where it cannot, it
+raises `Unavailable`. Which one is taken is `runtime.py`'s to say.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vitbackbone.contract import BackboneModule, Engine, Features, Images, Precision, Runtime, evaluating
+from vitbackbone.model import Block, Mlp, ViT
+from vitbackbone.runtime.cuda_graphs import Recordings
+from vitbackbone.runtime.int8 import MakeKernel, int8_trouble, onednn, quantize, watching
+from vitbackbone.runtime.linears import (
+    POST_OPS,
+    CastLinear,
+    FastLinear,
+    GeluLinear,
+    Make,
+    MakeWithGelu,
+    PackedLinear,
+    attend_in_blocks,
+    fuse_gelu,
+    gelu_trouble,
+    places,
+    replace_linears,
+    trouble,
+)
+
+COMPILED = 64  # graphs of a block, for sizes and layouts; beyond it torch goes on without compiling
+
+
+class Unavailable(Exception):
+    """Why a path cannot be taken."""
+
+
+Build = Callable[[BackboneModule, Images], BackboneModule]  # given a sample; raises `Unavailable`
+
+
+@dataclass(frozen=True)
+class Path:
+    """A way to compute a backbone."""
+
+    name: str
+    precision: Precision
+    engine: Engine
+    device: Literal["cpu", "cuda"]
+    build: Build
+
+    @property
+    def runtime(self) -> Runtime:
+        return Runtime(self.precision, self.engine, self.name)
+
+    def __str__(self) -> str:
+        return f"{self.precision} by {self.name}"
+
+
+def share(backbone: BackboneModule) -> BackboneModule:
+    """A frozen copy with the same parameters in the same memory, which take no gradients here."""
+    with torch.inference_mode(False):  # whose tensors are of no use elsewhere
+        parameters = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in backbone.parameters()}
+    shared = copy.deepcopy(backbone, {**parameters, **{id(b): b for b in backbone.buffers()}})
+    shared.frozen = True
+    for vit in _vits(shared):
+        if vit.pos_embed is not None:
+            vit.pos_embed.keep()
+    return shared.eval()
+
+
+def plain(backbone: BackboneModule, images: Images) -> BackboneModule:
+    """As it is."""
+    return share(backbone)
+
+
+def packed(backbone: BackboneModule, images: Images, dtype: torch.dtype = torch.float32) -> BackboneModule:
+    """oneDNN's packed linears. Below float32, attention is explicit."""
+    if why := trouble(dtype):
+        raise Unavailable(why)
+    # Without AVX-512, oneDNN's GELU is slower than torch's.
+    fuses = dtype != torch.float32 or torch.backends.cpu.get_cpu_capability() == "AVX512"
+    with_gelu = partial(PackedLinear, gamma=None, dtype=dtype) if fuses else None
+    fast = _with_linears(backbone, partial(PackedLinear, dtype=dtype), dtype, with_gelu)
+    for block in _blocks(fast) if dtype != torch.float32 else ():
+        block.attn.attend = attend_in_blocks
+    return fast
+
+
+def unpacked(backbone: BackboneModule, images: Images, dtype: torch.dtype) -> BackboneModule:
+    """torch's own linears of another precision."""
+    return _with_linears(backbone, partial(CastLinear, dtype=dtype), dtype)
+
+
+def bfloat16(backbone: BackboneModule, images: Images) -> BackboneModule:
+    """torch's own linears in bfloat16, the GELU left to the first of an MLP."""
+    device = images.device if isinstance(images, Tensor) else images[0].device
+    fuses = not gelu_trouble(torch.bfloat16, device)
+
+    def with_gelu(linear: nn.Linear, gelu: str) -> FastLinear:
+        return GeluLinear(linear, torch.bfloat16)
+
+    make = partial(CastLinear, dtype=torch.bfloat16)
+    return _with_linears(backbone, make, torch.bfloat16, with_gelu if fuses else None)
+
+
+def compiled(
+    backbone: BackboneModule, images: Images, build: Build, compiler: str | Callable[..., Any] = "inductor"
+) -> BackboneModule:
+    """What `build` makes, the blocks compiled: once for all of them, and once more for other sizes than the first."""
+    fast = build(backbone, images)
+    if any(vit.config.window or vit.config.relative_position != "none" for vit in _vits(fast)):
+        raise Unavailable("windows and relative positions would be compiled for every size anew")
+    # A torch without the argument has one limit for the process, which is not this package's to change.
+    limit = {"recompile_limit": COMPILED} if "recompile_limit" in signature(torch.compile).parameters else {}
+    for block in _blocks(fast):
+        block.compile(backend=compiler, **limit)
+    try:
+        run(fast, images)
+    except RuntimeError as error:  # such as no compiler for the GPU
+        raise Unavailable(f"torch cannot compile it here ({' '.join(str(error).split())[:160]})") from error
+    return fast
+
+
+def recorded(backbone: BackboneModule, images: Images, build: Build) -> BackboneModule:
+    """What `build` makes, recorded as CUDA graphs for small batches."""
+    fast = build(backbone, images)
+    if not isinstance(fast, ViT):
+        raise Unavailable(f"a {type(backbone).__name__} is not recorded")
+    if fast.config.relative_position != "none":
+        raise Unavailable("tables of relative positions are made on the CPU, which is not recorded")
+    fast.engine = Recordings()
+    try:
+        for _ in range(2):  # the second is recorded
+            run(fast, images)
+    except RuntimeError as error:
+        raise Unavailable(f"it cannot be recorded here ({' '.join(str(error).split())[:160]})") from error
+    return fast
+
+
+def run(backbone: BackboneModule, images: Images) -> Features:
+    """The features for inference, the modules in eval mode meanwhile."""
+    with evaluating(backbone):
+        return backbone(images)
+
+
+def _with_linears(
+    backbone: BackboneModule, make: Make, dtype: torch.dtype, with_gelu: MakeWithGelu | None = None
+) -> BackboneModule:
+    """Other linear layers in the blocks, the first of an MLP by `with_gelu` where it has a GELU. In float32 all other
+    linear layers too, those of timm's networks among them; below, the residual stream, norms and all that is not in a
+    block stay float32, which halves the error at the same speed."""
+    fast = share(backbone)
+    vits = _vits(fast)
+    if dtype != torch.float32:
+        _need(vits, backbone)
+        kinds = {type(getattr(part, name)) for block in _blocks(fast) for part, name, _ in places(block)}
+        if strange := sorted(kind.__name__ for kind in kinds - {nn.Linear}):
+            raise Unavailable(f"it has {', '.join(strange)} for a linear layer; merge adapters into it")
+    with torch.inference_mode(False), torch.no_grad():
+        for vit in vits:
+            gelu = vit.config.mlp if vit.config.mlp in POST_OPS else None
+            for block in _blocks(vit):
+                if gelu and with_gelu and isinstance(block.mlp, Mlp) and type(block.mlp.fc1) is nn.Linear:
+                    fuse_gelu(block.mlp, with_gelu(block.mlp.fc1, gelu=gelu))
+                replace_linears(block, make)
+        for module in list(fast.modules()) if dtype == torch.float32 else ():
+            for name, linear in module.named_children():
+                if type(linear) is nn.Linear:
+                    setattr(module, name, make(linear, None))
+    return fast
+
+
+def _vits(backbone: BackboneModule) -> list[ViT]:
+    """The backbone, or those in it."""
+    return [module for module in backbone.modules() if isinstance(module, ViT)]
+
+
+def _need(vits: list[ViT], backbone: BackboneModule) -> None:
+    if not vits:
+        raise Unavailable(f"a {type(backbone).__name__} is run in float32 alone")
+
+
+def _blocks(backbone: BackboneModule) -> list[Block]:
+    return [module for module in backbone.modules() if isinstance(module, Block)]
+
+
+def int8(
+    backbone: BackboneModule, images: Images, make: MakeKernel = onednn, attention: torch.dtype = torch.float32
+) -> BackboneModule:
+    """8-bit linears in the blocks, calibrated on the images; all else stays float32, but for the products of attention
+    where these are asked for in another precision."""
+    if make is onednn and (why := int8_trouble()):
+        raise Unavailable(why)
+    fast = share(backbone)
+    vits = _vits(fast)
+    _need(vits, backbone)
+    with watching(_blocks(fast)) as seen:
+        run(fast, images)
+    with torch.inference_mode(False), torch.no_grad():
+        for vit in vits:
+            for block in _blocks(vit):
+                quantize(block, seen, vit.config.mlp, make)
+                if attention != torch.float32:
+                    block.attn.attend = partial(attend_in_blocks, dtype=attention)
+    return fast
+
+
+def openvino(
+    backbone: BackboneModule, images: Images, precision: Precision, rest: Literal["fp32", "bf16"] = "fp32"
+) -> BackboneModule:
+    """OpenVINO's blocks, its own attention among them. `rest`: what all but 8-bit linears computes in."""
+    from vitbackbone.runtime.openvino import OpenVinoBackbone
+
+    if not isinstance(backbone, ViT):
+        raise Unavailable(f"a {type(backbone).__name__} is run by torch alone")
+    try:
+        return OpenVinoBackbone(backbone, precision, images, rest)
+    except (ImportError, ValueError) as error:
+        raise Unavailable(str(error)) from error
+
+
+# In each device, the plainest first: another must be faster by `GAIN`.
+PATHS = (
+    Path("torch as it is", "fp32", "native", "cpu", plain),
+    Path("oneDNN's packed linears", "fp32", "native", "cpu", packed),
+    Path("oneDNN's packed linears", "bf16", "native", "cpu", partial(packed, dtype=torch.bfloat16)),
+    Path("oneDNN's 8-bit linears", "int8", "native", "cpu", int8),
+    Path(
+        "oneDNN's 8-bit linears, attention in bfloat16",
+        "int8",
+        "native",
+        "cpu",
+        partial(int8, attention=torch.bfloat16),
+    ),
+    Path("OpenVINO", "fp32", "openvino", "cpu", partial(openvino, precision="fp32")),
+    Path("OpenVINO", "bf16", "openvino", "cpu", partial(openvino, precision="bf16")),
+    Path("OpenVINO", "int8", "openvino", "cpu", partial(openvino, precision="int8")),
+    Path(
+        "OpenVINO, all else in bfloat16",
+        "int8",
+        "openvino",
+        "cpu",
+        partial(openvino, precision="int8", rest="bf16"),
+    ),
+    Path("torch as it is", "fp32", "native", "cuda", plain),
+    Path("torch in CUDA graphs", "fp32", "native", "cuda", partial(recorded, build=plain)),
+    Path("torch's bfloat16", "bf16", "native", "cuda", bfloat16),
+    Path("torch's bfloat16, compiled", "bf16", "native", "cuda", partial(compiled, build=bfloat16)),
+    Path(
+        "torch's bfloat16, compiled, in CUDA graphs",
+        "bf16",
+        "native",
+        "cuda",
+        partial(recorded, build=partial(compiled, build=bfloat16)),
+    ),
+)

@@ -1,0 +1,182 @@
+"""The scikit-learn transformer: images in, features out.
+
+Axes: `N` images, `F` features, `D` width of the backbone, `H W` pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from os import PathLike
+from typing import Any, no_type_check
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import Tags
+from torch import Tensor, nn
+
+from vitbackbone.contract import Backbone, BackboneModule, BackboneSpec, Features, evaluating, pool_cls, pool_mean
+from vitbackbone.images import Resolution, stack_images
+
+Images = Any  # a sequence of images, as `transform` says; a column of pandas is one too, and no `Sequence`
+
+
+def _cls_mean(*features: Features) -> Tensor:
+    return torch.cat([*(pool_cls(each) for each in features), pool_mean(features[-1])], dim=1)
+
+
+@dataclass(frozen=True)
+class _Pooling:
+    pool: Callable[..., Tensor]  # of the features of each layer
+    layers: int = 1  # how many are read, up to the one asked for
+
+
+POOLINGS = {
+    "cls": _Pooling(pool_cls),
+    "mean": _Pooling(pool_mean),
+    "cls+mean": _Pooling(_cls_mean),
+    "4cls+mean": _Pooling(_cls_mean, layers=4),
+    "pooled": _Pooling(lambda features: features.pooled),
+    "tokens": _Pooling(lambda features: features.tokens),
+}
+
+
+@no_type_check  # at run time: wrong arguments are refused by `fit` and `transform`, in their own words
+class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+    """Images to the features of a frozen backbone, as a scikit-learn transformer. It learns nothing, so `transform`
+    needs no `fit`.
+
+    `model`: what `load_backbone` takes, or a backbone. A named one is loaded on first use and in no pickle; the last
+    two stay in memory and are shared, so the clones of a grid search do not load it again. A backbone that is passed is
+    used on the device where it lies, and gets its training mode back; cloning the estimator copies it.
+    `pooling`: `"cls"`, `"mean"` of the patches, `"cls+mean"` (both, in this order), `"4cls+mean"` (CLS of each of the
+    last four layers up to `layer`, then the mean), or `"pooled"`, the checkpoint's own pooling. DINOv2's linear
+    classifiers read the third or the fourth (facebookresearch/dinov2, eval/linear.py). `"tokens"` pools nothing: the
+    patches as (T, D), for `heads.AttentiveProbe`.
+    `layer`: index of a block, negative from the end; the final norm is applied at each, where the checkpoint has one.
+    `resolution`: input size in pixels, a side or (H, W); by default the checkpoint's own.
+    `batch_size`: how many images are read and run at a time.
+    `device`: where a named backbone runs.
+    `max_pixels`: the most pixels that a photo may have; `PIL.Image.MAX_IMAGE_PIXELS` by default.
+
+    Images are a sequence of what `Preprocess` takes, also mixed: paths, PIL images, the bytes of files, file objects,
+    uint8 arrays (H, W, 3) or (H, W), uint8 tensors (3, H, W). They may be one uint8 array (N, H, W, 3) or (N, H, W), or
+    one uint8 tensor (N, 3, H, W). Floats are refused, because their range cannot be told. Each image is prepared by
+    `backbone.preprocess`.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str] | Backbone = "nano",
+        pooling: str = "cls",
+        layer: int = -1,
+        resolution: Resolution | None = None,
+        batch_size: int = 32,
+        device: str = "cpu",
+        max_pixels: int | None = None,
+    ) -> None:
+        self.model = model
+        self.pooling = pooling
+        self.layer = layer
+        self.resolution = resolution
+        self.batch_size = batch_size
+        self.device = device
+        self.max_pixels = max_pixels
+
+    def fit(self, X: Images, y: object = None) -> "ImageFeatures":
+        """Checks the parameters and the kind of `X`; reads no image. Raises `ValueError` on what is wrong."""
+        self._check(X)
+        return self
+
+    def transform(self, X: Images) -> NDArray[np.float32]:
+        """Features (N, F), float32; F is D, 2 D for `"cls+mean"`, 5 D for `"4cls+mean"`. For `"tokens"`, (N, T, D).
+
+        Raises `ValueError` on an image that cannot be read, naming it, and on wrong parameters.
+        """
+        self._check(X)
+        backbone = self._backbone()
+        parameter = next(backbone.parameters(), None) if isinstance(backbone, nn.Module) else None
+        device = torch.device(self.device) if parameter is None else parameter.device
+        layers = self._layers(backbone.spec)
+        batches = []
+        images = list(X)
+        with evaluating(backbone):
+            for start in range(0, len(images), self.batch_size):
+                batch = images[start : start + self.batch_size]
+                inputs = stack_images(backbone.preprocess, batch, self.resolution, False, self.max_pixels, first=start)
+                inputs = inputs.to(device)
+                features = backbone.forward_layers(inputs, layers, norm=backbone.spec.norms(layers))
+                batches.append(POOLINGS[self.pooling].pool(*features).float().cpu().numpy())
+        return np.concatenate(batches)
+
+    def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
+        """Return the name of each feature, (F,): `cls0`, `cls1`, ..., `mean0`, ...; of several layers `layer8.cls0`.
+
+        Loads the backbone, and runs it once for `"pooled"`. Raises `ValueError` for `"tokens"`, which are no columns.
+        """
+        if self.pooling == "tokens":
+            raise ValueError('ImageFeatures(pooling="tokens") gives (N, T, D), whose last axis has no names')
+        spec = self._backbone().spec
+        layers = self._layers(spec)
+        first, *rest = self.pooling.split("+")
+        parts = [*([first] if len(layers) == 1 else [f"layer{layer}.cls" for layer in layers]), *rest]
+        widths = [self._pooled_width()] if first == "pooled" else [spec.dims[i] for i in [*layers, layers[-1]]]
+        sized = zip(parts, widths, strict=False)  # the mean is of the last layer
+        return np.array([f"{part}{i}" for part, width in sized for i in range(width)], dtype=object)
+
+    def _pooled_width(self) -> int:
+        """How many features the checkpoint's own pooling gives, which no spec says: those of a black image."""
+        plain = type(self)(**self.get_params(deep=False)).set_output(transform="default")  # which asks for no names
+        return int(plain.transform([np.zeros((32, 32, 3), dtype=np.uint8)]).shape[1])
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []  # float32, whatever comes in
+        return tags
+
+    def _backbone(self) -> Backbone:
+        return _load(str(self.model), self.device) if isinstance(self.model, str | PathLike) else self.model
+
+    def _layers(self, spec: BackboneSpec) -> list[int]:
+        """0-based, those that the pooling reads."""
+        (last,), count = spec.indices([self.layer]), POOLINGS[self.pooling].layers
+        if last + 1 < count:
+            raise ValueError(
+                f"ImageFeatures: pooling={self.pooling!r} reads {count} layers up to layer {last} of {spec.name}, and "
+                f"there are {last + 1}; want a deeper layer"
+            )
+        return list(range(last + 1 - count, last + 1))
+
+    def _check(self, X: Images) -> None:
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"ImageFeatures: pooling={self.pooling!r}; want one of {', '.join(POOLINGS)}")
+        for name, value in (("batch_size", self.batch_size), ("max_pixels", self.max_pixels)):
+            if value is not None and value < 1:
+                raise ValueError(f"ImageFeatures: {name} must be at least 1, got {value}")
+        wanted = (
+            "want a sequence of paths, PIL images or uint8 arrays, or one uint8 array (N, H, W, 3) or (N, H, W); bytes "
+            "and uint8 tensors go too"
+        )
+        if isinstance(X, str | bytes | bytearray | PathLike | Image.Image) or not hasattr(X, "__len__"):
+            raise ValueError(f"X is one {type(X).__name__}; {wanted}")
+        if len(X) == 0:
+            raise ValueError(f"X is empty; {wanted}")
+        if isinstance(X, np.ndarray) and X.dtype.kind not in "OU":  # those hold paths, or images of several sizes
+            one_image = X.ndim == 3 and X.shape[-1] == 3
+            if X.dtype != np.uint8 or X.ndim not in (3, 4) or one_image:
+                raise ValueError(f"X is an array of {X.dtype} {X.shape}; {wanted}. One image goes into a list")
+        if isinstance(X, Tensor) and (X.dtype != torch.uint8 or X.ndim != 4 or X.shape[1] not in (1, 3)):
+            raise ValueError(f"X is a tensor of {X.dtype} {tuple(X.shape)}; {wanted}. One image goes into a list")
+
+
+@lru_cache(maxsize=2)  # the backbones of one comparison; each may take gigabytes
+def _load(name: str, device: str) -> BackboneModule:
+    from vitbackbone.checkpoints import load_backbone
+
+    return load_backbone(name).to(device).eval()

@@ -1,0 +1,120 @@
+"""The manifest: everything that decides the features of a store. Two runs may share a store if theirs are equal."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from vitbackbone.contract import Backbone, BackboneSpec, Runtime
+from vitbackbone.files.records import Record, parse_json
+from vitbackbone.images import Decoding, Resolution
+from vitbackbone.store.layout import MANIFEST, SCHEMA
+
+Manifest = dict[str, Any]
+
+
+class _Model(Record):
+    name: str
+    weights_sha256: str
+    spec: BackboneSpec
+
+
+class _Preprocessing(Record):
+    """What was asked; the fields of the backbone's own `Preprocess` are beside it."""
+
+    resolution: int | tuple[int, int] | None
+    keep_aspect: bool
+    decoding: Decoding
+
+
+class _Fields(Record):
+    """The fields of a manifest."""
+
+    model: _Model
+    runtime: Runtime
+    calibration: str | None
+    preprocessing: _Preprocessing
+    dtype: Literal["float32", "float16", "bfloat16"]
+    tokens: Annotated[tuple[Literal["cls", "registers", "patches"], ...], Field(min_length=1)]
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    shard_size: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> "_Fields":
+        if max(self.layers) >= self.model.spec.depth:
+            raise ValueError(f"has layers={list(self.layers)}, of a model of {self.model.spec.depth} layers")
+        return self
+
+
+def make_manifest(
+    backbone: Backbone,
+    weights: str,
+    *,
+    tokens: Sequence[str],
+    layers: Sequence[int],
+    shard_size: int,
+    resolution: Resolution | None,
+    keep_aspect: bool,
+    decoding: Decoding,
+    dtype: str,
+    runtime: Runtime,
+    calibration: str | None,
+) -> Manifest:
+    """As it will be read back: JSON types only. `weights`: their `weights_sha256`. `calibration`: of the images
+    that the runtime was calibrated on, if it was."""
+    asked = {"resolution": resolution, "keep_aspect": keep_aspect, "decoding": decoding}
+    manifest = {
+        "schema": SCHEMA,
+        "model": {"name": backbone.spec.name, "weights_sha256": weights, "spec": asdict(backbone.spec)},
+        "runtime": asdict(runtime),
+        "calibration": calibration,
+        "preprocessing": asdict(backbone.preprocess) | asked,
+        "dtype": dtype,
+        "tokens": tokens,
+        "layers": layers,
+        "norm": backbone.spec.norms(layers),
+        "shard_size": shard_size,
+    }
+    return parse(serialise(manifest))
+
+
+def serialise(manifest: Manifest) -> bytes:
+    return (json.dumps(manifest, indent=2) + "\n").encode()
+
+
+def parse(data: bytes) -> Manifest:
+    """Return the manifest that a file holds. Raises `ValueError` if it is none, with each key that is wrong."""
+    try:
+        manifest = json.loads(data)
+    except RecursionError:
+        raise ValueError(f"its {MANIFEST} nests too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"its {MANIFEST} is not a whole JSON file ({error})") from None
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise ValueError(f"its manifest is not of schema {SCHEMA}, the one that this version reads")
+    parse_json(data, _Fields, f"its {MANIFEST}")
+    return manifest
+
+
+def fingerprint(manifest: Manifest) -> str:
+    return hashlib.sha256(serialise(manifest)).hexdigest()
+
+
+def differences(stored: object, asked: object, name: str = "") -> list[str]:
+    """Each entry that is not the same, as "name: the store has x, asked is y"."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        keys = dict.fromkeys([*stored, *asked])
+        return [
+            line
+            for key in keys
+            for line in differences(stored.get(key), asked.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    return [] if stored == asked else [f"{name}: the store has {_short(stored)}, asked is {_short(asked)}"]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:76]} ..."

@@ -1,0 +1,187 @@
+"""Images of a `.parquet`, and how the other parquet files are opened."""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vitbackbone.store.archive import Member, check_bytes, damaged
+from vitbackbone.store.labels import Label, LabelError, as_label
+from vitbackbone.store.names import Notes, escaped
+
+IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
+SHOWN_NAMES = ("path", "name", "file_name", "filename")
+ERRORS = (pa.ArrowException, OSError, ValueError)  # of damaged pages; UnicodeDecodeError is one
+
+
+@contextmanager
+def open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
+    """Open a parquet file. Its path is never taken for a URI, as pyarrow does with "run:1/a.parquet".
+
+    Raises `ValueError` if it is no whole parquet file, `OSError` if it cannot be read.
+    """
+    with file.open("rb") as opened:
+        try:
+            parquet = pq.ParquetFile(opened, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"it is no whole .parquet ({error})") from error
+        yield parquet
+
+
+def write_parquet(table: pa.Table, file: Path, **options: Any) -> None:
+    """Write a parquet file, whatever its path looks like."""
+    with file.open("wb") as opened:
+        pq.write_table(table, opened, **options)
+
+
+class Parquet:
+    """A column of images, each bytes or `{bytes, path}` as Hugging Face's datasets have it; and the columns `label`,
+    and `path` or `name`, if they are there."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def members(self, notes: Notes) -> Iterator[Member]:
+        with open_parquet(self.file) as table:
+            columns = table.schema_arrow.names
+            shown = next((column for column in SHOWN_NAMES if column in columns), None)
+            label = self._label_column(table.schema_arrow, notes)
+            row = 0
+            for group in range(table.num_row_groups):
+                count = table.metadata.row_group(group).num_rows
+                cells, wrong = {}, []
+                for column in dict.fromkeys(column for column in (shown, label) if column):
+                    try:
+                        cells[column] = table.read_row_group(group, [column], use_threads=False)[column].to_pylist()
+                    except ERRORS as error:
+                        wrong.append(f"rows {row} to {row + count - 1} have no {column!r}: it is damaged ({error})")
+                names, labels = (cells.get(column or "", repeat(None, count)) for column in (shown, label))
+                for i, (name, value) in enumerate(zip(names, labels, strict=True), row):
+                    yield Member(str(i) if name in (None, "") else str(name), i, -1, self._label(value, i))
+                for text in wrong:
+                    yield damaged(-1, text, f"[damage in row group {group}]")
+                row += count
+
+    def class_names(self) -> list[str]:
+        """Read the metadata: `classes`, a list in JSON, or the `ClassLabel` of Hugging Face's datasets."""
+        with open_parquet(self.file) as table:
+            metadata = table.schema_arrow.metadata or {}
+            label = self._label_column(table.schema_arrow, Notes())
+        try:
+            found = json.loads(metadata[b"classes"]) if b"classes" in metadata else _features(metadata).get(label or "")
+            if isinstance(found, dict):
+                found = found.get("names")
+            if found is None:
+                return []
+            if not isinstance(found, list) or not all(isinstance(name, str | int) for name in found):
+                raise ValueError(f"want a list of names, got {str(found)[:80]}")
+        except (ValueError, RecursionError) as error:
+            raise LabelError(f"its metadata do not say what the labels mean ({error})") from error
+        return [str(name) for name in found]
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        if offset < 0:
+            with open_parquet(self.file):  # which may say more
+                raise ValueError("the archive is damaged there")
+        first, cells = _images(self.file, self.file.stat().st_mtime_ns, offset)
+        cell = cells[offset - first].as_py()
+        data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        if not isinstance(data, bytes):
+            what = (
+                f"only the path {path!r}; embed the images, or give a list with the column 'path'" if path else "none"
+            )
+            raise ValueError(f"row {offset} has no bytes of an image, {what}")
+        check_bytes(len(data))
+        return data
+
+    def _label(self, value: object, row: int) -> Label:
+        try:
+            return as_label(value)
+        except LabelError as error:
+            raise LabelError(f"row {row}: {error}") from error
+
+    def _label_column(self, schema: pa.Schema, notes: Notes) -> str | None:
+        if "label" in schema.names:
+            return "label"
+        features = _features(schema.metadata or {})
+        found = [name for name, about in features.items() if _kind(about) == "ClassLabel" and name in schema.names]
+        if len(found) > 1:
+            text = "archives with several columns of labels have none here; call one of them 'label'"
+            notes.say(text, escaped(f"{self.file.name} has {', '.join(found)}"))
+        return found[0] if len(found) == 1 else None
+
+
+def image_column(schema: pa.Schema) -> str | None:
+    """Return the column that holds images: by Hugging Face's features, else by name and type, else the only one of
+    bytes. None if there is none, as in a list of paths."""
+    features = _features(schema.metadata or {})
+    columns = [field.name for field in schema if _holds_bytes(field.type)]
+    typed = [name for name in columns if _kind(features.get(name)) == "Image"]
+    named = [name for name in IMAGE_NAMES if name in columns]
+    structs = [name for name in columns if pa.types.is_struct(schema.field(name).type)]
+    only = columns if len(columns) == 1 and "path" not in schema.names else []
+    return next(iter([*typed, *named, *(structs if len(structs) == 1 else []), *only]), None)
+
+
+def has_images(file: Path) -> bool:
+    """Tell whether a parquet file holds the images themselves, and not a list of paths."""
+    with open_parquet(file) as table:
+        return image_column(table.schema_arrow) is not None
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _features(metadata: dict[bytes, bytes]) -> dict[str, Any]:
+    """Return what Hugging Face's datasets say of each column."""
+    try:
+        about = json.loads(metadata.get(b"huggingface", b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    for key in ("info", "features"):
+        about = about.get(key) if isinstance(about, dict) else None
+    return about if isinstance(about, dict) else {}
+
+
+def _kind(about: object) -> object:
+    return about.get("_type") if isinstance(about, dict) else None
+
+
+# A process keeps the row group that it read last, as that holds many images. A file is another if its time is.
+@lru_cache(1)
+def _group(file: Path, _: int, group: int) -> pa.ChunkedArray:
+    with open_parquet(file) as table:
+        column = image_column(table.schema_arrow)
+        if column is None:
+            raise ValueError("the file has no column of images any more")
+        return table.read_row_group(group, [column], use_threads=False)[column]
+
+
+@lru_cache(4)
+def _starts(file: Path, _: int) -> Sequence[int]:
+    with open_parquet(file) as table:
+        starts = [0]
+        for group in range(table.num_row_groups):
+            starts.append(starts[-1] + table.metadata.row_group(group).num_rows)
+        return starts
+
+
+def _images(file: Path, time: int, row: int) -> tuple[int, pa.ChunkedArray]:
+    """Return the row group that holds a row: its first row, and its images."""
+    starts = _starts(file, time)
+    if row >= starts[-1]:
+        raise ValueError(f"the file has {starts[-1]} rows, and no row {row}")
+    group = bisect_right(starts, row) - 1
+    return starts[group], _group(file, time, group)

@@ -1,0 +1,114 @@
+"""Photos read one by one, outside a store: those that a command is given, and those that a store was made of."""
+
+import glob
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from vitbackbone.images import ImageTransform, Resolution
+from vitbackbone.store.layout import PLAN
+from vitbackbone.store.locate import Locator, Reason, Unreadable, read_bytes
+from vitbackbone.store.plan import locators, read_plan
+from vitbackbone.store.reader import ImageReader
+from vitbackbone.store.source import list_inputs
+from vitbackbone.store.store import FeatureStore
+
+LISTED = (".csv", ".tar", ".zip", ".parquet")
+
+
+@dataclass(frozen=True, eq=False)
+class ReadPhoto:
+    """A photo as the user calls it, with its pixels, or with the reason why there are none."""
+
+    path: str
+    pixels: Float[Tensor, "C H W"] | None = None  # as the backbone wants them
+    reason: Reason | None = None
+    error: str | None = None
+
+
+def read_photos(
+    sources: Sequence[str],
+    preprocess: ImageTransform,
+    resolution: Resolution | None = None,
+    keep_aspect: bool = False,
+    max_pixels: int | None = None,
+) -> Iterator[ReadPhoto]:
+    """Read the photos of some sources as `extract` does, with its reasons for those that cannot be read.
+
+    `sources`: image files, and folders, globs, lists and archives as for `list_inputs`. A source that cannot be listed
+    is one that cannot be read. `max_pixels`: as for `Photo`.
+    """
+    reader = ImageReader(preprocess, resolution, keep_aspect, "exact", max_pixels)
+    for source in sources:
+        try:
+            found = _list(source)
+        except (OSError, ValueError) as error:
+            yield ReadPhoto(source, reason="unreadable", error=str(error))
+            continue
+        for path, at in found:
+            yield _read(path, at, reader, preprocess)
+
+
+def _list(source: str) -> list[tuple[str, Locator]]:
+    """The photos of a source: what the user calls them, and where they lie. A file that is no list is one photo."""
+    path = Path(source)
+    pattern = glob.has_magic(source) and not path.exists()
+    if not pattern and not path.is_dir() and not (path.is_file() and path.suffix.lower() in LISTED):
+        return [(source, Locator(source))]
+    inputs = list_inputs(source)
+    before = Path() if pattern else path if path.is_dir() else path.parent
+    names = [str(before / name) for name in inputs.paths]
+    return list(zip(names, locators(inputs.root, inputs.table, inputs.table["bytes"].to_pylist()), strict=True))
+
+
+def _read(path: str, at: Locator, reader: ImageReader, preprocess: ImageTransform) -> ReadPhoto:
+    try:
+        data = read_bytes(at)
+    except Unreadable as unreadable:
+        return ReadPhoto(path, reason=unreadable.reason, error=str(unreadable))
+    record, pixels = reader[at, hashlib.sha256(data).digest()]
+    if pixels is None:
+        return ReadPhoto(path, reason=record.reason, error=record.error)
+    return ReadPhoto(path, preprocess.normalise(pixels))
+
+
+def originals(store: FeatureStore, images: Sequence[int], folder: Path | None = None) -> list[bytes | None] | None:
+    """Read the files that some images of a store were made of: the bytes of each, None for one that has changed.
+
+    `folder`: where the photos lie. By default the store's own folder, this one, and the folders in these are tried, as
+    a store holds no absolute paths. Returns None if none of the images is found.
+    """
+    table = store.images.take(list(images))
+    rows = table["row"].to_pylist()
+    plan = read_plan(store.directory, store.manifest["shard_size"]).table.take(rows).cast(PLAN)
+    for root in [folder] if folder is not None else _near(store.directory):
+        found = [
+            _unchanged(at, sha256)
+            for at, sha256 in zip(
+                locators(root, plan, plan["bytes"].to_pylist()), table["sha256"].to_pylist(), strict=True
+            )
+        ]
+        if any(data is not None for data in found):
+            return found
+    return None
+
+
+def _near(directory: Path) -> Iterator[Path]:
+    for start in dict.fromkeys((directory.absolute().parent, Path.cwd())):
+        yield start
+        try:
+            yield from sorted(path for path in start.iterdir() if path.is_dir() and path != directory)
+        except OSError:
+            continue  # a folder that may not be listed holds no photos for us
+
+
+def _unchanged(at: Locator, sha256: str) -> bytes | None:
+    try:
+        data = read_bytes(at)
+    except Unreadable:
+        return None
+    return data if hashlib.sha256(data).hexdigest() == sha256 else None

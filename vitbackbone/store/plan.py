@@ -1,0 +1,373 @@
+"""What a store is of: every input with its content, and which shard it belongs to. It is published before anything is
+computed, so that whoever computes a shard, wherever and whenever, computes the same.
+
+A run that finds new inputs appends them: their rows and shards come after those that are there. What is planned decides
+which shards are to do: one whose inputs have another content than when it was made no longer fits its marker.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Int, Shaped
+
+from vitbackbone.files.records import parse_json
+from vitbackbone.store.labels import UNKNOWN
+from vitbackbone.store.layout import PLAN, inputs_file, inputs_files
+from vitbackbone.store.locate import Locator, Unreadable, read_bytes
+from vitbackbone.store.parquet import open_parquet, write_parquet
+from vitbackbone.store.publication import published
+from vitbackbone.store.rows import Inputs
+
+READERS = 8  # threads that read contents; a digest does not hold Python's lock
+CHUNK = 2**13  # inputs that are Python objects at a time
+UNREAD = bytes(32)  # in place of a digest, where there is no content; no content has this one
+
+Digests = Iterator[bytes]
+
+
+@dataclass(frozen=True)
+class _About:
+    """The metadata of a file of the plan."""
+
+    class_names: tuple[str, ...]
+    shards: tuple[str, ...]  # `PlannedShard.sha256` of each
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedShard:
+    number: int
+    first: int  # row of its first input
+    table: pa.Table  # of `PLAN`, its inputs
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def rows(self) -> range:
+        return range(self.first, self.first + len(self))
+
+    @property
+    def sha256(self) -> str:
+        """Of its inputs: what they are called and hold."""
+        digest = hashlib.sha256(f"{self.first}\0".encode())
+        columns = (self.table[name].to_pylist() for name in ("path", "label", "sha256", "same_as"))
+        for path, label, sha256, same_as in zip(*columns, strict=True):
+            digest.update(path + f"\0{label}\0{same_as}\0".encode() + (sha256 or b"\0"))
+        return digest.hexdigest()
+
+    def originals(self) -> list[int]:
+        """Which of its inputs are read, from 0: all but those whose content an earlier row has."""
+        return np.flatnonzero(self.table["same_as"].is_null().to_numpy()).tolist()
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All inputs of a store, as one run after another added them."""
+
+    generations: tuple[pa.Table, ...]  # of `PLAN`
+    class_names: tuple[str, ...]
+    shard_size: int
+
+    def __len__(self) -> int:
+        return sum(map(len, self.generations))
+
+    @property
+    def table(self) -> pa.Table:
+        return pa.concat_tables(self.generations) if self.generations else PLAN.empty_table()
+
+    def shards(self) -> list[PlannedShard]:
+        shards: list[PlannedShard] = []
+        first = 0
+        for table in self.generations:
+            for start in range(0, len(table), self.shard_size):
+                shards.append(PlannedShard(len(shards), first + start, table[start : start + self.shard_size]))
+            first += len(table)
+        return shards
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a run found to be other than the store has it."""
+
+    added: int = 0
+    changed: int = 0  # inputs with another content
+    gone: int = 0  # inputs that are no longer in the source; their rows stay
+
+
+@dataclass(frozen=True)
+class Outline:
+    """As much of a plan as is known without reading its rows."""
+
+    class_names: tuple[str, ...]
+    shards: tuple[str, ...]  # `PlannedShard.sha256` of each
+    rows: tuple[int, ...]  # inputs of each
+
+
+def read_plan(directory: Path, shard_size: int) -> Plan:
+    """Raises `ValueError` if a file of it is damaged."""
+    tables: list[pa.Table] = []
+    outline = read_outline(directory)
+    for file in inputs_files(directory):
+        with _damage(file), open_parquet(file) as parquet:
+            tables.append(_checked(parquet.read().cast(PLAN), outline.class_names))
+    plan = Plan(tuple(tables), outline.class_names, shard_size)
+    if outline.shards != tuple(shard.sha256 for shard in plan.shards()):
+        raise ValueError(f"{directory / 'inputs'} is damaged: its rows are not those that were written; {_REPAIR}")
+    return plan
+
+
+def read_outline(directory: Path) -> Outline:
+    """Raises `ValueError` if a file of the plan is damaged."""
+    names: tuple[str, ...] = ()
+    shards: list[str] = []
+    rows: list[int] = []
+    for file in inputs_files(directory):
+        with _damage(file), open_parquet(file) as parquet:
+            metadata = parquet.metadata
+            about = parquet.schema_arrow.metadata or {}
+            whole = b'{"class_names": %s, "shards": %s}' % (about[b"class_names"], about[b"shards"])
+            written = parse_json(whole, _About, "its metadata")
+            names = written.class_names
+            shards += written.shards
+            rows += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            if len(shards) != len(rows):
+                raise ValueError("its shards are not those that were written")
+    return Outline(names, tuple(shards), tuple(rows))
+
+
+def read_shard(directory: Path, shard_size: int, number: int) -> PlannedShard:
+    """One shard of a plan, without reading the rest."""
+    first = counted = 0
+    for file in inputs_files(directory):
+        with _damage(file), open_parquet(file) as parquet:
+            if number - counted < parquet.num_row_groups:
+                group = number - counted
+                return PlannedShard(number, first + group * shard_size, parquet.read_row_group(group).cast(PLAN))
+            counted += parquet.num_row_groups
+            first += parquet.metadata.num_rows
+    raise ValueError(f"{directory} has no shard {number}, the last is {counted - 1}")
+
+
+def write_plan(directory: Path, plan: Plan, before: Plan) -> None:
+    """Publishes the parts that are not as they were."""
+    (directory / "inputs").mkdir(exist_ok=True)
+    digests = [shard.sha256 for shard in plan.shards()]
+    counted = 0
+    for number, table in enumerate(plan.generations):
+        count = -(-len(table) // plan.shard_size)
+        metadata = {
+            "class_names": json.dumps(plan.class_names),
+            "shards": json.dumps(digests[counted : counted + count]),
+        }
+        counted += count
+        last = number == len(plan.generations) - 1
+        same = number < len(before.generations) and table.equals(before.generations[number])
+        if not same or (last and plan.class_names != before.class_names):
+            with published(inputs_file(directory, number)) as temporary:
+                write_parquet(table.replace_schema_metadata(metadata), temporary, row_group_size=plan.shard_size)
+
+
+def make_plan(
+    inputs: Inputs, before: Plan, watch: Callable[[Digests, int], Digests], reread: bool = False
+) -> tuple[Plan, Change]:
+    """The plan `before` with what `inputs` has of new and of changed. The content of what is new, or has another size
+    or time than before, is read, and with `reread` of what could not be read; `watch` is handed the digests as they
+    come, and how many there will be, and hands them on.
+
+    Raises `ValueError` if these are other inputs: none of those in the plan, or one with another label.
+    """
+    known, listed = before.table, inputs.table
+    row_of = _match(known["path"], listed["path"])
+    first = np.flatnonzero(row_of >= 0)
+    kept = row_of[first]
+    if len(known) and not len(kept):
+        raise ValueError(
+            f"the inputs are others: of the {len(known)} that the store has, such as "
+            f"{os.fsdecode(known['path'][0].as_py())!r}, none is among the {len(listed)} asked; give another --out"
+        )
+    names = (*before.class_names, *(name for name in inputs.class_names if name not in before.class_names))
+    of_class = np.array([*(names.index(name) for name in inputs.class_names), UNKNOWN])
+    labels = of_class[listed["label"].to_numpy()]
+    _check_labels(known, kept, labels[first], names)
+
+    sizes, times = _stat(inputs.root, listed)
+    columns = {name: known[name].to_numpy().copy() for name in ("bytes", "mtime", "offset")}
+    suspect = (sizes[first] != columns["bytes"][kept]) | (times[first] != columns["mtime"][kept])
+    if reread:
+        suspect |= known["sha256"].is_null().to_numpy()[kept]
+    again, new = first[suspect], np.flatnonzero(row_of < 0)
+    for name, values in (("bytes", sizes), ("mtime", times), ("offset", listed["offset"].to_numpy())):
+        columns[name][kept] = values[first]
+
+    to_read = np.concatenate([again, new])
+    digests = np.fromiter(watch(_digests(inputs.root, listed, sizes, to_read), len(to_read)), "V32", len(to_read))
+    sha256 = _raw(known["sha256"])
+    changed = int((digests[: len(again)] != sha256[row_of[again]]).sum())
+    sha256[row_of[again]] = digests[: len(again)]
+    sha256 = np.concatenate([sha256, digests[len(again) :]])
+    was_read = sha256 != np.array(UNREAD, "V32")
+
+    chosen = pa.array(new)
+    whole = pa.table(
+        {
+            "path": pa.chunked_array([*known["path"].chunks, *listed["path"].take(chosen).chunks], pa.binary()),
+            "archive": np.concatenate([known["archive"].to_numpy(), listed["archive"].to_numpy()[new]]),
+            "offset": np.concatenate([columns["offset"], listed["offset"].to_numpy()[new]]),
+            "label": np.concatenate([known["label"].to_numpy(), labels[new]]),
+            "bytes": np.concatenate([columns["bytes"], sizes[new]]),
+            "mtime": np.concatenate([columns["mtime"], times[new]]),
+            "sha256": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(32), len(sha256), [pa.array(was_read).buffers()[1], pa.py_buffer(sha256)]
+            ),
+            "same_as": _first_with_content(sha256, was_read),
+        },
+        PLAN,
+    )
+    lengths = [*map(len, before.generations), *([len(new)] if len(new) else [])]
+    starts = np.cumsum([0, *lengths]).tolist()
+    generations = tuple(
+        whole[start : start + length].combine_chunks() for start, length in zip(starts, lengths, strict=False)
+    )
+    return Plan(generations, names, before.shard_size), Change(len(new), changed, len(known) - len(kept))
+
+
+def locators(root: Path, table: pa.Table, sizes: Sequence[int]) -> list[Locator]:
+    """Where the inputs of a table of `PLAN` or of `source.LISTED` lie."""
+    found: list[Locator] = []
+    columns = (table[name].to_pylist() for name in ("path", "archive", "offset"))
+    for path, archive, offset, size in zip(*columns, sizes, strict=True):
+        if archive:
+            member = os.fsdecode(path[archive + 1 :])
+            found.append(Locator(str(root / os.fsdecode(path[:archive])), member, offset, size))
+        else:
+            found.append(Locator(str(root / os.fsdecode(path))))
+    return found
+
+
+def _match(known: pa.ChunkedArray, listed: pa.ChunkedArray) -> Int[np.ndarray, " n"]:
+    """Which of `known` each of `listed` is, -1 for none. The second time that a list names a path is another input."""
+    if not len(known):
+        return np.full(len(listed), -1)
+    codes = pa.chunked_array([*known.chunks, *listed.chunks], pa.binary()).combine_chunks().dictionary_encode().indices
+    both = codes.to_numpy()
+    keys = [_numbered(part) for part in (both[: len(known)], both[len(known) :])]
+    order = np.argsort(keys[0])
+    at = np.searchsorted(keys[0], keys[1], sorter=order).clip(max=len(known) - 1)
+    row = order[at]
+    return np.where(keys[0][row] == keys[1], row, -1)
+
+
+def _numbered(codes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Equal codes made different by how often they came before."""
+    order = np.argsort(codes, kind="stable")
+    ranked = codes[order]
+    starts = np.flatnonzero(np.diff(ranked, prepend=-1))
+    before = np.arange(len(codes)) - np.repeat(starts, np.diff(starts, append=len(codes)))
+    numbered = np.empty(len(codes), np.int64)
+    numbered[order] = ranked.astype(np.int64) * 2**32 + before
+    return numbered
+
+
+_REPAIR = "put back what was written, or delete that folder and run the same extraction again, which plans it anew"
+
+
+def _checked(table: pa.Table, class_names: Sequence[str]) -> pa.Table:
+    """Return a generation of a plan. Raises `ValueError` if a column holds what no run writes."""
+    for name, low, high in (("label", UNKNOWN, len(class_names) - 1), ("archive", 0, None), ("same_as", 0, None)):
+        bounds = pc.min_max(table[name]).as_py()
+        if bounds["min"] is not None and (bounds["min"] < low or (high is not None and bounds["max"] > high)):
+            raise ValueError(f"its column {name!r} goes from {bounds['min']} to {bounds['max']}")
+    for name in ("path", "archive", "offset", "label", "bytes", "mtime"):
+        if table[name].null_count:
+            raise ValueError(f"its column {name!r} has rows without a value")
+    return table
+
+
+class _damage:
+    """Names the file in an error."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, pa.ArrowException | OSError | KeyError | TypeError | ValueError):
+            raise ValueError(f"{self.file} is damaged ({error}); {_REPAIR}") from error
+
+
+def _check_labels(
+    known: pa.Table, kept: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], names: Sequence[str]
+) -> None:
+    stored = known["label"].to_numpy()[kept]
+    for i in np.flatnonzero(stored != labels)[:1].tolist():
+        path = os.fsdecode(known["path"][int(kept[i])].as_py())
+        was, now = (repr(names[label]) if label >= 0 else "none" for label in (stored[i], labels[i]))
+        raise ValueError(
+            f"the labels are others: that of {path!r} is {was} in the store and {now} now, and so for "
+            f"{int((stored != labels).sum())} in all; give another --out"
+        )
+
+
+def _stat(root: Path, listed: pa.Table) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Size and time of each input, -1 where there is none; of a member, its own size and the archive's time."""
+    sizes, times = listed["bytes"].to_numpy().copy(), np.full(len(listed), -1)
+    of_archive: dict[bytes, tuple[int, int]] = {}
+    for start in range(0, len(listed), CHUNK):
+        part = listed[start : start + CHUNK]
+        for i, (path, archive) in enumerate(zip(part["path"].to_pylist(), part["archive"].to_pylist(), strict=True)):
+            if archive:
+                name = path[:archive]
+                if name not in of_archive:
+                    of_archive[name] = _size_and_time(os.path.join(os.fsencode(root), name))  # noqa: PTH118  # bytes
+                times[start + i] = of_archive[name][1]
+            else:
+                sizes[start + i], times[start + i] = _size_and_time(os.path.join(os.fsencode(root), path))  # noqa: PTH118  # bytes
+    return sizes, times
+
+
+def _size_and_time(path: bytes) -> tuple[int, int]:
+    try:
+        status = os.stat(path)  # noqa: PTH116  # a Path for each of a million files costs more than asking for it
+    except (OSError, ValueError):  # ValueError: a null character
+        return -1, -1
+    return status.st_size, (status.st_mtime_ns + 2**63) % 2**64 - 2**63  # beyond the year 2262, as 64 bits wrap it
+
+
+def _digests(root: Path, listed: pa.Table, sizes: Int[np.ndarray, " n"], chosen: Int[np.ndarray, " m"]) -> Digests:
+    """The SHA-256 of the content of each input, `UNREAD` where it cannot be read."""
+    archives = bool(len(chosen)) and pc.max(listed["archive"]).as_py() > 0
+    with ThreadPoolExecutor(1 if archives else READERS) as threads:  # an archive is read in its order
+        for start in range(0, len(chosen), CHUNK):
+            some = chosen[start : start + CHUNK]
+            yield from threads.map(_digest, locators(root, listed.take(pa.array(some)), sizes[some].tolist()))
+
+
+def _digest(at: Locator) -> bytes:
+    try:
+        return hashlib.sha256(read_bytes(at)).digest()
+    except Unreadable:
+        return UNREAD
+
+
+def _raw(sha256: pa.ChunkedArray) -> Shaped[np.ndarray, " n"]:
+    """The digests of a plan, `UNREAD` for null; as numbers, for a million of Python's objects take 70 MB."""
+    whole = pc.fill_null(sha256, pa.scalar(UNREAD, sha256.type)).combine_chunks()
+    return np.frombuffer(whole.buffers()[1], "V32", len(whole), 32 * whole.offset).copy()
+
+
+def _first_with_content(sha256: Shaped[np.ndarray, " n"], was_read: Bool[np.ndarray, " n"]) -> pa.Array:
+    """The first row with the same content, of each that is not that row itself; one that was not read is like none."""
+    known = np.flatnonzero(was_read)
+    _, first, inverse = np.unique(sha256[known], return_index=True, return_inverse=True)
+    same_as = np.arange(len(sha256))
+    same_as[known] = known[first[inverse]]
+    return pa.array(same_as, mask=same_as == np.arange(len(sha256)))

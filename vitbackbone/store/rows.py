@@ -1,0 +1,108 @@
+"""Rows of images as a source lists them, and the table that they become."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from vitbackbone.store.labels import Label, LabelError, as_label, classes
+from vitbackbone.store.names import Notes, escaped
+
+CHUNK = 2**16  # rows that are Python objects at a time
+
+LISTED = pa.schema(
+    {
+        "path": pa.binary(),  # POSIX, from the root; of an archive's image, the archive's path, "/" and its name
+        "archive": pa.int32(),  # how many bytes of `path` are the archive's; 0 for a file by itself
+        "offset": pa.int64(),  # where in the archive, see `archive.Member`
+        "bytes": pa.int64(),  # -1 where the file system must be asked
+        "label": pa.int64(),  # index into the class names, -1 where unknown
+    }
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The images to extract, in the order of their rows."""
+
+    root: Path  # what relative paths start from
+    table: pa.Table  # of `LISTED`: a million paths are a few dozen MB so, and several hundred as Python's own objects
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was left out and why, a sentence each
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths as users know them: POSIX, relative to the root."""
+        return tuple(map(os.fsdecode, self.table["path"].to_pylist()))
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        return tuple(self.table["label"].to_pylist())
+
+    def files(self, start: int, stop: int) -> list[str]:
+        """Return where the inputs of rows [start, stop) lie, if they are files by themselves."""
+        return [str(self.root / os.fsdecode(path)) for path in self.table["path"][start:stop].to_pylist()]
+
+
+class Rows:
+    """Rows as they come, kept as Arrow has them."""
+
+    def __init__(self) -> None:
+        self.notes = Notes()
+        self._cells: list[tuple[bytes, int, int, int, int]] = []
+        self._batches: list[pa.RecordBatch] = []
+        self._labels: dict[Label, tuple[int, str]] = {}  # the number that stands for each, and where it came first
+
+    def add(
+        self,
+        path: str,
+        label: object = None,
+        archive: str = "",
+        offset: int = -1,
+        size: int = -1,
+        place: tuple[str, int] | None = None,
+    ) -> None:
+        """Add a row. `place`: the list and the line or row in it, for errors; by default the path.
+
+        Raises `LabelError` if the label is neither text nor a whole number.
+        """
+        whole = os.fsencode(f"{archive}/{path}" if archive else path)
+        try:
+            found = as_label(label)
+        except LabelError as error:
+            raise LabelError(f"{_place(whole, place)}: {error}") from error
+        known = self._labels.get(found)
+        if known is None:
+            known = self._labels[found] = (len(self._labels), _place(whole, place))
+        self._cells.append((whole, len(os.fsencode(archive)), offset, size, known[0]))
+        if len(self._cells) == CHUNK:
+            self._pack()
+
+    def __len__(self) -> int:
+        return len(self._cells) + sum(map(len, self._batches))
+
+    def inputs(self, root: Path, names: Sequence[str] = ()) -> Inputs:
+        """Return all rows. `names`: the names of whole-number labels, if they are known."""
+        self._pack()
+        table = pa.Table.from_batches(self._batches, LISTED)
+        indices, class_names = classes(list(self._labels), [place for _, place in self._labels.values()], names)
+        of_code = np.array([*indices, -1], dtype=np.int64)
+        labels = pa.array(of_code[table["label"].to_numpy()]) if len(table) else pa.array([], pa.int64())
+        table = table.set_column(LISTED.get_field_index("label"), LISTED.field("label"), labels)
+        return Inputs(root, table, class_names, self.notes.lines())
+
+    def _pack(self) -> None:
+        columns = zip(*self._cells, strict=True) if self._cells else [()] * len(LISTED)
+        arrays = [pa.array(cells, field.type) for cells, field in zip(columns, LISTED, strict=True)]
+        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=LISTED))
+        self._cells.clear()
+
+
+def _place(path: bytes, place: tuple[str, int] | None) -> str:
+    return f"{place[0]}, row {place[1]}" if place else escaped(os.fsdecode(path))

@@ -1,0 +1,355 @@
+"""Images of a `.tar`, whose headers are read here: as GNU tar lists them, and beyond a damaged one."""
+
+import os
+import posixpath
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO
+
+from vitbackbone.store.archive import Member, NotAFile, check_bytes, damaged, folder_of
+from vitbackbone.store.labels import Label, as_text
+from vitbackbone.store.names import BYTES, Notes, check_name, escaped, extension, is_hidden, is_image
+
+BLOCK = 512
+ZEROS = bytes(BLOCK)
+MAX_EXTENSION = 2**20  # bytes of a long name or a PAX header; real ones have some hundred
+MAX_LABEL = 4096  # bytes of a .cls file
+MAX_LINKS = 16  # from one to the next
+CHUNK = 2**20  # bytes that are searched at a time for the next header
+
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x5d\0\0\x80": "lzma",
+}
+
+HARD_LINK, SYMBOLIC_LINK, FOLDERS, SPARSE = b"1", b"2", (b"5", b"D"), b"S"
+NO_FILES = (b"3", b"4", b"6", b"M", b"V")  # devices, pipes, parts of files, labels of volumes
+
+
+class NoHeader(ValueError):
+    """A place without a header that can be read."""
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A damaged place and what is wrong there."""
+
+    offset: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A header and what belongs to it."""
+
+    name: str
+    kind: bytes
+    offset: int  # of the first block, which is a PAX header or a long name's, if the entry has one
+    start: int  # of the data
+    size: int  # of the file
+    stored: int  # bytes of the data; a sparse file has fewer than its size
+    link: str
+
+    @property
+    def end(self) -> int:
+        return self.start + -(-self.stored // BLOCK) * BLOCK
+
+    @property
+    def is_file(self) -> bool:
+        return self.kind not in (HARD_LINK, SYMBOLIC_LINK, *FOLDERS, *NO_FILES)
+
+    @property
+    def is_link(self) -> bool:
+        return self.kind in (HARD_LINK, SYMBOLIC_LINK)
+
+
+class Tar:
+    """Members are read at their offset, so a tar must not be compressed. The label is the `.cls` file's of the same
+    key, else the folder (webdataset, docs/webdataset.md: files of one key stand together)."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def members(self, notes: Notes) -> Iterator[Member]:
+        with self.file.open("rb") as file:
+            _check_plain(file.read(8))
+            for _, group in groupby(_entries(file, notes), _key):
+                sample = list(group)
+                label = _label(file, sample, notes)
+                for entry in sample:
+                    if isinstance(entry, Damaged):
+                        yield damaged(entry.offset, entry.text)
+                    elif _is_wanted(file, entry, notes):
+                        size = entry.size if entry.is_file else -1
+                        yield Member(entry.name, entry.offset, size, label or folder_of(entry.name))
+
+    def class_names(self) -> list[str]:
+        return []
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        check_name(name)
+        with self.file.open("rb") as file:
+            if offset < 0:
+                _check_plain(file.read(8))
+                raise ValueError("the archive is damaged")
+            entry = _entry_at(file, offset)
+            if entry.name != name:
+                raise ValueError(f"the archive has another member there, {entry.name!r}")
+            if entry.is_link:
+                entry = _target(file, self.file, entry)
+            if not entry.is_file:
+                raise NotAFile("is no file in its archive")
+            check_bytes(entry.size)
+            if entry.kind == SPARSE:
+                return _read_sparse(file, entry)
+            file.seek(entry.start)
+            return file.read(entry.size)
+
+
+def _check_plain(start: bytes) -> None:
+    for magic, kind in COMPRESSED.items():
+        if start.startswith(magic):
+            raise ValueError(f"is compressed by {kind}; unpack it to a plain .tar, whose members can be read in place")
+
+
+def _entries(file: BinaryIO, notes: Notes) -> Iterator[Entry | Damaged]:
+    """Yield the entries in order, and the damaged places. Behind one, the search goes on for the next header."""
+    length = file.seek(0, os.SEEK_END)
+    at, shown = 0, escaped(Path(file.name).name)
+    while at < length:
+        try:
+            if _is_end(file, at, length):
+                if _next_header(file, at + 2 * BLOCK, length) < length:
+                    text = (
+                        "archives with members behind the end mark, which `tar --ignore-zeros` lists, are not read on"
+                    )
+                    notes.say(text, shown)
+                return
+            entry = _entry(file, at, length)
+        except NoHeader as error:
+            following = _next_header(file, at + BLOCK, length)
+            behind = f"the next one is at byte {following}" if following < length else "none follows"
+            yield Damaged(at, f"the archive has no whole header there: {error}; {behind}")
+            at = following
+            if at >= length:
+                return
+        else:
+            yield entry
+            at = entry.end
+            if entry.start + entry.stored > length:
+                yield Damaged(length, f"the archive was cut: it ends within {entry.name!r}")
+                return
+    if length:
+        notes.say("archives without an end mark may have been cut", shown)
+
+
+def _is_end(file: BinaryIO, at: int, length: int) -> bool:
+    """Tell whether the end mark stands there, two blocks of zeros. Raises `NoHeader` on a single one within."""
+    file.seek(at)
+    if file.read(BLOCK) != ZEROS:
+        return False
+    if at + BLOCK < length and file.read(BLOCK) != ZEROS[: length - at - BLOCK]:
+        raise NoHeader("a lone block of zeros")
+    return True
+
+
+def _next_header(file: BinaryIO, at: int, length: int) -> int:
+    """Return the offset of the next block that is a header; `length` if there is none."""
+    for start in range(at, length, CHUNK):
+        file.seek(start)
+        data = file.read(CHUNK)
+        for offset in range(0, len(data) - BLOCK + 1, BLOCK):
+            block = data[offset : offset + BLOCK]
+            if block[148:156].strip(b" \0").isdigit() and _has_checksum(block):
+                return start + offset
+    return length
+
+
+def _has_checksum(header: bytes) -> bool:
+    try:
+        wanted = _number(header[148:156])
+    except NoHeader:
+        return False
+    rest = header[:148] + b" " * 8 + header[156:]
+    unsigned = sum(rest)
+    # Old programs summed signed bytes.
+    return wanted == unsigned or wanted == unsigned - 256 * sum(byte > 127 for byte in rest)
+
+
+def _number(field: bytes) -> int:
+    """Return the number of a header's field: octal digits, or big-endian bytes behind a byte of 0x80."""
+    if field[0] in (0x80, 0xFF):
+        value = int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
+    else:
+        digits = field.split(b"\0", 1)[0].strip() or b"0"
+        if not re.fullmatch(rb"[0-7]+", digits):
+            raise NoHeader(f"{digits!r} is no octal number")
+        value = int(digits, 8)
+    if value < 0:
+        raise NoHeader(f"a size of {value}")
+    return value
+
+
+def _header(file: BinaryIO, at: int) -> bytes:
+    file.seek(at)
+    header = file.read(BLOCK)
+    if len(header) < BLOCK:
+        raise NoHeader("the archive ends there")
+    if not _has_checksum(header):
+        raise NoHeader("its checksum is wrong")
+    return header
+
+
+def _entry(file: BinaryIO, at: int, length: int) -> Entry:
+    """Read the entry whose first block is at `at`. Raises `NoHeader` if there is none."""
+    first, pax, long = at, dict[bytes, bytes](), dict[bytes, bytes]()
+    header = _header(file, at)
+    while (kind := header[156:157]) in (b"x", b"X", b"g", b"L", b"K"):
+        size = _number(header[124:136])
+        if size > MAX_EXTENSION:
+            raise NoHeader(f"it claims a name or attributes of {size} bytes")
+        data = file.read(size)
+        if kind in (b"L", b"K"):
+            long[kind] = data.split(b"\0", 1)[0]
+        elif kind != b"g":  # what holds for all members, such as a comment
+            pax |= _pax(data)
+        at += BLOCK + -(-size // BLOCK) * BLOCK
+        header = _header(file, at)
+
+    name, link = header[:100].split(b"\0", 1)[0], header[157:257].split(b"\0", 1)[0]
+    prefix = header[345:500].split(b"\0", 1)[0]
+    if prefix and header[257:263] == b"ustar\0":
+        name = prefix + b"/" + name
+    name = pax.get(b"GNU.sparse.name", pax.get(b"path", long.get(b"L", name)))
+    link = pax.get(b"linkpath", long.get(b"K", link))
+    stored = _decimal(pax, b"size", _number(header[124:136]))
+    size, start = stored, at + BLOCK
+    if kind == SPARSE:
+        size, more = _number(header[483:495]), header[482]
+        while more:
+            file.seek(start)
+            block = file.read(BLOCK)
+            if len(block) < BLOCK:
+                raise NoHeader("the archive ends in the list of a sparse file's parts")
+            more, start = block[504], start + BLOCK
+    elif any(key.startswith(b"GNU.sparse.") for key in pax):
+        size = _decimal(pax, b"GNU.sparse.realsize", _decimal(pax, b"GNU.sparse.size", stored))
+        kind = SPARSE
+    elif kind == HARD_LINK:
+        stored = 0
+    elif kind in (b"0", b"\0") and name.endswith(b"/"):  # as the first programs wrote a folder
+        kind = b"5"
+    return Entry(os.fsdecode(name), kind, first, start, size, stored, os.fsdecode(link))
+
+
+def _pax(data: bytes) -> dict[bytes, bytes]:
+    """Return the records of a PAX header: each "LENGTH KEY=VALUE\\n"."""
+    records: dict[bytes, bytes] = {}
+    while data:
+        found = re.match(rb"(\d{1,8}) ([^=]+)=", data)
+        length = int(found[1]) if found else 0
+        if not found or length < found.end() + 1 or data[length - 1 : length] != b"\n":
+            raise NoHeader("its attributes are damaged")
+        records[found[2]] = data[found.end() : length - 1]
+        data = data[length:]
+    return records
+
+
+def _decimal(records: dict[bytes, bytes], key: bytes, default: int) -> int:
+    value = records.get(key)
+    if value is None:
+        return default
+    if not re.fullmatch(rb"\d{1,18}", value):
+        raise NoHeader(f"it claims {key.decode()}={value[:30]!r}")
+    return int(value)
+
+
+def _entry_at(file: BinaryIO, offset: int) -> Entry:
+    return _entry(file, offset, file.seek(0, os.SEEK_END))
+
+
+def _is_wanted(file: BinaryIO, entry: Entry, notes: Notes) -> bool:
+    """Tell whether a member is an image, by its name or content."""
+    if entry.kind in (*FOLDERS, b"V") or is_hidden(entry.name):
+        return False
+
+    def head() -> bytes:
+        file.seek(entry.start)
+        return file.read(min(BYTES, entry.stored)) if entry.is_file and entry.kind != SPARSE else b""
+
+    if is_image(entry.name, head):
+        return True
+    if extension(entry.name) != "cls":
+        notes.ignore(entry.name)
+    return False
+
+
+def _key(entry: Entry | Damaged) -> str | int:
+    if isinstance(entry, Damaged):
+        return entry.offset
+    folder, _, base = entry.name.rpartition("/")
+    return f"{folder}/{base.split('.', 1)[0]}"
+
+
+def _label(file: BinaryIO, sample: Sequence[Entry | Damaged], notes: Notes) -> Label:
+    """Return the label of a sample's `.cls` file, if it has one."""
+    for entry in sample:
+        if not isinstance(entry, Entry) or extension(entry.name) != "cls" or is_hidden(entry.name):
+            continue
+        if not entry.is_file or entry.kind == SPARSE or entry.stored > MAX_LABEL:
+            notes.say(f"labels of more than {MAX_LABEL} bytes, or that are no files, are not read", escaped(entry.name))
+            continue
+        file.seek(entry.start)
+        return as_text(file.read(entry.stored).decode("utf-8", "backslashreplace"))
+    return None
+
+
+@lru_cache(1)  # an archive with links, whose members a process reads in turn
+def _offsets(file: Path, _: int) -> dict[str, list[int]]:
+    """Return where the members of each name are described. The second argument is the file's time."""
+    found: dict[str, list[int]] = {}
+    with file.open("rb") as opened:
+        for entry in _entries(opened, Notes()):
+            if isinstance(entry, Entry):
+                found.setdefault(posixpath.normpath(entry.name), []).append(entry.offset)
+    return found
+
+
+def _target(file: BinaryIO, path: Path, link: Entry) -> Entry:
+    """Return the member that a link leads to, as if the archive had been unpacked."""
+    offsets = _offsets(path, path.stat().st_mtime_ns)
+    entry = link
+    for _ in range(MAX_LINKS):
+        hard = entry.kind == HARD_LINK
+        name = posixpath.normpath(entry.link if hard else posixpath.join(posixpath.dirname(entry.name), entry.link))
+        check_name(name)
+        places = offsets.get(name, [])
+        before = [place for place in places if place < entry.offset] if hard else []
+        if not places:
+            raise ValueError(f"links to {entry.link!r}, which its archive does not have")
+        entry = _entry_at(file, (before or places)[-1])
+        if not entry.is_link:
+            return entry
+    raise ValueError(f"links to {link.link!r}, which is a circle of links")
+
+
+def _read_sparse(file: BinaryIO, entry: Entry) -> bytes:
+    """Return a file that is stored without its zeros."""
+    file.seek(entry.offset)
+    try:
+        with tarfile.TarFile(fileobj=file) as archive:
+            info = archive.next()
+            opened = archive.extractfile(info) if info and info.size == entry.size else None
+            if opened is None:
+                raise ValueError("the parts of a sparse file are damaged there")
+            return opened.read()
+    except (tarfile.TarError, ArithmeticError, LookupError, TypeError) as error:
+        raise ValueError(f"the parts of a sparse file are damaged there ({error})") from error

@@ -1,0 +1,324 @@
+"""Images of a `.zip`, whose directory is read here: entry by entry, so that a damaged one harms no other."""
+
+import bz2
+import lzma
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from vitbackbone.store.archive import MAX_IMAGE_BYTES, Member, NotAFile, check_bytes, damaged, folder_of
+from vitbackbone.store.names import BYTES, Notes, check_name, is_hidden, is_image
+
+# (signature, then fields): an entry of the directory, a member's own header, the directory's end, and its 64-bit forms.
+ENTRY = struct.Struct("<4s6H3L5H2L")
+LOCAL = struct.Struct("<4s5H3L2H")
+END = struct.Struct("<4s4H2LH")
+END_64 = struct.Struct("<4sQ2H2L4Q")
+LOCATOR_64 = struct.Struct("<4sLQL")
+IS_ENTRY, IS_LOCAL, IS_END, IS_END_64, IS_LOCATOR_64 = b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7"
+
+ENCRYPTED, UTF8 = 0x1, 0x800  # flags
+DOS = (0, 6, 10, 11, 14)  # systems whose programs may write names with backslashes, in code page 437
+UNIX = (3, 19)
+SYMBOLIC_LINK = 0o120000
+
+CHUNK = 2**16  # bytes that are decompressed at a time
+NO_DIRECTORY = "it has no directory at its end: it was cut, or is no .zip"
+
+OTHER_METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 96: "JPEG", 97: "WavPack", 98: "PPMd", 99: "AES encryption"}
+
+
+class NoEntry(ValueError):
+    """A place of the directory without an entry that can be read."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the directory says of a member."""
+
+    name: str
+    offset: int  # of the entry in the file
+    end: int  # of the entry
+    header: int  # offset of the member's own header, counted from where the archive begins
+    method: int
+    flags: int
+    crc: int
+    stored: int  # bytes before decompression
+    size: int
+    symbolic_link: bool
+
+
+@dataclass(frozen=True)
+class Directory:
+    start: int
+    end: int
+    before: int  # bytes before the archive, such as a program that unpacks it
+    count: int
+
+
+class Zip:
+    """The label is the folder."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def members(self, notes: Notes) -> Iterator[Member]:
+        with self.file.open("rb") as file:
+            directory = _directory(file)
+            at, count = directory.start, 0
+            while at < directory.end:
+                try:
+                    entry = _entry(file, at)
+                except NoEntry as error:
+                    following = _next_entry(file, at + 1, directory.end)
+                    yield damaged(at, f"the archive's directory is damaged there: {error}")
+                    at = following
+                    continue
+                at, count = entry.end, count + 1
+                if _is_wanted(file, entry, directory.before, notes):
+                    yield Member(entry.name, entry.offset, entry.size, folder_of(entry.name))
+            if (count - directory.count) % 2**16:  # some programs count no further
+                text = f"the archive's directory has {count} entries that can be read, and claims {directory.count}"
+                yield damaged(directory.end, text)
+
+    def class_names(self) -> list[str]:
+        return []
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        check_name(name)
+        with self.file.open("rb") as file:
+            try:
+                entry = _entry(file, max(offset, 0))
+            except NoEntry:
+                _directory(file)  # which may say more
+                raise
+            if entry.name != name:
+                raise ValueError(f"the archive has another member there, {entry.name!r}")
+            return _content(file, entry, _before(self.file, self.file.stat().st_mtime_ns))
+
+
+@lru_cache(8)
+def _before(file: Path, _: int) -> int:
+    """Return how many bytes stand before an archive. The second argument is the file's time."""
+    with file.open("rb") as opened:
+        return _directory(opened).before
+
+
+def _directory(file: BinaryIO) -> Directory:
+    """Find the directory. Raises `ValueError` if there is none."""
+    length = file.seek(0, os.SEEK_END)
+    tail_at = max(0, length - END.size - 2**16)
+    file.seek(tail_at)
+    tail = file.read()
+    at = tail.rfind(IS_END)
+    if at < 0 or len(tail) - at < END.size:
+        raise ValueError(NO_DIRECTORY)
+    _, disk, first_disk, here, count, size, offset, _ = END.unpack_from(tail, at)
+    end = tail_at + at
+    if end >= LOCATOR_64.size:
+        file.seek(end - LOCATOR_64.size)
+        locator = file.read(LOCATOR_64.size)
+        if locator.startswith(IS_LOCATOR_64):
+            record = _record_64(file, LOCATOR_64.unpack(locator)[2], end - LOCATOR_64.size)
+            if record is not None:
+                end, disk, first_disk, here, count, size, offset = record
+    if disk or first_disk or here != count:
+        raise ValueError("it is one of several parts; join them to one .zip")
+    start = end - size
+    if start < 0 or start < offset:
+        raise ValueError(f"its directory claims {size} bytes from byte {offset}, where the file has fewer")
+    return Directory(start, end, start - offset, count)
+
+
+def _record_64(file: BinaryIO, offset: int, end: int) -> tuple[int, int, int, int, int, int, int] | None:
+    """Return where the 64-bit end of the directory lies, and its fields. A program in front of the archive moves it to
+    just before `end`."""
+    for at in (offset, end - END_64.size):
+        if not 0 <= at <= end - END_64.size:
+            continue
+        file.seek(at)
+        record = file.read(END_64.size)
+        if len(record) == END_64.size and record.startswith(IS_END_64):
+            _, _, _, _, disk, first_disk, here, count, size, start = END_64.unpack(record)
+            return at, disk, first_disk, here, count, size, start
+    return None
+
+
+def _next_entry(file: BinaryIO, at: int, end: int) -> int:
+    file.seek(at)
+    found = file.read(end - at).find(IS_ENTRY)
+    return end if found < 0 else at + found
+
+
+def _entry(file: BinaryIO, at: int) -> Entry:
+    """Read an entry of the directory. Raises `NoEntry` if there is none, or it is damaged."""
+    file.seek(at)
+    fixed = file.read(ENTRY.size)
+    if len(fixed) < ENTRY.size or not fixed.startswith(IS_ENTRY):
+        raise NoEntry(f"there is no entry at byte {at}")
+    fields = ENTRY.unpack(fixed)
+    made_by, flags, method, crc, stored, size = fields[1] >> 8, fields[3], fields[4], *fields[7:10]
+    name_length, extra_length, comment_length, _, _, attributes, header = fields[10:]
+    data = file.read(name_length + extra_length)
+    if len(data) < name_length + extra_length:
+        raise NoEntry(f"the entry at byte {at} is cut")
+    raw, extra = data[:name_length].split(b"\0", 1)[0], _extra(data[name_length:])
+    large = extra.get(1, b"")
+    wide = iter(struct.unpack_from(f"<{len(large) // 8}Q", large))
+    size, stored, header = (next(wide, value) if value == 0xFFFFFFFF else value for value in (size, stored, header))
+    return Entry(
+        name=_name(raw, flags, made_by, extra.get(0x7075, b"")),
+        offset=at,
+        end=at + ENTRY.size + name_length + extra_length + comment_length,
+        header=header,
+        method=method,
+        flags=flags,
+        crc=crc,
+        stored=stored,
+        size=size,
+        symbolic_link=made_by in UNIX and (attributes >> 16) & 0o170000 == SYMBOLIC_LINK,
+    )
+
+
+def _extra(data: bytes) -> dict[int, bytes]:
+    """Return the fields behind a name. What is damaged of them is left out."""
+    fields: dict[int, bytes] = {}
+    while len(data) >= 4:
+        kind, length = struct.unpack_from("<2H", data)
+        fields.setdefault(kind, data[4 : 4 + length])
+        data = data[4 + length :]
+    return fields
+
+
+def _name(raw: bytes, flags: int, made_by: int, unicode_path: bytes) -> str:
+    """Return a name: UTF-8 if its entry says so, the file system's bytes if a Unix wrote it, else code page 437."""
+    if unicode_path[:1] == b"\1" and unicode_path[1:5] == zlib.crc32(raw).to_bytes(4, "little"):
+        return os.fsdecode(unicode_path[5:])
+    if flags & UTF8 or made_by not in DOS:
+        return os.fsdecode(raw)
+    name = raw.decode("cp437")
+    return name if "/" in name else name.replace("\\", "/")
+
+
+def _is_wanted(file: BinaryIO, entry: Entry, before: int, notes: Notes) -> bool:
+    """Tell whether a member is an image, by its name or content."""
+    if entry.name.endswith("/") or is_hidden(entry.name):
+        return False
+
+    def head() -> bytes:
+        try:
+            return b"".join(_chunks(file, entry, before + entry.header, BYTES))
+        except (OSError, ValueError):
+            return b""
+
+    if is_image(entry.name, head):
+        return True
+    notes.ignore(entry.name)
+    return False
+
+
+def _content(file: BinaryIO, entry: Entry, before: int) -> bytes:
+    if entry.symbolic_link:
+        raise NotAFile("is a symbolic link in its archive; the links of a .zip are not followed")
+    check_bytes(entry.size)
+    data = b"".join(_chunks(file, entry, before + entry.header, entry.size + 1))
+    if len(data) != entry.size:
+        more = "more" if len(data) > entry.size else len(data)
+        raise ValueError(f"the archive says {entry.size} bytes and has {more}")
+    if zlib.crc32(data) != entry.crc:
+        raise ValueError("the archive is damaged there: the checksum is another")
+    return data
+
+
+def _chunks(file: BinaryIO, entry: Entry, header: int, most: int) -> Iterator[bytes]:
+    """Yield at most `most` bytes of a member's content."""
+    if entry.flags & ENCRYPTED:
+        raise ValueError("is encrypted; unpack the archive with its password")
+    if entry.method not in METHODS:
+        name = OTHER_METHODS.get(entry.method, "unknown")
+        raise ValueError(f"is compressed by method {entry.method} ({name}), which is not read here; pack it anew")
+    file.seek(header)
+    fixed = file.read(LOCAL.size)
+    if len(fixed) < LOCAL.size or not fixed.startswith(IS_LOCAL):
+        raise ValueError("the archive is damaged there: the member has no header")
+    file.seek(sum(LOCAL.unpack(fixed)[-2:]), os.SEEK_CUR)
+    try:
+        yield from METHODS[entry.method](_Part(file, entry.stored), most, entry.size)
+    except (zlib.error, lzma.LZMAError, EOFError, OSError, pa.ArrowException, struct.error, OverflowError) as error:
+        raise ValueError(f"the archive is damaged there ({str(error) or type(error).__name__})") from error
+
+
+class _Part:
+    """The next bytes of a file, up to a number of them."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._left = size
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(min(size, self._left))
+        self._left -= len(data)
+        return data
+
+
+# Each takes the stored bytes, the most to yield, and the size that the archive claims.
+Method = Callable[[_Part, int, int], Iterator[bytes]]
+
+
+def _stored(part: _Part, most: int, _: int) -> Iterator[bytes]:
+    yield part.read(most)
+
+
+def _deflate(part: _Part, most: int, _: int) -> Iterator[bytes]:
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    while most > 0 and not inflate.eof:
+        data = inflate.unconsumed_tail or part.read(CHUNK)
+        found = inflate.decompress(data, most)
+        if not data and not found:
+            return
+        most -= len(found)
+        yield found
+
+
+def _bzip2(part: _Part, most: int, _: int) -> Iterator[bytes]:
+    yield from _decompressed(bz2.BZ2Decompressor(), part, most)
+
+
+def _xz(part: _Part, most: int, _: int) -> Iterator[bytes]:
+    yield from _decompressed(lzma.LZMADecompressor(lzma.FORMAT_XZ), part, most)
+
+
+def _lzma(part: _Part, most: int, size: int) -> Iterator[bytes]:
+    _, length = struct.unpack("<2H", part.read(4))
+    settings, dictionary = struct.unpack_from("<BL", part.read(length))
+    settings, lc = divmod(settings, 9)
+    pb, lp = divmod(settings, 5)
+    # No content refers further back than it is long, so a claim of 4 GB takes no more memory than that.
+    dictionary = min(dictionary, max(4096, min(size, MAX_IMAGE_BYTES)))
+    filters = [{"id": lzma.FILTER_LZMA1, "lc": lc, "lp": lp, "pb": pb, "dict_size": dictionary}]
+    yield from _decompressed(lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters), part, most)
+
+
+def _zstd(part: _Part, most: int, _: int) -> Iterator[bytes]:
+    with pa.CompressedInputStream(pa.BufferReader(part.read(MAX_IMAGE_BYTES)), "zstd") as stream:
+        yield stream.read(most)
+
+
+def _decompressed(by: bz2.BZ2Decompressor | lzma.LZMADecompressor, part: _Part, most: int) -> Iterator[bytes]:
+    while most > 0 and not by.eof:
+        data = part.read(CHUNK) if by.needs_input else b""
+        if by.needs_input and not data:
+            return
+        found = by.decompress(data, most)
+        most -= len(found)
+        yield found
+
+
+METHODS: dict[int, Method] = {0: _stored, 8: _deflate, 12: _bzip2, 14: _lzma, 20: _zstd, 93: _zstd, 95: _xz}
