@@ -38,12 +38,13 @@ test-oldest: $(OLDEST)/.made
 	$(OLDEST)/bin/python -m pytest -q -m "not slow"
 
 test-lerobot: $(LEROBOT)/.made
-	$(LEROBOT)/bin/python -m pytest -q tests/test_lerobot.py tests/test_cameras.py tests/test_vla.py
+	$(LEROBOT)/bin/python -m pytest -q tests/heads/test_lerobot.py tests/heads/test_cameras.py tests/heads/test_vla.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The documentation site, offline; a warning is an error.
 docs: $(VENV)/.dev

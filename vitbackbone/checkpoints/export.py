@@ -24,7 +24,7 @@ from vitbackbone.checkpoints.huggingface import (
 )
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, Rules, revert
 from vitbackbone.contract import BackboneModule
-from vitbackbone.files.publish import publish
+from vitbackbone.files import publish
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Pool, Resampling, ViT, ViTConfig
 

@@ -21,7 +21,7 @@ from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_names import describe_timm, timm_rules
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry, Positions
 from vitbackbone.contract import BackboneModule, float32_default
-from vitbackbone.files.records import Record, read_json
+from vitbackbone.files import Record, read_json
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Indivisible, ViT, ViTConfig
 from vitbackbone.networks import FusedBackbone, FusedConfig, TimmBackbone, TimmConfig, fuse

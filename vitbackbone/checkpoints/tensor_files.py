@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vitbackbone.files.records import SHORT
+from vitbackbone.files import SHORT
 
 INFLATED = 20  # times its own size that an .npz may become: trained weights shrink to no less than a half
 ALWAYS = 1 << 28  # bytes that it may become whatever its size

@@ -140,7 +140,7 @@ def _csv(rows: Sequence[Sequence[object]]) -> bytes:
 
 
 def _write(file: Path, data: bytes) -> Path:
-    from vitbackbone.files.publish import publish
+    from vitbackbone.files import publish
 
     with publish(file) as temporary:
         temporary.write_bytes(data)

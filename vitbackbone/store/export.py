@@ -18,7 +18,7 @@ import pyarrow as pa
 from jaxtyping import Float
 from tqdm import tqdm
 
-from vitbackbone.files.publish import publish
+from vitbackbone.files import publish
 from vitbackbone.store.parquet import write_parquet
 from vitbackbone.store.publication import check_folder
 from vitbackbone.store.store import FeatureStore

@@ -29,7 +29,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
-from vitbackbone.files.records import read_json
+from vitbackbone.files import read_json
 
 SCHEMA = 2
 TOKENS = ("cls", "registers", "patches")

@@ -20,8 +20,7 @@ from uuid import uuid4
 
 from pydantic import Field
 
-from vitbackbone.files.publish import leftovers
-from vitbackbone.files.records import read_json
+from vitbackbone.files import leftovers, read_json
 from vitbackbone.store.slices import Part
 
 PLANNING = "lock-inputs.json"

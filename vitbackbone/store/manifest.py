@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from vitbackbone.contract import Backbone, BackboneSpec, Runtime
-from vitbackbone.files.records import Record, parse_json
+from vitbackbone.files import Record, parse_json
 from vitbackbone.images import Decoding, Resolution
 from vitbackbone.store.layout import MANIFEST, SCHEMA
 

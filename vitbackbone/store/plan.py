@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int, Shaped
 
-from vitbackbone.files.records import parse_json
+from vitbackbone.files import parse_json
 from vitbackbone.store.labels import UNKNOWN
 from vitbackbone.store.layout import PLAN, inputs_file, inputs_files
 from vitbackbone.store.locate import Locator, Unreadable, read_bytes

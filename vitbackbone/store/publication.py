@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from vitbackbone.files.publish import leftovers, publish
+from vitbackbone.files import leftovers, publish
 
 # What to do where the system refuses to write.
 LIMITS = {

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from vitbackbone.files.records import Record, check_record
+from vitbackbone.files import Record, check_record
 
 NAME = "config.json"
 LARGEST = 10**11  # parameters of a network; a ViT-22B has 2.2 * 10**10

@@ -4,7 +4,7 @@ from typing import Any
 
 from vitbackbone.checkpoints.huggingface.fields import Json, get
 from vitbackbone.checkpoints.huggingface.records import Swin, read_settings
-from vitbackbone.files.records import SHORT
+from vitbackbone.files import SHORT
 from vitbackbone.networks import TimmConfig, Windows
 
 # What timm's Swin has no setting for, or transformers does not apply to every norm, and the one value supported
