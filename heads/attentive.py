@@ -25,7 +25,7 @@ def _attend(
     q: Float[Tensor, "Q D"], k: Float[Tensor, "B T D"], v: Float[Tensor, "B T D"], valid: Tensor, num_heads: int
 ) -> Float[Tensor, "B Q D"]:
     """Multi-head attention of queries to the valid tokens."""
-    q, k, v = (_split(x, num_heads) for x in (q.expand(len(k), -1, -1), k, v))
+    q, k, v = (_split(x, num_heads) for x in (q.expand(k.shape[0], -1, -1), k, v))
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None])
     return x.transpose(1, 2).flatten(2)
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from heads.names import BUILT_IN
 from heads.records import read_record, write_record
-from vitbackbone import BackboneModule, BackboneSpec, Features, Geometry, fingerprint
+from vitbackbone import BackboneModule, BackboneSpec, Features, Geometry, any_size, fingerprint
 
 # Of a depth: where four layers are taken from evenly. DINOv2 takes other ones of its 24-block model than a quarter
 # each, and its depth and segmentation heads were trained on them (facebookresearch/dinov2, hub/depthers.py).
@@ -104,16 +104,16 @@ class DenseHead(Head):
 
     def forward(self, *features: Features) -> Float[Tensor, "B K H W"]:
         geometry = features[0].geometry
-        if len(set(geometry.sizes)) < 2:
+        if geometry.one_size:
             return enlarge(self.maps(*features), geometry)
         alone = [self(*(each.image(i) for each in features)) for i in range(len(geometry.sizes))]
-        height, width = (max(side) for side in zip(*geometry.sizes, strict=True))
+        height, width = geometry.size
         return torch.cat([F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2])) for x in alone])
 
 
 def enlarge(maps: Float[Tensor, "B K h w"], geometry: Geometry) -> Float[Tensor, "B K H W"]:
     """Maps of images of one size, padding included, to that size: bilinear, then the padding cropped away."""
-    height, width = geometry.sizes[0]
+    height, width = geometry.size
     maps = F.interpolate(maps, size=geometry.padded_size, mode="bilinear", align_corners=False)
     return maps[:, :, :height, :width]
 
@@ -134,16 +134,17 @@ class Attached(nn.Module):
 
     def forward(self, images: Tensor | list[Tensor]) -> dict[str, Any]:
         """The output of each head; see `features`."""
-        return {name: self.heads[name](*given) for name, given in self.features(images).items()}
+        with any_size():
+            return {name: self.heads[name](*given) for name, given in self.features(images).items()}
 
     def features(self, images: Tensor | list[Tensor]) -> dict[str, tuple[Features, ...]]:
         """What each head is given. The blocks are run once, and none past the deepest that a head reads.
 
         `images`: as for the backbone. Raises `ValueError` on images that give a map which a head cannot divide.
         """
-        sizes = [images.shape[-2:]] if isinstance(images, Tensor) else [image.shape[-2:] for image in images]
+        sizes = [images.shape[-2:]] if isinstance(images, Tensor) else {image.shape[-2:] for image in images}
         for name, head in self.heads.items():
-            for height, width in set(sizes):
+            for height, width in sizes:
                 _check_grid(name, cast(Head, head), (height, width), "resize the images")
         layers, norms = zip(*self.union, strict=True)
         found = dict(zip(self.union, self.backbone.forward_layers(images, layers, norms), strict=True))
@@ -191,6 +192,8 @@ def _check(name: str, head: Head, spec: BackboneSpec, image_size: tuple[int, int
 
 def _check_grid(name: str, head: Head, size: tuple[int, int], remedy: str) -> None:
     multiple = head.needs.grid_multiple
+    if multiple == 1:
+        return
     for stride in {head.spec.strides[layer] for layer in head.layers}:
         h, w = Geometry((size,), stride).grid
         if h % multiple or w % multiple:

@@ -31,6 +31,7 @@ from vitbackbone.pytrees import register
 from vitbackbone.runtime import optimize
 from vitbackbone.tiling import tile
 from vitbackbone.timm_adapter import TimmBackbone, TimmConfig
+from vitbackbone.tracing import any_size
 from vitbackbone.vit import ViT
 
 register()
@@ -71,6 +72,7 @@ __all__ = [
     "View",
     "WeightsUnavailable",
     "align",
+    "any_size",
     "export_weights",
     "extract",
     "fingerprint",

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vitbackbone.config import ViTConfig
 from vitbackbone.packing import Layout
-from vitbackbone.position import relative_index, resample_line, resample_relative, rotary_row, rotate
+from vitbackbone.position import copied, relative_index, resample_line, resample_relative, rotary_row, rotate
 
 
 class RelativeTable(nn.Module):
@@ -51,7 +51,7 @@ class DecomposedTables(nn.Module):
 
     def forward(self, q: Float[Tensor, "B heads N d"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
         by_row, by_column = (pairs.type_as(q) for pairs in self.pairs(grid))
-        q = rearrange(q, "B heads (h w) d -> B heads h w d", h=grid[0])
+        q = q.unflatten(2, grid)  # B heads h w d
         # Contiguous, or their sum is laid out as einsum left them, and copied once more.
         rows = einsum(q, by_row, "B heads h w d, h y d -> B heads h w y").contiguous()
         columns = einsum(q, by_column, "B heads h w d, w x d -> B heads h w x").contiguous()
@@ -251,12 +251,14 @@ class WindowAttention(Attention):
     def _cut(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "M K D"]:
         """The windows of the images of one grid."""
         (h, w), (rows, columns) = grid, self._windows(grid)
-        image = rearrange(x, "B (h w) D -> B h w D", h=h, w=w)
-        image = F.pad(image, (0, 0, 0, columns * self.window - w, 0, rows * self.window - h))
-        return rearrange(image, "B (y h) (x w) D -> (B y x) (h w) D", h=self.window, w=self.window)
+        side, dim = self.window, x.shape[2]
+        image = F.pad(x.unflatten(1, grid), (0, 0, 0, columns * side - w, 0, rows * side - h))
+        windows = image.view(-1, rows, side, columns, side, dim).transpose(2, 3)
+        return copied(windows).view(-1, side**2, dim)
 
     def _uncut(self, windows: Float[Tensor, "M K D"], grid: tuple[int, int]) -> Float[Tensor, "B N D"]:
         """The images of which these are the windows."""
-        rows, columns = self._windows(grid)
-        image = rearrange(windows, "(B y x) (h w) D -> B (y h) (x w) D", h=self.window, y=rows, x=columns)
-        return rearrange(image[:, : grid[0], : grid[1]], "B h w D -> B (h w) D")
+        (h, w), (rows, columns), side, dim = grid, self._windows(grid), self.window, windows.shape[2]
+        image = copied(windows.view(-1, rows, columns, side, side, dim).transpose(2, 3))
+        image = image.view(-1, rows * side, columns * side, dim)[:, :h, :w]
+        return copied(image).view(-1, h * w, dim)

@@ -178,15 +178,14 @@ class TimmBackbone(BackboneModule):
                 raise ValueError(f"images are {height} x {width}; {self.spec.name} takes images of {native} alone")
             return images.to(self._dtype)
         multiple = self.config.size_multiple or max(self.strides)
-        bottom, right = -height % multiple, -width % multiple
-        padded = (height + bottom, width + right)
-        if (bottom or right) and self.config.indivisible == "refuse":
-            raise ValueError(
-                f"images are {height} x {width}, which {multiple} does not divide; "
-                f"resize them to {padded[0]} x {padded[1]}, or load the backbone with indivisible='pad'"
-            )
-        if bottom or right:
-            images = F.pad(images, (0, right, 0, bottom))
+        tall, wide = (((side - 1) // multiple + 1) * multiple for side in (height, width))
+        if not numbers(height, width) or (tall, wide) != (height, width):
+            if self.config.indivisible == "refuse":
+                raise ValueError(
+                    f"images are {height} x {width}, which {multiple} does not divide; "
+                    f"resize them to {tall} x {wide}, or load the backbone with indivisible='pad'"
+                )
+            images = F.pad(images, (0, wide - width, 0, tall - height))
         return images.to(self._dtype)
 
     @property
@@ -199,7 +198,7 @@ class TimmBackbone(BackboneModule):
         if self.num_prefix:
             return self.model.forward_intermediates(images, return_prefix_tokens=True, **common)
         maps = self.model.forward_intermediates(images, **common)
-        return [(patches, patches.new_zeros(len(patches), 0, patches.shape[1])) for patches in maps]
+        return [(patches, patches.new_zeros(patches.shape[0], 0, patches.shape[1])) for patches in maps]
 
     def _unpack(
         self,
