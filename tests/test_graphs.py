@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.helpers import relative_error
 from tests.test_contract import VITS
-from vitbackbone import ViT, graphs, paths
+from vitbackbone import Asked, Geometry, ViT, graphs, paths
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 RECORDED = [name for name, vit in VITS.items() if vit.config.relative_position == "none"]
@@ -33,7 +33,7 @@ def on_cuda(name: str) -> ViT:
 @pytest.fixture
 def vit() -> ViT:
     fast = paths.share(VITS["registers"])
-    fast.compute = graphs.Recordings()
+    fast.engine = graphs.Recordings()
     return fast
 
 
@@ -43,9 +43,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     shapes = []
 
     class Recorded:
-        def __init__(self, vit: ViT, images: Tensor, wanted: object, prefix: bool) -> None:
+        def __init__(self, vit: ViT, images: Tensor, geometry: Geometry, asked: Asked) -> None:
             shapes.append(tuple(images.shape))
-            self.run = partial(vit.tokens, wanted=wanted, prefix=prefix)
+            self.run = partial(vit.tokens, geometry=geometry, asked=asked)
 
         def __call__(self, images: Tensor) -> object:
             return self.run(images)
@@ -78,7 +78,7 @@ def test_the_latest_shapes_are_kept(vit: ViT, made: list[tuple[int, ...]]) -> No
             for n in range(1, graphs.SHAPES + 2):
                 vit(images(n, 3, 16, 16))
     assert made == []  # each was forgotten before it came again
-    assert len(vit.compute.recordings) == graphs.SHAPES
+    assert len(vit.engine.recordings) == graphs.SHAPES
 
 
 def test_on_a_cpu_nothing_is_recorded() -> None:
@@ -87,7 +87,7 @@ def test_on_a_cpu_nothing_is_recorded() -> None:
 
 def test_changed_weights_are_refused(made: list[tuple[int, ...]]) -> None:
     fast = paths.unpacked(VITS["cls"], images(1, 3, 16, 16), dtype=torch.bfloat16)
-    fast.compute = graphs.Recordings()
+    fast.engine = graphs.Recordings()
     weight = fast.blocks[0].attn.qkv.weight
     with torch.no_grad():
         fast(images(1, 3, 16, 16))
@@ -124,7 +124,7 @@ def test_what_is_replayed_is_what_is_computed(name: str) -> None:
                 if vit.config.cls:
                     (got,), (want,) = (each.forward_prefix(x, [-1], norm=each.has_norm) for each in (fast, vit))
                     assert relative_error(got.cls, want.cls) < 1e-5
-    assert any(fast.compute.recordings.values())
+    assert any(fast.engine.recordings.values())
 
 
 @on_gpu

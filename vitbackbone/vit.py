@@ -36,6 +36,7 @@ from vitbackbone.features import (
 from vitbackbone.layers import Block, ConvStem, PatchEmbed, PositionEmbedding
 from vitbackbone.packing import Grid, Layout, packing_order
 from vitbackbone.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling
+from vitbackbone.position import copied
 from vitbackbone.preprocess import Preprocess
 from vitbackbone.repeated import one_value
 from vitbackbone.tracing import any_size, numbers
@@ -178,6 +179,8 @@ class ViT(BackboneModule):
         cls = x[:, 0] if self.config.cls else None
         registers = x[:, int(self.config.cls) : self.config.num_prefix]
         patches = x[:, self.config.num_prefix :].mT.unflatten(2, geometry.grid)  # B D h w
+        if torch.compiler.is_exporting():  # a convolution would ask of the strides of a view whether a side is 1
+            patches = copied(patches)
         return Features(cls, registers, patches, geometry, Pooling(self._vector(), self.fc_norm, self.projection))
 
     def _unpack_prefix(self, x: Float[Tensor, "B P D"], geometry: Geometry) -> Prefix:
