@@ -88,8 +88,11 @@ class AimClassifier(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"]) -> Float[Tensor, "B K"]:
         """`valid`: as in `VJepaClassifier`; the statistics are of valid tokens alone."""
-        normed = self.bn(tokens[valid])
-        x = torch.zeros_like(tokens, dtype=normed.dtype).masked_scatter(valid[:, :, None], normed)
+        if self.training:
+            normed = self.bn(tokens[valid])
+            x = torch.zeros_like(tokens, dtype=normed.dtype).masked_scatter(valid[:, :, None], normed)
+        else:  # the statistics are there, and no number of tokens depends on the mask
+            x = torch.where(valid[:, :, None], self.bn(tokens.mT).mT, 0.0)
         x = _attend(self.query, self.k(x), self.v(x), valid, self.num_heads)
         return self.linear(x.mean(dim=1))
 
