@@ -24,7 +24,9 @@ HOME = str(Path(vitbackbone.__file__).parent)
 
 
 def ours(code: CodeType) -> bool:
-    return code.co_filename.startswith(HOME) and not code.co_qualname.endswith(("<listcomp>", "<dictcomp>", "<genexpr>"))
+    return code.co_filename.startswith(HOME) and not code.co_qualname.endswith(
+        ("<listcomp>", "<dictcomp>", "<genexpr>")
+    )
 
 
 def way(call: Callable[[], Any]) -> tuple[list[str], set[str], set[str]]:

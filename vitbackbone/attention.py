@@ -164,8 +164,10 @@ class Attention(nn.Module):
             if self.rel_pos is not None:
                 bias = self.rel_pos(asking[:, :, :count], grid)
                 bias = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
-            mixed = self.attend(queries[:, :, :count], keys, values, bias)
-            each.append(rearrange(mixed, "B heads Q d -> B Q (heads d)"))
+            mixed = self.attend(queries[:, :, :count], keys, values, bias).transpose(1, 2)  # B Q heads d
+            if bias is not None and torch.compiler.is_exporting():  # exporters write it out, laid out in another way
+                mixed = copied(mixed)
+            each.append(mixed.flatten(2))
         return self._leave(self.proj(inside.join(each)), layout, rows)
 
     def _check_mask(self, layout: Layout) -> None:

@@ -113,7 +113,7 @@ class Geometry:
     def _of_each(self, rule: Callable[[int, int], tuple[int, int]]) -> Sequence[tuple[int, int]]:
         """What a rule makes of the size of each image."""
         if isinstance(self.sizes, Repeated):
-            return Repeated(rule(*self.sizes.value), self.sizes.count)
+            return Repeated(rule(*self.sizes.value), self.sizes.times)
         return tuple(rule(height, width) for height, width in self.sizes)
 
     def _check_patch(self, image: int, row: int, column: int) -> None:
@@ -485,9 +485,7 @@ class BackboneModule(nn.Module, ABC):
         return super().train(mode and not self.frozen)
 
 
-def one_by_one(
-    run: Callable[[Tensor], Mapping[Wanted, Features]], images: Images
-) -> Mapping[Wanted, Features]:
+def one_by_one(run: Callable[[Tensor], Mapping[Wanted, Features]], images: Images) -> Mapping[Wanted, Features]:
     """What `run` makes of a batch; of a list of images, what it makes of each, stacked."""
     if isinstance(images, Tensor):
         return run(images)

@@ -28,7 +28,9 @@ class Recording:
             def run() -> Tokens:
                 return vit.tokens(self.images, geometry, asked)
 
-            self.tables = _tables(vit, geometry, images.device)  # which is only asked for again: what is replayed reads their memory
+            self.tables = _tables(
+                vit, geometry, images.device
+            )  # which is only asked for again: what is replayed reads their memory
             current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
             aside.wait_stream(current)
             with torch.cuda.stream(aside):

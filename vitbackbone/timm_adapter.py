@@ -232,8 +232,8 @@ class TimmBackbone(BackboneModule):
         plain = [type(block) is Block and type(block.attn) is PlainAttention for block in blocks]
         if len(blocks) != len(self.dims) or not all(plain):
             raise ValueError(
-                f"{self.spec.name} has no attention map over the image: a Swin attends within windows that shift from block "
-                "to block, a CNN not at all. ViTs and hybrids have one"
+                f"{self.spec.name} has no attention map over the image: a Swin attends within windows that shift from "
+                "block to block, a CNN not at all. ViTs and hybrids have one"
             )
         return blocks
 

@@ -164,9 +164,7 @@ class ViT(BackboneModule):
         x = self.patch_embed(images).flatten(2).mT  # B (h w) D
         if self.pos_embed is not None:
             x = x + self.pos_embed(grid)
-        prefix = [
-            token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None
-        ]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         return self.norm_pre(torch.cat([*prefix, x], dim=1))
 
     def unpack(self, x: Float[Tensor, "B T D"], geometry: Geometry) -> Features:
