@@ -36,7 +36,7 @@ class RelativeTable(nn.Module):
         """Of the first `queries` tokens, None: of all."""
         table = resample_relative(self.table, self.grid, grid, self.resampling)
         index = relative_index(grid, table.device)[:queries]
-        return rearrange(table[index], "q n heads -> 1 heads q n")
+        return rearrange(F.embedding(index, table), "q n heads -> 1 heads q n")
 
 
 class DecomposedTables(nn.Module):
