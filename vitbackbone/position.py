@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from vitbackbone.config import Mode, Resampling, Rotary
@@ -108,7 +108,7 @@ def _resized(
     return image.view(h * w, d)
 
 
-def copied(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def copied(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """A contiguous copy. `contiguous` would first ask whether a side is 1."""
     return x.clone(memory_format=torch.contiguous_format)
 
