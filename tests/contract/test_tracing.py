@@ -25,7 +25,7 @@ def cases(names: list[str], quick: set[str]) -> list[object]:
 
 def traced(kind: str, name: str) -> float:
     command = [sys.executable, "-m", "tests.tracing", kind, name]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])[name]
 
@@ -52,7 +52,7 @@ def test_relative_positions_by_a_spline_say_that_they_want_one_size() -> None:
         "dynamic = ({0: Dim('b'), 2: Dim('h')},)\n"
         "export(VITS['relative spline'], (torch.randn(2, 3, 32, 32),), dynamic_shapes=dynamic)"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert "cannot be traced with a dynamic height or width" in done.stderr
 
@@ -180,5 +180,5 @@ with tempfile.TemporaryDirectory() as folder:
 
 def test_fsdp_and_ddp_see_layers_and_heads() -> None:
     command = [sys.executable, "-c", SHARDED]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-3000:]
