@@ -180,6 +180,39 @@ def test_a_config_that_is_wrong_is_named_with_its_path(directory: Path, fields: 
     assert_refused(lambda: load_backbone(directory), str(directory / "config.json"), key)
 
 
+LONG = "x" * 10**6
+
+
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [
+        ("config.json", {"model_type": LONG}),
+        ("config.json", {"hidden_act": LONG}),
+        ("config.json", {"architectures": [LONG]}),
+        ("config.json", {"architectures": ["x"] * 10**4}),
+        ("config.json", {"id2label": {LONG: 1}}),
+        ("preprocessor_config.json", {"image_processor_type": LONG}),
+        ("preprocessor_config.json", {"size": LONG}),
+        ("preprocessor_config.json", {"size": {"height": LONG, "width": 8}}),
+        ("preprocessor_config.json", {"crop_size": [1] * 10**4, "do_center_crop": True}),
+        ("preprocessor_config.json", {"image_mean": [0.5] * 10**4}),
+        ("preprocessor_config.json", {"resample": LONG}),
+        ("preprocessor_config.json", {"do_normalize": LONG}),
+        ("preprocessor_config.json", {LONG: LONG}),
+        ("processor_config.json", {"image_processor": LONG}),
+        ("processor_config.json", {"image_processor": [LONG]}),
+        (INDEX, {"weight_map": {LONG: 1}}),
+        (INDEX, {"weight_map": {"a": LONG + "/"}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value))[:30],
+)
+def test_a_long_value_makes_a_short_error(directory: Path, file: str, fields: dict[str, object]) -> None:
+    damage(directory, file)
+    whole = json.loads((directory / file).read_text()) if (directory / file).exists() else {}
+    (directory / file).write_text(json.dumps({**whole, **fields}))
+    assert_refused(lambda: load_backbone(directory), str(directory / file))
+
+
 DEEP = {"lists": "[" * 100_000, "objects": '{"a":' * 100_000, "whole": "[" * 3000 + "]" * 3000}
 DAMAGE = {"empty": "", "cut": '{"a": 1', "a list": "[]", "a word": '"a"', "null": "null", "NaN": '{"a": NaN}', **DEEP}
 

@@ -16,6 +16,7 @@ from tests.helpers import randomise, relative_error, tiny_vit
 from tests.oracles import HF, TIMM, errors, hf_case, hf_model, images, timm_model
 from vitbackbone import ConversionError, export_weights, load_backbone, load_checkpoint, save_pretrained
 from vitbackbone.checkpoints.formats import FORMATS
+from vitbackbone.checkpoints.formats.changes import FLATTEN
 from vitbackbone.checkpoints.rules import Rule, convert, rename
 from vitbackbone.checkpoints.zoo import ZOO
 
@@ -102,7 +103,7 @@ def given(source: str, rule: Rule) -> Tensor:
     """Random numbers in a shape that the rule takes."""
     shape = next((shape for end, shape in SHAPES.items() if source.endswith(end)), (12,))
     if source.endswith("pos_embed"):
-        shape = (1, 10, 12) if len(rule.sources) > 1 else (1, 3, 3, 12)
+        shape = (1, 3, 3, 12) if rule.via is FLATTEN else (1, 10, 12)
     if source.endswith("kernel"):
         shape = (2, 2, 3, 12) if "embedding" in source else (12, 3, 4) if len(rule.sources) > 1 else (3, 4, 12)
         shape = (12, 4) if "Dense" in source or source.startswith(("head", "pre_logits")) else shape

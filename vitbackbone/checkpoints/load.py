@@ -22,7 +22,7 @@ from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_names import describe_timm, timm_rules
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry, Positions
 from vitbackbone.contract import BackboneModule, float32_default
-from vitbackbone.files import Record, read_json
+from vitbackbone.files import SHORT, Record, read_json
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Indivisible, ViT, ViTConfig
 from vitbackbone.networks import FusedBackbone, FusedConfig, TimmBackbone, TimmConfig, fuse
@@ -225,7 +225,9 @@ def _read_directory(directory: Path) -> tuple[Entry, tuple[str, ...]]:
         config, preprocess = read_config(saved)
         layout, labels = read_format(saved), read_labels(saved)
         if layout not in FORMATS:
-            raise ValueError(f"config.json has the architecture {layout!r}, whose key layout is not known here")
+            raise ValueError(
+                f"config.json has the architecture {SHORT.repr(layout)}, whose key layout is not known here"
+            )
     except ValueError as error:
         raise ValueError(f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}") from error
     preprocess = _read_processor(directory, preprocess)
@@ -241,7 +243,9 @@ def _read_processor(directory: Path, default: Preprocess) -> Preprocess:
         return default
     settings = read_json(file, dict)
     if file.name == PROCESSORS[-1]:
-        settings = settings.get("image_processor", {})
+        settings = settings.get("image_processor") or {}
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{file} has image_processor={SHORT.repr(settings)}; want an object")
     try:
         return read_preprocess(settings, default) if settings else default
     except ValueError as error:
@@ -288,13 +292,15 @@ def _read_shards(index: Path, find: Callable[[str], Path | None]) -> dict[str, T
     state: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         if Path(name).name != name or "\\" in name or "\0" in name:
-            raise ValueError(f"{index} has {name!r} in weight_map; want the name of a file beside it")
+            raise ValueError(f"{index} has {SHORT.repr(name)} in weight_map; want the name of a file beside it")
         file = find(name)
         if file is None:
             raise FileNotFoundError(f"{index.parent} lacks {name}, which {index.name} names")
         # Links are followed: in the Hub's cache, these files and the index are links into one other folder
         if file.resolve().parent not in (index.parent.resolve(), index.resolve().parent):
-            raise ValueError(f"{index} has {name!r} in weight_map, a link out of its folder, to {file.resolve()}")
+            raise ValueError(
+                f"{index} has {SHORT.repr(name)} in weight_map, a link out of its folder, to {file.resolve()}"
+            )
         tensors = read_weights(file)
         if twice := sorted(state.keys() & tensors.keys()):
             raise ValueError(f"{file} has {twice[0]}, which another file that {index.name} names has, too")

@@ -211,7 +211,7 @@ def _check_filled(made: Mapping[str, Made], table: Sequence[Rule], expected: Sta
     if any(name.startswith(HEADS) for name in made):
         heads = {target for rule in table for target in rule.targets if target.startswith(HEADS)}
         empty |= {name for name in heads - made.keys() if not name.startswith(OPTIONAL)}
-    for name in sorted(empty):
+    for name in sorted(empty, key=lambda name: (name.startswith("blocks."), name)):  # blocks would hide the others
         lacking = _sources(name, table, expected)
         faults.add(name, "the checkpoint does not fill this parameter", f"; {lacking} is missing")
 

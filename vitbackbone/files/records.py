@@ -118,7 +118,8 @@ def _explain(error: ValidationError, under: str = "") -> str:
         elif problem["type"] == "missing":
             lines.append(f"no {key}, which is required")
         else:
-            lines.append(f"{key}={value}, which {wanted}" if key else f"{value}, which {wanted}")
+            subject = f"{key}={value}" if key else value
+            lines.append(f"{subject}, which {wanted}" if wanted.startswith("should") else f"{subject}: {wanted}")
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = [f"and {len(lines) - MOST_LINES} more"]
     return f"has {lines[0]}" if len(lines) == 1 else "has wrong values:\n  " + "\n  ".join(lines)

@@ -35,6 +35,7 @@ from vitbackbone.checkpoints.huggingface.records import (
     read_tower,
 )
 from vitbackbone.checkpoints.huggingface.swin import read_swin, read_swinv2
+from vitbackbone.files import SHORT
 from vitbackbone.images import Preprocess
 from vitbackbone.model import AsSquare, MlpKind, Resampling, Rotary, ViTConfig
 from vitbackbone.networks import TimmConfig
@@ -48,7 +49,7 @@ def _shared(settings: Network, gated: bool = False) -> dict[str, Any]:
     """Return the settings that every model type has."""
     patch, activation = settings.patch_size[0], settings.hidden_act
     if not gated and activation not in ACTIVATIONS:
-        raise ValueError(f"config.json has hidden_act={activation!r}; want one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"config.json has hidden_act={SHORT.repr(activation)}; want one of {', '.join(ACTIVATIONS)}")
     rows, columns = (side // patch for side in settings.image_size)
     as_square: AsSquare = "never" if rows == columns else "elsewhere"
     return {
@@ -169,7 +170,9 @@ def _dinov3(config: Json) -> ViTConfig:
     settings = read_settings(config, Dinov3)
     gated = settings.use_gated_mlp
     if gated and settings.hidden_act != "silu":
-        raise ValueError(f"config.json has use_gated_mlp=True with hidden_act={settings.hidden_act!r}; want 'silu'")
+        raise ValueError(
+            f"config.json has use_gated_mlp=True with hidden_act={SHORT.repr(settings.hidden_act)}; want 'silu'"
+        )
     biases = (settings.query_bias, settings.key_bias, settings.value_bias)
     kinds = {(True, True, True): "qkv", (True, False, True): "qv", (False, False, False): "none"}
     if biases not in kinds or not settings.proj_bias or not settings.mlp_bias:
@@ -367,7 +370,8 @@ def read_format(config: Json) -> str:
     architectures = read_settings(config, File).architectures
     if len(architectures) != 1:
         raise ValueError(
-            f"config.json has architectures={list(architectures)}; want the one class that saved the weights"
+            f"config.json has architectures={SHORT.repr(list(architectures))}; want the one class that saved the "
+            "weights"
         )
     return architectures[0] + _model_type(config).layout(config)
 
@@ -375,7 +379,7 @@ def read_format(config: Json) -> str:
 def _model_type(config: Json) -> ModelType:
     name = read_settings(config, File).model_type
     if name not in MODEL_TYPES:
-        raise ValueError(f"config.json has model_type={name!r}; want one of {', '.join(MODEL_TYPES)}")
+        raise ValueError(f"config.json has model_type={SHORT.repr(name)}; want one of {', '.join(MODEL_TYPES)}")
     return MODEL_TYPES[name]
 
 

@@ -212,7 +212,7 @@ def _class(processor: Json) -> tuple[str | None, Resampling | None]:
         if name.removesuffix(ending) in PROCESSORS and name.endswith(ending):
             return name.removesuffix(ending), resampling
     if name not in PROCESSORS:
-        raise ValueError(f"{FILE} has image_processor_type={named!r}; want one of {', '.join(PROCESSORS)}")
+        raise ValueError(f"{FILE} has image_processor_type={SHORT.repr(named)}; want one of {', '.join(PROCESSORS)}")
     return name, None
 
 
@@ -247,8 +247,8 @@ def _acts(value: object) -> bool:
 
 
 def _resized(name: str, settings: Json) -> tuple[CropMode, Sides]:
-    """Return how photos are resized, and to what size: both sides for "squash", the shorter side for "center", the longer
-    side for "pad"."""
+    """Return how photos are resized, and to what size: both sides for "squash", the shorter side for "center", the
+    longer side for "pad"."""
     size = _size(settings, "size", settings["default_to_square"])
     short = size.get("shortest_edge")
     if name == "SamImageProcessor" and size.keys() == {"longest_edge"}:
@@ -266,14 +266,14 @@ def _resized(name: str, settings: Json) -> tuple[CropMode, Sides]:
         return "squash", (int(size["height"] / scale), int(size["width"] / scale))
     if name == "ConvNextImageProcessor" or name == "SamImageProcessor":
         wanted = "shortest_edge" if name.startswith("Conv") else "longest_edge"
-        raise ValueError(f"{FILE} has size={settings['size']!r}; {name} wants {wanted}")
+        raise ValueError(f"{FILE} has size={SHORT.repr(settings['size'])}; {name} wants {wanted}")
     if size.keys() == {"height", "width"}:
         return "squash", (size["height"], size["width"])
     if size.keys() == {"shortest_edge"}:
         return "center", (size["shortest_edge"],) * 2
     raise ValueError(
-        f"{FILE} has size={settings['size']!r}, which gives every photo its own size: not supported; want height "
-        "and width, or shortest_edge with a crop"
+        f"{FILE} has size={SHORT.repr(settings['size'])}, which gives every photo its own size: not supported; want "
+        "height and width, or shortest_edge with a crop"
     )
 
 
@@ -285,20 +285,22 @@ def _cropped(settings: Json, mode: CropMode, resized: Sides, name: str) -> Sides
     if not settings["do_center_crop"]:
         if mode == "center" and name != "ConvNextImageProcessor":
             raise ValueError(
-                f"{FILE} has size={settings['size']!r} and do_center_crop=False: it keeps the aspect and crops "
-                "nothing, which gives every photo its own size: not supported. Set do_center_crop, or use "
+                f"{FILE} has size={SHORT.repr(settings['size'])} and do_center_crop=False: it keeps the aspect and "
+                "crops nothing, which gives every photo its own size: not supported. Set do_center_crop, or use "
                 "preprocess(photo, keep_aspect=True)"
             )
         return own
     crop = _size(settings, "crop_size", True) if settings["crop_size"] is not None else {}
     if crop.keys() != {"height", "width"}:
-        raise ValueError(f"{FILE} has crop_size={settings['crop_size']!r}; want height and width, or a number")
+        raise ValueError(
+            f"{FILE} has crop_size={SHORT.repr(settings['crop_size'])}; want height and width, or a number"
+        )
     image_size = crop["height"], crop["width"]
     fits = image_size[0] * resized[1] == image_size[1] * resized[0] and image_size[0] <= resized[0]
     if mode == "pad" or not fits or (own != resized and own != image_size):
         raise ValueError(
-            f"{FILE} has crop_size={settings['crop_size']!r}: it crops {image_size} from {own}; want the same shape, "
-            "and not larger"
+            f"{FILE} has crop_size={SHORT.repr(settings['crop_size'])}: it crops {image_size} from {own}; want the "
+            "same shape, and not larger"
         )
     return image_size
 
@@ -314,8 +316,8 @@ def _check_padding(settings: Json, mode: CropMode, image_size: Sides) -> None:
         return
     if mode == "pad" or pad:
         raise ValueError(
-            f"{FILE} has pad_size={settings['pad_size']!r} for images of {image_size}: not supported; want the "
-            "same size"
+            f"{FILE} has pad_size={SHORT.repr(settings['pad_size'])} for images of {image_size}: not supported; want "
+            "the same size"
         )
 
 
@@ -335,19 +337,19 @@ def _size(settings: Json, key: str, to_square: bool) -> dict[str, int]:
 
 def _length(value: object, key: str, whole: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**16:
-        raise ValueError(f"{FILE} has {key}={whole!r}; want whole numbers of 1 to {2**16} pixels")
+        raise ValueError(f"{FILE} has {key}={SHORT.repr(whole)}; want whole numbers of 1 to {2**16} pixels")
     return value
 
 
 def _flag(settings: Json, key: str) -> None:
     if not isinstance(settings[key], bool):
-        raise ValueError(f"{FILE} has {key}={settings[key]!r}; want true or false")
+        raise ValueError(f"{FILE} has {key}={SHORT.repr(settings[key])}; want true or false")
 
 
 def _number(settings: Json, key: str) -> float:
     value = settings[key]
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{FILE} has {key}={value!r}; want a number")
+        raise ValueError(f"{FILE} has {key}={SHORT.repr(value)}; want a number")
     return float(value)
 
 
@@ -361,7 +363,7 @@ def _fraction(settings: Json, key: str) -> float:
 def _interpolation(settings: Json) -> Interpolation:
     number = settings["resample"]
     if isinstance(number, bool) or not isinstance(number, int) or number not in RESAMPLE:
-        raise ValueError(f"{FILE} has resample={number!r}; want one of {RESAMPLE}")
+        raise ValueError(f"{FILE} has resample={SHORT.repr(number)}; want one of {RESAMPLE}")
     return RESAMPLE[number]
 
 
@@ -369,7 +371,7 @@ def _colour(settings: Json, key: str) -> Colour:
     value = settings[key]
     values = [*value] * (3 if len(value) == 1 else 1) if isinstance(value, list | tuple) else [value] * 3
     if len(values) != 3:
-        raise ValueError(f"{FILE} has {key}={value!r}; want 3 numbers, or one")
+        raise ValueError(f"{FILE} has {key}={SHORT.repr(value)}; want 3 numbers, or one")
     red, green, blue = (_number({key: each}, key) for each in values)
     return red, green, blue
 
@@ -382,7 +384,7 @@ def _normalisation(settings: Json) -> tuple[Colour, Colour]:
         scale = _number(settings, "rescale_factor") * 255
         scale = 1.0 if math.isclose(scale, 1, rel_tol=1e-6) else scale
         if scale <= 0:
-            raise ValueError(f"{FILE} has rescale_factor={settings['rescale_factor']!r}; want more than 0")
+            raise ValueError(f"{FILE} has rescale_factor={SHORT.repr(settings['rescale_factor'])}; want more than 0")
         offset = float(settings.get("rescale_offset", False))
     else:
         scale = 255.0
@@ -391,7 +393,7 @@ def _normalisation(settings: Json) -> tuple[Colour, Colour]:
         mean, std = _colour(settings, "image_mean"), _colour(settings, "image_std")
     again = _colour(settings, "image_std") if settings.get("include_top", False) else (1.0, 1.0, 1.0)
     if 0 in (*std, *again):
-        raise ValueError(f"{FILE} has image_std={settings['image_std']!r}; want no zero")
+        raise ValueError(f"{FILE} has image_std={SHORT.repr(settings['image_std'])}; want no zero")
     return (
         _triple([(value + offset) / scale for value in mean]),
         _triple([value * twice / scale for value, twice in zip(std, again, strict=True)]),
