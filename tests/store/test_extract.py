@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from vitbackbone.contract.features import Features
 from vitbackbone.contract.fingerprint import weights_sha256
 from vitbackbone.contract.geometry import Images
-from vitbackbone.files.publish import publish
+from vitbackbone.files import publish
 from vitbackbone.images.preprocess import Preprocess
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.vit import ViT
