@@ -16,7 +16,7 @@ from PIL import Image
 from tests.helpers import photo, tiny_vit
 from vitbackbone import FusedPreprocess, ImageError, ImageFeatures, Photo, Preprocess, extract, load_image
 from vitbackbone.images.errors import DamagedImage, MissingDecoder, TooManyPixels, UnknownFormat
-from vitbackbone.images.held import open_image
+from vitbackbone.images.sources import open_image
 
 Image.init()
 SAVED = {

@@ -11,13 +11,14 @@ from vitbackbone.images.errors import UnsupportedPixels
 
 Samples = NDArray[np.generic]
 
+FLOATS = "a float image has no agreed range; scale it to integers of 8 or 16 bits first"
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a PIL image to RGB. See `load_image` for the rules."""
     if image.mode == "F":
-        raise UnsupportedPixels("a float image (mode F) has no agreed range; scale it to 8 or 16 bits first")
+        raise UnsupportedPixels(FLOATS)
     if image.mode.startswith("I"):
         return Image.fromarray(_grey_of_16_bits(np.asarray(image))).convert("RGB")
     if image.mode in PREMULTIPLIED:

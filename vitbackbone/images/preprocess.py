@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vitbackbone.images.decode import Photo
 from vitbackbone.images.errors import TooThin as TooThin
-from vitbackbone.images.held import ImageSource, naming, open_image
 from vitbackbone.images.resize import Interpolation, Resampling, resized_crop
+from vitbackbone.images.sources import ImageSource, naming, open_image
 from vitbackbone.images.view import Resolution, View, check_area
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from vitbackbone.images.colours import Samples, to_8_bits, to_rgb
+from vitbackbone.images.colours import FLOATS, Samples, to_8_bits, to_rgb
 from vitbackbone.images.errors import MissingDecoder, UnsupportedPixels
 from vitbackbone.images.tiff_directory import Layout, first_page
 
@@ -34,7 +34,7 @@ def decode_tiff(data: bytes, layout: Layout) -> Image.Image:
     `MissingDecoder` where tifffile or imagecodecs is needed and not installed, and any error on a damaged file.
     """
     if layout.floats:
-        raise UnsupportedPixels("a float image has no agreed range; scale it to 8 or 16 bits first")
+        raise UnsupportedPixels(FLOATS)
     if layout.photometric not in COLOURS or (layout.photometric == CMYK and layout.ink_set != CMYK_INKS):
         raise UnsupportedPixels(f"a TIFF file with photometric interpretation {layout.photometric} is not supported")
     if len(layout.bits) < COLOURS[layout.photometric]:
