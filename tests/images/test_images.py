@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tests.helpers import photo, tiny_vit
 from vitbackbone import FusedPreprocess, ImageError, ImageFeatures, Photo, Preprocess, extract, load_image
@@ -156,6 +156,21 @@ def test_the_limit_of_pixels_is_an_option_everywhere(kind: str, tmp_path: Path) 
             reader(2239)
         reader(2240)
         reader(None)
+
+
+@pytest.mark.parametrize("kind", [*SAVED, *EXTRA])
+def test_a_photo_above_the_limit_is_never_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(photo(40, 56), kind)
+
+    def fail(self: Image.Image) -> None:
+        raise AssertionError("the pixels were decoded")
+
+    for module in list(sys.modules.values()):  # every format's own `load`
+        for value in vars(module).values() if module.__name__.startswith(("PIL.", "pillow_")) else ():
+            if isinstance(value, type) and issubclass(value, ImageFile.ImageFile) and "load" in vars(value):
+                monkeypatch.setattr(value, "load", fail)
+    with pytest.raises(TooManyPixels, match="56 x 40 pixels"):
+        Photo(data, max_pixels=2239)
 
 
 def test_a_limit_above_pillows_is_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
