@@ -28,7 +28,7 @@ from tests.fuzz.targets import SHARES, TARGETS, Outcome
 MINUTE = 60  # seconds of CPU time for one input
 HOUR = 3600  # seconds that an input may wait, whatever else the machine does
 LIMIT = 6 << 30  # bytes of memory for a worker
-CHUNK = 200  # inputs for a worker process
+CHUNK = 500  # inputs for a worker process
 
 
 def run_one(target: str, index: int) -> Outcome:

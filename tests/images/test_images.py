@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageFile
 
 from tests.helpers import photo, tiny_vit
+from tests.images.grids import grid
 from vitbackbone import FusedPreprocess, ImageError, ImageFeatures, Photo, Preprocess, extract, load_image
 from vitbackbone.images.errors import DamagedImage, MissingDecoder, TooManyPixels, UnknownFormat
 from vitbackbone.images.sources import open_image
@@ -289,10 +290,12 @@ def test_an_orientation_beside_garbage_is_applied(kind: str, block: str, tmp_pat
 CHUNKS = (b"eXIf", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"acTL", b"tIME", b"sBIT")
 
 
-@pytest.mark.parametrize("name", CHUNKS, ids=bytes.decode)
-@pytest.mark.parametrize("body", [b"", b"\0", b"x" * 5, b"\xff" * 40, b"key\0\0not deflate", b"key\0\1" + b"\xff" * 9])
-@pytest.mark.parametrize("crc", [None, 7])
-@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+BODIES = [b"", b"\0", b"x" * 5, b"\xff" * 40, b"key\0\0not deflate", b"key\0\1" + b"\xff" * 9]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "crc", "before"), grid(CHUNKS, BODIES, [None, 7], [b"IDAT", b"IEND"], rounds=4)
+)
 def test_chunks_of_png_cost_no_pixels(name: bytes, body: bytes, crc: int | None, before: bytes) -> None:
     assert torch.equal(Photo(png_with(name, body, before, crc)).decode(), pixels(photo(20, 30)))
 
@@ -380,7 +383,7 @@ def test_the_callers_array_is_not_written_to() -> None:
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        (np.zeros((8, 8, 3)), "float64; want uint8.*Convert a float array of 0 to 255"),
+        (np.zeros((8, 8, 3)), "float64; want uint8.*Convert floats of 0 to 255"),
         (np.zeros((8, 8, 3), np.uint16), "uint16; want uint8"),
         (np.zeros((8, 8), bool), "bool; want uint8"),
         (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\); want \(H, W, 3\)"),
@@ -391,6 +394,8 @@ def test_the_callers_array_is_not_written_to() -> None:
         (torch.zeros(8, 8, 3, dtype=torch.uint8), r"\(8, 8, 3\); want \(3, H, W\)"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"\(2, 3, 8, 8\)"),
         (torch.zeros(3, 0, 8, dtype=torch.uint8), r"\(3, 0, 8\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8).to_sparse(), "sparse_coo; want one that holds its pixels densely"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8, device="meta"), "meta; want one that holds its pixels"),
         (io.StringIO("text"), "gives str; open it in binary mode"),
         (b"no image", "cannot identify"),
     ],

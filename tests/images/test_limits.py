@@ -19,7 +19,8 @@ OVER = f"{WIDTH} x {HEIGHT} pixels are more than the limit of {PIXELS - 1}"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A photo, a checkpoint with a classifier, and a probe fitted on two colours."""
     place = tmp_path_factory.mktemp("limits")
-    photo(HEIGHT, WIDTH).save(place / "photo.png")
+    (place / "one").mkdir()
+    photo(HEIGHT, WIDTH).save(place / "one" / "photo.png")
     head = {"head.weight": torch.eye(3, 16), "head.bias": torch.zeros(3)}
     backbone = tiny_vit()
     backbone.preprocess = replace(backbone.preprocess, crop_rounding="down")  # as transformers crops
@@ -36,10 +37,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 COMMANDS = {
-    "extract": ["{place}/photo.png", "--model", "{place}/model", "--out", "{out}"],
-    "predict": ["{place}/photo.png", "--probe", "{place}/probe"],
-    "classify": ["{place}/photo.png", "--model", "{place}/model"],
-    "show": ["{place}/photo.png", "--model", "{place}/model", "--out", "{out}"],
+    "extract": ["{place}/one", "--model", "{place}/model", "--out", "{out}"],
+    "predict": ["{place}/one/photo.png", "--probe", "{place}/probe"],
+    "classify": ["{place}/one/photo.png", "--model", "{place}/model"],
+    "show": ["{place}/one/photo.png", "--model", "{place}/model", "--out", "{out}"],
 }
 
 

@@ -160,6 +160,9 @@ def _check_tensor(tensor: Tensor) -> UInt8[Tensor, "3 H W"]:
     pixels = tensor[None] if tensor.ndim == 2 else tensor
     if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[0] not in (1, 3):
         raise ImageError(f"the tensor's shape is {tuple(tensor.shape)}; want (3, H, W), (1, H, W) or (H, W)")
+    if pixels.layout != torch.strided or pixels.is_meta:
+        kind = "meta" if pixels.is_meta else str(pixels.layout)
+        raise ImageError(f"the tensor is {kind}; want one that holds its pixels densely, as tensor.to_dense() gives")
     return pixels.detach().cpu().expand(3, -1, -1)
 
 
