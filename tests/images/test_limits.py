@@ -53,7 +53,7 @@ def test_a_command_refuses_a_photo_above_its_limit(
         line = [part.format(place=place, out=tmp_path / str(limit)) for part in COMMANDS[command]]
         capsys.readouterr()
         assert main([command, *line, "--max-pixels", str(limit)]) == code
-        said = capsys.readouterr().err
+        said = "".join(capsys.readouterr())
         assert (OVER in said) == bool(code)
         assert ("--max-pixels" in said) == bool(code)
 

@@ -16,24 +16,19 @@ from vitbackbone.images.sources import ImageSource, naming, open_image
 from vitbackbone.images.view import Resolution, View, check_area
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
-
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
 CropMode = Literal["center", "squash", "letterbox", "pad"]
-
-
-Rounding = Literal["even", "down"]
-
-
+CropRounding = Literal["even", "down"]
 Decoding = Literal["exact", "fast", "draft"]
 
-
-CHOICES = {"interpolation": Interpolation, "crop_mode": CropMode, "crop_rounding": Rounding, "resampling": Resampling}
+CHOICES = {
+    "interpolation": Interpolation,
+    "crop_mode": CropMode,
+    "crop_rounding": CropRounding,
+    "resampling": Resampling,
+}
 
 
 @runtime_checkable
@@ -112,7 +107,7 @@ class Preprocess:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    crop_rounding: Rounding = "even"
+    crop_rounding: CropRounding = "even"
     resampling: Resampling = "pillow"
 
     def __post_init__(self) -> None:

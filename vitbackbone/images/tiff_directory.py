@@ -15,49 +15,22 @@ SAMPLES, PLANAR, COLORMAP, INK_SET, EXTRA, SAMPLE_FORMAT = 277, 284, 320, 332, 3
 ROWS, STRIPS, STRIP_BYTES, TILES, TILE_BYTES = 278, 273, 279, 324, 325
 MOST_SAMPLES = 32
 
-# Sizes, layout, colours and compression, without the orientation
-DECIDING = {
-    *(
-        255,
-        WIDTH,
-        HEIGHT,
-        BITS,
-        COMPRESSION,
-        PHOTOMETRIC,
-        266,
-        STRIPS,
-        SAMPLES,
-        ROWS,
-        STRIP_BYTES,
-        PLANAR,
-        290,
-        291,
-        292,
-        293,
-        317,
-    ),
-    *(
-        COLORMAP,
-        322,
-        323,
-        TILES,
-        TILE_BYTES,
-        INK_SET,
-        334,
-        EXTRA,
-        SAMPLE_FORMAT,
-        340,
-        341,
-        347,
-        512,
-        513,
-        514,
-        515,
-        517,
-        518,
-    ),
-    *(519, 520, 521, 529, 530, 531, 532, 32997),
-}
+SUBFILE, FILL_ORDER, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, INKS, DEPTH = 255, 266, 317, 322, 323, 334, 32997
+FAX = {290, 291, 292, 293}  # units of grey and options of CCITT compression
+RANGE = {340, 341}  # least and greatest sample
+JPEG = {347, *range(512, 522)}  # tables of both kinds of JPEG
+YCBCR = {529, 530, 531, 532}  # coefficients, subsampling, positions, black and white
+
+# The tags that decide the pixels, without the orientation
+DECIDING = (
+    {SUBFILE, WIDTH, HEIGHT, DEPTH, BITS, SAMPLES, SAMPLE_FORMAT, FILL_ORDER, PLANAR, COMPRESSION, PREDICTOR}
+    | {PHOTOMETRIC, COLORMAP, INK_SET, INKS, EXTRA, ROWS, STRIPS, STRIP_BYTES}
+    | {TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES}
+    | FAX
+    | RANGE
+    | JPEG
+    | YCBCR
+)
 
 NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
 MOST_VALUES = 2**20  # values of an entry: enough for the strips of a large file, or a palette of 16 bits
