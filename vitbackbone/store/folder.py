@@ -9,8 +9,9 @@ from fnmatch import translate
 from functools import lru_cache, partial
 from pathlib import Path
 
+from vitbackbone.images import HEAD
 from vitbackbone.store.layout import MANIFEST
-from vitbackbone.store.names import BYTES, Notes, escaped, is_hidden, is_image
+from vitbackbone.store.names import Notes, escaped, is_hidden, is_image
 
 Identity = tuple[int, int]  # of a folder, whatever it is called
 STORE = ("shards", "index", "inputs")  # folders of a store
@@ -181,7 +182,7 @@ def _head(file: Path) -> bytes:
     except OSError:
         return b""
     try:
-        return os.read(descriptor, BYTES)
+        return os.read(descriptor, HEAD)
     except OSError:
         return b""
     finally:

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
+from vitbackbone.images import ImageError, image_format
+
 # Each of these is an image by its name alone: one that cannot be decoded is a row that says so.
 _IMAGES = """
     jpg jpeg jpe jfif jif jfi pjpeg pjp mpo png apng webp bmp dib gif tif tiff ppm pgm pbm pnm
@@ -22,23 +24,6 @@ _OTHERS = """
 """
 OTHERS = frozenset(_OTHERS.split())
 
-BYTES = 32  # that tell an image from other files
-_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-_STARTS = (
-    b"\xff\xd8\xff",  # JPEG
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF87a",
-    b"GIF89a",
-    b"II*\0",  # TIFF
-    b"MM\0*",
-    b"II+\0",  # BigTIFF
-    b"MM\0+",
-    b"\0\0\0\x0cjP  \r\n\x87\n",  # JPEG 2000
-    b"\xff\x4f\xff\x51",
-    b"\0\0\0\x0cJXL \r\n\x87\n",
-    b"\xff\x0a",
-)
-
 # The most that a listing says of one kind; a folder may have a million of it.
 SHOWN = 5
 
@@ -50,20 +35,20 @@ def extension(name: str) -> str:
 
 
 def is_image(name: str, head: Callable[[], bytes]) -> bool:
-    """Tell whether a file is an image. `head` returns its first `BYTES`; it is called only if the name does not
-    tell."""
+    """Tell whether a file is an image, by its name, or else by its content.
+
+    `head`: returns the first `HEAD` bytes of the file. It is called only if the name does not tell.
+    """
     kind = extension(name)
     return kind in EXTENSIONS or (kind not in OTHERS and _begins_as_image(head()))
 
 
-def _begins_as_image(data: bytes) -> bool:
-    return (
-        data.startswith(_STARTS)
-        or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
-        or (data[:2] == b"BM" and data[6:10] == bytes(4) and len(data) >= 26)  # BMP, whose reserved bytes are zero
-        or (data[4:8] == b"ftyp" and data[8:12] in _BRANDS)  # AVIF, HEIC
-        or (data[:1] == b"P" and data[1:2] in b"123456" and data[2:3] in b"\n\r" and len(data) > 8)  # PPM
-    )
+def _begins_as_image(head: bytes) -> bool:
+    try:
+        image_format(head)
+    except ImageError:
+        return False
+    return True
 
 
 def is_hidden(name: str) -> bool:

@@ -11,9 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
+from vitbackbone.images import HEAD
 from vitbackbone.store.archive import Member, NotAFile, check_bytes, damaged, folder_of
 from vitbackbone.store.labels import Label, as_text
-from vitbackbone.store.names import BYTES, Notes, check_name, escaped, extension, is_hidden, is_image
+from vitbackbone.store.names import Notes, check_name, escaped, extension, is_hidden, is_image
 
 BLOCK = 512
 ZEROS = bytes(BLOCK)
@@ -283,7 +284,7 @@ def _is_wanted(file: BinaryIO, entry: Entry, notes: Notes) -> bool:
 
     def head() -> bytes:
         file.seek(entry.start)
-        return file.read(min(BYTES, entry.stored)) if entry.is_file and entry.kind != SPARSE else b""
+        return file.read(min(HEAD, entry.stored)) if entry.is_file and entry.kind != SPARSE else b""
 
     if is_image(entry.name, head):
         return True

@@ -13,8 +13,9 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from vitbackbone.images import HEAD
 from vitbackbone.store.archive import MAX_IMAGE_BYTES, Member, NotAFile, check_bytes, damaged, folder_of
-from vitbackbone.store.names import BYTES, Notes, check_name, is_hidden, is_image
+from vitbackbone.store.names import Notes, check_name, is_hidden, is_image
 
 # (signature, then fields): an entry of the directory, a member's own header, the directory's end, and its 64-bit forms.
 ENTRY = struct.Struct("<4s6H3L5H2L")
@@ -214,7 +215,7 @@ def _is_wanted(file: BinaryIO, entry: Entry, before: int, notes: Notes) -> bool:
 
     def head() -> bytes:
         try:
-            return b"".join(_chunks(file, entry, before + entry.header, BYTES))
+            return b"".join(_chunks(file, entry, before + entry.header, HEAD))
         except (OSError, ValueError):
             return b""
 
