@@ -64,7 +64,7 @@ def test_the_reference_has_every_public_name_once(package: Any) -> None:
         name
         for module, text in zip(blocks[1::2], blocks[2::2], strict=True)
         if module == package.__name__
-        for name in re.findall(r"\.\. auto(?:class|function):: (\w+)", text)
+        for name in re.findall(r"\.\. auto(?:class|function|data):: (\w+)", text)
     ]
     assert sorted(listed) == sorted(package.__all__)
 
@@ -72,8 +72,10 @@ def test_the_reference_has_every_public_name_once(package: Any) -> None:
 def test_the_house_shows_every_package_and_no_import_upwards() -> None:
     namespace: dict[str, Any] = {"__file__": str(DOCS / "generated.py")}
     exec((DOCS / "generated.py").read_text(), namespace)
-    rows = [name for row in namespace["ROWS"] for name in row]
-    entries = {path.stem for path in (ROOT / "vitbackbone").iterdir()} - {"__init__", "__pycache__", "py", "weights"}
-    assert set(rows) == {*entries, "heads"}
+    rooms = namespace["ROOMS"]
+    entries = {path.stem for path in (ROOT / "vitbackbone").iterdir()} - {"__init__", "__main__", "__pycache__", "py"}
+    assert set(rooms) == {*entries, "heads"}
+    row = {name: row for name, (_, _, row) in rooms.items()}
+    assert len({(column, row) for _, column, row in rooms.values()}) == len(rooms)
     for above, below in namespace["imports"]():
-        assert rows.index(above) < rows.index(below), f"{above} imports {below}"
+        assert row[above] < row[below], f"{above} imports {below}"
