@@ -4,7 +4,7 @@
 
 Frames are Python functions of the package on the stack when torch's kernel is first called. torch's own frames, two for
 each call of a module, are left out. Names to hold are the classes and functions of these frames, and the types of the
-package among their variables. Helpers are functions of the package that the frames call and that return before the kernel.
+package among their variables. Helpers are functions of the package that return before the kernel is called.
 """
 
 import sys
