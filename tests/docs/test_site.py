@@ -21,7 +21,11 @@ PAGES = sorted(
 TRACED = DOCS / "how-to" / "export.md"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page == TRACED)) for page in PAGES],
+    ids=lambda page: str(page.relative_to(DOCS)),
+)
 def test_the_code_of_a_page_runs_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_photos(tmp_path)
