@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -130,12 +130,17 @@ class Prefix(_Shapes):
         return Prefix(features.cls, features.registers, features.pooled)
 
 
+def stack_maps(maps: Sequence[Shaped[Tensor, "_ C _ _"]]) -> Shaped[Tensor, "B C h w"]:
+    """Concatenate maps of several sizes on the batch axis, padded with zeros at the bottom and right to the largest."""
+    h, w = (max(each.shape[axis] for each in maps) for axis in (2, 3))
+    return torch.cat([F.pad(each, (0, w - each.shape[3], 0, h - each.shape[2])) for each in maps])
+
+
 def stack(alone: Sequence[Features]) -> Features:
     """One `Features` of images that were run one by one, their maps padded with zeros to the largest grid."""
     first = alone[0]
     geometry = Geometry(tuple(size for f in alone for size in f.geometry.sizes), first.geometry.stride)
-    h, w = geometry.grid
-    patches = torch.cat([F.pad(f.patches, (0, w - f.grid[1], 0, h - f.grid[0])) for f in alone])
+    patches = stack_maps([f.patches for f in alone])
     cls = None if first.cls is None else torch.cat([pool_cls(f) for f in alone])
     done = [f.pool.vectors for f in alone if isinstance(f.pool, Pooled)]
     pool = Pooled(torch.cat(done)) if done else first.pool

@@ -17,7 +17,7 @@ from vitbackbone.images.preprocess import (
     stack_images,
 )
 from vitbackbone.images.resize import FILTERS, Interpolation, Resampling
-from vitbackbone.images.view import Resolution, View, check_area
+from vitbackbone.images.view import Resolution, View, check_area, sides
 
 __all__ = [
     "CLIP_MEAN",
@@ -41,5 +41,6 @@ __all__ = [
     "enough",
     "load_image",
     "open_image",
+    "sides",
     "stack_images",
 ]

@@ -13,7 +13,7 @@ from vitbackbone.images.decode import Photo
 from vitbackbone.images.errors import TooThin as TooThin
 from vitbackbone.images.held import ImageSource, naming, open_image
 from vitbackbone.images.resize import Interpolation, Resampling, resized_crop
-from vitbackbone.images.view import Resolution, View, check_area
+from vitbackbone.images.view import Resolution, View, check_area, sides
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -204,10 +204,7 @@ class Preprocess:
 
     def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
         """Return what `__call__` cuts out of a photo of (H, W) pixels, for `Geometry.through`."""
-        if resolution is None:
-            size = self.image_size
-        else:
-            size = (resolution, resolution) if isinstance(resolution, int) else resolution
+        size = self.image_size if resolution is None else sides(resolution)
         if min(size) < 1:
             raise ValueError(f"resolution must be at least 1 pixel, got {resolution}")
         if keep_aspect:
