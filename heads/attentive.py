@@ -26,7 +26,7 @@ def _attend(
     q: Float[Tensor, "Q D"], k: Float[Tensor, "B T D"], v: Float[Tensor, "B T D"], valid: Tensor, num_heads: int
 ) -> Float[Tensor, "B Q D"]:
     """Multi-head attention of queries to the valid tokens."""
-    q, k, v = (_split(x, num_heads) for x in (q.expand(len(k), -1, -1), k, v))
+    q, k, v = (_split(x, num_heads) for x in (q.expand(k.shape[0], -1, -1), k, v))
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None])
     return x.transpose(1, 2).flatten(2)
 
@@ -89,8 +89,11 @@ class AimClassifier(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"]) -> Float[Tensor, "B K"]:
         """`valid`: as in `VJepaClassifier`; the statistics are of valid tokens alone."""
-        normed = self.bn(tokens[valid])
-        x = torch.zeros_like(tokens, dtype=normed.dtype).masked_scatter(valid[:, :, None], normed)
+        if self.training:
+            normed = self.bn(tokens[valid])
+            x = torch.zeros_like(tokens, dtype=normed.dtype).masked_scatter(valid[:, :, None], normed)
+        else:  # the statistics are there, and no number of tokens depends on the mask
+            x = torch.where(valid[:, :, None], self.bn(tokens.mT).mT, 0.0)
         x = _attend(self.query, self.k(x), self.v(x), valid, self.num_heads)
         return self.linear(x.mean(dim=1))
 

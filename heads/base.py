@@ -23,7 +23,7 @@ from heads import parallel
 from heads.names import BUILT_IN
 from heads.options import Count, Layers, Size, check, checked, did_you_mean, hints_of, signature_text
 from heads.unread import Wanted, rest
-from vitbackbone import Backbone, BackboneModule, BackboneSpec, Features, Geometry, float32_default
+from vitbackbone import Backbone, BackboneModule, BackboneSpec, Features, Geometry, any_size, float32_default
 
 # The four layers that "even4" takes of a backbone of some depths. DINOv2 takes other ones of its 24-block model than a
 # quarter each, and its depth and segmentation heads were trained on them (facebookresearch/dinov2, hub/depthers.py).
@@ -132,16 +132,16 @@ class DenseHead(Head):
 
     def forward(self, *features: Features) -> Float[Tensor, "B K H W"]:
         geometry = features[0].geometry
-        if len(set(geometry.sizes)) < 2:
+        if geometry.one_size:
             return enlarge(self.maps(*features), geometry)
         alone = [self(*(each.image(i) for each in features)) for i in range(len(geometry.sizes))]
-        height, width = (max(side) for side in zip(*geometry.sizes, strict=True))
+        height, width = geometry.size
         return torch.cat([F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2])) for x in alone])
 
 
 def enlarge(maps: Float[Tensor, "B K h w"], geometry: Geometry) -> Float[Tensor, "B K H W"]:
     """Maps of images of one size, padding included, to that size: bilinear, then the padding cropped away."""
-    height, width = geometry.sizes[0]
+    height, width = geometry.size
     maps = F.interpolate(maps, size=geometry.padded_size, mode="bilinear", align_corners=False)
     return maps[:, :, :height, :width]
 
@@ -174,7 +174,8 @@ class Attached(nn.Module):
         if targets is not None:
             self._check_targets(targets)
         if torch.compiler.is_compiling():
-            return self._run(images, targets)
+            with any_size():
+                return self._run(images, targets)
         with parallel.together(self, _sizes(images)):
             return self._run(images, targets)
 
@@ -294,6 +295,8 @@ def _check(name: str, head: Head, spec: BackboneSpec, image_size: tuple[int, int
 
 def _check_grid(name: str, head: Head, size: tuple[int, int], remedy: str) -> None:
     multiple = head.needs.grid_multiple
+    if multiple == 1:
+        return
     for stride in {head.spec.strides[layer] for layer in head.layers}:
         h, w = Geometry((size,), stride).grid
         if h % multiple or w % multiple:

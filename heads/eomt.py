@@ -79,9 +79,9 @@ class EoMT(Segmenter):
         alone. Raises `ValueError` before the head is attached, and on images of different sizes."""
         if not self._bound:
             raise ValueError("EoMT runs blocks of the backbone: attach(backbone, {name: head}), or head.bind(backbone)")
-        if len(set(features.geometry.sizes)) > 1:
+        if not features.geometry.one_size:
             raise ValueError("EoMT: the images are of different sizes; its masks are of one size, crop them to one")
-        backbone, grid, batch = self._bound[0], features.grid, len(features.patches)
+        backbone, grid, batch = self._bound[0], features.grid, features.patches.shape[0]
         prefix = [features.registers] if features.cls is None else [features.cls[:, None], features.registers]
         x = torch.cat([self.queries.to(features.patches).expand(batch, -1, -1), *prefix, features.tokens], dim=1)
         found = []

@@ -28,8 +28,14 @@ class SpatialSoftmax(PoolingHead):
     def pool(self, features: Features) -> Float[Tensor, "B K 2"]:
         logits = self.keypoints(features.patches)
         weights = logits.flatten(2).softmax(dim=-1).view_as(logits)
-        rows, columns = (torch.linspace(-1, 1, side).to(weights) for side in logits.shape[-2:])
+        rows, columns = (_places(side).to(weights) for side in logits.shape[-2:])
         return torch.stack([weights.sum(dim=2) @ columns, weights.sum(dim=3) @ rows], dim=-1)
+
+
+def _places(side: int) -> Float[Tensor, " side"]:
+    """Even steps from -1 to 1: `torch.linspace`, of which a traced graph would keep one number of steps."""
+    steps = torch.arange(side, dtype=torch.float32)
+    return 2 * steps / steps.amax().clamp(min=1) - 1
 
 
 class KeypointEncoder(SpatialSoftmax):

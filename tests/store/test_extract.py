@@ -625,7 +625,7 @@ def test_another_run_is_refused_with_each_difference_named(photos: Path, tmp_pat
     with torch.no_grad():
         other.norm.bias[3] += 1e-6
     renamed = backbone()
-    renamed.name = "other"
+    renamed.spec = replace(renamed.spec, name="other")
     squash = backbone()
     squash.preprocess = replace(squash.preprocess, crop_mode="squash")
     cases = [

@@ -108,7 +108,7 @@ class Geometry:
     def _of_each(self, rule: Callable[[int, int], tuple[int, int]]) -> Sequence[tuple[int, int]]:
         """Return the result of a rule for the size of each image."""
         if isinstance(self.sizes, Repeated):
-            return Repeated(rule(*self.sizes.value), self.sizes.count)
+            return Repeated(rule(*self.sizes.value), self.sizes.times)
         return tuple(rule(height, width) for height, width in self.sizes)
 
     def _check_patch(self, image: int, row: int, column: int) -> None:

@@ -24,7 +24,7 @@ POOLS: dict[str, Callable[[Features], Any]] = {
 def _split_geometry(geometry: Geometry) -> Parts:
     sizes = geometry.sizes
     if isinstance(sizes, Repeated):
-        return [*sizes.value, sizes.count], (geometry.stride, None, geometry.views)
+        return [*sizes.value, sizes.times], (geometry.stride, None, geometry.views)
     return [], (geometry.stride, tuple(sizes), geometry.views)
 
 

@@ -10,28 +10,28 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Repeated(Sequence[T_co], Generic[T_co]):
-    """`(value,) * count`, equal to that tuple, without making it. Under a tracer `count`, and the numbers in `value`,
+    """`(value,) * times`, equal to that tuple, without making it. Under a tracer `times`, and the numbers in `value`,
     may be symbols; then read `value`, as `len` and a loop want numbers."""
 
     value: T_co
-    count: int  # type: ignore[assignment]  # a Sequence has a method of that name, which nobody calls here
+    times: int
 
     def __len__(self) -> int:
-        return int(self.count)
+        return int(self.times)
 
     def __iter__(self) -> Iterator[T_co]:
-        return iter((self.value,) * int(self.count))
+        return iter((self.value,) * int(self.times))
 
     def __getitem__(self, index: Any) -> Any:
-        return ((self.value,) * int(self.count))[index]
+        return ((self.value,) * int(self.times))[index]
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Repeated):
-            return self.count == other.count and (self.value == other.value or not self.count)
+            return self.times == other.times and (self.value == other.value or not self.times)
         return tuple(self) == other if isinstance(other, tuple) else NotImplemented
 
     def __repr__(self) -> str:
-        return f"({self.value},) * {self.count}"
+        return f"({self.value},) * {self.times}"
 
     def __hash__(self) -> int:
         return hash(tuple(self))

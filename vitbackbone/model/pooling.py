@@ -56,7 +56,7 @@ class AttentionPool(nn.Module):
     def forward(self, features: Features) -> Float[Tensor, "B D"]:
         q = rearrange(self.q(self.latent), "1 one (heads d) -> 1 heads one d", heads=self.num_heads)
         k, v = rearrange(self.kv(features.tokens), "B N (two heads d) -> two B heads N d", two=2, heads=self.num_heads)
-        x = F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v)
+        x = F.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v)
         x = self.proj(rearrange(x, "B heads one d -> B one (heads d)"))
         return (x + self.mlp(self.norm(x)))[:, 0]
 
