@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from tqdm import tqdm
-from training import Groups, Settings, backbone_groups, fit, head_groups
+from training import Groups, Settings, backbone_groups, fit, head_groups, set_drop_path
 
 from heads import Head, accuracy_interval, attach, create_head, freeze, save_head
 from vitbackbone import BackboneModule, ViT, export_weights, load_backbone, load_image, publish, publish_text
@@ -141,13 +141,6 @@ class Batches:
 
 
 # ---- model --------------------------------------------------------------------------------------------------------
-
-
-def set_drop_path(backbone: ViT, rate: float) -> None:
-    """Drops residual branches in training: with this probability in the last block, falling linearly to 0 in the
-    first (Huang et al. 2016)."""
-    for i, block in enumerate(backbone.blocks):
-        block.drop_path.rate = rate * i / max(len(backbone.blocks) - 1, 1)
 
 
 def add_adapters(backbone: ViT, rank: int) -> Any:

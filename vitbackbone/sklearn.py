@@ -15,9 +15,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
-from torch import Tensor, nn
+from torch import Tensor
 
-from vitbackbone.contract import Backbone, BackboneModule, BackboneSpec, Features, evaluating, pool_cls, pool_mean
+from vitbackbone.contract import (
+    Backbone,
+    BackboneModule,
+    BackboneSpec,
+    Features,
+    device_of,
+    evaluating,
+    pool_cls,
+    pool_mean,
+)
 from vitbackbone.images import Resolution, stack_images
 
 Images = Any  # a sequence of images; a column of pandas is one too, but no `Sequence`
@@ -99,8 +108,7 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         """
         self._check(X)
         backbone = self._backbone()
-        parameter = next(backbone.parameters(), None) if isinstance(backbone, nn.Module) else None
-        device = torch.device(self.device) if parameter is None else parameter.device
+        device = device_of(backbone) or torch.device(self.device)
         layers = self._layers(backbone.spec)
         batches = []
         images = list(X)
@@ -116,7 +124,7 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
         """Return the name of each feature, (F,): `cls0`, `cls1`, ..., `mean0`, ..., or `layer8.cls0` of several layers.
 
-        Loads the backbone, and runs it once for `"pooled"`. Raises `ValueError` for `"tokens"`, which have no columns.
+        Loads the backbone. Raises `ValueError` for `"tokens"`, which have no columns.
         """
         if self.pooling == "tokens":
             raise ValueError('ImageFeatures(pooling="tokens") returns (N, T, D), which has no columns to name')
@@ -124,14 +132,9 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         layers = self._layers(spec)
         first, *rest = self.pooling.split("+")
         parts = [*([first] if len(layers) == 1 else [f"layer{layer}.cls" for layer in layers]), *rest]
-        widths = [self._pooled_width()] if first == "pooled" else [spec.dims[i] for i in [*layers, layers[-1]]]
-        sized = zip(parts, widths, strict=False)  # only the last layer has a mean
+        widths = [spec.pooled_dims[layers[-1]]] if first == "pooled" else [spec.dims[i] for i in [*layers, layers[-1]]]
+        sized = zip(parts, widths, strict=False)  # the mean is of the last layer
         return np.array([f"{part}{i}" for part, width in sized for i in range(width)], dtype=object)
-
-    def _pooled_width(self) -> int:
-        """Count the features of the checkpoint's own pooling, by running a black image. No spec holds this number."""
-        plain = type(self)(**self.get_params(deep=False)).set_output(transform="default")  # needs no names
-        return int(plain.transform([np.zeros((32, 32, 3), dtype=np.uint8)]).shape[1])
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

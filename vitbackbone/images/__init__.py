@@ -18,7 +18,7 @@ from vitbackbone.images.preprocess import (
 from vitbackbone.images.resize import FILTERS, Interpolation, Resampling
 from vitbackbone.images.signature import HEAD, image_format
 from vitbackbone.images.sources import ImageSource, load_image, open_image
-from vitbackbone.images.view import Resolution, View, check_area
+from vitbackbone.images.view import Resolution, View, check_area, sides
 
 __all__ = [
     "CLIP_MEAN",
@@ -44,5 +44,6 @@ __all__ = [
     "image_format",
     "load_image",
     "open_image",
+    "sides",
     "stack_images",
 ]

@@ -13,7 +13,7 @@ from vitbackbone.images.decode import Photo
 from vitbackbone.images.errors import TooThin as TooThin
 from vitbackbone.images.resize import Interpolation, Resampling, resized_crop
 from vitbackbone.images.sources import ImageSource, naming, open_image
-from vitbackbone.images.view import Resolution, View, check_area
+from vitbackbone.images.view import Resolution, View, check_area, sides
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -207,10 +207,7 @@ class Preprocess:
 
         Raises `ValueError` on a resolution below 1.
         """
-        if resolution is None:
-            size = self.image_size
-        else:
-            size = (resolution, resolution) if isinstance(resolution, int) else resolution
+        size = self.image_size if resolution is None else sides(resolution)
         if min(size) < 1:
             raise ValueError(f"resolution must be at least 1 pixel, got {resolution}")
         if keep_aspect:

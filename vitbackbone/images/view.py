@@ -8,6 +8,11 @@ from vitbackbone.images.errors import TooThin as TooThin
 Resolution = int | tuple[int, int]  # side of a square, or (H, W)
 
 
+def sides(size: Resolution) -> tuple[int, int]:
+    """Return (H, W) of a size: a number is the side of a square."""
+    return (size, size) if isinstance(size, int) else size
+
+
 @dataclass(frozen=True)
 class View:
     """How an input of the network was cut from its photo.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitbackbone.checkpoints import ADAPTED, ZOO, Entry
 from vitbackbone.contract import Features
-from vitbackbone.images import Resolution
+from vitbackbone.images import Resolution, sides
 from vitbackbone.inspection.costs import Costs, costs, on_meta, parameters, windowed_blocks
 from vitbackbone.model import ViTConfig
 from vitbackbone.networks import FusedConfig
@@ -70,7 +70,7 @@ def info(name: str, entry: Entry, resolution: Resolution | None = None) -> str:
     Raises `ValueError` where the entry is not this package's own ViT.
     """
     config, preprocess = _own(entry.config), entry.preprocess
-    size = preprocess.image_size if resolution is None else _size(resolution)
+    size = preprocess.image_size if resolution is None else sides(resolution)
     h, w = _grid(config, size)
     cost, p = costs(config, size), config.patch_size
     mlp = f"{'2 x ' * (config.mlp == 'swiglu')}{config.mlp_dim}"
@@ -114,7 +114,7 @@ def info(name: str, entry: Entry, resolution: Resolution | None = None) -> str:
 def info_record(name: str, entry: Entry, resolution: Resolution | None = None) -> dict[str, Any]:
     """The numbers of `info` for other programs: FLOPs of one image, and bytes in float32."""
     config = _own(entry.config)
-    size = entry.preprocess.image_size if resolution is None else _size(resolution)
+    size = entry.preprocess.image_size if resolution is None else sides(resolution)
     grid, cost = _grid(config, size), costs(config, size)
     return {
         "name": name,
@@ -208,7 +208,7 @@ def trace_rows(
     for name, module in model.named_modules():
         module.register_forward_hook(partial(_remember, shapes, name))
     with torch.device("meta"):
-        features = model(torch.empty(1, 3, *(config.image_size if resolution is None else _size(resolution))))
+        features = model(torch.empty(1, 3, *(config.image_size if resolution is None else sides(resolution))))
         rows = [*_entering(config, features, shapes), *_block(config, features.grid, shapes)]
         rows += _leaving(config, features, shapes)
     if num_classes is not None:
@@ -348,10 +348,6 @@ def _windows(config: ViTConfig) -> str:
         which = ", ".join(map(str, sorted(set(config.global_blocks))))
         text += f", {config.depth - windowed} over the whole image ({which})"
     return text
-
-
-def _size(resolution: Resolution) -> tuple[int, int]:
-    return (resolution, resolution) if isinstance(resolution, int) else resolution
 
 
 def _whole(size: tuple[int, int], patch: int, factor: float = 1) -> tuple[int, int]:

@@ -14,10 +14,10 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from vitbackbone.contract import Attention, Backbone, Features, evaluating
+from vitbackbone.contract import Attention, Backbone, Features, device_of, evaluating
 from vitbackbone.images import FILTERS, ImageSource, Preprocess, Resolution, View, load_image
 
 MAX_TOKENS = 4096  # one map of 16 heads takes 1 GiB there
@@ -202,8 +202,7 @@ def show(
         )
     squash = replace(backbone.preprocess, crop_mode="squash", crop_pct=1.0)
     images = squash(rgb, size)[None]
-    if isinstance(backbone, nn.Module):
-        images = images.to(next(backbone.parameters(), images).device)
+    images = images.to(device_of(backbone) or images.device)
     with evaluating(backbone):
         heads, rolled = _attention_maps(backbone, images, layer, tokens)
         features = backbone.forward_layers(images, [layer], norm=spec.norms([layer]))[0]

@@ -10,7 +10,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from vitbackbone.contract import Backbone, BackboneModule, Precision, Runtime
+from vitbackbone.contract import Backbone, BackboneModule, Precision, Runtime, device_of
 from vitbackbone.images import ImageTransform, Photo, Resolution
 from vitbackbone.runtime import SAMPLE, optimize, rebuild
 from vitbackbone.store.layout import MANIFEST
@@ -105,7 +105,7 @@ def prepared(backbone: Backbone, runtime: Runtime, sample: list[Tensor], device:
 def on(device: torch.device | str, backbone: Backbone) -> Iterator[None]:
     """The backbone on `device` meanwhile."""
     assert isinstance(backbone, nn.Module)  # as `extract` sees to
-    home = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
+    home = device_of(backbone) or torch.device("cpu")
     if home == torch.device(device):
         yield
         return
