@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from heads.base import Head, check_heads
+from heads.attached import check_heads
+from heads.base import Head
 from heads.options import Size, check
 from heads.unread import Wanted, rest
 from vitbackbone import BackboneModule, Features, Geometry, Pooled

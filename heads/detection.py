@@ -15,8 +15,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from heads.base import Head, Needs, check_backbone, create_head
+from heads.attached import check_backbone
+from heads.base import Head, Needs
 from heads.options import Count
+from heads.registry import create_head
 from vitbackbone import BackboneModule, BackboneSpec, Features, Geometry, align
 
 Levels = OrderedDict[str, Tensor]  # maps (B, C, h, w), from high resolution to low

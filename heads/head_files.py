@@ -6,8 +6,10 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
-from heads.base import Head, check_backbone, create_head
+from heads.attached import check_backbone
+from heads.base import Head
 from heads.records import check_fields, check_unedited, read_record, write_record
+from heads.registry import create_head
 from vitbackbone import BackboneModule, fingerprint
 
 

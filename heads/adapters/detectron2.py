@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from heads.adapters.pixels import mean_and_std
-from heads.base import attach
+from heads.attached import attach
 from heads.detection import Pyramid, pyramid_of
 from vitbackbone import BackboneModule
 

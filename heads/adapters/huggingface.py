@@ -17,7 +17,7 @@ from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedM
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
-from heads.base import attach
+from heads.attached import attach
 from heads.detection import feature_pyramid
 from vitbackbone import load_backbone
 

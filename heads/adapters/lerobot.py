@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from heads.base import Head, attach
+from heads.attached import attach
+from heads.base import Head
 from heads.cameras import output_of_zeros
 from heads.policy import KeypointEncoder
 from vitbackbone import BackboneModule, FusedPreprocess, Preprocess

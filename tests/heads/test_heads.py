@@ -28,6 +28,7 @@ from heads import (
     save_head,
 )
 from heads import base as heads_base
+from heads import registry
 from heads.names import BUILT_IN
 from tests.helpers import randomise, relative_error, tiny_vit
 from tests.timm_networks import BACKBONES as NETWORKS
@@ -316,7 +317,7 @@ def test_wrong_names_and_options() -> None:
 
 
 def test_a_head_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads_base, "_registered", {})
+    monkeypatch.setattr(registry, "_registered", {})
     assert register_head("mean")(Mean) is Mean
     assert "mean" in list_heads()
     head = create_head("mean", tiny_vit().spec, layers=[0, 1])

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from heads import Head, Needs, create_head, freeze, list_heads, register_head
-from heads.base import _find
 from heads.options import check, hints_of
+from heads.registry import _find
 from tests.heads.test_heads import BACKBONES, FITTING, OPTIONS
 from tests.helpers import tiny_vit
 from vitbackbone import BackboneSpec
@@ -102,7 +102,7 @@ class Another(Head):
 
 
 def test_a_head_of_others_is_held_to_its_annotations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heads.base._registered", {})
+    monkeypatch.setattr("heads.registry._registered", {})
     register_head("another")(Another)
     spec = tiny_vit().spec
     assert create_head("another", spec, sizes=[1, 2], act=nn.GELU(), anything=3).more == {"anything": 3}

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from heads import Head, Needs, attach, create_head, freeze, list_heads
-from heads.base import Attached
+from heads.attached import Attached
 from heads.names import BUILT_IN
 from tests.heads.test_heads import DENSE, FITTING, OPTIONS, tensors
 from tests.helpers import randomise, tiny_vit
