@@ -20,7 +20,7 @@ from vitbackbone import Backbone, BackboneModule, BackboneSpec, Features, Geomet
 
 
 class Attached(nn.Module):
-    """A backbone and its heads: called on images, it returns the output of each head by its name."""
+    """A backbone and its heads. A call on images returns the output of each head by its name."""
 
     def __init__(self, backbone: BackboneModule, heads: Mapping[str, Head]) -> None:
         super().__init__()
@@ -33,13 +33,14 @@ class Attached(nn.Module):
         self.pooled = any(head.needs.pooled for head in heads.values())
 
     def forward(self, images: Tensor | list[Tensor], targets: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The output of each head by its name; given `targets`, the loss of each head instead.
+        """Return the output of each head by its name, or its loss if `targets` are given.
 
-        `images`: as for `features`. `targets`: of each head what its `loss` takes, labels for a segmenter. Under DDP
-        and FSDP the loss must be computed here, in the forward that they wrap: it is then the loss over the batches of
-        all processes, and their gradients are those of one process with all the images.
+        `images` are (B, 3, H, W), or a list of (3, H, W). `targets` has what each head's `loss` takes, by the head's
+        name: labels for a segmenter. Under DDP and FSDP the loss must be computed here, in the forward that they wrap.
+        It is then the loss over the batches of all processes, and the gradients equal those of one process that has
+        all the images.
 
-        Raises `ValueError` as `features` and `Head.loss` do, and on targets that are not one for each head.
+        Raises `ValueError` as `features` and `Head.loss` do, and unless `targets` has one entry for each head.
         """
         if targets is not None:
             self._check_targets(targets)
@@ -57,18 +58,21 @@ class Attached(nn.Module):
         return {name: cast(Head, self.heads[name]).loss(targets[name], *each) for name, each in given.items()}
 
     def loss(self, images: Tensor | list[Tensor], targets: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The loss of each head by its name: `self(images, targets)`, which DDP's wrapper is called with."""
+        """Return the loss of each head by its name. Call DDP's wrapper with `(images, targets)` instead."""
         return self(images, targets)
 
     def features(self, images: Tensor | list[Tensor]) -> dict[str, tuple[Features, ...]]:
-        """What each head is given. The blocks are run once, and none past the deepest that a head reads.
+        """Return the features that each head reads, by the head's name.
 
-        `images`: as for the backbone. Raises `ValueError` on images that give a map which a head cannot divide, and
-        `RuntimeError` in training under DDP, if this is called past DDP's forward.
+        The blocks run once, and none after the deepest layer that a head reads. `images` are (B, 3, H, W), or a list
+        of (3, H, W).
+
+        Raises `ValueError` if a head cannot divide the map of these images. Raises `RuntimeError` if DDP trains this
+        module and its own forward is not running.
         """
         parallel.refuse_past_ddp(self)
         for name, head in self.heads.items():
-            for size in sorted(_sizes(images)):
+            for size in _sizes(images):
                 _check_grid(name, cast(Head, head), size, "resize the images")
         layers, norms = zip(*self.union, strict=True)
         parallel.as_fsdp_forward(self.backbone, "forward_layers")
@@ -79,7 +83,7 @@ class Attached(nn.Module):
         names = ", ".join(self.heads)
         if not isinstance(targets, Mapping):
             raise ValueError(
-                f"targets is a {type(targets).__name__}; want a dict of them by the name of a head: {names}"
+                f"targets is a {type(targets).__name__}; want a dict with the targets of each head: {names}"
             )
         if set(targets) != set(self.heads):
             given = ", ".join(map(str, targets)) or "no head"
@@ -87,16 +91,16 @@ class Attached(nn.Module):
 
 
 def attach(backbone: BackboneModule, heads: Mapping[str, Head], image_size: tuple[int, int] | None = None) -> Attached:
-    """One module of a backbone and its heads, for one forward of them all.
+    """Join a backbone and its heads into one module that runs them in one forward.
 
-    `image_size`: (H, W) that the images will have; by default the backbone's own. A head that divides the map is held
-    against it here, and against the images at each call.
+    `image_size` is the (H, W) of the images to come, by default the backbone's own. A head that divides the map is
+    checked against it here, and against the images at each call.
 
-    Parameters of the backbone that no head reads get no gradient from here on, such as blocks deeper than the deepest
-    layer read. Heads that are attached later and read them turn it on again.
+    From here on, backbone parameters that no head reads get no gradient. Examples are the blocks after the deepest
+    layer that is read. If heads that read them are attached later, their gradients are turned on again.
 
-    Raises `ValueError` on a head that was made for another backbone, reads a CLS token or a norm that this one lacks,
-    or cannot divide the map; it says which head, and what to change.
+    Raises `ValueError` if a head was made for another backbone, reads a CLS token or a norm that this backbone lacks,
+    or cannot divide the map. The error names the head and what to change.
     """
     check_heads(backbone, heads, image_size)
     attached = Attached(backbone, heads)
@@ -109,22 +113,25 @@ def check_heads(backbone: BackboneModule, heads: Mapping[str, Head], image_size:
     check_backbone("attach", backbone)
     if not isinstance(heads, Mapping):
         raise ValueError(
-            f"attach: heads is a {type(heads).__name__}; want a dict of heads by names of yours, such as {{'it': head}}"
+            f"attach: heads is a {type(heads).__name__}; want a dict of heads by names you choose, as in {{'it': head}}"
         )
     if not heads:
-        raise ValueError("attach: no heads; want at least one, by name")
+        raise ValueError("attach: no heads; want a dict of at least one head")
     size = check("attach", {"image_size": Size | None}, {"image_size": image_size})["image_size"]
     for name, head in heads.items():
         if not isinstance(head, Head):
             raise ValueError(f"head {name!r} is a {type(head).__name__}; want a heads.Head")
         if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
-            raise ValueError(f"{name!r} cannot name a head: torch names parameters by it")
+            raise ValueError(
+                f"{name!r} cannot name a head, because torch uses the name in parameter names; want a string without "
+                "dots that is no attribute of torch's ModuleDict"
+            )
         _check(name, head, backbone.spec, size or backbone.spec.image_size)
         head.bind(backbone)
 
 
 def check_backbone(caller: str, backbone: object) -> None:
-    """Raise `ValueError` on what is no backbone, in the words of the function that was given it."""
+    """Raise `ValueError` unless `backbone` is a backbone. `caller` is the function that the error names."""
     if isinstance(backbone, nn.Module) and isinstance(backbone, Backbone):
         return
     hint = "that is the head's part; " if isinstance(backbone, Head) else ""
@@ -134,10 +141,12 @@ def check_backbone(caller: str, backbone: object) -> None:
     )
 
 
-def _sizes(images: object) -> set[tuple[int, int]]:
-    """(H, W) of the images. Of what are no images there are none: the backbone says what is wrong with it."""
-    each = [images] if isinstance(images, Tensor) else images if isinstance(images, list | tuple) else []
-    return {(x.shape[-2], x.shape[-1]) for x in each if isinstance(x, Tensor) and x.ndim > 2 and x.numel()}
+def _sizes(images: object) -> list[tuple[int, int]]:
+    """Return each (H, W) that images have. Anything that is no image is left out: the backbone explains what is wrong."""
+    if isinstance(images, Tensor):  # under a tracer the sizes may be symbols, which no set takes
+        return [(images.shape[-2], images.shape[-1])] if images.ndim > 2 and images.numel() else []
+    each = images if isinstance(images, list | tuple) else []
+    return sorted({(x.shape[-2], x.shape[-1]) for x in each if isinstance(x, Tensor) and x.ndim > 2 and x.numel()})
 
 
 def _check(name: str, head: Head, spec: BackboneSpec, image_size: tuple[int, int]) -> None:
@@ -149,7 +158,7 @@ def _check(name: str, head: Head, spec: BackboneSpec, image_size: tuple[int, int
             "Make it with create_head(name, backbone.spec, ...)"
         )
     if head.needs.prefix and not spec.has_cls:
-        raise ValueError(f"head {name!r} reads the CLS token, and {spec.name} has none; take a head that reads patches")
+        raise ValueError(f"head {name!r} reads the CLS token, and {spec.name} has none; use a head that reads patches")
     if head.needs.norm and not spec.norms(head.layers):
         raise ValueError(
             f"head {name!r} reads layers {list(head.layers)} with the final norm, and {spec.name} has none for them; "
@@ -160,19 +169,21 @@ def _check(name: str, head: Head, spec: BackboneSpec, image_size: tuple[int, int
 
 def _check_grid(name: str, head: Head, size: tuple[int, int], remedy: str) -> None:
     multiple = head.needs.grid_multiple
+    if multiple == 1:
+        return
     for stride in {head.spec.strides[layer] for layer in head.layers}:
         h, w = Geometry((size,), stride).grid
         if h % multiple or w % multiple:
             step = stride * multiple
             better = " x ".join(str(-(-side // step) * step) for side in size)
             raise ValueError(
-                f"head {name!r} wants a map whose sides {multiple} divides; images of {size[0]} x {size[1]} give "
-                f"{h} x {w} patches. {remedy[0].upper()}{remedy[1:]}: {better}, for example"
+                f"head {name!r} wants a map with sides divisible by {multiple}; images of {size[0]} x {size[1]} give "
+                f"{h} x {w} patches. {remedy[0].upper()}{remedy[1:]}, for example {better}"
             )
 
 
 def _shape(spec: BackboneSpec) -> dict[str, object]:
-    """What a head sizes itself by."""
+    """Return the fields of a spec that decide a head's shapes."""
     return {key: getattr(spec, key) for key in ("dims", "strides", "num_registers", "has_cls", "pooled_dim")}
 
 
@@ -180,10 +191,12 @@ B = TypeVar("B", bound=BackboneModule)
 
 
 def freeze(backbone: B) -> B:
-    """The same backbone without gradients, in eval mode for good: a `.train()` of what it is part of leaves it there,
-    so that batch norms keep their statistics and no path is dropped.
+    """Turn off a backbone's gradients, put it into eval mode for good, and return it.
 
-    Raises `ValueError` on anything but a backbone: of a whole model, freeze its `backbone`.
+    A later `.train()` of a module that holds it leaves it in eval mode, so batch norms keep their statistics and no
+    path is dropped.
+
+    Raises `ValueError` on anything but a backbone. To freeze the backbone of a whole model, pass `model.backbone`.
     """
     given: object = backbone
     if not isinstance(given, BackboneModule):
@@ -191,7 +204,7 @@ def freeze(backbone: B) -> B:
         inner = getattr(given, "backbone", None)
         remedy = "freeze(model.backbone)" if isinstance(inner, BackboneModule) else "what load_backbone returns"
         raise ValueError(
-            f"freeze was given a {kind}, which a later .train() would undo; want a backbone alone: {remedy}"
+            f"freeze was given a {kind}, and a later .train() would unfreeze it; want a backbone alone: {remedy}"
         )
     backbone.frozen = True
     vars(backbone).pop("resting", None)

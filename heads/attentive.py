@@ -26,7 +26,7 @@ def _attend(
     q: Float[Tensor, "Q D"], k: Float[Tensor, "B T D"], v: Float[Tensor, "B T D"], valid: Tensor, num_heads: int
 ) -> Float[Tensor, "B Q D"]:
     """Multi-head attention of queries to the valid tokens."""
-    q, k, v = (_split(x, num_heads) for x in (q.expand(len(k), -1, -1), k, v))
+    q, k, v = (_split(x, num_heads) for x in (q.expand(k.shape[0], -1, -1), k, v))
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None])
     return x.transpose(1, 2).flatten(2)
 
@@ -89,10 +89,16 @@ class AimClassifier(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"]) -> Float[Tensor, "B K"]:
         """`valid`: as in `VJepaClassifier`; the statistics are of valid tokens alone."""
-        normed = self.bn(tokens[valid])
-        x = torch.zeros_like(tokens, dtype=normed.dtype).masked_scatter(valid[:, :, None], normed)
+        x = self._normed(tokens, valid)
         x = _attend(self.query, self.k(x), self.v(x), valid, self.num_heads)
         return self.linear(x.mean(dim=1))
+
+    def _normed(self, tokens: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Apply batch norm, and set padding to zero."""
+        if not self.training:  # no statistics are taken, so padding may pass: the shapes then depend on no values
+            return self.bn(tokens.mT).mT.masked_fill(~valid[:, :, None], 0)
+        normed = self.bn(tokens[valid])
+        return torch.zeros_like(tokens, dtype=normed.dtype).masked_scatter(valid[:, :, None], normed)
 
 
 FORMS: dict[str, type[VJepaClassifier] | type[AimClassifier]] = {"vjepa": VJepaClassifier, "aim": AimClassifier}

@@ -17,8 +17,8 @@ from heads.options import Count, Layers, check, checked, hints_of
 from heads.unread import Wanted
 from vitbackbone import BackboneModule, BackboneSpec, Features, Geometry
 
-# The four layers that "even4" takes of a backbone of some depths. DINOv2 takes other ones of its 24-block model than a
-# quarter each, and its depth and segmentation heads were trained on them (facebookresearch/dinov2, hub/depthers.py).
+# The layers of "even4" at depths that do not follow the rule of quarters. DINOv2 trained the depth and segmentation
+# heads of its 24-block model on these four layers (facebookresearch/dinov2, hub/depthers.py).
 EVEN4 = {24: (4, 11, 17, 23)}
 
 
@@ -36,13 +36,13 @@ LAYERS: dict[str, Callable[[int], tuple[int, ...]]] = {
 
 @dataclass(frozen=True)
 class Needs:
-    """What a head reads of a backbone. Raises `ValueError` on values that cannot be."""
+    """The parts of a backbone's features that a head reads. Raises `ValueError` on invalid values."""
 
     layers: Sequence[int] | str = "last"  # block indices, negative from the end; or a name in `LAYERS`
-    norm: bool = True  # whether the backbone's final norm is applied to each
+    norm: bool = True  # whether the backbone's final norm is applied to each layer
     prefix: bool = False  # whether the CLS token is read
-    grid_multiple: Count = 1  # what the height and width of the map must be divided by
-    pooled: bool = True  # whether `features.pooled` is read: if not, no gradient is kept for the backbone's pooling
+    grid_multiple: Count = 1  # the height and width of the map must be multiples of this
+    pooled: bool = True  # whether `features.pooled` is read; if not, the backbone's pooling gets no gradient
 
     def __post_init__(self) -> None:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -52,13 +52,15 @@ class Needs:
         object.__setattr__(self, "grid_multiple", given["grid_multiple"])
 
     def resolve(self, spec: BackboneSpec) -> tuple[int, ...]:
-        """0-based indices of the layers. Raises `ValueError` if the backbone does not have them all, or if one is named
-        twice."""
+        """Return the 0-based indices of the layers.
+
+        Raises `ValueError` if the backbone lacks one of them, or if a layer is named twice.
+        """
         layers = LAYERS[self.layers](spec.depth) if isinstance(self.layers, str) else tuple(self.layers)
         wanted = max(len(layers), -min(layers)) if isinstance(self.layers, str) else -min(layers)
         if wanted > spec.depth:
             raise ValueError(
-                f"{spec.name} has {spec.depth} layers; a head that reads {self.layers!r} wants more, {wanted} at least"
+                f"{spec.name} has {spec.depth} layers, and a head that reads {self.layers!r} needs at least {wanted}"
             )
         indices = tuple(spec.indices(layers))
         if len(set(indices)) < len(indices):
@@ -67,8 +69,10 @@ class Needs:
 
 
 class Head(nn.Module):
-    """What consumes features. A subclass takes a spec and its options, and defines `forward(*features)`, which is
-    given the `Features` of each layer of `needs`, in that order. It never sees the backbone.
+    """A module that turns the features of a backbone into an output.
+
+    A subclass takes a spec and its options, and defines `forward(*features)`. `forward` gets the `Features` of each
+    layer of `needs`, in that order. It never sees the backbone.
 
         class Mean(Head):
             def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
@@ -78,11 +82,11 @@ class Head(nn.Module):
             def forward(self, features: Features) -> Tensor:
                 return self.linear(features.tokens.mean(dim=1))
 
-    The annotations of its options are checked before its constructor runs: `heads.options` has types with bounds.
+    Options are checked against their annotations before the constructor runs. `heads.options` has types with bounds.
     """
 
-    name: str = ""  # by which `create_head` made it
-    config: Mapping[str, Any] = {}  # the options it was given
+    name: str = ""  # the name that `create_head` was given
+    config: Mapping[str, Any] = {}  # the options that `create_head` was given
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -97,46 +101,44 @@ class Head(nn.Module):
 
     @property
     def used(self) -> frozenset[Wanted]:
-        """Each layer of the backbone that the head runs or reads, and whether with the final norm."""
+        """The layers that the head runs or reads, each with whether the final norm is applied."""
         return frozenset((layer, self.needs.norm) for layer in self.layers)
 
     def loss(self, targets: Any, *features: Features) -> Tensor:
-        """What the head is trained by, given targets and the `Features` that its `forward` takes.
+        """Return the training loss, given targets and the `Features` that `forward` takes.
 
-        Raises `ValueError`: a subclass defines it, if its training has one usual loss.
+        Raises `ValueError` unless a subclass defines it. A subclass should, if there is one usual loss.
         """
-        raise ValueError(f"{_called(self)} has no loss of its own; make one of its output, model(images)[name]")
+        called = f"head {self.name!r}" if self.name else f"this {type(self).__name__}"
+        raise ValueError(f"{called} has no loss of its own; compute one from its output, model(images)[name]")
 
     def bind(self, backbone: BackboneModule) -> None:
-        """Called when the head is attached. For the rare head that runs blocks of the backbone itself (EoMT)."""
+        """Take the backbone that the head is attached to. Only a head that runs blocks itself needs it (EoMT)."""
 
 
 class DenseHead(Head):
-    """A head whose output is a map at the size of the images: a subclass defines `maps`.
+    """A head whose output is a map at the size of the images. A subclass defines `maps`.
 
-    The output is (B, K, H, W), the padding cropped away. Images of different sizes are run one by one, as batch norm
-    and convolutions would mix their padding in, and their maps are filled up with zeros at the right and bottom.
+    The output is (B, K, H, W), with the padding cropped away. Images of different sizes are run one by one, because
+    batch norm and convolutions would mix their padding in. Their maps are padded with zeros at the right and bottom.
     """
 
     @abstractmethod
     def maps(self, *features: Features) -> Float[Tensor, "B K h w"]:
-        """The output on some grid that covers what the first of the feature maps covers, padding included."""
+        """Return the output on any grid that covers the same pixels as the first feature map, padding included."""
 
     def forward(self, *features: Features) -> Float[Tensor, "B K H W"]:
         geometry = features[0].geometry
-        if len(set(geometry.sizes)) < 2:
+        if geometry.one_size:
             return enlarge(self.maps(*features), geometry)
         alone = [self(*(each.image(i) for each in features)) for i in range(len(geometry.sizes))]
-        height, width = (max(side) for side in zip(*geometry.sizes, strict=True))
+        height, width = geometry.size
         return torch.cat([F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2])) for x in alone])
 
 
 def enlarge(maps: Float[Tensor, "B K h w"], geometry: Geometry) -> Float[Tensor, "B K H W"]:
-    """Maps of images of one size, padding included, to that size: bilinear, then the padding cropped away."""
-    height, width = geometry.sizes[0]
+    """Resize maps to the images' size by bilinear interpolation, then crop the padding away. All images have one
+    size."""
+    height, width = geometry.size
     maps = F.interpolate(maps, size=geometry.padded_size, mode="bilinear", align_corners=False)
     return maps[:, :, :height, :width]
-
-
-def _called(head: Head) -> str:
-    return f"head {head.name!r}" if head.name else f"this {type(head).__name__}"

@@ -267,7 +267,7 @@ def output_of_zeros(head: Head, size: tuple[int, int]) -> Tensor:
 
 def _rows(features: Features, indices: Tensor) -> Features:
     """Some images of a batch whose images have one size."""
-    size = features.geometry.sizes[0]
+    size = features.geometry.size
     return replace(
         features,
         cls=None if features.cls is None else features.cls[indices],
@@ -280,7 +280,7 @@ def _rows(features: Features, indices: Tensor) -> Features:
 
 def _scatter(features: Features, rows: Bool[Tensor, " n"]) -> Features:
     """Images of one size put at the rows that are True, with zeros at the others."""
-    size = features.geometry.sizes[0]
+    size = features.geometry.size
     return replace(
         features,
         cls=None if features.cls is None else _spread(features.cls, rows),

@@ -51,9 +51,9 @@ class Pyramid(Head):
         """The map of each stride, for images of one size."""
 
     def forward(self, *features: Features) -> Levels:
-        sizes = features[0].geometry.sizes
-        if len(set(sizes)) > 1:
-            return _stack([self(*(each.image(i) for each in features)) for i in range(len(sizes))])
+        geometry = features[0].geometry
+        if not geometry.one_size:
+            return _stack([self(*(each.image(i) for each in features)) for i in range(len(geometry.sizes))])
         maps = self.levels(*features)
         named = [(str(i), level) for i, level in enumerate(maps)]
         return OrderedDict([*named, ("pool", maps[-1][:, :, ::2, ::2])])

@@ -79,9 +79,9 @@ class EoMT(Segmenter):
         alone. Raises `ValueError` before the head is attached, and on images of different sizes."""
         if not self._bound:
             raise ValueError("EoMT runs blocks of the backbone: attach(backbone, {name: head}), or head.bind(backbone)")
-        if len(set(features.geometry.sizes)) > 1:
+        if not features.geometry.one_size:
             raise ValueError("EoMT: the images are of different sizes; its masks are of one size, crop them to one")
-        backbone, grid, batch = self._bound[0], features.grid, len(features.patches)
+        backbone, grid, batch = self._bound[0], features.grid, features.patches.shape[0]
         prefix = [features.registers] if features.cls is None else [features.cls[:, None], features.registers]
         x = torch.cat([self.queries.to(features.patches).expand(batch, -1, -1), *prefix, features.tokens], dim=1)
         found = []
@@ -106,9 +106,13 @@ class EoMT(Segmenter):
         ignore_index = ignored(self.num_classes, given)
         predictions = self.predictions(features[0])
         geometry = features[0].geometry
-        (height, width), (bottom, right) = geometry.sizes[0], geometry.padding[0]
+        (height, width), (padded_height, padded_width) = geometry.size, geometry.padded_size
         check_labels(targets, (len(geometry.sizes), height, width), self.num_classes, ignore_index)
-        labels = F.pad(targets.to(self.queries.device, torch.long), (0, right, 0, bottom), value=ignore_index)
+        labels = F.pad(
+            targets.to(self.queries.device, torch.long),
+            (0, padded_width - width, 0, padded_height - height),
+            value=ignore_index,
+        )
         return torch.stack([set_loss(each, labels, ignore_index) for each in predictions]).sum()
 
     def _predict(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Masks:

@@ -6,7 +6,7 @@ the whole batch, and the averaged gradients are the gradients of one process tha
 """
 
 import weakref
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, cast
@@ -60,7 +60,7 @@ def _ddp_in_forward() -> DistributedDataParallel | None:
 
 
 @contextmanager
-def together(module: nn.Module, sizes: Set[tuple[int, int]]) -> Iterator[None]:
+def together(module: nn.Module, sizes: Sequence[tuple[int, int]]) -> Iterator[None]:
     """A forward of `module` on images of these sizes, in which `total` sums over the processes if DDP or FSDP runs it
     for training."""
     group = _group(module)

@@ -73,7 +73,7 @@ class PolicyNeck(PoolingHead):
 
     def pool(self, features: Features) -> Float[Tensor, "B C"]:
         maps, size = features.patches, (self.GRID, self.GRID)
-        if features.grid != size:
+        if features.grid != size or torch.compiler.is_compiling():  # a traced graph takes any grid
             # In float32, as torch has no such resize of bfloat16 on the CPU.
             resized = F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
             maps = resized.to(maps.dtype)

@@ -55,7 +55,7 @@ def read_record(folder: str | PathLike[str], kind: str) -> tuple[dict[str, Any],
         raise FileNotFoundError(
             f"{folder} has {missing}; want a folder written by save_{kind}, with {', '.join(names)}"
         ) from None
-    record = parse_json(text, dict[str, Any], names[1])
+    record: dict[str, Any] = parse_json(text, dict, names[1])
     check_fields(names[1], record, {"version": int, "sha256": str})
     if record["version"] != VERSION:
         raise ValueError(f"{names[1]} has version {record['version']}; this release reads version {VERSION}")

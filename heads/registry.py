@@ -21,8 +21,11 @@ H = TypeVar("H", bound=type[Head])
 
 
 def register_head(name: str) -> Callable[[H], H]:
-    """Decorates a subclass of `Head`, which `create_head` then knows. An installed package needs no call: it names its
-    heads in the entry-point group `vitbackbone.heads`. Raises `ValueError` on a name that is taken."""
+    """Decorate a subclass of `Head`, so that `create_head` knows it by `name`.
+
+    An installed package needs no call: it lists its heads in the entry-point group `vitbackbone.heads`. Raises
+    `ValueError` if the name is taken.
+    """
 
     def register(head: H) -> H:
         if not (isinstance(head, type) and issubclass(head, Head)):
@@ -30,9 +33,9 @@ def register_head(name: str) -> Callable[[H], H]:
         if not isinstance(name, str) or not name:
             raise ValueError(f"register_head: the name is {name!r}; want a string that is not empty")
         known = _registered.get(name, head)
-        # A module that is loaded again, as in a notebook, brings the same class anew.
+        # A module that is reloaded, as in a notebook, registers the same class again.
         if name in BUILT_IN or (known.__module__, known.__qualname__) != (head.__module__, head.__qualname__):
-            raise ValueError(f"there is a head {name!r} already; choose another name")
+            raise ValueError(f"the name {name!r} is taken by another head; choose another name")
         _registered[name] = head
         return head
 
@@ -40,28 +43,27 @@ def register_head(name: str) -> Callable[[H], H]:
 
 
 def list_heads() -> list[str]:
-    """The names that `create_head` knows: built in, registered, and of installed packages."""
+    """Return the names that `create_head` knows: built in, registered, and of installed packages."""
     return sorted({*BUILT_IN, *_registered, *_installed()})
 
 
 @float32_default()
 def create_head(name: str, spec: BackboneSpec, **config: Any) -> Any:
-    """A head by its name, sized for a backbone, with its options.
+    """Make a head by its name, sized for the backbone of `spec`, with the options in `config`.
 
-    Raises `ValueError` on an unknown name, an option that the head does not have, one that is missing, and one whose
-    value cannot be.
+    Raises `ValueError` on an unknown name, and on an option that is unknown, missing or has an invalid value.
     """
     head_class = _find(name)
     if not isinstance(spec, BackboneSpec):
         raise ValueError(f"create_head({name!r}): spec is a {type(spec).__name__}; want a BackboneSpec: backbone.spec")
-    options = dict(list(inspect.signature(head_class).parameters.items())[1:])  # but for the spec
+    options = dict(list(inspect.signature(head_class).parameters.items())[1:])  # without the spec
     free = any(option.kind is option.VAR_KEYWORD for option in options.values())
     options = {
         key: option for key, option in options.items() if option.kind not in (option.VAR_KEYWORD, option.VAR_POSITIONAL)
     }
     stray = [f"has no option {key!r}" for key in config if key not in options and not free]
     lacking = [
-        f"wants {key}" for key, option in options.items() if option.default is option.empty and key not in config
+        f"needs {key}" for key, option in options.items() if option.default is option.empty and key not in config
     ]
     hints = hints_of(head_class.__init__)
     if stray or lacking:

@@ -25,7 +25,7 @@ class PoolingHead(Head):
         """The output for images that all have one grid."""
 
     def forward(self, features: Features) -> Float[Tensor, "B ..."]:
-        if len(set(features.geometry.grids)) < 2:
+        if features.geometry.one_size or len(set(features.geometry.grids)) < 2:
             return self.pool(features)
         return torch.cat([self.pool(features.image(i)) for i in range(len(features.patches))])
 
@@ -56,7 +56,7 @@ class PerceiverResampler(PoolingHead):
 
     def pool(self, features: Features) -> Float[Tensor, "B Q D"]:
         tokens = features.tokens
-        latents = self.latents.expand(len(tokens), -1, -1)
+        latents = self.latents.expand(tokens.shape[0], -1, -1)
         for block in self.blocks:
             latents = block(latents, tokens)
         return self.norm(latents)
@@ -108,7 +108,7 @@ class MapPool(PoolingHead):
 
     def pool(self, features: Features) -> Float[Tensor, "B D"]:
         tokens = features.tokens
-        q = self.q(self.query).expand(len(tokens), -1, -1)
+        q = self.q(self.query).expand(tokens.shape[0], -1, -1)
         x = self.proj(_attend(q, self.k(tokens), self.v(tokens), self.num_heads))[:, 0]
         return x + self.mlp(self.norm(x))
 

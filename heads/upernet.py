@@ -5,7 +5,6 @@
 Axes: `B` batch, `D` width, `C` channels, `K` classes, `h w` patch grid.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -20,7 +19,7 @@ from heads.parallel import BatchNorm2d, is_together, tie
 from heads.segmentation import Segmenter
 from vitbackbone import BackboneSpec, Features
 
-SCALES = (4.0, 2.0, 1.0, 0.5)  # of the pyramid that is made of maps of one stride
+SCALES = ((4, 1), (2, 1), (1, 1), (1, 2))  # of the levels that are made from maps of one stride, as fractions
 POOLED = (1, 2, 3, 6)  # sides of the grids that the coarsest map is pooled to
 AUXILIARY_WEIGHT = 0.4
 
@@ -108,8 +107,8 @@ class Neck(nn.Module):
 
     def forward(self, maps: Sequence[Float[Tensor, "B D h w"]]) -> list[Tensor]:
         levels = []
-        for inner, outer, scale, x in zip(self.inner, self.outer, SCALES, maps, strict=True):
-            size = [math.ceil(side * scale) for side in x.shape[-2:]]
+        for inner, outer, (up, down), x in zip(self.inner, self.outer, SCALES, maps, strict=True):
+            size = [(side * up + down - 1) // down for side in x.shape[-2:]]
             levels.append(outer(F.interpolate(inner(x), size=size, mode="bilinear", align_corners=False)))
         return levels
 
@@ -148,7 +147,7 @@ def over_same_pixels(features: Sequence[Features]) -> list[Tensor]:
     for each in features:
         h, w = each.grid
         stride = each.geometry.stride
-        bottom, right = math.ceil(height / stride) - h, math.ceil(width / stride) - w
+        bottom, right = (height + stride - 1) // stride - h, (width + stride - 1) // stride - w
         maps.append(F.pad(each.patches, (0, right, 0, bottom), mode="replicate"))
     return maps
 

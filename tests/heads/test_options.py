@@ -15,7 +15,7 @@ from torch import nn
 from heads import Head, Needs, create_head, freeze, list_heads, register_head
 from heads.options import check, hints_of
 from heads.registry import _find
-from tests.heads.test_heads import BACKBONES, FITTING, OPTIONS
+from tests.heads.small_heads import BACKBONES, FITTING, OPTIONS
 from tests.helpers import tiny_vit
 from vitbackbone import BackboneSpec
 
@@ -46,7 +46,10 @@ def kinds(hint: Any) -> set[str]:
 
 
 def cases() -> list[Any]:
-    found = []
+    """Every option of every head with every wrong value. Quick are one value for each option and each value once."""
+    found: list[Any] = []
+    seen: set[str] = set()
+    options = 0
     for name in NAMES:
         for option, hint in hints_of(_find(name).__init__).items():
             if option == "spec":
@@ -57,7 +60,11 @@ def cases() -> list[Any]:
             if allowed & {"literal", "layers"}:
                 wrong = WRONG["literal"] + (WRONG["layers"] if "layers" in allowed else [])
             wrong += [] if "none" in allowed else [None]
-            found += [pytest.param(name, option, each, id=f"{name} {option}={each!r}"[:60]) for each in wrong]
+            for i, each in enumerate(wrong):
+                marks = [] if i == options % len(wrong) or repr(each) not in seen else [pytest.mark.slow]
+                found.append(pytest.param(name, option, each, id=f"{name} {option}={each!r}"[:60], marks=marks))
+                seen.add(repr(each))
+            options += 1
     return found
 
 
