@@ -142,7 +142,7 @@ def check_backbone(caller: str, backbone: object) -> None:
 
 
 def _sizes(images: object) -> list[tuple[int, int]]:
-    """Return each (H, W) that images have. Anything that is no image is left out: the backbone explains what is wrong."""
+    """Return each (H, W) that images have. Anything that is no image is left out: the backbone explains its error."""
     if isinstance(images, Tensor):  # under a tracer the sizes may be symbols, which no set takes
         return [(images.shape[-2], images.shape[-1])] if images.ndim > 2 and images.numel() else []
     each = images if isinstance(images, list | tuple) else []

@@ -214,7 +214,7 @@ def test_eomt_says_what_it_wants() -> None:
     mixed = backbone.forward_layers([images(3, 32, 32), images(3, 16, 32)], head.layers, norm=False)
     with pytest.raises(ValueError, match=r"the images are of different sizes"):
         head.loss(torch.zeros(2, 32, 32, dtype=torch.int64), *mixed)
-    with pytest.raises(ValueError, match=r"tiny has 3 layers; a head that reads \(-5,\) wants more"):
+    with pytest.raises(ValueError, match=r"tiny has 3 layers, and a head that reads \(-5,\) needs at least 5"):
         create_head("eomt", tiny_vit().spec, num_classes=CLASSES)
     resnet = BACKBONES["resnet"]
     with pytest.raises(ValueError, match=r"EoMT runs the blocks of a plain ViT; resnet is a TimmBackbone"):

@@ -184,7 +184,7 @@ class Square(Head):
 def test_wrong_use_says_what_to_do() -> None:
     model, other = tiny_vit(depth=6), tiny_vit(depth=6, patch_size=16, num_registers=2)
     bare, raw = tiny_vit(cls=False, pool="mean"), tiny_vit(final_norm=False)
-    with pytest.raises(ValueError, match="attach: no heads; want at least one"):
+    with pytest.raises(ValueError, match="attach: no heads; want a dict of at least one"):
         attach(model, {})
     for wrong in ("", "a.b", "keys"):
         with pytest.raises(ValueError, match=f"'{wrong}' cannot name a head"):
@@ -197,7 +197,7 @@ def test_wrong_use_says_what_to_do() -> None:
         attach(bare, {"a": Mean(bare.spec, (-1,), prefix=True)})
     with pytest.raises(ValueError, match=r"reads layers \[2\] with the final norm, and .* none .*norm=False"):
         attach(raw, {"a": Mean(raw.spec, (-1,))})
-    with pytest.raises(ValueError, match="tiny has 3 layers; a head that reads 'last4' wants more"):
+    with pytest.raises(ValueError, match="tiny has 3 layers, and a head that reads 'last4' needs at least 4"):
         create_head("multilayer", tiny_vit().spec, num_classes=3)
     with pytest.raises(ValueError, match="layers='first'; want indices, or one of last, penultimate, last4, even4"):
         Needs("first")
@@ -222,7 +222,7 @@ def test_a_grid_that_does_not_divide_is_refused_at_attach_and_at_each_call() -> 
     model = tiny_vit(image_size=(24, 32))  # 3 x 4 patches
     head = Square(model.spec)
     with pytest.raises(
-        ValueError, match=r"sides 2 divides; images of 24 x 32 give 3 x 4 .*Pass attach.*: 32 x 32, for"
+        ValueError, match=r"sides divisible by 2; images of 24 x 32 give 3 x 4 .*Pass attach.*, for example 32 x 32"
     ):
         attach(model, {"a": head})
     attached = attach(model, {"a": head}, image_size=(32, 48))
@@ -237,9 +237,9 @@ def test_wrong_names_and_options() -> None:
     spec = tiny_vit(depth=4).spec
     with pytest.raises(ValueError, match="unknown head 'liner', did you mean .*'linear'.* Want one of .*multilayer"):
         create_head("liner", spec)
-    with pytest.raises(ValueError, match="'linear' has no option 'classes' and wants num_classes; its options"):
+    with pytest.raises(ValueError, match="'linear' has no option 'classes' and needs num_classes; its options"):
         create_head("linear", spec, classes=3)
-    with pytest.raises(ValueError, match="head 'linear' wants num_classes; its options are num_classes: int, layers"):
+    with pytest.raises(ValueError, match="head 'linear' needs num_classes; its options are num_classes: int, layers"):
         create_head("linear", spec)
 
 

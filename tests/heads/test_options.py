@@ -133,7 +133,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 @pytest.mark.parametrize("name", ["dpt", "dpt_depth", "upernet", "multilayer"])
 def test_heads_on_four_layers_want_four(name: str, depth: int) -> None:
     options = {"num_classes": 3} if name != "dpt_depth" else {}
-    with pytest.raises(ValueError, match=rf"tiny has {depth} layers; a head that reads '.*4' wants more, 4 at least"):
+    with pytest.raises(ValueError, match=rf"tiny has {depth} layers, and a head that reads '.*4' needs at least 4"):
         create_head(name, tiny_vit(depth=depth).spec, **options)
 
 

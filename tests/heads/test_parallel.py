@@ -232,7 +232,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(name: str, kind: str, r
 @pytest.mark.parametrize("name", [pytest.param(name, marks=slow_unless_quick(name)) for name in LOSSES])
 def test_who_goes_past_ddp_is_told(name: str, ranks: Ranks) -> None:
     for said in ranks[0][name, "past"]:
-        assert "DistributedDataParallel (DDP), and was called past it" in said
+        assert "DistributedDataParallel (DDP), but was called directly" in said
         assert "model(images, targets=" in said
 
 
@@ -330,7 +330,7 @@ def test_targets_are_one_for_each_head() -> None:
     assert losses["a"].item() == pytest.approx(want.item())
     with pytest.raises(ValueError, match="targets are for a; want one for each head: a, b"):
         model(x, {"a": labels})
-    with pytest.raises(ValueError, match="head 'token_projector' has no loss of its own; make one of its output"):
+    with pytest.raises(ValueError, match="head 'token_projector' has no loss of its own; compute one from its output"):
         attach(vit, {"it": create_head("token_projector", vit.spec, width=4)}).loss(x, {"it": labels})
 
 
