@@ -251,7 +251,7 @@ def test_strides_that_are_no_powers_of_two_in_order_are_refused(strides: tuple[i
 
 
 def test_wrong_backbones_are_refused() -> None:
-    with pytest.raises(ValueError, match="no layer of stride 4, 8, 32, only of 16; take SimpleFeaturePyramid"):
+    with pytest.raises(ValueError, match="no layer of stride 4, 8, 32, only of 16; use SimpleFeaturePyramid"):
         FeaturePyramid(vit(16).spec)
     bare = vit(16, final_norm=False)
     with pytest.raises(ValueError, match="norm=False"):

@@ -192,7 +192,7 @@ calls = {
     "labels is a numpy": lambda: classification_loss(logits, np.zeros(2, dtype=int)),
     "labels are torch.int64 of shape": lambda: classification_loss(logits, torch.zeros(3, dtype=torch.long)),
     "labels hold [5]": lambda: classification_loss(logits, torch.tensor([0, 5])),
-    "one image at least": lambda: classification_loss(logits[:0], torch.zeros(0, dtype=torch.long)),
+    "for at least one image": lambda: classification_loss(logits[:0], torch.zeros(0, dtype=torch.long)),
     "images is": lambda: attach(v, {"a": head})(None),
     "images has shape": lambda: attach(v, {"a": head})(torch.zeros(0, 3, 32, 32)),
     "targets is a Tensor": lambda: attach(v, {"a": head})(torch.zeros(1, 3, 32, 32), labels),
