@@ -155,7 +155,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="3 heads on tokens of width 16.*divides 16"):
         create_head("vjepa_probe", spec, num_classes=2, num_heads=3)
     pyramid = replace(spec, dims=(4, 8, 16), strides=(2, 4, 8))
-    with pytest.raises(ValueError, match="layers that are alike"):
+    with pytest.raises(ValueError, match="layers of one width and stride"):
         create_head("aim_probe", pyramid, num_classes=2)
     assert create_head("aim_probe", pyramid, num_classes=2, layers=[-1]).layers == (2,)
 
