@@ -382,7 +382,7 @@ def test_damaged_files_are_refused(saved: tuple[ViT, Path]) -> None:
     with pytest.raises(ValueError, match="head.safetensors is not the file that head.json was written with"):
         load_head(folder, model)
     (folder / "head.safetensors").write_bytes(data[:100])
-    with pytest.raises(ValueError, match="holds no head as save_head writes it"):
+    with pytest.raises(ValueError, match="holds no head that save_head wrote"):
         load_head(folder, model)
     (folder / "head.safetensors").write_bytes(data)
     for wrong in ({"version": 2}, {"config": None, "backbone": None}, {"head": "none of ours"}, {"config": {"k": 1}}):
@@ -403,7 +403,7 @@ def test_what_cannot_be_made_again_is_not_saved(tmp_path: Path) -> None:
         save_head(Mean(model.spec, (0,)), tmp_path, model)
     head = create_head("linear", model.spec, num_classes=3)
     head.config = {"num_classes": {1, 2}}
-    with pytest.raises(ValueError, match="the options of 'linear' do not go into JSON"):
+    with pytest.raises(ValueError, match="the options of 'linear' do not fit into JSON"):
         save_head(head, tmp_path, model)
     assert not list(tmp_path.iterdir())
 
