@@ -31,7 +31,7 @@ class SpatialSoftmax(PoolingHead):
     def pool(self, features: Features) -> Float[Tensor, "B K 2"]:
         logits = self.keypoints(features.patches)
         weights = logits.flatten(2).softmax(dim=-1).view_as(logits)
-        rows, columns = (torch.linspace(-1, 1, side).to(weights) for side in logits.shape[-2:])
+        rows, columns = (_from_minus_one(side).to(weights) for side in logits.shape[-2:])
         return torch.stack([weights.sum(dim=2) @ columns, weights.sum(dim=3) @ rows], dim=-1)
 
 
@@ -84,3 +84,9 @@ class PolicyNeck(PoolingHead):
             resized = F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
             maps = resized.to(maps.dtype)
         return self.neck(maps)
+
+
+def _from_minus_one(count: int) -> Float[Tensor, " count"]:
+    """Return evenly spaced numbers from -1 to 1. `torch.linspace` would fix the count in a traced graph."""
+    places = torch.arange(count)
+    return 2 * places / places[-1].clamp(min=1) - 1
