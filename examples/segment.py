@@ -26,7 +26,7 @@ from tqdm import tqdm
 from training import Settings, backbone_groups, exit_code, fit, head_groups, set_drop_path
 
 from heads import attach, create_head, freeze, load_head, save_head
-from heads.base import Attached
+from heads.attached import Attached
 from vitbackbone import BackboneModule, ViT, load_backbone, load_image, publish, publish_text
 from vitbackbone.contract import evaluating
 

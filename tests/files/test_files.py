@@ -180,8 +180,8 @@ def test_a_malformed_record_is_named(text: bytes, tmp_path: Path) -> None:
     vit = tiny_vit(depth=4)
     save_head(create_head("linear", vit.spec, num_classes=3), tmp_path, vit)
     (tmp_path / "head.json").write_bytes(text)
-    with pytest.raises(ValueError, match=r"holds no head as save_head writes it: head.json"):
+    with pytest.raises(ValueError, match=r"holds no head that save_head wrote: head.json"):
         load_head(tmp_path, vit)
     os.truncate(tmp_path / "head.safetensors", 3)
-    with pytest.raises(ValueError, match="holds no head as save_head writes it"):
+    with pytest.raises(ValueError, match="holds no head that save_head wrote"):
         load_head(tmp_path, vit)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def classify(args: argparse.Namespace) -> int:
-    from heads.base import attach
+    from heads.attached import attach
     from heads.classification import checkpoint_head
     from vitbackbone.checkpoints import load_checkpoint
     from vitbackbone.contract import check_device, evaluating
