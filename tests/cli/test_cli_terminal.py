@@ -117,12 +117,15 @@ def test_a_file_in_the_place_of_the_output_folder_is_named(
         ([], "want a command: extract, verify"),
         (["extrct", "photos"], "unknown command 'extrct'; did you mean 'extract'?"),
         (["--versio"], "unknown option '--versio'; did you mean '--version'?"),
-        (["extract", "a.jpg", "b.jpg", "c.jpg", "--out", "x"], "unexpected argument 'b.jpg' and 1 more; quote a glob"),
+        (
+            ["extract", "a.jpg", "b.jpg", "c.jpg", "--out", "x"],
+            "unexpected argument 'b.jpg' and 1 more; put quotes around a glob",
+        ),
         (["extract", "photos"], "required: --out"),
         (["extract", "photos", "--out", "x", "--res", "3"], "did you mean '--resolution'?"),
         (["extract", "photos", "--out", "x", "--device", "gpu"], "did you mean cuda"),
         (["extract", "photos", "--out", "x", "--device", "gpu:1"], "did you mean cuda:1"),
-        (["extract", "photos", "--out", ""], "is no name of a folder"),
+        (["extract", "photos", "--out", ""], "is not the name of a folder"),
         (["extract", "photos", "--out", "x", "--layers", "a\nb"], r"'a\nb'; want numbers"),
         (["probe", "x", "--probe", "liner"], "choose from"),
         (["info", "https://huggingface.co/google/vit"], "hf:OWNER/REPO"),
@@ -278,8 +281,8 @@ def test_a_module_heads_in_the_way_is_named(tmp_path: Path) -> None:
     done = run("demo", "--out", "demo", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f"vitbackbone demo: {tmp_path / 'heads.py'} hides the package `heads` that vitbackbone brings; rename it, "
-        "or run the command in another folder"
+        f"vitbackbone demo: {tmp_path / 'heads.py'} hides the package heads, which is a part of vitbackbone. Rename that "
+        "file, or run the command in another folder and without it on PYTHONPATH"
     ]
 
 
@@ -297,7 +300,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, ca
     def fault(*_: object) -> None:
         raise KeyError("k\x1b[2J")
 
-    monkeypatch.setattr("vitbackbone.checkpoints.load.list_backbones", fault)
+    monkeypatch.setattr("vitbackbone.checkpoints.list_backbones", fault)
     code, out, err = said(["models"], capsys)
     assert (code, out) == (70, "")
     first, second = err.splitlines()

@@ -1,4 +1,4 @@
-"""`extract`, `verify` and `export`: photos to a feature store, what it is worth, and out of it."""
+"""The commands `extract`, `verify` and `export`: photos to a feature store, its check, and its conversion."""
 
 import argparse
 import signal
@@ -11,7 +11,7 @@ from vitbackbone.cli.model import load
 from vitbackbone.cli.output import print_json
 from vitbackbone.cli.text import escaped, printable
 
-SHOWN = 10  # images that failed, or files that are damaged
+SHOWN = 10  # failed images that are printed
 
 
 def run_extract(args: argparse.Namespace) -> int:
@@ -48,7 +48,7 @@ def run_extract(args: argparse.Namespace) -> int:
     if failed or not args.quiet:
         print(f"{len(store)} images read, {len(failed)} failed: {escaped(args.out)}")
     if store.missing and not args.quiet:
-        print(f"  {store.missing} shards are not done yet; they belong to other slices")
+        print(f"  {store.missing} shards are not computed yet; they belong to other slices")
     lines = [f"failed: {escaped(path)}: {printable(error)}" for path, error in failed]
     _print_some(lines, f"FeatureStore({args.out!r}).failed")
     return 1 if failed and not len(store) else 0
@@ -67,7 +67,7 @@ def run_verify(args: argparse.Namespace) -> int:
         for file, problem in found.problems:
             print(f"  {escaped(str(file))}: {printable(problem)}")
     elif not args.quiet:
-        print(f"{store}: all {found.shards} shards of {found.images} images are as they were written")
+        print(f"{store}: {found.images} images in {found.shards} shards, all as they were written")
     return 1 if found.problems else 0
 
 
@@ -90,7 +90,7 @@ def _print_some(lines: list[str], more: str) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM, by which schedulers stop a job, ends it as Ctrl-C does: nothing half-written is left, and no lock."""
+    """Let SIGTERM, with which schedulers stop a job, end the command as Ctrl-C does: no half-written file, no lock."""
 
     def stop(*_: object) -> None:
         print("terminated; what is done is kept", file=sys.stderr)

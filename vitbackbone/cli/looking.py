@@ -1,4 +1,4 @@
-"""`show`, `models`, `info` and `demo`: what there is, and what it sees."""
+"""The commands `show`, `models`, `info` and `demo`."""
 
 import argparse
 from contextlib import nullcontext, redirect_stdout
