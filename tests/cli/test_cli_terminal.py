@@ -280,10 +280,8 @@ def test_a_module_heads_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "heads.py").write_text("count = 2\n")
     done = run("demo", "--out", "demo", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        f"vitbackbone demo: {tmp_path / 'heads.py'} hides the package heads, which is a part of vitbackbone. Rename that "
-        "file, or run the command in another folder and without it on PYTHONPATH"
-    ]
+    (said,) = done.stderr.splitlines()
+    assert said.startswith(f"vitbackbone demo: {tmp_path / 'heads.py'} hides the package heads")
 
 
 def test_a_locale_without_our_characters_is_no_error() -> None:

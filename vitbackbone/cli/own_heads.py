@@ -1,7 +1,7 @@
 """Protection against a module of the user's that is called `heads`, as our package is."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -30,9 +30,7 @@ def own_heads() -> Iterator[None]:
 
 
 class _Finder(MetaPathFinder):
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname == "heads":
             _check(PathFinder.find_spec("heads"))
         return None  # the usual finders continue
