@@ -325,6 +325,12 @@ def test_classify_goes_on_after_a_bad_photo(
     assert [line.split("\t")[0] for line in output.out.splitlines()] == [images[1]] * 5
     assert [line.split(":")[0] for line in output.err.splitlines()] == [f"{images[i]}\tfailed" for i in (0, 2)]
     assert main(["classify", images[0], "--model", str(classifier[0])]) == 1
+    capsys.readouterr()
+    assert main(["classify", *images, "--model", str(classifier[0]), "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["path"] for row in rows] == images
+    assert [len(row["classes"]) for row in rows if "classes" in row] == [5]
+    assert {row["reason"] for row in rows if "reason" in row} == {"damaged", "truncated"}
 
 
 def test_classify_names_imagenets_classes_and_counts_those_of_other_weights(
@@ -364,7 +370,7 @@ def test_classify_says_what_it_cannot_use(
         "--model", "deit_tiny_patch16_224.fb_in1k", "--weights", "random"
     )
     assert "--top 0; want at least 1" in error("--model", str(classifier[0]), "--top", "0")
-    assert "device='gpu'" in error("--model", str(classifier[0]), "--device", "gpu")
+    assert "--device gpu is not a device" in error("--model", str(classifier[0]), "--device", "gpu")
     shutil.copytree(classifier[0], tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "id2label": {"0": "a", "1": "b"}}))
@@ -443,7 +449,7 @@ def test_demo_does_the_whole_job(tmp_path: Path, capsys: object) -> None:
         (["predict", "a.jpg", "--probe", "/no/probe"], "want a folder written by save_probe"),
         (["show", "/no/photo.jpg", "--out", "x"], "No such file"),
         (["info", "nana"], "did you mean 'nano'"),
-        (["extract", ".", "--out", "x", "--device", "gpu"], "device='gpu'"),
+        (["extract", ".", "--out", "x", "--device", "gpu"], "--device gpu is not a device"),
     ],
 )
 def test_wrong_input_is_exit_code_2_and_one_message(arguments: list[str], message: str, capsys: object) -> None:

@@ -1,4 +1,4 @@
-"""What every command owes a terminal: one line for a mistake, no traceback, streams that are closed or full, Ctrl-C."""
+"""Every command at a terminal: one line for a mistake, no traceback, closed or full streams, signals."""
 
 import json
 import os
@@ -213,7 +213,7 @@ def close(*streams: int) -> Callable[[], None]:
     return lambda: [os.close(stream) for stream in streams] and None
 
 
-@pytest.mark.parametrize("line", [["models"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize("line", [["models", "nano"], ["--version"], ["info", "--help"]], ids=" ".join)
 def test_a_result_that_cannot_be_printed_is_an_error(line: list[str]) -> None:
     closed = run(*line, stdout=None, preexec_fn=close(1))
     with Path("/dev/full").open("w") as full:
@@ -240,7 +240,10 @@ def test_work_goes_on_where_notes_cannot_be_printed(store: Path, stderr: str, tm
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "vitbackbone", "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "vitbackbone", "models", "nano"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     process.stdout.close()
     assert process.stderr.read() == ""
@@ -257,6 +260,7 @@ def test_a_limit_on_file_size_is_a_sentence(store: Path, tmp_path: Path) -> None
     assert "File too large" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0.2, 1.0, 2.5])
 def test_ctrl_c_is_130_without_a_traceback_at_any_time(after: float, tmp_path: Path) -> None:
     process = subprocess.Popen(

@@ -40,8 +40,16 @@ class Interrupts:
 
     def _dropped(self, dropped: "sys.UnraisableHookArgs") -> None:
         if isinstance(dropped.exc_value, KeyboardInterrupt):
-            again = threading.Timer(AGAIN, _thread.interrupt_main)
+            again = threading.Timer(AGAIN, _interrupt_again)
             again.daemon = True
             again.start()
         else:
             self._hook(dropped)
+
+
+def _interrupt_again() -> None:
+    main = threading.main_thread().ident
+    if main is not None and hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main, signal.SIGINT)  # this ends a system call too
+    else:
+        _thread.interrupt_main()

@@ -39,7 +39,7 @@ def check_device_name(arguments: argparse.Namespace) -> None:
     name = getattr(arguments, "device", None) or "cpu"
     meant = f"; did you mean {name.replace('gpu', 'cuda')}?" if name.startswith("gpu") else ""
     if meant or not re.fullmatch(r"[a-z]+(:\d+)?", name):
-        raise ValueError(f"device={name!r} is not a device of PyTorch; want {DEVICES}{meant}")
+        raise ValueError(f"--device {escaped(name)} is not a device of PyTorch; want {DEVICES}{meant}")
 
 
 def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:

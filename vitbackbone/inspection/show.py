@@ -23,6 +23,8 @@ from vitbackbone.images import FILTERS, ImageSource, Preprocess, Resolution, Vie
 MAX_TOKENS = 4096  # one map of 16 heads takes 1 GiB there
 MAP_BYTES = 2**29  # most bytes of attention maps in one forward of `show`, which has at least one layer
 MAX_GAIN = 12
+INK = "#222222"
+LEGEND = "least", "most attention; each map has its own scale"
 PANEL = 480  # least pixels of the longer side of a panel
 
 
@@ -225,11 +227,15 @@ def show(
     who = "CLS attention" if spec.has_cls else "Mean attention"
     pictures = {
         "photo": photo,
-        "attention": _panels(per_head, [f"head {i}" for i in range(len(heads))]),
+        "attention": _panels(per_head, [f"head {i}" for i in range(len(heads))], legend=True),
         "rollout": rolled_picture,
-        "pca": _panels([colours, Image.blend(photo, colours, 0.6)], ["PCA of the patches", "over the photo"]),
+        "pca": _panels(
+            [colours, Image.blend(photo, colours, 0.6)], ["PCA 1, 2, 3 as red, green, blue", "over the photo"]
+        ),
         "overview": _panels(
-            [photo, mean, rolled_picture, colours], ["Photo", who, "Attention rollout", "PCA of the patches"]
+            [photo, mean, rolled_picture, colours],
+            ["Photo", who, "Attention rollout", "PCA of the patches"],
+            legend=True,
         ),
     }
     folder = Path(out)
@@ -270,18 +276,31 @@ def _attention_maps(
     return heads[0], _over_patches(row, spec.num_prefix, (heads.shape[-2], heads.shape[-1]))[0]
 
 
-def _panels(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Arrange pictures of one size in a grid, each under its title: at most four in a row, rows filled evenly."""
+def _panels(pictures: Sequence[Image.Image], titles: Sequence[str], legend: bool = False) -> Image.Image:
+    """Arrange pictures of one size in a grid, each under its title: at most four in a row, rows filled evenly.
+
+    `legend`: explain the colours of `overlay` below them.
+    """
     rows = -(-len(pictures) // 4)
     columns = -(-len(pictures) // rows)
     width, height = pictures[0].size
     text = max(12, width // 16)
     gap, header = max(4, width // 40), round(1.6 * text)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + header + gap)), "white")
+    bottom = rows * (height + header + gap)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, bottom + header * legend), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(text)
     for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         x, y = gap + i % columns * (width + gap), i // columns * (height + header + gap)
-        draw.text((x + width // 2, y + header // 2), title, fill="#222222", font=font, anchor="mm")
+        draw.text((x + width // 2, y + header // 2), title, fill=INK, font=font, anchor="mm")
         sheet.paste(picture, (x, y + header))
+    if legend:
+        small, (least, most) = ImageFont.load_default(round(0.7 * text)), LEGEND
+        bar = overlay(Image.new("RGB", (8 * text, text // 2)), torch.linspace(0, 1, 16)[None], text // 2)
+        left = max(gap, (sheet.width - bar.width - round(draw.textlength(least + most, small))) // 2)
+        left += round(draw.textlength(least, small))
+        middle = bottom + header // 2
+        draw.text((left - gap, middle), least, fill=INK, font=small, anchor="rm")
+        sheet.paste(bar, (left, middle - bar.height // 2))
+        draw.text((left + bar.width + gap, middle), most, fill=INK, font=small, anchor="lm")
     return sheet
