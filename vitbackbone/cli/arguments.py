@@ -13,7 +13,7 @@ from vitbackbone.cli.places import DEVICES, out_folder
 from vitbackbone.cli.usage import Options, Parser
 
 if TYPE_CHECKING:
-    from vitbackbone.store import Part
+    from vitbackbone.store import Slice
 
 IMAGES = "image files, folders, quoted globs, lists and archives, as for `extract`"
 STORE = "a folder that `vitbackbone extract` wrote"
@@ -83,8 +83,8 @@ def _add_extraction(command: Command) -> None:
         "Write the features of images into a store. Run it again to compute what is missing, damaged, new or changed.",
         f"vitbackbone extract photos/ --model {STRONGER} --out features/ --tokens cls,patches",
         "vitbackbone extract 'shards/*.tar' --out features/ --workers 4",
-        "vitbackbone extract photos/ --out features/ --shard 0/3",
-        "vitbackbone extract photos/ --out features/ --engine ray --ray-address auto --ray-gpus 1",
+        "vitbackbone extract photos/ --out features/ --slice 0/3",
+        "vitbackbone extract photos/ --out features/ --cluster ray --ray-address auto --ray-gpus 1",
     )
     text = "a folder (sub-folders are labels), a quoted glob, a list with columns path[,label], or .tar/.zip/.parquet"
     p.add_argument("source", metavar="SOURCE", help=text)
@@ -115,28 +115,21 @@ def _add_extraction(command: Command) -> None:
     text = "processes that read images; 0 reads them in the main process"
     group.add_argument("--workers", type=int, default=0, metavar="N", help=text)
     group.add_argument("--device", default="cpu", help=DEVICE)
-    text = "do slice I of N, from 0, beside others that do the rest, such as $SLURM_ARRAY_TASK_ID/8"
-    group.add_argument("--shard", type=_part, default="0/1", metavar="I/N", help=text)
-    group.add_argument(
-        "--retry-failed", action="store_true", help="read again the images that could not be read before"
-    )
+    text = "compute slice I of N, counted from 0, while other runs compute the others, such as $SLURM_ARRAY_TASK_ID/8"
+    group.add_argument("--slice", type=_slice, metavar="I/N", help=text)
+    group.add_argument("--retry-failed", action="store_true", help="read the failed images again")
 
-    group = p.add_argument_group("engines")
+    group = p.add_argument_group("what computes")
     text = "lowest precision allowed; a higher one is used where it is faster. fp32 equals float32 to 1e-5"
     group.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "int8"], help=text)
-    text = "auto takes the faster of native and openvino; ray has the shards done by a cluster, as in ray,openvino"
-    group.add_argument("--engine", type=_engines, default="auto", metavar="NAME", help=text)
-    text = "address of the cluster: auto, or ray://HEAD:10001 (default: start one on this machine)"
+    text = "auto takes the faster of native (PyTorch) and openvino"
+    group.add_argument("--engine", default="auto", choices=["auto", "native", "openvino"], help=text)
+    group.add_argument("--cluster", choices=["ray"], help="compute the shards on a Ray cluster")
+    text = "address of the cluster: auto, or ray://HEAD:10001 (default: a new cluster on this machine)"
     group.add_argument("--ray-address", metavar="ADDRESS", help=text)
-    group.add_argument("--ray-actors", type=int, metavar="N", help="Ray actors at a time (default: as many as fit)")
-    group.add_argument("--ray-cpus", type=float, default=1, metavar="N", help="CPUs reserved for each Ray actor")
-    group.add_argument(
-        "--ray-gpus",
-        type=float,
-        default=0,
-        metavar="N",
-        help="GPUs reserved for each Ray actor; give --device cuda too",
-    )
+    group.add_argument("--ray-actors", type=int, metavar="N", help="number of actors (default: 1 to 64, as fit)")
+    group.add_argument("--ray-cpus", type=float, metavar="N", help="CPUs reserved for each actor (default: 1)")
+    group.add_argument("--ray-gpus", type=float, metavar="N", help="GPUs reserved for each; give --device cuda too")
 
     p = command(
         "verify",
@@ -284,22 +277,13 @@ def _pixels(text: str) -> int | tuple[int, int]:
     return (int(height), int(width)) if width else int(height)
 
 
-def _part(text: str) -> "Part":
-    from vitbackbone.store import Part
+def _slice(text: str) -> "Slice":
+    from vitbackbone.store import Slice
 
     try:
-        return Part.parse(text)
+        return Slice.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _engines(text: str) -> dict[str, str | bool]:
-    """Parse --engine: whether Ray distributes the shards, and the engine that computes them."""
-    names = _words(text)
-    computing = [name for name in names if name != "ray"] or ["auto"]
-    if len(computing) > 1 or computing[0] not in ("auto", "native", "openvino"):
-        raise argparse.ArgumentTypeError(f"{text!r}; want auto, native or openvino, ray, or ray and one of them")
-    return {"ray": "ray" in names, "computing": computing[0]}
 
 
 def _words(text: str) -> list[str]:

@@ -75,9 +75,9 @@ class Measured:
     def _contact_sheet(self, rows: "NDArray[np.int64]", photos: Path | None) -> "Image | None":
         from PIL import Image, ImageDraw
 
-        from vitbackbone.store import originals
+        from vitbackbone.store import source_files
 
-        found = originals(self.store, [int(self.images[row]) for row in rows], photos)
+        found = source_files(self.store, [int(self.images[row]) for row in rows], photos)
         if found is None:
             return None
         columns = min(COLUMNS, len(rows))
