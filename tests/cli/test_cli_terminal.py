@@ -127,6 +127,14 @@ def test_a_file_in_the_place_of_the_output_folder_is_named(
         (["extract", "photos", "--out", "x", "--device", "gpu:1"], "did you mean cuda:1"),
         (["extract", "photos", "--out", ""], "is not the name of a folder"),
         (["extract", "photos", "--out", "x", "--layers", "a\nb"], r"'a\nb'; want numbers"),
+        (
+            ["extract", "photos", "--out", "x", "--batch-size", "0"],
+            "--batch-size: '0'; want a whole number of at least 1",
+        ),
+        (["extract", "photos", "--out", "x", "--workers", "-1"], "--workers: '-1'; want a whole number of at least 0"),
+        (["extract", "photos", "--out", "x", "--shard-size", "1.5"], "--shard-size: '1.5'; want a whole number"),
+        (["probe", "x", "--k", "0"], "--k: '0'; want a whole number of at least 1"),
+        (["classify", "x.jpg", "--model", "nano", "--top", "0"], "--top: '0'; want a whole number of at least 1"),
         (["probe", "x", "--probe", "liner"], "choose from"),
         (["info", "https://huggingface.co/google/vit"], "hf:OWNER/REPO"),
         (["models", "zzz\x1b[2J"], "no name matches"),
@@ -310,4 +318,10 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, ca
     kept = Path(second.split(" ")[-1])
     assert "raise KeyError" in kept.read_text()
     kept.unlink()
-    assert "Traceback" in said(["models", "-v"], capsys)[2]
+    for full in (False, True):
+        if full:
+            monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
+        code, _, err = said(["models", *["-v"] * (not full)], capsys)
+        assert code == 70
+        assert "Traceback (most recent call last):" in err.splitlines()
+        assert "\x1b" not in err

@@ -108,12 +108,12 @@ def _add_extraction(command: Command) -> None:
     precisions = ["float32", "float16", "bfloat16"]
     group.add_argument("--dtype", default="float32", choices=precisions, help="dtype of the stored features")
     text = "images in one file (default: 1000, or fewer so that a file has at most 256 MiB)"
-    group.add_argument("--shard-size", type=int, metavar="N", help=text)
+    group.add_argument("--shard-size", type=_positive, metavar="N", help=text)
 
     group = p.add_argument_group("how it runs")
-    group.add_argument("--batch-size", type=int, default=32, metavar="N", help="images in one forward pass")
+    group.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images in one forward pass")
     text = "processes that read images; 0 reads them in the main process"
-    group.add_argument("--workers", type=int, default=0, metavar="N", help=text)
+    group.add_argument("--workers", type=_count, default=0, metavar="N", help=text)
     group.add_argument("--device", default="cpu", help=DEVICE)
     text = "compute slice I of N, counted from 0, while other runs compute the others, such as $SLURM_ARRAY_TASK_ID/8"
     group.add_argument("--slice", type=_slice, metavar="I/N", help=text)
@@ -168,7 +168,7 @@ def _add_probing(command: Command) -> None:
     p.add_argument("--probe", choices=["linear", "knn", "attentive"], default="linear", help=text)
     text = "for linear. clip: one strength of regularisation; dinov2: the best of 45"
     p.add_argument("--preset", choices=["clip", "dinov2"], default="clip", help=text)
-    p.add_argument("--k", type=int, default=20, metavar="N", help="for knn: neighbours that vote")
+    p.add_argument("--k", type=_positive, default=20, metavar="N", help="for knn: neighbours that vote")
     p.add_argument("--form", choices=["vjepa", "aim"], default="vjepa", help="for attentive: the architecture")
     text = (
         "keep the photos of a group on one side of the split, as duplicates always are. LIST.csv:COLUMN is a list "
@@ -204,7 +204,7 @@ def _add_probing(command: Command) -> None:
         "--model", required=True, metavar="NAME", help="a checkpoint with a classifier, named as for `extract`"
     )
     p.add_argument("--weights", metavar="FILE", help="weights that you downloaded")
-    p.add_argument("--top", type=int, default=5, metavar="N", help="classes to print for each image")
+    p.add_argument("--top", type=_positive, default=5, metavar="N", help="classes to print for each image")
     _max_pixels(p)
     add_json(p)
     p.add_argument("--device", default="cpu", help=DEVICE)
@@ -261,6 +261,12 @@ def _resolution(parser: Options) -> None:
 def _max_pixels(parser: Options) -> None:
     text = "pixels of the largest photo to decode; a larger one is refused as a decompression bomb (default: 89478485)"
     parser.add_argument("--max-pixels", type=_positive, metavar="N", help=text)
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r}; want a whole number of at least 0")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -25,8 +25,6 @@ def classify(args: argparse.Namespace) -> int:
     from vitbackbone.contract import check_device, evaluating
     from vitbackbone.store import read_photos
 
-    if args.top < 1:
-        raise ValueError(f"--top {args.top}; want at least 1")
     if args.weights == "random":
         raise ValueError(
             "--weights random is an untrained model without a classifier; give a file, or leave --weights out"

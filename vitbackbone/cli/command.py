@@ -4,12 +4,11 @@ import argparse
 import logging
 import signal
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from vitbackbone.cli.arguments import parser
-from vitbackbone.cli.errors import expected, keep_traceback, sentence
+from vitbackbone.cli.errors import expected, keep_traceback, printed_traceback, sentence
 from vitbackbone.cli.interrupts import Interrupts
 from vitbackbone.cli.own_heads import own_heads
 from vitbackbone.cli.places import check_device_name, check_places
@@ -58,10 +57,14 @@ def _run(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
 def _explain(error: Exception, arguments: argparse.Namespace) -> int:
     print(f"vitbackbone {arguments.command}: {sentence(error)}", file=sys.stderr)
     if arguments.verbose:
-        traceback.print_exception(error)
+        print(printed_traceback(error), file=sys.stderr)
     if expected(error):
         return WRONG_INPUT
-    print(f"This is a fault of vitbackbone. Please report it with {keep_traceback(error)}", file=sys.stderr)
+    try:
+        kept = f"with {keep_traceback(error)}"
+    except OSError:  # nowhere to write, as on a full disk
+        kept = f"with this:\n{printed_traceback(error)}"
+    print(f"This is a fault of vitbackbone. Please report it {kept}", file=sys.stderr)
     return OUR_FAULT
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from vitbackbone.checkpoints import load_backbone
+from vitbackbone.cli.text import escaped
 
 if TYPE_CHECKING:
     from vitbackbone.store import FeatureStore
@@ -60,7 +61,7 @@ def _photos(backbone: Any, out: Path) -> None:
                 f"patches {tuple(features.patches.shape)}"
             )
         pictures = show(backbone, photo, out / name, resolution=RESOLUTIONS[-1])
-    print(f"   pictures: {out}/*/overview.png and {len(pictures) - 1} more of each photo\n")
+    print(f"   pictures: {escaped(str(out))}/*/overview.png and {len(pictures) - 1} more of each photo\n")
 
 
 def _digits(backbone: Any, out: Path, measure: Callable[..., Any]) -> None:
@@ -78,7 +79,10 @@ def _digits(backbone: Any, out: Path, measure: Callable[..., Any]) -> None:
         Image.fromarray(np.uint8(pixels / 16 * 255)).save(path)
     shutil.rmtree(out / "digits-features", ignore_errors=True)  # another version may have made it
     store: FeatureStore = extract(backbone, folder, out / "digits-features", tokens=("cls", "patches"), batch_size=64)
-    print(f"   {out}/digits-features: {len(store)} images, {len(store.failed)} failed, cls {store.cls.shape}\n")
+    print(
+    where = escaped(str(out / "digits-features"))
+    print(f"   {where}: {len(store)} images, {len(store.failed)} failed, cls {store.cls.shape}\n")
+    )
 
     print("3. A linear probe: trained on one half, measured on the other")
     rows = [int(Path(path).stem) for path in store.paths]

@@ -35,6 +35,11 @@ def expected(error: BaseException) -> bool:
     return isinstance(error, EXPECTED) or any(part in str(error) for part in IN_OTHER_WORDS)
 
 
+def printed_traceback(error: BaseException) -> str:
+    """Return the traceback as lines that are safe to print."""
+    return "\n".join(printable(line) for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"))
+
+
 def keep_traceback(error: BaseException) -> Path:
     """Write the traceback into a file, because the fault may have taken hours to appear, and return the file."""
     lines = [*traceback.format_exception(error), f"\narguments: {sys.argv[1:]!a}\n"]

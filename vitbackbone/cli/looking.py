@@ -44,7 +44,7 @@ def print_info(args: argparse.Namespace) -> int:
     elif args.json:
         print_json(info_record(args.name, entry, args.resolution))
     else:
-        print(trace(*traced) if args.trace else info(args.name, entry, args.resolution))
+        print(trace(*traced) if args.trace else info(escaped(args.name), entry, args.resolution))
     return 0
 
 
