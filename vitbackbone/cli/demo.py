@@ -79,10 +79,8 @@ def _digits(backbone: Any, out: Path, measure: Callable[..., Any]) -> None:
         Image.fromarray(np.uint8(pixels / 16 * 255)).save(path)
     shutil.rmtree(out / "digits-features", ignore_errors=True)  # another version may have made it
     store: FeatureStore = extract(backbone, folder, out / "digits-features", tokens=("cls", "patches"), batch_size=64)
-    print(
     where = escaped(str(out / "digits-features"))
     print(f"   {where}: {len(store)} images, {len(store.failed)} failed, cls {store.cls.shape}\n")
-    )
 
     print("3. A linear probe: trained on one half, measured on the other")
     rows = [int(Path(path).stem) for path in store.paths]

@@ -2,7 +2,7 @@
 
 from vitbackbone.inspection.costs import costs
 from vitbackbone.inspection.describe import info, info_record, models_rows, models_table, trace, trace_rows
-from vitbackbone.inspection.show import show
+from vitbackbone.inspection.pictures import show
 
 __all__ = [
     "costs",

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 
 from tests.helpers import photo, tiny_vit
 from vitbackbone import Attention, ViT
-from vitbackbone.inspection import show as view
+from vitbackbone.inspection import pictures as view
 
 
 def maps(*shape: int, seed: int = 0) -> torch.Tensor:
