@@ -1,4 +1,4 @@
-"""`extract`, `verify` and `export`: photos to a feature store, what it is worth, and out of it."""
+"""The commands `extract`, `verify` and `export`: photos to a feature store, its check, and its conversion."""
 
 import argparse
 import signal
@@ -15,7 +15,7 @@ from vitbackbone.cli.text import escaped, printable
 if TYPE_CHECKING:
     from vitbackbone.store import RayCluster
 
-SHOWN = 10  # images that failed, or files that are damaged
+SHOWN = 10  # failed images that are printed
 
 
 def run_extract(args: argparse.Namespace) -> int:
@@ -40,7 +40,7 @@ def run_extract(args: argparse.Namespace) -> int:
             engine=args.engine,
             workers=args.workers,
             device=args.device,
-            slice=(args.slice.index, args.slice.count),
+            slice=(args.slice.index, args.slice.count) if args.slice else (0, 1),
             cluster=cluster,
             retry_failed=args.retry_failed,
             progress=not args.quiet,
@@ -79,7 +79,7 @@ def run_verify(args: argparse.Namespace) -> int:
         for file, problem in found.problems:
             print(f"  {escaped(str(file))}: {printable(problem)}")
     elif not args.quiet:
-        print(f"{store}: all {found.shards} shards of {found.images} images are as they were written")
+        print(f"{store}: {found.images} images in {found.shards} shards, all as they were written")
     return 1 if found.problems else 0
 
 
@@ -102,7 +102,7 @@ def _print_some(lines: list[str], more: str) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM, by which schedulers stop a job, ends it as Ctrl-C does: nothing half-written is left, and no lock."""
+    """Let SIGTERM, with which schedulers stop a job, end the command as Ctrl-C does: no half-written file, no lock."""
 
     def stop(*_: object) -> None:
         print("terminated; what is done is kept", file=sys.stderr)
