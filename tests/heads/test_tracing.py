@@ -57,7 +57,7 @@ def test_heads_are_traced_for_any_batch_and_size(name: str) -> None:
             same(tuple(tensors(compiled(x)["it"])), Flat(model)(x))
         assert len(graphs) <= 2  # the first one, and one for any batch
         dynamic = [0] if name in BATCH_ONLY else [0, 2, 3]
-        shapes = ({axis: Dim.DYNAMIC for axis in dynamic},)
+        shapes = (dict.fromkeys(dynamic, Dim.DYNAMIC),)
         exported = torch.export.export(Flat(model), (torch.randn(2, 3, 48, 64),), dynamic_shapes=shapes).module()
         for size in ((3, 3, 32, 80), (5, 3, 64, 48)) if name not in BATCH_ONLY else ((3, 3, 48, 64), (5, 3, 48, 64)):
             x = torch.randn(*size)
