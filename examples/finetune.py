@@ -36,10 +36,18 @@ from tqdm import tqdm
 from training import Groups, Settings, backbone_groups, fit, head_groups, set_drop_path
 
 from heads import Head, accuracy_interval, attach, create_head, freeze, save_head
-from vitbackbone import BackboneModule, ViT, export_weights, load_backbone, load_image, publish, publish_text
+from vitbackbone import (
+    BackboneModule,
+    ViT,
+    evaluating,
+    export_weights,
+    list_inputs,
+    load_backbone,
+    load_image,
+    publish,
+    publish_text,
+)
 from vitbackbone.checkpoints import find_entry
-from vitbackbone.contract import evaluating
-from vitbackbone.store import list_inputs
 
 LR = {"full": 5e-4, "lora": 3e-3, "frozen": 1e-2, "scratch": 1e-3}  # peak learning rate of each mode
 ADAPTED = r"blocks\.\d+\.attn\.(qkv|proj)"  # the linear layers that get a LoRA adapter
