@@ -227,7 +227,7 @@ def test_what_follows_the_end_mark_of_a_tar_is_said(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes() + second.read_bytes())
     inputs = list_inputs(file)
     assert inputs.paths == ("a.tar/a.png",)
-    assert any("behind the end mark" in note and "a.tar" in note for note in inputs.notes)
+    assert any("behind their end mark" in note and "a.tar" in note for note in inputs.notes)
 
 
 # --- zip --------------------------------------------------------------------------------------------------------------
@@ -519,7 +519,7 @@ def test_the_only_class_label_is_the_label_whatever_it_is_called(tmp_path: Path)
         made = pa.table({"img": [image(1), image(2)], "fine": [1, 0], "coarse": [0, 0]})
         pq.write_table(made.replace_schema_metadata(about), tmp_path / "a.parquet")
         assert named(tmp_path / "a.parquet") == wanted
-    assert any("several columns of labels" in note for note in list_inputs(tmp_path / "a.parquet").notes)
+    assert any("several label columns" in note for note in list_inputs(tmp_path / "a.parquet").notes)
 
 
 def test_a_struct_without_bytes_is_a_row_that_names_its_row_and_path(tmp_path: Path) -> None:
@@ -527,8 +527,8 @@ def test_a_struct_without_bytes_is_a_row_that_names_its_row_and_path(tmp_path: P
     pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet")
     found = contents(tmp_path / "a.parquet")
     assert found["0"] == image(1)
-    assert "row 1 has no bytes of an image, only the path 'b.png'" in found["1"]
-    assert "row 2 has no bytes of an image" in found["2"]
+    assert "row 1 holds no image bytes, only the path 'b.png'" in found["1"]
+    assert "row 2 holds no image bytes" in found["2"]
 
 
 @pytest.mark.parametrize("column", ["label", "path", "image"])
@@ -552,7 +552,7 @@ def test_a_damaged_page_of_a_parquet_file_fails_its_rows_and_no_others(tmp_path:
     else:
         assert whole == [image(i) for i in range(6)]
         assert "[damage in row group 1]" in found
-        assert any(f"rows 2 to 3 have no '{column}'" in note for note in list_inputs(file).notes)
+        assert any(f"the column '{column}' is damaged in rows 2 to 3" in note for note in list_inputs(file).notes)
 
 
 def test_a_run_over_damaged_archives_has_a_row_for_each_and_ends(tmp_path: Path) -> None:

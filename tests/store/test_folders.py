@@ -305,7 +305,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path, encodi
         ('path,label\n"a.jpg,cat\nb.jpg,dog\n', r"list\.csv: line \d: .*quote"),
         ('path,label\n"a"b.jpg,cat\n', r"list\.csv: line 2: .*quote"),
         ("file,label\na.jpg,1\n", r"list\.csv: the columns are \['file', 'label'\]; want 'path'"),
-        ("path,path\na.jpg,b.jpg\n", r"list\.csv: the column 'path' is there 2 times"),
+        ("path,path\na.jpg,b.jpg\n", r"list\.csv: 2 columns are named 'path'"),
     ],
 )
 def test_a_wrong_list_is_an_error_that_names_the_file_and_the_row(tmp_path: Path, text: str, message: str) -> None:

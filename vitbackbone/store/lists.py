@@ -2,16 +2,25 @@
 
 import codecs
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
+import pyarrow.parquet as pq
 
+from vitbackbone.files import SHORT
 from vitbackbone.store.labels import as_text
-from vitbackbone.store.parquet import open_parquet
+from vitbackbone.store.parquet import ERRORS, check_unique, open_parquet
 from vitbackbone.store.rows import CHUNK, Rows
 
-MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+# The mark of UTF-32 begins with the mark of UTF-16.
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def add_csv(rows: Rows, file: Path, prefix: str = "") -> None:
@@ -42,27 +51,30 @@ def add_parquet(rows: Rows, file: Path, prefix: str = "") -> None:
     Raises `ValueError` if the file is damaged or has no text column `path`.
     """
     with open_parquet(file) as table:
-        columns = table.schema_arrow.names
-        _check_columns(columns)
-        number = 0
-        try:
-            for batch in table.iter_batches(CHUNK, columns=[name for name in ("path", "label") if name in columns]):
-                labels = batch["label"].to_pylist() if "label" in columns else [None] * len(batch)
-                for path, label in zip(batch["path"].to_pylist(), labels, strict=True):
-                    number += 1
-                    if not isinstance(path, str | None):
-                        raise ValueError(f"row {number}: the column 'path' holds {path!r}; want text")
-                    rows.add(_under(prefix, path or ""), label, place=(file.name, number))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"the list is damaged after row {number} ({error})") from error
+        _check_columns(table.schema_arrow.names)
+        for number, (path, label) in enumerate(_cells(table), 1):
+            if not isinstance(path, str | None):
+                raise ValueError(f"row {number}: the column 'path' holds {path!r}; want text")
+            rows.add(_under(prefix, path or ""), label, place=(file.name, number))
+
+
+def _cells(table: pq.ParquetFile) -> Iterator[tuple[Any, Any]]:
+    """Yield the path and the label of each row. Raises `ValueError` if the list is damaged."""
+    columns = [name for name in ("path", "label") if name in table.schema_arrow.names]
+    count = 0
+    try:
+        for batch in table.iter_batches(CHUNK, columns=columns):
+            labels = batch["label"].to_pylist() if "label" in columns else [None] * len(batch)
+            yield from zip(batch["path"].to_pylist(), labels, strict=True)
+            count += len(batch)
+    except ERRORS as error:
+        raise ValueError(f"the list is damaged after row {count} ({error})") from error
 
 
 def _check_columns(columns: Sequence[str]) -> None:
     if "path" not in columns:
-        raise ValueError(f"the columns are {list(columns)}; want 'path', and optionally 'label'")
-    for name in ("path", "label"):
-        if columns.count(name) > 1:
-            raise ValueError(f"{columns.count(name)} columns are named {name!r}; want one")
+        raise ValueError(f"the columns are {SHORT.repr(list(columns))}; want 'path', and optionally 'label'")
+    check_unique(columns, ("path", "label"))
 
 
 def _cell(row: Sequence[str], column: int) -> str:

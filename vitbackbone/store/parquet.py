@@ -18,7 +18,8 @@ from vitbackbone.store.names import Notes, escaped
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
 SHOWN_NAMES = ("path", "name", "file_name", "filename")
-ERRORS = (pa.ArrowException, OSError, ValueError)  # raised on damaged pages; ValueError includes UnicodeDecodeError
+# Raised on damaged pages, on text that is not UTF-8, and on dates that Python cannot hold.
+ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
 
 
 @contextmanager
@@ -51,6 +52,9 @@ class Parquet:
     def members(self, notes: Notes) -> Iterator[ArchiveMember]:
         with open_parquet(self.file) as table:
             columns = table.schema_arrow.names
+            check_unique(columns, (*SHOWN_NAMES, "label"))
+            if image_column(table.schema_arrow) is None:
+                raise ValueError("the file has no column of images")
             shown = next((column for column in SHOWN_NAMES if column in columns), None)
             label = self._label_column(table.schema_arrow, notes)
             row = 0
@@ -119,15 +123,23 @@ class Parquet:
 def image_column(schema: pa.Schema) -> str | None:
     """Return the column of images: by Hugging Face's features, else by name and type, else the only column of bytes.
 
-    Returns None if there is none, as in a list of paths.
+    Returns None if there is none, as in a list of paths. Raises `ValueError` if two columns of bytes have one name.
     """
     features = _features(schema.metadata or {})
     columns = [field.name for field in schema if _holds_bytes(field.type)]
+    check_unique(schema.names, columns)
     typed = [name for name in columns if _kind(features.get(name)) == "Image"]
     named = [name for name in IMAGE_NAMES if name in columns]
     structs = [name for name in columns if pa.types.is_struct(schema.field(name).type)]
     only = columns if len(columns) == 1 and "path" not in schema.names else []
     return next(iter([*typed, *named, *(structs if len(structs) == 1 else []), *only]), None)
+
+
+def check_unique(columns: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise `ValueError` if several columns have one of the names `wanted`."""
+    for name in wanted:
+        if columns.count(name) > 1:
+            raise ValueError(f"{columns.count(name)} columns are named {name!r}; want one")
 
 
 def has_images(file: Path) -> bool:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from vitbackbone.store.labels import Label, LabelError, as_label, classes
 from vitbackbone.store.names import Notes, escaped
 
+MAX_SIZE = 2**63 - 1  # that the table holds; a damaged header may claim more
 CHUNK = 2**16  # most rows that are Python objects at a time
 
 LISTED = pa.schema(
@@ -81,7 +82,7 @@ class Rows:
         known = self._labels.get(found)
         if known is None:
             known = self._labels[found] = (len(self._labels), _place(whole, place))
-        self._cells.append((whole, len(os.fsencode(archive)), offset, size, known[0]))
+        self._cells.append((whole, len(os.fsencode(archive)), offset, min(size, MAX_SIZE), known[0]))
         if len(self._cells) == CHUNK:
             self._pack()
 

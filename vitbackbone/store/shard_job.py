@@ -24,7 +24,7 @@ SPREAD = 2  # a forward has at most this many times the pixels of a batch of ima
 
 @dataclass(frozen=True)
 class Job:
-    """What to compute and where to write it: everything that a process needs beside the backbone."""
+    """A description of the work: everything that a process needs beside the backbone."""
 
     directory: Path
     root: Path  # of the inputs

@@ -39,13 +39,15 @@ def list_inputs(source: str | PathLike[str]) -> Inputs:
       `label`, if it exists. Names are sorted into classes. Whole numbers are class indices. Empty or -1 is unknown.
       Relative paths start at the list's folder.
     - Archives, one or a glob of several: `.tar`, `.zip`, and `.parquet` with a column of images. They are sorted by
-      name, and each keeps its own order. Classes are the archive's labels, else its folders, as if it were unpacked. A
-      damaged place is listed as an image that cannot be read.
+      name, and each keeps its own order. Classes are the archive's labels, else the folders
+      below the one that holds all its images. A damaged place is listed as an image that cannot be read.
 
     `Inputs.notes` describes files that were left out. Raises `ValueError` if the source does not exist, is none of
     these or has no image, or if labels contradict each other. Raises `OSError` if the source cannot be read.
     """
     text = os.fspath(source)
+    if not text:
+        raise ValueError(f"the source is empty; {WANTED}")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise ValueError(f"{text} is an address; copy the images to this machine, or mount them as a folder")
     if Path(text).is_dir():

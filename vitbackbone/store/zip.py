@@ -30,6 +30,7 @@ DOS = (0, 6, 10, 11, 14)  # systems whose programs may write backslashes, and na
 UNIX = (3, 19)
 SYMBOLIC_LINK = 0o120000
 
+MAX_OFFSET = 2**62  # to seek to; a damaged entry may claim more
 CHUNK = 2**16  # bytes that are decompressed at a time
 NO_DIRECTORY = "the archive has no directory at its end: it was cut, or is not a .zip"
 
@@ -251,7 +252,7 @@ def _chunks(file: BinaryIO, entry: Entry, header: int, most: int) -> Iterator[by
         raise ValueError(
             f"is compressed by method {entry.method} ({name}), which is not supported; repack it with Deflate"
         )
-    file.seek(header)
+    file.seek(min(header, MAX_OFFSET))
     fixed = file.read(LOCAL.size)
     if len(fixed) < LOCAL.size or not fixed.startswith(IS_LOCAL):
         raise ValueError("the archive is damaged there: the member has no header")
