@@ -78,7 +78,7 @@ def test_a_native_vit_by_timms_name_pools_as_timm(architecture: str) -> None:
 
 
 def test_unknown_names_are_refused_with_near_ones() -> None:
-    with pytest.raises(ValueError, match="knows no model 'resnet50.a1_in1'; did you mean 'resnet50.a1_in1k'"):
+    with pytest.raises(ValueError, match="knows no model 'resnet50.a1_in1', did you mean 'resnet50.a1_in1k'"):
         describe_timm("resnet50.a1_in1")
     with pytest.raises(ValueError, match="knows no model 'swin_tiny_patch4_window7'"):
         describe_timm("swin_tiny_patch4_window7")
