@@ -58,6 +58,7 @@ def test_a_directory_is_loaded_as_without_it(name: str, dtype: torch.dtype, tmp_
     covering(
         ["nano", "vit_tiny_patch16_224.augreg_in21k", "swinv2_tiny_window8_256.ms_in1k", "resnet50.a1_in1k"],
         DTYPES.args[1],
+        quick=["nano", "vit_tiny_patch16_224.augreg_in21k"],
     ),
 )
 def test_random_weights_are_those_without_it(name: str, dtype: torch.dtype) -> None:

@@ -118,16 +118,25 @@ def test_random_weights_need_no_network_and_run() -> None:
     assert backbone.preprocess == ZOO[SMALL].preprocess
 
 
-@pytest.mark.parametrize("positions", ["native", "timm", "hf"])
 @pytest.mark.parametrize(
-    "name", ["vit_small_patch16_224.dino", "dinov2_vits14", "hf:facebook/dinov2-with-registers-small"]
+    ("name", "positions"),
+    covering(
+        ["vit_small_patch16_224.dino", "dinov2_vits14", "hf:facebook/dinov2-with-registers-small"],
+        ["native", "timm", "hf"],
+    ),
 )
 def test_the_resampling_policy_is_chosen_at_load(name: str, positions: str) -> None:
     config = load_backbone(name, weights="random", positions=positions).config
     assert config == ZOO[name].at_other_sizes(positions)
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224.ms_in1k", "timm:resnet18.a1_in1k", "timm:test_vit"])
+@pytest.mark.parametrize(
+    "name",
+    covering(
+        ["swin_tiny_patch4_window7_224.ms_in1k", "timm:resnet18.a1_in1k", "timm:test_vit"],
+        quick=["timm:resnet18.a1_in1k", "timm:test_vit"],
+    ),
+)
 def test_other_models_of_timm_come_through_the_adapter(name: str, tmp_path: Path) -> None:
     theirs = randomise(timm.create_model(name.removeprefix("timm:").split(".")[0], pretrained=False))
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
@@ -227,9 +236,16 @@ def test_what_is_loaded_in_inference_mode_can_be_trained() -> None:
 
 
 def test_what_a_swins_windows_do_at_other_sizes_is_chosen_at_load() -> None:
+    entry = find_entry("swin_tiny_patch4_window7_224.ms_in1k")
+    assert entry.at_other_sizes("native").windows == "sized"
+    assert entry.at_other_sizes("timm").windows == "timm"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("positions", "windows"), [("native", "sized"), ("timm", "timm")])
+def test_a_swin_is_loaded_with_the_windows_chosen(positions: str, windows: str) -> None:
     name = "swin_tiny_patch4_window7_224.ms_in1k"
-    assert load_backbone(name, "random").config.windows == "sized"
-    assert load_backbone(name, "random", positions="timm").config.windows == "timm"
+    assert load_backbone(name, "random", positions=positions).config.windows == windows
 
 
 def test_a_directory_of_swin_is_read(tmp_path: Path) -> None:
@@ -246,6 +262,7 @@ def test_a_directory_of_swin_is_read(tmp_path: Path) -> None:
     assert backbone.spec.strides == (4, 8)
 
 
+@pytest.mark.slow  # the split of the file has quick tests of its own
 def test_openvla_takes_its_own_file_and_its_members_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With small members in the places of the large ones."""
     small = ("vit_small_patch14_reg4_dinov2.lvd142m", "vit_base_patch16_siglip_224.webli")

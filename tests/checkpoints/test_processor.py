@@ -218,6 +218,7 @@ def test_preprocessing_is_saved_and_read_again(resampling: str, crop_mode: str, 
         assert (back(photo) - want).abs().max() < (0.6 / 255 / 0.224 if crop_mode == "pad" else 1e-5)
 
 
+@pytest.mark.slow  # a process of its own
 def test_an_unknown_resampling_is_refused() -> None:
     code = "import vitbackbone; vitbackbone.Preprocess(resampling='opencv')"  # here, types are checked before
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,6 +1,5 @@
 """Exporting a backbone to the layouts of timm, transformers and the authors, and to a directory for transformers."""
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -23,6 +22,7 @@ from vitbackbone.checkpoints.huggingface import (
     write_preprocess,
 )
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, Rules, revert
+from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.contract import BackboneModule
 from vitbackbone.files import publish
 from vitbackbone.images import Preprocess
@@ -188,6 +188,4 @@ def _num_classes(head: Mapping[str, Tensor]) -> int:
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f", did you mean {' or '.join(map(repr, close))}?" if close else "."
-    return f"unknown {what} {name!r}{hint} Want one of {', '.join(known)}"
+    return f"unknown {what} {name!r}{did_you_mean(name, known)} Want one of {', '.join(known)}"

@@ -1,6 +1,7 @@
 """The error about a checkpoint that does not fit, which stays short whatever the checkpoint holds."""
 
 from collections import Counter
+from collections.abc import Callable
 
 from vitbackbone.files import SHORT
 
@@ -20,11 +21,12 @@ class Faults:
         self._lines: list[str] = []
         self._counts: Counter[str] = Counter()
 
-    def add(self, name: str, fault: str, detail: str = "") -> None:
-        """Note that the key or parameter `name` has a `fault`. `detail` goes on with the sentence."""
+    def add(self, name: str, fault: str, detail: str | Callable[[], str] = "") -> None:
+        """Note that the key or parameter `name` has a `fault`. `detail` goes on with the sentence; a function is called
+        only if the line is kept."""
         self._counts[fault] += 1
         if self._counts[fault] <= MOST_LINES:
-            self._lines.append(_printable(f"{name}: {fault}{detail}"))
+            self._lines.append(_printable(f"{name}: {fault}{detail() if callable(detail) else detail}"))
 
     def raise_any(self, opening: str) -> None:
         """Raise one `ConversionError` if there are faults. `opening` is its first line."""

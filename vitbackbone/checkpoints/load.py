@@ -1,6 +1,5 @@
 """Loading a backbone with its weights by name: built in, of the zoo, a Hugging Face directory, or a file."""
 
-import difflib
 import fnmatch
 import os
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
 from vitbackbone.checkpoints.hub import WeightsUnavailable, by_hand, download, download_config, download_if_there
 from vitbackbone.checkpoints.huggingface import PLAIN, read_config, read_format, read_labels, read_preprocess
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, convert
+from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_names import describe_timm, timm_rules
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry, Positions
@@ -311,6 +311,5 @@ def _read_shards(index: Path, find: Callable[[str], Path | None]) -> dict[str, T
 
 
 def _unknown(known: str) -> str:
-    close = difflib.get_close_matches(known, [*ZOO, *ADAPTED], n=3, cutoff=0.5)
-    hint = f", did you mean {' or '.join(map(repr, close))}?" if close else "."
+    hint = did_you_mean(known, [*ZOO, *ADAPTED])
     return f"unknown backbone {known!r}{hint} Want a name of list_backbones(), 'hf:OWNER/REPOSITORY' or a directory."

@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -212,8 +213,8 @@ def _check_filled(made: Mapping[str, Made], table: Sequence[Rule], expected: Sta
         heads = {target for rule in table for target in rule.targets if target.startswith(HEADS)}
         empty |= {name for name in heads - made.keys() if not name.startswith(OPTIONAL)}
     for name in sorted(empty, key=lambda name: (name.startswith("blocks."), name)):  # blocks would hide the others
-        lacking = _sources(name, table, expected)
-        faults.add(name, "the checkpoint does not fill this parameter", f"; {lacking} is missing")
+        detail = partial(_missing_sources, name, table, expected)
+        faults.add(name, "the checkpoint does not fill this parameter", detail)
 
 
 def _check_fits(name: str, made: Made, expected: Tensor | None, faults: Faults) -> None:
@@ -327,15 +328,15 @@ def _lacking(rule: Rule, block: str, known: State) -> str | None:
     return None
 
 
-def _sources(name: str, table: Iterable[Rule], expected: State) -> str:
-    """Return the keys of the format that a parameter is made of."""
+def _missing_sources(name: str, table: Iterable[Rule], expected: State) -> str:
+    """Say which keys of the format a parameter would be made of."""
     for rule in sorted(table, key=lambda rule: not rule.written):
         for target in rule.targets:
             match = _pattern(target).fullmatch(name)
             block = match.groupdict().get("i", "") if match else ""
             if match and _lacking(rule, block, expected) is None:
-                return ", ".join(source.replace("{i}", block) for source in rule.sources)
-    return "a key for it"
+                return f"; {', '.join(rule.sources)} is missing".replace("{i}", block)
+    return "; a key for it is missing"
 
 
 # ---- numbers ------------------------------------------------------------------------------------------------------

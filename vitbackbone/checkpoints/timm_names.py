@@ -1,12 +1,12 @@
 """Models by timm's names: their configuration, preprocessing, licence and source, and the keys of their files."""
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from vitbackbone.checkpoints.rules import Change, Rule, both, drop, rename
+from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.images import Preprocess
 from vitbackbone.networks import TimmBackbone, TimmConfig, WindowBlock, Windows
 
@@ -55,8 +55,7 @@ def describe_timm(name: str) -> TimmEntry:
     try:
         cfg: Any = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
-        close = difflib.get_close_matches(name, [*timm.list_pretrained(), *timm.list_models()], n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        hint = did_you_mean(name, [*timm.list_pretrained(), *timm.list_models()])
         raise ValueError(f"timm {timm.__version__} knows no model {name!r}{hint}") from error
     preprocess = preprocess_of(cfg.to_dict())
     family = FAMILIES.get(timm.models.model_entrypoint(architecture).__module__, Family())
