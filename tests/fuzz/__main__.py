@@ -1,4 +1,4 @@
-"""Mutate files at random, seeded, and hold every reader to its promises.
+"""Mutate files at random, by a seed, and check what every reader promises.
 
     python -m tests.fuzz --inputs 10000
     python -m tests.fuzz --minutes 30 --seed 7
@@ -54,7 +54,7 @@ def work(target: str, start: int, stop: int) -> None:
 
 
 def outcomes(target: str, start: int, stop: int) -> list[dict[str, object]]:
-    """Run a range in a process of its own. If an input ends the process, the next one goes on in a new process."""
+    """Run a range of inputs in a process of its own. After a crash, a new process runs the inputs that remain."""
     found: list[dict[str, object]] = []
     while start < stop:
         command = [sys.executable, "-m", "tests.fuzz", "--worker", target, str(start), str(stop)]
@@ -83,7 +83,7 @@ def chunks(inputs: int, seed: int) -> Iterator[tuple[str, int, int]]:
 
 
 def table(found: dict[str, list[dict[str, object]]]) -> str:
-    """Return what came of all inputs, a line for each target."""
+    """Return a table of the outcomes, with a line for each target."""
     header = ("", "inputs", "rows", "reasons", "not promised", "other pixels", "peak MiB")
     rows = [header]
     for target, lines in found.items():
@@ -101,7 +101,7 @@ def table(found: dict[str, list[dict[str, object]]]) -> str:
 
 
 def fuzz(inputs: int, minutes: float, seed: int, workers: int) -> dict[str, list[dict[str, object]]]:
-    """Run the inputs on several processes, for so many minutes at most."""
+    """Run the inputs on several processes. After so many minutes no more chunks are started."""
     found: dict[str, list[dict[str, object]]] = {target: [] for target in TARGETS}
     until = time.monotonic() + 60 * minutes
 
