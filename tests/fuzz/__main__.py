@@ -1,4 +1,4 @@
-"""Mutate files at random, seeded, and hold every reader to its promises.
+"""Mutate files at random, by a seed, and check what every reader promises.
 
     python -m tests.fuzz --inputs 10000
     python -m tests.fuzz --minutes 30 --seed 7
@@ -11,6 +11,7 @@ there is a fault.
 
 import argparse
 import json
+import math
 import os
 import resource
 import signal
@@ -25,16 +26,17 @@ from dataclasses import asdict
 
 from tests.fuzz.targets import SHARES, TARGETS, Outcome
 
-MINUTE = 60  # seconds of CPU time for one input
-HOUR = 3600  # seconds that an input may wait, whatever else the machine does
-LIMIT = 6 << 30  # bytes of memory for a worker
+CPU_LIMIT = 60  # seconds of CPU time for one input
+WAIT_LIMIT = 3600  # seconds that an input may wait, whatever else the machine does
+MEMORY_LIMIT = 6 << 30  # bytes of memory for a worker
+OTHER_PIXELS = "its pixels differ from Pillow's"
 CHUNK = 500  # inputs for a worker process
 
 
 def run_one(target: str, index: int) -> Outcome:
     """Run one input. An exception that is not promised becomes `broken`."""
-    signal.setitimer(signal.ITIMER_PROF, MINUTE)  # the default action of both signals ends the process
-    signal.alarm(HOUR)
+    signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT)  # the default action of both signals ends the process
+    signal.alarm(WAIT_LIMIT)
     try:
         return TARGETS[target](index)
     except Exception as error:
@@ -44,24 +46,28 @@ def run_one(target: str, index: int) -> Outcome:
         signal.alarm(0)
 
 
-def work(target: str, start: int, stop: int) -> None:
-    """Run a range of inputs and print a line of JSON for each."""
-    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
+def work(target: str, until: float, start: int, stop: int) -> None:
+    """Run a range of inputs until a time of the monotonic clock, and print a line of JSON for each."""
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
     for index in range(start, stop):
+        if time.monotonic() > until:
+            return
         outcome = run_one(target, index)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         print(json.dumps({"index": index, "peak": peak, **asdict(outcome)}), flush=True)
 
 
-def outcomes(target: str, start: int, stop: int) -> list[dict[str, object]]:
-    """Run a range in a process of its own. If an input ends the process, the next one goes on in a new process."""
+def outcomes(target: str, start: int, stop: int, until: float = math.inf) -> list[dict[str, object]]:
+    """Run a range of inputs in a process of its own. After a crash, a new process runs the inputs that remain."""
     found: list[dict[str, object]] = []
     while start < stop:
-        command = [sys.executable, "-m", "tests.fuzz", "--worker", target, str(start), str(stop)]
+        command = [sys.executable, "-m", "tests.fuzz", "--worker", target, str(until), str(start), str(stop)]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         found += lines
         start += len(lines)
+        if start < stop and done.returncode == 0:  # the time is over
+            return found
         if start < stop:
             code = -done.returncode
             why = signal.Signals(code).name if 0 < code < 65 else f"exit code {done.returncode}"
@@ -83,7 +89,7 @@ def chunks(inputs: int, seed: int) -> Iterator[tuple[str, int, int]]:
 
 
 def table(found: dict[str, list[dict[str, object]]]) -> str:
-    """Return what came of all inputs, a line for each target."""
+    """Return a table of the outcomes, with a line for each target."""
     header = ("", "inputs", "rows", "reasons", "not promised", "other pixels", "peak MiB")
     rows = [header]
     for target, lines in found.items():
@@ -100,17 +106,25 @@ def table(found: dict[str, list[dict[str, object]]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
+def faults(target: str, lines: list[dict[str, object]]) -> list[str]:
+    """Return a line for each input that broke a promise."""
+    wrong = [line for line in lines if line["broken"] or line["differs"]]
+    return [f"{target} {line['index']}: {line['what']}: {line['broken'] or OTHER_PIXELS}" for line in wrong]
+
+
 def fuzz(inputs: int, minutes: float, seed: int, workers: int) -> dict[str, list[dict[str, object]]]:
-    """Run the inputs on several processes, for so many minutes at most."""
+    """Run the inputs on several processes, for so many minutes at most. Print faults on standard error at once."""
     found: dict[str, list[dict[str, object]]] = {target: [] for target in TARGETS}
     until = time.monotonic() + 60 * minutes
 
     def one(chunk: tuple[str, int, int]) -> tuple[str, list[dict[str, object]]]:
-        return chunk[0], outcomes(*chunk) if time.monotonic() < until else []
+        return chunk[0], outcomes(*chunk, until) if time.monotonic() < until else []
 
     with ThreadPoolExecutor(workers) as pool:
         for target, lines in pool.map(one, chunks(inputs, seed)):
             found[target] += lines
+            for fault in faults(target, lines):
+                print(f"\r{fault}", file=sys.stderr)
             print(f"\r{sum(map(len, found.values())):,} of {inputs:,} inputs", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return found
@@ -125,10 +139,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="other inputs for another seed (default: 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
     parser.add_argument("--only", nargs=2, metavar=("TARGET", "INDEX"), help="run one input, with its traceback")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        work(args.worker[0], *map(int, args.worker[1:]))
+        target, until, start, stop = args.worker
+        work(target, float(until), int(start), int(stop))
         return 0
     if args.only:
         try:
@@ -139,12 +154,9 @@ def main() -> int:
         return 0
     found = fuzz(args.inputs, args.minutes, args.seed, args.workers)
     print(table(found))
-    faults = [line for lines in found.values() for line in lines if line["broken"] or line["differs"]]
-    for target, lines in found.items():
-        for line in lines:
-            if line["broken"] or line["differs"]:
-                print(f"{target} {line['index']}: {line['what']}: {line['broken'] or 'pixels other than Pillows'}")
-    return int(bool(faults))
+    wrong = [fault for target, lines in found.items() for fault in faults(target, lines)]
+    print("\n".join(wrong), end="\n" if wrong else "")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

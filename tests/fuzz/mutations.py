@@ -53,7 +53,7 @@ MUTATIONS: tuple[Callable[[bytearray, Random], bytearray], ...] = (flip, cut, sp
 
 
 def mutate(data: bytes, random: Random) -> bytes:
-    """Return the data after one to three mutations. It is never empty before a mutation."""
+    """Return the data after one to three mutations. Empty data is not mutated."""
     result = bytearray(data)
     for _ in range(random.randint(1, 3)):
         if result:

@@ -1,4 +1,4 @@
-"""A sample of the fuzzing: `make fuzz` runs more. And the fuzzing itself finds faults that are planted."""
+"""A sample of the fuzzing, of which `make fuzz` runs more; and the fuzzing finds planted faults."""
 
 import os
 import subprocess
@@ -15,8 +15,9 @@ from tests.fuzz.mutations import MUTATIONS, mutate
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_sample_of_inputs_keeps_every_promise() -> None:
-    command = [sys.executable, "-m", "tests.fuzz", "--inputs", "400"]
+@pytest.mark.parametrize(("inputs", "seed"), [(200, 0), pytest.param(1000, 1, marks=pytest.mark.slow)])
+def test_a_sample_of_inputs_keeps_every_promise(inputs: int, seed: int) -> None:
+    command = [sys.executable, "-m", "tests.fuzz", "--inputs", str(inputs), "--seed", str(seed)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
 

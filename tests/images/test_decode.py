@@ -36,7 +36,7 @@ def decoded_by_pillow(data: bytes) -> Tensor:
 
 
 def apart(one: Tensor, other: Tensor) -> int:
-    """In levels of 255."""
+    """Return the largest difference of two pictures, in levels of 255."""
     assert one.shape == other.shape
     assert one.dtype == other.dtype == torch.uint8
     return int((one.int() - other.int()).abs().max())
@@ -44,7 +44,7 @@ def apart(one: Tensor, other: Tensor) -> int:
 
 @pytest.fixture
 def decoders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What torchvision was asked to decode, and whether it did."""
+    """Record that torchvision was asked to decode, and that it did."""
     import torchvision.io
 
     used, decode = [], torchvision.io.decode_jpeg
@@ -286,7 +286,7 @@ def test_a_crop_is_that_of_the_whole(
 
 
 def test_a_huge_pictures_crop_has_the_order_of_axes_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pixels of this crop alone Pillow would resize in the other order, and 2 of 255 apart."""
+    """If Pillow got only the pixels of this crop, it would resize in the other order, and differ by 2 of 255."""
     rgb = np.array(photo(259, 20))
     whole = pillows(rgb, 277, 101, "bicubic")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 0)
@@ -312,7 +312,7 @@ def stds(preprocess: ImageTransform) -> Tensor:
 
 
 def differences(preprocess: ImageTransform, path: Path, **fields: object) -> Tensor:
-    """Of the fast way from the exact one, in levels of 255. The other way in two steps is exact."""
+    """Return the differences of "fast" from "exact" in levels of 255. Check that both exact ways are equal."""
     exact = preprocess.pixels(Photo(path.read_bytes()), **fields)
     assert torch.equal(preprocess.normalise(exact), preprocess(path, **fields))
     pixels = preprocess.pixels(Photo(path.read_bytes()), **fields, decoding="fast")
@@ -347,7 +347,7 @@ def test_pixels_of_several_backbones(tmp_path: Path, height: int, width: int, st
 
 @pytest.mark.parametrize("make", [Preprocess, lambda: FUSED], ids=["one", "several"])
 def test_normalising_is_that_of_the_call_to_the_bit(tmp_path: Path, make: Callable[[], ImageTransform]) -> None:
-    """A photo that is enlarged, which Pillow does for both; one at a time and as a batch."""
+    """A photo that is enlarged, which Pillow does in both cases, one at a time and as a batch."""
     photo(30, 40).save(tmp_path / "a.png")
     preprocess = make()
     pixels = preprocess.pixels(Photo((tmp_path / "a.png").read_bytes()))

@@ -64,6 +64,8 @@ def test_a_command_refuses_a_limit_that_is_no_count(
     command: str, limit: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = [part.format(place=place, out=tmp_path / "out") for part in COMMANDS[command]]
-    assert main([command, *line, f"--max-pixels={limit}"]) == 2
+    with pytest.raises(SystemExit) as ended:
+        main([command, *line, f"--max-pixels={limit}"])
+    assert ended.value.code == 2
     assert "want a whole number of at least 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Image file to tensor: equal to timm's evaluation transform, upright, every mode."""
+"""Preprocessing equals timm's evaluation transform, for upright and turned photos of every mode."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ SIZES = [(68, 121), (160, 160), (333, 517), (30, 20), (1, 1), (7, 400)]
 
 
 def timms(size: tuple[int, int], interpolation: str, **settings: object) -> Compose:
-    """timm's transform. Before 1.0.31 it forgot the interpolation of sizes that are no square."""
+    """Return timm's transform. Before 1.0.31 it ignored the interpolation if the size was not square."""
     transform = create_transform((3, *size), interpolation=interpolation, **settings)
     for step in transform.transforms:
         if isinstance(step, ResizeKeepRatio):
@@ -44,7 +44,7 @@ def test_equals_timm(
 @pytest.mark.parametrize("crop_pct", [1.0, 0.9])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_letterbox_equals_prismatic(height: int, width: int, crop_pct: float, interpolation: str) -> None:
-    """Its `LetterboxPad` in front of the checkpoint's own transform, written out in torchvision's parts."""
+    """The oracle is prismatic's `LetterboxPad` before the checkpoint's transform, made of torchvision's parts."""
     side, mean, std = 96, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     longer = max(width, height)
     horizontal, vertical = int((longer - width) / 2), int((longer - height) / 2)

@@ -33,7 +33,7 @@ def decoded(data: bytes) -> np.ndarray:
 
 
 def check(data: bytes, unit: np.ndarray, most: int = 1) -> None:
-    """`unit`: (H, W) or (H, W, 3), 0 is black and 1 white."""
+    """Compare the decoded pixels with `unit`, (H, W) or (H, W, 3), where 0 is black and 1 is white."""
     expected = np.round(255 * (unit if unit.ndim == 3 else unit[..., None].repeat(3, 2)))
     got = decoded(data)
     assert got.shape == expected.shape
@@ -92,7 +92,7 @@ def test_grey_of_every_type(order: str, big: bool, photometric: str, dtype: str)
 
 
 def by_hand(samples: np.ndarray, bits: int, photometric: int, order: str = "<", extra: dict | None = None) -> bytes:
-    """One strip of samples (H, W) or (H, W, S), packed by bits, each row from a whole byte."""
+    """Write samples (H, W) or (H, W, S) as one strip of packed bits. Each row starts at a whole byte."""
     samples = samples if samples.ndim == 3 else samples[..., None]
     height, width, count = samples.shape
     shifts = np.arange(bits - 1, -1, -1)
@@ -280,7 +280,7 @@ METADATA = [270, 282, 283, 296, 305, 330, 700, 33723, 34377, 34665, 34675, 34853
     ("tag", "kind", "value"), grid(METADATA, [0, 1, 2, 5, 7, 10, 12, 13, 99], [1, 2**31], rounds=3)
 )
 def test_metadata_is_never_parsed(tag: int, kind: int, value: int) -> None:
-    """Odd rationals, profiles and directories: of no known type, of another type, nowhere in the file."""
+    """Entries have unknown types, wrong types, or values outside the file."""
     data = bytearray(write(integers(UNIT, "uint8", 8), photometric="rgb", software="x"))
     at = data.index((305).to_bytes(2, "little") + b"\2\0")
     data[at : at + 12] = np.array([tag, kind, value & 0xFFFF, value >> 16, 0xFFFF, 0x7FFF], "<u2").tobytes()

@@ -1,5 +1,7 @@
-"""ImageFeatures: the features of the backbone, and scikit-learn's contract, most of which `check_estimator` skips for
-inputs that are not tables."""
+"""ImageFeatures returns the backbone's features and keeps scikit-learn's contract.
+
+`check_estimator` skips most of its checks for inputs that are not tables.
+"""
 
 import pickle
 import subprocess
@@ -28,7 +30,7 @@ PHOTOS = [photo(40 + i, 52 - i, seed=i) for i in range(5)]
 
 @pytest.fixture
 def loads(monkeypatch):
-    """`load_backbone` gives a tiny model; the names it was asked for."""
+    """Let `load_backbone` return a tiny model, and record the names that it is called with."""
     names: list[str] = []
 
     def load_backbone(name: str) -> ViT:
@@ -42,7 +44,7 @@ def loads(monkeypatch):
 
 
 def reference(backbone: ViT, layer: int = -1, resolution: int | None = None) -> dict[str, np.ndarray]:
-    """Each pooling of PHOTOS, image by image."""
+    """Return each pooling of PHOTOS, computed image by image."""
     rows: dict[str, list[np.ndarray]] = {"cls": [], "mean": [], "cls+mean": [], "pooled": []}
     with torch.inference_mode():
         for image in PHOTOS:
@@ -277,7 +279,7 @@ def test_names_and_pandas_output():
 @pytest.mark.parametrize("projection", [0, 20])
 def test_there_are_as_many_names_as_columns(pooling, layer, projection):
     config = ViTConfig(
-        image_size=(32, 32), patch_size=8, dim=16, depth=5, num_heads=2, mlp_dim=32, projection_dim=projection or None
+        image_size=(32, 32), patch_size=8, dim=16, depth=5, num_heads=2, mlp_dim=32, projection_dim=projection
     )
     images = ImageFeatures(ViT(config), pooling=pooling, layer=layer).set_output(transform="pandas")
     frame = images.transform(PHOTOS)
@@ -322,7 +324,7 @@ def test_the_package_imports_without_scikit_learn():
 
 
 def test_tiny_backbone_at_other_settings_of_its_own():
-    """The preprocessing is the backbone's: another mean moves the features."""
+    """ImageFeatures uses the backbone's preprocessing: another mean changes the features."""
     config = ViTConfig(image_size=(32, 32), patch_size=8, dim=16, depth=2, num_heads=2, mlp_dim=32)
     plain = randomise(ViT(config))
     other = randomise(ViT(config, preprocess=plain.preprocess.__class__((32, 32), mean=(0.9, 0.1, 0.5))))

@@ -407,7 +407,7 @@ def spoil(folder: Path) -> dict[str, str]:
     bad("3_bomb.png", png_header(50_000, 50_000), "50000 x 50000 pixels are more than the limit")
     bad("3_warned.png", png_header(12_000, 9_000), "12000 x 9000 pixels are more than the limit")
     picture(0).convert("F").save(folder / "4_float.tif")
-    reasons["4_float.tif"] = "a float image has no agreed range"
+    reasons["4_float.tif"] = "a float image"
     picture(0).save(folder / "5_eps.jpg", "ICO")  # a format that is not on the list
     reasons["5_eps.jpg"] = "not an image of a known format"
     (folder / "7_folder.jpg").mkdir()
