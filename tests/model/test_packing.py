@@ -143,7 +143,7 @@ def test_a_mask_over_images_of_different_sizes_is_refused() -> None:
     vit = tiny_vit()
     tokens, geometry = vit.embed(batch())
     mask = torch.ones(1, 1, tokens.shape[1], tokens.shape[1], dtype=torch.bool)
-    with pytest.raises(ValueError, match="images of different sizes take none, run each alone"):
+    with pytest.raises(ValueError, match="a mask covers the tokens of one image size"):
         vit.blocks[0](tokens, Layout.of(geometry.grids), mask)
 
 

@@ -100,7 +100,7 @@ MODULES = {
 # Nothing of these modules is small enough for each run of the tests.
 LARGE = ("deepseek_vit", "gemma4_vit", "mobilenetv5", "nasnet", "pnasnet", "qwen3_vit", "vgg", "vision_transformer_sam")
 LARGE += ("naflexvit", "vitamin")
-CLS, BORDER = "does not hand out the CLS token", "its layers cut away the border of the image"
+CLS, BORDER = "does not return the CLS token", "its layers crop the border of the image"
 REFUSED = {
     "cait_xxs24_224": CLS,
     "coat_tiny": CLS,
