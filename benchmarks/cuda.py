@@ -229,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page")
     parser.add_argument("--toy", action="store_true", help="a tiny model and few photos, on any device")
-    parser.add_argument("--photos", type=int, default=4000, metavar="N", help="of the folder (default: 4000)")
+    parser.add_argument("--photos", type=int, default=4000, metavar="N", help="photos in the folder (default: 4000)")
     args = parser.parse_args()
     began = time.perf_counter()
     seconds = 0.01 if args.toy else SECONDS

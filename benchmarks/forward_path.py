@@ -2,9 +2,9 @@
 
     python -m benchmarks.forward_path
 
-Frames are Python functions of the package on the stack when torch's kernel is first called; torch's own, two for each
-call of a module, are left out. Names to hold are the classes and functions of these frames, and the package's types
-among their variables. Helpers are what the frames call in the package and what returns before the kernel.
+Frames are Python functions of the package on the stack when torch's kernel is first called. torch's own frames, two for
+each call of a module, are left out. Names to hold are the classes and functions of these frames, and the types of the
+package among their variables. Helpers are functions of the package that return before the kernel is called.
 """
 
 import sys
@@ -30,7 +30,7 @@ def ours(code: CodeType) -> bool:
 
 
 def way(call: Callable[[], Any]) -> tuple[list[str], set[str], set[str]]:
-    """The frames from the outermost to the kernel, the names to hold, and the helpers."""
+    """Return the frames from the outermost to the kernel, the names to hold, and the helpers."""
     stack: list[FrameType] = []
     called: set[tuple[CodeType, str]] = set()  # by whom, and what
     kernel = F.scaled_dot_product_attention

@@ -25,7 +25,13 @@ from tests.test_heads import OPTIONS
 from tests.timm_networks import BACKBONES as NETWORKS
 
 MAPS = {"neck"}  # whose convolutions on the map want two patches a side or more
-ONE_SIZE = {"relative spline", "fused", "head:policy_neck", "head:simple_pyramid", *NETWORKS}  # docs/export.md says why
+ONE_SIZE = {
+    "relative spline",
+    "fused",
+    "head:policy_neck",
+    "head:simple_pyramid",
+    *NETWORKS,
+}  # docs/how-to/export.md says why
 MULTIPLES = {"head:space_to_depth"}  # that want a grid which they can divide
 SIZES = [(1, 33, 47), (3, 64, 40), (5, 17, 70)]
 DIVISIBLE = [(1, 32, 48), (3, 64, 32)]

@@ -524,7 +524,7 @@ def test_the_scikit_learn_transformer_takes_it(name: str, photos: Path) -> None:
 
 
 def test_pictures_are_refused_with_what_to_do(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pair is several backbones, which attend each for itself; show one of them"):
+    with pytest.raises(ValueError, match="pair is several backbones, and each has its own attention; show one of them"):
         show(FUSED["same stride"], photos / "0.png", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
