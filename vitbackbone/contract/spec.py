@@ -87,7 +87,7 @@ class Runtime:
 
     precision: Precision = "fp32"
     engine: Engine = "native"
-    path: str = "torch as it is"  # of `paths.PATHS`, by its name
+    route: str = "torch as it is"  # name of the route that computes linear layers and attention
 
 
 @dataclass(frozen=True)
