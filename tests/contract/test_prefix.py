@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.contract.test_contract import BACKBONES, VITS
+from tests.backbones import BACKBONES, VITS
 from tests.helpers import relative_error, tiny_vit
 from tests.model.test_packing import batch
 from vitbackbone import Features, Prefix, ViT

@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from heads import list_heads
-from tests.contract.test_contract import BACKBONES, VITS
+from tests.backbones import BACKBONES, VITS
 from tests.helpers import tiny_vit
 from vitbackbone import Features, Geometry, View
 from vitbackbone.contract.repeated import Repeated
@@ -48,7 +48,7 @@ def test_one_compiled_graph_serves_all_batches(name: str) -> None:
 
 def test_relative_positions_by_a_spline_say_that_they_want_one_size() -> None:
     code = (
-        "import torch; from torch.export import Dim, export; from tests.contract.test_contract import VITS\n"
+        "import torch; from torch.export import Dim, export; from tests.backbones import VITS\n"
         "dynamic = ({0: Dim('b'), 2: Dim('h')},)\n"
         "export(VITS['relative spline'], (torch.randn(2, 3, 32, 32),), dynamic_shapes=dynamic)"
     )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.contract.test_contract import BACKBONES, VITS
+from tests.backbones import BACKBONES, VITS
 from tests.heads.test_eomt import QUERIES
 from tests.helpers import randomise, relative_error, tiny_vit
 from vitbackbone import Features, Layout, Rotary, ViT, ViTConfig

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.contract.test_contract import BACKBONES
+from tests.backbones import BACKBONES
 from tests.helpers import photo, relative_error, tiny_vit
 from vitbackbone import Asked, BackboneModule, BackboneSpec, Features, Geometry, Preprocess, load_backbone, tile
 

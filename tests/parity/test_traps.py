@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Dinov2Backbone, Dinov2Config
 
-from tests.contract.test_contract import VITS
+from tests.backbones import VITS
 from tests.helpers import photo, randomise, relative_error, tiny_vit
 from tests.oracles import hf_model
 from vitbackbone import ConversionError, Resampling, ViT, load_backbone
@@ -193,7 +193,7 @@ class Tokens(nn.Module):
 
 EXPORT = """
 import sys, torch
-from tests.contract.test_contract import VITS
+from tests.backbones import VITS
 from tests.parity.test_traps import Tokens, images
 from tests.helpers import relative_error
 here, there = images(2, 3, 48, 40), images(2, 3, 64, 32)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.packing import Layout
 from vitbackbone.model.position import copied, relative_index, resample_line, resample_relative, rotary_row, rotate
+from vitbackbone.model.varlen import attend_varlen, takes
 
 
 class RelativeTable(nn.Module):
@@ -103,6 +104,8 @@ def attend_jagged(
     `lengths`: the number of tokens of each image. On a GPU, one kernel avoids the launch time of many small ones. On a
     CPU, `attend` image by image is four times as fast.
     """
+    if takes(q):
+        return attend_varlen(q, k, v, lengths)
     ends = torch.tensor([0, *accumulate(lengths)], device=q.device)
 
     def jagged(x: Tensor) -> Tensor:
