@@ -42,6 +42,11 @@ BACKBONES: dict[str, BackboneModule] = {
 }
 
 
+# One of each kind of position, prefix, pooling and network: the others are slow where a test runs over all.
+QUICK = {"registers", "offset", "rotary halves", "relative bilinear", "windows", "neck", "attention pool"}
+QUICK |= {"projection", "nano", "swin sized", "hybrid", "fused"}
+
+
 def images(*shape: int, seed: int = 0) -> Tensor:
     """Noise of this shape, the same for each seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

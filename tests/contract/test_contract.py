@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tests.backbones import BACKBONES, VITS
-from tests.helpers import relative_error, tiny_vit
+from tests.backbones import BACKBONES, QUICK, VITS
+from tests.helpers import cases, relative_error, tiny_vit
 from vitbackbone import (
     Backbone,
     BackboneModule,
@@ -23,12 +23,12 @@ from vitbackbone import (
 )
 
 
-@pytest.fixture(params=BACKBONES)
+@pytest.fixture(params=cases(BACKBONES, QUICK))
 def backbone(request: pytest.FixtureRequest) -> BackboneModule:
     return BACKBONES[request.param]
 
 
-@pytest.fixture(params=VITS)
+@pytest.fixture(params=cases(VITS, QUICK))
 def vit(request: pytest.FixtureRequest) -> ViT:
     return VITS[request.param]
 
@@ -39,7 +39,7 @@ def images(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @settings(max_examples=8, deadline=None)
 @given(height=st.integers(1, 70), width=st.integers(1, 70), batch=st.integers(1, 3))
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", cases(BACKBONES, QUICK))
 def test_any_size_gives_the_shapes_that_the_spec_promises(name: str, height: int, width: int, batch: int) -> None:
     backbone = BACKBONES[name]
     spec = backbone.spec

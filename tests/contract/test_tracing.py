@@ -11,16 +11,12 @@ from torch.utils import _pytree as pytree
 
 from heads import list_heads
 from tests.backbones import BACKBONES, VITS
-from tests.helpers import tiny_vit
+from tests.helpers import cases, tiny_vit
 from vitbackbone import Features, Geometry, View
 from vitbackbone.contract.repeated import Repeated
 
 QUICK = {"cls", "offset", "head:linear"}
 HEADS = [f"head:{name}" for name in list_heads() if name != "fpn"]  # which reads levels of several strides
-
-
-def cases(names: list[str], quick: set[str]) -> list[object]:
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def traced(kind: str, name: str) -> float:

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.backbones import BACKBONES, VITS
+from tests.backbones import BACKBONES, QUICK, VITS
 from tests.heads.test_eomt import QUERIES
-from tests.helpers import randomise, relative_error, tiny_vit
+from tests.helpers import cases, randomise, relative_error, tiny_vit
 from vitbackbone import Features, Layout, Rotary, ViT, ViTConfig
 from vitbackbone.model.attention import attend_jagged
 from vitbackbone.model.layers import DropPath
@@ -39,7 +39,7 @@ def assert_alike(mixed: Features, alone: Features, index: int, limit: float = 1e
     assert one.registers.shape == alone.registers.shape
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", cases(BACKBONES, QUICK))
 def test_every_layer_of_each_image_equals_that_image_alone(name: str) -> None:
     backbone = BACKBONES[name]
     layers = [-1, 0]
@@ -80,7 +80,7 @@ def test_linear_layers_run_once_and_attention_once_per_grid(name: str) -> None:
         assert sorted(asked) == sorted([2, 1, 1, 1, 1] * 3)
 
 
-@pytest.mark.parametrize("name", VITS)
+@pytest.mark.parametrize("name", cases(VITS, QUICK))
 def test_a_list_of_one_size_is_a_batch_to_the_bit(name: str) -> None:
     images = batch([(32, 40)] * 3)
     with torch.inference_mode():

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.backbones import BACKBONES
-from tests.helpers import photo, relative_error, tiny_vit
+from tests.backbones import BACKBONES, QUICK
+from tests.helpers import cases, photo, relative_error, tiny_vit
 from vitbackbone import Asked, BackboneModule, BackboneSpec, Features, Geometry, Preprocess, load_backbone, tile
 
 
@@ -93,7 +93,7 @@ def test_what_is_the_same_everywhere_shows_no_seams() -> None:
     assert relative_error(patches, patches[..., :1, :1].expand_as(patches)) < 1e-5
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", cases(BACKBONES, QUICK))
 def test_an_image_within_one_window_is_as_the_backbone_has_it(name: str) -> None:
     backbone, x = BACKBONES[name], images(3, 45, 61)
     with torch.inference_mode():
