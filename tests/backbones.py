@@ -1,5 +1,7 @@
 """The backbones that the contract suite runs over, by name. Tests read these and do not change them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -50,3 +52,12 @@ QUICK |= {"projection", "nano", "swin sized", "hybrid", "fused"}
 def images(*shape: int, seed: int = 0) -> Tensor:
     """Noise of this shape, the same for each seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+SIZES = [(32, 40), (16, 24), (40, 32), (9, 70), (32, 40), (17, 23)]  # two of one size, and two of one grid
+
+
+def batch(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Tensor]:
+    """Images of several sizes."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(3, *size, generator=generator) for size in sizes]

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.backbones import BACKBONES, QUICK, VITS
+from tests.backbones import BACKBONES, QUICK, VITS, batch
 from tests.helpers import cases, relative_error, tiny_vit
-from tests.model.test_packing import batch
 from vitbackbone import Features, Prefix, ViT
 
 POOLS_CLS = [name for name, vit in VITS.items() if vit.config.pool == "cls"]

@@ -10,21 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.backbones import BACKBONES, QUICK, VITS
-from tests.heads.test_eomt import QUERIES
+from tests.backbones import BACKBONES, QUICK, SIZES, VITS, batch
 from tests.helpers import cases, randomise, relative_error, tiny_vit
 from vitbackbone import Features, Layout, Rotary, ViT, ViTConfig
 from vitbackbone.model.attention import attend_jagged
 from vitbackbone.model.layers import DropPath
 from vitbackbone.model.position import rotary_table
 
-SIZES = [(32, 40), (16, 24), (40, 32), (9, 70), (32, 40), (17, 23)]  # two of one size, and two of one grid
+QUERIES = 6  # tokens in front of CLS, as EoMT adds them
 ROTARY = Rotary(100.0, "centred", "halves")
-
-
-def batch(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(3, *size, generator=generator) for size in sizes]
 
 
 def assert_alike(mixed: Features, alone: Features, index: int, limit: float = 1e-5) -> None:

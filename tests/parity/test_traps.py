@@ -9,13 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import Dinov2Backbone, Dinov2Config
 
 from tests.backbones import QUICK, VITS
 from tests.helpers import cases, photo, randomise, relative_error, tiny_vit
 from tests.oracles import hf_model
-from vitbackbone import ConversionError, Resampling, ViT, load_backbone
+from vitbackbone import ConversionError, Resampling, load_backbone
 from vitbackbone.checkpoints.zoo import ZOO
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.position import resample
@@ -182,20 +181,16 @@ def test_the_company_of_other_images_changes_nothing(name: str) -> None:
 # ---- 10: an exported graph has one position table baked in, or another bicubic ------------------------------------
 
 
-class Tokens(nn.Module):
-    def __init__(self, backbone: ViT) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.backbone(x).tokens
-
-
 EXPORT = """
 import sys, torch
-from tests.backbones import VITS
-from tests.parity.test_traps import Tokens, images
+from tests.backbones import VITS, images
 from tests.helpers import relative_error
+class Tokens(torch.nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+    def forward(self, x):
+        return self.backbone(x).tokens
 here, there = images(2, 3, 48, 40), images(2, 3, 64, 32)
 auto = {"x": {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}}
 for name in sys.argv[1:]:
