@@ -1,4 +1,4 @@
-"""The backbones that the contract suite runs over, by name. Tests read these and do not change them."""
+"""The backbones of the contract suite, by name, and the images of several test files. No test changes these."""
 
 from collections.abc import Sequence
 
