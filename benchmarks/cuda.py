@@ -112,7 +112,7 @@ def contestants(name: str, sample: Tensor) -> tuple[dict[str, Run], ViTConfig, s
         "ours, float32": plain,
         "ours": fast,
     }
-    return everyone, config, fast.runtime.path, theirs
+    return everyone, config, fast.runtime.route, theirs
 
 
 def autocast(run: Run, x: Tensor) -> object:

@@ -131,7 +131,8 @@ def compare(folder: Path, batch: int, workers: int, seconds: float) -> str:
     rates = ", ".join(f"{rate:.0f} ({decoding})" for decoding, rate in stages.items())
     return (
         f"{count} photos, CLS of ViT-S/16 at 224 pixels, batches of {batch}, {workers} worker(s), {cores} cores; ours "
-        f"by {fast.runtime.path}.\n\n{markdown(['', 'images/s', 'against timm', 'of what the stages allow'], rows)}\n\n"
+        f"by {fast.runtime.route}.\n\n"
+        f"{markdown(['', 'images/s', 'against timm', 'of what the stages allow'], rows)}\n\n"
         f"The stages alone, on all cores: decoding {rates} images/s, forward {forward:.1f} images/s."
     )
 

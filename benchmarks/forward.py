@@ -75,7 +75,7 @@ def measure(name: str, batches: list[int], precisions: Sequence[Precision], seco
         runs["alone"] = partial(fast["fp32"].forward_prefix, x, [-1])
         times = medians(runs, seconds)
         by_name = {key: times[f"{i}"] for i, (key, _) in enumerate(everyone)}
-        taken = {precision: f"{made.runtime.precision} by {made.runtime.path}" for precision, made in fast.items()}
+        taken = {precision: f"{made.runtime.precision} by {made.runtime.route}" for precision, made in fast.items()}
         flops = costs(backbone.config, backbone.config.image_size, batch).flops
         rows.append(Row(name, backbone.config.image_size[0], batch, flops, taken, by_name, times["alone"]))
     return rows, field

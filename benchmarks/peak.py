@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from benchmarks.timing import DEVICE, ON_GPU, cpu_info, machine, markdown, noise, wait_for
 from vitbackbone.contract import Precision
-from vitbackbone.runtime import PackedLinear, Steps, Weights, int8_trouble, onednn, trouble
+from vitbackbone.runtime import Int8Weights, PackedLinear, Steps, int8_trouble, onednn, trouble
 
 # (M, K, N): linears of ViT-B at batch 1, 8 and 32, and a square.
 SHAPES = [(197, 768, 3072), (1576, 768, 3072), (1576, 3072, 768), (6304, 768, 3072), (2048, 2048, 2048)]
@@ -44,7 +44,7 @@ def products(precision: Precision, shape: tuple[int, int, int]) -> Iterator[tupl
         if not ON_GPU and not int8_trouble():
             x = torch.randint(0, 256, (m, k), dtype=torch.uint8)
             weight = torch.randint(-127, 128, (n, k), dtype=torch.int8)
-            kernel = onednn(Weights(weight, torch.full((n,), 1e-3), torch.zeros(n)))
+            kernel = onednn(Int8Weights(weight, torch.full((n,), 1e-3), torch.zeros(n)))
             yield "packed", partial(kernel, x, Steps(0.02, 128), None, Steps(0.05, 128))
         return
     dtype = DTYPES[precision]

@@ -54,7 +54,7 @@ def mixed(seconds: float) -> str:
         "timm, one image at a time": lambda: [one_size.forward_features(image[None]) for image in images],
         "ours, as it is": partial(backbone, images),
         "ours, torch": partial(native, images),
-        f"ours, by {fast.runtime.path}": partial(fast, images),
+        f"ours, by {fast.runtime.route}": partial(fast, images),
     }
     t = medians(contestants, seconds)
     first = next(iter(t.values()))
@@ -103,7 +103,7 @@ def resolution(sides: list[int], seconds: float) -> tuple[str, list[Size]]:
             f"last three sizes {exponent(late, [s.seconds for s in last]):.2f}; memory over those "
             f"{exponent(late, [s.memory for s in last]):.2f}."
         )
-    return f"ViT-S/16, one image, by {fast.runtime.path}.\n\n{text}", found
+    return f"ViT-S/16, one image, by {fast.runtime.route}.\n\n{text}", found
 
 
 def main() -> None:

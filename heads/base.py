@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.options import Count, Layers, check, checked, hints_of
 from heads.unread import Wanted
-from vitbackbone import BackboneModule, BackboneSpec, Features, Geometry
+from vitbackbone import BackboneModule, BackboneSpec, Features, Geometry, stack_maps
 
 # The layers of "even4" at depths that do not follow the rule of quarters. DINOv2 trained the depth and segmentation
 # heads of its 24-block model on these four layers (facebookresearch/dinov2, hub/depthers.py).
@@ -131,9 +130,7 @@ class DenseHead(Head):
         geometry = features[0].geometry
         if geometry.one_size:
             return enlarge(self.maps(*features), geometry)
-        alone = [self(*(each.image(i) for each in features)) for i in range(len(geometry.sizes))]
-        height, width = geometry.size
-        return torch.cat([F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2])) for x in alone])
+        return stack_maps([self(*(each.image(i) for each in features)) for i in range(len(geometry.sizes))])
 
 
 def enlarge(maps: Float[Tensor, "B K h w"], geometry: Geometry) -> Float[Tensor, "B K H W"]:

@@ -9,17 +9,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from heads.attached import check_backbone
 from heads.base import Head, Needs
 from heads.options import Count
 from heads.registry import create_head
-from vitbackbone import BackboneModule, BackboneSpec, Features, Geometry, align
+from vitbackbone import BackboneModule, BackboneSpec, ChannelNorm, Features, Geometry, align, stack_maps
 
 Levels = OrderedDict[str, Tensor]  # maps (B, C, h, w), from high resolution to low
 
@@ -109,16 +107,6 @@ def _branch(dim: int, channels: int, base: int, stride: int) -> nn.Sequential:
     )
 
 
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of each pixel of a map."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-6)
-
-    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 class FeaturePyramid(Pyramid):
     """The feature pyramid of a network that has a layer at every stride, such as Swin.
 
@@ -183,7 +171,5 @@ def _stack(alone: Sequence[Levels]) -> Levels:
     """Stack the levels of images that were run one by one into a batch."""
     batch = Levels()
     for name in alone[0]:
-        maps = [levels[name] for levels in alone]
-        h, w = (max(level.shape[axis] for level in maps) for axis in (2, 3))
-        batch[name] = torch.cat([F.pad(x, (0, w - x.shape[3], 0, h - x.shape[2])) for x in maps])
+        batch[name] = stack_maps([levels[name] for levels in alone])
     return batch

@@ -1,8 +1,10 @@
 """What several test files share: tiny models, full randomisation, the error measure, fixture photos."""
 
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -31,6 +33,11 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def tiny_vit(seed: int = 0, **fields: object) -> ViT:
     return randomise(ViT(ViTConfig(**{**vars(TINY), **fields}), name="tiny"), seed)
+
+
+def cases(names: Iterable[str], quick: Container[str]) -> list[object]:
+    """Return the names as parameters, all but the quick ones marked slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

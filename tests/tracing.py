@@ -19,9 +19,9 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from heads import attach, create_head
-from tests.contract.test_contract import BACKBONES
+from tests.backbones import BACKBONES
+from tests.heads.small_heads import OPTIONS
 from tests.helpers import randomise, tiny_vit
-from tests.test_heads import OPTIONS
 from tests.timm_networks import BACKBONES as NETWORKS
 
 MAPS = {"neck"}  # whose convolutions on the map want two patches a side or more

@@ -27,6 +27,7 @@ from .contract import fingerprint as fingerprint
 from .contract import float32_default as float32_default
 from .contract import pool_cls as pool_cls
 from .contract import pool_mean as pool_mean
+from .contract import stack_maps as stack_maps
 from .files import Record as Record
 from .files import parse_json as parse_json
 from .files import publish as publish
@@ -39,6 +40,7 @@ from .images import Photo as Photo
 from .images import Preprocess as Preprocess
 from .images import View as View
 from .images import load_image as load_image
+from .model import ChannelNorm as ChannelNorm
 from .model import Layout as Layout
 from .model import Resampling as Resampling
 from .model import Rotary as Rotary

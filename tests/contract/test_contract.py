@@ -11,61 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tests.helpers import relative_error, tiny_vit
-from tests.timm_networks import BACKBONES as TIMM
+from tests.backbones import BACKBONES, QUICK, VITS
+from tests.helpers import cases, relative_error, tiny_vit
 from vitbackbone import (
     Backbone,
     BackboneModule,
     Features,
     FusedBackbone,
     Geometry,
-    Member,
-    Resampling,
     ViT,
-    load_backbone,
 )
-from vitbackbone.model.config import Rotary
-
-NO_CLS = {"cls": False, "pool": "mean"}
-HALVES, NEIGHBOURS = Rotary(100.0, "centred", "halves"), Rotary(1e4, "index", "neighbours", (4, 4))
-VITS: dict[str, ViT] = {
-    "cls": tiny_vit(),
-    "registers": tiny_vit(num_registers=3, layer_scale=True),
-    "mean": tiny_vit(**NO_CLS),
-    "fc_norm": tiny_vit(pool="mean", final_norm=False, fc_norm=True),
-    "sincos2d": tiny_vit(position="sincos2d"),
-    "sincos1d": tiny_vit(position="sincos1d", num_registers=1),
-    "no positions": tiny_vit(position="none"),
-    "stem": tiny_vit(stem=((8, 2), (12, 2), (12, 1), (16, 2))),
-    "swiglu": tiny_vit(mlp="swiglu", mlp_dim=24, qkv_bias="none"),
-    "rectangular": tiny_vit(image_size=(24, 40)),
-    "nano": load_backbone("nano"),
-    "offset": tiny_vit(resampling=Resampling(offset=0.1)),
-    "rotary halves": tiny_vit(position="none", rotary=HALVES, num_registers=2, qkv_bias="qv"),
-    "rotary neighbours": tiny_vit(rotary=NEIGHBOURS, mlp="swiglu", mlp_norm=True),
-    "relative spline": tiny_vit(position="none", relative_position="table", qkv_bias="qv"),
-    "relative bilinear": tiny_vit(relative_position="table", resampling=Resampling(relative="bilinear")),
-    "windows": tiny_vit(**NO_CLS, relative_position="decomposed", window=3, global_blocks=(1,), final_norm=False),
-    "neck": tiny_vit(**{**NO_CLS, "pool": "neck"}, neck_dim=8, final_norm=False),
-    "attention pool": tiny_vit(cls=False, pool="map", mlp="gelu_tanh"),
-    "projection": tiny_vit(pre_norm=True, patch_bias=False, mlp="quick_gelu", projection_dim=12),
-}
 
 
-MEMBERS = [Member(VITS["registers"], -2, False), Member(tiny_vit(patch_size=16, seed=1), 1, False)]
-BACKBONES: dict[str, BackboneModule] = {
-    **VITS,
-    **{name: TIMM[name] for name in ("swin sized", "swinv2 fixed", "hybrid", "r26", "resnet", "convnext")},
-    "fused": FusedBackbone(MEMBERS),
-}
-
-
-@pytest.fixture(params=BACKBONES)
+@pytest.fixture(params=cases(BACKBONES, QUICK))
 def backbone(request: pytest.FixtureRequest) -> BackboneModule:
     return BACKBONES[request.param]
 
 
-@pytest.fixture(params=VITS)
+@pytest.fixture(params=cases(VITS, QUICK))
 def vit(request: pytest.FixtureRequest) -> ViT:
     return VITS[request.param]
 
@@ -76,7 +39,7 @@ def images(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @settings(max_examples=8, deadline=None)
 @given(height=st.integers(1, 70), width=st.integers(1, 70), batch=st.integers(1, 3))
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", cases(BACKBONES, QUICK))
 def test_any_size_gives_the_shapes_that_the_spec_promises(name: str, height: int, width: int, batch: int) -> None:
     backbone = BACKBONES[name]
     spec = backbone.spec

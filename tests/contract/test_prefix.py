@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.contract.test_contract import BACKBONES, VITS
-from tests.helpers import relative_error, tiny_vit
-from tests.model.test_packing import batch
+from tests.backbones import BACKBONES, QUICK, VITS, batch
+from tests.helpers import cases, relative_error, tiny_vit
 from vitbackbone import Features, Prefix, ViT
 
 POOLS_CLS = [name for name, vit in VITS.items() if vit.config.pool == "cls"]
@@ -28,7 +27,7 @@ def assert_alike(prefix: Prefix, features: Features) -> None:
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["one size", "mixed"])
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", cases(BACKBONES, QUICK))
 def test_it_is_what_the_whole_forward_returns(name: str, mixed: bool) -> None:
     """Of a backbone without CLS, and of one that pools its patches, too."""
     backbone, x = BACKBONES[name], batch() if mixed else images()

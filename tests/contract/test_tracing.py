@@ -10,17 +10,13 @@ import torch
 from torch.utils import _pytree as pytree
 
 from heads import list_heads
-from tests.contract.test_contract import BACKBONES, VITS
-from tests.helpers import tiny_vit
+from tests.backbones import BACKBONES, VITS
+from tests.helpers import cases, tiny_vit
 from vitbackbone import Features, Geometry, View
 from vitbackbone.contract.repeated import Repeated
 
 QUICK = {"cls", "offset", "head:linear"}
 HEADS = [f"head:{name}" for name in list_heads() if name != "fpn"]  # which reads levels of several strides
-
-
-def cases(names: list[str], quick: set[str]) -> list[object]:
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def traced(kind: str, name: str) -> float:
@@ -48,7 +44,7 @@ def test_one_compiled_graph_serves_all_batches(name: str) -> None:
 
 def test_relative_positions_by_a_spline_say_that_they_want_one_size() -> None:
     code = (
-        "import torch; from torch.export import Dim, export; from tests.contract.test_contract import VITS\n"
+        "import torch; from torch.export import Dim, export; from tests.backbones import VITS\n"
         "dynamic = ({0: Dim('b'), 2: Dim('h')},)\n"
         "export(VITS['relative spline'], (torch.randn(2, 3, 32, 32),), dynamic_shapes=dynamic)"
     )

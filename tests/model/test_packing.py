@@ -10,21 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.contract.test_contract import BACKBONES, VITS
-from tests.heads.test_eomt import QUERIES
-from tests.helpers import randomise, relative_error, tiny_vit
+from tests.backbones import BACKBONES, QUICK, SIZES, VITS, batch
+from tests.helpers import cases, randomise, relative_error, tiny_vit
 from vitbackbone import Features, Layout, Rotary, ViT, ViTConfig
 from vitbackbone.model.attention import attend_jagged
 from vitbackbone.model.layers import DropPath
 from vitbackbone.model.position import rotary_table
 
-SIZES = [(32, 40), (16, 24), (40, 32), (9, 70), (32, 40), (17, 23)]  # two of one size, and two of one grid
+QUERIES = 6  # tokens in front of CLS, as EoMT adds them
 ROTARY = Rotary(100.0, "centred", "halves")
-
-
-def batch(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(3, *size, generator=generator) for size in sizes]
 
 
 def assert_alike(mixed: Features, alone: Features, index: int, limit: float = 1e-5) -> None:
@@ -39,7 +33,7 @@ def assert_alike(mixed: Features, alone: Features, index: int, limit: float = 1e
     assert one.registers.shape == alone.registers.shape
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", cases(BACKBONES, QUICK))
 def test_every_layer_of_each_image_equals_that_image_alone(name: str) -> None:
     backbone = BACKBONES[name]
     layers = [-1, 0]
@@ -80,7 +74,7 @@ def test_linear_layers_run_once_and_attention_once_per_grid(name: str) -> None:
         assert sorted(asked) == sorted([2, 1, 1, 1, 1] * 3)
 
 
-@pytest.mark.parametrize("name", VITS)
+@pytest.mark.parametrize("name", cases(VITS, QUICK))
 def test_a_list_of_one_size_is_a_batch_to_the_bit(name: str) -> None:
     images = batch([(32, 40)] * 3)
     with torch.inference_mode():
@@ -143,7 +137,7 @@ def test_a_mask_over_images_of_different_sizes_is_refused() -> None:
     vit = tiny_vit()
     tokens, geometry = vit.embed(batch())
     mask = torch.ones(1, 1, tokens.shape[1], tokens.shape[1], dtype=torch.bool)
-    with pytest.raises(ValueError, match="images of different sizes take none, run each alone"):
+    with pytest.raises(ValueError, match="a mask covers the tokens of one image size"):
         vit.blocks[0](tokens, Layout.of(geometry.grids), mask)
 
 

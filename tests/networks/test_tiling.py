@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.contract.test_contract import BACKBONES
-from tests.helpers import photo, relative_error, tiny_vit
+from tests.backbones import BACKBONES, QUICK
+from tests.helpers import cases, photo, relative_error, tiny_vit
 from vitbackbone import Asked, BackboneModule, BackboneSpec, Features, Geometry, Preprocess, load_backbone, tile
 
 
@@ -93,7 +93,7 @@ def test_what_is_the_same_everywhere_shows_no_seams() -> None:
     assert relative_error(patches, patches[..., :1, :1].expand_as(patches)) < 1e-5
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", cases(BACKBONES, QUICK))
 def test_an_image_within_one_window_is_as_the_backbone_has_it(name: str) -> None:
     backbone, x = BACKBONES[name], images(3, 45, 61)
     with torch.inference_mode():
@@ -149,7 +149,7 @@ def test_features_are_floats_that_a_head_can_learn_from() -> None:
         ({"image": np.zeros((0, 32, 3), np.uint8)}, r"image is uint8 of shape \(0, 32, 3\); want"),
         ({"size": 30}, r"size=\(30, 30\); want multiples of the backbone's stride, 8"),
         ({"size": 0}, r"size=\(0, 0\); want multiples"),
-        ({"overlap": 32}, r"overlap=32; want a multiple of 8 from 0 to less than the windows, \(32, 32\)"),
+        ({"overlap": 32}, r"overlap=32; want a multiple of 8 from 0 to less than the window, \(32, 32\)"),
         ({"overlap": 4}, "overlap=4; want a multiple of 8"),
         ({"overlap": -8}, "overlap=-8; want a multiple of 8"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),

@@ -215,7 +215,7 @@ def test_sizes_are_refused_where_the_caller_or_the_network_says_so() -> None:
     config = TimmConfig(SWIN.architecture, (64, 64), 4, STAGES, any_size=False)
     native = TimmBackbone(config, name="native").eval()
     assert native(images(1, 3, 64, 64)).grid == (8, 8)
-    with pytest.raises(ValueError, match="images are 62 x 64; native takes images of 64 x 64 alone"):
+    with pytest.raises(ValueError, match="images are 62 x 64; native accepts only images of 64 x 64"):
         native(images(1, 3, 62, 64))
 
 
@@ -316,7 +316,7 @@ def test_attention_is_refused_where_there_is_no_one_map() -> None:
         ({"architecture": "resnet50.a1_in1k"}, "without the tag"),
         ({"image_size": (0, 4)}, r"want \(height, width\)"),
         ({"size_multiple": 0}, "at least 1"),
-        ({"arguments": (("a", 1), ("a", 2))}, "name one twice"),
+        ({"arguments": (("a", 1), ("a", 2))}, "want each name once"),
     ],
 )
 def test_configurations_that_contradict_themselves_are_refused(fields: dict[str, object], text: str) -> None:
@@ -339,9 +339,9 @@ def test_choices_that_there_are_not_are_refused() -> None:
 def test_networks_that_do_not_fit_are_refused() -> None:
     for config, text in [
         (TimmConfig("resnet_unheard_of"), "has no architecture 'resnet_unheard_of'"),
-        (TimmConfig("resnet10t", windows="sized"), "windows are a Swin's"),
-        (TimmConfig("cait_xxs24_224"), "does not hand out the CLS token"),
-        (TimmConfig("pit_ti_224"), "does not hand out the CLS token"),
+        (TimmConfig("resnet10t", windows="sized"), "is no Swin; want windows='timm'"),
+        (TimmConfig("cait_xxs24_224"), "does not return the CLS token"),
+        (TimmConfig("pit_ti_224"), "does not return the CLS token"),
         (TimmConfig("inception_v3", (299, 299)), "its last map is 8 x 8, not 10 x 10"),
     ]:
         with pytest.raises(ValueError, match=text):

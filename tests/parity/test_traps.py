@@ -9,13 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import Dinov2Backbone, Dinov2Config
 
-from tests.contract.test_contract import VITS
-from tests.helpers import photo, randomise, relative_error, tiny_vit
+from tests.backbones import QUICK, VITS
+from tests.helpers import cases, photo, randomise, relative_error, tiny_vit
 from tests.oracles import hf_model
-from vitbackbone import ConversionError, Resampling, ViT, load_backbone
+from vitbackbone import ConversionError, Resampling, load_backbone
 from vitbackbone.checkpoints.zoo import ZOO
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.position import resample
@@ -28,7 +27,7 @@ def images(*shape: int) -> torch.Tensor:
 # ---- 1: `norm` means another thing, or nothing, from model to model -----------------------------------------------
 
 
-@pytest.mark.parametrize("name", VITS)
+@pytest.mark.parametrize("name", cases(VITS, QUICK))
 def test_norm_is_on_by_default_and_never_a_no_op(name: str) -> None:
     """timm's default is False, DINOv2's True; timm's BEiT and EVA ignore it, and its SAM runs the neck."""
     backbone = VITS[name]
@@ -82,7 +81,7 @@ def test_as_many_patches_in_another_shape_are_another_grid() -> None:
 # ---- 4: a size that the patch does not divide is floored, or an assertion -----------------------------------------
 
 
-@pytest.mark.parametrize("name", VITS)
+@pytest.mark.parametrize("name", cases(VITS, QUICK))
 def test_the_last_pixels_of_an_indivisible_size_are_seen(name: str) -> None:
     backbone = VITS[name]
     stride = backbone.spec.stride
@@ -119,7 +118,7 @@ def test_dinov2s_blocks_are_transformers_indices_plus_one(tmp_path: Path) -> Non
 # ---- 6: attention maps are empty under the fused kernel, or come for all layers at once ---------------------------
 
 
-@pytest.mark.parametrize("name", VITS)
+@pytest.mark.parametrize("name", cases(VITS, QUICK))
 def test_attention_comes_for_the_layers_asked_and_they_alone(name: str) -> None:
     backbone = VITS[name]
     maps = backbone.attention(images(1, 3, 24, 48), [1])
@@ -166,7 +165,7 @@ def test_a_photo_and_its_rotated_file_have_the_same_features(tmp_path: Path) -> 
 # ---- 9: the batch size changes the features -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", VITS)
+@pytest.mark.parametrize("name", cases(VITS, QUICK))
 def test_the_company_of_other_images_changes_nothing(name: str) -> None:
     """Stated tolerance: 1e-5 of the largest value. Kernels sum in another order for another batch."""
     backbone = VITS[name]
@@ -182,20 +181,16 @@ def test_the_company_of_other_images_changes_nothing(name: str) -> None:
 # ---- 10: an exported graph has one position table baked in, or another bicubic ------------------------------------
 
 
-class Tokens(nn.Module):
-    def __init__(self, backbone: ViT) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.backbone(x).tokens
-
-
 EXPORT = """
 import sys, torch
-from tests.contract.test_contract import VITS
-from tests.parity.test_traps import Tokens, images
+from tests.backbones import VITS, images
 from tests.helpers import relative_error
+class Tokens(torch.nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+    def forward(self, x):
+        return self.backbone(x).tokens
 here, there = images(2, 3, 48, 40), images(2, 3, 64, 32)
 auto = {"x": {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}}
 for name in sys.argv[1:]:

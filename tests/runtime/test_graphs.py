@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contract.test_contract import VITS
+from tests.backbones import VITS
 from tests.helpers import relative_error
 from vitbackbone import Asked, Geometry, ViT
 from vitbackbone.runtime import cuda_graphs as graphs
-from vitbackbone.runtime import routes as paths
+from vitbackbone.runtime import routes
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 RECORDED = [name for name, vit in VITS.items() if vit.config.relative_position == "none"]
@@ -29,12 +29,12 @@ def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def on_cuda(name: str) -> ViT:
-    return paths.share(VITS[name]).cuda()
+    return routes.share(VITS[name]).cuda()
 
 
 @pytest.fixture
 def vit() -> ViT:
-    fast = paths.share(VITS["registers"])
+    fast = routes.share(VITS["registers"])
     fast.engine = graphs.Recordings()
     return fast
 
@@ -88,7 +88,7 @@ def test_on_a_cpu_nothing_is_recorded() -> None:
 
 
 def test_changed_weights_are_refused(made: list[tuple[int, ...]]) -> None:
-    fast = paths.unpacked(VITS["cls"], images(1, 3, 16, 16), dtype=torch.bfloat16)
+    fast = routes.unpacked(VITS["cls"], images(1, 3, 16, 16), dtype=torch.bfloat16)
     fast.engine = graphs.Recordings()
     weight = fast.blocks[0].attn.qkv.weight
     with torch.no_grad():
@@ -103,8 +103,8 @@ def test_changed_weights_are_refused(made: list[tuple[int, ...]]) -> None:
 
 
 def test_what_cannot_be_recorded_says_why() -> None:
-    with pytest.raises(paths.Unavailable, match="relative positions"):
-        paths.recorded(VITS["relative spline"], images(1, 3, 16, 16), paths.plain)
+    with pytest.raises(routes.Unavailable, match="relative positions"):
+        routes.recorded(VITS["relative spline"], images(1, 3, 16, 16), routes.plain)
 
 
 # ---- on a GPU -----------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_what_cannot_be_recorded_says_why() -> None:
 @pytest.mark.parametrize("name", RECORDED)
 def test_what_is_replayed_is_what_is_computed(name: str) -> None:
     vit = on_cuda(name)
-    fast = paths.recorded(vit, images(1, 3, 40, 40).cuda(), paths.plain)
+    fast = routes.recorded(vit, images(1, 3, 40, 40).cuda(), routes.plain)
     with torch.inference_mode():
         for shape in ((2, 3, 48, 40), (1, 3, 16, 56), (3, 3, 37, 51)):
             for seed in range(4):
@@ -131,7 +131,7 @@ def test_what_is_replayed_is_what_is_computed(name: str) -> None:
 
 @on_gpu
 def test_what_was_returned_is_not_written_over() -> None:
-    fast = paths.recorded(on_cuda("cls"), images(1, 3, 40, 40).cuda(), paths.plain)
+    fast = routes.recorded(on_cuda("cls"), images(1, 3, 40, 40).cuda(), routes.plain)
     with torch.inference_mode():
         each = [fast(images(1, 3, 40, 40, seed=seed).cuda()) for seed in range(5)]
         first = fast(images(1, 3, 40, 40).cuda())
@@ -142,7 +142,7 @@ def test_what_was_returned_is_not_written_over() -> None:
 @on_gpu
 def test_rotary_tables_outlive_those_that_are_kept() -> None:
     vit = on_cuda("rotary halves")
-    fast = paths.recorded(vit, images(1, 3, 40, 40).cuda(), paths.plain)
+    fast = routes.recorded(vit, images(1, 3, 40, 40).cuda(), routes.plain)
     x = images(1, 3, 40, 40).cuda()
     with torch.inference_mode():
         before = fast(x).tokens

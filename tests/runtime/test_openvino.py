@@ -13,18 +13,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from vitbackbone.runtime.optimize import compare
 
+from tests.backbones import VITS, images
 from tests.contract import test_contract as contract
-from tests.contract.test_contract import VITS, images
 from tests.helpers import relative_error, tiny_vit
-from tests.runtime.test_runtime import with_outliers
+from tests.runtime.outliers import with_outliers
 from vitbackbone import Backbone, Features, ViT, fingerprint
 from vitbackbone.contract.fingerprint import weights_sha256
 from vitbackbone.networks.timm import TimmBackbone, TimmConfig
 from vitbackbone.runtime import openvino as engine
-from vitbackbone.runtime import routes as paths
+from vitbackbone.runtime import routes
 from vitbackbone.runtime.openvino import OpenVinoBackbone
-from vitbackbone.runtime.optimize import compare
 
 ov = pytest.importorskip("openvino")
 needs_int8 = pytest.mark.skipif(bool(engine._int8_trouble()), reason=engine._int8_trouble())
@@ -359,9 +359,9 @@ def test_all_else_is_in_bfloat16_where_that_is_asked() -> None:
 
 
 def test_what_it_says_of_itself_is_what_optimize_says() -> None:
-    for path in (each for each in paths.PATHS if each.engine == "openvino"):
-        with nullcontext() if path.precision == "fp32" else suppress(paths.Unavailable):
-            assert path.build(tiny_vit(), images(1, 3, 32, 32)).runtime == path.runtime
+    for route in (each for each in routes.ROUTES if each.engine == "openvino"):
+        with nullcontext() if route.precision == "fp32" else suppress(routes.Unavailable):
+            assert route.build(tiny_vit(), images(1, 3, 32, 32)).runtime == route.runtime
 
 
 # ---- refused ------------------------------------------------------------------------------------------------------

@@ -14,31 +14,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.contract.test_contract import BACKBONES, VITS, images
+from tests.backbones import BACKBONES, VITS, images
 from tests.helpers import relative_error, tiny_vit
+from tests.runtime.outliers import with_outliers
 from vitbackbone import BackboneModule, Features, ViT, fingerprint
 from vitbackbone.contract.fingerprint import weights_sha256
 from vitbackbone.contract.spec import Fidelity
 from vitbackbone.model.attention import attend
 from vitbackbone.model.layers import SwiGLU
-from vitbackbone.runtime import int8 as quantize
-from vitbackbone.runtime import linears as kernels
-from vitbackbone.runtime import optimize as runtime
-from vitbackbone.runtime import routes as paths
-from vitbackbone.runtime.optimize import compare, optimize
-from vitbackbone.runtime.routes import Path
+from vitbackbone.runtime import choice, linears, routes
+from vitbackbone.runtime import int8 as eight_bits
+from vitbackbone.runtime.choice import compare, optimize
+from vitbackbone.runtime.routes import Route
 
 FP32, BF16 = torch.float32, torch.bfloat16
-packed_fp32 = pytest.mark.skipif(bool(kernels.trouble(FP32)), reason=kernels.trouble(FP32))
-packed_bf16 = pytest.mark.skipif(bool(kernels.trouble(BF16)), reason=kernels.trouble(BF16))
+packed_fp32 = pytest.mark.skipif(bool(linears.trouble(FP32)), reason=linears.trouble(FP32))
+packed_bf16 = pytest.mark.skipif(bool(linears.trouble(BF16)), reason=linears.trouble(BF16))
+
+onednn_int8 = pytest.mark.skipif(bool(eight_bits.int8_trouble()), reason=eight_bits.int8_trouble())
 
 MIXED = [images(3, 40, 24), images(3, 16, 33, seed=1), images(3, 40, 24, seed=2)]
 
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "ROUNDS", 1)  # of each path, and no more
-    monkeypatch.setattr(runtime, "SECONDS", 0.0)
+    monkeypatch.setattr(choice, "ROUNDS", 1)  # of each path, and no more
+    monkeypatch.setattr(choice, "SECONDS", 0.0)
 
 
 def parts(features: Features) -> list[Tensor]:
@@ -74,8 +75,8 @@ def test_packed_float32_is_the_plain_backbone_to_1e5(name: str, fuses: bool, mon
     capability = "AVX512" if fuses else "AVX2"
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     backbone = BACKBONES[name]
-    fast = paths.packed(backbone, MIXED)
-    assert any(isinstance(module, kernels.PackedLinear) for module in fast.modules()) or name in ("resnet",)
+    fast = routes.packed(backbone, MIXED)
+    assert any(isinstance(module, linears.PackedLinear) for module in fast.modules()) or name in ("resnet",)
     for batch in (images(2, 3, 40, 56), MIXED):
         assert furthest(outputs(fast, batch), outputs(backbone, batch)) < 1e-5
 
@@ -83,7 +84,7 @@ def test_packed_float32_is_the_plain_backbone_to_1e5(name: str, fuses: bool, mon
 def stand_in(
     x: Tensor, weight: Tensor, bias: Tensor | None, name: str, scalars: list[object], algorithm: str
 ) -> Tensor:
-    """What `_linear_pointwise` does, in torch's own kernels."""
+    """What `_linear_pointwise` does, in torch's own linears."""
     y = F.linear(x, weight, bias)
     return F.gelu(y, approximate=algorithm) if name == "gelu" else y
 
@@ -95,7 +96,7 @@ def test_bfloat16_is_close_and_its_features_are_float32(name: str, build: str, m
         monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", Tensor.clone)
         monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", stand_in)
     backbone = VITS[name]
-    fast = (paths.unpacked if build == "unpacked" else paths.packed)(backbone, MIXED, dtype=BF16)
+    fast = (routes.unpacked if build == "unpacked" else routes.packed)(backbone, MIXED, dtype=BF16)
     for batch in (images(2, 3, 40, 56), MIXED):
         with torch.inference_mode():
             got, want = fast(batch), backbone(batch)
@@ -111,10 +112,11 @@ def test_compiled_blocks_are_the_same_at_any_size_and_compiled_twice() -> None:
     code = (
         "import torch\n"
         "from torch._dynamo.testing import CompileCounter\n"
-        "from vitbackbone import load_backbone, paths\n"
+        "from vitbackbone import load_backbone\n"
+        "from vitbackbone.runtime import routes\n"
         "nano, counter = load_backbone('nano'), CompileCounter()\n"
-        "fast = paths.compiled(nano, torch.randn(2, 3, 32, 32), paths.bfloat16, compiler=counter)\n"
-        "want = paths.bfloat16(nano, torch.randn(2, 3, 32, 32))\n"
+        "fast = routes.compiled(nano, torch.randn(2, 3, 32, 32), routes.bfloat16, compiler=counter)\n"
+        "want = routes.bfloat16(nano, torch.randn(2, 3, 32, 32))\n"
         "sizes = (32, 32), (40, 24), (24, 56), (16, 64)\n"
         "with torch.inference_mode():\n"
         "    for batch in (torch.randn(2, 3, *size) for size in sizes):\n"
@@ -128,8 +130,8 @@ def test_compiled_blocks_are_the_same_at_any_size_and_compiled_twice() -> None:
 
 @pytest.mark.parametrize("name", ["cls", "swiglu"])
 def test_on_a_gpu_the_gelu_is_left_to_the_linear_layer(name: str) -> None:
-    fast = paths.bfloat16(VITS[name], MIXED)
-    assert (type(fast.blocks[0].mlp) is SwiGLU) or (type(fast.blocks[0].mlp.fc1) is kernels.GeluLinear)
+    fast = routes.bfloat16(VITS[name], MIXED)
+    assert (type(fast.blocks[0].mlp) is SwiGLU) or (type(fast.blocks[0].mlp.fc1) is linears.GeluLinear)
     for batch in (images(2, 3, 40, 56), MIXED):
         with torch.inference_mode():
             assert compare(fast(batch), VITS[name](batch)).cosine > 0.999
@@ -137,22 +139,22 @@ def test_on_a_gpu_the_gelu_is_left_to_the_linear_layer(name: str) -> None:
 
 def test_a_wrong_gelu_is_not_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "_addmm_activation", lambda bias, x, weight, use_gelu: x @ weight + bias)
-    assert "is off by" in kernels.gelu_trouble(BF16, torch.device("cpu"))
-    fast = paths.bfloat16(VITS["cls"], MIXED)
-    assert type(fast.blocks[0].mlp.fc1) is kernels.CastLinear
+    assert "is off by" in linears.gelu_trouble(BF16, torch.device("cpu"))
+    fast = routes.bfloat16(VITS["cls"], MIXED)
+    assert type(fast.blocks[0].mlp.fc1) is linears.CastLinear
 
 
 def test_what_is_not_compiled_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("windows", "relative spline"):
-        with pytest.raises(paths.Unavailable, match="windows and relative positions"):
-            paths.compiled(VITS[name], MIXED, paths.bfloat16, compiler="eager")
+        with pytest.raises(routes.Unavailable, match="windows and relative positions"):
+            routes.compiled(VITS[name], MIXED, routes.bfloat16, compiler="eager")
 
     def no_compiler(graph: object, given: object) -> object:
         raise RuntimeError("no GPU compiler")
 
     torch.compiler.reset()
-    with pytest.raises(paths.Unavailable, match="torch cannot compile it here .*no GPU compiler"):
-        paths.compiled(VITS["cls"], MIXED, paths.bfloat16, compiler=no_compiler)
+    with pytest.raises(routes.Unavailable, match="torch cannot compile it here .*no GPU compiler"):
+        routes.compiled(VITS["cls"], MIXED, routes.bfloat16, compiler=no_compiler)
 
 
 @pytest.mark.parametrize("queries", [5, 300])
@@ -162,14 +164,14 @@ def test_attention_in_blocks_is_torchs_fused_one(queries: int, kind: str) -> Non
     bias = {"none": None, "bias": images(1, 3, queries, 300, seed=3), "mask": images(2, 1, queries, 300, seed=4) > 0}[
         kind
     ]
-    assert relative_error(kernels.attend_in_blocks(q, k, v, bias), attend(q, k, v, bias)) < 1e-5
+    assert relative_error(linears.attend_in_blocks(q, k, v, bias), attend(q, k, v, bias)) < 1e-5
 
 
 def test_scales_are_folded_into_the_linear_before_them() -> None:
     """And not into parameters: those are the checkpoint's."""
     vit = tiny_vit(layer_scale=True)
-    fast = paths.unpacked(vit, MIXED, dtype=FP32)
-    assert all(type(block.ls1) is kernels.Folded and type(block.ls2) is kernels.Folded for block in fast.blocks)
+    fast = routes.unpacked(vit, MIXED, dtype=FP32)
+    assert all(type(block.ls1) is linears.Folded and type(block.ls2) is linears.Folded for block in fast.blocks)
     assert furthest(outputs(fast, MIXED), outputs(vit, MIXED)) < 1e-5
     assert weights_sha256(fast) == weights_sha256(vit)
 
@@ -185,36 +187,34 @@ def test_an_adapter_on_a_linear_layer_takes_part() -> None:
 
     vit = copy.deepcopy(VITS["registers"])
     vit.blocks[0].attn.proj = Adapter(vit.blocks[0].attn.proj)
-    assert furthest(outputs(paths.unpacked(vit, MIXED, dtype=FP32), MIXED), outputs(vit, MIXED)) < 1e-5
-    with pytest.raises(paths.Unavailable, match="it has Adapter for a linear layer; merge adapters into it"):
-        paths.unpacked(vit, MIXED, dtype=BF16)
+    assert furthest(outputs(routes.unpacked(vit, MIXED, dtype=FP32), MIXED), outputs(vit, MIXED)) < 1e-5
+    with pytest.raises(routes.Unavailable, match="it has Adapter for a linear layer; merge adapters into it"):
+        routes.unpacked(vit, MIXED, dtype=BF16)
     for precision in ("bf16", "int8"):
         assert optimize(vit, precision, "native").fidelity.cosine > 0.999
 
 
 def test_below_float32_there_is_no_path_for_what_is_no_vit() -> None:
-    with pytest.raises(paths.Unavailable, match="a TimmBackbone is run in float32 alone"):
-        paths.unpacked(BACKBONES["resnet"], MIXED, dtype=BF16)
+    with pytest.raises(routes.Unavailable, match="a TimmBackbone is run in float32 alone"):
+        routes.unpacked(BACKBONES["resnet"], MIXED, dtype=BF16)
 
 
-int8 = partial(paths.int8, make=quantize.reference)
+int8 = partial(routes.int8, make=eight_bits.reference)
 
 
 @pytest.mark.parametrize("name", VITS)
 @pytest.mark.parametrize(
     "make",
     [
-        quantize.reference,
-        pytest.param(
-            quantize.onednn, marks=pytest.mark.skipif(bool(quantize.int8_trouble()), reason=quantize.int8_trouble())
-        ),
+        eight_bits.reference,
+        pytest.param(eight_bits.onednn, marks=onednn_int8),
     ],
 )
 def test_int8_is_close(name: str, make) -> None:
     vit = VITS[name]
     batch = images(2, 3, 40, 56)
-    fast = paths.int8(vit, MIXED, make=make)
-    assert sum(isinstance(module, quantize.Int8Linear) for module in fast.modules()) == 4 * vit.config.depth
+    fast = routes.int8(vit, MIXED, make=make)
+    assert sum(isinstance(module, eight_bits.Int8Linear) for module in fast.modules()) == 4 * vit.config.depth
     with torch.inference_mode():
         assert 0.995 < compare(fast(batch), vit(batch)).cosine < 1 - 1e-7
     assert weights_sha256(fast) == weights_sha256(vit)
@@ -233,24 +233,7 @@ def test_int8_is_as_close_with_attention_in_bfloat16(name: str) -> None:
 def test_values_are_rounded_to_the_nearest_of_8_bits() -> None:
     x = 300 * images(3, 7, 48)
     for zero in (0, 3, 131, 255):
-        assert torch.equal(quantize.rounded(x, zero), (x + zero).round().clamp(0, 255).to(torch.uint8))
-
-
-def with_outliers(vit: ViT) -> ViT:
-    """Channels that the linear layers read, 50 times as large as they were, and the weights that read them as much
-    smaller."""
-    vit = copy.deepcopy(vit)
-    with torch.no_grad():
-        for block in vit.blocks:
-            for norm, linear in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.fc1)):
-                for channel in (3, 11):
-                    norm.weight[channel] *= 50
-                    norm.bias[channel] *= 50
-                    linear.weight[:, channel] /= 50
-            block.mlp.fc1.weight[5] *= 50
-            block.mlp.fc1.bias[5] *= 50
-            block.mlp.fc2.weight[:, 5] /= 50
-    return vit
+        assert torch.equal(eight_bits.rounded(x, zero), (x + zero).round().clamp(0, 255).to(torch.uint8))
 
 
 def loss(build, vit: ViT) -> float:
@@ -259,7 +242,7 @@ def loss(build, vit: ViT) -> float:
         return 1 - compare(build(vit, batch)(batch), vit(batch)).cosine
 
 
-@pytest.mark.parametrize("build", [int8, partial(paths.unpacked, dtype=BF16)], ids=["int8", "bf16"])
+@pytest.mark.parametrize("build", [int8, partial(routes.unpacked, dtype=BF16)], ids=["int8", "bf16"])
 def test_outlier_channels_cost_little_closeness(build) -> None:
     vit = tiny_vit(dim=64, mlp_dim=128)
     assert loss(build, with_outliers(vit)) < 3 * loss(build, vit)
@@ -270,23 +253,23 @@ def test_int8_without_what_is_done_about_outliers_would_lose_much(monkeypatch: p
     vit = with_outliers(tiny_vit(dim=64, mlp_dim=128))
     both = loss(int8, vit)
     with monkeypatch.context() as patch:
-        patch.setattr(quantize, "SMOOTHING", 0.0)
+        patch.setattr(eight_bits, "SMOOTHING", 0.0)
         assert loss(int8, vit) > 4 * both
-    monkeypatch.setattr(quantize, "FEWEST", 0)
+    monkeypatch.setattr(eight_bits, "FEWEST", 0)
     assert loss(int8, vit) > 4 * both
 
 
 # ---- what is handed back ------------------------------------------------------------------------------------------
 
 
-def only(monkeypatch: pytest.MonkeyPatch, *rows: Path) -> None:
+def only(monkeypatch: pytest.MonkeyPatch, *rows: Route) -> None:
     """These paths alone, of which the last is the fastest."""
-    monkeypatch.setattr(runtime, "PATHS", rows)
-    monkeypatch.setattr(runtime, "_race", lambda built, images: (list(built)[-1], ["as fast as a test wants"]))
+    monkeypatch.setattr(choice, "ROUTES", rows)
+    monkeypatch.setattr(choice, "_race", lambda built, images: (list(built)[-1], ["as fast as a test wants"]))
 
 
-PLAIN = Path("torch", "fp32", "native", "cpu", paths.plain)
-HALF = Path("torch's bfloat16", "bf16", "native", "cpu", partial(paths.unpacked, dtype=BF16))
+PLAIN = Route("torch", "fp32", "native", "cpu", routes.plain)
+HALF = Route("torch's bfloat16", "bf16", "native", "cpu", partial(routes.unpacked, dtype=BF16))
 
 
 @pytest.mark.parametrize("name", ["registers", "swin sized", "fused"])
@@ -397,7 +380,7 @@ def test_a_higher_precision_does_where_the_one_asked_brings_nothing(
 
 def test_features_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(backbone: BackboneModule, images: object) -> BackboneModule:
-        fast = paths.share(backbone)
+        fast = routes.share(backbone)
         fast.register_forward_hook(
             lambda _, given, features: Features(
                 features.cls * torch.nan, features.registers, features.patches, features.geometry
@@ -405,7 +388,7 @@ def test_features_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatc
         )
         return fast
 
-    only(monkeypatch, Path("a broken one", "int8", "native", "cpu", broken))
+    only(monkeypatch, Route("a broken one", "int8", "native", "cpu", broken))
     with pytest.raises(ValueError, match="cosine 0.0000000, want at least 0.999"):
         optimize(VITS["cls"], "int8")
 
@@ -420,21 +403,21 @@ def test_the_faster_path_is_taken_and_the_plainer_where_none_is(
     clock = [0.0]
 
     def timed(backbone: BackboneModule, images: object, seconds: float) -> BackboneModule:
-        fast = paths.share(backbone)
+        fast = routes.share(backbone)
         fast.register_forward_pre_hook(lambda *_: clock.append(clock.pop() + seconds))
         return fast
 
     names = ("first", "second")
-    both = [Path(n, "fp32", "native", "cpu", partial(timed, seconds=s)) for n, s in zip(names, seconds, strict=True)]
-    monkeypatch.setattr(runtime, "PATHS", both)
-    monkeypatch.setattr(runtime.time, "perf_counter", lambda: clock[0])
-    built, _ = runtime._build_all(both, VITS["cls"], MIXED, runtime.FLOORS)
-    assert runtime._race(built, MIXED)[0].name == taken
+    both = [Route(n, "fp32", "native", "cpu", partial(timed, seconds=s)) for n, s in zip(names, seconds, strict=True)]
+    monkeypatch.setattr(choice, "ROUTES", both)
+    monkeypatch.setattr(choice.time, "perf_counter", lambda: clock[0])
+    built, _ = choice._build_all(both, VITS["cls"], MIXED, choice.FLOORS)
+    assert choice._race(built, MIXED)[0].name == taken
     assert len(optimize(VITS["cls"], sample=MIXED)._forward_pre_hooks) == 1
 
 
 def test_a_path_far_behind_runs_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "ROUNDS", 5)
+    monkeypatch.setattr(choice, "ROUNDS", 5)
     clock, ran = [0.0], {0.1: 0, 0.11: 0, 1.0: 0}
 
     def timed(seconds: float) -> BackboneModule:
@@ -442,13 +425,13 @@ def test_a_path_far_behind_runs_only_once(monkeypatch: pytest.MonkeyPatch) -> No
             clock[0] += seconds
             ran[seconds] += 1
 
-        fast = paths.share(VITS["cls"])
+        fast = routes.share(VITS["cls"])
         fast.register_forward_pre_hook(tick)
         return fast
 
-    monkeypatch.setattr(runtime.time, "perf_counter", lambda: clock[0])
-    built = {Path(str(s), "fp32", "native", "cpu", paths.plain): timed(s) for s in (1.0, 0.11, 0.1)}
-    best, told = runtime._race(built, MIXED)
+    monkeypatch.setattr(choice.time, "perf_counter", lambda: clock[0])
+    built = {Route(str(s), "fp32", "native", "cpu", routes.plain): timed(s) for s in (1.0, 0.11, 0.1)}
+    best, told = choice._race(built, MIXED)
     assert best.name == "0.1"
     assert ran == {0.1: 5, 0.11: 5, 1.0: 1}
     assert told == ["10.00 times as fast as fp32 by 1.0", "1.10 times as fast as fp32 by 0.11"]
@@ -479,7 +462,7 @@ def test_private_operations_that_are_gone_or_wrong_are_not_used(
     kernel: object, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", kernel)
-    assert kernels.trouble(FP32)
+    assert linears.trouble(FP32)
     with caplog.at_level(logging.INFO, "vitbackbone"):
         fast = optimize(VITS["cls"], engine="native")
     (record,) = caplog.records
@@ -490,14 +473,14 @@ def test_private_operations_that_are_gone_or_wrong_are_not_used(
 
 def test_operations_that_torch_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
-    assert "no packed torch.float32 linears" in kernels.trouble(FP32)
+    assert "no packed torch.float32 linears" in linears.trouble(FP32)
 
 
 @packed_fp32
 def test_the_sample_is_of_any_sizes_and_its_first_four_count(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(
-        runtime, "compare", lambda got, want: seen.append(len(got.patches)) or Fidelity(1.0, 1.0, 0.0, 0.0)
+        choice, "compare", lambda got, want: seen.append(len(got.patches)) or Fidelity(1.0, 1.0, 0.0, 0.0)
     )
     optimize(VITS["cls"], sample=MIXED * 3)
     optimize(VITS["cls"], sample=images(9, 3, 24, 24))
@@ -517,7 +500,7 @@ def test_what_cannot_be_optimised_is_said() -> None:
 def test_what_no_type_check_would_let_pass_is_refused_too() -> None:
     code = (
         "from vitbackbone import load_backbone\n"
-        "from vitbackbone.runtime.optimize import optimize\n"
+        "from vitbackbone.runtime import optimize\n"
         "nano = load_backbone('nano')\n"
         "for given in ({'precision': 'fp8'}, {'engine': 'tpu'}, {'backbone': nano.norm}):\n"
         "    try:\n"

@@ -95,13 +95,13 @@ class Runtime:
     """The runtime that computes the features.
 
     Backbones with the same weights, `spec`, precision and engine give the same features to 1e-5, or to what the
-    precision allows. If they also share the path and the sample that `optimize` was given, their features are equal to
+    precision allows. If they also share the route and the sample that `optimize` was given, their features are equal to
     the bit on machines of one kind.
     """
 
     precision: Precision = "fp32"
     engine: Engine = "native"
-    path: str = "torch as it is"  # name of the route that computes linear layers and attention
+    route: str = "torch as it is"  # name of the route that computes linear layers and attention
 
 
 @dataclass(frozen=True)

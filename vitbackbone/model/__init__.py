@@ -15,12 +15,14 @@ from vitbackbone.model.config import (
 )
 from vitbackbone.model.layers import Block, ConvStem, LayerScale, Mlp, SwiGLU
 from vitbackbone.model.packing import Grid, Layout
+from vitbackbone.model.pooling import ChannelNorm
 from vitbackbone.model.position import rotary_table
 from vitbackbone.model.vit import Tokens, ViT
 
 __all__ = [
     "AsSquare",
     "Block",
+    "ChannelNorm",
     "ConvStem",
     "DecomposedTables",
     "Grid",

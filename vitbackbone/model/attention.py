@@ -1,4 +1,4 @@
-"""Multi-head self-attention, everywhere or in windows, with rotary positions or a bias of relative ones.
+"""Multi-head self-attention over the image or in windows, with rotary positions or a bias of relative positions.
 
 Axes: `B` batch, `N` tokens, `T` tokens of a row (see `packing.py`), `D` width, `d` width of a head, `h w` patch grid.
 """
@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.packing import Layout
 from vitbackbone.model.position import copied, relative_index, resample_line, resample_relative, rotary_row, rotate
+from vitbackbone.model.varlen import attend_varlen, takes
 
 
 class RelativeTable(nn.Module):
-    """A learned bias per head for every difference of places and for CLS (Bao et al. 2021, BEiT)."""
+    """A learned bias per head for each difference of positions, and for CLS (Bao et al. 2021, BEiT)."""
 
     def __init__(self, config: ViTConfig, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -29,19 +30,21 @@ class RelativeTable(nn.Module):
         self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(differences + 3, config.num_heads), std=0.02))
 
     def forward(self, q: Float[Tensor, "B heads Q d"], grid: tuple[int, int]) -> Float[Tensor, "1 heads Q N"]:
-        """The bias of the first Q tokens, whose queries are given."""
+        """Return the bias of the first Q tokens. `q`: their queries."""
         return self.bias(grid, q.shape[2])
 
     def bias(self, grid: tuple[int, int], queries: int | None = None) -> Float[Tensor, "1 heads Q N"]:
-        """Of the first `queries` tokens, None: of all."""
+        """Return the bias of the first `queries` tokens, or of all tokens if it is None."""
         table = resample_relative(self.table, self.grid, grid, self.resampling)
         index = relative_index(grid, table.device)[:queries]
         return rearrange(F.embedding(index, table), "q n heads -> 1 heads q n")
 
 
 class DecomposedTables(nn.Module):
-    """A bias that depends on the query: its products with learned vectors for the difference of rows and for that of
-    columns (Li et al. 2022, MViTv2; facebookresearch/segment-anything, modeling/image_encoder.py)."""
+    """A bias that depends on the query: its products with learned vectors for each difference of rows and of columns.
+
+    Li et al. 2022, MViTv2; facebookresearch/segment-anything, modeling/image_encoder.py.
+    """
 
     def __init__(self, config: ViTConfig, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -60,13 +63,13 @@ class DecomposedTables(nn.Module):
         return (rows[..., None] + columns[..., None, :]).view(batch, heads, h * w, h * w)
 
     def pairs(self, grid: tuple[int, int]) -> tuple[Float[Tensor, "h h d"], Float[Tensor, "w w d"]]:
-        """The vector of each pair of rows, and of columns."""
+        """Return the vector of each pair of rows, and of each pair of columns."""
         height, width = grid
         return _pairs(self.rows, height), _pairs(self.columns, width)
 
 
 def _pairs(table: Float[Tensor, "M d"], side: int) -> Float[Tensor, "side side d"]:
-    """The vector of each pair of places on one axis."""
+    """Return the vector of each pair of positions on one axis."""
     places = torch.arange(side, device=table.device)
     return resample_line(table, side)[places[:, None] - places + side - 1]
 
@@ -86,7 +89,7 @@ def attend(
     v: Float[Tensor, "B heads N d"],
     bias: Float[Tensor, "#B #heads Q N"] | Bool[Tensor, "#B #heads Q N"] | None,
 ) -> Float[Tensor, "B heads Q d"]:
-    """Attention of images with as many tokens each, by torch's fused kernel. A bias of booleans is a mask."""
+    """Attend within images of equal token counts, with torch's fused kernel. A boolean bias is a mask."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
@@ -96,8 +99,13 @@ def attend_jagged(
     v: Float[Tensor, "1 heads T d"],
     lengths: Sequence[int],
 ) -> Float[Tensor, "1 heads T d"]:
-    """Attention of all images of a row at once, each among its own `lengths` of tokens: one kernel on a GPU, where many
-    small ones wait for each other to start. On a CPU `attend` image by image is four times as fast."""
+    """Attend within each image of a row, in one kernel for all images.
+
+    `lengths`: the number of tokens of each image. On a GPU, one kernel avoids the launch time of many small ones. On a
+    CPU, `attend` image by image is four times as fast.
+    """
+    if takes(q):
+        return attend_varlen(q, k, v, lengths)
     ends = torch.tensor([0, *accumulate(lengths)], device=q.device)
 
     def jagged(x: Tensor) -> Tensor:
@@ -112,13 +120,12 @@ def attend_jagged(
 
 
 class SelfAttention(nn.Module):
-    """Attention of all tokens of an image to all. The forward uses torch's fused kernel; `weights` recomputes the map
-    on request.
+    """Attention among all tokens of an image. The forward uses torch's fused kernel; `weights` recomputes the map.
 
-    `grid`: (h, w) that learned tables of relative positions are for.
+    `grid`: (h, w) of learned tables of relative positions.
     """
 
-    attend: Attend  # what a faster kernel takes the place of
+    attend: Attend  # the kernel, which `optimize` may replace
 
     def __init__(self, config: ViTConfig, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -139,18 +146,18 @@ class SelfAttention(nn.Module):
         mask: Bool[Tensor, "B #heads T T"] | None = None,
         prefix: bool = False,
     ) -> Float[Tensor, "B Q D"]:
-        """Return what each token takes from the tokens of its image.
+        """Return the output of attention for each token.
 
-        `mask`: True where a token attends to another; each must attend to one at least. Raises `ValueError` on one
-        for images of different sizes.
-        `prefix`: only the tokens in front of each image's patches ask. The queries of all are made with keys and
-        values: the layer for the three stays whole, for what replaces or adapts it.
+        `mask`: True where a token attends to another; each token must attend to at least one. Raises `ValueError` if
+        the images have different sizes.
+        `prefix`: return the output of the prefix tokens alone. `qkv` still runs once for all tokens, so that modules
+        that replace or adapt it keep working.
         """
         if mask is not None:
             self._check_mask(layout)
         rows = x.shape[0]
         x, inside = self._enter(x, layout)
-        plain, k, v = self._split(x)  # relative positions are of queries that were not turned
+        plain, k, v = self._split(x)  # relative positions use queries without rotary positions
         q, k = self._turn(plain, k, inside)
         if q.is_cuda and len(inside.grids) > 1 and self.rel_pos is None and not prefix:
             mixed = attend_jagged(q, k, v, inside.lengths(x.shape[1]))
@@ -165,7 +172,9 @@ class SelfAttention(nn.Module):
                 bias = self.rel_pos(asking[:, :, :count], grid)
                 bias = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
             mixed = self.attend(queries[:, :, :count], keys, values, bias).transpose(1, 2)  # B Q heads d
-            if bias is not None and torch.compiler.is_exporting():  # exporters write it out, laid out in another way
+            if (
+                bias is not None and torch.compiler.is_exporting()
+            ):  # exporters expand it to operations with another memory layout
                 mixed = copied(mixed)
             each.append(mixed.flatten(2))
         return self._leave(self.proj(inside.join(each)), layout, rows)
@@ -173,35 +182,37 @@ class SelfAttention(nn.Module):
     def _check_mask(self, layout: Layout) -> None:
         if len(layout.grids) > 1:
             raise ValueError(
-                "a mask is of the tokens of one image; images of different sizes take none, run each alone"
+                "a mask covers the tokens of one image size, and these images have several; run each image alone"
             )
 
     def _enter(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "M K D"], Layout]:
-        """The tokens as attention takes them, and their layout."""
+        """Return the tokens among which attention runs, and their layout."""
         return x, layout
 
     def _leave(self, x: Float[Tensor, "M K D"], layout: Layout, rows: int) -> Float[Tensor, "B T D"]:
-        """The way back from `_enter`, to so many rows."""
+        """Undo `_enter`. `rows`: the number of rows of the result."""
         return x
 
     def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
-        """softmax(q kᵀ / √d + bias): row i says how much token i takes from each token."""
+        """Return softmax(q kᵀ / √d + bias). Row i holds the weights of all tokens in token i."""
         q, k, _ = self._split(x)
         bias = None if self.rel_pos is None else self.rel_pos(q, grid)
         q, k = self._turn(q, k, Layout((grid,)))
-        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)  # scaled first: the product overflows in half precision
+        scores = (
+            q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        )  # scaled first, because the product overflows in half precision
         return (scores if bias is None else scores + bias).softmax(dim=-1)
 
     def _split(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of each head, (B, heads, T, d)."""
-        qkv = self.qkv(x)  # called as a module, so that an adapter, a hook or a faster kernel takes part
+        """Return queries, keys and values of each head, (B, heads, T, d)."""
+        qkv = self.qkv(x)  # called as a module, so that adapters, hooks and faster kernels apply
         if self.q_bias is not None and self.v_bias is not None:
             qkv = qkv + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).type_as(qkv)
         q, k, v = rearrange(qkv, "B T (three heads d) -> three B heads T d", three=3, heads=self.num_heads)
         return q, k, v
 
     def _turn(self, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Queries and keys by their rotary positions."""
+        """Rotate queries and keys by their rotary positions."""
         if self.rotary is None:
             return q, k
         table = rotary_row(self.rotary, q.shape[-1], layout, layout.num_prefix(q.shape[2]), q.device)
@@ -209,32 +220,36 @@ class SelfAttention(nn.Module):
 
 
 class WindowAttention(SelfAttention):
-    """Attention within square windows that do not overlap (Li et al. 2022, ViTDet). The grid is padded with zeros to
-    whole windows, and the padding takes part, as upstream has it."""
+    """Attention within square windows that do not overlap (Li et al. 2022, ViTDet).
+
+    The grid is padded with zeros to whole windows. As upstream, tokens attend to the padding too.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config, (config.window, config.window))
         self.window = config.window
 
     def _check_mask(self, layout: Layout) -> None:
-        raise ValueError("attention within windows takes no mask; take a backbone without windows")
+        raise ValueError("attention within windows takes no mask; use a backbone without windows")
 
     def _enter(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "M K D"], Layout]:
-        """The windows of all images, one image after the other, row-major."""
+        """Return the windows of all images, image by image, row-major."""
         cut = [self._cut(part, grid) for grid, part in layout.split(x)]
         inside = Layout(((self.window, self.window),))
         return (cut[0] if len(cut) == 1 else torch.cat(cut)), inside
 
     def _leave(self, x: Float[Tensor, "M K D"], layout: Layout, rows: int) -> Float[Tensor, "B T D"]:
-        """The images that were cut into these windows."""
+        """Return the images that were cut into these windows."""
         if len(layout.grids) == 1:
             return self._uncut(x, layout.grids[0], rows)
         parts = x.split([count * math.prod(self._windows(grid)) for grid, count in layout.groups])
         return layout.join([self._uncut(part, *group) for part, group in zip(parts, layout.groups, strict=True)])
 
     def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
-        """The maps of the windows as one over the image, 0 from window to window. A row of a window with padding lacks
-        what the padding takes."""
+        """Return the maps of all windows as one map over the image, 0 between different windows.
+
+        Rows of a window with padding sum to less than 1, because the weights of the padding are left out.
+        """
         side = self.window
         rows, columns = self._windows(grid)
         each = super().weights(self._cut(x, grid), (side, side))
@@ -250,11 +265,11 @@ class WindowAttention(SelfAttention):
         return rearrange(whole[:, :, :h, :w, :h, :w], "B heads h w g f -> B heads (h w) (g f)")
 
     def _windows(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """How many rows and columns of windows an image has."""
+        """Return the number of rows and columns of windows of an image."""
         return (grid[0] - 1) // self.window + 1, (grid[1] - 1) // self.window + 1
 
     def _cut(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "M K D"]:
-        """The windows of the images of one grid."""
+        """Return the windows of images with one grid."""
         (h, w), (rows, columns) = grid, self._windows(grid)
         side, count, dim = self.window, x.shape[0], x.shape[2]
         image = F.pad(x.unflatten(1, grid), (0, 0, 0, columns * side - w, 0, rows * side - h))
@@ -262,9 +277,9 @@ class WindowAttention(SelfAttention):
         return windows.view(count * rows * columns, side**2, dim)
 
     def _uncut(self, windows: Float[Tensor, "M K D"], grid: tuple[int, int], count: int) -> Float[Tensor, "B N D"]:
-        """The images of one grid, so many, that were cut into these windows."""
+        """Return the `count` images with one grid that were cut into these windows."""
         (h, w), (rows, columns), side, dim = grid, self._windows(grid), self.window, windows.shape[2]
         image = copied(windows.view(count, rows, columns, side, side, dim).transpose(2, 3))
         image = image.view(count, rows * side, columns * side, dim)
-        # A pad below zero crops: tracers know the size of its result, and not that of a slice.
+        # A negative pad crops. Tracers know the size of its result, but not the size of a slice.
         return copied(F.pad(image, (0, 0, 0, w - columns * side, 0, h - rows * side))).view(count, h * w, dim)

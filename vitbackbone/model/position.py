@@ -1,5 +1,4 @@
-"""Positions as pure functions: fixed sinusoids, rotary tables, relative indices, and the resampling of tables to
-another patch grid.
+"""Positions as pure functions: fixed sinusoids, rotary tables, relative indices, and resampling to another grid.
 
 Axes: `D` width, `d` width of a head, `h w` patch grid, `N` patches.
 """
@@ -21,35 +20,42 @@ from vitbackbone.model.packing import Layout
 
 
 def _angles(positions: Int[Tensor, " N"], dim: int) -> Float[Tensor, "N half"]:
-    """Angles of dim/2 wavelengths from 2π to 10000·2π, in float64."""
+    """Return the angles of dim/2 wavelengths from 2π to 10000·2π, in float64."""
     frequency = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
     return positions.double()[:, None] * frequency
 
 
 def sincos1d(grid: tuple[int, int], dim: int) -> Float[Tensor, "N D"]:
-    """Fixed table over the raster order of the patches, (h*w, D): sines at the even channels and cosines at the odd
-    ones (Vaswani et al. 2017, section 3.5)."""
+    """Return the fixed table over the patches in raster order, (h*w, D).
+
+    Even channels are sines and odd channels cosines (Vaswani et al. 2017, section 3.5).
+    """
     angle = _angles(torch.arange(grid[0] * grid[1]), dim)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()
 
 
 def sincos2d(grid: tuple[int, int], dim: int) -> Float[Tensor, "N D"]:
-    """Fixed table over columns and rows, (h*w, D): the column in the first half of the width, the row in the second,
-    each as all its sines and then all its cosines (facebookresearch/mae, util/pos_embed.py)."""
+    """Return the fixed table over columns and rows, (h*w, D).
+
+    The first half of the channels encodes the column, and the second half the row. Each half is all sines, and then all
+    cosines (facebookresearch/mae, util/pos_embed.py).
+    """
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     halves = [_angles(columns.flatten(), dim // 2), _angles(rows.flatten(), dim // 2)]
     return torch.cat([f(angle) for angle in halves for f in (torch.sin, torch.cos)], dim=1).float()
 
 
-# ---- what all blocks of a forward ask for -------------------------------------------------------------------------
+# ---- caching ------------------------------------------------------------------------------------------------------
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def kept(count: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Keeps the latest `count` results of a function of values alone; none of a graph that is traced, nor a stand-in
-    for a tensor, such as shape propagation makes."""
+    """Cache the latest `count` results of a function whose arguments are plain values.
+
+    Nothing is cached while a graph is traced, and neither are stand-ins for tensors, such as fake tensors.
+    """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         results: dict[object, R] = {}
@@ -60,7 +66,7 @@ def kept(count: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 return function(*args, **kwargs)
             result = results.get(args)
             if result is None:
-                with torch.inference_mode(False), torch.no_grad():  # a tensor of that mode is of no use outside it
+                with torch.inference_mode(False), torch.no_grad():  # autograd cannot use inference tensors later
                     result = function(*args, **kwargs)
                 if type(result) in (Tensor, np.ndarray):
                     while len(results) >= count:
@@ -73,7 +79,7 @@ def kept(count: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-# ---- tables of places ---------------------------------------------------------------------------------------------
+# ---- tables of positions ------------------------------------------------------------------------------------------
 
 
 def resample(
@@ -81,8 +87,8 @@ def resample(
 ) -> Float[Tensor, "N D"]:
     """Resize a table (h*w, D) from patch grid `old` to `new`, in float32, by the checkpoint's own policy.
 
-    Grids are compared as (h, w): 14 x 14 and 7 x 28 have as many patches and are not the same grid.
-    Raises `ValueError` if the policy reads the table as a square and it is none.
+    Grids are compared as (h, w): 14 x 14 and 7 x 28 have the same number of patches, but are different grids.
+    Raises `ValueError` if the policy reads the table as a square grid, and the number of patches is no square.
     """
     if how.as_square == "always":
         old = square(old)
@@ -90,7 +96,7 @@ def resample(
         return table
     read_as = square(old) if how.as_square == "elsewhere" else old
     result = _resized(table.float(), *_matrices(read_as, new, how, table.device))
-    if not numbers(*new) and (how.offset or read_as != old):  # whether the size is the native one, the graph will know
+    if not numbers(*new) and (how.offset or read_as != old):  # the graph decides whether the size is native
         native = _count(new[0], table.device).eq(old[0]) & _count(new[1], table.device).eq(old[1])
         still = _resized(table.float(), *_matrices(old, new, replace(how, offset=0.0), table.device))
         result = torch.where(native, still, result)
@@ -98,17 +104,17 @@ def resample(
 
 
 def _matrices(old: tuple[int, int], new: tuple[int, int], how: Resampling, device: torch.device) -> list[Tensor]:
-    """The matrix of the rows and the one of the columns."""
+    """Return the resampling matrices of the rows and of the columns."""
     return [resampling_matrix(m, n, how.mode, how.antialias, how.offset, device) for m, n in zip(old, new, strict=True)]
 
 
 def square(grid: tuple[int, int]) -> tuple[int, int]:
-    """Return the square grid of as many patches. Raises `ValueError` if there is none."""
+    """Return the square grid with the same number of patches. Raises `ValueError` if there is none."""
     side = math.isqrt(grid[0] * grid[1])
     if side**2 != grid[0] * grid[1]:
         raise ValueError(
             f"the positions are for {grid[0]} x {grid[1]} patches, and transformers resizes them only if their number "
-            f"is a square. Take images of {grid[0]} x {grid[1]} patches, or load the backbone with positions='timm'"
+            f"is a square. Use images of {grid[0]} x {grid[1]} patches, or load the backbone with positions='timm'"
         )
     return side, side
 
@@ -116,8 +122,10 @@ def square(grid: tuple[int, int]) -> tuple[int, int]:
 def _resized(
     table: Float[Tensor, "M D"], rows: Float[Tensor, "h y"], columns: Float[Tensor, "w x"]
 ) -> Float[Tensor, "N D"]:
-    """The table of y * x places as one of h * w, by a matrix for each axis. By products of two matrices alone: of
-    others, tracers ask whether a side is 1."""
+    """Resize a table of y * x positions to h * w by a matrix for each axis.
+
+    It uses only products of two matrices, because tracers specialise other products on sides of size 1.
+    """
     (h, y), (w, x), d = rows.shape, columns.shape, table.shape[1]
     wide = copied((rows @ table.reshape(y, x * d)).view(h, x, d).transpose(0, 1))
     image = copied((columns @ wide.view(x, h * d)).view(w, h, d).transpose(0, 1))
@@ -125,17 +133,17 @@ def _resized(
 
 
 def copied(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """A contiguous copy. `contiguous` would first ask whether a side is 1."""
+    """Return a contiguous copy. `contiguous` would make tracers specialise on sides of size 1."""
     return x.clone(memory_format=torch.contiguous_format)
 
 
 def _count(side: int, device: torch.device) -> Float[Tensor, ""]:
-    """A side as a tensor: exporters do not divide by a symbol."""
+    """Return a side as a tensor, because exporters do not divide by a symbol."""
     return torch.full((), float(side), device=device) if numbers(side) else torch.ones(side, device=device).sum()
 
 
 def _cubic(x: Float[Tensor, "*shape"], a: float) -> Float[Tensor, "*shape"]:
-    """The weight of a sample at a distance of x (Keys 1981, "Cubic convolution interpolation")."""
+    """Return the cubic weight of a sample at distance x (Keys 1981, "Cubic convolution interpolation")."""
     x = x.abs()
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
@@ -150,10 +158,10 @@ def _hat(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def resampling_matrix(
     old: int, new: int, mode: Mode, antialias: bool, offset: float, device: torch.device
 ) -> Float[Tensor, "new old"]:
-    """The matrix that resizes a line of `old` samples to `new`, as `F.interpolate` does with align_corners=False.
+    """Return the matrix that resizes `old` samples to `new`, as `F.interpolate` does with align_corners=False.
 
-    Each row has the weights of the samples for one place. It is made of plain arithmetic, so that every exporter takes
-    it: of torch's own operations the antialiased one is missing, or wrong, in several runtimes.
+    Each row holds the weights of all samples for one position. The matrix is built from plain arithmetic, which every
+    exporter supports. torch's antialiased resize is missing or wrong in several runtimes.
     """
     scale = old / (_count(new, device) + offset)
     places, samples = (torch.arange(n, dtype=torch.float32, device=device) for n in (new, old))
@@ -175,9 +183,9 @@ def resampling_matrix(
 # ---- rotary -------------------------------------------------------------------------------------------------------
 
 
-@kept(32)  # as many grids as a batch of `extract` may have
+@kept(32)  # a batch of `extract` has at most this many grids
 def rotary_table(rotary: Rotary, dim: int, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "2 N d"]:
-    """Cosines and sines of the angles by which the channels of a head of width `dim` turn, per patch, in float32."""
+    """Return cosines and sines of the rotation angles of each patch, for heads of width `dim`, in float32."""
     steps = torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4)
     periods = rotary.theta**steps
     if rotary.bfloat16:
@@ -198,8 +206,11 @@ def rotary_table(rotary: Rotary, dim: int, grid: tuple[int, int], device: torch.
 def rotary_row(
     rotary: Rotary, dim: int, layout: Layout, num_prefix: int, device: torch.device
 ) -> Float[Tensor, "2 T d"]:
-    """The tables of images that share a row, one after another, each behind prefix tokens that do not turn. Of one
-    image it is its table alone."""
+    """Return the rotary table of a row of tokens.
+
+    For a row of one image, it is the table of the patches. For several images, it is their tables in order, each behind
+    the identity for `num_prefix` prefix tokens.
+    """
     if len(layout.grids) == 1:
         return rotary_table(rotary, dim, layout.grids[0], device)
     return _rotary_row(rotary, dim, layout, num_prefix, device)
@@ -217,7 +228,7 @@ def _rotary_row(
 def rotate(
     x: Float[Tensor, "*batch T d"], table: Float[Tensor, "2 N d"], rotary: Rotary
 ) -> Float[Tensor, "*batch T d"]:
-    """Queries or keys with the last N of their T tokens, the patches, turned by the angles of `rotary_table`."""
+    """Rotate the last N of the T tokens of queries or keys, which are the patches, by the angles of `rotary_table`."""
     cos, sin = table
     start = x.shape[-2] - cos.shape[0]
     prefix, patches = x[..., :start, :], x[..., start:, :]
@@ -232,10 +243,13 @@ def rotate(
 # ---- relative -----------------------------------------------------------------------------------------------------
 
 
-@kept(2)  # of N² numbers each
+@kept(2)  # each has N² numbers
 def relative_index(grid: tuple[int, int], device: torch.device) -> Int[Tensor, "T T"]:
-    """The row of BEiT's bias table for each pair of the T = 1 + h*w tokens: one row for every difference of places, and
-    three more for CLS to a patch, a patch to CLS, and CLS to itself (microsoft/unilm, beit/modeling_finetune.py)."""
+    """Return the row of BEiT's bias table for each pair of the T = 1 + h*w tokens.
+
+    The table has one row for each difference of positions, and then three rows: CLS to a patch, a patch to CLS, and CLS
+    to itself (microsoft/unilm, beit/modeling_finetune.py).
+    """
     h, w = grid
     y, x = (copied(axis).view(h * w) for axis in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
     patches = ((y[:, None] - y + h - 1) * (2 * w - 1) + x[:, None] - x + w - 1).int()
@@ -249,16 +263,16 @@ def relative_index(grid: tuple[int, int], device: torch.device) -> Int[Tensor, "
 def resample_relative(
     table: Float[Tensor, "M heads"], old: tuple[int, int], new: tuple[int, int], how: Resampling
 ) -> Float[Tensor, "K heads"]:
-    """Resize the part of BEiT's bias table that belongs to differences of places, from patch grid `old` to `new`.
+    """Resize the rows of BEiT's bias table for differences of positions, from patch grid `old` to `new`.
 
-    `how.relative`: `"spline"` is the authors' (a cubic spline over places that lie the further apart the further out
-    they are, in geometric progression: microsoft/unilm, beit/run_class_finetuning.py); `"geometric"` is timm's, linear
-    between the same places; `"bilinear"` is transformers', over evenly spaced ones.
+    `how.relative`: `"spline"` is the authors' policy, a cubic spline over samples whose spacing grows outwards in
+    geometric progression (microsoft/unilm, beit/run_class_finetuning.py). `"geometric"` is timm's, which is linear
+    between the same samples. `"bilinear"` is transformers', over evenly spaced samples.
     """
     if numbers(*new) and old == new and (how.relative != "bilinear" or old[0] == old[1]):
         return table
     before, after = ([2 * side - 1 for side in grid] for grid in (old, new))
-    if how.relative == "bilinear":  # transformers takes rows for columns, which shows where the grid is no square
+    if how.relative == "bilinear":  # transformers swaps rows and columns, which matters if the grid is no square
         by_axis = (
             resampling_matrix(m, n, "bilinear", False, 0.0, table.device)
             for m, n in zip(reversed(before), after, strict=True)
@@ -266,8 +280,8 @@ def resample_relative(
         body = _resized(table[:-3].float(), *by_axis)
     elif not numbers(*new):
         raise ValueError(
-            f"relative positions that are resampled by the policy {how.relative!r} cannot be traced with a dynamic "
-            "height or width: a spline is solved for each size. Export one height and width; the batch may be dynamic"
+            f"relative positions with the resampling policy {how.relative!r} cannot be traced with a dynamic height or "
+            "width, because a spline is solved for each size. Export one height and width; the batch may be dynamic"
         )
     else:
         degree = {"spline": 3, "geometric": 1}[how.relative]
@@ -280,8 +294,10 @@ def resample_relative(
 
 @kept(64)
 def _geometric(old: int, new: int, degree: int) -> Float[np.ndarray, "new old"]:
-    """The matrix that interpolates `new` evenly spaced values from `old` ones, both centred, the latter in geometric
-    progression. Its ratio is found by bisection in [1.01, 1.5], as coarsely as upstream does, for equal results."""
+    """Return the matrix that interpolates `new` evenly spaced values from `old` values in geometric progression.
+
+    Both are centred. Bisection in [1.01, 1.5] finds the ratio to 1e-6, as upstream does, for equal results.
+    """
     from scipy.interpolate import make_interp_spline
 
     low, high = 1.01, 1.5
@@ -298,8 +314,10 @@ def _geometric(old: int, new: int, degree: int) -> Float[np.ndarray, "new old"]:
 
 
 def resample_line(table: Float[Tensor, "M d"], side: int) -> Float[Tensor, "K d"]:
-    """Resize a table of the 2n - 1 differences of rows, or columns, to those of `side` of them
-    (facebookresearch/segment-anything, modeling/image_encoder.py)."""
+    """Resize a table of the 2n - 1 differences of n rows or columns to the differences of `side` rows or columns.
+
+    facebookresearch/segment-anything, modeling/image_encoder.py.
+    """
     if numbers(side) and len(table) == 2 * side - 1:
         return table
     matrix = resampling_matrix(len(table), 2 * side - 1, "bilinear", False, 0.0, table.device)

@@ -2,7 +2,7 @@
 
     images (B, 3, H, W) -> patches (B, h*w, D) -> + positions -> CLS and registers in front -> blocks -> Features
 
-Images of different sizes share one row of tokens (1, T, D), see `packing.py`.
+Images of different sizes share one row of tokens (1, T, D); see `packing.py`.
 
 Axes: `B` batch, `N` tokens, `T` tokens of a row, `D` width, `h w` patch grid, `H W` pixels.
 """
@@ -43,17 +43,17 @@ from vitbackbone.model.packing import Grid, Layout, packing_order
 from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling
 from vitbackbone.model.position import copied
 
-Tokens = dict[Wanted, Float[Tensor, "B T D"]]  # of each layer asked
-TokenEngine = Callable[["ViT", Images, Geometry, Asked], Tokens]  # what `ViT.tokens` makes, made sooner
+Tokens = dict[Wanted, Float[Tensor, "B T D"]]  # of each requested layer
+TokenEngine = Callable[["ViT", Images, Geometry, Asked], Tokens]  # a faster `ViT.tokens`
 
 
 class ViT(BackboneModule):
     """A Vision Transformer that returns features. Parameter names are timm's.
 
-    Call it on images for the `Features` of the last layer; `forward_layers` and `attention` look inside. The steps
-    are public: `embed`, `blocks`, which are called with `Layout.of(geometry.grids)`, and `unpack`.
+    A call on images returns the `Features` of the last layer; `forward_layers` and `attention` return inner layers. The
+    steps are public: `embed`, then each of `blocks` with `Layout.of(geometry.grids)`, then `unpack`.
 
-    `engine`: makes the tokens in the place of torch's operations, called one by one.
+    `engine`: computes the tokens in place of `tokens`.
     """
 
     preprocess: Preprocess
@@ -94,7 +94,7 @@ class ViT(BackboneModule):
         with any_size():
             if asked.part == "attention":
                 return asked.answer(self._maps(images, geometry, asked))
-            # Other poolings read patches, so they need the whole of the deepest block.
+            # Other poolings read the patches, so the deepest block must run for all tokens.
             prefix = asked.part == "prefix" and self.config.pool in ("cls", "prefix")
             run = self.tokens if self.engine is None else partial(self.engine, self)
             tokens = run(images, geometry, asked if prefix else replace(asked, part="features"))
@@ -102,8 +102,10 @@ class ViT(BackboneModule):
             return asked.answer({each: unpack(x, geometry) for each, x in tokens.items()})
 
     def tokens(self, images: Images, geometry: Geometry, asked: Asked) -> Tokens:
-        """The tokens of each layer asked: of each image all, or with the part "prefix" those in front of the patches,
-        for which the deepest block does no more than they need."""
+        """Return the tokens of each requested layer.
+
+        If the requested part is "prefix", they are the prefix tokens alone, and the deepest block runs for them alone.
+        """
         x, _ = self.embed(images, geometry)
         layout = Layout.of(geometry.grids)
         outputs: Tokens = {}
@@ -117,9 +119,9 @@ class ViT(BackboneModule):
         return outputs
 
     def _maps(self, images: Images, geometry: Geometry, asked: Asked) -> dict[Wanted, Attention]:
-        """The attention maps of each layer asked: of B * num_heads * N² numbers each."""
+        """Return the attention maps of each requested layer, with B * num_heads * N² numbers each."""
         if not isinstance(images, Tensor):
-            raise ValueError("attention maps of images of different sizes do not stack; call once per image")
+            raise ValueError("attention maps of a list of images do not stack; call once per image")
         x, _ = self.embed(images, geometry)
         maps: dict[Wanted, Attention] = {}
         for i, block in enumerate(self._first(asked.deepest + 1)):
@@ -131,14 +133,17 @@ class ViT(BackboneModule):
         return maps
 
     def embed(self, images: Images, geometry: Geometry | None = None) -> tuple[Float[Tensor, "B T D"], Geometry]:
-        """Images to the tokens that enter the first block, of each CLS, registers, patches in raster order. Images of
-        one grid have a row each; those of several share one, as `Layout.of(geometry.grids)` says."""
+        """Return the tokens that enter the first block, and the geometry of the images.
+
+        The tokens of an image are CLS, registers, and patches in raster order. Images with equal grids have one row
+        each, and images with different grids share one row, in the order of `Layout.of(geometry.grids)`.
+        """
         geometry = geometry or Geometry.of(images, self.config.patch_size)
         rows = [self._embed(batch, grid) for grid, batch in self.batches(images, geometry)]
         return rows[0] if len(rows) == 1 else torch.cat([row.flatten(0, 1) for row in rows])[None], geometry
 
     def batches(self, images: Images, geometry: Geometry) -> list[tuple[Grid, Float[Tensor, "B 3 H W"]]]:
-        """The images of each grid, padded, in the order of packing."""
+        """Return each grid with its images, padded to whole patches, in the order of packing."""
         if isinstance(images, Tensor):
             return [(geometry.grid, self._pad(images, geometry.grid))]
         grids = geometry.grids
@@ -148,7 +153,7 @@ class ViT(BackboneModule):
         ]
 
     def _pad(self, images: Float[Tensor, "B 3 _ _"], grid: Grid) -> Float[Tensor, "B 3 H W"]:
-        """The images on whole patches, padded at the bottom and right with the mean colour, which is zero."""
+        """Pad the images at the bottom and right to whole patches, with the mean colour, which is 0 here."""
         height, width = images.shape[-2:]
         tall, wide = (side * self.config.patch_size for side in grid)
         if numbers(height, width) and (tall, wide) == (height, width):
@@ -172,7 +177,7 @@ class ViT(BackboneModule):
         return self.norm_pre(torch.cat([*prefix, x], dim=1))
 
     def unpack(self, x: Float[Tensor, "B T D"], geometry: Geometry) -> Features:
-        """Tokens of a block to `Features`."""
+        """Turn the tokens of a block into `Features`."""
         grids = geometry.grids
         if not one_value(grids):
             lengths = Layout.of(grids).lengths(x.shape[1])
@@ -181,12 +186,12 @@ class ViT(BackboneModule):
         cls = x[:, 0] if self.config.cls else None
         registers = x[:, int(self.config.cls) : self.config.num_prefix]
         patches = x[:, self.config.num_prefix :].mT.unflatten(2, geometry.grid)  # B D h w
-        if torch.compiler.is_exporting():  # a convolution would ask of the strides of a view whether a side is 1
+        if torch.compiler.is_exporting():  # a convolution on a view would specialise sides of size 1
             patches = copied(patches)
         return Features(cls, registers, patches, geometry, Pooling(self._vector(), self.fc_norm, self.projection))
 
     def _unpack_prefix(self, x: Float[Tensor, "B P D"], geometry: Geometry) -> Prefix:
-        """The tokens in front of the patches, of each image in the order given."""
+        """Turn the prefix tokens of a block into a `Prefix`, with the images in the order given."""
         grids = geometry.grids
         if not one_value(grids):
             x = rearrange(x, "1 (B P) D -> B P D", B=len(grids))
@@ -196,7 +201,7 @@ class ViT(BackboneModule):
         return Prefix(cls, x[:, 1:], self.projection(self.fc_norm(pooled)))
 
     def _vector(self) -> Callable[[Features], Tensor]:
-        """What pools the features, before the norm and the projection of the pooled vector."""
+        """Return the function that pools the features, before the norm and the projection of the pooled vector."""
         if self.attn_pool is not None:
             return self.attn_pool
         if self.neck is not None and self.config.pool == "neck":
@@ -224,7 +229,7 @@ def _spec(c: ViTConfig, name: str) -> BackboneSpec:
 
 
 def _init(module: nn.Module) -> None:
-    """Truncated normals of 0.02 for the linears, zero biases: timm's and DeiT's initialisation."""
+    """Initialise linear layers as timm and DeiT do: weights from a truncated normal with std 0.02, and zero biases."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitbackbone.networks.timm_parts import COSINE_ATTENTION, SWIN_BLOCK, require
+
 APART = -100.0  # the authors add it to the logits of tokens from opposite borders; weights were trained so
 LARGEST_SCALE = math.log(100.0)  # of the factor on cosines (Liu et al. 2022, "Swin Transformer V2", section 3.3)
 
@@ -32,6 +34,7 @@ class WindowBlock(nn.Module):
 
     def __init__(self, block: Any, by_size: bool, post_norm: bool) -> None:
         super().__init__()
+        require(block, SWIN_BLOCK)
         self.by_size = by_size
         self.post_norm = post_norm
         self.window_size: tuple[int, int] = block.window_size
@@ -107,6 +110,7 @@ class CosineAttention(nn.Module):
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
+        require(attention, COSINE_ATTENTION)
         self.num_heads: int = attention.num_heads
         self.qkv_bias_separate: bool = attention.qkv_bias_separate
         for name, parameter in attention.named_parameters(recurse=False):

@@ -1,7 +1,7 @@
-"""Networks of timm that are no plain ViT, behind the same contract: Swin, hybrids of ResNet and ViT, CNNs.
+"""timm networks that are no plain ViT, behind the same contract: Swin, hybrids of ResNet and ViT, CNNs.
 
-A layer is one level of timm's `feature_info`: a stage of a Swin, a block of a ViT, and of a ResNet first its stem and
-then its four stages. Each has a width and a stride of its own, `spec.dims` and `spec.strides`.
+A layer is one level of timm's `feature_info`: a stage of a Swin, a block of a ViT, or the stem or a stage of a ResNet.
+Each layer has its own width and stride, `spec.dims` and `spec.strides`.
 
 Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens, `H W` pixels.
 """
@@ -31,6 +31,7 @@ from vitbackbone.contract import (
     any_size,
     check_images,
     float32_default,
+    numbers,
     one_by_one,
     pool_cls,
     pool_mean,
@@ -38,6 +39,7 @@ from vitbackbone.contract import (
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Indivisible, check_kinds
 from vitbackbone.networks.swin_windows import CosineAttention, WindowBlock
+from vitbackbone.networks.timm_parts import VIT_ATTENTION, require, timm_class
 from vitbackbone.networks.timm_sizes import Size, Sizes, level_maps, pooled_width, sizes_of
 
 Windows = Literal["timm", "sized", "fixed"]
@@ -45,21 +47,22 @@ Windows = Literal["timm", "sized", "fixed"]
 
 @dataclass(frozen=True)
 class TimmConfig:
-    """Everything that decides a `TimmBackbone`. Raises `ValueError` on values that contradict each other.
+    """The configuration of a `TimmBackbone`. Raises `ValueError` on values that contradict each other.
 
-    `windows` says what a Swin does at other sizes than `image_size`, where upstreams disagree by tens of percent:
-    `"sized"` shifts each map whose shorter side is longer than its window: the authors' code built for that size, and
-    transformers' Swin. `"fixed"` shifts the stages that are shifted at `image_size`: transformers' Swin V2. `"timm"` is
-    `"fixed"`, but pads after the shift (see `windows.py`); it is the one value for any other network.
+    `windows`: how a Swin treats sizes other than `image_size`, where upstream implementations differ by tens of
+    percent. `"sized"` shifts each map whose shorter side is longer than its window, as in the authors' code built for
+    that size and in transformers' Swin. `"fixed"` shifts the stages that are shifted at `image_size`, as in
+    transformers' Swin V2. `"timm"` is `"fixed"`, but pads after the shift (see `swin_windows.py`). Other networks
+    accept only `"timm"`.
     """
 
     architecture: str  # timm's name, without the tag of its weights
-    image_size: tuple[int, int] = (224, 224)  # (H, W) that the weights were trained for
-    size_multiple: int | None = None  # images are padded to a multiple of it; None: what the network needs, if anything
-    arguments: tuple[tuple[str, Any], ...] = ()  # for timm's constructor, by name
-    any_size: bool = True  # False: the network takes images of `image_size` alone
+    image_size: tuple[int, int] = (224, 224)  # (H, W) that the weights were trained at
+    size_multiple: int | None = None  # images are padded to a multiple of it; None finds what the network needs
+    arguments: tuple[tuple[str, Any], ...] = ()  # keyword arguments of timm's constructor
+    any_size: bool = True  # False: the network accepts only images of `image_size`
     windows: Windows = "timm"
-    indivisible: Indivisible = "pad"  # sizes that `size_multiple` does not divide: pad right and bottom, or refuse
+    indivisible: Indivisible = "pad"  # sizes that need padding: pad right and bottom, or refuse
 
     def __post_init__(self) -> None:
         def wrong(text: str) -> ValueError:
@@ -74,25 +77,25 @@ class TimmConfig:
             raise wrong(f"size_multiple={self.size_multiple}; want at least 1")
         names = [name for name, _ in self.arguments]
         if len(set(names)) < len(names):
-            raise wrong(f"arguments name one twice: {', '.join(names)}")
+            raise wrong(f"arguments={', '.join(names)}; want each name once")
 
 
 class TimmBackbone(BackboneModule):
-    """A network of timm that returns features. The network is `model`, its parameters under timm's names.
+    """A timm network that returns features. The network is `model`, and its parameters keep timm's names.
 
-    `norm=True` applies the network's final norm, timm's `norm`. Where the layers differ in width, the norm fits only
-    the last one, and another layer raises `ValueError`. Most CNNs have no final norm.
+    `norm=True` applies the network's final norm, timm's `norm`. If layers differ in width, the norm fits only layers of
+    the last one's width, and `norm=True` raises `ValueError` for the others. Most CNNs have no final norm.
 
     `pooled` of the last layer, with the final norm if there is one, is what timm's classifier reads:
-    `model.forward_head(model.forward_features(images), pre_logits=True)`. The network's own modules compute it, those
-    between the last level and the classifier among them. `spec.pooled_dim` is its width. Everywhere else `pooled` is
-    the layer's own CLS token if the network pools by its CLS token, or else the mean of the layer's patches.
+    `model.forward_head(model.forward_features(images), pre_logits=True)`. The network's own modules compute it,
+    including those between the last level and the classifier. `spec.pooled_dim` is its width. In every other case,
+    `pooled` is the layer's CLS token if the network pools by its CLS token, or else the mean of the layer's patches.
 
-    An image runs at its own size if the network takes it as it is. Otherwise the image is padded with the mean colour
-    at the right and bottom, to the smallest size that gives every layer a patch for each `stride` pixels begun.
+    An image runs at its own size if the network accepts that size. Otherwise the image is padded with the mean colour
+    at the right and bottom, to the smallest size at which every layer has ceil(side / stride) patches along each axis.
 
-    Raises `ValueError` if timm does not know the architecture, if it does not hand out the feature levels or the CLS
-    token, or if no image size gives maps whose patches lie one stride apart.
+    Raises `ValueError` if timm does not know the architecture or does not return its feature levels or its CLS token,
+    and if no image size gives maps whose patches lie one stride apart.
     """
 
     @float32_default()
@@ -104,20 +107,24 @@ class TimmBackbone(BackboneModule):
         self.preprocess = preprocess or Preprocess(image_size=config.image_size)
         if not timm.is_model(config.architecture):
             raise ValueError(f"timm {timm.__version__} has no architecture {config.architecture!r}")
-        # Never on the meta device: buffers that no checkpoint holds, such as Swin's table of positions, would be lost.
+        # Not on the meta device, which would lose buffers that no checkpoint holds, such as Swin's position tables.
         with torch.device("cpu"):
             model = _create(config)
         levels = getattr(model, "feature_info", None)
         if levels is None or not hasattr(model, "forward_intermediates"):
-            raise ValueError(f"timm's {config.architecture} has no feature levels to hand out")
+            raise ValueError(
+                f"timm's {config.architecture} returns no feature levels; want a network with forward_intermediates"
+            )
         self.num_prefix = int(getattr(model, "num_prefix_tokens", 0))
         self.has_cls = self.num_prefix > 0 and getattr(model, "cls_token", None) is not None
         handed_out = "return_prefix_tokens" in signature(model.forward_intermediates).parameters
-        by_token = getattr(model, "global_pool", "") == "token"  # or by attention, in a network without such a token
+        by_token = (
+            getattr(model, "global_pool", "") == "token"
+        )  # "token" may also mean attention, in a network without a CLS token
         self.pools_cls = by_token and self.has_cls
         holds_cls = any("cls_token" in name for name, _ in model.named_parameters(recurse=False))
         if (self.num_prefix and not handed_out) or (by_token and holds_cls and not self.has_cls):
-            raise ValueError(f"timm does not hand out the CLS token of {config.architecture}, which classifies from it")
+            raise ValueError(f"timm does not return the CLS token of {config.architecture}, which its classifier reads")
         self.dims = tuple(int(level["num_chs"]) for level in levels)
         self.strides = tuple(int(level["reduction"]) for level in levels)
         self.model: Any = model
@@ -148,7 +155,7 @@ class TimmBackbone(BackboneModule):
         )
 
     def forward(self, images: Images, asked: Asked | None = None) -> Any:
-        """See `BackboneModule`. Images of different sizes are run one by one."""
+        """See `BackboneModule`. The images of a list run one by one."""
         asked = asked or self.last
         check_images(images)
         with any_size():
@@ -159,7 +166,7 @@ class TimmBackbone(BackboneModule):
     def _features(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
         padded = self._pad(images)
         outputs: dict[Wanted, Features] = {}
-        for norm in sorted({norm for _, norm in wanted}):  # timm norms all levels or none: both take two runs
+        for norm in sorted({norm for _, norm in wanted}):  # timm norms all levels or none, so both need two runs
             layers = sorted(layer for layer, asked in wanted if asked == norm)
             levels, final = self._levels(padded, layers, norm)
             for layer, parts in zip(layers, levels, strict=True):
@@ -170,14 +177,15 @@ class TimmBackbone(BackboneModule):
         return outputs
 
     def _maps(self, images: Images, asked: Asked) -> Mapping[Wanted, Attention]:
-        """The attention maps of each layer asked.
+        """Return the attention maps of each requested layer.
 
-        Raises `ValueError` where no one map over the image exists: a Swin attends within windows, a CNN not at all.
+        Raises `ValueError` if there is no attention over the whole image: a Swin attends within windows, and a CNN has
+        no attention.
         """
         indices = [layer for layer, _ in asked.wanted]
         blocks = self._plain_blocks()
         if not isinstance(images, Tensor):
-            raise ValueError("attention maps of images of different sizes do not stack; call once per image")
+            raise ValueError("attention maps of a list of images do not stack; call once per image")
         padded = self._pad(images)
         entering: dict[int, Tensor] = {}
         hooks = [
@@ -193,15 +201,15 @@ class TimmBackbone(BackboneModule):
         return {(i, False): Attention(_weights(blocks[i].attn, x), self.num_prefix, grid) for i, x in entering.items()}
 
     def _pad(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 Hp Wp"]:
-        """In the network's precision, the right and bottom filled up with the mean colour."""
+        """Pad the images at the right and bottom with the mean colour, and convert them to the network's dtype."""
         height, width = _size(images)
         if self.sizes is None:
             if (height, width) != self.config.image_size:
                 native = " x ".join(map(str, self.config.image_size))
-                raise ValueError(f"images are {height} x {width}; {self.spec.name} takes images of {native} alone")
+                raise ValueError(f"images are {height} x {width}; {self.spec.name} accepts only images of {native}")
             return images.to(self._dtype)
         padded = self.sizes.padded((height, width))
-        if padded == (height, width):
+        if numbers(height, width) and padded == (height, width):
             return images.to(self._dtype)
         if self.config.indivisible == "refuse":
             raise ValueError(
@@ -218,8 +226,10 @@ class TimmBackbone(BackboneModule):
     def _levels(
         self, images: Float[Tensor, "B 3 H W"], layers: list[int], norm: bool
     ) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
-        """The map (B, D, h, w) and the prefix tokens (B, P, D) of `layers`, which ascend. Beside them what
-        `forward_features` returns, if this run computes the network's own pooled vector."""
+        """Return the map (B, D, h, w) and the prefix tokens (B, P, D) of each of `layers`, which ascend.
+
+        The second result is the output of `forward_features` if the network's own pooling needs it, or else None.
+        """
         whole = layers[-1] == len(self.dims) - 1 and norm == self.has_norm and self.own_pooled_dim is not None
         options: dict[str, Any] = {"indices": layers, "norm": norm}
         if self.num_prefix:
@@ -231,8 +241,10 @@ class TimmBackbone(BackboneModule):
         return [(patches, patches.new_zeros(patches.shape[0], 0, patches.shape[1])) for patches in levels], final
 
     def _pool(self, final: Tensor, grid: Size, padded: Tensor) -> Float[Tensor, "B P"]:
-        """The network's own pooled vector, of what `forward_features` returned. The patches beyond `grid` show padding
-        alone and are left out."""
+        """Pool the output of `forward_features` with the network's own head.
+
+        Patches beyond `grid` show only padding and are left out.
+        """
         run = Geometry((_size(padded),), self.strides[-1]).grid
         if run != grid:
             final = _crop(final, run, grid, self.num_prefix, getattr(self.model, "output_fmt", "NCHW"))
@@ -246,12 +258,12 @@ class TimmBackbone(BackboneModule):
         images: Tensor,
         padded: Tensor,
     ) -> Features:
-        """What the network returned for `padded` to the `Features` of `images`."""
+        """Turn the network's result for `padded` into the `Features` of `images`."""
         given, run = (Geometry.of(x, self.strides[layer]) for x in (images, padded))
         if patches.shape[-2:] != run.grid:
             raise ValueError(
                 f"layer {layer} of {self.spec.name} is a map of {patches.shape[2]} x {patches.shape[3]} for images of "
-                f"{padded.shape[2]} x {padded.shape[3]}, which does not go with its stride of {self.strides[layer]}"
+                f"{padded.shape[2]} x {padded.shape[3]}, which contradicts its stride of {self.strides[layer]}"
             )
         h, w = given.grid
         cls = prefix[:, 0] if self.has_cls else None
@@ -259,16 +271,14 @@ class TimmBackbone(BackboneModule):
         return Features(cls, registers, patches[:, :, :h, :w], given, pool_cls if self.pools_cls else pool_mean)
 
     def _plain_blocks(self) -> list[Any]:
-        """The blocks of a ViT whose attention is softmax(q kᵀ) over all tokens."""
-        from timm.layers.attention import Attention as PlainAttention
-        from timm.models.vision_transformer import Block
-
+        """Return the blocks of a ViT whose attention is softmax(q kᵀ) over all tokens."""
+        block_class, attention_class = timm_class("ViT block"), timm_class("ViT attention")
         blocks = list(getattr(self.model, "blocks", ()))
-        plain = [type(block) is Block and type(block.attn) is PlainAttention for block in blocks]
+        plain = [type(block) is block_class and type(block.attn) is attention_class for block in blocks]
         if len(blocks) != len(self.dims) or not all(plain):
             raise ValueError(
                 f"{self.spec.name} has no attention map over the image: a Swin attends within windows that shift from "
-                "block to block, a CNN not at all. ViTs and hybrids have one"
+                "block to block, a CNN not at all. Use a ViT or a hybrid"
             )
         return blocks
 
@@ -278,7 +288,7 @@ def _size(images: Tensor) -> tuple[int, int]:
 
 
 def _create(config: TimmConfig) -> Any:
-    """The network, untrained, on the default device."""
+    """Build the network, untrained, on the default device."""
     import timm
 
     model = timm.create_model(config.architecture, pretrained=False, num_classes=0, **dict(config.arguments))
@@ -289,7 +299,7 @@ def _create(config: TimmConfig) -> Any:
 
 
 def _without_weights(config: TimmConfig) -> Any | None:
-    """The network on the meta device, or None if it cannot run there, because it reads numbers of its own."""
+    """Build the network on the meta device, or return None if it reads values of tensors and cannot run there."""
     try:
         with torch.device("meta"):
             model = _create(config).eval()
@@ -300,8 +310,10 @@ def _without_weights(config: TimmConfig) -> Any | None:
 
 
 def _crop(final: Tensor, run: Size, grid: Size, num_prefix: int, layout: str) -> Tensor:
-    """What `forward_features` returned on the grid `run`, cut to `grid`: a map or tokens. Of anything else there is no
-    part that shows padding alone."""
+    """Crop the output of `forward_features`, a map or tokens, from the grid `run` to `grid`.
+
+    Any other output has no part that shows only padding, and is returned unchanged.
+    """
     h, w = grid
     if final.ndim == 4 and layout == "NHWC" and final.shape[1:3] == run:
         return final[:, :h, :w]
@@ -314,7 +326,8 @@ def _crop(final: Tensor, run: Size, grid: Size, num_prefix: int, layout: str) ->
 
 
 def _weights(attention: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N N"]:
-    """softmax(q kᵀ · scale) of timm's attention, for the tokens that enter it."""
+    """Return softmax(q kᵀ · scale) of timm's attention for its input tokens."""
+    require(attention, VIT_ATTENTION)
     q, k, _ = rearrange(
         attention.qkv(x), "B N (three heads d) -> three B heads N d", three=3, heads=attention.num_heads
     )
@@ -322,22 +335,18 @@ def _weights(attention: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B head
 
 
 def _replace_cosine_attention(model: Any) -> None:
-    """The attention of each block of a Swin V2 by one that is finite in half precision."""
-    from timm.models.swin_transformer_v2 import SwinTransformerV2Block
-
-    blocks: list[Any] = [module for module in model.modules() if isinstance(module, SwinTransformerV2Block)]
+    """Replace the attention of each Swin V2 block by one that is finite in half precision."""
+    block_class = timm_class("Swin V2 block")
+    blocks: list[Any] = [module for module in model.modules() if isinstance(module, block_class)]
     for block in blocks:
         block.attn = CosineAttention(block.attn)
 
 
 def _replace_windows(model: Any, by_size: bool) -> None:
-    """Each block of a Swin by one whose windows fit every map."""
-    from timm.models.swin_transformer import SwinTransformer
-    from timm.models.swin_transformer_v2 import SwinTransformerV2
-
-    if not isinstance(model, SwinTransformer | SwinTransformerV2):
-        raise ValueError(f"TimmConfig: windows are a Swin's; want windows='timm' for {type(model).__name__}")
-    post_norm = isinstance(model, SwinTransformerV2)
+    """Replace each block of a Swin by one that accepts maps of any size."""
+    post_norm = isinstance(model, timm_class("Swin V2"))
+    if not post_norm and not isinstance(model, timm_class("Swin")):
+        raise ValueError(f"TimmConfig: {type(model).__name__} is no Swin; want windows='timm'")
     stages: Any = model.layers
     for stage in stages:
         for i, block in enumerate(stage.blocks):

@@ -62,7 +62,7 @@ class Seen(NamedTuple):
         return (self.high - self.low).median().item() < FEWEST * self.steps.scale
 
 
-class Weights(NamedTuple):
+class Int8Weights(NamedTuple):
     """What an 8-bit kernel multiplies with."""
 
     values: Int8[Tensor, "O I"]
@@ -70,20 +70,20 @@ class Weights(NamedTuple):
     bias: Float[Tensor, " O"] | None
 
     @classmethod
-    def of(cls, weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None) -> "Weights":
+    def of(cls, weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None) -> "Int8Weights":
         """Rounded."""
         scales = weight.abs().amax(1).clamp(min=1e-12) / 127
         return cls((weight / scales[:, None]).round().to(torch.int8), scales, bias)
 
 
-class Rounding(NamedTuple):
+class InputScaling(NamedTuple):
     """How what goes into a linear layer is rounded."""
 
     factors: Float[Tensor, " I"]  # that it is divided by before, and the columns of the weights multiplied with
     steps: Steps
 
     @classmethod
-    def of(cls, seen: Seen, weight: Float[Tensor, "O I"], smooth: bool = True) -> "Rounding":
+    def of(cls, seen: Seen, weight: Float[Tensor, "O I"], smooth: bool = True) -> "InputScaling":
         """`smooth`: whether there are factors other than 1."""
         factors = torch.ones(weight.shape[1])
         if smooth:
@@ -93,10 +93,10 @@ class Rounding(NamedTuple):
 
 
 Kernel = Callable[[UInt8[Tensor, "*B I"], Steps, str | None, Steps | None], Tensor]
-MakeKernel = Callable[[Weights], Kernel]
+MakeKernel = Callable[[Int8Weights], Kernel]
 
 
-def onednn(weights: Weights) -> Kernel:
+def onednn(weights: Int8Weights) -> Kernel:
     """oneDNN's, for CPUs with instructions for it."""
     packed = torch.ops.onednn.qlinear_prepack(weights.values, None)
     zeros = torch.zeros(len(weights.scales), dtype=torch.int64)
@@ -111,7 +111,7 @@ def onednn(weights: Weights) -> Kernel:
     return run
 
 
-def reference(weights: Weights) -> Kernel:
+def reference(weights: Int8Weights) -> Kernel:
     """The same in float32: what `onednn` is held to."""
 
     def run(x: Tensor, steps: Steps, gelu: str | None, out: Steps | None) -> Tensor:
@@ -142,9 +142,9 @@ class Int8Linear(FastLinear):
     ) -> None:
         super().__init__(linear, gamma)
         weight, bias = self.folded(torch.float32)
-        factors, self.steps = Rounding.of(seen, weight, smooth)
+        factors, self.steps = InputScaling.of(seen, weight, smooth)
         self.inverse = 1 / (factors * self.steps.scale)
-        self.kernel = make(Weights.of(weight * factors, bias))
+        self.kernel = make(Int8Weights.of(weight * factors, bias))
         self.gelu, self.out = gelu, out
 
     def multiply(self, x: Shaped[Tensor, "*B I"]) -> Shaped[Tensor, "*B O"]:
@@ -163,7 +163,7 @@ def int8_trouble() -> str:
     """Why oneDNN's 8-bit linears are not to be used here; empty where they agree with `reference`."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(-127, 128, (80, 48), generator=generator).to(torch.int8)
-    weights = Weights(values, torch.rand(80, generator=generator) / 100, torch.randn(80, generator=generator))
+    weights = Int8Weights(values, torch.rand(80, generator=generator) / 100, torch.randn(80, generator=generator))
     x = torch.randint(0, 256, (2, 37, 48), generator=generator).to(torch.uint8)
     steps, out = Steps(0.02, 131), Steps(0.05, 4)
     for gelu, to in ((None, None), ("gelu", out), ("gelu_tanh", out), ("gelu", None)):

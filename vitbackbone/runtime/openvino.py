@@ -15,13 +15,16 @@ from torch import Tensor, nn
 
 from vitbackbone.contract import Asked, Geometry, Images, Precision, Runtime, Wanted, one_value
 from vitbackbone.model import Block, Grid, Layout, Tokens, ViT
-from vitbackbone.runtime.int8 import Rounding, Seen, Weights, reference, rounded, watching
+from vitbackbone.runtime.int8 import InputScaling, Int8Weights, Seen, reference, rounded, watching
 
 if TYPE_CHECKING:
     import openvino as ov
 
 HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names
-PATHS: dict[Precision, str] = {"fp32": "OpenVINO", "bf16": "OpenVINO, all else in bfloat16"}  # by what the rest is in
+ROUTE_NAMES: dict[Precision, str] = {
+    "fp32": "OpenVINO",
+    "bf16": "OpenVINO, all else in bfloat16",
+}  # by what the rest is in
 KEPT = 6  # compiled graphs; each has the weights of its blocks once more, laid out for the CPU
 COMPILING = Lock()
 
@@ -88,8 +91,8 @@ class OpenVinoBackbone(ViT):
                 super().tokens(sample, geometry, self.last)
         self.usual = geometry.grid if geometry is not None and one_value(geometry.grids) else None
         self.precision, self.hint = precision, hint
-        self.runtime = Runtime(precision, "openvino", PATHS[rest if precision == "int8" else "fp32"])
-        self._compiled: dict[_Use, _Graph] = {}
+        self.runtime = Runtime(precision, "openvino", ROUTE_NAMES[rest if precision == "int8" else "fp32"])
+        self._compiled: dict[_Use, CompiledGraph] = {}
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises `ValueError`: the graphs keep the weights they were made of."""
@@ -115,7 +118,7 @@ class OpenVinoBackbone(ViT):
             return self._compile(replace(use, grid=grid, single=len(images) == 1)).infer({"images": images})
         return self._compile(use).infer({"images": images, **tables(self, use.deepest, grid)})
 
-    def _compile(self, use: "_Use") -> "_Graph":
+    def _compile(self, use: "_Use") -> "CompiledGraph":
         from vitbackbone.runtime.openvino_graph import build, tables
 
         with COMPILING:
@@ -129,7 +132,7 @@ class OpenVinoBackbone(ViT):
                     "ENABLE_CPU_PINNING": False,  # or the processes of one machine share its first cores
                 }
                 model = build(self, use.wanted, use.prefix, self.seen, use.grid, 1 if use.single else -1)
-                graph = _Graph(_core().compile_model(model, "CPU", settings))
+                graph = CompiledGraph(_core().compile_model(model, "CPU", settings))
                 if use.grid is None:
                     # OpenVINO (2026.4) fits its kernels to the shapes that come first. A single token is not to: the
                     # features of longer rows would be wrong ever after.
@@ -168,7 +171,7 @@ class _Use:
         return max(layer for layer, _ in self.wanted)
 
 
-class _Graph:
+class CompiledGraph:
     """A compiled graph and its requests that wait. A new one takes milliseconds to find its memory, and no two threads
     may use the same."""
 
@@ -197,8 +200,8 @@ def _int8_trouble() -> str:
     linear, x = nn.Linear(96, 80), torch.rand(37, 96, generator=generator)  # large sums of equal sign
     linear.weight.data, linear.bias.data = (torch.rand(shape, generator=generator) for shape in ((80, 96), (80,)))
     seen = Seen.of(x)
-    factors, steps = Rounding.of(seen, linear.weight.detach())
-    weights = Weights.of(linear.weight.detach() * factors, linear.bias.detach())
+    factors, steps = InputScaling.of(seen, linear.weight.detach())
+    weights = Int8Weights.of(linear.weight.detach() * factors, linear.bias.detach())
     want = reference(weights)(rounded(x / (factors * steps.scale), steps.zero), steps, None, None)
     compiled = _core().compile_model(build_linear(linear, seen), "CPU", {"INFERENCE_PRECISION_HINT": HINTS["fp32"]})
     got = torch.from_numpy(compiled(x.numpy())[0])

@@ -35,7 +35,7 @@ from vitbackbone.model import (
     WindowAttention,
     rotary_table,
 )
-from vitbackbone.runtime.int8 import Rounding, Seen, Weights
+from vitbackbone.runtime.int8 import InputScaling, Int8Weights, Seen
 
 Value = Any  # what an operation gives: OpenVINO's own types do not tell nodes from their outputs
 
@@ -63,7 +63,7 @@ def build(
     The graph reads all other parameters where `vit` has them.
     """
     deepest = max(layer for layer, _ in wanted)
-    graph = _Graph(vit.config, seen, {} if grid is None else tables(vit, deepest, grid))
+    graph = GraphBuilder(vit.config, seen, {} if grid is None else tables(vit, deepest, grid))
     side = vit.config.patch_size
     height, width = (-1, -1) if grid is None else (side * grid[0], side * grid[1])
     x = graph.embed(vit, graph.input("images", batch, 3, height, width))
@@ -80,7 +80,7 @@ def build(
 
 def build_linear(linear: nn.Linear, seen: Seen) -> ov.Model:
     """The graph of a linear layer by itself in 8 bits, from (N, I)."""
-    graph = _Graph(ViTConfig(), {linear: seen}, {})
+    graph = GraphBuilder(ViTConfig(), {linear: seen}, {})
     return ov.Model([ops.result(graph.linear(linear, graph.input("x", -1, linear.in_features)))], [graph.inputs["x"]])
 
 
@@ -108,14 +108,14 @@ def tables(vit: ViT, deepest: int, grid: Grid) -> dict[str, Tensor]:
     return found
 
 
-class _Rounded(NamedTuple):
+class LinearInput(NamedTuple):
     """What goes into a product: in 8 bits its channels divided by factors, which the weights have then."""
 
     value: Value
     factors: Float[Tensor, " I"] | None
 
 
-class _Graph:
+class GraphBuilder:
     """Each method is the module of its name, or a step of it.
 
     `known`: what else would be inputs, by their names.
@@ -181,19 +181,21 @@ class _Graph:
     def linear(self, linear: nn.Linear, x: Value) -> Value:
         return self.product(self.rounded(linear, x), linear.weight, linear.bias)
 
-    def rounded(self, linear: nn.Linear, x: Value) -> "_Rounded":
+    def rounded(self, linear: nn.Linear, x: Value) -> "LinearInput":
         """What goes into the layer, as its product takes it. OpenVINO computes a product in 8 bits where it finds this
         operation before it."""
         if linear not in self.seen:
-            return _Rounded(x, None)
-        factors, steps = Rounding.of(self.seen[linear], linear.weight.detach())
+            return LinearInput(x, None)
+        factors, steps = InputScaling.of(self.seen[linear], linear.weight.detach())
         low, high = (np.float32(steps.scale * (value - steps.zero)) for value in (0, 255))
-        return _Rounded(ops.fake_quantize(ops.multiply(x, _constant(1 / factors)), low, high, low, high, 256), factors)
+        return LinearInput(
+            ops.fake_quantize(ops.multiply(x, _constant(1 / factors)), low, high, low, high, 256), factors
+        )
 
-    def product(self, x: "_Rounded", weight: Tensor, bias: Tensor | None) -> Value:
+    def product(self, x: "LinearInput", weight: Tensor, bias: Tensor | None) -> Value:
         values = _constant(weight)
         if x.factors is not None:
-            rounded = Weights.of(weight.detach() * x.factors, None)
+            rounded = Int8Weights.of(weight.detach() * x.factors, None)
             values = ops.multiply(
                 ops.convert(_constant(rounded.values), np.float32), _constant(rounded.scales[:, None])
             )

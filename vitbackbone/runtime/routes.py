@@ -1,4 +1,4 @@
-"""The ways to compute a backbone, a row of `PATHS` each: what it is called, what it is for, and what builds it.
+"""The ways to compute a backbone, a row of `ROUTES` each: what it is called, what it is for, and what builds it.
 
 A path takes the backbone and a sample, and gives another with the same contract, for inference; where it cannot, it
 raises `Unavailable`. Which one is taken is `runtime.py`'s to say.
@@ -45,7 +45,7 @@ Build = Callable[[BackboneModule, Images], BackboneModule]  # given a sample; ra
 
 
 @dataclass(frozen=True)
-class Path:
+class Route:
     """A way to compute a backbone."""
 
     name: str
@@ -226,33 +226,33 @@ def openvino(
 
 
 # In each device, the plainest first: another must be faster by `GAIN`.
-PATHS = (
-    Path("torch as it is", "fp32", "native", "cpu", plain),
-    Path("oneDNN's packed linears", "fp32", "native", "cpu", packed),
-    Path("oneDNN's packed linears", "bf16", "native", "cpu", partial(packed, dtype=torch.bfloat16)),
-    Path("oneDNN's 8-bit linears", "int8", "native", "cpu", int8),
-    Path(
+ROUTES = (
+    Route("torch as it is", "fp32", "native", "cpu", plain),
+    Route("oneDNN's packed linears", "fp32", "native", "cpu", packed),
+    Route("oneDNN's packed linears", "bf16", "native", "cpu", partial(packed, dtype=torch.bfloat16)),
+    Route("oneDNN's 8-bit linears", "int8", "native", "cpu", int8),
+    Route(
         "oneDNN's 8-bit linears, attention in bfloat16",
         "int8",
         "native",
         "cpu",
         partial(int8, attention=torch.bfloat16),
     ),
-    Path("OpenVINO", "fp32", "openvino", "cpu", partial(openvino, precision="fp32")),
-    Path("OpenVINO", "bf16", "openvino", "cpu", partial(openvino, precision="bf16")),
-    Path("OpenVINO", "int8", "openvino", "cpu", partial(openvino, precision="int8")),
-    Path(
+    Route("OpenVINO", "fp32", "openvino", "cpu", partial(openvino, precision="fp32")),
+    Route("OpenVINO", "bf16", "openvino", "cpu", partial(openvino, precision="bf16")),
+    Route("OpenVINO", "int8", "openvino", "cpu", partial(openvino, precision="int8")),
+    Route(
         "OpenVINO, all else in bfloat16",
         "int8",
         "openvino",
         "cpu",
         partial(openvino, precision="int8", rest="bf16"),
     ),
-    Path("torch as it is", "fp32", "native", "cuda", plain),
-    Path("torch in CUDA graphs", "fp32", "native", "cuda", partial(recorded, build=plain)),
-    Path("torch's bfloat16", "bf16", "native", "cuda", bfloat16),
-    Path("torch's bfloat16, compiled", "bf16", "native", "cuda", partial(compiled, build=bfloat16)),
-    Path(
+    Route("torch as it is", "fp32", "native", "cuda", plain),
+    Route("torch in CUDA graphs", "fp32", "native", "cuda", partial(recorded, build=plain)),
+    Route("torch's bfloat16", "bf16", "native", "cuda", bfloat16),
+    Route("torch's bfloat16, compiled", "bf16", "native", "cuda", partial(compiled, build=bfloat16)),
+    Route(
         "torch's bfloat16, compiled, in CUDA graphs",
         "bf16",
         "native",

@@ -50,7 +50,7 @@ def choose(
         close_enough = _rank(stored.precision) <= _rank(precision)
         if close_enough and engine in ("auto", stored.engine):
             return stored
-        return Runtime(precision, stored.engine if engine == "auto" else engine, stored.path)
+        return Runtime(precision, stored.engine if engine == "auto" else engine, stored.route)
     if (precision, engine) == ("fp32", "auto") and (count < AUTO_FROM or not _optimisable(backbone)):
         return given
     with on(device, backbone):
