@@ -33,7 +33,7 @@ from vitbackbone.contract.backbone import check_images
 from vitbackbone.contract.fingerprint import weights_sha256
 from vitbackbone.contract.geometry import Images
 from vitbackbone.images.preprocess import HALF
-from vitbackbone.inspection.show import show
+from vitbackbone.inspection import show
 from vitbackbone.networks.fused import FusedBackbone, FusedConfig, FusedPreprocess, Member, fuse
 from vitbackbone.store import extract
 from vitbackbone.store.locate import Locator
