@@ -133,6 +133,8 @@ def test_a_file_in_the_place_of_the_output_folder_is_named(
         ),
         (["extract", "photos", "--out", "x", "--workers", "-1"], "--workers: '-1'; want a whole number of at least 0"),
         (["extract", "photos", "--out", "x", "--shard-size", "1.5"], "--shard-size: '1.5'; want a whole number"),
+        (["info", "nano", "--resolution", "9999999999"], "'9999999999'; want at most 65535 pixels a side"),
+        (["info", "nano", "--resolution", "9x99999"], "'9x99999'; want at most 65535 pixels a side"),
         (["probe", "x", "--k", "0"], "--k: '0'; want a whole number of at least 1"),
         (["classify", "x.jpg", "--model", "nano", "--top", "0"], "--top: '0'; want a whole number of at least 1"),
         (["probe", "x", "--probe", "liner"], "choose from"),
@@ -147,6 +149,14 @@ def test_a_wrong_line_is_answered_by_one_line(
     assert (code, out) == (2, "")
     assert message in err
     assert err.rstrip("\n").isprintable()
+
+
+def test_a_photo_that_cannot_be_shown_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a\n\x1b[2J.jpg").write_bytes(b"x")
+    code, out, err = said(["show", str(tmp_path / "a\n\x1b[2J.jpg"), "--out", str(tmp_path / "out"), "-q"], capsys)
+    assert (code, out) == (2, "")
+    assert r"a\n\x1b[2J.jpg: not an image" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_negative_numbers_are_values(capsys: pytest.CaptureFixture[str]) -> None:
