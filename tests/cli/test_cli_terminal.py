@@ -245,7 +245,7 @@ def test_a_result_that_cannot_be_printed_is_an_error(line: list[str]) -> None:
         assert why in done.stderr
 
 
-@pytest.mark.parametrize("stderr", ["closed", "full"])
+@pytest.mark.parametrize("stderr", ["closed", pytest.param("full", marks=pytest.mark.slow)])
 def test_work_goes_on_where_notes_cannot_be_printed(store: Path, stderr: str, tmp_path: Path) -> None:
     line = ["extract", store.parent / "photos", "--out", "run:2"]
     if stderr == "closed":
