@@ -231,6 +231,7 @@ def test_options_say_what_they_want(arguments: list[str], message: str, capsys: 
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error_and_loses_nothing(store: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vitbackbone.cli", "probe", str(store), "--out", str(tmp_path / "probe")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -466,6 +467,6 @@ def test_ctrl_c_is_exit_code_130(photos: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_command_is_installed_as_a_module() -> None:
-    result = subprocess.run([sys.executable, "-m", "vitbackbone.cli", "models", "nano"], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-m", "vitbackbone.cli", "--version"], capture_output=True, text=True)
     assert result.returncode == 0
-    assert "nano" in result.stdout
+    assert result.stdout.startswith("vitbackbone ")

@@ -133,6 +133,11 @@ def test_a_file_in_the_place_of_the_output_folder_is_named(
         ),
         (["extract", "photos", "--out", "x", "--workers", "-1"], "--workers: '-1'; want a whole number of at least 0"),
         (["extract", "photos", "--out", "x", "--shard-size", "1.5"], "--shard-size: '1.5'; want a whole number"),
+        (["info", "nano", "--resolution", "9999999999"], "'9999999999'; want at most 65535 pixels a side"),
+        (["info", "nano", "--resolution", "9x99999"], "'9x99999'; want at most 65535 pixels a side"),
+        (["extract", "", "--out", "x"], "the argument for SOURCE is empty"),
+        (["predict", "a.jpg", "", "--probe", "x"], "the argument for IMAGES is empty"),
+        (["verify", ""], "the argument for STORE is empty"),
         (["probe", "x", "--k", "0"], "--k: '0'; want a whole number of at least 1"),
         (["classify", "x.jpg", "--model", "nano", "--top", "0"], "--top: '0'; want a whole number of at least 1"),
         (["probe", "x", "--probe", "liner"], "choose from"),
@@ -147,6 +152,14 @@ def test_a_wrong_line_is_answered_by_one_line(
     assert (code, out) == (2, "")
     assert message in err
     assert err.rstrip("\n").isprintable()
+
+
+def test_a_photo_that_cannot_be_shown_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a\n\x1b[2J.jpg").write_bytes(b"x")
+    code, out, err = said(["show", str(tmp_path / "a\n\x1b[2J.jpg"), "--out", str(tmp_path / "out"), "-q"], capsys)
+    assert (code, out) == (2, "")
+    assert r"a\n\x1b[2J.jpg: not an image" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_negative_numbers_are_values(capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,7 +245,7 @@ def test_a_result_that_cannot_be_printed_is_an_error(line: list[str]) -> None:
         assert why in done.stderr
 
 
-@pytest.mark.parametrize("stderr", ["closed", "full"])
+@pytest.mark.parametrize("stderr", ["closed", pytest.param("full", marks=pytest.mark.slow)])
 def test_work_goes_on_where_notes_cannot_be_printed(store: Path, stderr: str, tmp_path: Path) -> None:
     line = ["extract", store.parent / "photos", "--out", "run:2"]
     if stderr == "closed":

@@ -19,6 +19,7 @@ IMAGES = "image files, folders, quoted globs, lists and archives, as for `extrac
 STORE = "a folder that `vitbackbone extract` wrote"
 MODEL = "a name from `vitbackbone models`, hf:OWNER/REPO, or a folder"
 DEVICE = f"where to compute, such as {DEVICES}"
+MAX_SIDE = 65_535  # pixels, the limit of JPEG
 NEGATIVE = "negative numbers count from the end"
 Command = Callable[..., Parser]  # its name, the function that runs it, a description, and examples
 
@@ -279,8 +280,10 @@ def _pixels(text: str) -> int | tuple[int, int]:
     sides = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
     if not sides:
         raise argparse.ArgumentTypeError(f"{text!r}; want a side such as 224, or HEIGHTxWIDTH such as 160x352")
-    height, width = sides.groups()
-    return (int(height), int(width)) if width else int(height)
+    height, width = (int(side or 0) for side in sides.groups())
+    if max(height, width) > MAX_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r}; want at most {MAX_SIDE} pixels a side")
+    return (height, width) if width else height
 
 
 def _slice(text: str) -> "Slice":

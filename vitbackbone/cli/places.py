@@ -27,8 +27,10 @@ def out_folder(text: str) -> str:
 
 
 def check_places(arguments: argparse.Namespace) -> None:
-    """Raise `ValueError` on addresses such as s3://bucket/photos in any argument."""
+    """Raise `ValueError` on addresses such as s3://bucket/photos and on empty texts in any argument."""
     for name, text in _texts(arguments):
+        if not text:  # as "$PHOTOS" gives, if the variable is not set; a Path("") is the current folder
+            raise ValueError(f"the argument for {name.replace('_', '-').upper()} is empty")
         if ADDRESS.match(text) and name != OF_A_CLUSTER:
             what = "hf:OWNER/REPO names a Hugging Face model" if name in MODELS else "download or mount it first"
             raise ValueError(f"{escaped(text)} is an address, but only local files are read and written: {what}")

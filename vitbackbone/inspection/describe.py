@@ -133,15 +133,15 @@ def _legend(config: ViTConfig) -> str:
     growth = "grow with N²" + ", within windows with N" * bool(config.window)
     block = "the largest" if config.window else "each"
     text = (
-        "GFLOPs are those of backbone(images); a multiply-accumulate is 2 FLOPs. The attention part is q kᵀ and "
-        f"weights · v, which {growth}; all else grows with N. Activations are what lives at once with the fused "
-        f"attention kernel, which never writes out the attention map; the last column is what {block} block's map "
-        "would take."
+        "GFLOPs count backbone(images); a multiply-accumulate is 2 FLOPs. The attention part is q kᵀ and weights · v. "
+        f"These {growth}; all other parts grow with N. Activations are the peak of all live tensors with the fused "
+        f"attention kernel. That kernel never writes the attention map; the last column is the size of {block} block's "
+        "map."
     )
     if config.relative_position != "none":
         text += (
-            " The bias of relative positions is as large as one image's map, and each block writes it out: it is among "
-            "the activations, and what it takes to make is in the attention part."
+            " The bias of relative positions is as large as the map of one image, and each block writes it. The "
+            "activations contain it, and the attention part contains its computation."
         )
     return textwrap.fill(text, 112)
 
