@@ -1,11 +1,11 @@
-"""Sort photos into classes: by the classifier that a checkpoint brought along, or by one of your own.
+"""Classify photos, with the classifier of a checkpoint or with one of your own.
 
     python examples/classify.py photos --model hf:google/vit-base-patch16-224
     python examples/finetune.py labelled --out runs/mine        # sub-folders are the classes; makes a classifier
     python examples/classify.py photos --finetuned runs/mine
 
-Prints the likeliest class of each photo of a folder and its probability; one that cannot be read is named. On the
-command line, `vitbackbone classify` does the first and `vitbackbone predict` the same with a probe.
+It prints the most likely class of each photo and its probability, and names photos that cannot be read. On the command
+line, `vitbackbone classify` does the same with a checkpoint, and `vitbackbone predict` with a probe.
 """
 
 import argparse
@@ -16,15 +16,13 @@ from pathlib import Path
 from torch import nn
 
 from heads import attach, checkpoint_head, imagenet_labels, load_head
-from vitbackbone import load_backbone, load_checkpoint
-from vitbackbone.contract import evaluating
-from vitbackbone.store import list_inputs
+from vitbackbone import evaluating, list_inputs, load_backbone, load_checkpoint
 
-Classifier = tuple[nn.Module, list[str], int | None]  # of images, the names of its classes, resolution
+Classifier = tuple[nn.Module, list[str], int | None]  # the model, the names of its classes, the resolution
 
 
 def published(name: str) -> Classifier:
-    """A checkpoint with the classifier that it brought along."""
+    """Load a checkpoint with its own classifier."""
     checkpoint = load_checkpoint(name)
     head = checkpoint_head(checkpoint)
     names = checkpoint.labels or imagenet_labels(head.num_classes) or map(str, range(head.num_classes))
@@ -32,7 +30,7 @@ def published(name: str) -> Classifier:
 
 
 def finetuned(run: Path) -> Classifier:
-    """What `finetune.py` wrote."""
+    """Load the classifier that `finetune.py` wrote."""
     result, weights = json.loads((run / "result.json").read_text()), run / "backbone.safetensors"
     backbone = load_backbone(result["backbone"], weights if weights.exists() else result["weights"])
     model = attach(backbone, {"classes": load_head(run / "head", backbone)})
@@ -44,7 +42,7 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, str, float]]:
     parser.add_argument("photos", help="a folder, or a quoted glob")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", help="a checkpoint with a classifier, as for load_backbone")
-    which.add_argument("--finetuned", type=Path, metavar="RUN", help="what finetune.py wrote")
+    which.add_argument("--finetuned", type=Path, metavar="RUN", help="folder that finetune.py wrote")
     args = parser.parse_args(arguments)
     model, names, resolution = published(args.model) if args.model else finetuned(args.finetuned)
     inputs, rows = list_inputs(args.photos), []

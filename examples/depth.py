@@ -3,9 +3,9 @@
     python examples/depth.py --out runs/depth                    # DINOv2's linear bins
     python examples/depth.py --out runs/dpt --head dpt_depth     # DPT
 
-Spheres and boxes stand on a plane, in front of a sky that has no depth. The head is measured on scenes that it was not
-trained on, beside three guesses that do not look: one depth everywhere, the mean and the best there is, and the mean
-depth at each pixel. OUT/depth.png shows scenes, true depth, predicted depth; `load_head` reads OUT/head.
+Spheres and boxes stand on a plane, in front of a sky without depth. The head is measured on held-out scenes, and
+compared with three guesses that ignore the image: the mean depth everywhere, the best constant depth, and the mean
+depth at each pixel. OUT/depth.png shows scenes with true and predicted depth. `load_head` reads OUT/head.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from heads import attach, create_head, depth_metrics, freeze, save_head
 from vitbackbone import load_backbone
 
 COLOURS = "viridis_r"  # near is bright
-HELD_OUT = 10**9  # number of the first scene to measure on
+HELD_OUT = 10**9  # number of the first held-out scene
 HEADS = {
     "linear_depth": {"layers": "even4", "min_depth": 0.5, "max_depth": FAR},
     "dpt_depth": {"channels": 32, "min_depth": 0.5},
@@ -30,7 +30,7 @@ HEADS = {
 
 
 def picture(images: Tensor, true: Tensor, predicted: Tensor, path: Path) -> None:
-    """Write a row for each scene: image, true depth, predicted depth on one scale; where none is known it is grey."""
+    """Draw a row for each scene: image, true depth, predicted depth. Pixels of unknown depth are grey."""
     figure, axes = panels(len(images), 3, ["Image", "True depth", "Predicted depth"])
     norm = colour_bar(figure, axes[:, 1:], COLOURS, 0, FAR, "depth along the optical axis, in units of the scene")
     for (left, *maps), pixels, depth, guess in zip(axes, images, true[:, 0], predicted[:, 0], strict=True):

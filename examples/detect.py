@@ -3,9 +3,9 @@
     python examples/detect.py --out runs/detect                          # two photos that scikit-learn brings
     python examples/detect.py --out runs/detect --photos FOLDER          # or a parquet file with the column `image`
 
-Every scene is a piece of a photo with circles, squares and triangles in it, whose boxes are known exactly. The right
-third of every photo is kept aside: AP50 is measured on scenes of these, and OUT/found.png shows some, with what was
-drawn in white and what was found in the colour of its score.
+Every scene is a piece of a photo with circles, squares and triangles, whose boxes are known exactly. The right third of
+every photo is held out, and AP50 is measured on its scenes. OUT/found.png shows some of them, with true boxes in white
+and detected boxes in the colour of their score.
 """
 
 import argparse
@@ -36,15 +36,15 @@ SHAPES = ("circle", "square", "triangle")  # labels 1, 2 and 3: 0 is the backgro
 SIZE = 64  # pixels a side of a scene
 HELD_OUT_SCENES = 200
 BATCH_SIZE = 8
-VISIBLE = 50  # of 255: how much the colour of a shape differs from what is behind it
-SURE = 0.5  # score from which on a box is drawn
+VISIBLE = 50  # least difference of 255 between the colour of a shape and its background
+SURE = 0.5  # boxes with a lower score are not drawn
 COLOURS = "autumn"
 Target = dict[str, Tensor]
 Batch = tuple[list[Tensor], list[Target]]
 
 
 def read_photos(source: Path | None) -> list[Image.Image]:
-    """Of a folder, of a parquet file, or those that scikit-learn brings. Exits with a message where there is none."""
+    """Read photos from a folder, a parquet file or scikit-learn. Exits with a message if there are none."""
     if source is None:
         return [Image.fromarray(pixels) for pixels in load_sample_images().images]
     if source.is_dir():
@@ -59,13 +59,13 @@ def read_photos(source: Path | None) -> list[Image.Image]:
 
 
 def split(photo: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """The part to train on, and the right third."""
+    """Return the part to train on, and the right third, which is held out."""
     cut = photo.width * 2 // 3
     return photo.crop((0, 0, cut, photo.height)), photo.crop((cut, 0, *photo.size))
 
 
 def scene(photo: Image.Image, rng: np.random.Generator) -> tuple[Tensor, Target]:
-    """A piece of a photo, (3, SIZE, SIZE) in [0, 1], with one to three shapes that do not touch, and their boxes."""
+    """Draw one to three shapes, which do not touch, into a piece of a photo (3, SIZE, SIZE) in [0, 1]."""
     side = rng.integers(min(SIZE, *photo.size), min(photo.size) + 1)
     left, top = (rng.integers(0, length - side + 1) for length in photo.size)
     image = photo.resize((SIZE, SIZE), box=(left, top, left + side, top + side))
@@ -123,10 +123,10 @@ def draw(images: list[Tensor], drawn: list[Target], found: list[Target], path: P
     """Write a picture of scenes with the boxes that were drawn, and those found with a score above `SURE`."""
     columns = min(4, len(images))
     figure, axes = panels(-(-len(images) // columns), columns, side=2.2)
-    norm = colour_bar(figure, axes, COLOURS, SURE, 1, "score of a box that was found")
+    norm = colour_bar(figure, axes, COLOURS, SURE, 1, "score of a detected box")
     for axis, pixels, true, seen in zip(axes.flat, images, drawn, found, strict=False):
         image(axis, pixels.permute(1, 2, 0).numpy())
-        for colour, width in (("black", 4.5), ("white", 2.5)):  # seen on any background
+        for colour, width in (("black", 4.5), ("white", 2.5)):  # visible on any background
             outline(axis, true["boxes"], [colour] * len(true["boxes"]), width)
         sure = seen["scores"] > SURE
         scores, labels = seen["scores"][sure].tolist(), seen["labels"][sure].tolist()
@@ -134,7 +134,7 @@ def draw(images: list[Tensor], drawn: list[Target], found: list[Target], path: P
         outline(axis, boxes, [colormaps[COLOURS](norm(score)) for score in scores], 1.5)
         for (left, top, *_), label in zip(boxes.tolist(), labels, strict=True):
             axis.text(left, top - 1, SHAPES[label - 1], fontsize=7, color="white", backgroundcolor="#000000a0")
-    figure.suptitle("Shapes in photos kept aside: drawn in white, found in colour", fontsize=11)
+    figure.suptitle("Shapes in held-out photos: true boxes in white, detected boxes in colour", fontsize=11)
     save(figure, path)
 
 
@@ -168,7 +168,7 @@ def main(args: argparse.Namespace) -> float:
     metric = MeanAveragePrecision(iou_thresholds=[0.5], class_metrics=True)
     metric.update(found, drawn)
     result: dict[str, Any] = metric.compute()
-    print(f"AP50 {result['map']:.3f} on {HELD_OUT_SCENES} scenes of parts kept aside")
+    print(f"AP50 {result['map']:.3f} on {HELD_OUT_SCENES} held-out scenes")
     for label, value in zip(result["classes"].tolist(), result["map_per_class"].tolist(), strict=True):
         print(f"  {SHAPES[label - 1]:<8} {value:.3f}")
     return float(result["map"])

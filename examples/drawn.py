@@ -1,6 +1,6 @@
-"""Pictures to learn from without any download: handwritten digits laid over pieces of two photos, all of scikit-learn.
+"""Pictures to learn from without a download: handwritten digits on pieces of two photos, all from scikit-learn.
 
-Which digit it is, which pixels are ink and where its middle lies is known exactly.
+The digit, the pixels of its ink and its centre are known exactly.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ SIZE = 48  # pixels a side of a picture
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures and what is known of them."""
+    """Pictures and their exact labels."""
 
     images: Tensor  # (B, 3, 48, 48), normalised
     digits: Tensor  # (B,), 0 to 9
@@ -28,7 +28,7 @@ class Batch:
 
 
 class Pictures:
-    """Draws a batch anew for every step. The last 500 digits, of other writers, are for testing alone."""
+    """A source of batches, one for every step. The last 500 digits, by other writers, are only for testing."""
 
     def __init__(self, preprocess: Preprocess) -> None:
         self.preprocess = preprocess
@@ -36,7 +36,7 @@ class Pictures:
         self.photos: list[NDArray[np.uint8]] = load_sample_images().images
 
     def draw(self, step: int, count: int = 32, test: bool = False) -> Batch:
-        """The batch of a step, the same whenever it is asked for."""
+        """Draw the batch of a step, which is always the same."""
         rng = np.random.default_rng([step, test])
         drawn = [self._one(rng, test) for _ in range(count)]
         images = torch.stack([self.preprocess(Image.fromarray(picture), SIZE) for picture, *_ in drawn])

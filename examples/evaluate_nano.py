@@ -1,10 +1,10 @@
-"""Measure `nano`, the built-in backbone: the table of its card.
+"""Measure `nano`, the built-in backbone, and print the table of its model card.
 
     python examples/evaluate_nano.py train.parquet                              # the parquet that train_nano.py takes
     python examples/evaluate_nano.py train.parquet --weights runs/nano/nano.safetensors
 
-CIFAR-10: probes fitted on the 45,000 photos that it was trained on, measured on the 5,000 kept aside. Digits:
-scikit-learn's, 8 x 8 pixels, never seen; five folds, the same for every kind of features.
+On CIFAR-10, probes are fitted on the 45,000 photos that it was trained on, and measured on the 5,000 held-out ones. The
+digits are scikit-learn's, 8 x 8 pixels, which it has never seen, in five folds that are equal for all features.
 """
 
 import argparse
@@ -21,14 +21,13 @@ from tqdm import tqdm
 from train_nano import HELD_OUT, normalised, read_photos
 
 from heads import KnnProbe, LinearProbe, report
-from vitbackbone import ViT, load_backbone
-from vitbackbone.contract import evaluating
+from vitbackbone import ViT, evaluating, load_backbone
 
 Array = NDArray[np.float32]
 
 
 def features(backbone: ViT, images: Tensor) -> dict[str, Array]:
-    """Per kind of features, (N, F): CLS, the mean of the patches, and their means over a 4 x 4 grid."""
+    """Return three kinds of features (N, F): CLS, the mean of the patches, and their means over a 4 x 4 grid."""
     kinds: dict[str, list[Tensor]] = {"CLS": [], "patch mean": [], "patch map at 4 x 4": []}
     with evaluating(backbone):
         for batch in tqdm(images.split(250), leave=False):
@@ -67,7 +66,7 @@ def on_digits(backbone: ViT) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="parquet file with the columns image and label")
-    parser.add_argument("--weights", type=Path, default=None, help="by default the ones built in")
+    parser.add_argument("--weights", type=Path, default=None, help="weights to measure (default: the built-in ones)")
     args = parser.parse_args()
     nano = load_backbone("nano", args.weights)
     print("| data | probe | accuracy |\n| --- | --- | --- |")

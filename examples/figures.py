@@ -1,4 +1,4 @@
-"""Figures as a paper has them: titled columns, colour bars, and class colours that can be told apart."""
+"""Figures in the style of papers: titled columns, colour bars, and distinct class colours."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ DISTINCT = [
 
 
 def panels(rows: int, columns: int, titles: Sequence[str] = (), side: float = 1.6) -> tuple[Figure, np.ndarray]:
-    """A figure and its (rows, columns) axes without ticks, with a title above each column."""
+    """Make a figure with (rows, columns) axes without ticks, and a title above each column."""
     figure = Figure(figsize=(side * columns + 0.9, side * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for each in axes.flat:
@@ -29,7 +29,7 @@ def panels(rows: int, columns: int, titles: Sequence[str] = (), side: float = 1.
 
 
 def colour_bar(figure: Figure, axes: np.ndarray, colours: str, low: float, high: float, label: str) -> Normalize:
-    """Add a colour bar beside `axes`, and return what maps values to its colours."""
+    """Add a colour bar beside `axes`, and return the norm that maps values to its colours."""
     norm = Normalize(low, high)
     figure.colorbar(ScalarMappable(norm, colours), ax=list(axes.flat), label=label, shrink=0.8, pad=0.02)
     return norm
@@ -45,6 +45,6 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def palette(count: int) -> np.ndarray:
-    """(count, 3) colours, uint8: Trubetskoy's list of distinct colours, and beyond it hues by the golden ratio."""
+    """Return (count, 3) uint8 colours: Trubetskoy's list of distinct colours, then hues by the golden ratio."""
     hues = [hsv_to_rgb(((i * 0.618) % 1, 0.9, 0.55 + 0.4 * (i % 2))) for i in range(count - len(DISTINCT))]
     return np.uint8(np.round(255 * np.array([*map(to_rgb, DISTINCT), *hues][:count])))

@@ -4,13 +4,13 @@
     python examples/finetune.py photos --out runs/lora --mode lora --backbone vit_small_patch14_dinov2.lvd142m
     python examples/finetune.py train.parquet --rows 9::10 --labels 0.1 --out runs/tenth    # a tenth of the labels
 
-`--mode`: `full` trains the backbone too, deeper layers faster than early ones; `lora` trains low-rank adapters of its
-attention (Hu et al. 2022), which are merged into its weights at the end; `frozen` trains the head alone; `scratch` is
-`full` on random weights, to compare with. A parquet file has the columns `image` (JPEG or PNG bytes) and `label`.
+`--mode full` trains the backbone too, with higher learning rates for deeper layers. `lora` trains low-rank adapters of
+its attention (Hu et al. 2022) and merges them into its weights at the end. `frozen` trains only the head. `scratch` is
+`full` on random weights, for comparison. A parquet file has the columns `image` (JPEG or PNG bytes) and `label`.
 
-Writes to OUT the head (`heads.load_head`), the new weights `backbone.safetensors`
-(`load_backbone(NAME, weights=...)`; not for `frozen`, which leaves them as they were) and `result.json`. Run again, an
-interrupted run goes on.
+OUT gets the head (`heads.load_head`), the new weights `backbone.safetensors` (`load_backbone(NAME, weights=...)`) and
+`result.json`. `frozen` writes no weights, because it does not change them. To resume an interrupted run, run the same
+command again.
 """
 
 import argparse
@@ -33,13 +33,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from tqdm import tqdm
-from training import Groups, Settings, backbone_groups, fit, head_groups
+from training import Groups, Settings, backbone_groups, fit, head_groups, set_drop_path
 
 from heads import Head, accuracy_interval, attach, create_head, freeze, save_head
-from vitbackbone import BackboneModule, ViT, export_weights, load_backbone, load_image, publish, publish_text
+from vitbackbone import (
+    BackboneModule,
+    ViT,
+    evaluating,
+    export_weights,
+    list_inputs,
+    load_backbone,
+    load_image,
+    publish,
+    publish_text,
+)
 from vitbackbone.checkpoints import find_entry
-from vitbackbone.contract import evaluating
-from vitbackbone.store import list_inputs
 
 LR = {"full": 5e-4, "lora": 3e-3, "frozen": 1e-2, "scratch": 1e-3}  # peak learning rate of each mode
 ADAPTED = r"blocks\.\d+\.attn\.(qkv|proj)"  # the linear layers that get a LoRA adapter
@@ -50,7 +58,7 @@ ADAPTED = r"blocks\.\d+\.attn\.(qkv|proj)"  # the linear layers that get a LoRA 
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos with a class each, not decoded yet."""
+    """Photos with their classes, not decoded yet."""
 
     sources: list[str] | list[bytes]  # paths, or the bytes of image files
     labels: NDArray[np.int64]  # indices into `names`
@@ -62,8 +70,10 @@ class Photos:
 
 
 def read_photos(data: Path, rows: slice) -> Photos:
-    """Those rows of a folder of classes or of a parquet file that have a class. Exits with a message if there are not
-    two classes."""
+    """Read the rows that have a class from a folder of classes or a parquet file.
+
+    Exits with a message if there are fewer than two classes.
+    """
     if data.suffix == ".parquet":
         table = pq.read_table(data, columns=["image", "label"])
         sources, labels = table["image"].to_pylist(), table["label"].to_numpy().astype(np.int64)
@@ -82,13 +92,13 @@ def read_photos(data: Path, rows: slice) -> Photos:
 
 
 def copies(photos: Photos) -> NDArray[np.int64]:
-    """A number for each photo, equal for exact copies."""
+    """Return a number for each photo, equal for exact copies."""
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(_content(source), len(numbers)) for source in photos.sources])
 
 
 def _content(source: str | bytes) -> str:
-    """What tells a photo's content. A file that cannot be read is like no other."""
+    """Return a checksum of a photo's file. A file that cannot be read equals no other."""
     try:
         return hashlib.sha256(source if isinstance(source, bytes) else Path(source).read_bytes()).hexdigest()
     except OSError:
@@ -98,7 +108,7 @@ def _content(source: str | bytes) -> str:
 def draw(
     labels: NDArray[np.int64], share: float, seed: int, groups: NDArray[np.int64] | None = None
 ) -> NDArray[np.bool_]:
-    """A mask of a share of each class, at least one photo of it. `groups`: what is drawn together, such as copies."""
+    """Return a mask of a share of each class, at least one photo. `groups` are drawn whole, such as copies."""
     if groups is not None:
         first = np.sort(np.unique(groups, return_index=True)[1])
         return np.isin(groups, groups[first[draw(labels[first], share, seed)]])
@@ -110,7 +120,7 @@ def draw(
 
 
 class Batches:
-    """The training batch of a step, a function of its number: augmented photos, and labels, mixed now and then."""
+    """The training batch of each step: augmented photos and labels, sometimes mixed. It depends only on the number."""
 
     def __init__(
         self, photos: Photos, rows: NDArray[np.int64], backbone: BackboneModule, args: argparse.Namespace
@@ -132,7 +142,7 @@ class Batches:
         return np.random.default_rng((self.args.seed, epoch)).permutation(self.rows)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W), and class indices (B,) or, mixed, probabilities (B, K)."""
+        """Return images (B, 3, H, W), and class indices (B,) or, if mixed, probabilities (B, K)."""
         places = range(step * self.args.batch_size, (step + 1) * self.args.batch_size)
         rows = [self.order(place // len(self.rows))[place % len(self.rows)] for place in places]
         images = [self.preprocess(self.augment(self.photos.image(row)), self.size, keep_aspect=True) for row in rows]
@@ -143,27 +153,20 @@ class Batches:
 # ---- model --------------------------------------------------------------------------------------------------------
 
 
-def set_drop_path(backbone: ViT, rate: float) -> None:
-    """Drops residual branches in training: with this probability in the last block, falling linearly to 0 in the
-    first (Huang et al. 2016)."""
-    for i, block in enumerate(backbone.blocks):
-        block.drop_path.rate = rate * i / max(len(backbone.blocks) - 1, 1)
-
-
 def add_adapters(backbone: ViT, rank: int) -> Any:
-    """peft's wrapper of the backbone, whose own weights it freezes; `merge_and_unload()` adds the adapters to them."""
+    """Add LoRA adapters by peft, which freezes the backbone's own weights. `merge_and_unload()` merges them."""
     from peft import LoraConfig, get_peft_model
 
     if backbone.config.qkv_bias == "qv":
         raise SystemExit(
             f"--mode lora: {backbone.spec.name} adds biases of its own to queries and values, which an "
-            "adapter of `qkv` does not see; take --mode full"
+            "adapter of `qkv` does not see; use --mode full"
         )
     return get_peft_model(backbone, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=ADAPTED))
 
 
 def groups_of(backbone: BackboneModule, head: Head, settings: Settings, args: argparse.Namespace) -> Groups:
-    """What is trained, at which learning rates; the rest of the backbone is frozen here."""
+    """Return the parameters to train, with their learning rates, and freeze the rest of the backbone."""
     if args.mode == "frozen":
         freeze(backbone)
         return head_groups(head, settings)
@@ -174,7 +177,7 @@ def groups_of(backbone: BackboneModule, head: Head, settings: Settings, args: ar
 
 
 def accuracy(model: nn.Module, photos: Photos, rows: NDArray[np.int64], args: argparse.Namespace) -> tuple[int, int]:
-    """How many of the photos are classified correctly, and of how many."""
+    """Return the number of photos that are classified correctly, and the number of all photos."""
     correct, device = 0, next(model.parameters()).device
     with evaluating(model):
         for part in tqdm(np.array_split(rows, -(-len(rows) // args.batch_size)), desc="test", leave=False):
@@ -185,7 +188,7 @@ def accuracy(model: nn.Module, photos: Photos, rows: NDArray[np.int64], args: ar
 
 
 def claim(args: argparse.Namespace) -> None:
-    """Makes the folder of the run, or exits with a message if it holds a run with other options."""
+    """Make the folder of the run. Exits with a message if it holds a run with other options."""
     options = {name: str(value) for name, value in vars(args).items() if name != "out"}
     record = args.out / "options.json"
     if record.exists():
@@ -198,7 +201,7 @@ def claim(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Trains, saves and returns what `result.json` holds."""
+    """Train, save, and return the content of `result.json`."""
     photos = read_photos(args.data, args.rows)
     test = draw(photos.labels, args.test, seed=0, groups=copies(photos))
     if test.all():
@@ -211,7 +214,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     weights = "random" if args.mode == "scratch" else args.weights
     backbone = load_backbone(args.backbone, weights)
     if args.mode != "frozen" and not isinstance(backbone, ViT):
-        raise SystemExit(f"--mode {args.mode}: {args.backbone} is no plain Vision Transformer; take --mode frozen")
+        raise SystemExit(f"--mode {args.mode}: {args.backbone} is no plain Vision Transformer; use --mode frozen")
     head = create_head("mlp", backbone.spec, num_classes=len(photos.names))
     if args.mode != "frozen":
         set_drop_path(backbone, args.drop_path)
@@ -219,7 +222,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model = attach(backbone, {"classes": head}).to("cuda" if torch.cuda.is_available() else "cpu").train()
 
     if args.mode == "lora":
-        backbone.patch_embed.eval()  # a stem of batch norms keeps their statistics, as it keeps its weights
+        backbone.patch_embed.eval()  # a stem with batch norms keeps its statistics, like its weights
 
     settings = Settings(args.steps, args.lr or LR[args.mode], seed=args.seed, precision=args.precision)
     batches = Batches(photos, train, backbone, args)
@@ -236,7 +239,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary)
     result = {
         "backbone": args.backbone,
-        "weights": args.weights,  # that it started from; None are the published ones
+        "weights": args.weights,  # the initial weights; None for the published ones
         "resolution": args.resolution,
         "mode": args.mode,
         "trained_on": len(train),
@@ -269,11 +272,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, help=f"peak learning rate (default: {LR})")
-    parser.add_argument("--layer-decay", type=float, default=0.75, help="of `full`, from each block to the one before")
+    parser.add_argument(
+        "--layer-decay", type=float, default=0.75, help="factor from each block to the one before, with `full`"
+    )
     parser.add_argument("--drop-path", type=float, default=0.1, help="rate of the last block")
     parser.add_argument("--mix", type=float, default=0.5, help="share of batches with Mixup or CutMix")
     parser.add_argument("--flip", type=float, default=0.5, help="share of photos mirrored; 0 for text or digits")
-    parser.add_argument("--rank", type=int, default=8, help="of `lora`")
+    parser.add_argument("--rank", type=int, default=8, help="rank of the adapters of `lora`")
     parser.add_argument("--labels", type=float, default=1.0, help="share of the training photos of each class to use")
     parser.add_argument(
         "--test",

@@ -1,8 +1,8 @@
-"""Bring your own head: ten lines make one, a name makes it known, and it is trained, saved and loaded like any other.
+"""Write your own head in ten lines, register it by name, and train, save and load it like any other.
 
     python examples/own_head.py --out runs/own
 
-This one tells where in the picture the digit is. A package of yours names its heads in its `pyproject.toml` instead:
+This head finds the place of the digit in the picture. A package of yours lists its heads in its `pyproject.toml`:
 
     [project.entry-points."vitbackbone.heads"]
     where = "your_package:Where"
@@ -24,7 +24,7 @@ from vitbackbone import BackboneSpec, Features, load_backbone
 
 @register_head("where")
 class Where(Head):
-    """(x, y) of what it looks for, from 0 to 1 of the image: the mean place of the patches, weighted by a softmax."""
+    """The position (x, y) of an object, from 0 to 1 of the image: the mean of the patches, weighted by a softmax."""
 
     def __init__(self, spec: BackboneSpec, layer: int = -1) -> None:
         super().__init__(spec, Needs((layer,)))

@@ -1,11 +1,11 @@
-"""Behaviour cloning with a Vision Transformer: an arm learns, from demonstrations, to reach the red disc among others.
+"""Behaviour cloning with a Vision Transformer: an arm learns from demonstrations to reach the red disc among others.
 
     python examples/policy.py --out runs/policy
 
 The task is drawn here: a table seen from above, four discs of different colours, an arm whose tip moves at a bounded
 velocity, and an expert that goes straight to the red disc. The policy sees an image of 64 x 64 pixels and the tip's own
-position. The backbone is frozen: the demonstrations go through it once, and only a head and an MLP learn. The same MLP
-on the position alone, which cannot know where the red disc is, shows what vision brings. A film of one
+position. The backbone is frozen: the demonstrations go through it once, and only a head and an MLP learn. For
+comparison, the same MLP learns from the position alone, which does not tell where the red disc is. A film of one
 episode of each is written to OUT.
 """
 
@@ -50,7 +50,7 @@ class Scenes:
         return image.resize((SIZE * scale, SIZE * scale), Image.Resampling.BOX)
 
     def expert(self) -> np.ndarray:
-        """Velocities (n, 2) in units of SPEED: straight to the red disc, slower within a step of it."""
+        """Return velocities (n, 2) in units of SPEED: straight to the red disc, slower within a step of it."""
         way = (self.discs[:, 0] - self.tip) / SPEED
         return way / np.maximum(np.linalg.norm(way, axis=1, keepdims=True), 1)
 
@@ -64,7 +64,7 @@ class Scenes:
 
 
 class Policy(nn.Module):
-    """Velocities (B, 2) from the tip's position (B, 2) and, with an encoder, what the camera shows."""
+    """Velocities (B, 2), computed from the tip's position (B, 2) and, with an encoder, the camera's tokens."""
 
     def __init__(self, encoder: CameraEncoder | None) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Policy(nn.Module):
 
 
 def evaluate(act: Callable[[Scenes, np.ndarray], np.ndarray], episodes: int, film: Path) -> int:
-    """How many of as many new scenes are solved. `act`: velocities for some scenes by their numbers."""
+    """Return how many new scenes are solved. `act` gives the velocities of some scenes by their numbers."""
     scenes, frames = Scenes(episodes, np.random.default_rng(1)), []
     done = scenes.reached
     for _ in range(LIMIT):
@@ -97,8 +97,8 @@ def main() -> None:
     parser.add_argument("--backbone", default="nano")
     parser.add_argument("--head", default="spatial_softmax", help="or map_pool, policy_neck, ...")
     parser.add_argument("--demonstrations", type=int, default=1500, help="images, each with the expert's velocity")
-    parser.add_argument("--steps", type=int, default=1500, help="of training")
-    parser.add_argument("--episodes", type=int, default=200, help="of evaluation, on scenes not seen before")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps")
+    parser.add_argument("--episodes", type=int, default=200, help="episodes of evaluation, on new scenes")
     arguments = parser.parse_args()
 
     backbone = freeze(load_backbone(arguments.backbone))

@@ -1,11 +1,11 @@
-"""Compare what can be read off frozen features: three probes on a folder of photos whose sub-folders are the classes.
+"""Compare probes on the frozen features of a folder of photos, whose sub-folders are the classes.
 
     python examples/probe.py                                  # on scikit-learn's handwritten digits, offline
     python examples/probe.py photos --backbone vit_small_patch14_dinov2.lvd142m --out features
 
-`LinearProbe` and `KnnProbe` see CLS, or the mean of the patches where there is no CLS; `AttentiveProbe` sees every
-patch. Each is fitted on four fifths of every class and measured on the rest; copies of a photo stay on one side.
-Features are stored in OUT, and read from there the next time.
+`LinearProbe` and `KnnProbe` read CLS, or the mean of the patches if there is no CLS. `AttentiveProbe` reads every
+patch. Each is fitted on four fifths of every class and measured on the rest, and copies of a photo stay together.
+Features are stored in OUT, and reused the next time.
 """
 
 import argparse
@@ -18,12 +18,12 @@ import numpy as np
 from PIL import Image
 
 from heads import AttentiveProbe, KnnProbe, LinearProbe, Report, hold_out, report
-from vitbackbone import FeatureStore, load_backbone
-from vitbackbone.store import copies, extract
+from vitbackbone import FeatureStore, extract, load_backbone
+from vitbackbone.store import copies
 
 
 def draw_digits(folder: Path) -> Path:
-    """Writes scikit-learn's 1,797 handwritten digits, 8 x 8 pixels each, to sub-folders by digit."""
+    """Write scikit-learn's 1,797 handwritten digits, 8 x 8 pixels each, to sub-folders by digit."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -35,14 +35,14 @@ def draw_digits(folder: Path) -> Path:
 
 
 def features(store: FeatureStore) -> Any:
-    """One vector an image (N, D)."""
+    """Return one vector for each image (N, D)."""
     if "cls" in store.manifest["tokens"]:
         return store.cls
     return np.stack([tokens.mean(axis=0) for tokens in store.tokens])
 
 
 def compare(store: FeatureStore, epochs: int) -> dict[str, Report]:
-    """How each probe does on photos that it was not fitted on."""
+    """Measure each probe on photos that it was not fitted on."""
     known = np.flatnonzero(store.labels >= 0)
     if len(known) < len(store):
         print(f"{len(store) - len(known)} photos have no class; they are left out", file=sys.stderr)
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Report]:
     parser.add_argument("photos", type=Path, nargs="?", help="folder whose sub-folders are classes (default: digits)")
     parser.add_argument("--backbone", default="nano", help="as for load_backbone")
     parser.add_argument("--out", type=Path, help="folder for the features (default: a temporary one)")
-    parser.add_argument("--epochs", type=int, default=20, help="of the attentive probes")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of the attentive probes")
     args = parser.parse_args(arguments)
     backbone = load_backbone(args.backbone)
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""Scenes drawn with exactly known depth: spheres and boxes on a tiled plane, in haze, before a sky without depth."""
+"""Scenes with exactly known depth: spheres and boxes on a tiled plane, in haze, before a sky without depth."""
 
 from typing import TypeAlias
 
@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FAR = 12.0  # depth from which on none is given
+FAR = 12.0  # larger depths count as unknown
 Array: TypeAlias = np.ndarray
 
 
 def draw(number: int, size: int) -> tuple[Array, Array]:
-    """A scene by its number: image (size, size, 3) from 0 to 1, and depth along the optical axis, 0 where unknown."""
+    """Draw a scene by its number: image (size, size, 3) in [0, 1], and depth along the optical axis, 0 if unknown."""
     rng = np.random.default_rng(number)
     y, x = np.mgrid[:size, :size] * (1.2 / (size - 1)) - 0.6
     rays = np.stack([x, y + rng.uniform(-0.1, 0.3), np.ones_like(x)], axis=-1)  # one unit deep; y points down
@@ -41,7 +41,7 @@ def draw(number: int, size: int) -> tuple[Array, Array]:
 
 
 def sphere(rays: Array, centre: Array, radius: float) -> tuple[Array, Array]:
-    """Depth at which each ray meets it, infinite where none does, and the normal there."""
+    """Return the depth at which each ray meets a sphere, infinite if it does not, and the normal there."""
     a, b, c = (rays**2).sum(-1), rays @ centre, centre @ centre - radius**2
     root = b**2 - a * c
     hit = np.where(root > 0, (b - np.sqrt(root.clip(0))) / a, np.inf)
@@ -49,7 +49,7 @@ def sphere(rays: Array, centre: Array, radius: float) -> tuple[Array, Array]:
 
 
 def box(rays: Array, centre: Array, half: float) -> tuple[Array, Array]:
-    """The same of a cube along the axes."""
+    """Return the same for a cube along the axes."""
     with np.errstate(divide="ignore", invalid="ignore"):
         near, far = ((centre - np.sign(rays) * side) / rays for side in (half, -half))
     near, far = np.nan_to_num(near, nan=-np.inf), np.nan_to_num(far, nan=np.inf)
@@ -58,7 +58,7 @@ def box(rays: Array, centre: Array, half: float) -> tuple[Array, Array]:
 
 
 def scenes(first: int, count: int, size: int) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, size, size) from 0 to 1, and depth (B, 1, size, size)."""
+    """Draw images (B, 3, size, size) from 0 to 1, and depth (B, 1, size, size)."""
     images, depths = zip(*(draw(first + i, size) for i in range(count)), strict=True)
     image, depth = (torch.from_numpy(np.stack(each)).float() for each in (images, depths))
     return image.permute(0, 3, 1, 2), depth[:, None]

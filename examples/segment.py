@@ -1,12 +1,12 @@
-"""Semantic segmentation: train a head on the features of a backbone, measure it, and look at what it says.
+"""Semantic segmentation: train a head on the features of a backbone, measure it, and paint its classes over photos.
 
     python examples/segment.py train DATA --backbone nano --head multilayer --out runs/camvid
     python examples/segment.py eval DATA/val --head runs/camvid
     python examples/segment.py predict photo.jpg --head runs/camvid --out prediction.png
 
-DATA holds `train/` and `val/`, each with `images/NAME.jpg` and `labels/NAME.png` of the same size, whose pixels are
-class indices. `DATA/classes.txt` names the classes, one a line; without it they are CamVid's eleven. The same command
-again goes on with a training that was interrupted.
+DATA has `train/` and `val/`, each with `images/NAME.jpg` and `labels/NAME.png` of the same size, whose pixels are class
+indices. `DATA/classes.txt` names the classes, one on each line. Without it they are the eleven of CamVid. To resume an
+interrupted training, run the same command again.
 """
 
 import argparse
@@ -25,15 +25,23 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from tqdm import tqdm
 from training import Settings, backbone_groups, exit_code, fit, head_groups, set_drop_path
 
-from heads import attach, create_head, freeze, load_head, save_head
-from heads.base import Attached
-from vitbackbone import BackboneModule, ViT, load_backbone, load_image, publish, publish_text
-from vitbackbone.contract import evaluating
+from heads import Attached, attach, create_head, freeze, load_head, save_head
+from vitbackbone import (
+    BackboneModule,
+    Record,
+    ViT,
+    evaluating,
+    load_backbone,
+    load_image,
+    publish,
+    publish_text,
+    read_json,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NAME = "segmentation"  # of the head among those attached
-PAINT = 0.6  # how much of what is seen is the class's colour, the rest is the photo
-RECORD, WEIGHTS = "segment.json", "backbone.safetensors"  # in the folder of a head, beside its own files
+NAME = "segmentation"  # the name under which the head is attached
+PAINT = 0.6  # share of the class's colour in a pixel; the rest is the photo
+RECORD, WEIGHTS = "segment.json", "backbone.safetensors"  # beside the head's own files
 
 
 # ---- train --------------------------------------------------------------------------------------------------------
@@ -43,7 +51,7 @@ def train(args: argparse.Namespace) -> None:
     classes = Classes.of(args.data, args.ignore)
     pairs, held_out = (find_pairs(args.data / split) for split in ("train", "val"))
     check_pairs(pairs, classes)
-    torch.manual_seed(args.seed)  # random weights are the same when a run goes on
+    torch.manual_seed(args.seed)  # random weights are the same when a run is resumed
     backbone = load_backbone(args.backbone, args.weights)
     segmenter = fit_segmenter(backbone, pairs, classes, args)
     save(segmenter, args.out, args.backbone, own_weights=args.finetune or args.weights is not None)
@@ -53,7 +61,7 @@ def train(args: argparse.Namespace) -> None:
 def fit_segmenter(
     backbone: BackboneModule, pairs: list[Pair], classes: Classes, args: argparse.Namespace
 ) -> "Segmenter":
-    """Trains a head, and with `args.finetune` the backbone too."""
+    """Train a head, and with `args.finetune` the backbone too."""
     head = create_head(args.head, backbone.spec, num_classes=len(classes.names), **args.options)
     head.ignore_index = classes.ignore
     model = attach(backbone, {NAME: head}, (args.crop, args.crop)).to(DEVICE)
@@ -69,7 +77,7 @@ def fit_segmenter(
     groups = head_groups(head, settings)
     if args.finetune:
         if not isinstance(backbone, ViT):
-            raise ValueError(f"--finetune wants the blocks of a ViT, and {args.backbone} has none")
+            raise ValueError(f"--finetune trains the blocks of a ViT, and {args.backbone} has none; leave it out")
         set_drop_path(backbone, args.drop_path)
         groups += backbone_groups(backbone, settings, args.layer_decay)
     else:
@@ -98,8 +106,10 @@ class Segmenter:
     window: int  # pixels a side: as large as the crops that the head was trained on
 
     def __call__(self, photo: Image.Image) -> Tensor:
-        """The class of each pixel (H, W), at full resolution: by the sum of the scores of overlapping windows. A token
-        attends to as many others there as in training."""
+        """Return the class of each pixel (H, W) at full resolution, by the sum of the scores of overlapping windows.
+
+        Windows have the size of the training crops, so a token attends to as many others as in training.
+        """
         image = self.model.backbone.preprocess(photo, (photo.height, photo.width), keep_aspect=True).to(DEVICE)
         side = self.window
         corners = windows(photo.height, photo.width, side)
@@ -112,35 +122,46 @@ class Segmenter:
             return total.argmax(dim=0)
 
 
+class Saved(Record):
+    """The fields of `segment.json`."""
+
+    backbone: str  # as for `load_backbone`
+    own_weights: bool  # whether the backbone's weights lie in the folder
+    window: int
+    names: tuple[str, ...]
+    ignore: int
+
+
 def save(segmenter: Segmenter, folder: Path, name: str, own_weights: bool) -> None:
-    """`own_weights`: the backbone has others than `load_backbone(name)`, and goes into the folder too."""
+    """Write the head, and the backbone too if its weights are its own and not those of `load_backbone(name)`."""
     backbone = segmenter.model.backbone
     save_head(segmenter.model.heads[NAME], folder, backbone)
     if own_weights:
         with publish(folder / WEIGHTS) as temporary:
             save_file({key: value.contiguous() for key, value in backbone.state_dict().items()}, temporary)
-    record = {"backbone": name, "own_weights": own_weights, "window": segmenter.window, **asdict(segmenter.classes)}
-    publish_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    classes = asdict(segmenter.classes)
+    saved = Saved(backbone=name, own_weights=own_weights, window=segmenter.window, **classes)
+    publish_text(folder / RECORD, saved.model_dump_json(indent=2) + "\n")
 
 
 def load(folder: Path) -> Segmenter:
-    """What `save` wrote. Raises `ValueError` if that is not it."""
+    """Load what `save` wrote. Raises `ValueError` if the folder holds something else."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        name, own_weights, window = record["backbone"], record["own_weights"], record["window"]
-        classes = Classes(tuple(record["names"]), record["ignore"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} holds no head as `segment.py train` writes it: {error!r}") from error
-    backbone = load_backbone(name, "random" if own_weights else None)
-    if own_weights:
+        saved = read_json(folder / RECORD, Saved)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no head that `segment.py train` wrote: {error}") from error
+    backbone = load_backbone(saved.backbone, "random" if saved.own_weights else None)
+    if saved.own_weights:
         backbone.load_state_dict(load_file(folder / WEIGHTS))
-    model = attach(backbone, {NAME: load_head(folder, backbone)}, (window, window))
-    return Segmenter(model.to(DEVICE), classes, window)
+    model = attach(backbone, {NAME: load_head(folder, backbone)}, (saved.window, saved.window))
+    return Segmenter(model.to(DEVICE), Classes(saved.names, saved.ignore), saved.window)
 
 
 def evaluate(segmenter: Segmenter, pairs: list[Pair]) -> Tensor:
-    """The IoU of each class over all pixels of a split together; NaN for a class that is ignored, or neither there nor
-    found."""
+    """Return the IoU of each class over all pixels of a split.
+
+    It is NaN for an ignored class, and for a class that is neither in the labels nor predicted.
+    """
     classes = segmenter.classes
     metric = MulticlassJaccardIndex(
         len(classes.names), average="none", ignore_index=classes.ignore, zero_division=float("nan")
@@ -150,7 +171,7 @@ def evaluate(segmenter: Segmenter, pairs: list[Pair]) -> Tensor:
         metric.update(segmenter(photo).cpu(), label)
     iou = metric.compute()
     if classes.ignore < len(iou):
-        iou[classes.ignore] = torch.nan  # found it may be, by mistake
+        iou[classes.ignore] = torch.nan  # it may be predicted by mistake
     return iou
 
 
@@ -160,7 +181,7 @@ def table(iou: Tensor, classes: Classes) -> str:
 
 
 def picture(photo: Image.Image, labels: Tensor, classes: Classes) -> Image.Image:
-    """The photo in grey, painted in the colours of its classes, above a legend in the colours that are seen."""
+    """Paint the grey photo in the colours of its classes, with a legend below in the colours as they appear."""
     where = labels.cpu().numpy()
     paint = Image.fromarray(palette(len(classes.names))[where])
     painted = Image.blend(ImageOps.autocontrast(photo.convert("L"), cutoff=1).convert("RGB"), paint, PAINT)
@@ -203,32 +224,45 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser("train", help="train a head, and the backbone if asked, and measure it on val")
     p.set_defaults(run=train)
     p.add_argument("data", type=Path, metavar="DATA", help="folder with train/ and val/")
-    p.add_argument("--backbone", default="nano", metavar="NAME", help="of `vitbackbone models` (%(default)s)")
+    p.add_argument("--backbone", default="nano", metavar="NAME", help="a name of `vitbackbone models` (%(default)s)")
     p.add_argument("--weights", metavar="FILE", help="weights for it, or 'random'")
     p.add_argument("--head", default="multilayer", metavar="NAME", help="a head for segmentation (%(default)s)")
-    p.add_argument("--options", type=json.loads, default={}, metavar="JSON", help='of the head, as {"dropout": 0.1}')
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for head and checkpoints")
-    p.add_argument("--ignore", type=int, metavar="N", help="label that counts for nothing (the one after the classes)")
-    p.add_argument("--steps", type=int, default=300, help="(%(default)s)")
+    p.add_argument(
+        "--options", type=json.loads, default={}, metavar="JSON", help='options of the head, such as {"dropout": 0.1}'
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the head and checkpoints")
+    p.add_argument("--ignore", type=int, metavar="N", help="label to leave out (the one after the classes)")
+    p.add_argument("--steps", type=int, default=300, help="training steps (%(default)s)")
     p.add_argument("--batch-size", type=int, default=16, metavar="PHOTOS", help="(%(default)s)")
-    p.add_argument("--crop", type=int, default=128, metavar="PIXELS", help="side of what is trained on (%(default)s)")
-    p.add_argument("--lr", type=float, help="peak of the learning rate (0.01, and 0.001 with --finetune)")
+    p.add_argument("--crop", type=int, default=128, metavar="PIXELS", help="side of the training crops (%(default)s)")
+    p.add_argument("--lr", type=float, help="peak learning rate (0.01, and 0.001 with --finetune)")
     p.add_argument("--finetune", action="store_true", help="train the backbone too")
-    p.add_argument("--layer-decay", type=float, default=0.75, help="of the rate, from block to block (%(default)s)")
-    p.add_argument("--drop-path", type=float, default=0.1, help="in the last block, with --finetune (%(default)s)")
-    p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the training (%(default)s)")
-    p.add_argument("--save-every", type=int, default=100, metavar="STEPS", help="between checkpoints (%(default)s)")
+    p.add_argument(
+        "--layer-decay",
+        type=float,
+        default=0.75,
+        help="factor on the rate from each block to the one before (%(default)s)",
+    )
+    p.add_argument(
+        "--drop-path", type=float, default=0.1, help="stochastic depth of the last block, with --finetune (%(default)s)"
+    )
+    p.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of the training (%(default)s)"
+    )
+    p.add_argument(
+        "--save-every", type=int, default=100, metavar="STEPS", help="steps between checkpoints (%(default)s)"
+    )
     p.add_argument("--seed", type=int, default=0, help="(%(default)s)")
 
     p = commands.add_parser("eval", help="print mIoU and the IoU of each class")
     p.set_defaults(run=evaluate_split)
     p.add_argument("split", type=Path, metavar="SPLIT", help="folder with images/ and labels/")
-    p.add_argument("--head", type=Path, required=True, metavar="DIR", help="what `train` wrote")
+    p.add_argument("--head", type=Path, required=True, metavar="DIR", help="folder that `train` wrote")
 
     p = commands.add_parser("predict", help="paint the classes over a photo")
     p.set_defaults(run=predict)
     p.add_argument("image", type=Path, metavar="IMAGE")
-    p.add_argument("--head", type=Path, required=True, metavar="DIR", help="what `train` wrote")
+    p.add_argument("--head", type=Path, required=True, metavar="DIR", help="folder that `train` wrote")
     p.add_argument("--out", type=Path, required=True, metavar="PNG")
     return whole
 

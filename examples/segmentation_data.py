@@ -1,4 +1,4 @@
-"""Photos with a class for every pixel, on disk: what examples/segment.py reads.
+"""Photos with a class for every pixel, in the layout that examples/segment.py reads.
 
 SPLIT/images/NAME.jpg    any format that Pillow reads
 SPLIT/labels/NAME.png    as large as the photo; 8-bit class indices, in grey or as a palette's
@@ -26,12 +26,14 @@ Pair = tuple[Path, Path]  # a photo and its label
 @dataclass(frozen=True)
 class Classes:
     names: tuple[str, ...]
-    ignore: int  # label of the pixels that count for nothing
+    ignore: int  # label of the pixels that are left out
 
     @classmethod
     def of(cls, data: Path, ignore: int | None) -> "Classes":
-        """Named by `data/classes.txt`, one a line in the order of their indices; CamVid's where there is none. By
-        default the index after the last class is ignored."""
+        """Read the names in `data/classes.txt`, one on each line in the order of their indices.
+
+        If there is no such file, the classes are CamVid's. By default the index after the last class is ignored.
+        """
         file = data / "classes.txt"
         names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else CAMVID
         names = [name for name in names if name]
@@ -41,8 +43,10 @@ class Classes:
 
 
 def find_pairs(split: Path) -> list[Pair]:
-    """Each photo of a split with its label, in the order of their names. Raises `ValueError` if a folder, a photo or a
-    label is missing."""
+    """Find each photo of a split and its label, in the order of their names.
+
+    Raises `ValueError` if a folder, a photo or a label is missing.
+    """
     photos, labels = split / "images", split / "labels"
     for folder in (photos, labels):
         if not folder.is_dir():
@@ -57,8 +61,10 @@ def find_pairs(split: Path) -> list[Pair]:
 
 
 def read_pair(pair: Pair, classes: Classes) -> tuple[Image.Image, Tensor]:
-    """An RGB photo and its label, uint8 (H, W). Raises `ValueError` if their sizes differ, or the label is no map of
-    these classes."""
+    """Read an RGB photo and its label, uint8 (H, W).
+
+    Raises `ValueError` if their sizes differ, or if the label is no map of these classes.
+    """
     photo = load_image(pair[0])
     with Image.open(pair[1]) as opened:
         if opened.mode not in ("L", "P"):
@@ -73,26 +79,28 @@ def read_pair(pair: Pair, classes: Classes) -> tuple[Image.Image, Tensor]:
     if strange:
         raise ValueError(
             f"{pair[1]} has the labels {strange[:5]}; want 0 to {len(classes.names) - 1}, or {classes.ignore}, which "
-            "is ignored. DATA/classes.txt names the classes, and --ignore N tells which label counts for nothing"
+            "is ignored. DATA/classes.txt names the classes, and --ignore N sets the label to leave out"
         )
     return photo, label
 
 
 def check_pairs(pairs: list[Pair], classes: Classes) -> None:
-    """Reads all, before hours are spent on them. Raises `ValueError` as `read_pair` does, and if a class is never
-    seen."""
+    """Read all pairs, before hours are spent on them.
+
+    Raises `ValueError` as `read_pair` does, and if no pixel shows a class.
+    """
     seen = torch.zeros(256, dtype=torch.bool)
     for pair in tqdm(pairs, desc="checking", unit="photo", leave=False):
         seen[read_pair(pair, classes)[1].unique().long()] = True
     unseen = [name for i, name in enumerate(classes.names) if i != classes.ignore and not seen[i]]
     if unseen:
         raise ValueError(
-            f"no pixel of {pairs[0][1].parent} is {' or '.join(unseen)}; DATA/classes.txt names the classes, one a line"
+            f"no pixel of {pairs[0][1].parent} is {' or '.join(unseen)}; want every class of DATA/classes.txt"
         )
 
 
 def windows(height: int, width: int, side: int) -> list[tuple[int, int]]:
-    """The (top, left) of windows that cover a photo evenly and overlap by a quarter at least."""
+    """Return the (top, left) of windows that cover a photo evenly and overlap by at least a quarter."""
     return [(top, left) for top in _starts(height, side) for left in _starts(width, side)]
 
 
@@ -102,18 +110,17 @@ def _starts(length: int, side: int) -> list[int]:
 
 
 def augmentation(colours: bool) -> v2.Transform:
-    """Random flip of a PIL photo and a `tv_tensors.Mask` (1, H, W), and of `colours` if asked."""
+    """Make a random flip of a PIL photo and its `tv_tensors.Mask` (1, H, W), with colour jitter if `colours`."""
     return v2.Compose([v2.RandomHorizontalFlip(), *([v2.ColorJitter(0.2, 0.2, 0.2)] if colours else [])])
 
 
 def draw_batch(
     pairs: list[Pair], size: int, side: int, augment: v2.Transform, classes: Classes, preprocess: ImageTransform
 ) -> tuple[Tensor, Tensor]:
-    """A window of each of some random photos, augmented: (B, 3, side, side) as the backbone wants them, and labels
-    (B, side, side). By torch's generator alone.
+    """Draw augmented windows of random photos: (B, 3, side, side), normalised, and labels (B, side, side).
 
-    The windows are those that a photo is later cut into: its positions tell a token where in the photo it is, which
-    windows anywhere would take away. A photo that is smaller is filled up in grey, which is ignored.
+    All randomness comes from torch's generator. The windows are the same that a photo is later cut into, because their
+    places tell a token where in the photo it is. A smaller photo is padded in grey, and the padding is ignored.
     """
     images, labels = [], []
     for i in torch.randperm(len(pairs))[:size].tolist():

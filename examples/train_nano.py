@@ -1,4 +1,4 @@
-"""Train `nano`, the built-in backbone, from scratch on CIFAR-10 (45,000 of its training photos; 5,000 are kept aside).
+"""Train `nano`, the built-in backbone, from scratch on CIFAR-10 (45,000 of its training photos; 5,000 are held out).
 
     python examples/train_nano.py train.parquet --out runs/nano            # resumes by itself if interrupted
     python examples/train_nano.py train.parquet --out runs/nano --epochs 2 --limit 2000    # a quick trial
@@ -30,18 +30,18 @@ from vitbackbone.contract import Features
 from vitbackbone.model import ViT, ViTConfig
 
 THUMBNAIL = 8  # pixels a side
-HELD_OUT = 10  # every tenth photo is kept aside for validation
+HELD_OUT = 10  # every tenth photo is held out for validation
 
 
 def read_photos(path: Path, limit: int | None) -> tuple[Tensor, Tensor]:
-    """uint8 photos (N, 3, 32, 32) and labels (N,)."""
+    """Read uint8 photos (N, 3, 32, 32) and labels (N,)."""
     table = pq.read_table(path, columns=["image", "label"]).slice(0, limit)
     photos = [np.asarray(Image.open(io.BytesIO(b)).convert("RGB")) for b in table["image"].to_pylist()]
     return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous(), torch.tensor(table["label"].to_pylist())
 
 
 def normalised(photos: Tensor) -> Tensor:
-    """uint8 photos (N, 3, H, W) as the backbone wants them."""
+    """Normalise uint8 photos (N, 3, H, W) for the backbone."""
     preprocess = ZOO["nano"].preprocess
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
     return (photos.float() / 255 - mean) / std
@@ -64,9 +64,12 @@ def augment(photos: Tensor, size: int) -> Tensor:
 
 
 class Classifier(nn.Module):
-    """`nano` with three linear heads that are thrown away. One classifies by CLS and one by the mean of the patches, so
-    that the patch tokens of the last block learn something too. The third reads a grey thumbnail off CLS: classes
-    alone would let CLS forget where things are, which other tasks than CIFAR-10's need."""
+    """`nano` with three linear heads, which are used only in training.
+
+    One classifies by CLS. Another classifies by the mean of the patches, so that the patch tokens of the last block
+    learn, too. The third predicts a grey thumbnail from CLS, because other tasks need to know where things are, and
+    classes alone would not keep that in CLS.
+    """
 
     def __init__(self, config: ViTConfig, num_classes: int) -> None:
         super().__init__()
@@ -77,19 +80,19 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.thumbnail_head.weight)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Class logits by CLS and by the patch mean, and the thumbnail by CLS."""
+        """Return class logits from CLS and from the patch mean, and the thumbnail from CLS."""
         features: Features = self.vit(images)
         patch_mean = features.patches.mean(dim=(2, 3))
         return self.cls_head(features.cls), self.mean_head(patch_mean), self.thumbnail_head(features.cls)
 
 
 def thumbnail(images: Tensor) -> Tensor:
-    """Grey values of the images, averaged over an 8 x 8 grid: (B, 64)."""
+    """Average the grey values of images over an 8 x 8 grid: (B, 64)."""
     return F.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), THUMBNAIL).flatten(1)
 
 
 def optimizers(model: Classifier, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for stem, tokens, positions, norms and heads."""
+    """Make Muon (Jordan et al. 2024) for the matrices of the blocks, and AdamW for all other parameters."""
     matrices = [p for p in model.vit.blocks.parameters() if p.ndim == 2]
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
@@ -100,31 +103,34 @@ def optimizers(model: Classifier, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def schedule(progress: float) -> float:
-    """Factor on the learning rates: linear warm-up over the first 3 %, then a cosine to 0."""
+    """Return the factor on the learning rates: linear warm-up over the first 3 %, then a cosine to 0."""
     return progress / 0.03 if progress < 0.03 else 0.5 + 0.5 * math.cos(math.pi * (progress - 0.03) / 0.97)
 
 
 def image_size(progress: float) -> int:
-    """Pixels a side: three quarters of the full size for the first 40 %, at about half the cost."""
+    """Return the side in pixels: three quarters of the full size for the first 40 %, at about half the cost."""
     return 24 if progress < 0.4 else 32
 
 
 def thumbnail_weight(progress: float) -> float:
-    """Of the thumbnail in the loss: none until the classes are learned roughly, most at the end, where the learning
-    rate is small and takes little from them."""
+    """Return the weight of the thumbnail in the loss.
+
+    It is 0 until the classes are roughly learned. It is largest at the end, when the learning rate is small and the
+    classes suffer little.
+    """
     if progress < 13 / 24:
         return 0.0
     return 0.5 if progress < 19 / 24 else 2.0
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """In its instructions: a CPU without them computes it, at an eighth of the speed of float32."""
+    """Return whether bfloat16 is fast. A CPU without its instructions computes it at an eighth of float32's speed."""
     return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @torch.inference_mode()
 def accuracy(model: Classifier, photos: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Of the two heads."""
+    """Return the accuracy of the two classifying heads."""
     model.eval()
     hits = torch.zeros(2)
     for x, y in zip(photos.split(500), labels.split(500), strict=True):

@@ -1,4 +1,4 @@
-"""What the examples that train share: parameter groups, the learning rate, and a loop that can be interrupted."""
+"""Training for the examples: parameter groups, the learning rate, and a loop that can be resumed."""
 
 import json
 import math
@@ -21,7 +21,7 @@ Groups = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how fast. A run is resumed with equal settings alone."""
+    """Settings of a training run. A run can be resumed only with equal settings."""
 
     steps: int
     lr: float  # peak
@@ -34,13 +34,16 @@ class Settings:
 
 
 def head_groups(head: nn.Module, settings: Settings) -> Groups:
-    """Of a head, or of any module whose parameters all learn at one rate."""
+    """Return the parameter groups of a head, or of any module with one learning rate."""
     return _decayed([(name, p) for name, p in head.named_parameters() if p.requires_grad], settings.lr, settings)
 
 
 def backbone_groups(backbone: ViT, settings: Settings, layer_decay: float) -> Groups:
-    """Of a backbone: the learning rate falls by `layer_decay` from each block to the one before (Clark et al. 2020,
-    ELECTRA; Bao et al. 2021, BEiT). Tokens and positions learn as the layer before the first block."""
+    """Return the parameter groups of a backbone.
+
+    The learning rate falls by `layer_decay` from each block to the one before (Clark et al. 2020, ELECTRA; Bao et al.
+    2021, BEiT). Tokens and positions count as the layer before the first block.
+    """
     depth = backbone.config.depth
     layers: dict[int, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in backbone.named_parameters():
@@ -57,7 +60,7 @@ def backbone_groups(backbone: ViT, settings: Settings, layer_decay: float) -> Gr
 
 
 def _decayed(named: list[tuple[str, nn.Parameter]], lr: float, settings: Settings) -> Groups:
-    """Weight decay for matrices alone: not for biases, norms, tokens and positions."""
+    """Split parameters into groups with weight decay, for matrices, and without: biases, norms, tokens, positions."""
     plain = [p for name, p in named if p.ndim < 2 or "token" in name or "pos_embed" in name]
     taken = {id(p) for p in plain}
     matrices = [p for _, p in named if id(p) not in taken]
@@ -67,7 +70,7 @@ def _decayed(named: list[tuple[str, nn.Parameter]], lr: float, settings: Setting
 
 
 def set_drop_path(backbone: ViT, rate: float) -> None:
-    """Stochastic depth in training: `rate` in the last block, falling to 0 in the first."""
+    """Set stochastic depth: `rate` in the last block, falling linearly to 0 in the first (Huang et al. 2016)."""
     if not 0 <= rate < 1:
         raise ValueError(f"the rate of DropPath must be in [0, 1), got {rate}")
     for i, block in enumerate(backbone.blocks):
@@ -75,7 +78,7 @@ def set_drop_path(backbone: ViT, rate: float) -> None:
 
 
 def schedule(progress: float, warmup: float) -> float:
-    """Factor on the learning rate: linear warm-up, then a cosine to 0."""
+    """Return the factor on the learning rate: linear warm-up, then a cosine to 0."""
     if progress < warmup:
         return progress / warmup
     return 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
@@ -89,11 +92,11 @@ def fit(
     settings: Settings,
     out: Path,
 ) -> None:
-    """Trains the parameters in `groups` with AdamW, and shows rate, time left and loss.
+    """Train the parameters in `groups` with AdamW, and show rate, time left and loss.
 
-    `model`: what is saved in the checkpoint `out/checkpoint.pt`, from which an interrupted run goes on.
-    `batch`: the batch of a step, a function of its number alone, so that a resumed run sees what an uninterrupted one
-    would. torch's generator is seeded by the step too.
+    `model` is saved in the checkpoint `out/checkpoint.pt`, from which an interrupted run resumes. `batch` makes the
+    batch of a step from its number alone, so a resumed run sees the same batches as an uninterrupted one. torch's
+    generator is seeded by the step, too.
     Exits with a message if `out` holds a run of other settings; raises `ValueError` on a loss that is not finite.
     """
     optimizer = torch.optim.AdamW(groups)
@@ -136,7 +139,7 @@ def fit(
 
 
 def exit_code(run: Callable[[], None]) -> int:
-    """Runs an example from the command line: 0, 2 for wrong input, 130 for Ctrl-C."""
+    """Run an example from the command line, and return 0, 2 for wrong input, or 130 for Ctrl-C."""
     try:
         run()
         return 0
@@ -144,5 +147,5 @@ def exit_code(run: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command again goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
         return 130

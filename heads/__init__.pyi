@@ -2,18 +2,15 @@
 
 from .adapters.detectron2 import as_detectron2 as as_detectron2
 from .adapters.torchvision import as_torchvision as as_torchvision
+from .attached import Attached as Attached
+from .attached import attach as attach
+from .attached import freeze as freeze
 from .attentive import AimProbe as AimProbe
 from .attentive import VJepaProbe as VJepaProbe
 from .attentive_probe import AttentiveProbe as AttentiveProbe
-from .base import Attached as Attached
 from .base import DenseHead as DenseHead
 from .base import Head as Head
 from .base import Needs as Needs
-from .base import attach as attach
-from .base import create_head as create_head
-from .base import freeze as freeze
-from .base import list_heads as list_heads
-from .base import register_head as register_head
 from .cameras import CameraEncoder as CameraEncoder
 from .cameras import CameraFeatures as CameraFeatures
 from .cameras import CameraTokens as CameraTokens
@@ -52,6 +49,9 @@ from .probes import LinearProbe as LinearProbe
 from .projectors import OpenVLAProjector as OpenVLAProjector
 from .projectors import SpaceToDepth as SpaceToDepth
 from .projectors import TokenProjector as TokenProjector
+from .registry import create_head as create_head
+from .registry import list_heads as list_heads
+from .registry import register_head as register_head
 from .resamplers import MapPool as MapPool
 from .resamplers import PerceiverResampler as PerceiverResampler
 from .segmentation import LinearSegmenter as LinearSegmenter

@@ -34,15 +34,15 @@ def _attend(
 def _check_heads(dim: int, num_heads: int) -> None:
     if num_heads < 1 or dim % num_heads:
         raise ValueError(
-            f"an attentive probe of {num_heads} heads on tokens of width {dim}: give it a num_heads that divides {dim}"
+            f"an attentive probe has {num_heads} heads on tokens of width {dim}; want a num_heads that divides {dim}"
         )
 
 
 class VJepaClassifier(nn.Module):
-    """V-JEPA's attentive probe (Bardes et al. 2024; facebookresearch/jepa, src/models/attentive_pooler.py): a learned
-    query attends once to the normed tokens, an MLP follows, each added to the query, and a linear layer classifies.
+    """V-JEPA's attentive probe (Bardes et al. 2024; facebookresearch/jepa, src/models/attentive_pooler.py).
 
-    Upstream also has a projection behind the attention, which its forward leaves out; here it is not built.
+    A learned query attends once to the normed tokens. The attention and an MLP are each added to it, and a linear layer
+    classifies. Upstream also builds a projection behind the attention, but its forward leaves it out.
     """
 
     def __init__(self, dim: int, num_classes: int, num_heads: int) -> None:
@@ -65,7 +65,7 @@ class VJepaClassifier(nn.Module):
         self.linear = nn.Linear(dim, num_classes)
 
     def forward(self, tokens: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"]) -> Float[Tensor, "B K"]:
-        """`valid`: True where a token shows the image, False where it is padding, which is not looked at."""
+        """Return logits. `valid` is True where a token shows the image; other tokens are ignored."""
         k, v = self.kv(self.norm1(tokens)).chunk(2, dim=2)
         x = (self.query + _attend(self.q(self.query), k, v, valid, self.num_heads))[:, 0]
         x = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
@@ -73,9 +73,11 @@ class VJepaClassifier(nn.Module):
 
 
 class AimClassifier(nn.Module):
-    """AIM's attention pooling (El-Nouby et al. 2024; apple/ml-aim, aim-v1/aim/v1/torch/layers.py): learned queries
-    attend once to batch-normed tokens, without projection of the queries and without biases, and a linear layer
-    without a bias classifies their mean."""
+    """AIM's attention pooling (El-Nouby et al. 2024; apple/ml-aim, aim-v1/aim/v1/torch/layers.py).
+
+    Learned queries attend once to batch-normed tokens, and a linear layer classifies their mean. The queries are not
+    projected, and no layer has a bias.
+    """
 
     def __init__(self, dim: int, num_classes: int, num_heads: int, num_queries: int = 1) -> None:
         super().__init__()
@@ -88,14 +90,17 @@ class AimClassifier(nn.Module):
         self.linear = nn.Linear(dim, num_classes, bias=False)
 
     def forward(self, tokens: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"]) -> Float[Tensor, "B K"]:
-        """`valid`: as in `VJepaClassifier`; the statistics are of valid tokens alone."""
-        if self.training:
-            normed = self.bn(tokens[valid])
-            x = torch.zeros_like(tokens, dtype=normed.dtype).masked_scatter(valid[:, :, None], normed)
-        else:  # the statistics are there, and no number of tokens depends on the mask
-            x = torch.where(valid[:, :, None], self.bn(tokens.mT).mT, 0.0)
+        """Return logits. `valid` is as in `VJepaClassifier`; batch norm takes its statistics from valid tokens only."""
+        x = self._normed(tokens, valid)
         x = _attend(self.query, self.k(x), self.v(x), valid, self.num_heads)
         return self.linear(x.mean(dim=1))
+
+    def _normed(self, tokens: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Apply batch norm, and set padding to zero."""
+        if not self.training:  # no statistics are taken, so padding may pass, and no shape depends on values
+            return self.bn(tokens.mT).mT.masked_fill(~valid[:, :, None], 0)
+        normed = self.bn(tokens[valid])
+        return torch.zeros_like(tokens, dtype=normed.dtype).masked_scatter(valid[:, :, None], normed)
 
 
 FORMS: dict[str, type[VJepaClassifier] | type[AimClassifier]] = {"vjepa": VJepaClassifier, "aim": AimClassifier}
@@ -105,10 +110,10 @@ FORMS: dict[str, type[VJepaClassifier] | type[AimClassifier]] = {"vjepa": VJepaC
 
 
 class VJepaProbe(Classifying):
-    """V-JEPA's attentive probe on the patches of the last layer, with the final norm where there is one; its encoder
-    has no CLS token, and none is read.
+    """V-JEPA's attentive probe on the patches of the last layer, with the final norm if there is one.
 
-    `num_heads`: of the attention; by default the backbone's own, as upstream's evaluation has it.
+    It reads no CLS token, because V-JEPA's encoder has none. `num_heads` is the number of attention heads, by default
+    the backbone's own, as in upstream's evaluation.
     """
 
     def __init__(self, spec: BackboneSpec, num_classes: Count, num_heads: Count | None = None) -> None:
@@ -123,8 +128,8 @@ class VJepaProbe(Classifying):
 class AimProbe(Classifying):
     """AIM's attentive probe on the mean of several layers' patches, before the final norm.
 
-    `layers`: by default the last six, or all where there are fewer. They must be alike in width and stride.
-    `num_heads`: as for `VJepaProbe`. `num_queries`: how many queries the mean is of.
+    `layers` are by default the last six, or all if there are fewer. They must have the same width and stride.
+    `num_heads` is as for `VJepaProbe`. `num_queries` is the number of queries that are averaged.
     """
 
     def __init__(
@@ -141,8 +146,8 @@ class AimProbe(Classifying):
         kinds = {(spec.dims[layer], spec.strides[layer]) for layer in self.layers}
         if len(kinds) > 1:
             raise ValueError(
-                f"an AIM probe takes the mean of layers {list(self.layers)} of {spec.name}, whose (width, stride) are "
-                f"{sorted(kinds)}; give it layers that are alike, such as layers=[-1]"
+                f"an AIM probe averages layers {list(self.layers)} of {spec.name}, whose (width, stride) are "
+                f"{sorted(kinds)}; want layers of one width and stride, such as layers=[-1]"
             )
         dim = spec.dims[self.layers[0]]
         self.num_classes = num_classes

@@ -22,30 +22,31 @@ from heads.blocks import Array
 from heads.parameters import choice, count, device, flag, positive, seed
 from heads.probe_base import FLOATS, Probe, Tensors, check_no_label_missing, check_tensor, encode_labels, labelled
 
-HEAD_WIDTH = 64  # of the attention of nearly every Vision Transformer
+HEAD_WIDTH = 64  # the width of an attention head in nearly every Vision Transformer
 
 
-@no_type_check  # at run time: `fit` refuses wrong arguments itself
+@no_type_check  # no run-time checks: `fit` refuses wrong arguments itself
 class AttentiveProbe(Probe):
     """An attentive probe on the patch tokens of a frozen backbone, trained in torch, as a scikit-learn classifier.
 
-    `form`: `"vjepa"` or `"aim"`. It reads the tokens it is given; AIM's own are the mean of the last six layers.
-    `num_heads`: of the attention; by default one for every 64 of width, as nearly all Vision Transformers have.
-    `epochs`, `batch_size`, `lr`, `weight_decay`: AdamW, the learning rate falling from `lr` to 0 by a cosine, gradients
-    clipped to 1, no weight decay of biases and norms: V-JEPA's recipe for images (facebookresearch/jepa,
-    evals/image_classification_frozen/eval.py), but that its weight decay falls too.
-    `random_state`: an integer that decides initialisation and order; equal seeds give equal probes on one machine.
-    `device`: where it trains and predicts. `progress`: show a bar.
+    `form`: `"vjepa"` or `"aim"`. It reads the tokens it is given; AIM itself reads the mean of the last six layers.
+    `num_heads`: the number of attention heads, by default one for every 64 of width, as in nearly all Vision
+    Transformers.
+    `epochs`, `batch_size`, `lr`, `weight_decay`: parameters of AdamW. The learning rate falls from `lr` to 0 by a
+    cosine, gradients are clipped to 1, and biases and norms have no weight decay. This is V-JEPA's recipe for images
+    (facebookresearch/jepa, evals/image_classification_frozen/eval.py), except that its weight decay falls too.
+    `random_state`: the integer seed of initialisation and order. Equal seeds give equal probes on one machine.
+    `device`: the device to train and predict on. `progress`: whether to show a progress bar.
 
-    X is a sequence with (T, D) tokens of each sample, which may differ in T, read when needed:
-    `FeatureStore(...).tokens`, an array or a memory map (N, T, D), or what `ImageFeatures(pooling="tokens")` makes.
+    X is a sequence of the (T, D) tokens of each sample, read on demand. T may differ between samples. It may be
+    `FeatureStore(...).tokens`, an array or a memory map (N, T, D), or the output of `ImageFeatures(pooling="tokens")`.
 
     Samples with the label -1, "unknown" in a `FeatureStore`, are left out with a warning.
 
-    Fitted: `module_`, whose parameters are those of the head's `classifier`; `loss_`, the mean of the last epoch;
+    Fitted: `module_`, with the same parameters as the head's `classifier`; `loss_`, the mean over the last epoch;
     `classes_`.
-    Raises `ValueError` on an unknown form, a number of heads that does not divide D, a single class, labels that are
-    missing or continuous, and tokens that are of another shape or not finite.
+    Raises `ValueError` on an unknown form, a number of heads that does not divide D, a single class, missing or
+    continuous labels, and tokens of another shape or with NaN or inf.
     """
 
     module_: nn.Module
@@ -74,7 +75,7 @@ class AttentiveProbe(Probe):
         self.progress = progress
 
     def fit(self, X: Any, y: ArrayLike) -> "AttentiveProbe":
-        """Trains on tokens, N of (T, D), and labels (N,)."""
+        """Train on N samples of tokens (T, D) and labels (N,)."""
         self._check_parameters()
         device(self, "device")
         whole = _Samples(X)
@@ -94,7 +95,7 @@ class AttentiveProbe(Probe):
         return self
 
     def _train(self, module: nn.Module, samples: "_Samples", targets: Tensor) -> float:
-        """Trains the module in place; returns the mean loss of the last epoch."""
+        """Train the module in place, and return the mean loss of the last epoch."""
         matrices = [p for p in module.parameters() if p.ndim > 1]
         plain = [p for p in module.parameters() if p.ndim == 1]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -109,7 +110,7 @@ class AttentiveProbe(Probe):
                 for rows in self._batches(order.permutation(len(samples))):
                     loss = F.cross_entropy(module(*samples.batch(rows, self.device)), targets[rows])
                     if not torch.isfinite(loss):
-                        raise ValueError(f"AttentiveProbe: the loss is {loss.item()}; take a lower lr than {self.lr}")
+                        raise ValueError(f"AttentiveProbe: the loss is {loss.item()}; use a lower lr than {self.lr}")
                     optimizer.zero_grad()
                     loss.backward()
                     nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -121,11 +122,11 @@ class AttentiveProbe(Probe):
         return total / len(samples)
 
     def predict_proba(self, X: Any) -> Array:
-        """Probabilities (N, K), in the order of `classes_`."""
+        """Return the probabilities (N, K), in the order of `classes_`."""
         return self._logits(X).softmax(dim=1).numpy()
 
     def predict(self, X: Any) -> Array:
-        """Labels (N,)."""
+        """Return the predicted labels (N,)."""
         best = self._logits(X).argmax(dim=1).numpy()
         return self.classes_[best]
 
@@ -140,7 +141,7 @@ class AttentiveProbe(Probe):
             return torch.cat([module(*samples.batch(rows, self.device)).float().cpu() for rows in parts])
 
     def _batches(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        """As alike in size as can be: batch norm has nothing to norm by in a last batch of one."""
+        """Split rows into batches of nearly equal size, because batch norm fails on a last batch of one."""
         return iter(np.array_split(rows, -(-len(rows) // self.batch_size)))
 
     def _build(self, width: int, num_classes: int) -> nn.Module:
@@ -184,10 +185,10 @@ class AttentiveProbe(Probe):
 
 
 class _Samples:
-    """The tokens of samples, read when asked for."""
+    """The tokens of samples, read on demand."""
 
     def __init__(self, X: Any, rows: NDArray[np.int64] | None = None) -> None:
-        """`rows`: which of the samples, by default all. Raises `ValueError` on what is no sequence of (T, D) tokens."""
+        """Select samples by `rows`, by default all. Raises `ValueError` unless `X` is a sequence of (T, D) tokens."""
         self.X = X
         if not hasattr(X, "__getitem__") or not hasattr(X, "__len__") or isinstance(X, str | bytes | dict):
             raise ValueError(f"X is a {type(X).__name__}; want patch tokens, (N, T, D) or a sequence of (T, D)")
@@ -202,23 +203,23 @@ class _Samples:
         return len(self.rows)
 
     def read(self, row: int) -> Float[np.ndarray, "T D"]:
-        """Raises `ValueError` on tokens of another shape, and on values that are not finite."""
+        """Read the tokens of a sample. Raises `ValueError` on another shape, and on NaN or inf."""
         tokens = np.asarray(self.X[row], dtype=np.float32)
         if tokens.ndim != 2 or tokens.shape[1] != self.width or not tokens.size:
             width = self.width or "D"
             raise ValueError(
-                f"the tokens of sample {row} have shape {tokens.shape}; want (T, {width}), one row a patch: "
-                "`FeatureStore(...).tokens`, or of features (B, D, h, w) their `tokens`"
+                f"the tokens of sample {row} have shape {tokens.shape}; want (T, {width}), one row for each patch, as "
+                "in `FeatureStore(...).tokens` and `features.tokens`"
             )
         if not np.isfinite(tokens).all():
             raise ValueError(
-                f"the tokens of sample {row} hold NaN or inf; leave the sample out, of X and of y, or extract it again "
+                f"the tokens of sample {row} hold NaN or inf; leave the sample out of X and of y, or extract it again "
                 "in a higher precision"
             )
         return tokens
 
     def batch(self, rows: NDArray[np.int64], device: str) -> tuple[Tensor, Tensor]:
-        """Tokens (B, T, D), shorter samples filled up, and which of them are there (B, T)."""
+        """Return tokens (B, T, D), with zeros after shorter samples, and a mask (B, T) of the real tokens."""
         parts = [self.read(int(self.rows[row])) for row in rows]
         lengths = np.array([len(part) for part in parts])
         tokens = np.zeros((len(parts), lengths.max(), self.width), dtype=np.float32)

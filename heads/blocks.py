@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 Array = NDArray[Any]
-ROWS = 4096  # of a block: 13 MB of 768 features in float32, 64 MB of similarities of one block to another
-DELAY = 2  # seconds that reading takes before there is a bar
-INTERVAL = 0.1 if sys.stderr.isatty() else 10  # seconds between two states of it
+ROWS = 4096  # rows of a block: 13 MB of 768 features in float32, and 64 MB of similarities between two blocks
+DELAY = 2  # seconds of reading before a progress bar is shown
+INTERVAL = 0.1 if sys.stderr.isatty() else 10  # seconds between two updates of the bar
 
 
 @runtime_checkable
 class Rows(Protocol):
-    """Feature rows (N, F), read when asked for: `FeatureStore(...).rows`, or anything with these five."""
+    """Feature rows (N, F) that are read on demand: `FeatureStore(...).rows`, or any object with these five members."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -31,10 +31,10 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Any) -> "Rows":
-        """Those that a slice, a mask or indices choose; none is read."""
+        """Select rows by a slice, a mask or indices, without reading any."""
 
     def blocks(self, rows: int) -> Iterator[Array]:
-        """All of them in order, (n, F), at most `rows` at a time."""
+        """Yield all rows in order as blocks (n, F) of at most `rows` rows."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class InMemory:
 
 
 def precision(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """What features of a dtype are computed in: float64 stays, half precision and integers become float32."""
+    """Return the dtype to compute in: float64 stays, and half precision and integers become float32."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 def read(rows: Rows, work: str) -> Iterator[Array]:
-    """The blocks of rows; once reading them from somewhere has taken a while, with a bar that says for which work."""
+    """Yield the blocks of rows. If reading stored rows takes a while, a progress bar names the `work`."""
     stored = not isinstance(rows, InMemory)
     with tqdm(
         total=len(rows),
@@ -85,12 +85,14 @@ def read(rows: Rows, work: str) -> Iterator[Array]:
 
 
 def read_checked(rows: Rows, dtype: np.dtype[Any], work: str) -> Iterator[Array]:
-    """The same in `dtype`, without the samples that hold NaN or inf. Raises `ValueError` after the last block if there
-    are any."""
+    """Yield the blocks of rows in `dtype`, without samples that hold NaN or inf.
+
+    Raises `ValueError` after the last block if there were such samples.
+    """
     wrong, first, start = 0, 0, 0
     for block in read(rows, work):
         block = np.asarray(block, dtype=dtype)
-        finite = np.isfinite(block.sum(axis=1, dtype=np.float64))  # and no mask of the size of the block
+        finite = np.isfinite(block.sum(axis=1, dtype=np.float64))  # a mask as large as the block would cost memory
         finite[~finite] = np.isfinite(block[~finite]).all(axis=1)  # a sum of finite values may overflow
         if not finite.all():
             first = first if wrong else start + int(np.argmin(finite))
@@ -102,5 +104,5 @@ def read_checked(rows: Rows, dtype: np.dtype[Any], work: str) -> Iterator[Array]
     if wrong:
         raise ValueError(
             f"the features of {wrong} of {len(rows)} samples hold NaN or inf, first sample {first}; leave "
-            "these samples out, of X and of y, or extract them again in a higher precision"
+            "these samples out of X and of y, or extract them again in a higher precision"
         )

@@ -1,4 +1,4 @@
-"""Several named cameras, of sizes of their own, to one sequence of tokens with a mask.
+"""Several named cameras, each with its own image size, as one sequence of tokens with a mask.
 
 Axes: `B` batch, `T` time steps, `N` tokens, `D` width of a token, `H W` pixels.
 """
@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from heads.base import Head, check_heads
+from heads.attached import check_heads
+from heads.base import Head
 from heads.options import Size, check
 from heads.unread import Wanted, rest
-from vitbackbone import BackboneModule, Features, Geometry, Pooled
+from vitbackbone import BackboneModule, Features, Geometry, Pooled, evaluating
 
 MISSING = ("mask", "refuse")
 Batch = tuple[int, ...]  # (B,) or (B, T)
@@ -23,30 +24,30 @@ Batch = tuple[int, ...]  # (B,) or (B, T)
 
 @dataclass(frozen=True, eq=False)
 class CameraTokens:
-    """What a policy is given. Where a camera is missing, its tokens are zeros and the mask is False."""
+    """The tokens that a policy reads. Where a camera is missing, its tokens are zeros and the mask is False."""
 
     tokens: Float[Tensor, "... N D"]  # (B, N, D) or (B, T, N, D), one camera after another
     mask: Bool[Tensor, "... N"]  # True where there is a token
-    slices: Mapping[str, slice]  # of N, where each camera's tokens are
+    slices: Mapping[str, slice]  # where each camera's tokens are along N
 
     def camera(self, name: str) -> Float[Tensor, "... n D"]:
-        """The tokens of one camera."""
+        """Return the tokens of one camera."""
         return self.tokens[..., self.slices[name], :]
 
 
 @dataclass(frozen=True, eq=False)
 class CameraFeatures:
-    """What the backbones made of a batch, before any head: to be kept, while heads alone learn.
+    """The backbones' features of a batch, before any head. Keep them while only the heads learn.
 
-    `features[camera][i]` is of the i-th layer that the camera's head reads, and of the B * T images row by row; where
-    the camera is missing, it holds zeros.
+    `features[camera][i]` holds the i-th layer that the camera's head reads, for the B * T images row by row. It is zero
+    where the camera is missing.
     """
 
     features: Mapping[str, tuple[Features, ...]]
     present: Mapping[str, Bool[Tensor, "..."]]  # (B,) or (B, T) for each camera
 
     def __getitem__(self, rows: Tensor | slice) -> "CameraFeatures":
-        """Those of some of the batch: a slice of B, indices, or a mask (B,). All time steps of each stay."""
+        """Return the features of some samples, by a slice of B, indices, or a mask (B,), with all their time steps."""
         anywhere = next(iter(self.present.values()))
         numbers = torch.arange(anywhere.numel(), device=anywhere.device).view(anywhere.shape)
         indices = numbers[rows].flatten()
@@ -55,21 +56,21 @@ class CameraFeatures:
 
 
 class CameraEncoder(nn.Module):
-    """Named cameras through a backbone and a head each, to one sequence of tokens.
+    """A backbone and a head for each named camera, which give one sequence of tokens.
 
         encoder = CameraEncoder({"front": (240, 320), "wrist": (128, 128)}, backbone, create_head("map_pool", spec))
         encoder({"front": front, "wrist": wrist}).tokens  # (B, 2, D), or (B, T, 2, D) with time
 
-    `cameras`: (H, W) of each one's images, in the order of their tokens.
-    `backbones`, `heads`: one that all cameras share, or one for each by its name. A head gives (B, D), one token, or
-    (B, N, D).
-    `missing`: `"mask"` gives zeros and a mask that is False; `"refuse"` raises where a camera is missing.
+    `cameras`: the (H, W) of each camera's images, in the order of their tokens.
+    `backbones`, `heads`: one that all cameras share, or a dict with one for each camera. A head gives one token (B, D),
+    or several (B, N, D).
+    `missing`: if a camera is missing, `"mask"` gives zeros and a mask that is False; `"refuse"` raises.
 
-    With a frozen backbone, `features` is the part that does not learn: compute it once, keep what it returns, and train
+    The features of a frozen backbone do not change in training. Compute `features` once, keep the result, and train
     on `tokens(kept[rows])`.
 
-    Raises `ValueError` on names that do not match, a head that does not fit its backbone or cannot divide the map of
-    its camera, and tokens of different widths.
+    Raises `ValueError` if names do not match, if a head does not fit its backbone or cannot divide the map of its
+    camera, and if the tokens of the cameras have different widths.
     """
 
     def __init__(
@@ -81,13 +82,13 @@ class CameraEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(cameras, Mapping) or not cameras:
-            raise ValueError("CameraEncoder: no cameras; want a dict of at least one, its name with its (H, W)")
+            raise ValueError("CameraEncoder: no cameras; want a dict of at least one, as in {'front': (240, 320)}")
         check("CameraEncoder, cameras", dict.fromkeys(cameras, Size), cameras)
         if missing not in MISSING:
             raise ValueError(f"CameraEncoder: missing={missing!r}; want one of {', '.join(MISSING)}")
         self.cameras = {name: (size[0], size[1]) for name, size in cameras.items()}
         self.missing = missing
-        # Lists, as names of cameras may have dots, which names of modules may not; and what is shared is in them once.
+        # Lists, because a camera's name may have dots and a module's may not. A shared module is in its list once.
         self.backbones = nn.ModuleList(_of_each(self.cameras, backbones, "backbones"))
         self.heads = nn.ModuleList(_of_each(self.cameras, heads, "heads"))
         shapes = {name: self._token_shape(name) for name in self.cameras}
@@ -108,12 +109,14 @@ class CameraEncoder(nn.Module):
         images: Mapping[str, Float[Tensor, "... 3 H W"] | None],
         present: Mapping[str, Any] | None = None,
     ) -> CameraTokens:
-        """`images`: (B, 3, H, W) or (B, T, 3, H, W) of each camera, normalised as its backbone wants. A camera that is
-        None, or not there, is missing from the whole batch. `present`, bool (B,) or (B, T), is True for the samples
-        that the camera is in: a tensor, an array or a list, in which 0 and 1 do for False and True.
+        """Return the tokens of all cameras.
 
-        Raises `ValueError` on a camera it does not know, images of another size or batch than they should have, a
-        missing camera where that is refused, and where all cameras are missing.
+        `images` has (B, 3, H, W) or (B, T, 3, H, W) for each camera, normalised for its backbone. A camera that is None
+        or left out is missing from the whole batch. `present` says which samples a camera is in, by (B,) or (B, T)
+        values for each camera: a tensor, an array or a list of bools, or of 0 and 1.
+
+        Raises `ValueError` on an unknown camera, on images or masks of a wrong shape, on masks with other values, and
+        if all cameras are missing. It also raises if one camera is missing and `missing` is `"refuse"`.
         """
         return self.tokens(self.features(images, present))
 
@@ -122,7 +125,8 @@ class CameraEncoder(nn.Module):
         images: Mapping[str, Float[Tensor, "... 3 H W"] | None],
         present: Mapping[str, Any] | None = None,
     ) -> CameraFeatures:
-        """The backbones' part. No backbone is run on what is missing. Arguments and errors are those of `forward`."""
+        """Run the backbones on the images that are present. Arguments and errors are those of `forward`."""
+        check("CameraEncoder", {"images": Mapping, "present": Mapping | None}, {"images": images, "present": present})
         given = {name: image for name, image in images.items() if image is not None}
         masks = self._present(given, present or {}, set(images))
         features = {}
@@ -137,7 +141,7 @@ class CameraEncoder(nn.Module):
         return CameraFeatures(features, masks)
 
     def tokens(self, features: CameraFeatures) -> CameraTokens:
-        """The heads' part. A head is run on the samples alone in which its camera is present."""
+        """Run the heads, each on the samples in which its camera is present."""
         batch = next(iter(features.present.values())).shape
         tokens, masks = [], []
         for name, where in self.slices.items():
@@ -154,23 +158,23 @@ class CameraEncoder(nn.Module):
         return CameraTokens(torch.cat(tokens, -2), torch.cat(masks, -1), self.slices)
 
     def backbone(self, camera: str) -> BackboneModule:
-        """That of a camera."""
+        """Return the backbone of a camera."""
         return cast(BackboneModule, self._of(self.backbones, camera))
 
     def head(self, camera: str) -> Head:
-        """That of a camera."""
+        """Return the head of a camera."""
         return cast(Head, self._of(self.heads, camera))
 
     def _of(self, modules: nn.ModuleList, camera: str) -> nn.Module:
         return modules[0 if len(modules) == 1 else list(self.cameras).index(camera)]
 
     def _reads(self) -> tuple[frozenset[Wanted], bool]:
-        """What the heads read of the backbones, taken together."""
+        """Return the layers that any head reads, and whether any reads the pooled vectors."""
         heads = [cast(Head, head) for head in self.heads]
         return frozenset(each for head in heads for each in head.used), any(head.needs.pooled for head in heads)
 
     def _token_shape(self, name: str) -> tuple[int, int]:
-        """(N, D) of a camera's tokens."""
+        """Return (N, D) of a camera's tokens."""
         head, size = self.head(name), self.cameras[name]
         try:
             check_heads(self.backbone(name), {"head": head}, image_size=size)
@@ -182,11 +186,13 @@ class CameraEncoder(nn.Module):
     def _present(
         self, given: Mapping[str, Tensor], masks: Mapping[str, Any], named: set[str]
     ) -> dict[str, Bool[Tensor, "..."]]:
-        """In which samples each camera is, after every check of what `features` is given."""
+        """Check all arguments of `features`, and return which samples each camera is in."""
         present = {name: as_mask(name, mask) for name, mask in masks.items()}
-        unknown = sorted({*named, *present} - set(self.cameras))
+        unknown = sorted({*named, *present} - set(self.cameras), key=str)
         if unknown:
-            raise ValueError(f"unknown cameras: {', '.join(unknown)}; this encoder has {', '.join(self.cameras)}")
+            raise ValueError(
+                f"unknown cameras: {', '.join(map(str, unknown))}; this encoder has {', '.join(self.cameras)}"
+            )
         if not given:
             raise ValueError(f"all cameras are missing; want images of at least one of {', '.join(self.cameras)}")
         absent = [name for name in self.cameras if name not in given or (name in present and not present[name].all())]
@@ -206,7 +212,7 @@ class CameraEncoder(nn.Module):
         batches = {name: tuple(pixels.shape[:-3]) for name, pixels in given.items()}
         batches |= {f"present[{name!r}]": tuple(mask.shape) for name, mask in present.items()}
         if len(set(batches.values())) > 1:
-            raise ValueError(f"want one batch of all cameras, got {batches}")
+            raise ValueError(f"the cameras have different batches, {batches}; want the same (B,) or (B, T) for all")
         first = next(iter(given.values()))
         batch: Batch = tuple(first.shape[:-3])
         nowhere = torch.zeros(batch, dtype=torch.bool, device=first.device)
@@ -217,14 +223,14 @@ class CameraEncoder(nn.Module):
 
 
 def as_mask(name: str, mask: Any) -> Bool[Tensor, "..."]:
-    """Where a camera is present, as bool. Raises `ValueError` on what is not bool, and not 0 and 1 either."""
-    wanted = "want bool, (B,) or (B, T): True where the camera is there"
+    """Return a mask as bool, True where the camera is present. Raises `ValueError` on values other than 0 and 1."""
+    wanted = "want bools, or 0 and 1, of shape (B,) or (B, T): True where the camera is present"
     try:
         found = torch.as_tensor(mask)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"present[{name!r}] is no mask ({error}); {wanted}") from None
     if found.dtype != torch.bool and not ((found == 0) | (found == 1)).all():
-        raise ValueError(f"present[{name!r}] holds {found.dtype} other than 0 and 1; {wanted}")
+        raise ValueError(f"present[{name!r}] has {found.dtype} values other than 0 and 1; {wanted}")
     return found.bool()
 
 
@@ -232,22 +238,27 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def _of_each(cameras: Mapping[str, object], modules: M | Mapping[str, M], kind: str) -> list[M]:
-    """One for each camera, in their order, or the one that they share."""
+    """Return one module for each camera, in their order, or the one that they share."""
     if isinstance(modules, nn.Module):
         return [modules]
     if set(modules) != set(cameras):
-        raise ValueError(f"CameraEncoder: {kind} for {sorted(modules)}; want one for all, or for {sorted(cameras)}")
+        raise ValueError(
+            f"CameraEncoder: {kind} for {sorted(modules)}; want one for all, or one each for {sorted(cameras)}"
+        )
     return [modules[name] for name in cameras]
 
 
 def _as_tokens(output: Tensor) -> Float[Tensor, "n N D"]:
     if output.ndim not in (2, 3):
-        raise ValueError(f"a head gives {tuple(output.shape)}; want one that gives tokens (B, N, D), or one, (B, D)")
+        raise ValueError(
+            f"a head gives an output of shape {tuple(output.shape)}; want a head that gives tokens (B, N, D), or one "
+            "token (B, D)"
+        )
     return output[:, None] if output.ndim == 2 else output
 
 
 def output_of_zeros(head: Head, size: tuple[int, int]) -> Tensor:
-    """What a head makes of one image of (H, W) whose features are all zeros: a head does not tell what it gives."""
+    """Return a head's output for an image of (H, W) with features of zeros, because only a run shows its shape."""
     spec, like = head.spec, next(head.parameters(), torch.empty(0))
 
     def zeros(layer: int) -> Features:
@@ -256,17 +267,13 @@ def output_of_zeros(head: Head, size: tuple[int, int]) -> Tensor:
         registers, maps = like.new_zeros(1, spec.num_registers, dim), like.new_zeros(1, dim, *geometry.grid)
         return Features(cls, registers, maps, geometry, lambda _: like.new_zeros(1, spec.pooled_dims[layer]))
 
-    modes = [part.training for part in head.modules()]
-    with torch.no_grad():
-        output = head.eval()(*map(zeros, head.layers))
-    for part, mode in zip(head.modules(), modes, strict=True):
-        part.training = mode
-    return output
+    with evaluating(head):
+        return head(*map(zeros, head.layers))
 
 
 def _rows(features: Features, indices: Tensor) -> Features:
-    """Some images of a batch whose images have one size."""
-    size = features.geometry.sizes[0]
+    """Return the features of some images of a batch of one size."""
+    size = features.geometry.size
     return replace(
         features,
         cls=None if features.cls is None else features.cls[indices],
@@ -278,8 +285,8 @@ def _rows(features: Features, indices: Tensor) -> Features:
 
 
 def _scatter(features: Features, rows: Bool[Tensor, " n"]) -> Features:
-    """Images of one size put at the rows that are True, with zeros at the others."""
-    size = features.geometry.sizes[0]
+    """Put the features of images of one size at the rows that are True, and zeros at the others."""
+    size = features.geometry.size
     return replace(
         features,
         cls=None if features.cls is None else _spread(features.cls, rows),

@@ -1,4 +1,4 @@
-"""Classifiers that come with a checkpoint: the paper's MLP head, DeiT's two heads, DINOv2's linear one.
+"""Classifiers that come with a checkpoint: ViT's MLP head, DeiT's two heads, DINOv2's linear head.
 
 Axes: `B` batch, `D` width, `K` classes.
 """
@@ -18,11 +18,11 @@ from vitbackbone import BackboneSpec, Checkpoint, Features, pool_cls, pool_mean
 
 
 def classification_loss(logits: Float[Tensor, "B K"], labels: Tensor) -> Tensor:
-    """Cross-entropy, the mean over the images. In a training forward under DDP or FSDP, over the images of all
-    processes.
+    """Return the cross-entropy, averaged over the images.
 
-    `labels`: integers (B,), or probabilities (B, K), as Mixup makes them. Raises `ValueError` on other ones, and on a
-    label that is no class.
+    In a training forward under DDP or FSDP it is averaged over the images of all processes. `labels` are integers
+    (B,), or probabilities (B, K), as Mixup makes them. Raises `ValueError` on other labels, and on a label that is no
+    class.
     """
     check_tensor("logits", logits, "want scores of shape (B, K)")
     count, classes = logits.shape
@@ -32,7 +32,7 @@ def classification_loss(logits: Float[Tensor, "B K"], labels: Tensor) -> Tensor:
     check_tensor("labels", labels, wanted)
     soft = labels.is_floating_point()
     if not count or labels.dtype == torch.bool or labels.is_complex():
-        raise ValueError(f"labels are {labels.dtype} of {count} images; {wanted}, of one image at least")
+        raise ValueError(f"labels are {labels.dtype} for {count} images; {wanted}, for at least one image")
     if labels.shape != ((count, classes) if soft else (count,)):
         raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; {wanted}")
     unknown = labels[~((labels >= 0) & (labels <= 1 + 1e-3))] if soft else labels[(labels < 0) | (labels >= classes)]
@@ -47,16 +47,19 @@ class Classifying(Head):
     """A head whose output is a score for each class, (B, K)."""
 
     def loss(self, targets: Tensor, *features: Features) -> Tensor:
-        """The `classification_loss` of the output. Raises as that does, and `RuntimeError` under DDP outside its
-        forward."""
+        """Return the `classification_loss` of the output, given labels (B,) or probabilities (B, K).
+
+        Raises `ValueError` as `classification_loss` does, and `RuntimeError` under DDP outside its forward.
+        """
         refuse_past_ddp(self)
         return classification_loss(self(*features), targets)
 
 
 class MlpHead(Classifying):
-    """Logits from the backbone's own pooling, CLS or the patch mean (Dosovitskiy et al. 2021, section 3.1).
+    """A classifier on the backbone's own pooling, such as CLS or the patch mean (Dosovitskiy et al. 2021, section 3.1).
 
-    `hidden`: width of one hidden tanh layer, as in pretraining; None is the single linear layer of fine-tuning.
+    `hidden` is the width of one hidden tanh layer, as in pretraining. None gives a single linear layer, as in
+    fine-tuning.
     """
 
     def __init__(self, spec: BackboneSpec, num_classes: Count, hidden: Count | None = None) -> None:
@@ -74,8 +77,10 @@ class MlpHead(Classifying):
 
 
 class DistilledHead(Classifying):
-    """DeiT's two linear heads, on CLS and on the distillation token; the logits are their mean (Touvron et al. 2021,
-    section 4)."""
+    """DeiT's two linear heads, on CLS and on the distillation token. The logits are their mean.
+
+    (Touvron et al. 2021, section 4)
+    """
 
     def __init__(self, spec: BackboneSpec, num_classes: Count) -> None:
         super().__init__(spec, Needs("last", prefix=True, pooled=False))
@@ -86,16 +91,22 @@ class DistilledHead(Classifying):
     def forward(self, features: Features) -> Float[Tensor, "B K"]:
         """Raises `ValueError` on features without a distillation token."""
         if features.cls is None or features.registers.shape[1] != 1:
-            raise ValueError(f"want CLS and one distillation token, got {features.registers.shape[1]} registers")
+            cls = "no CLS token" if features.cls is None else "a CLS token"
+            raise ValueError(
+                f"DistilledHead was given {cls} and {features.registers.shape[1]} registers; want CLS and one "
+                "distillation token, as DeiT's distilled backbones have"
+            )
         return (self.cls(features.cls) + self.distillation(features.registers[:, 0])) / 2
 
 
 def lc_features(*features: Features) -> Float[Tensor, "B F"]:
-    """The CLS tokens of the layers given, and the mean of the last one's patches, side by side: what DINOv2's linear
-    classifiers read (facebookresearch/dinov2, eval/linear.py; torch hub's names end in `_lc`).
+    """Concatenate the CLS tokens of the layers given and the mean of the last layer's patches.
 
-    For a `LinearProbe` on photos, `ImageFeatures(pooling="4cls+mean")` makes those of four layers; out of a store that
-    was made with `--layers -4,-3,-2,-1 --tokens cls,patches` they are
+    DINOv2's linear classifiers read these features (facebookresearch/dinov2, eval/linear.py). Their names on torch hub
+    end in `_lc`.
+
+    For a `LinearProbe` on photos, `ImageFeatures(pooling="4cls+mean")` computes them from four layers. With a store
+    made by `--layers -4,-3,-2,-1 --tokens cls,patches`, compute them by
 
         cls = [store.layer(i).cls for i in store.layers]
         mean = np.stack([tokens.mean(axis=0) for tokens in store.tokens])
@@ -107,14 +118,16 @@ def lc_features(*features: Features) -> Float[Tensor, "B F"]:
 
 
 class ConcatHead(Classifying):
-    """A linear layer on `lc_features`: DINOv2's classifiers on its last layer, or with `layers="last4"` on its last
-    four (Oquab et al. 2023; facebookresearch/dinov2, hub/classifiers.py)."""
+    """A linear layer on `lc_features`: DINOv2's classifier on its last layer, or on its last four by `layers="last4"`.
+
+    (Oquab et al. 2023; facebookresearch/dinov2, hub/classifiers.py)
+    """
 
     def __init__(self, spec: BackboneSpec, num_classes: Count, layers: Layers = "last") -> None:
         super().__init__(spec, Needs(layers, prefix=True, pooled=False))
         self.num_classes = num_classes
         self.linear = nn.Linear(sum(spec.dims[layer] for layer in self.layers) + spec.dim, num_classes)
-        # As its authors start it (dinov2/eval/linear.py).
+        # The initialisation of its authors (dinov2/eval/linear.py).
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
@@ -127,12 +140,12 @@ Classifier = MlpHead | DistilledHead | ConcatHead
 
 
 def checkpoint_head(checkpoint: Checkpoint) -> Classifier:
-    """The classifier that a checkpoint brought along, with its weights, in eval mode.
+    """Return the classifier of a checkpoint, with its weights, in eval mode.
 
-    What it reads is said by the names of its parameters, which the table of the checkpoint's format gives, and never
-    guessed from their shapes: `head` the backbone's own pooling, `head_dist` DeiT's distillation token, `head_concat`
-    CLS beside the mean of the patches.
-    Raises `ValueError` if the checkpoint brought none, or one that does not fit what it reads.
+    The names of its parameters, and never their shapes, say what the classifier reads. `head` reads the backbone's own
+    pooling, `head_dist` DeiT's distillation token, and `head_concat` CLS and the mean of the patches.
+
+    Raises `ValueError` if the checkpoint has no classifier, or one that does not fit the backbone's features.
     """
     spec, weights = checkpoint.backbone.spec, checkpoint.head
     if "head_concat.weight" in weights:
@@ -150,10 +163,10 @@ def checkpoint_head(checkpoint: Checkpoint) -> Classifier:
 
 
 def imagenet_labels(num_classes: int) -> tuple[str, ...]:
-    """The names of ImageNet's classes in the order of a published classifier's outputs: of the 1000 of ILSVRC, of all
-    21,841, or of the 21,843 in Google's count; () for any other number.
+    """Return the names of ImageNet's classes, in the order of a published classifier's outputs.
 
-    They are timm's, and so is the way to tell the set by its number of classes (timm/data/imagenet_info.py).
+    There are names for the 1000 classes of ILSVRC, for all 21,841, and for the 21,843 that Google counts. Any other
+    number gives (). The names, and the choice by the number of classes, are timm's (timm/data/imagenet_info.py).
     """
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
@@ -162,12 +175,12 @@ def imagenet_labels(num_classes: int) -> tuple[str, ...]:
 
 
 def _filled(head: Classifier, checkpoint: Checkpoint, names: Mapping[str, str]) -> Classifier:
-    """The head with the parameters of a checkpoint. `names`: of its layers, ours to the checkpoint's."""
+    """Load the parameters of a checkpoint into a head. `names` maps our layer names to the checkpoint's."""
     theirs = {key: f"{names[layer]}.{kind}" for key in head.state_dict() for layer, _, kind in [key.rpartition(".")]}
     given = {key: tuple(value.shape) for key, value in sorted(checkpoint.head.items())}
     wanted = {theirs[key]: tuple(value.shape) for key, value in head.state_dict().items()}
     if given != wanted:
         have, want = (", ".join(f"{key} {shape}" for key, shape in side.items()) for side in (given, wanted))
-        raise ValueError(f"the classifier of {checkpoint.backbone.spec.name} has {have}; its features want {want}")
+        raise ValueError(f"the classifier of {checkpoint.backbone.spec.name} has {have}; its features need {want}")
     head.load_state_dict({key: checkpoint.head[name] for key, name in theirs.items()})
     return head.eval()

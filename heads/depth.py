@@ -1,4 +1,4 @@
-"""Depth: DINOv2's linear head over bins, its loss, and the usual figures.
+"""Depth: DINOv2's linear head over bins, its loss, and the usual metrics.
 
 Axes: `B` batch, `D` width, `K` bins, `h w` patch grid, `H W` pixels.
 """
@@ -22,8 +22,8 @@ from vitbackbone import BackboneSpec, Features, align, pool_cls
 Bound = Annotated[float, Field(gt=0, allow_inf_nan=False, description="finite numbers: want 0 < min < max")]
 
 UPSAMPLE = 4
-FLOOR = 0.1  # of each bin before they are normalised
-MEAN_WEIGHT = 0.15  # of the squared mean error beside the variance
+FLOOR = 0.1  # added to each bin's weight before the weights are normalised
+MEAN_WEIGHT = 0.15  # weight of the squared mean error; the variance has weight 1
 EPSILON = 0.001  # added before logarithms
 
 
@@ -31,8 +31,9 @@ class DepthHead(DenseHead):
     """A dense head whose output is a depth at each pixel, (B, 1, H, W)."""
 
     def loss(self, targets: Tensor, *features: Features) -> Tensor:
-        """The `scale_invariant_loss` of the output, given depths (B, 1, H, W), 0 where they are not known. Targets of
-        images of different sizes are filled up with 0, at the right and bottom.
+        """Return the `scale_invariant_loss` of the output, given depths (B, 1, H, W), 0 where unknown.
+
+        If the images have different sizes, pad the targets with 0 at the right and bottom.
 
         Raises `ValueError` as `scale_invariant_loss` does, and `RuntimeError` under DDP outside its forward.
         """
@@ -41,11 +42,12 @@ class DepthHead(DenseHead):
 
 
 class LinearDepth(DepthHead):
-    """Depth, (B, 1, H, W), as the mean of evenly spaced bins, each weighted by a linear map of a patch and CLS
-    (Oquab et al. 2023, DINOv2, section 7.4; facebookresearch/dinov2, hub/depthers.py).
+    """Depth, (B, 1, H, W), as a weighted mean of evenly spaced bins. A linear map of a patch and CLS gives the weights.
 
-    `layers`: without the final norm; `"last"` is DINOv2's `linear`, `"even4"` its `linear4`.
-    `min_depth`, `max_depth`: of the bins, in the unit of the targets; DINOv2's for NYU are the defaults, in metres.
+    (Oquab et al. 2023, DINOv2, section 7.4; facebookresearch/dinov2, hub/depthers.py)
+
+    `layers` are read without the final norm. `"last"` is DINOv2's `linear`, and `"even4"` its `linear4`.
+    `min_depth`, `max_depth` bound the bins, in the unit of the targets. The defaults are DINOv2's for NYU, in metres.
     Raises `ValueError` unless 0 < min_depth < max_depth.
     """
 
@@ -73,7 +75,7 @@ class LinearDepth(DepthHead):
         for each in features:
             x = align(each, geometry)
             parts += [x, pool_cls(each)[:, :, None, None].expand_as(x)]
-        # Upstream resizes first: the same, as both are linear, but of many times the channels.
+        # Upstream resizes before the linear map. The result is the same, but it resizes many times the channels.
         logits = self.linear(torch.cat(parts, dim=1))
         logits = F.interpolate(logits, scale_factor=UPSAMPLE, mode="bilinear", align_corners=False)
         weights = F.relu(logits) + FLOOR
@@ -82,13 +84,15 @@ class LinearDepth(DepthHead):
 
 
 def _known(depth: Tensor, target: Tensor) -> Bool[Tensor, "B 1 H W"]:
-    """Where a target is known: where it is positive. Raises `ValueError` on other shapes, and on a target that is not
-    finite."""
+    """Return a mask of the pixels whose target is known, because it is positive.
+
+    Raises `ValueError` on a target of another shape, or that is not finite.
+    """
     wanted = "want a positive finite depth where it is known, and 0 where it is not"
-    check_tensor("depth", depth, "want what a depth head gives, (B, 1, H, W)")
+    check_tensor("depth", depth, "want the output of a depth head, (B, 1, H, W)")
     check_tensor("target", target, wanted)
     if target.shape != depth.shape:
-        raise ValueError(f"target has shape {tuple(target.shape)}; want {tuple(depth.shape)}, that of the output")
+        raise ValueError(f"target has shape {tuple(target.shape)}; want the output's shape, {tuple(depth.shape)}")
     if not target.is_floating_point():
         raise ValueError(f"target is {target.dtype}; {wanted}, in floating point")
     if not target.isfinite().all():
@@ -97,10 +101,11 @@ def _known(depth: Tensor, target: Tensor) -> Bool[Tensor, "B 1 H W"]:
 
 
 def scale_invariant_loss(depth: Float[Tensor, "B 1 H W"], target: Tensor) -> Tensor:
-    """√(Var g + 0.15 (mean g)²) of the differences g of logarithms, over the pixels with a target above 0; without
-    any, 0 (Eigen et al. 2014, with the weights of AdaBins; facebookresearch/dinov2, eval/depth/models/losses). In a
-    training forward under DDP or FSDP it is over the pixels of all processes.
+    """Return √(Var g + 0.15 (mean g)²) for the log differences g over the pixels with a target above 0.
 
+    (Eigen et al. 2014, with the weights of AdaBins; facebookresearch/dinov2, eval/depth/models/losses)
+
+    It is 0 if no pixel has a target. In a training forward under DDP or FSDP it is over the pixels of all processes.
     Raises `ValueError` on a target of another shape, or with NaN or infinity.
     """
     known = _known(depth, target)
@@ -110,13 +115,13 @@ def scale_invariant_loss(depth: Float[Tensor, "B 1 H W"], target: Tensor) -> Ten
         return depth.sum() * 0
     mean = total(error.sum()) / count
     variance = total((error - mean).square().sum()) / (count - 1).clamp(min=1)
-    # The root has no slope at 0, where every pixel is right.
+    # The slope of the root is infinite at 0, where every pixel is right.
     return (variance + MEAN_WEIGHT * mean**2).clamp(min=1e-12).sqrt()
 
 
 @dataclass(frozen=True)
 class DepthMetrics:
-    """Figures of predicted depth over all pixels with a target."""
+    """Metrics of predicted depth over all pixels with a target."""
 
     abs_rel: float  # mean of |prediction - target| / target
     rmse: float  # in the unit of the targets
@@ -127,17 +132,19 @@ class DepthMetrics:
 
 
 def depth_metrics(depth: Float[Tensor, "B 1 H W"], target: Tensor) -> DepthMetrics:
-    """Of all pixels with a target above 0 (Eigen et al. 2014, section 4.3).
+    """Measure predicted depth at all pixels with a target above 0 (Eigen et al. 2014, section 4.3).
 
-    Raises `ValueError` on a target of another shape, with NaN or infinity, or nowhere above 0, and on a prediction that
-    is not above 0 there.
+    Raises `ValueError` on a target of another shape, with NaN or infinity, or nowhere above 0. A prediction must be
+    above 0 at these pixels, too.
     """
     known = _known(depth, target)
     predicted, true = depth[known].double(), target[known].double()
     if not len(true):
-        raise ValueError("target is above 0 nowhere: no pixel to measure at")
+        raise ValueError("target is above 0 nowhere; want a known depth for at least one pixel")
     if not (predicted > 0).all():
-        raise ValueError(f"depth is not above 0 at {int((~(predicted > 0)).sum())} pixels with a target")
+        raise ValueError(
+            f"depth is not above 0 at {int((~(predicted > 0)).sum())} pixels with a target; want positive depths"
+        )
     error = predicted - true
     ratio = torch.maximum(predicted / true, true / predicted)
     return DepthMetrics(

@@ -1,4 +1,4 @@
-"""Detection: the feature pyramid that detectors read, of a plain Vision Transformer or of a network with levels.
+"""Detection: the feature pyramids that detectors read, for plain Vision Transformers and for networks with levels.
 
 Axes: `B` batch, `D` width, `C` channels of the pyramid, `h w` grid of a map.
 """
@@ -15,8 +15,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from heads.base import Head, Needs, check_backbone, create_head
+from heads.attached import check_backbone
+from heads.base import Head, Needs
 from heads.options import Count
+from heads.registry import create_head
 from vitbackbone import BackboneModule, BackboneSpec, Features, Geometry, align
 
 Levels = OrderedDict[str, Tensor]  # maps (B, C, h, w), from high resolution to low
@@ -26,12 +28,12 @@ Strides = Annotated[Sequence[Count], Field(min_length=1, description="a list of 
 
 
 class Pyramid(Head):
-    """A head whose output are maps at several strides: a subclass defines `levels`.
+    """A head whose output is a dict of maps at several strides. A subclass defines `levels`.
 
     The output is an `OrderedDict` from high resolution to low, under the names that torchvision's detectors read:
-    `"0"`, `"1"`, ... for `strides`, and `"pool"`, every other pixel of the last one. Images of different sizes are run
-    one by one, as convolutions would mix their padding in, and their maps are filled up with zeros at the right and
-    bottom.
+    `"0"`, `"1"`, ... for `strides`, and `"pool"` for every other pixel of the last level. Images of different sizes
+    are run one by one, because convolutions would mix their padding in. Their maps are padded with zeros at the right
+    and bottom.
 
     Raises `ValueError` unless `strides` are powers of two, ascending.
     """
@@ -46,7 +48,7 @@ class Pyramid(Head):
 
     @abstractmethod
     def levels(self, *features: Features) -> list[Float[Tensor, "B C _ _"]]:
-        """The map of each stride, for images of one size."""
+        """Return the map of each stride, for images of one size."""
 
     def forward(self, *features: Features) -> Levels:
         geometry = features[0].geometry
@@ -58,17 +60,21 @@ class Pyramid(Head):
 
 
 class SimpleFeaturePyramid(Pyramid):
-    """ViTDet's pyramid on the last map (Li et al. 2022, "Exploring Plain Vision Transformer Backbones for Object
-    Detection"; facebookresearch/detectron2, modeling/backbone/vit.py).
+    """ViTDet's pyramid on the last map.
 
-    From a map of stride 16 these are its four branches: 4 times larger by two transposed convolutions, 2 times by one,
-    as it is, and max-pooled; then a 1x1 and a 3x3 convolution, each with a norm. The map of another backbone is first
-    brought to the nearest power of two, as detectors take strides for one: patch 14 is resampled to 16. A finer map
-    than 16 needs fewer transposed convolutions and is pooled more, a coarser one the reverse. The last row and column
-    of an odd map are pooled too, so that every level covers the image.
+    (Li et al. 2022, "Exploring Plain Vision Transformer Backbones for Object Detection"; facebookresearch/detectron2,
+    modeling/backbone/vit.py)
 
-    `channels`: of every level. `strides`: of the levels, in pixels. `norm`: whether the backbone's final norm is
-    applied; ViTDet's own backbone has none.
+    A map of stride 16 goes through four branches: two transposed convolutions make it 4 times larger, one makes it 2
+    times larger, one branch keeps its size, and one max-pools it. Each branch ends in a 1x1 and a 3x3 convolution with
+    norms. A finer map than 16 needs fewer transposed convolutions and more pooling, and a coarser map the reverse. The
+    last row and column of an odd map are pooled too, so that every level covers the image.
+
+    Detectors expect strides that are powers of two. Another map is first resampled to the nearest one, such as patch
+    14 to stride 16.
+
+    `channels`: the width of every level. `strides`: the strides of the levels, in pixels. `norm`: whether the
+    backbone's final norm is applied; ViTDet's own backbone has none.
     """
 
     def __init__(
@@ -85,7 +91,7 @@ class SimpleFeaturePyramid(Pyramid):
 
 
 def _branch(dim: int, channels: int, base: int, stride: int) -> nn.Sequential:
-    """From a map of stride `base` to one of another: both are powers of two."""
+    """Make the layers from a map of stride `base` to a map of `stride`, both powers of two."""
     layers: list[nn.Module] = []
     if stride > base:
         layers.append(nn.MaxPool2d(stride // base, ceil_mode=True))
@@ -114,11 +120,14 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class FeaturePyramid(Pyramid):
-    """The pyramid of a network that has a layer at every stride, such as a Swin (Lin et al. 2017, "Feature Pyramid
-    Networks for Object Detection"): the last layer of each stride through a 1x1 convolution, the coarser level added
-    to the finer one from the top down, and a 3x3 convolution on each. The layers are taken without the final norm.
+    """The feature pyramid of a network that has a layer at every stride, such as Swin.
 
-    Raises `ValueError` if the backbone has no layer of one of the strides.
+    (Lin et al. 2017, "Feature Pyramid Networks for Object Detection")
+
+    The last layer of each stride goes through a 1x1 convolution. From the top down, each coarser level is added to the
+    next finer one. A 3x3 convolution follows on each. The layers are read without the final norm.
+
+    Raises `ValueError` unless the backbone has a layer of each stride.
     """
 
     def __init__(self, spec: BackboneSpec, channels: Count = 256, strides: Strides = STRIDES) -> None:
@@ -127,7 +136,7 @@ class FeaturePyramid(Pyramid):
             raise ValueError(
                 f"strides={list(strides)}; want strides of layers. {spec.name} has no layer of stride "
                 f"{', '.join(map(str, sorted(missing)))}, only of "
-                f"{', '.join(map(str, sorted(set(spec.strides))))}; take SimpleFeaturePyramid, which makes levels"
+                f"{', '.join(map(str, sorted(set(spec.strides))))}; use SimpleFeaturePyramid, which makes levels"
             )
         last = {stride: layer for layer, stride in enumerate(spec.strides)}
         super().__init__(
@@ -146,15 +155,21 @@ class FeaturePyramid(Pyramid):
 
 
 def feature_pyramid(spec: BackboneSpec, strides: Sequence[int] = STRIDES) -> Pyramid:
-    """The pyramid that suits a backbone: `FeaturePyramid` where it has layers of all the strides, else
-    `SimpleFeaturePyramid`, with the final norm if there is one."""
+    """Make the pyramid that suits a backbone.
+
+    It is a `FeaturePyramid` if the backbone has layers of all the strides. Otherwise it is a `SimpleFeaturePyramid`,
+    with the final norm if there is one.
+    """
     if set(strides) <= set(spec.strides) and len(set(spec.strides)) > 1:
         return create_head("fpn", spec, strides=list(strides))
     return create_head("simple_pyramid", spec, strides=list(strides), norm=spec.norms([-1]))
 
 
 def pyramid_of(caller: str, backbone: BackboneModule, pyramid: Pyramid | None) -> Pyramid:
-    """The pyramid given, or the one that suits the backbone. Raises `ValueError` on what is no backbone or pyramid."""
+    """Return the given pyramid, or make one that suits the backbone.
+
+    Raises `ValueError` unless `backbone` is a backbone and `pyramid` is a pyramid or None.
+    """
     check_backbone(caller, backbone)
     if pyramid is not None and not isinstance(pyramid, Pyramid):
         raise ValueError(
@@ -165,7 +180,7 @@ def pyramid_of(caller: str, backbone: BackboneModule, pyramid: Pyramid | None) -
 
 
 def _stack(alone: Sequence[Levels]) -> Levels:
-    """The levels of images that were run one by one, as those of a batch."""
+    """Stack the levels of images that were run one by one into a batch."""
     batch = Levels()
     for name in alone[0]:
         maps = [levels[name] for levels in alone]

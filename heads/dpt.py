@@ -23,10 +23,11 @@ Readout = Literal["project", "ignore"]
 
 
 class DPT(Segmenter):
-    """Segmentation: the decoder, then a convolution with batch norm, and a classifier (section 3 and appendix of the
-    paper; transformers, models/dpt/modeling_dpt.py).
+    """Segmentation by DPT: the decoder, a convolution with batch norm, and a classifier.
 
-    `layers`, `channels`, `readout`: see `Decoder`. `dropout`: before the classifier.
+    (section 3 and appendix of the paper; transformers, models/dpt/modeling_dpt.py)
+
+    `layers`, `channels`, `readout`: see `Decoder`. `dropout` is the rate before the classifier.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class DPT(Segmenter):
 
 
 class DPTDepth(DepthHead):
-    """Depth, (B, 1, H, W), in the unit of the targets it is trained with (facebookresearch/dinov2,
-    hub/depth/decode_heads.py).
+    """Depth by DPT, (B, 1, H, W), in the unit of the training targets.
 
-    `layers`, `channels`, `readout`: see `Decoder`. `min_depth`: what is added to the output, so that it is positive.
+    (facebookresearch/dinov2, hub/depth/decode_heads.py)
+
+    `layers`, `channels`, `readout`: see `Decoder`. `min_depth` is added to the output, so that it is positive.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class DPTDepth(DepthHead):
         self.conv2 = nn.Conv2d(channels // 2, 32, kernel_size=3, padding=1)
         self.depth = nn.Conv2d(32, 1, kernel_size=1)
         if self.depth.bias is not None:
-            nn.init.ones_(self.depth.bias)  # a head that starts below the last ReLU would have no gradient
+            nn.init.ones_(self.depth.bias)  # if it started below the last ReLU, the head would get no gradient
 
     def maps(self, *features: Features) -> Float[Tensor, "B 1 h w"]:
         x = F.relu(self.project(self.decoder(*features)))
@@ -92,13 +94,13 @@ def needs(layers: Layers, readout: Readout) -> Needs:
 
 
 class Decoder(nn.Module):
-    """Four maps of one stride to one map, eight times as large on even grids.
+    """A decoder that fuses four maps of one stride into one map, eight times as large on even grids.
 
-    `layers`: four, shallow first. `channels`: of the fused maps.
-    `readout`: what becomes of CLS: `"project"` joins it to each patch, `"ignore"` leaves it out. None is the former
-    where there is one.
+    `layers` are four, shallow first. `channels` is the width of the fused maps. `readout` says how CLS is used:
+    `"project"` joins it to each patch, and `"ignore"` leaves it out. A head's default is `"project"` if there is a CLS
+    token.
 
-    Raises `ValueError` unless the layers are four of one stride, at least 8 wide.
+    Raises `ValueError` unless there are four layers of one stride, at least 8 wide.
     """
 
     def __init__(self, spec: BackboneSpec, layers: tuple[int, ...], channels: int, readout: Readout) -> None:
@@ -108,7 +110,7 @@ class Decoder(nn.Module):
         if len(layers) != 4 or len(set(strides)) > 1 or widths[0] < 8:
             raise ValueError(
                 f"DPT: layers {list(layers)} of {spec.name} have strides {strides} and widths {widths}; want four of "
-                "one stride, at least 8 wide. For layers that are a pyramid already, there is UPerNet"
+                "one stride, at least 8 wide. UPerNet takes layers that already form a pyramid"
             )
         reduced = [width // 2 ** (3 - i) for i, width in enumerate(widths)]
         self.readouts = nn.ModuleList(nn.Linear(2 * width, width) for width in widths) if readout == "project" else None
@@ -143,7 +145,7 @@ class Decoder(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Adds a map to what came from below it, and doubles the size. The first has nothing below."""
+    """A fusion block: it adds a map to the deeper blocks' output and doubles the size. The first adds nothing."""
 
     def __init__(self, channels: int, first: bool) -> None:
         super().__init__()
@@ -153,15 +155,14 @@ class Fusion(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C h w"], skip: Float[Tensor, "B C _ _"] | None = None) -> Tensor:
         if skip is not None and self.residual is not None:
-            # The half of an odd side, doubled, is one longer. A graph has no branch: a map of that size stays the same.
-            if torch.compiler.is_exporting() or skip.shape != x.shape:
+            if skip.shape != x.shape or torch.compiler.is_compiling():  # half of an odd side, doubled, is one longer
                 skip = F.interpolate(skip, size=x.shape[-2:], mode="bilinear", align_corners=False)
             x = x + self.residual(skip)
         return self.project(twice(self.out(x)))
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions, each after a ReLU, added to what they are given."""
+    """A residual block of two 3x3 convolutions, each after a ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

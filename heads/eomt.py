@@ -1,5 +1,5 @@
-"""EoMT (Kerssies et al. 2025, "Your ViT is secretly an image segmentation model"): queries that the last blocks of the
-backbone take along with its own tokens.
+"""EoMT (Kerssies et al. 2025, "Your ViT is secretly an image segmentation model"): queries beside the tokens of the
+backbone's last blocks.
 
     [queries, CLS and registers, patches] -> last blocks -> a mask and a class for each query
 
@@ -23,16 +23,19 @@ from heads.segmentation import Segmenter, check_labels, ignored
 from heads.unread import Wanted
 from vitbackbone import BackboneModule, BackboneSpec, Features, Layout, ViT
 
-POWER = 0.9  # of the annealing
+POWER = 0.9  # exponent of the annealing
 
 
 class EoMT(Segmenter):
-    """The one head that runs blocks of a backbone, the last `num_blocks`, and so must be attached to it. The backbone
-    may be frozen; it is then still trained through, to the queries.
+    """Segmentation by queries that go through the backbone's last `num_blocks` blocks.
 
-    The output is the sum over the queries of class probability times mask probability, (B, K, H, W). `loss` is that of
-    a set of masks, after each of the blocks. In training a query attends to the patches of its mask alone, at first
-    always and in the end never: call `anneal` as training goes on. In eval mode it attends to all.
+    It is the only head that runs blocks of a backbone, so it must be attached to one. If the backbone is frozen,
+    gradients still flow through it to the queries.
+
+    The output (B, K, H, W) sums class probability times mask probability over the queries. `loss` is the `set_loss`
+    after each of the blocks. In training, masked attention lets a query attend only to the patches of its mask. It is
+    always on at first and never at the end: call `anneal` as training goes on. In eval mode a query attends to all
+    patches.
     """
 
     def __init__(self, spec: BackboneSpec, num_classes: Count, num_queries: Count = 100, num_blocks: Count = 4) -> None:
@@ -46,20 +49,21 @@ class EoMT(Segmenter):
         )
         doublings = max(1, math.floor(math.log2(spec.stride)) - 2)
         self.upscale = nn.Sequential(*(Upscale(width) for _ in range(doublings)))
-        self.masked = (1.0,) * num_blocks  # how likely a query keeps to its mask, in each block
+        self.masked = (1.0,) * num_blocks  # probability of masked attention in each block
         self._bound: tuple[ViT, ...] = ()  # in a tuple, so that the backbone is no part of the head
 
     def bind(self, backbone: BackboneModule) -> None:
-        """Raises `ValueError` on a backbone whose blocks have no place for queries."""
+        """Take the backbone to run. Raises `ValueError` if its blocks cannot take queries."""
         if not isinstance(backbone, ViT):
             raise ValueError(
-                f"EoMT runs the blocks of a plain ViT; {backbone.spec.name} is a {type(backbone).__name__}"
+                f"EoMT runs the blocks of a plain ViT, and {backbone.spec.name} is a {type(backbone).__name__}; use a "
+                "ViT such as DINOv2"
             )
         config = backbone.config
         if config.window or config.relative_position != "none":
             raise ValueError(
-                f"EoMT puts queries beside the patches, which have no place in the windows and relative positions of "
-                f"{backbone.spec.name}; take a backbone without them, such as DINOv2"
+                "EoMT puts queries beside the patches, and queries have no place in the windows and relative positions "
+                f"of {backbone.spec.name}; use a backbone without them, such as DINOv2"
             )
         self._bound = (backbone,)
 
@@ -68,19 +72,27 @@ class EoMT(Segmenter):
         return super().used | {(self.spec.depth - 1, self.spec.has_norm)}
 
     def anneal(self, progress: float) -> None:
-        """Sets how often queries keep to their masks, at `progress` of training from 0 to 1: block after block falls
-        from 1 to 0, each within a sixth of the training, the first from 1/6 on and the last by 5/6."""
+        """Set the probability of masked attention, at `progress` of the training from 0 to 1.
+
+        It falls from 1 to 0 in one block after another, each within a sixth of the training. The first block starts at
+        1/6, and the last ends at 5/6.
+        """
         starts = [1 / 6 + i / (2 * max(1, self.num_blocks - 1)) for i in range(self.num_blocks)]
         left = [min(1.0, max(0.0, 1 - (progress - start) * 6)) for start in starts]
         self.masked = tuple(share**POWER for share in left)
 
     def predictions(self, features: Features) -> list[Masks]:
-        """What the queries say: in training before each of the blocks and after the last; in eval mode after the last
-        alone. Raises `ValueError` before the head is attached, and on images of different sizes."""
+        """Return the queries' masks and classes: after the last block, and in training also before each block.
+
+        Raises `ValueError` before the head is attached, and on images of different sizes.
+        """
         if not self._bound:
-            raise ValueError("EoMT runs blocks of the backbone: attach(backbone, {name: head}), or head.bind(backbone)")
+            raise ValueError(
+                "EoMT runs blocks of the backbone, and has none yet; call attach(backbone, {name: head}), or "
+                "head.bind(backbone)"
+            )
         if not features.geometry.one_size:
-            raise ValueError("EoMT: the images are of different sizes; its masks are of one size, crop them to one")
+            raise ValueError("EoMT: the images are of different sizes; want one size, so crop or resize them")
         backbone, grid, batch = self._bound[0], features.grid, features.patches.shape[0]
         prefix = [features.registers] if features.cls is None else [features.cls[:, None], features.registers]
         x = torch.cat([self.queries.to(features.patches).expand(batch, -1, -1), *prefix, features.tokens], dim=1)
@@ -100,15 +112,22 @@ class EoMT(Segmenter):
         return einsum(last.classes.softmax(dim=2)[:, :, :-1], masks, "B Q K, B Q h w -> B K h w")
 
     def loss(self, targets: Tensor, *features: Features, ignore_index: int | None = None) -> Tensor:
-        """Raises `ValueError` as `predictions` and `set_loss` do."""
+        """Return the sum of the `set_loss` of all `predictions`, given labels (B, H, W).
+
+        Raises `ValueError` as `predictions` and `set_loss` do, and `RuntimeError` under DDP outside its forward.
+        """
         refuse_past_ddp(self)
         given = self.ignore_index if ignore_index is None else ignore_index
         ignore_index = ignored(self.num_classes, given)
         predictions = self.predictions(features[0])
         geometry = features[0].geometry
-        (height, width), (bottom, right) = geometry.sizes[0], geometry.padding[0]
+        (height, width), (padded_height, padded_width) = geometry.size, geometry.padded_size
         check_labels(targets, (len(geometry.sizes), height, width), self.num_classes, ignore_index)
-        labels = F.pad(targets.to(self.queries.device, torch.long), (0, right, 0, bottom), value=ignore_index)
+        labels = F.pad(
+            targets.to(self.queries.device, torch.long),
+            (0, padded_width - width, 0, padded_height - height),
+            value=ignore_index,
+        )
         return torch.stack([set_loss(each, labels, ignore_index) for each in predictions]).sum()
 
     def _predict(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Masks:
@@ -122,8 +141,11 @@ class EoMT(Segmenter):
     def _mask(
         self, masks: Float[Tensor, "B Q _ _"], tokens: int, grid: tuple[int, int], masked: float
     ) -> Bool[Tensor, "B 1 N N"] | None:
-        """True where a token attends to another: all to all, but each query, with probability `masked`, to no patch
-        outside its mask."""
+        """Return the attention mask, True where a token attends to another.
+
+        All tokens attend to all, except that each query, with probability `masked`, attends to no patch outside its
+        mask. None stands for no mask.
+        """
         if masked == 0:
             return None
         batch, count = masks.shape[:2]
@@ -135,7 +157,7 @@ class EoMT(Segmenter):
 
 
 class Upscale(nn.Module):
-    """A map twice as large: transposed convolution, GELU, a 3x3 convolution of each channel, norm of the channels."""
+    """A block that doubles a map: transposed convolution, GELU, depthwise 3x3 convolution, norm of the channels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

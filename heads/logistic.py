@@ -1,7 +1,7 @@
 """Logistic regression on rows that need not fit into memory, to the optimum of scikit-learn's `LogisticRegression`.
 
-The objective is scikit-learn's: the mean loss + ||w||^2 / (2 C N), the intercept free. L-BFGS minimises it in other
-coordinates, in which the curvature at w = 0 is the same in all directions: a dozen passes over the rows where plain
+The objective is scikit-learn's: the mean loss + ||w||^2 / (2 C N), with a free intercept. L-BFGS minimises it in
+coordinates where the curvature at w = 0 is the same in all directions. That takes a dozen passes over the rows; plain
 features, which are correlated, take hundreds.
 
 Axes: `N` samples, `F` features, `K` classes; `M` rows of coefficients, K, or 1 for two classes.
@@ -22,33 +22,36 @@ from sklearn.exceptions import ConvergenceWarning
 from heads.blocks import Array, Rows, read
 
 MAX_ITER = 1000
-TOLERANCE = 3e-5  # of the largest derivative, in the coordinates of the curvature
-ROUGH = 3e-4  # the same, of a solution that is only compared with others
-GAIN = 1e-10  # relative, of an iteration: less is rounding in float32
-SAMPLED = 8  # rows for each feature, which the curvature is taken from
+TOLERANCE = 3e-5  # bound on the largest derivative, in the coordinates of the curvature
+ROUGH = 3e-4  # the same bound for a solution that is only compared with others
+GAIN = 1e-10  # smallest relative gain of an iteration; less is rounding in float32
+SAMPLED = 8  # the curvature is estimated from this many rows for each feature
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Coefficients (M, F) and intercepts (M,), and the objective there."""
+    """Coefficients (M, F) and intercepts (M,), with their objective."""
 
     coef: Float[np.ndarray, "M F"]
     intercept: Float[np.ndarray, " M"]
     loss: float
-    passes: int  # over the rows, that it took
+    passes: int  # how many passes over the rows were needed
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """The principal axes of centred features, `axes` (F, A) in columns, and the variance along each (A,). Of fewer
-    samples than features there are no more axes than samples: the optimum has no part along any other."""
+    """The principal axes of centred features, in the columns of `axes` (F, A), and the variances (A,) along them.
+
+    If there are fewer samples than features, there are at most as many axes as samples. The optimum has no component
+    along any other axis.
+    """
 
     axes: Float[np.ndarray, "F A"]
     variances: Float[np.ndarray, " A"]
 
     @classmethod
     def of(cls, rows: Rows) -> "Curvature":
-        """Estimated from some of the rows: it decides how fast the optimum is found, not where it is."""
+        """Estimate the curvature from some rows. It affects how fast the optimum is found, but not where it is."""
         count, width = rows.shape
         if count < width:  # the matrix of samples has the same variances and is smaller
             some = np.concatenate([*read(rows, "curvature")]).astype(np.float64)
@@ -76,9 +79,10 @@ class Objective:
     def minimum(
         self, C: float, curvature: Curvature, start: Solution | None = None, tolerance: float | None = None
     ) -> Solution:
-        """To `TOLERANCE`, if no other is given. Warns (`ConvergenceWarning`) where it was not reached.
+        """Find the minimum to a tolerance, by default `TOLERANCE`. Warns (`ConvergenceWarning`) if it is not reached.
 
-        Raises `ValueError` unless `C` is positive, and if the loss overflows."""
+        Raises `ValueError` unless `C` is positive, and if the loss overflows.
+        """
         if not 0 < C < np.inf:
             raise ValueError(f"C must be a positive number, got {C!r}")
         strength = 1 / (C * len(self.codes))
@@ -109,7 +113,7 @@ class Objective:
         return Solution(point[:, :-1] @ stretch.T, point[:, -1] / np.sqrt(self.slope), found.fun, self.passes)
 
     def measure(self, solution: Solution) -> tuple[int, float]:
-        """How many of the rows it gets right, and its mean loss on them."""
+        """Return how many rows a solution classifies correctly, and its mean loss on all rows."""
         right, loss = 0, 0.0
         for _, codes, logits in self._logits(solution.coef, solution.intercept, "held out"):
             best = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(axis=1)
@@ -118,7 +122,7 @@ class Objective:
         return right, loss / len(self.codes)
 
     def _loss(self, coef: Array, intercept: Array) -> tuple[float, Array, Array]:
-        """The mean over the rows, and its derivatives (M, F) and (M,)."""
+        """Return the mean loss over the rows, and its derivatives (M, F) and (M,)."""
         self.passes += 1
         loss, by_coef, by_intercept = 0.0, np.zeros(coef.shape), np.zeros(len(coef))
         for block, codes, logits in self._logits(coef, intercept, f"pass {self.passes}"):
@@ -130,7 +134,7 @@ class Objective:
         return loss / count, by_coef / count, by_intercept / count
 
     def _logits(self, coef: Array, intercept: Array, work: str) -> Iterator[tuple[Array, Array, Array]]:
-        """One block of rows (n, F) after another, with its labels (n,) and logits (n, M)."""
+        """Yield blocks of rows (n, F) with their labels (n,) and logits (n, M)."""
         weights, bias, start = coef.T.astype(self.rows.dtype), intercept.astype(self.rows.dtype), 0
         for block in read(self.rows, work):
             yield block, self.codes[start : start + len(block)], block @ weights + bias
@@ -138,7 +142,7 @@ class Objective:
 
 
 def extrapolate(path: Sequence[Solution]) -> Solution | None:
-    """Where the last two solutions point to, at equal steps of log C."""
+    """Extrapolate the last two solutions linearly, for equal steps of log C."""
     if len(path) < 2:
         return path[-1] if path else None
     before, last = path
@@ -146,7 +150,7 @@ def extrapolate(path: Sequence[Solution]) -> Solution | None:
 
 
 def _losses(logits: Float[np.ndarray, "n M"], codes: Int[np.ndarray, " n"]) -> tuple[Array, Array]:
-    """The loss (n,) of each row, and its derivatives (n, M) by the logits."""
+    """Return the loss (n,) of each row, and its derivatives (n, M) with respect to the logits."""
     if logits.shape[1] == 1:
         logit, second = logits[:, 0], codes == 1
         return np.logaddexp(0, logit) - second * logit, (expit(logit) - second)[:, None]

@@ -1,4 +1,4 @@
-"""The loss of a set of masks: each target is matched to one query, and the queries left over are to say "no object".
+"""The loss of a set of masks: each target is matched to one query, and the other queries should predict "no object".
 
 Axes: `B` batch, `Q` queries, `T` targets of an image, `P` places, `K` classes, `h w` grid of the masks, `H W` pixels.
 """
@@ -19,24 +19,25 @@ CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT, NO_OBJECT_WEIGHT = 2.0, 5.0, 5.0, 0.1
 
 @dataclass(frozen=True)
 class Masks:
-    """A set of masks as logits. The last class is "no object"."""
+    """Masks and their classes, as logits. The last class is "no object"."""
 
     masks: Float[Tensor, "B Q h w"]
     classes: Float[Tensor, "B Q C"]  # K classes and "no object"
 
 
 def set_loss(predicted: Masks, labels: Tensor, ignore_index: int | None = None) -> Tensor:
-    """Mask2Former's (Cheng et al. 2022): 2 x cross-entropy of the classes + 5 x binary cross-entropy and 5 x dice of
-    the matched masks, "no object" weighted by 0.1; matched by the same sum (Kuhn 1955, the Hungarian method).
+    """Return Mask2Former's loss (Cheng et al. 2022).
 
-    `labels`: integers (B, H, W) over what the masks cover. The target of a class that an image shows is its share of
-    each of the places h x w; where upstream draws places at random, these are all of them. Ignored pixels are left out.
-    A batch where all are gives 0. In a training forward under DDP or FSDP the means are over the images of all
-    processes.
+    It is 2 x the cross-entropy of the classes, plus 5 x the binary cross-entropy and 5 x the dice loss of the matched
+    masks. "No object" has weight 0.1. Masks are matched by the same sum (Kuhn 1955, the Hungarian method).
 
-    `ignore_index`: the label that means no class, by default 255.
-    Raises `ValueError` on labels of another kind, on a value that is no class, and with 256 classes or more without an
-    `ignore_index`.
+    `labels` are integers (B, H, W) that cover the same pixels as the masks. The target mask of a class is its share of
+    the pixels at each of the h x w places. Upstream samples places at random; here all of them are used. Ignored
+    pixels are left out, and a batch that is ignored as a whole gives 0. In a training forward under DDP or FSDP the
+    means are over the images of all processes.
+
+    `ignore_index` is the label that means no class, by default 255. Raises `ValueError` on labels that are no integers
+    (B, H, W), on a label that is no class, and without an `ignore_index` if there are 256 classes or more.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -51,7 +52,7 @@ def set_loss(predicted: Masks, labels: Tensor, ignore_index: int | None = None) 
     for i, label in enumerate(labels):
         present, targets, seen = _targets(label, ignore_index, (logits.shape[2], logits.shape[3]))
         if not len(present):
-            wanted[i] = -100  # what torch's cross-entropy leaves out: of this image nothing is known
+            wanted[i] = -100  # torch's cross-entropy leaves it out, because nothing is known about this image
             continue
         binary, dice = _pairs(logits[i][:, seen], targets[:, seen])
         likely = classes[i].softmax(dim=1)[:, present]
@@ -72,8 +73,7 @@ def set_loss(predicted: Masks, labels: Tensor, ignore_index: int | None = None) 
 
 
 def _targets(label: Tensor, ignore_index: int, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of an image: its classes (T,), the share of each in the places (T, h, w), and which places (h, w) show more than
-    what is ignored."""
+    """Return an image's classes (T,), their shares of each place (T, h, w), and a mask (h, w) of places not ignored."""
     present = label[label != ignore_index].unique().long()
     each = F.adaptive_avg_pool2d((label == present[:, None, None]).float(), grid)
     shown = F.adaptive_avg_pool2d((label != ignore_index).float()[None], grid)[0]
@@ -81,7 +81,7 @@ def _targets(label: Tensor, ignore_index: int, grid: tuple[int, int]) -> tuple[T
 
 
 def _pairs(logits: Float[Tensor, "Q P"], targets: Float[Tensor, "T P"]) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy, the mean over the places, and dice of each query with each target: two of (Q, T)."""
+    """Return the binary cross-entropy (Q, T) and the dice loss (Q, T) of each query with each target."""
     binary = (F.softplus(logits).sum(dim=1, keepdim=True) - logits @ targets.T) / logits.shape[1]
     shares = logits.sigmoid()
     areas = rearrange(shares.sum(dim=1), "Q -> Q 1") + targets.sum(dim=1)

@@ -1,4 +1,4 @@
-"""How good a fitted probe is: accuracy and its interval, precision and recall of each class, the confusion matrix.
+"""Metrics of a fitted probe: accuracy and its interval, precision and recall of each class, the confusion matrix.
 
 Axes: `N` samples, `K` classes.
 """
@@ -20,14 +20,17 @@ from heads.probe_base import Probe, labelled
 
 
 def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
-    """(low, high) of the Wilson 95% interval of an accuracy. Raises `ValueError` unless 0 <= correct <= total > 0."""
+    """Return (low, high) of an accuracy's Wilson 95% interval.
+
+    Raises `ValueError` unless 0 <= correct <= total > 0.
+    """
     interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True)
 class ClassReport:
-    """How a probe does on one class."""
+    """The metrics of a probe on one class."""
 
     name: str
     samples: int
@@ -37,12 +40,12 @@ class ClassReport:
 
 @dataclass(frozen=True)
 class Report:
-    """How a probe does on a set of samples. `str()` gives the table to print."""
+    """The metrics of a probe on a set of samples. `str()` gives a table to print."""
 
     correct: int
     total: int
     classes: tuple[ClassReport, ...]
-    confusion: tuple[tuple[int, ...], ...]  # samples by class, in a row for each, and by the class predicted
+    confusion: tuple[tuple[int, ...], ...]  # numbers of samples: a row for each class, a column for each predicted one
 
     @property
     def accuracy(self) -> float:
@@ -68,11 +71,12 @@ class Report:
 
 
 def report(probe: Probe, X: Any, y: ArrayLike, class_names: Sequence[str] | None = None) -> Report:
-    """Measure a fitted probe on features, as it takes them, and labels (N,). Samples with the label -1, "unknown", are
-    left out with a warning.
+    """Measure a fitted probe on features, as its `predict` takes them, and labels (N,).
 
-    `class_names`: the name of each label, where labels are 0, 1, ...; by default a label is its own name. The table
-    has the classes of the probe and those of `y`; a class the probe does not know counts as wrong.
+    Samples with the label -1, "unknown", are left out with a warning. `class_names` has the name of each label, if
+    labels are 0, 1, ...; by default a label is its own name. The table has the classes of the probe and of `y`.
+    Samples of a class that the probe does not know count as wrong.
+
     Raises `ValueError` if the labels are of another kind than the probe's, or have no name.
     """
     predicted, truth = probe.predict(X), column_or_1d(y)
@@ -82,7 +86,7 @@ def report(probe: Probe, X: Any, y: ArrayLike, class_names: Sequence[str] | None
 
 
 def report_of(classes: Array, predicted: Array, truth: Array, class_names: Sequence[str] | None = None) -> Report:
-    """Measure predictions (N,) of a probe with the classes (K,) by true labels (N,). As `report`, all of them known."""
+    """Measure predictions (N,) of a probe with classes (K,) against labels (N,), all of them known, as in `report`."""
     labels = unique_labels(classes, truth)  # refuses numbers against strings
     if class_names is not None and not all(
         isinstance(i, int | np.integer) and 0 <= i < len(class_names) for i in labels

@@ -1,8 +1,8 @@
-"""The options of heads: their types, and the one check that every constructor of a head runs on what it is given.
+"""The options of heads: their types, and the check that every head's constructor runs on its arguments.
 
-An option's annotation says what it takes. `Count`, `Rate` and the others below carry their own words for errors. Plain
-`int`, `float`, `bool`, `str`, `Literal`, sequences and unions are checked strictly: True is no integer. A value for any
-other annotation needs to be an instance of it.
+An option's annotation says which values it accepts. `Count`, `Rate` and the other types below carry their own words
+for errors. Plain `int`, `float`, `bool`, `str`, `Literal`, sequences and unions are checked strictly: True is no
+integer. Under any other annotation, a value must be an instance of it.
 """
 
 import difflib
@@ -18,10 +18,10 @@ import numpy as np
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-LARGEST = 1_000_000  # no width or number of anything that a head has comes near it; a file may claim any
+LARGEST = 1_000_000  # larger than any real width or count; a damaged file may claim any
 
 Count = Annotated[int, Field(ge=1, le=LARGEST, description=f"an integer from 1 to {LARGEST:,}")]
-Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description="a number from 0 up to, without, 1")]
+Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description="a number from 0 to below 1")]
 Length = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a finite number above 0")]
 LayerName = Literal["last", "penultimate", "last4", "even4"]
 Layers = Annotated[
@@ -35,9 +35,9 @@ SHORT.maxstring = SHORT.maxother = 80
 
 
 def check(owner: str, hints: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with NumPy's numbers as Python's. `owner`: who has the options, in errors.
+    """Return the options, with NumPy's numbers as Python's. `owner` is whose options they are, for errors.
 
-    Raises `ValueError` on values that do not fit their hints. It names each option, its value and what is accepted.
+    Raises `ValueError` if values do not fit their hints. The error names each option, its value and what is accepted.
     """
     result, wrong = dict(given), []
     for name, value in given.items():
@@ -54,7 +54,7 @@ F = TypeVar("F", bound=Callable[..., None])
 
 
 def checked(init: F) -> F:
-    """Decorate the constructor of a head, so that it checks its options before it runs."""
+    """Decorate a head's constructor, so that it checks its options before it runs."""
 
     @wraps(init)
     def checking(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -67,11 +67,11 @@ def checked(init: F) -> F:
 
 @cache
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the annotations of a function. Those that cannot be resolved, and the result's, are left out."""
+    """Return the annotations of a function's parameters. Annotations that cannot be resolved are left out."""
     function = inspect.unwrap(function)
     try:
         hints = get_type_hints(function, include_extras=True)
-    except (NameError, TypeError):  # of a name that is imported for type checkers alone
+    except (NameError, TypeError):  # an annotation names something imported for type checkers only
         hints = {name: hint for name, hint in function.__annotations__.items() if not isinstance(hint, str)}
     parameters = inspect.signature(function).parameters
     single = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -79,19 +79,19 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def signature_text(parameter: inspect.Parameter, hint: Any) -> str:
-    """An option as an error lists it: its name, its type and its default."""
+    """Return an option as errors list it: its name, its type and its default."""
     default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
     return f"{parameter.name}: {_type_text(hint)}{default}" if hint is not None else f"{parameter.name}{default}"
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """ ", did you mean 'this'?", or nothing if no known name is close."""
+    """Return ", did you mean 'this'?", or nothing if no known name is close."""
     close = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
     return f", did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it: NumPy's numbers as Python's, and ranges and tuples as they are."""
+    """Return the value with NumPy's numbers as Python's, and a range as a tuple."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, list | tuple):
@@ -106,13 +106,13 @@ def _fits(hint: Any, value: Any) -> bool:
         return isinstance(value, hint)
     try:
         adapter = _adapter(hint)
-    except PydanticUserError:  # it cannot be checked, as it is not resolved yet
+    except PydanticUserError:  # the hint is not resolved yet, so it cannot be checked
         return True
     try:
         try:
-            # As JSON, where a list does for a tuple: what a saved head is made of again. Strict, so that True is no 1.
+            # As JSON, so that a list may stand for a tuple, as in a saved head. Strict, so that True is no 1.
             adapter.validate_json(json.dumps(value), strict=True)
-        except (TypeError, RecursionError, PydanticUserError):  # no JSON: held against the type
+        except (TypeError, RecursionError, PydanticUserError):  # the value is no JSON, so its type is checked
             adapter.validate_python(value, strict=True)
         return True
     except ValidationError:
@@ -129,7 +129,7 @@ WORDS = {int: "an integer", float: "a number", bool: "True or False", str: "a st
 
 
 def _words(hint: Any, value: Any) -> str:
-    """What a hint accepts."""
+    """Return a hint in words, for errors."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         own = [each.description for each in parts[1:] if isinstance(each, FieldInfo) and each.description]

@@ -1,12 +1,12 @@
 """Training on several processes that share their gradients: DistributedDataParallel (DDP) and FSDP.
 
-Both average the gradients of the processes, and both act on a module's `forward`, so a loss belongs inside it:
-`model(images, targets={...})`. There `total` sums over the batches of all processes. Each process then has the loss of
-the whole batch, and the averaged gradients are the gradients of one process that has the whole batch.
+Both average the gradients of the processes, and both act on a module's `forward`. The loss therefore belongs inside
+it: `model(images, targets={...})`. There `total` sums over the batches of all processes, so each process has the loss
+of the whole batch. The averaged gradients then equal the gradients of one process that has the whole batch.
 """
 
 import weakref
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, cast
@@ -17,11 +17,11 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
-Group = Any  # torch's ProcessGroup, which a build without distributed lacks
+Group = Any  # torch's ProcessGroup; a build without torch.distributed lacks it
 
-# The processes that train together, while a forward runs that they all run.
+# The processes that train together, set while they all run a forward.
 _together: ContextVar[Group | None] = ContextVar("together", default=None)
-# Whether they call each batch norm equally often: images of several sizes are run one by one.
+# Whether they call each batch norm equally often. Images of several sizes are run one by one, so then they do not.
 _in_step: ContextVar[bool] = ContextVar("in_step", default=True)
 
 _wrapped: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[DistributedDataParallel]]" = weakref.WeakKeyDictionary()
@@ -37,8 +37,10 @@ register_module_module_registration_hook(_remember)
 
 
 def refuse_past_ddp(module: nn.Module) -> None:
-    """Raise `RuntimeError` if DDP trains `module`, and DDP's own forward is not running: it would not average the
-    gradients, and would not say so."""
+    """Raise `RuntimeError` if DDP trains `module` and DDP's own forward is not running.
+
+    DDP would silently leave the gradients of each process as they are.
+    """
     if torch.compiler.is_compiling() or not (module.training and torch.is_grad_enabled()):
         return
     reference = _wrapped.get(module)
@@ -48,9 +50,9 @@ def refuse_past_ddp(module: nn.Module) -> None:
     if getattr(wrapper, "_use_python_reducer", False):  # under torch.compile: it hooks the parameters, not the forward
         return
     raise RuntimeError(
-        f"this {type(module).__name__} is trained by DistributedDataParallel (DDP), and was called past it: each "
-        "process would keep gradients of its own. Call what DDP returned, model(images, targets={name: labels}), or "
-        "call this one in eval mode or under torch.no_grad()"
+        f"this {type(module).__name__} is trained by DistributedDataParallel (DDP), but was called directly, so the "
+        "processes would not share gradients. Call the module that DDP returned, model(images, targets={name: "
+        "labels}), or call this one in eval mode or under torch.no_grad()"
     )
 
 
@@ -60,9 +62,11 @@ def _ddp_in_forward() -> DistributedDataParallel | None:
 
 
 @contextmanager
-def together(module: nn.Module, sizes: Set[tuple[int, int]]) -> Iterator[None]:
-    """A forward of `module` on images of these sizes, in which `total` sums over the processes if DDP or FSDP runs it
-    for training."""
+def together(module: nn.Module, sizes: Sequence[tuple[int, int]]) -> Iterator[None]:
+    """Run a forward of `module` on images of these sizes.
+
+    If DDP or FSDP runs it for training, `total` sums over the processes meanwhile.
+    """
     group = _group(module)
     if group is None:
         yield
@@ -88,13 +92,12 @@ def _group(module: nn.Module) -> Group | None:
 
 
 def _sharded(module: nn.Module) -> bool:
-    """Whether FSDP manages `module`: torch marks it for its own compiler, by a private name."""
+    """Return whether FSDP manages `module`. torch marks such a module by a private name."""
     return bool(getattr(module, "_is_fsdp_managed_module", False))
 
 
 def as_fsdp_forward(module: nn.Module, method: str) -> None:
-    """Let FSDP gather the parameters of `module` for `method` as it does for `forward`, if `module` is a unit of its
-    own."""
+    """Let FSDP gather the parameters of `module` for `method`, as it does for `forward`, if it is an FSDP unit."""
     if _sharded(module) and method not in vars(module):
         from torch.distributed.fsdp import register_fsdp_forward_method
 
@@ -102,7 +105,7 @@ def as_fsdp_forward(module: nn.Module, method: str) -> None:
 
 
 def is_together() -> bool:
-    """Whether `total` sums over processes here."""
+    """Return whether `total` sums over processes here."""
     return not torch.compiler.is_compiling() and _together.get() is not None
 
 
@@ -120,14 +123,18 @@ class _Total(torch.autograd.Function):
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum of `x` over the processes that train together; `x` itself outside such a forward. Every process must
-    call it equally often."""
+    """Return the sum of `x` over the processes that train together, or `x` itself outside such a forward.
+
+    Every process must call it equally often.
+    """
     return cast(Tensor, _Total.apply(x, _together.get())) if is_together() else x
 
 
 def tie(output: Tensor, module: nn.Module) -> Tensor:
-    """The output, with gradients of 0 for a module that it does not use: DDP waits for the gradient of every
-    parameter."""
+    """Return the output, with gradients of 0 for a module that it does not use.
+
+    DDP waits for the gradient of every parameter.
+    """
     if not (is_together() and output.requires_grad):
         return output
     return output + 0 * torch.stack([p.sum() for p in module.parameters() if p.requires_grad]).sum()

@@ -1,6 +1,6 @@
 """Checks of an estimator's parameters. scikit-learn's contract puts them at the start of `fit`, not into `__init__`.
 
-Each reads the parameter `name` of an estimator and raises a `ValueError` that says which it is, what was given and what
+Each reads the parameter `name` of an estimator. Its `ValueError` says which parameter is wrong, what was given and what
 is accepted.
 """
 
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-SEEDS = 2**32  # numpy's legacy generators take smaller ones only, and so does scikit-learn
+SEEDS = 2**32  # numpy's legacy generators, and so scikit-learn, take only smaller seeds
 
 
 def choice(estimator: Any, name: str, accepted: Iterable[str]) -> None:
-    """Accept one of some strings."""
+    """Accept one of the strings in `accepted`."""
     given, known = getattr(estimator, name), tuple(accepted)
     if not isinstance(given, str) or given not in known:
         raise ValueError(f"{_where(estimator)}: unknown {name} {given!r}; want one of {', '.join(known)}")
@@ -48,14 +48,14 @@ def positive(estimator: Any, name: str, zero: bool = False) -> None:
 
 
 def seed(estimator: Any, name: str) -> None:
-    """Accept an integer that seeds a generator. A generator is refused: its state would decide the result."""
+    """Accept an integer that seeds a generator. A generator is refused, because its state would decide the result."""
     given = getattr(estimator, name)
     if not _is_integer(given) or not 0 <= given < SEEDS:
         raise ValueError(f"{_where(estimator)}: {name} must be an integer from 0 to {SEEDS - 1}, got {given!r}")
 
 
 def device(estimator: Any, name: str) -> None:
-    """Accept a device that torch has here."""
+    """Accept a device that torch has on this machine."""
     given = getattr(estimator, name)
     try:
         torch.empty(0, device=given if isinstance(given, torch.device) else str(given))

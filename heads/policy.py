@@ -1,4 +1,4 @@
-"""A map to the vector that a robot policy reads.
+"""Heads that turn a map into the vector that a robot policy reads.
 
 Axes: `B` batch, `D` width, `K` keypoints, `C` channels, `h w` patch grid.
 """
@@ -15,10 +15,13 @@ from vitbackbone import BackboneSpec, Features
 
 
 class SpatialSoftmax(PoolingHead):
-    """Where each of K learned channels is seen, (B, K, 2): (x, y) from -1 at the first patch to 1 at the last (Finn et
-    al. 2015, "Deep spatial autoencoders"; in the form of huggingface/lerobot, policies/diffusion, SpatialSoftmax).
+    """Keypoints: the mean position (x, y) of each of K learned channels, (B, K, 2).
 
-    A 1x1 convolution to K channels, the softmax of each over the map, and the mean position under it.
+    (Finn et al. 2015, "Deep spatial autoencoders"; in the form of huggingface/lerobot, policies/diffusion,
+    SpatialSoftmax)
+
+    A 1x1 convolution gives K channels. The softmax of each over the map weights the positions, which run from -1 at the
+    first patch to 1 at the last.
     """
 
     def __init__(self, spec: BackboneSpec, num_keypoints: Count = 32, layer: int = -1, norm: bool = True) -> None:
@@ -28,19 +31,15 @@ class SpatialSoftmax(PoolingHead):
     def pool(self, features: Features) -> Float[Tensor, "B K 2"]:
         logits = self.keypoints(features.patches)
         weights = logits.flatten(2).softmax(dim=-1).view_as(logits)
-        rows, columns = (_places(side).to(weights) for side in logits.shape[-2:])
+        rows, columns = (_from_minus_one(side).to(weights) for side in logits.shape[-2:])
         return torch.stack([weights.sum(dim=2) @ columns, weights.sum(dim=3) @ rows], dim=-1)
 
 
-def _places(side: int) -> Float[Tensor, " side"]:
-    """Even steps from -1 to 1: `torch.linspace`, of which a traced graph would keep one number of steps."""
-    steps = torch.arange(side, dtype=torch.float32)
-    return 2 * steps / steps.amax().clamp(min=1) - 1
-
-
 class KeypointEncoder(SpatialSoftmax):
-    """The keypoints of `SpatialSoftmax` through a linear layer and ReLU, (B, 2K): what LeRobot's Diffusion policy reads
-    of each camera."""
+    """The keypoints of `SpatialSoftmax` through a linear layer and ReLU, (B, 2K).
+
+    LeRobot's Diffusion policy reads this vector of each camera.
+    """
 
     def __init__(self, spec: BackboneSpec, num_keypoints: Count = 32, layer: int = -1, norm: bool = True) -> None:
         super().__init__(spec, num_keypoints, layer, norm)
@@ -51,12 +50,13 @@ class KeypointEncoder(SpatialSoftmax):
 
 
 class PolicyNeck(PoolingHead):
-    """Three convolutions that bring a map down to one vector, (B, C) (Shang et al. 2024, "Theia"; bdaiinstitute/theia,
-    src/theia/utils/cortexbench/policy_heads.py).
+    """Three convolutions that reduce a map to one vector, (B, C).
 
-    They take a grid of 14 x 14, Theia's, to 7, 3 and 1, a norm over the whole map and ReLU after each. A map of another
-    grid is first resized to theirs, whatever its aspect, so that the vector sees all of it and knows where. On 14 x 14
-    it is Theia's neck, with a scale and a shift for each channel of a norm, in place of one for each of its values.
+    (Shang et al. 2024, "Theia"; bdaiinstitute/theia, src/theia/utils/cortexbench/policy_heads.py)
+
+    They reduce Theia's grid of 14 x 14 to 7, 3 and 1, with a norm over the whole map and ReLU after each. A map of
+    another grid is first resized to 14 x 14, whatever its aspect, so the vector covers all of it. The norms scale and
+    shift each channel, and Theia's norms each value.
     """
 
     GRID = 14
@@ -79,8 +79,14 @@ class PolicyNeck(PoolingHead):
 
     def pool(self, features: Features) -> Float[Tensor, "B C"]:
         maps, size = features.patches, (self.GRID, self.GRID)
-        if features.grid != size:
-            # In float32, as torch has no such resize of bfloat16 on the CPU.
+        if features.grid != size or torch.compiler.is_compiling():  # a traced graph takes any grid
+            # In float32, because torch cannot resize bfloat16 with antialiasing on the CPU.
             resized = F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
             maps = resized.to(maps.dtype)
         return self.neck(maps)
+
+
+def _from_minus_one(count: int) -> Float[Tensor, " count"]:
+    """Return evenly spaced numbers from -1 to 1. `torch.linspace` would fix the count in a traced graph."""
+    places = torch.arange(count)
+    return 2 * places / places[-1].clamp(min=1) - 1

@@ -1,4 +1,4 @@
-"""What the probes share: scikit-learn's contract on arrays and on `Rows`, the checks of features and labels.
+"""The base of the probes: scikit-learn's contract on arrays and on `Rows`, and the checks of features and labels.
 
 Axes: `N` samples, `F` features, `K` classes.
 """
@@ -21,15 +21,15 @@ from heads.blocks import Array, InMemory, Rows, read_checked
 
 Tensors = dict[str, Array]
 
-FLOATS = [np.float32, np.float64]  # that features may come in
+FLOATS = [np.float32, np.float64]  # dtypes of features that are kept
 UNLABELLED = -1  # the label of a sample whose class is unknown, as `FeatureStore.labels` has it
 
 
-@no_type_check  # at run time: `fit` refuses wrong arguments itself, in the words that scikit-learn demands
+@no_type_check  # no run-time checks: `fit` refuses wrong arguments itself, in the words that scikit-learn demands
 class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
-    """What the probes share: the checks of scikit-learn's contract, and what goes into a file.
+    """The base class of the probes: the checks of scikit-learn's contract, and the tensors that a file holds.
 
-    float32 and float64 features stay what they are; half precision and integers become float32.
+    float32 and float64 features keep their dtype. Half precision and integers become float32.
     """
 
     classes_: Array  # (K,), sorted
@@ -41,8 +41,10 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
     def _check_fit(
         self, X: ArrayLike | Rows, y: ArrayLike, groups: ArrayLike | None = None
     ) -> tuple[Rows, Array, Array, Array | None]:
-        """Features (N, F), not yet known to be finite, classes (K,), the index (N,) of each label among them, and the
-        groups (N,), all without the samples that have no label."""
+        """Return the features (N, F), the classes (K,), the class index (N,) of each sample, and the groups (N,).
+
+        Samples without a label are left out. The features are not checked for NaN and inf yet.
+        """
         check_no_label_missing(y)
         if isinstance(X, Rows):
             _check_shape(X)
@@ -62,7 +64,7 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
         return rows, classes, codes, members
 
     def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """The accuracy on the samples that have a label."""
+        """Return the accuracy on the samples that have a label."""
         predicted, truth = self.predict(X), column_or_1d(y)
         check_consistent_length(predicted, truth)
         known = labelled(truth, type(self).__name__)
@@ -70,7 +72,7 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
         return float(accuracy_score(truth[known], predicted[known], sample_weight=weights))
 
     def _predict_blocks(self, X: ArrayLike | Rows) -> Iterator[Array]:
-        """Features (n, F) in the precision of the fit, of one block of samples after another."""
+        """Yield blocks of features (n, F) in the precision of the fit."""
         check_is_fitted(self)
         if isinstance(X, Rows):
             _check_shape(X)
@@ -80,44 +82,47 @@ class Probe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
         return read_checked(X, self._dtype(), "predicting")
 
     def _check_parameters(self) -> None:
-        """Raises `ValueError` on a parameter that cannot be."""
+        """Raise `ValueError` on an invalid parameter."""
         raise NotImplementedError
 
     def _dtype(self) -> np.dtype[Any]:
         raise NotImplementedError
 
     def _to_tensors(self) -> Tensors:
-        """All that was fitted, but for the classes."""
+        """Return everything that was fitted, except the classes."""
         raise NotImplementedError
 
     def _from_tensors(self, tensors: Tensors) -> None:
-        """The inverse; `classes_` is set before. Raises `KeyError` or `ValueError` on what does not fit."""
+        """Take what `_to_tensors` returned; `classes_` is set before.
+
+        Raises `KeyError` or `ValueError` on tensors that do not fit.
+        """
         raise NotImplementedError
 
 
 def _check_shape(rows: Rows) -> None:
     if len(rows.shape) != 2 or 0 in rows.shape:
-        raise ValueError(f"X has shape {rows.shape}; want (N, F), a row of features for each of at least one sample")
+        raise ValueError(f"X has shape {rows.shape}; want (N, F), with at least one sample and one feature")
 
 
 def check_no_label_missing(y: ArrayLike | None) -> None:
-    """Raises `ValueError` if a label is NaN or None."""
+    """Raise `ValueError` if a label is NaN or None."""
     if y is None:
-        return  # scikit-learn speaks of that
+        return  # scikit-learn refuses it
     labels = np.asarray(y, dtype=object).ravel()
     missing = [i for i, label in enumerate(labels) if label is None or (isinstance(label, float) and math.isnan(label))]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(labels)} labels are NaN or None, first that of sample {missing[0]}; leave the "
-            "samples without a label out, of X and of y"
+            f"{len(missing)} of {len(labels)} labels are NaN or None, first at sample {missing[0]}; leave the "
+            "samples without a label out of X and of y"
         )
 
 
 def labelled(labels: Array, who: str) -> NDArray[np.bool_]:
-    """Which of the labels (N,) are known: all but the number -1. Warns of those that are not.
+    """Return a mask (N,) of the known labels: all but the number -1. Warns about the others.
 
-    Labels that are -1 and 1 only are scikit-learn's two classes of that name, so they are kept, with a warning.
-    Raises `ValueError` if no label is known. `who`: the name that speaks.
+    If the labels are only -1 and 1, both are kept, with a warning, because scikit-learn has two classes of these names.
+    `who` is the name in errors and warnings. Raises `ValueError` if no label is known.
     """
     known = np.ones(len(labels), dtype=bool)
     if labels.dtype.kind in "if":
@@ -129,7 +134,7 @@ def labelled(labels: Array, who: str) -> NDArray[np.bool_]:
         raise ValueError(f"{who}: every label is {UNLABELLED}, which means unknown; give the samples classes from 0")
     if set(labels[known].tolist()) == {1}:
         message = (
-            f"{who}: the labels are -1 and 1, taken as two classes. If -1 means unknown, leave these samples out, of X "
+            f"{who}: the labels are -1 and 1, taken as two classes. If -1 means unknown, leave these samples out of X "
             "and of y"
         )
         known[:] = True
@@ -140,7 +145,7 @@ def labelled(labels: Array, who: str) -> NDArray[np.bool_]:
 
 
 def _warn(message: str) -> None:
-    """Warn in the name of the line that called this package, however deep."""
+    """Warn at the line that called this package, however deep the call is."""
     frame, level = sys._getframe(), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "heads":
         frame, level = frame.f_back, level + 1
@@ -148,7 +153,7 @@ def _warn(message: str) -> None:
 
 
 def check_tensor(name: str, tensor: Array, shape: tuple[int, ...], dtypes: Sequence[Any], finite: bool = True) -> None:
-    """Raises `ValueError` if a tensor of a file has another shape or dtype, or values that are not numbers."""
+    """Raise `ValueError` if a file's tensor has another shape or dtype, or holds NaN or, if `finite`, inf."""
     if tensor.shape != shape or tensor.dtype not in [np.dtype(dtype) for dtype in dtypes]:
         wanted = " or ".join(np.dtype(dtype).name for dtype in dtypes)
         raise ValueError(f"{name} is {tensor.dtype} of shape {tensor.shape}; want {wanted} of shape {shape}")
@@ -158,7 +163,10 @@ def check_tensor(name: str, tensor: Array, shape: tuple[int, ...], dtypes: Seque
 
 
 def encode_labels(labels: Array) -> tuple[Array, Array]:
-    """Classes (K,), sorted, and the index (N,) of each label among them. Raises `ValueError` on continuous labels."""
+    """Return the classes (K,), sorted, and each label's index (N,) among them.
+
+    Raises `ValueError` on continuous labels.
+    """
     check_classification_targets(labels)
     classes, codes = np.unique(labels, return_inverse=True)
     return classes, codes

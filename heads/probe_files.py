@@ -18,7 +18,7 @@ from heads.records import check_unedited, read_record, write_record
 
 KINDS: dict[str, type[Probe]] = {"linear": LinearProbe, "knn": KnnProbe, "attentive": AttentiveProbe}
 
-# The fields of probe.json beside those of every record: what each accepts, and how that is called.
+# The fields of probe.json beside those of every record: a check of each value, and its words for errors.
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "kind": (lambda value: isinstance(value, str) and value in KINDS, f"one of {', '.join(KINDS)}"),
     "params": (lambda value: isinstance(value, dict), "an object"),
@@ -30,12 +30,13 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def save_probe(probe: BaseEstimator, folder: str | PathLike[str], *, about: dict[str, Any]) -> None:
-    """Write a fitted probe to `folder`, made if missing: `probe.safetensors` and `probe.json`. A probe there is
-    replaced.
+    """Write a fitted probe to `folder`, made if missing, as `probe.safetensors` and `probe.json`.
 
-    `about`: what the probe was fitted on, anything that JSON holds: the backbone, its settings, the class names.
-    Raises `ValueError` on another estimator than a fitted probe, and on labels other than strings, integers and
-    booleans; `ValueError` or `TypeError` on what JSON does not hold. Nothing is written then.
+    A probe in the folder is replaced. `about` describes what the probe was fitted on, in values that fit into JSON: the
+    backbone, its settings, the class names.
+
+    Raises `ValueError` unless `probe` is a fitted probe whose labels are strings, integers or booleans. Raises
+    `ValueError` or `TypeError` on values that do not fit into JSON. Nothing is written then.
     """
     kind = next((kind for kind, cls in KINDS.items() if isinstance(probe, cls)), None)
     if kind is None:
@@ -43,7 +44,7 @@ def save_probe(probe: BaseEstimator, folder: str | PathLike[str], *, about: dict
         raise ValueError(f"save_probe was given a {given}; want a LinearProbe, a KnnProbe or an AttentiveProbe")
     check_is_fitted(probe)
     if not isinstance(about, dict):
-        raise ValueError(f"about is a {type(about).__name__}; want a dict of what the probe was fitted on")
+        raise ValueError(f"about is a {type(about).__name__}; want a dict that describes what the probe was fitted on")
     names = getattr(probe, "feature_names_in_", None)
     record = {
         "kind": kind,
@@ -57,10 +58,10 @@ def save_probe(probe: BaseEstimator, folder: str | PathLike[str], *, about: dict
 
 
 def load_probe(folder: str | PathLike[str]) -> tuple[Probe, dict[str, Any]]:
-    """Read the probe that `save_probe` wrote, which predicts the same to the last bit, and its `about`.
+    """Load the probe that `save_probe` wrote, and its `about`. It predicts the same to the last bit.
 
-    Raises `OSError` if the files cannot be read, `ValueError` if they are not what `save_probe` wrote: of another
-    structure, or edited since.
+    Raises `OSError` if the files cannot be read, and `ValueError` if `save_probe` did not write them or if they were
+    edited later.
     """
     try:
         record, data = read_record(folder, "probe")
@@ -69,12 +70,12 @@ def load_probe(folder: str | PathLike[str]) -> tuple[Probe, dict[str, Any]]:
         check_unedited(record, "probe")
     except (LookupError, TypeError, ValueError, RecursionError) as error:
         text = str(error) if "probe." in str(error) else f"probe.json: {error!r}"
-        raise ValueError(f"{folder} holds no probe as save_probe writes it: {text}") from error
+        raise ValueError(f"{folder} holds no probe that save_probe wrote: {text}") from error
     return probe, record["about"]
 
 
 def _probe_of(record: dict[str, Any]) -> Probe:
-    """An unfitted probe with the parameters and classes of a record. Raises `ValueError` that names file and key."""
+    """Make an unfitted probe with the parameters and classes of a record. Its `ValueError` names file and key."""
     for key, (accepts, wanted) in FIELDS.items():
         if key not in record:
             raise ValueError(f"probe.json has no {key!r}")
@@ -83,7 +84,7 @@ def _probe_of(record: dict[str, Any]) -> Probe:
     cls, params = KINDS[record["kind"]], record["params"]
     if params.keys() != set(cls._get_param_names()):
         accepted = ", ".join(cls._get_param_names())
-        raise ValueError(f"probe.json: params has {', '.join(params)}; want those of {cls.__name__}: {accepted}")
+        raise ValueError(f"probe.json: params has {', '.join(params)}; {cls.__name__} has {accepted}")
     probe = cls(**params)
     try:
         probe._check_parameters()
@@ -94,7 +95,7 @@ def _probe_of(record: dict[str, Any]) -> Probe:
 
 
 def _fill(probe: Probe, record: dict[str, Any], data: bytes) -> None:
-    """Give a probe what was fitted. Raises `ValueError` that names file and key."""
+    """Put the fitted tensors into a probe. Its `ValueError` names file and key."""
     try:
         probe._from_tensors(safetensors.load(data))
     except KeyError as error:
@@ -124,7 +125,7 @@ def _classes(labels: list[Any], dtype: str) -> Array:
 
 
 def _label_dtype(classes: Array) -> str:
-    """The dtype by which `classes` come back from JSON. Raises `ValueError` where JSON would change them."""
+    """Return the dtype that restores `classes` from JSON. Raises `ValueError` if JSON would change them."""
     if classes.dtype.kind == "U":
         return "str"
     if classes.dtype.kind in "biu" or all(isinstance(label, str) for label in classes):
@@ -146,7 +147,7 @@ def _short(value: object) -> str:
 
 
 def _number(value: object) -> Any:
-    """numpy's numbers, which a grid search sets as parameters, as JSON's."""
+    """Convert NumPy's numbers, which a grid search sets as parameters, for JSON."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{value!r} is a {type(value).__name__}, which JSON does not hold")

@@ -1,4 +1,4 @@
-"""Probes: how good frozen features are, measured by classifiers that leave the backbone alone.
+"""Probes: classifiers on frozen features, which measure how good the features are.
 
 `LinearProbe` and `KnnProbe` are scikit-learn classifiers on plain arrays, and on `Rows` that need not fit into memory.
 
@@ -29,33 +29,33 @@ PRESETS: dict[str, tuple[float, ...]] = {
     "clip": (0.316,),  # Radford et al. 2021, README of openai/CLIP
     "dinov2": tuple(float(C) for C in 10 ** np.linspace(-6, 5, 45)),  # dinov2/eval/log_regression.py
 }
-PATIENCE = 4  # values of C, a factor of ten: the sweep ends when so many in a row were no better than what came before
+PATIENCE = 4  # the sweep ends after so many values of C, a factor of ten, without an improvement
 
 
 @no_type_check
 class LinearProbe(Probe):
     """Logistic regression on frozen features, as CLIP and DINOv2 measure them, in memory or not.
 
-    `preset`: `"clip"` fits once, with C = 0.316. `"dinov2"` tries 45 values of C from 1e-6 to 1e5, upwards until
-    neither accuracy nor loss on a tenth of the samples has got better for a factor of ten, keeps the one of the best
-    accuracy on it, the smallest on a tie, and refits on all. The tenth is drawn from each class, at least one sample of
-    it, so classes of fewer than ten give more; a class of one sample gives none, and where all are such there is
-    nothing to choose by and C is CLIP's.
+    `preset`: `"clip"` fits once, with C = 0.316. `"dinov2"` tries up to 45 ascending values of C from 1e-6 to 1e5 on a
+    held-out tenth of the samples. It stops when neither accuracy nor loss has improved for a factor of ten. Then it
+    refits on all samples with the C of the best accuracy, the smallest one on a tie. The tenth is drawn from each
+    class, at least one sample each, so classes of fewer than ten give more. A class of one sample gives none. If no
+    class gives any, C is CLIP's.
 
-    `scale`: bring each feature to mean 0 and variance 1 first. It makes a value of C as strict for one backbone as for
-    another, whatever the magnitude of its features. The papers fit raw features: `scale=False` does as they do, for a
-    number to compare with theirs; accuracies differ, either way.
+    `scale`: first bring each feature to mean 0 and variance 1. A value of C is then as strict for one backbone as for
+    another, whatever the magnitude of its features. The papers fit raw features, as `scale=False` does. Use it to
+    compare with their numbers, which differ either way.
 
-    X is an array, or `Rows` such as `FeatureStore(...).rows`, which are read a block of 4096 at a time: some ten
-    passes over them for one value of C, some hundred for 45. Either way the fit is the optimum that scikit-learn's
-    `LogisticRegression` has (`heads/logistic.py`).
-    Memory: 70 MB at 768 features, and 32 bytes for a sample.
+    X is an array, or `Rows` such as `FeatureStore(...).rows`, which are read in blocks of 4096. That takes about ten
+    passes over them for one value of C, and about a hundred for 45. Either way the fit is the optimum of scikit-learn's
+    `LogisticRegression` (`heads/logistic.py`).
+    Memory: 70 MB at 768 features, and 32 bytes for each sample.
 
     Rows with the label -1, "unknown" in a `FeatureStore`, are left out with a warning.
 
     Fitted: `classes_` (K,); `C_`; `coef_` (K, F), or (1, F) for two classes, and `intercept_`, both for raw features.
-    Predictions do not use these two. They scale features first, as the product with raw features that are nearly
-    constant would lose all digits in float32.
+    Predictions do not use these two. They scale features first, because products with raw, nearly constant features
+    would lose all digits in float32.
     Raises `ValueError` on a single class or a wrong parameter.
     """
 
@@ -68,8 +68,8 @@ class LinearProbe(Probe):
     def fit(self, X: ArrayLike | Rows, y: ArrayLike, groups: ArrayLike | None = None) -> "LinearProbe":
         """Fit on features (N, F) and labels (N,). Warns (`ConvergenceWarning`) after 1000 iterations.
 
-        `groups`: what each sample belongs to, (N,). The tenth that `"dinov2"` chooses C by has whole groups, and
-        samples with the same features are one.
+        `groups`: the group (N,) of each sample. The held-out tenth of `"dinov2"` has whole groups. Samples with equal
+        features always count as one group.
         """
         self._check_parameters()
         rows, classes, codes, members = self._check_fit(X, y, groups)
@@ -101,21 +101,21 @@ class LinearProbe(Probe):
         return self._raw()[1].astype(self._dtype())
 
     def _raw(self) -> tuple[Array, Array]:
-        """Coefficients and intercepts for raw features, in float64."""
+        """Return the coefficients and intercepts for raw features, in float64."""
         coef = self._weights / self._scaling.scale
         return coef, self._bias - coef @ self._scaling.mean
 
     def decision_function(self, X: ArrayLike | Rows) -> Array:
-        """Logits (N, K); for two classes (N,), those of the second."""
+        """Return the logits (N, K), or (N,) of the second class if there are two."""
         return np.concatenate(list(self._logits(X)))
 
     def predict_proba(self, X: ArrayLike | Rows) -> Array:
-        """Probabilities (N, K), in the order of `classes_`."""
+        """Return the probabilities (N, K), in the order of `classes_`."""
         logits = self.decision_function(X)
         return np.stack([expit(-logits), expit(logits)], axis=1) if logits.ndim == 1 else softmax(logits, axis=1)
 
     def predict(self, X: ArrayLike | Rows) -> Array:
-        """Labels (N,)."""
+        """Return the predicted labels (N,)."""
         best = [(part > 0).astype(int) if part.ndim == 1 else part.argmax(axis=1) for part in self._logits(X)]
         return self.classes_[np.concatenate(best)]
 
@@ -123,13 +123,13 @@ class LinearProbe(Probe):
         for block in self._predict_blocks(X):
             with np.errstate(over="ignore", invalid="ignore"):
                 logits = self._scaling.of_block(block, self._dtype()) @ self._weights.T + self._bias
-            beyond = ~np.isfinite(logits).all(axis=1)  # float32, in a feature far from all that were fitted on
+            beyond = ~np.isfinite(logits).all(axis=1)  # float32 overflows if a feature is far from all fitted ones
             if beyond.any():
                 logits[beyond] = self._bounded_logits(block[beyond])
             yield logits[:, 0] if len(self.classes_) == 2 else logits
 
     def _bounded_logits(self, block: Array) -> Array:
-        """Logits from float64, moved and clipped into the range of the dtype: the classes keep their order."""
+        """Compute logits in float64, shifted and clipped to the range of the dtype. Classes keep their order."""
         logits = self._scaling.of_block(block, np.dtype(np.float64)) @ self._weights.T.astype(np.float64) + self._bias
         if logits.shape[1] > 1:
             logits -= logits.max(axis=1, keepdims=True)
@@ -170,10 +170,11 @@ class LinearProbe(Probe):
 def _sweep(
     candidates: Sequence[float], rows: Rows, codes: Array, groups: Array | None, curvature: Curvature
 ) -> tuple[float, Solution | None]:
-    """The candidate that is best on the held-out samples, the first of several, and its solution without them.
+    """Return the best candidate on held-out samples, the first one on a tie, and its solution without these samples.
 
-    Ascending: each fit starts where the two before point to, and the sweep ends once neither accuracy nor loss on the
-    held-out samples gets better."""
+    Candidates ascend. Each fit starts from an extrapolation of the last two. The sweep ends once neither accuracy nor
+    loss on the held-out samples improves.
+    """
     same = as_codes([hash(row.tobytes()) for block in read(rows, "copies") for row in block])
     held = hold_out(codes, 0.1, same if groups is None else join_groups(same, groups))
     if not held.any():
@@ -184,7 +185,7 @@ def _sweep(
     most, lowest, stale = -1, math.inf, 0
     path: list[Solution] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate that did not converge is judged as it is
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate that did not converge is still compared
         for C in tqdm(candidates, "values of C", leave=False, unit="fit", delay=DELAY, mininterval=INTERVAL):
             path = [*path[-1:], train.minimum(C, curvature, extrapolate(path), ROUGH)]
             right, loss = test.measure(path[-1])
@@ -201,16 +202,16 @@ def _sweep(
 class KnnProbe(Probe):
     """DINO's weighted nearest neighbours (Caron et al. 2021; facebookresearch/dino, eval_knn.py).
 
-    The `k` training samples of the highest cosine similarity vote, each with weight exp(similarity / temperature).
-    With fewer than `k` of them, all vote. A zero vector has similarity 0 to everything.
+    The `k` training samples of the highest cosine similarity vote, each with weight exp(similarity / temperature). If
+    there are fewer than `k`, all vote. A zero vector has similarity 0 to every other.
 
-    X is an array, or `Rows` such as `FeatureStore(...).rows`: neither the training features nor those to predict need
-    fit into memory. The training features are read once for every 4096 samples to predict, a block at a time.
+    X is an array, or `Rows` such as `FeatureStore(...).rows`. Neither the training features nor the features to predict
+    need fit into memory. The training features are read once, in blocks, for every 4096 samples to predict.
 
     Rows with the label -1, "unknown" in a `FeatureStore`, are left out with a warning.
 
-    Fitted: `features_` (N, F) of length 1, or the `Rows` as they were given, which have to stay where they are;
-    `codes_` (N,) their indices in `classes_`.
+    Fitted: `features_` (N, F) of length 1, or the `Rows` as given, whose files must stay in place; `codes_` (N,) the
+    class indices of the samples in `classes_`.
     Raises `ValueError` unless `k` is a positive integer and `temperature` a positive number.
     """
 
@@ -232,20 +233,20 @@ class KnnProbe(Probe):
         return self
 
     def predict_proba(self, X: ArrayLike | Rows) -> Array:
-        """Each class's share of the votes, (N, K), in the order of `classes_`."""
+        """Return each class's share of the votes (N, K), in the order of `classes_`."""
         return np.concatenate(list(self._votes(X)))
 
     def predict(self, X: ArrayLike | Rows) -> Array:
-        """Labels (N,)."""
+        """Return the predicted labels (N,)."""
         best = [votes.argmax(axis=1) for votes in self._votes(X)]
         return self.classes_[np.concatenate(best)]
 
     def _votes(self, X: ArrayLike | Rows) -> Iterator[Array]:
-        """Shares of the votes of one block of samples after another, (n, K)."""
+        """Yield the shares of the votes (n, K), block by block."""
         for block in self._predict_blocks(X):
             num_classes = len(self.classes_)
             top, nearest = self._nearest(unit_length(block))
-            # relative to the nearest: the shares are the same, and no temperature overflows
+            # Relative to the nearest sample: the shares stay the same, and no temperature overflows.
             weights = np.exp((top - top[:, :1]).astype(np.float64) / self.temperature)
             cells = np.arange(len(top))[:, None] * num_classes + self.codes_[nearest]
             votes = np.bincount(cells.ravel(), weights.ravel(), minlength=len(top) * num_classes)
@@ -253,7 +254,7 @@ class KnnProbe(Probe):
             yield votes / votes.sum(axis=1, keepdims=True)
 
     def _nearest(self, queries: Array) -> tuple[Array, Array]:
-        """The highest similarities of each query (n, F) to training samples, descending, and their indices: (n, k)."""
+        """Return each query's highest similarities to training samples, descending, and their indices: (n, k) each."""
         top = torch.empty(len(queries), 0, dtype=torch.from_numpy(queries).dtype)
         nearest = torch.empty(len(queries), 0, dtype=torch.int64)
         for start, block in self._training_blocks():
@@ -265,7 +266,7 @@ class KnnProbe(Probe):
         return top.numpy(), nearest.numpy()
 
     def _training_blocks(self) -> Iterator[tuple[int, Array]]:
-        """Training features of length 1, a block (n, F) after another, and the index of its first."""
+        """Yield blocks (n, F) of training features of length 1, each with the index of its first sample."""
         start, stored = 0, self.features_
         for block in read(InMemory(stored) if isinstance(stored, np.ndarray) else stored, "neighbours"):
             yield start, block if isinstance(stored, np.ndarray) else unit_length(block.astype(self._dtype()))
@@ -279,7 +280,7 @@ class KnnProbe(Probe):
         return precision(self.features_.dtype)
 
     def _to_tensors(self) -> Tensors:
-        features = np.concatenate([block for _, block in self._training_blocks()])  # not where they are kept
+        features = np.concatenate([block for _, block in self._training_blocks()])  # not the path of stored rows
         return {"features": features, "codes": self.codes_}
 
     def _from_tensors(self, tensors: Tensors) -> None:

@@ -1,8 +1,8 @@
-"""Patches to the tokens of a language model: what stands between the vision encoder of a VLA and its transformer.
+"""Projectors of patches to tokens of a language model, between the vision encoder of a VLA and its transformer.
 
 Axes: `B` batch, `D` width, `N` tokens, `L` width of the language model, `h w` patch grid.
 
-In a batch of images of different sizes, `features.valid` tells which tokens show padding alone.
+In a batch of images of different sizes, `features.valid` is False for the tokens that show only padding.
 """
 
 from itertools import pairwise
@@ -21,11 +21,12 @@ Projection = Literal["none", "linear", "mlp"]
 
 
 class TokenProjector(Head):
-    """Each patch to a token of the language model, by itself: (B, h*w, L), row-major.
+    """A projector that maps each patch by itself to a token of the language model: (B, h*w, L), row-major.
 
-    `width`: L. `form`: `"linear"`, one layer; `"mlp"`, D -> L -> GELU -> L, OpenVLA's for one encoder and LLaVA-1.5's;
-    `"fused"`, D -> 4D -> GELU -> L -> GELU -> L, OpenVLA's for two (prismatic-vlms, prismatic/util/nn_utils.py).
-    `layer`: 0-based, negative from the end.
+    `width` is L. `form` is one of `"linear"`, one layer; `"mlp"`, D -> L -> GELU -> L, as in LLaVA-1.5 and in OpenVLA
+    with one encoder; and `"fused"`, D -> 4D -> GELU -> L -> GELU -> L, as in OpenVLA with two encoders
+    (prismatic-vlms, prismatic/util/nn_utils.py). `layer` is 0-based, negative from the end.
+
     Raises `ValueError` on an unknown form.
     """
 
@@ -42,21 +43,25 @@ class TokenProjector(Head):
 
 
 class OpenVLAProjector(TokenProjector):
-    """OpenVLA's projector on its two encoders (Kim et al. 2024): for `load_backbone("openvla")`, which gives the
-    second to last blocks of DINOv2 and SigLIP, neither with its final norm."""
+    """OpenVLA's projector on its two encoders (Kim et al. 2024), for `load_backbone("openvla")`.
+
+    This backbone gives the second to last blocks of DINOv2 and SigLIP, both without the final norm.
+    """
 
     def __init__(self, spec: BackboneSpec, width: Count = 4096) -> None:
         super().__init__(spec, width, form="fused", norm=False)
 
 
 class SpaceToDepth(Head):
-    """Each square of `factor` x `factor` patches becomes one token of factor² D channels, row-major within the square:
-    (B, h*w / factor², factor² D), on grids of any aspect that `factor` divides. On square ones it equals the "pixel
-    shuffle" of InternVL (its version 2), SmolVLM and nanoVLM.
+    """A head that merges each square of `factor` x `factor` patches into one token: (B, h*w / factor², factor² D).
 
-    `projection`, to `width` channels: `"none"`; `"linear"`, without bias, SmolVLM's and nanoVLM's (nanoVLM,
-    models/modality_projector.py); `"mlp"`, LayerNorm -> linear -> GELU -> linear, InternVL's.
-    Raises `ValueError` on an unknown projection, and on a width for none or none for one.
+    The channels of a token are row-major within its square. Grids may have any aspect, if `factor` divides their
+    sides. On square grids it equals the "pixel shuffle" of InternVL (version 2), SmolVLM and nanoVLM.
+
+    `projection` to `width` channels is one of `"none"`; `"linear"`, without bias, as in SmolVLM and nanoVLM (nanoVLM,
+    models/modality_projector.py); and `"mlp"`, LayerNorm -> linear -> GELU -> linear, as in InternVL.
+
+    Raises `ValueError` on an unknown projection, on a projection without `width`, and on `width` without a projection.
     """
 
     def __init__(
@@ -89,7 +94,7 @@ class SpaceToDepth(Head):
 
 
 def _mlp(*widths: int) -> nn.Sequential:
-    """Linear layers from each width to the next, with the exact GELU between them."""
+    """Make linear layers from each width to the next, with the exact GELU between them."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         layers += [nn.GELU(), nn.Linear(before, after)]

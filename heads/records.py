@@ -1,6 +1,6 @@
-"""Fitted tensors on disk, with a record of what they are: two files that belong together, safetensors and JSON.
+"""Fitted tensors on disk with a record of what they are: a safetensors file and a JSON file that belong together.
 
-`kind` names the files and speaks in errors: a `probe` lies in `probe.safetensors` and `probe.json`.
+`kind` names the files and is used in errors: a `probe` is kept in `probe.safetensors` and `probe.json`.
 """
 
 import hashlib
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from heads.options import check
-from vitbackbone import publish_together, read_together
+from vitbackbone import parse_json, publish_together, read_together
 
 VERSION = 1
-DIGEST = "record_sha256"  # of all else in the record
+DIGEST = "record_sha256"  # the checksum of every other field of the record
 
 
 def write_record(
@@ -24,12 +24,14 @@ def write_record(
     record: dict[str, Any],
     default: Callable[[object], Any] | None = None,
 ) -> None:
-    """Write both files to a folder, made if missing. Files there are replaced together: a kill leaves the old ones or
-    the new ones. `default`: as for `json.dumps`.
+    """Write both files to a folder, which is made if missing.
 
-    Raises `ValueError` or `TypeError` on what JSON does not hold; nothing is written then.
+    Files in the folder are replaced together: a crash leaves both old files or both new ones. `default` is passed to
+    `json.dumps`.
+
+    Raises `ValueError` or `TypeError`, before anything is written, if the record does not fit into JSON.
     """
-    # With the digest, a record beside the tensors of another is refused; with the second one, a record that was edited.
+    # The first checksum ties the record to its tensors. The second one shows that nobody edited the record.
     record = {"version": VERSION, **record, "sha256": hashlib.sha256(tensors).hexdigest()}
     record = json.loads(json.dumps(record, allow_nan=False, default=default))
     text = json.dumps({**record, DIGEST: _digest(record)}, indent=2)
@@ -39,8 +41,12 @@ def write_record(
 
 
 def read_record(folder: str | PathLike[str], kind: str) -> tuple[dict[str, Any], bytes]:
-    """Return the record and the tensors. Raises `OSError` if a file cannot be read, and `ValueError` if they are not
-    what `write_record` wrote. `check_unedited` is left to the caller: what it finds wrong says more."""
+    """Return the record and the bytes of the tensors.
+
+    The caller should run `check_unedited` after its own checks, because their errors say more.
+
+    Raises `OSError` if a file cannot be read, and `ValueError` if `write_record` did not write it.
+    """
     names = [f"{kind}.safetensors", f"{kind}.json"]
     try:
         data, text = read_together(Path(folder), kind, names)
@@ -49,28 +55,23 @@ def read_record(folder: str | PathLike[str], kind: str) -> tuple[dict[str, Any],
         raise FileNotFoundError(
             f"{folder} has {missing}; want a folder written by save_{kind}, with {', '.join(names)}"
         ) from None
-    try:
-        record = json.loads(text.decode("utf-8"), object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{names[1]} is not a whole JSON file: {error}") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{names[1]} holds a {type(record).__name__}; want an object")
+    record: dict[str, Any] = parse_json(text, dict, names[1])
     check_fields(names[1], record, {"version": int, "sha256": str})
     if record["version"] != VERSION:
-        raise ValueError(f"version {record['version']}; this release reads version {VERSION}")
+        raise ValueError(f"{names[1]} has version {record['version']}; this release reads version {VERSION}")
     if record["sha256"] != hashlib.sha256(data).hexdigest():
         raise ValueError(f"{names[0]} is not the file that {names[1]} was written with (sha256)")
     return record, data
 
 
 def check_unedited(record: Mapping[str, Any], kind: str) -> None:
-    """Raise `ValueError` if the record is not as `write_record` wrote it."""
+    """Raise `ValueError` if the record changed after `write_record` wrote it."""
     if record.get(DIGEST) != _digest({key: value for key, value in record.items() if key != DIGEST}):
         raise ValueError(f"{kind}.json was edited after save_{kind} wrote it ({DIGEST}); save the {kind} again")
 
 
 def check_fields(owner: str, record: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise `ValueError` unless the record has each key wanted, with a value of its type."""
+    """Raise `ValueError` unless the record has each key of `wanted`, with a value of its type."""
     missing = [key for key in wanted if key not in record]
     if missing:
         raise ValueError(f"{owner} has no {' and no '.join(missing)}")
@@ -79,10 +80,3 @@ def check_fields(owner: str, record: Mapping[str, Any], wanted: Mapping[str, Any
 
 def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise ValueError("it names a key twice")
-    return result

@@ -1,4 +1,4 @@
-"""A map of any size to a fixed number of tokens, by learned queries that attend to the patches.
+"""Resamplers: learned queries attend to a map of any size and give a fixed number of tokens.
 
 Axes: `B` batch, `D` width, `N` tokens, `Q` queries, `h w` patch grid.
 """
@@ -17,25 +17,28 @@ from vitbackbone import BackboneSpec, Features
 
 
 class PoolingHead(Head):
-    """A head whose output has one size, whatever the grid: a subclass defines `pool`. Images of different sizes are
-    run one by one, each on its own grid, so that padding has no part in it."""
+    """A head whose output has the same size for every grid. A subclass defines `pool`.
+
+    Images of different grids are run one by one, so that padding has no influence.
+    """
 
     @abstractmethod
     def pool(self, features: Features) -> Float[Tensor, "B ..."]:
-        """The output for images that all have one grid."""
+        """Return the output for images that all have the same grid."""
 
     def forward(self, features: Features) -> Float[Tensor, "B ..."]:
-        if features.geometry.one_size:
+        if features.geometry.one_size or len(set(features.geometry.grids)) < 2:
             return self.pool(features)
         return torch.cat([self.pool(features.image(i)) for i in range(len(features.patches))])
 
 
 class PerceiverResampler(PoolingHead):
-    """Learned latents that attend to the patches and to each other, layer after layer: (B, Q, D) (Alayrac et al. 2022,
-    "Flamingo"; mlfoundations/open_flamingo, src/helpers.py).
+    """Learned latents that attend to the patches and to each other, layer after layer: (B, Q, D).
 
-    Each layer: latents += attention(latents, [patches, latents]), then latents += MLP(latents), no biases but the
-    norms'; a norm at the end. Frames of a video are run one by one; there are no embeddings of time.
+    (Alayrac et al. 2022, "Flamingo"; mlfoundations/open_flamingo, src/helpers.py)
+
+    Each layer computes latents += attention(latents, [patches, latents]) and latents += MLP(latents). A norm follows
+    the last layer. Only the norms have biases. Frames of a video are run one by one, without time embeddings.
     """
 
     def __init__(
@@ -83,22 +86,23 @@ class _ResamplerBlock(nn.Module):
 
 
 class MapPool(PoolingHead):
-    """Multi-head attention pooling with one learned query: (B, D) (Lee et al. 2019, "Set transformer"; in the form of
-    octo-models/octo, octo/model/components/transformer.py, MAPHead).
+    """Multi-head attention pooling with one learned query: (B, D).
 
-    y = attention(query, patches), with biases; the output is y + MLP(norm(y)). Xavier initialisation, as Octo's.
-    Raises `ValueError` where `num_heads` does not divide D.
+    (Lee et al. 2019, "Set transformer"; in the form of octo-models/octo, octo/model/components/transformer.py, MAPHead)
+
+    With y = attention(query, patches), the output is y + MLP(norm(y)). The initialisation is Xavier's, as in Octo.
+    Raises `ValueError` unless `num_heads` divides D.
     """
 
     def __init__(self, spec: BackboneSpec, num_heads: Count = 8, layer: int = -1, norm: bool = True) -> None:
         super().__init__(spec, Needs((layer,), norm, pooled=False))
         dim = spec.dims[self.layers[0]]
         if dim % num_heads:
-            raise ValueError(f"MapPool: num_heads={num_heads} does not divide the width {dim} of {spec.name}")
+            raise ValueError(f"MapPool: num_heads={num_heads} does not divide {dim}, the width of {spec.name}")
         self.num_heads = num_heads
         self.query = nn.Parameter(torch.empty(1, 1, dim))
         self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)  # Flax's, as is the tanh form of GELU
+        self.norm = nn.LayerNorm(dim, eps=1e-6)  # Flax's default, as is the tanh form of GELU
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim))
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:

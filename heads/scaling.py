@@ -1,4 +1,4 @@
-"""Mean and scale of each feature, from one pass over rows that need not fit into memory, and rows brought to them.
+"""Standardisation of features: mean and scale from one pass over rows that need not fit into memory.
 
 Axes: `N` samples, `F` features, `n` rows of a block.
 """
@@ -12,16 +12,16 @@ from jaxtyping import Float
 
 from heads.blocks import Array, Rows, read_checked
 
-ROUNDING = 16 * np.finfo(np.float64).eps  # relative; a feature that varies less is constant but for rounding
-SAFE = 1e30  # float32 computes (x - mean) / scale if the mean and the scale are within this factor of 1
+ROUNDING = 16 * np.finfo(np.float64).eps  # relative; a feature that varies less varies only by rounding
+SAFE = 1e30  # float32 is enough for (x - mean) / scale if the mean and the scale are within this factor of 1
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """(x - mean) / scale, for features x. `scale` is infinite for a constant feature, which becomes 0.
+    """The map (x - mean) / scale of features x. `scale` is infinite for a constant feature, which becomes 0.
 
-    A nearly constant feature has a scale far below its mean. The difference to the mean is taken first, where it is
-    exact; coefficients for raw features lose all digits there.
+    A nearly constant feature has a scale far below its mean. The mean is subtracted first, because this difference is
+    exact. Coefficients for raw features would lose all digits.
     """
 
     mean: Float[np.ndarray, " F"]
@@ -29,10 +29,10 @@ class Scaling:
 
     @classmethod
     def of(cls, rows: Rows, dtype: np.dtype[Any]) -> "Scaling":
-        """Mean and standard deviation of each feature, in float64. Raises `ValueError` on NaN or inf.
+        """Compute the mean and standard deviation of each feature, in float64. Raises `ValueError` on NaN or inf.
 
-        Values are taken relative to the first row, and blocks are merged by their means (Chan et al. 1979): no digit
-        is lost to a large mean.
+        Values are taken relative to the first row, and blocks are merged by their means (Chan et al. 1979), so a large
+        mean costs no digits.
         """
         count, width = 0, rows.shape[1]
         first, mean, squares = np.zeros(width), np.zeros(width), np.zeros(width)
@@ -57,11 +57,11 @@ class Scaling:
         return cls(mean, scale)
 
     def without_scale(self) -> "Scaling":
-        """x - mean."""
+        """Return the scaling that only subtracts the mean."""
         return Scaling(self.mean, np.ones_like(self.scale))
 
     def of_block(self, block: Array, dtype: np.dtype[Any]) -> Array:
-        """The block (n, F), scaled, in `dtype`."""
+        """Scale a block (n, F), in `dtype`."""
         finite = self.scale[np.isfinite(self.scale)]
         safe = (finite > 1 / SAFE).all() and (finite < SAFE).all() and (np.abs(self.mean) < SAFE).all()
         exact = dtype if safe else np.dtype(np.float64)
@@ -71,8 +71,10 @@ class Scaling:
 
 
 def unit_length(block: Float[np.ndarray, "n F"]) -> Float[np.ndarray, "n F"]:
-    """Divide each row by its length; a zero row stays. Squares neither overflow nor vanish: the largest value of a row
-    is brought to 1 where they might."""
+    """Divide each row by its length. A zero row stays.
+
+    If squares of a row could overflow or vanish, the row is first divided by its largest value.
+    """
     with np.errstate(over="ignore", under="ignore"):
         squares = np.einsum("nf,nf->n", block, block)
     limits = np.finfo(block.dtype)
@@ -87,7 +89,7 @@ def unit_length(block: Float[np.ndarray, "n F"]) -> Float[np.ndarray, "n F"]:
 
 @dataclass(frozen=True)
 class Scaled:
-    """Rows brought to a scaling as they are read."""
+    """Rows that are scaled as they are read."""
 
     source: Rows
     scaling: Scaling

@@ -13,24 +13,24 @@ from heads.options import Count, Layers, Rate, check
 from heads.parallel import BatchNorm2d, refuse_past_ddp, total
 from vitbackbone import BackboneSpec, Features, align
 
-IGNORED = 255  # label of a pixel that no class is given to, unless told otherwise: left out of the loss
+IGNORED = 255  # the label of pixels without a class by default; the loss leaves them out
 
 
 def ignored(num_classes: int, ignore_index: int | None) -> int:
-    """The label to ignore; None is 255. Raises `ValueError` if it is None and 255 is a class."""
+    """Return the label to ignore, 255 for None. Raises `ValueError` if it is None and 255 is a class."""
     check("labels", {"ignore_index": int | None}, {"ignore_index": ignore_index})
     if ignore_index is not None:
         return ignore_index
     if num_classes > IGNORED:
         raise ValueError(
-            f"there are {num_classes} classes, and the label {IGNORED}, which means no class by default, is one of "
+            f"there are {num_classes} classes, so the label {IGNORED}, which means no class by default, is one of "
             "them; pass the ignore_index that means no class, such as -1"
         )
     return IGNORED
 
 
 def check_labels(labels: Tensor, shape: tuple[int, int, int], num_classes: int, ignore_index: int) -> None:
-    """Raises `ValueError` unless the labels are integers of the shape (B, H, W), each a class from 0 or ignored."""
+    """Raise `ValueError` unless the labels are integers of the shape (B, H, W), each a class or ignored."""
     wanted = f"want integers of shape {shape}: classes 0 to {num_classes - 1}, or {ignore_index} for pixels to ignore"
     check_tensor("labels", labels, wanted)
     if 0 in shape:
@@ -48,16 +48,17 @@ def check_tensor(name: str, value: object, wanted: str) -> None:
     """Raise `ValueError` unless `value` is a tensor."""
     if not isinstance(value, Tensor):
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise ValueError(f"{name} is a {kind}, and no tensor; {wanted}. torch.as_tensor makes one of an array")
+        raise ValueError(f"{name} is a {kind}, not a tensor; {wanted}. torch.as_tensor converts an array")
 
 
 def segmentation_loss(logits: Float[Tensor, "B K H W"], labels: Tensor, ignore_index: int | None = None) -> Tensor:
-    """Cross-entropy, the mean over the pixels that are not ignored; 0 where all are. In a training forward under DDP or
-    FSDP it is the mean over the pixels of all processes.
+    """Return the cross-entropy, averaged over the pixels that are not ignored, or 0 if all are ignored.
 
-    `labels`: integers (B, H, W). `ignore_index`: the label that means no class, by default 255.
-    Raises `ValueError` on other labels, on a label that is no class, and with 256 classes or more without an
-    `ignore_index`.
+    In a training forward under DDP or FSDP it is averaged over the pixels of all processes.
+
+    `labels` are integers (B, H, W). `ignore_index` is the label that means no class, by default 255. Raises
+    `ValueError` on other labels, on a label that is no class, and without an `ignore_index` if there are 256 classes or
+    more.
     """
     check_tensor("logits", logits, "want scores of shape (B, K, H, W)")
     batch, num_classes, height, width = logits.shape
@@ -71,8 +72,7 @@ def segmentation_loss(logits: Float[Tensor, "B K H W"], labels: Tensor, ignore_i
 class Segmenter(DenseHead):
     """A dense head whose output is a score for each class at each pixel, (B, K, H, W).
 
-    `ignore_index` is the label of pixels without a class in its `loss`: an attribute, to be set before training. None
-    is 255.
+    The attribute `ignore_index` is the label that `loss` leaves out. Set it before training. None stands for 255.
     """
 
     ignore_index: int | None = None
@@ -82,13 +82,14 @@ class Segmenter(DenseHead):
         self.num_classes = num_classes
 
     def anneal(self, progress: float) -> None:
-        """Told how far training is, from 0 to 1. For a head whose training changes as it goes on (EoMT)."""
+        """Take the progress of training, from 0 to 1. Only a head whose training changes over time needs it (EoMT)."""
 
     def loss(self, targets: Tensor, *features: Features, ignore_index: int | None = None) -> Tensor:
-        """What the head is trained by, given labels (B, H, W) and what the head is given (`Attached.features`). Labels
-        of images of different sizes are filled up with `ignore_index`, at the right and bottom.
+        """Return the training loss, given labels (B, H, W) and the head's features (`Attached.features`).
 
-        `ignore_index`: by default the head's own.
+        If the images have different sizes, pad the labels with `ignore_index` at the right and bottom. The default of
+        `ignore_index` is the head's own.
+
         Raises `ValueError` as `segmentation_loss` does, and `RuntimeError` under DDP outside its forward.
         """
         refuse_past_ddp(self)
@@ -96,10 +97,11 @@ class Segmenter(DenseHead):
 
 
 class LinearSegmenter(Segmenter):
-    """Batch norm and a 1x1 convolution on the map of the last layer (facebookresearch/dinov2,
-    eval/segmentation/models/decode_heads/linear_head.py).
+    """Batch norm and a 1x1 convolution on the map of the last layer.
 
-    `dropout`: of whole channels; DINOv3's is 0.1 (facebookresearch/dinov3,
+    (facebookresearch/dinov2, eval/segmentation/models/decode_heads/linear_head.py)
+
+    `dropout` is the rate at which whole channels are dropped. DINOv3's is 0.1 (facebookresearch/dinov3,
     eval/segmentation/models/heads/linear_head.py).
     """
 
@@ -121,13 +123,13 @@ class LinearSegmenter(Segmenter):
             nn.init.zeros_(self.classifier.bias)
 
     def maps(self, *features: Features) -> Float[Tensor, "B K h w"]:
-        """Maps of other strides are brought to the grid of the first."""
+        """Return the scores on the grid of the first map. Maps of other strides are resampled to it."""
         x = torch.cat([align(each, features[0].geometry) for each in features], dim=1)
         return self.classifier(self.bn(self.dropout(x)))
 
 
 class MultiLayerSegmenter(LinearSegmenter):
-    """The same on the maps of the last four layers side by side: DINOv2's "+ms" head, at one scale."""
+    """A `LinearSegmenter` on the concatenated maps of the last four layers: DINOv2's "+ms" head, at one scale."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Held-out samples: a share of each class, drawn by whole groups, so that a photo and its copy are on one side.
+"""Held-out samples: a share of each class, drawn by whole groups, so that a photo and its copies stay together.
 
 Axes: `N` samples, `G` groups, `K` classes.
 """
@@ -16,11 +16,11 @@ HOLD_OUT_SEED = 0
 def hold_out(codes: ArrayLike, share: float, groups: ArrayLike | None = None) -> Bool[np.ndarray, " N"]:
     """Return a mask (N,) of the samples to hold out: a share of each class, drawn with a fixed seed.
 
-    `codes`: class indices (N,), from 0. Samples with -1, whose class is unknown, count for no class.
-    `groups`: what each sample belongs to, (N,): a photo and its copies, an animal, a camera. A group is held out whole
-    or not at all, even if it has samples of several classes. By default each sample is a group of its own.
+    `codes`: class indices (N,), from 0. Samples of unknown class have -1 and are never held out.
+    `groups`: the group (N,) of each sample, such as a photo with its copies, an animal, or a camera. A group is held
+    out whole or not at all, even if it has samples of several classes. By default each sample is its own group.
 
-    Each class gives at least one group and keeps at least one; a class of a single group gives none.
+    Each class gives at least one group and keeps at least one. A class with a single group gives none.
     Raises `ValueError` on other codes, a share that is not between 0 and 1, and groups of another length.
     """
     labels = column_or_1d(codes)
@@ -34,7 +34,7 @@ def hold_out(codes: ArrayLike, share: float, groups: ArrayLike | None = None) ->
 
 
 def _choose(labels: Int[np.ndarray, " N"], members: Int[np.ndarray, " N"], share: float) -> Bool[np.ndarray, " G"]:
-    """Which groups are held out. Rare classes choose first, and each takes groups in a random order."""
+    """Choose the groups to hold out. Rare classes choose first, and each takes groups in a random order."""
     order = np.random.RandomState(HOLD_OUT_SEED).permutation(len(labels))
     groups, first = np.unique(members[order], return_index=True)
     chosen = np.zeros(len(groups), dtype=bool)
@@ -46,12 +46,12 @@ def _choose(labels: Int[np.ndarray, " N"], members: Int[np.ndarray, " N"], share
     totals = np.bincount(label, size, minlength=num_classes).astype(int).tolist()
     by_class = np.lexsort((first[group], label))
     ends = np.searchsorted(label[by_class], np.arange(num_classes + 1))
-    # lists from here on: a million steps of Python are a second, of numpy's scalars ten
+    # Lists from here on: a million steps take one second with Python's numbers, and ten with NumPy's.
     of_cell, of_class, sizes = group.tolist(), label.tolist(), size.tolist()
     given = [0] * num_classes
 
     def take(one: int) -> None:
-        """Hold a group out, unless that would be all of a class."""
+        """Hold a group out, unless a class would then have no sample left."""
         cells = range(starts[one], starts[one + 1])
         if all(given[of_class[cell]] + sizes[cell] < totals[of_class[cell]] for cell in cells):
             for cell in cells:
@@ -65,7 +65,7 @@ def _choose(labels: Int[np.ndarray, " N"], members: Int[np.ndarray, " N"], share
                 break
             if given[which] + sizes[cell] / 2 <= wanted and not chosen[of_cell[cell]]:
                 take(of_cell[cell])
-        for cell in own[np.argsort(size[own], kind="stable")].tolist():  # where every group is larger than the share
+        for cell in own[np.argsort(size[own], kind="stable")].tolist():  # if every group is larger than the share
             if given[which]:
                 break
             take(of_cell[cell])
@@ -73,8 +73,10 @@ def _choose(labels: Int[np.ndarray, " N"], members: Int[np.ndarray, " N"], share
 
 
 def join_groups(*groupings: ArrayLike) -> Int[np.ndarray, " N"]:
-    """Join groupings of the same samples, (N,) each: two samples that share a group in any of them share one in the
-    result, also by way of others. Returns indices from 0."""
+    """Join groupings (N,) of the same samples, and return group indices (N,) from 0.
+
+    Two samples that share a group in any grouping share one in the result, also if other samples link them.
+    """
     parts = [as_codes(groups) for groups in groupings]
     check_consistent_length(*parts)
     count = len(parts[0])
@@ -86,5 +88,5 @@ def join_groups(*groupings: ArrayLike) -> Int[np.ndarray, " N"]:
 
 
 def as_codes(groups: ArrayLike) -> Int[np.ndarray, " N"]:
-    """The index (N,) of each sample's group."""
+    """Return the index (N,) of each sample's group."""
     return np.unique(column_or_1d(groups), return_inverse=True)[1].reshape(-1)

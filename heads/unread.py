@@ -1,7 +1,7 @@
-"""Which parameters of a backbone no head reads. A step gives them no gradient: blocks deeper than the deepest layer
-read, a final norm that is not applied, a pooling that is not asked for.
+"""Parameters of a backbone that no head reads.
 
-They learn nothing, and DDP would wait for their gradients. `rest` turns their gradients off.
+They are the blocks after the deepest layer that is read, a final norm that is not applied, and a pooling that is not
+read. They learn nothing, and DDP would wait for their gradients, so `rest` turns their gradients off.
 """
 
 import weakref
@@ -11,14 +11,14 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from vitbackbone import BackboneModule, Features, FusedBackbone, ViT
+from vitbackbone import BackboneModule, Features, FusedBackbone, ViT, evaluating
 
 Wanted = tuple[int, bool]  # a layer, 0-based, and whether the final norm is applied
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """Heads on a backbone."""
+    """A module with heads on a backbone."""
 
     used: frozenset[Wanted]
     pooled: bool  # whether `features.pooled` is read
@@ -28,23 +28,25 @@ _readers: "weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[Reader]]" = weak
 
 
 def rest(backbone: BackboneModule, reader: Reader) -> None:
-    """Turn off the gradients of the parameters that neither `reader` nor another living reader of the backbone reads.
-    What an earlier call turned off and is read now is turned on again."""
+    """Turn off the gradients of the parameters that no living reader of the backbone reads, `reader` included.
+
+    If an earlier call turned off parameters that are read now, their gradients are turned on again.
+    """
     readers = _readers.setdefault(backbone, weakref.WeakSet())
     readers.add(reader)
     resting = vars(backbone).get("resting", [])
-    if any(p.requires_grad for p in backbone.parameters()):  # or all were frozen in the meantime
+    if any(p.requires_grad for p in backbone.parameters()):  # if none does, all were frozen in the meantime
         for parameter in resting:
             parameter.requires_grad_(True)
     used = set().union(*(each.used for each in readers))
     idle = [p for p in unread(backbone, used, any(each.pooled for each in readers)) if p.requires_grad]
     for parameter in idle:
         parameter.requires_grad_(False)
-    vars(backbone)["resting"] = idle  # no submodule, and copied with the backbone
+    vars(backbone)["resting"] = idle  # a plain attribute, so it is no submodule and is copied with the backbone
 
 
 def unread(backbone: BackboneModule, used: Set[Wanted], pooled: bool) -> list[nn.Parameter]:
-    """The parameters that `forward_layers` does not use for these layers, nor `pooled` where it is read."""
+    """Return the parameters that neither `forward_layers` uses for these layers nor `pooled`, if that is read."""
     if isinstance(backbone, ViT):
         return _of_vit(backbone, used, pooled)
     if isinstance(backbone, FusedBackbone):
@@ -73,29 +75,25 @@ def _of_fused(backbone: FusedBackbone, used: Set[Wanted]) -> list[nn.Parameter]:
 
 
 def _of_any(backbone: BackboneModule, used: Set[Wanted], pooled: bool) -> list[nn.Parameter]:
-    """What a small image shows: the graph of its features leads to every parameter that is used. Nothing, if the
-    backbone runs neither the small image nor one of its own size."""
+    """Find the parameters by a forward of a small image: its graph leads to every parameter that is used.
+
+    Return no parameter if the backbone runs neither the small image nor one of its own size.
+    """
     learning = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     if not learning:
         return []
     spec = backbone.spec
-    modes = [(part, part.training) for part in backbone.modules()]
-    backbone.eval()
-    try:
+    layers, norms = zip(*sorted(used), strict=True)
+    with evaluating(backbone), torch.inference_mode(False), torch.enable_grad():
         for size in ((2 * max(spec.strides),) * 2, spec.image_size):
             images = torch.zeros(1, 3, *size, dtype=learning[0].dtype, device=learning[0].device)
             try:
-                with torch.inference_mode(False), torch.enable_grad():
-                    layers, norms = zip(*sorted(used), strict=True)
-                    found = _tensors(backbone.forward_layers(images, layers, norms), pooled)
-            except (ValueError, RuntimeError):  # a network of one size, or of larger ones
+                found = _tensors(backbone.forward_layers(images, layers, norms), pooled)
+            except (ValueError, RuntimeError):  # the network takes only one size, or only larger ones
                 continue
             seen = _leaves(found)
             return [parameter for parameter in learning if id(parameter) not in seen]
-        return []
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    return []
 
 
 def _tensors(features: Iterable[Features], pooled: bool) -> list[Tensor]:
@@ -107,7 +105,7 @@ def _tensors(features: Iterable[Features], pooled: bool) -> list[Tensor]:
 
 
 def _leaves(outputs: Sequence[Tensor]) -> set[int]:
-    """The ids of the tensors that a backward would reach."""
+    """Return the ids of the tensors that a backward pass would reach."""
     left = [output.grad_fn for output in outputs if output.grad_fn is not None]
     seen, leaves = set(left), set()
     while left:

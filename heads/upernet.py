@@ -5,7 +5,6 @@
 Axes: `B` batch, `D` width, `C` channels, `K` classes, `h w` patch grid.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -20,19 +19,20 @@ from heads.parallel import BatchNorm2d, is_together, tie
 from heads.segmentation import Segmenter
 from vitbackbone import BackboneSpec, Features
 
-SCALES = (4.0, 2.0, 1.0, 0.5)  # of the pyramid that is made of maps of one stride
+SCALES = ((4, 1), (2, 1), (1, 1), (1, 2))  # of the levels that are made from maps of one stride, as fractions
 POOLED = (1, 2, 3, 6)  # sides of the grids that the coarsest map is pooled to
 AUXILIARY_WEIGHT = 0.4
 
 
 class UPerNet(Segmenter):
-    """As mmsegmentation puts it on a ViT (configs/_base_/models/upernet_vit-b16_ln_mln.py): blocks evenly spread,
-    without the final norm, and a neck that makes a pyramid of them. Where the layers have strides of their own, as a
-    Swin's, they are the pyramid already and there is no neck.
+    """UPerNet as mmsegmentation puts it on a ViT (configs/_base_/models/upernet_vit-b16_ln_mln.py).
 
-    `auxiliary` is the head that helps training: the same classes off the third map alone, the one that mmsegmentation
-    takes on MAE and Swin. `loss` adds it with weight 0.4; `head.auxiliary(features)` runs it.
-    Training needs batches of two images or more, of one size: batch norm sees a map pooled to one place.
+    It reads evenly spread blocks without the final norm, and a neck makes a pyramid of them. If the layers have
+    different strides, as Swin's do, they form the pyramid already and there is no neck.
+
+    The auxiliary head `auxiliary` helps training: it predicts the same classes from the third map alone, as in
+    mmsegmentation on MAE and Swin. `loss` adds its loss with weight 0.4, and `head.auxiliary(features)` runs it.
+    Training needs batches of at least two images of one size, because batch norm sees a map pooled to one place.
 
     Raises `ValueError` unless `layers` are four, of one stride or each coarser than the one before.
     """
@@ -80,7 +80,7 @@ class UPerNet(Segmenter):
 
     def loss(self, targets: Tensor, *features: Features, ignore_index: int | None = None) -> Tensor:
         given = self.ignore_index if ignore_index is None else ignore_index
-        # Before the call of `self`, after which FSDP may have freed it.
+        # Before the call of `self`, because FSDP may free its parameters after that.
         auxiliary = self.auxiliary.loss(targets, features[2], ignore_index=given)
         return super().loss(targets, *features, ignore_index=given) + AUXILIARY_WEIGHT * auxiliary
 
@@ -98,8 +98,11 @@ class FCN(Segmenter):
 
 
 class Neck(nn.Module):
-    """A pyramid of maps of one stride: each through a 1x1 convolution, resized, and through a 3x3 convolution
-    (open-mmlab/mmsegmentation, models/necks/multilevel_neck.py). Half of an odd side is rounded up."""
+    """A neck that makes a pyramid of maps of one stride (open-mmlab/mmsegmentation, models/necks/multilevel_neck.py).
+
+    Each map goes through a 1x1 convolution, is resized, and goes through a 3x3 convolution. Half of an odd side is
+    rounded up.
+    """
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
@@ -108,14 +111,14 @@ class Neck(nn.Module):
 
     def forward(self, maps: Sequence[Float[Tensor, "B D h w"]]) -> list[Tensor]:
         levels = []
-        for inner, outer, scale, x in zip(self.inner, self.outer, SCALES, maps, strict=True):
-            size = [math.ceil(side * scale) for side in x.shape[-2:]]
+        for inner, outer, (up, down), x in zip(self.inner, self.outer, SCALES, maps, strict=True):
+            size = [(side * up + down - 1) // down for side in x.shape[-2:]]
             levels.append(outer(F.interpolate(inner(x), size=size, mode="bilinear", align_corners=False)))
         return levels
 
 
 class PooledContext(nn.Module):
-    """The map beside its averages over coarse grids (Zhao et al. 2017, "Pyramid scene parsing network")."""
+    """A map concatenated with its averages over coarse grids (Zhao et al. 2017, "Pyramid scene parsing network")."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -125,8 +128,8 @@ class PooledContext(nn.Module):
     def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C h w"]:
         if self.training and len(x) < 2 and not is_together():
             raise ValueError(
-                "UPerNet trains on two images or more of one size at a time: batch norm cannot tell anything from one "
-                "image pooled to one place. Crop the images to one size, or raise the batch size"
+                "UPerNet trains on at least two images of one size at a time, because batch norm has no statistics of "
+                "one image pooled to one place. Crop the images to one size, or raise the batch size"
             )
         pooled = [F.adaptive_avg_pool2d(x, side) for side in POOLED]
         context = [_resized(branch(each), x) for branch, each in zip(self.branches, pooled, strict=True)]
@@ -134,21 +137,24 @@ class PooledContext(nn.Module):
 
 
 def conv_norm(width: int, channels: int, kernel: int) -> nn.Sequential:
-    """Convolution of the same size, batch norm, ReLU."""
+    """Make a convolution that keeps the size, a batch norm and a ReLU."""
     conv = nn.Conv2d(width, channels, kernel, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, BatchNorm2d(channels), nn.ReLU())
 
 
 def over_same_pixels(features: Sequence[Features]) -> list[Tensor]:
-    """The maps, continued by their edges until all cover what the widest does: maps of different strides end at
-    different places where a stride does not divide the image, and resizing one to another would shift it."""
+    """Extend the maps by their edge values until all cover the same pixels.
+
+    If a stride does not divide the image, maps of different strides end at different places. Resizing one to another
+    would then shift it.
+    """
     sides = zip(*(each.geometry.padded_size for each in features), strict=True)
     height, width = (max(side) for side in sides)
     maps = []
     for each in features:
         h, w = each.grid
         stride = each.geometry.stride
-        bottom, right = math.ceil(height / stride) - h, math.ceil(width / stride) - w
+        bottom, right = (height + stride - 1) // stride - h, (width + stride - 1) // stride - w
         maps.append(F.pad(each.patches, (0, right, 0, bottom), mode="replicate"))
     return maps
 

@@ -27,9 +27,12 @@ from .contract import fingerprint as fingerprint
 from .contract import float32_default as float32_default
 from .contract import pool_cls as pool_cls
 from .contract import pool_mean as pool_mean
+from .files import Record as Record
+from .files import parse_json as parse_json
 from .files import publish as publish
 from .files import publish_text as publish_text
 from .files import publish_together as publish_together
+from .files import read_json as read_json
 from .files import read_together as read_together
 from .images import ImageError as ImageError
 from .images import Photo as Photo

@@ -1,1 +1,1 @@
-"""Backbones as the detectors and segmenters of other libraries take them, one module a library."""
+"""Adapters of backbones to the models of other libraries, one module for each library."""

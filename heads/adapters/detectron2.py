@@ -3,7 +3,7 @@
     body = as_detectron2(load_backbone("nano"))
     detector = GeneralizedRCNN(backbone=body, **body.detector_kwargs, proposal_generator=..., roi_heads=...)
 
-detectron2 is not needed to make one; where it is installed, the shapes are of its own type.
+detectron2 need not be installed. If it is, the shapes have its own type.
 
 Axes: `B` batch, `H W` pixels.
 """
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from heads.adapters.pixels import mean_and_std
-from heads.base import attach
+from heads.attached import attach
 from heads.detection import Pyramid, pyramid_of
 from vitbackbone import BackboneModule
 
@@ -32,8 +32,12 @@ class ShapeSpec:
 
 
 class Detectron2Backbone(nn.Module):
-    """A backbone and its pyramid with the methods of detectron2's `Backbone` (detectron2/modeling/backbone/
-    backbone.py). The maps are named by the logarithm of their stride: `"p2"` has stride 4, `"p6"` stride 64."""
+    """A backbone and its pyramid with the methods of detectron2's `Backbone`.
+
+    (detectron2/modeling/backbone/backbone.py)
+
+    The maps are named by the logarithm of their stride: `"p2"` has stride 4, and `"p6"` has stride 64.
+    """
 
     def __init__(self, backbone: BackboneModule, pyramid: Pyramid) -> None:
         super().__init__()
@@ -44,22 +48,22 @@ class Detectron2Backbone(nn.Module):
         self.mean, self.std = mean_and_std(backbone)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Tensor]:
-        """The map of each name, high resolution first, of normalised images."""
+        """Return the maps of normalised images by their names, high resolution first."""
         return dict(zip(self.strides, self.attached(images)["pyramid"].values(), strict=True))
 
     def output_shape(self) -> dict[str, Any]:
-        """The channels and stride of each map, as a `ShapeSpec`."""
+        """Return the channels and stride of each map, as a `ShapeSpec`."""
         kind = _shape_spec()
         return {name: kind(channels=self.channels, stride=stride) for name, stride in self.strides.items()}
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """How detectron2 must pad images; a `square_size` of 0 asks for no square."""
+        """The padding that detectron2 must apply to images. A `square_size` of 0 means no square."""
         return {"size_divisibility": self.size_divisibility, "square_size": 0}
 
     @property
     def detector_kwargs(self) -> dict[str, Any]:
-        """How detectron2's models must read and normalise images: RGB, in [0, 255]."""
+        """Keywords by which detectron2's models read and normalise images: RGB in [0, 255]."""
         mean, std = ([255 * value for value in values] for values in (self.mean, self.std))
         return {"pixel_mean": mean, "pixel_std": std, "input_format": "RGB"}
 
@@ -73,11 +77,12 @@ def _shape_spec() -> type[Any]:
 
 
 def as_detectron2(backbone: BackboneModule, pyramid: Pyramid | None = None) -> Detectron2Backbone:
-    """A backbone for a model of detectron2: `forward`, `output_shape()`, `size_divisibility`, `padding_constraints`.
+    """Wrap a backbone for a model of detectron2.
 
-    `pyramid`: by default `feature_pyramid(backbone.spec)`: 256 channels, `"p2"` to `"p6"`.
+    It has `forward`, `output_shape()`, `size_divisibility` and `padding_constraints`. The default of `pyramid` is
+    `feature_pyramid(backbone.spec)`, with 256 channels at `"p2"` to `"p6"`.
 
-    Raises `ValueError` on a backbone without the mean and standard deviation of its colours, and on a pyramid that was
-    made for another backbone.
+    Raises `ValueError` if the backbone's preprocessing has no mean and std, and if the pyramid was made for another
+    backbone.
     """
     return Detectron2Backbone(backbone, pyramid_of("as_detectron2", backbone, pyramid))

@@ -3,7 +3,7 @@
     config = PyramidConfig(backbone="nano", out_features=["p2", "p3", "p4", "p5"])
     model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=config))
 
-Importing this module makes `AutoConfig` and `AutoBackbone` know it: import it before `from_pretrained` of such a model.
+Import this module before `from_pretrained` of such a model, because `AutoConfig` and `AutoBackbone` know it only then.
 
 Axes: `B` batch, `H W` pixels.
 """
@@ -17,7 +17,7 @@ from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedM
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
-from heads.base import attach
+from heads.attached import attach
 from heads.detection import feature_pyramid
 from vitbackbone import load_backbone
 
@@ -25,10 +25,10 @@ STAGES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}  # name: stride
 
 
 class PyramidConfig(BackboneConfigMixin, PreTrainedConfig):
-    """A backbone and its pyramid. `backbone` and `weights` are what `load_backbone` takes.
+    """The configuration of a backbone and its pyramid. `backbone` and `weights` are arguments of `load_backbone`.
 
-    `out_features`, or `out_indices`, are the levels that the model asks for: `"p2"` to `"p5"`, of strides 4, 8, 16 and
-    32, by default the last. DETR wants one, `["p4"]` or `["p5"]`, and UPerNet all four.
+    `out_features`, or `out_indices`, are the levels that the model reads: `"p2"` to `"p5"`, of strides 4, 8, 16 and
+    32, by default the last. DETR needs one, `["p4"]` or `["p5"]`, and UPerNet all four.
     """
 
     model_type = "vitbackbone_pyramid"
@@ -51,8 +51,8 @@ class PyramidConfig(BackboneConfigMixin, PreTrainedConfig):
 class PyramidBackbone(BackboneMixin, PreTrainedModel):
     """A backbone with its weights, and a pyramid of the levels of `config.out_features`, each of 256 channels.
 
-    `attached.backbone` is the one of `load_backbone`, to be frozen by `heads.freeze` or not. What `save_pretrained`
-    writes holds the weights of both, and `from_pretrained` reads no others.
+    `attached.backbone` is the backbone of `load_backbone`, which `heads.freeze` may freeze. `save_pretrained` writes
+    the weights of both, and `from_pretrained` reads no other file.
     """
 
     config_class = PyramidConfig
@@ -63,23 +63,23 @@ class PyramidBackbone(BackboneMixin, PreTrainedModel):
 
     def __init__(self, config: PyramidConfig) -> None:
         super().__init__(config)
-        # transformers makes a model on the meta device when it is about to fill it from a file.
+        # transformers makes a model on the meta device before it fills it from a file.
         self.from_file = torch.get_default_device().type == "meta"
         weights = "random" if self.from_file else config.weights
         with torch.device("cpu"):
             backbone = load_backbone(config.backbone, weights)
             pyramid = feature_pyramid(backbone.spec, [STAGES[name] for name in self.out_features])
         self.attached = attach(backbone, {"pyramid": pyramid})
-        self.levels = list(self.out_features)  # those made, whatever the config is changed to
+        self.levels = list(self.out_features)  # the levels that exist, whatever the config is changed to
         self.num_features = [pyramid.channels] * len(STAGES)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Leaves the weights as they were loaded. Raises `ValueError` where the file of `from_pretrained` has none."""
+        """Leave the weights as they were loaded. Raises `ValueError` if the file of `from_pretrained` lacks some."""
         own = module.named_parameters(recurse=False)
         missing = [name for name, parameter in own if not getattr(parameter, "_is_hf_initialized", False)]
         if self.from_file and missing:
-            raise ValueError(f"the file lacks {', '.join(missing)} of a {type(module).__name__}; want all the weights")
+            raise ValueError(f"the file lacks {', '.join(missing)} of a {type(module).__name__}; want all weights")
 
     def forward(
         self,
@@ -88,11 +88,12 @@ class PyramidBackbone(BackboneMixin, PreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> BackboneOutput | tuple[Any, ...]:
-        """`feature_maps`: of each level asked, of the pixels of the image alone: a level of stride s has ceil(H / s)
-        rows. Raises `ValueError` if hidden states or attentions are asked for, or a level that was not when the model
-        was made."""
+        """Return the `feature_maps` of the levels in `out_features`, without padding: stride s gives ceil(H / s) rows.
+
+        Raises `ValueError` if hidden states or attentions are asked for, or a level that the model was made without.
+        """
         if output_hidden_states or output_attentions:
-            raise ValueError("PyramidBackbone hands out feature maps alone, no hidden states and no attentions")
+            raise ValueError("PyramidBackbone returns only feature maps; leave out hidden states and attentions")
         missing = [name for name in self.out_features if name not in self.levels]
         if missing:
             made, lacking = ", ".join(self.levels), ", ".join(missing)

@@ -1,10 +1,10 @@
-"""A backbone in LeRobot's ACT and Diffusion policies, in the place of their ResNet (huggingface/lerobot 0.4.4).
+"""A backbone in LeRobot's ACT and Diffusion policies, instead of their ResNet (huggingface/lerobot 0.4.4).
 
     policy = ACTPolicy(ACTConfig(..., pretrained_backbone_weights=None))
     use_in_act(policy, freeze(load_backbone("nano")))
 
-A policy saved with `save_pretrained` comes back by making it the same way and then loading its state dict:
-`from_pretrained` alone would look for the ResNet.
+To restore a policy that `save_pretrained` wrote, make it the same way and load its state dict. `from_pretrained` alone
+would look for the ResNet.
 
 Axes: `B` batch, `D` width, `F` features, `h w` patch grid, `H W` pixels.
 """
@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from heads.base import Head, attach
+from heads.attached import attach
+from heads.base import Head
 from heads.cameras import output_of_zeros
 from heads.policy import KeypointEncoder
 from vitbackbone import BackboneModule, FusedPreprocess, Preprocess
@@ -29,11 +30,11 @@ UNCHANGED: Stats = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 class MapEncoder(nn.Module):
-    """What ACT calls: images, as LeRobot normalises them, to `{"feature_map": (B, D, h, w)}` of one layer."""
+    """The encoder that ACT calls. It turns images, as LeRobot normalises them, into `{"feature_map": (B, D, h, w)}`."""
 
     def __init__(self, backbone: BackboneModule, stats: Stats, layer: int = -1, norm: bool = True) -> None:
         super().__init__()
-        backbone.spec.wanted([layer], norm)  # raises on a layer or a norm that is not there
+        backbone.spec.wanted([layer], norm)  # raises if the backbone lacks the layer or the norm
         self.renormalise = Renormalise(stats, backbone)
         self.backbone = backbone
         self.layer, self.norm = layer, norm
@@ -44,7 +45,7 @@ class MapEncoder(nn.Module):
 
 
 class VectorEncoder(nn.Module):
-    """What Diffusion calls: images, as LeRobot normalises them, to the flat output of a head, (B, F)."""
+    """The encoder that Diffusion calls: it turns images, as LeRobot normalises them, into a flat output (B, F)."""
 
     def __init__(self, backbone: BackboneModule, head: Head, stats: Stats) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class VectorEncoder(nn.Module):
 
 
 class Renormalise(nn.Module):
-    """From the mean and std that images come in to those of a backbone. Equal ones leave the images as they are."""
+    """A map from images normalised by `stats` to images normalised for a backbone."""
 
     scale: Tensor
     shift: Tensor
@@ -78,14 +79,15 @@ class Renormalise(nn.Module):
 def use_in_act(
     policy: nn.Module, backbone: BackboneModule, layer: int = -1, norm: bool = True, stats: Stats | None = None
 ) -> None:
-    """Puts a backbone into an `ACTPolicy`: one layer's map, of any grid, for each camera.
+    """Put a backbone into an `ACTPolicy`, which then reads one layer's map, of any grid, for each camera.
 
-    Replaces `policy.model.backbone` and `encoder_img_feat_input_proj`, whose weights start anew. The parameters keep
-    their prefix `model.backbone`, by which LeRobot gives them `optimizer_lr_backbone`; a frozen backbone has none to
-    train.
-    `stats`: mean and std that the images come normalised with; by default what the policy's `normalization_mapping`
-    says: ImageNet's for MEAN_STD, as LeRobot uses for images unless told otherwise, and for IDENTITY none.
-    Raises `ValueError` on another policy, one without images, and a layer or norm that the backbone has not.
+    This replaces `policy.model.backbone` and `encoder_img_feat_input_proj`, with new weights. Parameters keep the
+    prefix `model.backbone`, so LeRobot trains them with `optimizer_lr_backbone`. A frozen backbone has none to train.
+
+    `stats` are the mean and std that images come normalised by. The default follows the policy's
+    `normalization_mapping`: ImageNet's for MEAN_STD, LeRobot's default for images, and none for IDENTITY.
+
+    Raises `ValueError` on another policy, on a policy without images, and if the backbone lacks the layer or the norm.
     """
     model, config = cast(Any, getattr(policy, "model", None)), cast(Any, policy).config
     if not hasattr(model, "encoder_img_feat_input_proj"):
@@ -99,13 +101,13 @@ def use_in_act(
 def use_in_diffusion(
     policy: nn.Module, backbone: BackboneModule, head: Head | None = None, stats: Stats | None = None
 ) -> None:
-    """Puts a backbone and a head into a `DiffusionPolicy`. Resizing and cropping stay LeRobot's own.
+    """Put a backbone and a head into a `DiffusionPolicy`. LeRobot still resizes and crops the images.
 
-    `head`: what makes one vector of an image, by default `KeypointEncoder`, which is LeRobot's form. Its output flat
-    has to have the size that the policy was made for, 2 * `spatial_softmax_num_keypoints`. With
-    `use_separate_rgb_encoder_per_camera`, each camera gets its own copy of both.
-    `stats`: as for `use_in_act`.
-    Raises `ValueError` on another policy, one without images, and a head that does not fit.
+    `head` turns an image into one vector, by default a `KeypointEncoder`, which is LeRobot's form. Its flat output must
+    have the size that the policy was made for, 2 * `spatial_softmax_num_keypoints`. With
+    `use_separate_rgb_encoder_per_camera`, each camera gets its own copy of both. `stats` is as for `use_in_act`.
+
+    Raises `ValueError` on another policy, on a policy without images, and on a head that does not fit.
     """
     model, config = cast(Any, getattr(policy, "diffusion", None)), cast(Any, policy).config
     if not hasattr(model, "rgb_encoder"):
@@ -124,20 +126,20 @@ def use_in_diffusion(
 
 
 def _stats(config: Any) -> Stats:
-    """Of the images that the policy's own preprocessor makes."""
+    """Return the statistics of the images that the policy's own preprocessor makes."""
     mode = config.normalization_mapping["VISUAL"].value
     known = {"MEAN_STD": IMAGENET, "IDENTITY": UNCHANGED}
     if mode not in known:
-        raise ValueError(f"the policy normalises images by {mode}; pass stats=(mean, std) of what comes out of that")
+        raise ValueError(f"the policy normalises images by {mode}; pass stats=(mean, std) of the normalised images")
     return known[mode]
 
 
 def _check_width(head: Head, config: Any, wanted: int) -> None:
-    """Raises `ValueError` unless the head gives as many features as the policy's U-Net was made for."""
+    """Raise `ValueError` unless the head gives as many features as the policy's U-Net was made for."""
     height, width = config.crop_shape or config.resize_shape or next(iter(config.image_features.values())).shape[-2:]
     found = output_of_zeros(head, (height, width)).numel()
     if found != wanted:
         raise ValueError(
-            f"the head gives {found} features of an image, and the policy was made for {wanted}; make it with "
+            f"the head gives {found} features of an image, and the policy was made for {wanted}; make the policy with "
             f"spatial_softmax_num_keypoints={found / 2:g}, or the head with another width"
         )

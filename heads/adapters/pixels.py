@@ -1,12 +1,13 @@
-"""The colours that a backbone was trained on, for a library that normalises images itself."""
+"""The colour statistics of a backbone, for a library that normalises images itself."""
 
 from vitbackbone import BackboneModule, FusedPreprocess, Preprocess
 
 
 def mean_and_std(backbone: BackboneModule) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of red, green and blue in [0, 1]. A fused backbone takes images as its first member wants them.
+    """Return the mean and std of red, green and blue in [0, 1] that a backbone expects.
 
-    Raises `ValueError` on a backbone whose preprocessing names none.
+    A fused backbone takes images normalised for its first member. Raises `ValueError` if the backbone's preprocessing
+    has no mean and std.
     """
     preprocess = backbone.preprocess
     if isinstance(preprocess, FusedPreprocess):

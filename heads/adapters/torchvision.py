@@ -13,18 +13,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from heads.adapters.pixels import mean_and_std
-from heads.base import attach
+from heads.attached import attach
 from heads.detection import Levels, Pyramid, pyramid_of
 from vitbackbone import BackboneModule
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height / width
-SLACK = 0.5  # of the range of an image: what sharpening and colour augmentation may step over it
+SLACK = 0.5  # how far sharpening and colour augmentation may leave the range [0, 1]
 
 
 class TorchvisionBackbone(nn.Module):
-    """A backbone and its pyramid, as torchvision's `FasterRCNN`, `MaskRCNN`, `RetinaNet` and `FCOS` take them.
+    """A backbone and its pyramid, for torchvision's `FasterRCNN`, `MaskRCNN`, `RetinaNet` and `FCOS`.
 
-    The backbone learns with the detector unless it is frozen (`heads.freeze`), before or after.
+    The backbone learns with the detector, unless `heads.freeze` is called on it, before or after.
     """
 
     def __init__(self, backbone: BackboneModule, pyramid: Pyramid) -> None:
@@ -35,26 +35,26 @@ class TorchvisionBackbone(nn.Module):
         self.mean, self.std = mean_and_std(backbone)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Levels:
-        """The levels of images that the detector normalised: `"0"` to `"3"` and `"pool"`.
+        """Return the levels of images that the detector normalised: `"0"` to `"3"` and `"pool"`.
 
-        Raises `ValueError` on values that no image in [0, 1] has once it is normalised: the detector was given one that
-        was normalised before, or one in [0, 255].
+        Raises `ValueError` on values that no normalised image can have. The detector was then given images in [0, 255],
+        or images that were normalised already.
         """
         self._check_range(images)
         return self.attached(images)["pyramid"]
 
     @property
     def detector_kwargs(self) -> dict[str, Any]:
-        """Keywords for the four detectors, made anew at each call.
+        """Keywords for the four detectors. Each access makes new modules.
 
-        The detector gets images in [0, 1] and normalises them itself, by this `image_mean` and `image_std`. It pads
-        them so that every level has exactly its stride: torchvision takes an anchor's place from a ratio of sizes that
-        it rounds down. For the same reason the ROI pools are told their scales, which torchvision would else guess from
-        the first image, without its padding.
+        The detector takes images in [0, 1] and normalises them itself, by this `image_mean` and `image_std`. It pads
+        them so that every level has exactly its stride, because torchvision computes an anchor's position from a ratio
+        of sizes that it rounds down. For the same reason the ROI pools get their scales here. torchvision would guess
+        them from the first image without its padding.
 
-        `RetinaNet` and `FCOS` have no regions to pool and name their anchors differently: they ignore these, and their
-        own anchors, of five sizes, fit the five levels. Those are made for strides from 8 to 128, as are the levels of
-        `feature_pyramid(backbone.spec, strides=(8, 16, 32, 64))`, at a quarter of the cost.
+        `RetinaNet` and `FCOS` pool no regions and name their anchors differently, so they ignore these keywords. Their
+        own anchors have five sizes and fit the five levels. They are made for strides from 8 to 128, the strides of
+        `feature_pyramid(backbone.spec, strides=(8, 16, 32, 64))`, which costs a quarter.
         """
         from torchvision.models.detection.anchor_utils import AnchorGenerator
 
@@ -81,20 +81,20 @@ class TorchvisionBackbone(nn.Module):
     def _check_range(self, images: Float[Tensor, "B 3 H W"]) -> None:
         mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         low, high = (extreme.item() for extreme in (images.detach() * std + mean).aminmax())
-        if not (low >= -SLACK and high <= 1 + SLACK):  # nan among them
+        if not (low >= -SLACK and high <= 1 + SLACK):  # true for NaN, too
             raise ValueError(
-                f"the detector was given images with values from {low:.3g} to {high:.3g}; want [0, 1]: it normalises "
-                "them itself, given **detector_kwargs"
+                f"the detector was given images with values from {low:.3g} to {high:.3g}; want [0, 1], because it "
+                "normalises them itself by **detector_kwargs"
             )
 
 
 def as_torchvision(backbone: BackboneModule, pyramid: Pyramid | None = None) -> TorchvisionBackbone:
-    """A backbone for a detector of torchvision, with `out_channels` and `detector_kwargs`.
+    """Wrap a backbone for a detector of torchvision, with `out_channels` and `detector_kwargs`.
 
-    `pyramid`: by default `feature_pyramid(backbone.spec)`: 256 channels at strides 4, 8, 16, 32 and 64.
-    Any size of image. torchvision resizes the shorter side to `min_size=800` unless it is told another.
+    The default of `pyramid` is `feature_pyramid(backbone.spec)`, with 256 channels at strides 4, 8, 16, 32 and 64.
+    Images may have any size. torchvision resizes their shorter side to `min_size`, by default 800.
 
-    Raises `ValueError` on a backbone without the mean and standard deviation of its colours, and on a pyramid that was
-    made for another backbone.
+    Raises `ValueError` if the backbone's preprocessing has no mean and std, and if the pyramid was made for another
+    backbone.
     """
     return TorchvisionBackbone(backbone, pyramid_of("as_torchvision", backbone, pyramid))

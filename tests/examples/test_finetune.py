@@ -161,7 +161,7 @@ def test_a_run_trains_what_its_mode_says(photos: Path, tmp_path: Path, monkeypat
     [
         (["--rows", "0:8"], "at least two classes"),
         (["--test", "1"], "nothing is left"),
-        (["--mode", "full", "--backbone", "timm:resnet10t", "--weights", "random"], "take --mode frozen"),
+        (["--mode", "full", "--backbone", "timm:resnet10t", "--weights", "random"], "use --mode frozen"),
     ],
     ids=["one class", "no photo", "ResNet"],
 )
@@ -195,7 +195,7 @@ def test_adapters_take_part_learn_and_merge(fields: dict[str, str]) -> None:
 
 
 def test_adapters_that_would_do_nothing_are_refused() -> None:
-    with pytest.raises(SystemExit, match="tiny adds biases of its own.*take --mode full"):
+    with pytest.raises(SystemExit, match="tiny adds biases of its own.*use --mode full"):
         finetune.add_adapters(tiny_vit(qkv_bias="qv"), rank=2)
 
 

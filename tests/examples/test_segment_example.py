@@ -308,7 +308,7 @@ def test_a_head_of_another_backbone_and_no_head_are_refused(data: Path, trained:
     segment.save_file(other, folder / "backbone.safetensors")
     with pytest.raises(ValueError, match="was fitted to nano"):
         run("eval", data / "val", "--head", folder)
-    with pytest.raises(ValueError, match=r"holds no head as `segment.py train` writes it"):
+    with pytest.raises(ValueError, match=r"holds no head that `segment.py train` wrote"):
         run("eval", data / "val", "--head", tmp_path)
 
 

@@ -343,7 +343,7 @@ def test_a_saved_model_needs_no_other_weights(tmp_path: Path) -> None:
 
 def test_wrong_use_of_the_transformers_backbone(tmp_path: Path) -> None:
     model = PyramidBackbone(PyramidConfig(out_features=["p4"]))
-    with pytest.raises(ValueError, match="feature maps alone"):
+    with pytest.raises(ValueError, match="returns only feature maps"):
         model(torch.randn(1, 3, 32, 32), output_hidden_states=True)
     model.out_features = ["p2"]
     with pytest.raises(ValueError, match="was made with the levels p4, not p2"):

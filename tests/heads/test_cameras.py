@@ -1,5 +1,9 @@
 """Several cameras as one sequence of tokens: sizes, time, missing cameras, shared parts, features that are kept."""
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -154,7 +158,9 @@ def test_features_of_a_frozen_backbone_are_computed_once() -> None:
 
 @pytest.mark.parametrize("lead", [(4,), (4, 2)], ids=str)
 @pytest.mark.parametrize(
-    "rows", [slice(1, 3), torch.tensor([3, 0, 3]), torch.tensor([True, False, False, True])], ids=str
+    "rows",
+    [slice(1, 3), torch.tensor([3, 0, 3]), torch.tensor([True, False, False, True])],
+    ids=["slice", "indices", "mask"],
 )
 def test_rows_of_what_is_kept(rows: slice | Tensor, lead: tuple[int, ...]) -> None:
     whole, x = encoder(), images(lead)
@@ -192,6 +198,50 @@ def test_making_one_leaves_its_parts_as_they_were() -> None:
     assert head.bn.num_batches_tracked == 0
 
 
+AS_MASK: dict[str, Callable[[list[Any]], Any]] = {
+    "list": list,
+    "tuple": tuple,
+    "list of tensors": lambda values: list(map(torch.tensor, values)),
+    "tensor": torch.tensor,
+    "array": np.array,
+    "strided array": lambda values: np.repeat(values, 2)[::2],
+    "read-only array": lambda values: np.frombuffer(bytes(map(int, values)), dtype=np.uint8),
+}
+
+
+@pytest.mark.parametrize("kind", [bool, int, float, np.uint8, np.float16], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("container", AS_MASK)
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_a_mask_may_hold_bools_or_zeros_and_ones(container: str, kind: type) -> None:
+    whole, x = encoder(), images()
+    x[SIDE][1] = float("nan")
+    mask = AS_MASK[container]([kind(value) for value in (1, 0, 1)])
+    out, want = whole(x, {SIDE: mask}), whole(x, {SIDE: torch.tensor([True, False, True])})
+    assert torch.equal(out.mask, want.mask)
+    assert out.mask.dtype == torch.bool
+    assert torch.equal(out.tokens, want.tokens)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        *([0, 1, 2], [-1, 0, 1], [0.5, 1, 1], [float("nan"), 1, 1], ["1", "0", "1"], [None, 1, 1], [[1], [0, 1], [1]]),
+        *(None, np.array([1, 0, 255], np.uint8), torch.tensor([1j, 0, 1]), "101", {0: True}),
+    ],
+    ids=repr,
+)
+def test_a_mask_of_other_values_is_refused(mask: Any) -> None:
+    whole, x = encoder(), images()
+    with pytest.raises(ValueError, match=r"present\['side'\] .*; want bools, or 0 and 1, of shape"):
+        whole(x, {SIDE: mask})
+
+
+@pytest.mark.parametrize("mask", [True, [True, False], [[True, True, False]], [[1, 0], [1, 1], [0, 1]]], ids=repr)
+def test_a_mask_of_another_shape_is_refused(mask: Any) -> None:
+    with pytest.raises(ValueError, match=r"the cameras have different batches, .*present\['side'\]"):
+        encoder()(images(), {SIDE: mask})
+
+
 # ---- wrong use -----------------------------------------------------------------------------------------------------
 
 
@@ -203,9 +253,9 @@ def test_wrong_images_are_refused() -> None:
         whole(x, {"nose": torch.ones(3, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"camera 'wrist' have shape \(3, 3, 24, 24\); want \(B, 3, 16, 24\)"):
         whole({**x, WRIST: torch.zeros(3, 3, 24, 24)})
-    with pytest.raises(ValueError, match=r"want one batch of all cameras, got .*'wrist': \(2,\)"):
+    with pytest.raises(ValueError, match=r"different batches, .*'wrist': \(2,\)"):
         whole({**x, WRIST: x[WRIST][:2]})
-    with pytest.raises(ValueError, match=r"want one batch of all cameras"):
+    with pytest.raises(ValueError, match="different batches"):
         whole(x, {WRIST: torch.ones(2, dtype=torch.bool)})
     with pytest.raises(ValueError, match="all cameras are missing"):
         whole({FRONT: None})
@@ -230,12 +280,12 @@ def test_wrong_parts_are_refused() -> None:
         CameraEncoder(SIZES, vit, head, missing="zeros")
     with pytest.raises(ValueError, match=r"heads for \['wrist'\]; want one for all"):
         CameraEncoder(SIZES, vit, {WRIST: head})
-    with pytest.raises(ValueError, match="camera 'side': .*sides 2 divides"):
+    with pytest.raises(ValueError, match="camera 'side': .*sides divisible by 2"):
         CameraEncoder({SIDE: (40, 24)}, vit, create_head("space_to_depth", vit.spec))
     with pytest.raises(ValueError, match="camera 'wrist': .*made for tiny"):
         CameraEncoder({WRIST: SIZES[WRIST]}, tiny_vit(dim=24), head)
     other = create_head("token_projector", vit.spec, width=12)
     with pytest.raises(ValueError, match="different widths: front 10, wrist 12"):
         CameraEncoder({"front": (32, 32), WRIST: SIZES[WRIST]}, vit, {"front": head, WRIST: other})
-    with pytest.raises(ValueError, match=r"want one that gives tokens"):
+    with pytest.raises(ValueError, match="want a head that gives tokens"):
         CameraEncoder(SIZES, vit, create_head("linear", vit.spec, num_classes=3))

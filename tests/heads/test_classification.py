@@ -215,7 +215,7 @@ def test_a_checkpoint_without_a_classifier_says_so() -> None:
             {"head.weight": (5, 32), "head.bias": (5,)},
             "has head.bias (5,), head.weight (5, 32); .* head.weight (5, 16)",
         ),
-        ({"head.weight": (5, 16)}, "has head.weight (5, 16); its features want .*, head.bias (5,)"),
+        ({"head.weight": (5, 16)}, "has head.weight (5, 16); its features need .*, head.bias (5,)"),
         ({"head_concat.weight": (5, 16), "head_concat.bias": (5,)}, "want head_concat.weight (5, 32)"),
         ({"head.weight": (5, 16), "head.bias": (5,), "head_dist.weight": (5, 16)}, "want .* head_dist.bias (5,)"),
         ({"head.weight": (5, 8), "head.bias": (5,), "head.hidden.weight": (8, 16)}, "want .* head.hidden.bias (8,)"),

@@ -88,7 +88,7 @@ def test_the_loss_of_nothing_of_one_pixel_and_of_what_is_right_is_finite() -> No
     [
         (torch.full((1, 1, 3, 3), torch.nan), "target holds NaN or infinity at 9 pixels; want a positive finite depth"),
         (torch.full((1, 1, 3, 3), torch.inf), "NaN or infinity at 9 pixels"),
-        (torch.ones(1, 3, 3), r"target has shape \(1, 3, 3\); want \(1, 1, 3, 3\), that of the output"),
+        (torch.ones(1, 3, 3), r"target has shape \(1, 3, 3\); want the output's shape, \(1, 1, 3, 3\)"),
         (torch.ones(1, 1, 3, 3, dtype=torch.int64), "target is torch.int64"),
     ],
 )

@@ -246,12 +246,12 @@ def test_pyramids_are_made_and_kept_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strides", [(), (4, 12), (8, 4), (4, 4), (0, 4)])
 def test_strides_that_are_no_powers_of_two_in_order_are_refused(strides: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="want powers of two, ascending"):
+    with pytest.raises(ValueError, match="powers of two, ascending"):
         SimpleFeaturePyramid(vit(16).spec, strides=strides)
 
 
 def test_wrong_backbones_are_refused() -> None:
-    with pytest.raises(ValueError, match="no layer of stride 4, 8, 32, only of 16; take SimpleFeaturePyramid"):
+    with pytest.raises(ValueError, match="no layer of stride 4, 8, 32, only of 16; use SimpleFeaturePyramid"):
         FeaturePyramid(vit(16).spec)
     bare = vit(16, final_norm=False)
     with pytest.raises(ValueError, match="norm=False"):

@@ -206,7 +206,7 @@ def test_eomt_says_what_it_wants() -> None:
     backbone = tiny_vit(depth=5)
     head = create_head("eomt", backbone.spec, num_classes=CLASSES, num_queries=QUERIES)
     features = backbone.forward_layers(images(1, 3, 32, 32), head.layers, norm=False)
-    with pytest.raises(ValueError, match=r"EoMT runs blocks of the backbone: attach\(backbone"):
+    with pytest.raises(ValueError, match=r"EoMT runs blocks of the backbone, and has none yet; call attach\(backbone"):
         head(*features)
     attach(backbone, {"it": head})
     with pytest.raises(ValueError, match=r"labels have shape \(1, 8, 8\); want integers of shape \(1, 32, 32\)"):
@@ -214,10 +214,10 @@ def test_eomt_says_what_it_wants() -> None:
     mixed = backbone.forward_layers([images(3, 32, 32), images(3, 16, 32)], head.layers, norm=False)
     with pytest.raises(ValueError, match=r"the images are of different sizes"):
         head.loss(torch.zeros(2, 32, 32, dtype=torch.int64), *mixed)
-    with pytest.raises(ValueError, match=r"tiny has 3 layers; a head that reads \(-5,\) wants more"):
+    with pytest.raises(ValueError, match=r"tiny has 3 layers, and a head that reads \(-5,\) needs at least 5"):
         create_head("eomt", tiny_vit().spec, num_classes=CLASSES)
     resnet = BACKBONES["resnet"]
-    with pytest.raises(ValueError, match=r"EoMT runs the blocks of a plain ViT; resnet is a TimmBackbone"):
+    with pytest.raises(ValueError, match=r"EoMT runs the blocks of a plain ViT, and resnet is a TimmBackbone"):
         attach(resnet, {"it": create_head("eomt", resnet.spec, num_classes=CLASSES)})
     for fields in ({"window": 2, "cls": False, "pool": "mean"}, {"relative_position": "table", "position": "none"}):
         other = tiny_vit(depth=5, **fields)

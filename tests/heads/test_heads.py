@@ -1,13 +1,10 @@
 """Every head keeps the contract: by name, sized by a spec, one forward for several, saved, errors that help."""
 
-import copy
 import json
 import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +16,20 @@ from heads import (
     DenseHead,
     Head,
     Needs,
-    Segmenter,
     attach,
     create_head,
     freeze,
     list_heads,
     load_head,
     register_head,
+    registry,
     save_head,
 )
 from heads import base as heads_base
 from heads.names import BUILT_IN
+from tests.heads.small_heads import BACKBONES, DENSE, FITTING, OPTIONS, PAIRS, images, loss, make, multiple, tensors
 from tests.helpers import randomise, relative_error, tiny_vit
-from tests.timm_networks import BACKBONES as NETWORKS
 from vitbackbone import (
-    BackboneModule,
     BackboneSpec,
     Features,
     FusedBackbone,
@@ -43,72 +39,6 @@ from vitbackbone import (
     fingerprint,
     load_backbone,
 )
-
-# The options of a small head of each name. A head that is not here fails `test_every_head_is_held_to_the_contract`.
-OPTIONS: dict[str, dict[str, object]] = {
-    "aim_probe": {"num_classes": 5},
-    "concat": {"num_classes": 5},
-    "distilled": {"num_classes": 5},
-    "dpt": {"num_classes": 5, "channels": 16},
-    "dpt_depth": {"channels": 16},
-    "eomt": {"num_classes": 5, "num_queries": 4},
-    "fpn": {"channels": 8, "strides": [4, 8]},
-    "keypoint_encoder": {"num_keypoints": 4},
-    "linear": {"num_classes": 5},
-    "linear_depth": {},
-    "map_pool": {"num_heads": 4},
-    "mlp": {"num_classes": 5, "hidden": 8},
-    "multilayer": {"num_classes": 5},
-    "openvla_projector": {"width": 8},
-    "perceiver_resampler": {"num_latents": 3, "depth": 2, "num_heads": 2, "head_dim": 8},
-    "policy_neck": {"width": 8},
-    "simple_pyramid": {"channels": 8},
-    "space_to_depth": {"projection": "linear", "width": 8},
-    "spatial_softmax": {"num_keypoints": 4},
-    "token_projector": {"width": 8},
-    "upernet": {"num_classes": 5, "channels": 16},
-    "vjepa_probe": {"num_classes": 5},
-}
-
-BACKBONES: dict[str, Callable[[], BackboneModule]] = {
-    "patch 8": lambda: tiny_vit(depth=6, num_registers=1),
-    "patch 14": lambda: tiny_vit(depth=6, num_registers=1, patch_size=14, image_size=(56, 56)),
-    "levels": lambda: copy.deepcopy(NETWORKS["swin sized"]),  # of strides 4, 8, ...
-}
-FITTING = {"fpn": ["levels"]}  # by default those of one stride
-PAIRS = [(name, backbone) for name in OPTIONS for backbone in FITTING.get(name, ["patch 8", "patch 14"])]
-DENSE = ["dpt", "dpt_depth", "eomt", "linear", "linear_depth", "multilayer", "upernet"]
-
-
-def images(*sizes: tuple[int, int], seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(3, *size, generator=generator) for size in sizes]
-
-
-def make(name: str, backbone: BackboneModule) -> Any:
-    return randomise(create_head(name, backbone.spec, **OPTIONS[name]))
-
-
-def tensors(output: object) -> list[Tensor]:
-    """All of a head's output, whatever it is made of."""
-    if isinstance(output, Tensor):
-        return [output]
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else []
-    found = [tensor for part in parts for tensor in tensors(part)]
-    assert found, type(output)
-    return found
-
-
-def loss(head: Head, features: tuple[Features, ...]) -> Tensor:
-    """What a segmenter is trained by; of another head, something that depends on all of its output."""
-    if isinstance(head, Segmenter):
-        (height, width), batch = features[0].geometry.sizes[0], len(features[0].patches)
-        return head.loss(torch.arange(height * width * batch).view(batch, height, width) % head.num_classes, *features)
-    return sum(each.square().sum() for each in tensors(head(*features)) if each.is_floating_point())
-
-
-def multiple(head: Head) -> int:
-    return head.needs.grid_multiple * head.spec.stride
 
 
 def test_every_head_is_held_to_the_contract() -> None:
@@ -254,7 +184,7 @@ class Square(Head):
 def test_wrong_use_says_what_to_do() -> None:
     model, other = tiny_vit(depth=6), tiny_vit(depth=6, patch_size=16, num_registers=2)
     bare, raw = tiny_vit(cls=False, pool="mean"), tiny_vit(final_norm=False)
-    with pytest.raises(ValueError, match="attach: no heads; want at least one"):
+    with pytest.raises(ValueError, match="attach: no heads; want a dict of at least one"):
         attach(model, {})
     for wrong in ("", "a.b", "keys"):
         with pytest.raises(ValueError, match=f"'{wrong}' cannot name a head"):
@@ -267,7 +197,7 @@ def test_wrong_use_says_what_to_do() -> None:
         attach(bare, {"a": Mean(bare.spec, (-1,), prefix=True)})
     with pytest.raises(ValueError, match=r"reads layers \[2\] with the final norm, and .* none .*norm=False"):
         attach(raw, {"a": Mean(raw.spec, (-1,))})
-    with pytest.raises(ValueError, match="tiny has 3 layers; a head that reads 'last4' wants more"):
+    with pytest.raises(ValueError, match="tiny has 3 layers, and a head that reads 'last4' needs at least 4"):
         create_head("multilayer", tiny_vit().spec, num_classes=3)
     with pytest.raises(ValueError, match="layers='first'; want indices, or one of last, penultimate, last4, even4"):
         Needs("first")
@@ -292,7 +222,7 @@ def test_a_grid_that_does_not_divide_is_refused_at_attach_and_at_each_call() -> 
     model = tiny_vit(image_size=(24, 32))  # 3 x 4 patches
     head = Square(model.spec)
     with pytest.raises(
-        ValueError, match=r"sides 2 divides; images of 24 x 32 give 3 x 4 .*Pass attach.*: 32 x 32, for"
+        ValueError, match=r"sides divisible by 2; images of 24 x 32 give 3 x 4 .*Pass attach.*, for example 32 x 32"
     ):
         attach(model, {"a": head})
     attached = attach(model, {"a": head}, image_size=(32, 48))
@@ -307,9 +237,9 @@ def test_wrong_names_and_options() -> None:
     spec = tiny_vit(depth=4).spec
     with pytest.raises(ValueError, match="unknown head 'liner', did you mean .*'linear'.* Want one of .*multilayer"):
         create_head("liner", spec)
-    with pytest.raises(ValueError, match="'linear' has no option 'classes' and wants num_classes; its options"):
+    with pytest.raises(ValueError, match="'linear' has no option 'classes' and needs num_classes; its options"):
         create_head("linear", spec, classes=3)
-    with pytest.raises(ValueError, match="head 'linear' wants num_classes; its options are num_classes: int, layers"):
+    with pytest.raises(ValueError, match="head 'linear' needs num_classes; its options are num_classes: int, layers"):
         create_head("linear", spec)
 
 
@@ -317,7 +247,7 @@ def test_wrong_names_and_options() -> None:
 
 
 def test_a_head_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads_base, "_registered", {})
+    monkeypatch.setattr(registry, "_registered", {})
     assert register_head("mean")(Mean) is Mean
     assert "mean" in list_heads()
     head = create_head("mean", tiny_vit().spec, layers=[0, 1])
@@ -437,7 +367,7 @@ def test_the_fingerprint_is_of_what_decides_the_features() -> None:
     base = fingerprint(tiny_vit())
     assert fingerprint(ViT(tiny_vit().config, name="another name").eval()) != base  # other weights
     renamed = tiny_vit()
-    renamed.spec = replace(renamed.spec, name="another name")
+    renamed.name = "another name"
     assert fingerprint(renamed) == base
     assert fingerprint(tiny_vit(seed=1)) != base
     assert fingerprint(tiny_vit(norm_eps=1e-5)) != base
@@ -452,7 +382,7 @@ def test_damaged_files_are_refused(saved: tuple[ViT, Path]) -> None:
     with pytest.raises(ValueError, match="head.safetensors is not the file that head.json was written with"):
         load_head(folder, model)
     (folder / "head.safetensors").write_bytes(data[:100])
-    with pytest.raises(ValueError, match="holds no head as save_head writes it"):
+    with pytest.raises(ValueError, match="holds no head that save_head wrote"):
         load_head(folder, model)
     (folder / "head.safetensors").write_bytes(data)
     for wrong in ({"version": 2}, {"config": None, "backbone": None}, {"head": "none of ours"}, {"config": {"k": 1}}):
@@ -473,7 +403,7 @@ def test_what_cannot_be_made_again_is_not_saved(tmp_path: Path) -> None:
         save_head(Mean(model.spec, (0,)), tmp_path, model)
     head = create_head("linear", model.spec, num_classes=3)
     head.config = {"num_classes": {1, 2}}
-    with pytest.raises(ValueError, match="the options of 'linear' do not go into JSON"):
+    with pytest.raises(ValueError, match="the options of 'linear' do not fit into JSON"):
         save_head(head, tmp_path, model)
     assert not list(tmp_path.iterdir())
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from heads import Head, Needs, create_head, freeze, list_heads, register_head
-from heads.base import _find
 from heads.options import check, hints_of
-from tests.heads.test_heads import BACKBONES, FITTING, OPTIONS
+from heads.registry import _find
+from tests.heads.small_heads import BACKBONES, FITTING, OPTIONS
 from tests.helpers import tiny_vit
 from vitbackbone import BackboneSpec
 
@@ -46,7 +46,10 @@ def kinds(hint: Any) -> set[str]:
 
 
 def cases() -> list[Any]:
-    found = []
+    """Every option of every head with every wrong value. Quick are one value for each option and each value once."""
+    found: list[Any] = []
+    seen: set[str] = set()
+    options = 0
     for name in NAMES:
         for option, hint in hints_of(_find(name).__init__).items():
             if option == "spec":
@@ -57,7 +60,11 @@ def cases() -> list[Any]:
             if allowed & {"literal", "layers"}:
                 wrong = WRONG["literal"] + (WRONG["layers"] if "layers" in allowed else [])
             wrong += [] if "none" in allowed else [None]
-            found += [pytest.param(name, option, each, id=f"{name} {option}={each!r}"[:60]) for each in wrong]
+            for i, each in enumerate(wrong):
+                marks = [] if i == options % len(wrong) or repr(each) not in seen else [pytest.mark.slow]
+                found.append(pytest.param(name, option, each, id=f"{name} {option}={each!r}"[:60], marks=marks))
+                seen.add(repr(each))
+            options += 1
     return found
 
 
@@ -102,7 +109,7 @@ class Another(Head):
 
 
 def test_a_head_of_others_is_held_to_its_annotations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heads.base._registered", {})
+    monkeypatch.setattr("heads.registry._registered", {})
     register_head("another")(Another)
     spec = tiny_vit().spec
     assert create_head("another", spec, sizes=[1, 2], act=nn.GELU(), anything=3).more == {"anything": 3}
@@ -126,7 +133,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 @pytest.mark.parametrize("name", ["dpt", "dpt_depth", "upernet", "multilayer"])
 def test_heads_on_four_layers_want_four(name: str, depth: int) -> None:
     options = {"num_classes": 3} if name != "dpt_depth" else {}
-    with pytest.raises(ValueError, match=rf"tiny has {depth} layers; a head that reads '.*4' wants more, 4 at least"):
+    with pytest.raises(ValueError, match=rf"tiny has {depth} layers, and a head that reads '.*4' needs at least 4"):
         create_head(name, tiny_vit(depth=depth).spec, **options)
 
 
@@ -185,7 +192,7 @@ calls = {
     "labels is a numpy": lambda: classification_loss(logits, np.zeros(2, dtype=int)),
     "labels are torch.int64 of shape": lambda: classification_loss(logits, torch.zeros(3, dtype=torch.long)),
     "labels hold [5]": lambda: classification_loss(logits, torch.tensor([0, 5])),
-    "one image at least": lambda: classification_loss(logits[:0], torch.zeros(0, dtype=torch.long)),
+    "for at least one image": lambda: classification_loss(logits[:0], torch.zeros(0, dtype=torch.long)),
     "images is": lambda: attach(v, {"a": head})(None),
     "images has shape": lambda: attach(v, {"a": head})(torch.zeros(0, 3, 32, 32)),
     "targets is a Tensor": lambda: attach(v, {"a": head})(torch.zeros(1, 3, 32, 32), labels),

@@ -14,9 +14,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from heads import Head, Needs, attach, create_head, freeze, list_heads
-from heads.base import Attached
+from heads.attached import Attached
 from heads.names import BUILT_IN
-from tests.heads.test_heads import DENSE, FITTING, OPTIONS, tensors
+from tests.heads.small_heads import DENSE, FITTING, OPTIONS, tensors
 from tests.helpers import randomise, tiny_vit
 from tests.timm_networks import BACKBONES as NETWORKS
 from vitbackbone import BackboneSpec, Features, FusedBackbone, Member
@@ -27,6 +27,7 @@ OTHER = {"eomt": {"num_blocks": 2}, "dpt": {"dropout": 0.0}}  # what else each d
 # Not EoMT: it runs blocks and the norm, which the backbone's unit holds.
 BY_PART = ["upernet", "linear_depth", "mlp"]
 LOSSES = [*DENSE, "mlp", "concat"]
+QUICK = ["upernet", "mlp"]  # one dense head with batch norms, and one classifier; the others are slow
 
 
 def model_of(name: str) -> Attached:
@@ -85,11 +86,11 @@ def sharded_by_part(model: Attached) -> nn.Module:
 WRAPPERS: dict[str, Callable[[Attached], nn.Module]] = {"ddp": ddp, "sharded": sharded, "by part": sharded_by_part}
 
 
-def rank_main(rank: int, folder: str) -> None:
+def rank_main(rank: int, folder: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     found: dict[str, Any] = {}
-    for name in LOSSES:
+    for name in names:
         for kind, wrap in WRAPPERS.items():
             if kind == "by part" and name not in BY_PART:
                 continue
@@ -109,8 +110,10 @@ def rank_main(rank: int, folder: str) -> None:
             found[name, kind] = (loss, grads, statistics)
             if kind == "ddp":
                 found[name, "past"] = refusals(plain, name, x, targets)
-    found["nested"] = nested(rank)
-    found["unread"] = unread_steps(rank)
+    if names == QUICK:
+        found["nested"] = nested(rank)
+    else:
+        found["unread"] = unread_steps(rank)
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -168,11 +171,32 @@ def unread_steps(rank: int) -> list[str]:
     return wrong
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(rank_main, (str(folder),), nprocs=RANKS)
+Ranks = list[dict[Any, Any]]
+
+
+def spawn(folder: Path, names: list[str]) -> Ranks:
+    torch.multiprocessing.spawn(rank_main, (str(folder), names), nprocs=RANKS)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.fixture(scope="module")
+def quick_ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    return spawn(tmp_path_factory.mktemp("ranks"), QUICK)
+
+
+@pytest.fixture(scope="module")
+def other_ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    return spawn(tmp_path_factory.mktemp("ranks"), [name for name in LOSSES if name not in QUICK])
+
+
+@pytest.fixture
+def ranks(name: str, request: pytest.FixtureRequest) -> Ranks:
+    """What the processes found that trained the head `name`."""
+    return request.getfixturevalue("quick_ranks" if name in QUICK else "other_ranks")
+
+
+def slow_unless_quick(name: str) -> list[pytest.MarkDecorator]:
+    return [] if name in QUICK else [pytest.mark.slow]
 
 
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -182,11 +206,16 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         assert (ours[key] - grad).abs().max() <= 2e-5 * largest, key
 
 
-PAIRS = [(name, kind) for name in LOSSES for kind in WRAPPERS if kind != "by part" or name in BY_PART]
+PAIRS = [
+    pytest.param(name, kind, marks=slow_unless_quick(name))
+    for name in LOSSES
+    for kind in WRAPPERS
+    if kind != "by part" or name in BY_PART
+]
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_two_processes_train_as_one_with_the_whole_batch(name: str, kind: str, ranks: list[dict[Any, Any]]) -> None:
+def test_two_processes_train_as_one_with_the_whole_batch(name: str, kind: str, ranks: Ranks) -> None:
     alone = model_of(name)
     step(alone, *batch_of(name))
     alone.zero_grad()
@@ -200,21 +229,22 @@ def test_two_processes_train_as_one_with_the_whole_batch(name: str, kind: str, r
             assert (value - alone.state_dict()[key]).abs().max() <= 1e-5, key
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_who_goes_past_ddp_is_told(name: str, ranks: list[dict[Any, Any]]) -> None:
+@pytest.mark.parametrize("name", [pytest.param(name, marks=slow_unless_quick(name)) for name in LOSSES])
+def test_who_goes_past_ddp_is_told(name: str, ranks: Ranks) -> None:
     for said in ranks[0][name, "past"]:
-        assert "DistributedDataParallel (DDP), and was called past it" in said
+        assert "DistributedDataParallel (DDP), but was called directly" in said
         assert "model(images, targets=" in said
 
 
-def test_a_model_within_a_module_of_the_users(ranks: list[dict[Any, Any]]) -> None:
+def test_a_model_within_a_module_of_the_users(quick_ranks: Ranks) -> None:
     alone = model_of("upernet")
     step(alone, *batch_of("upernet"))
-    same(ranks[1]["nested"], gradients(alone))
+    same(quick_ranks[1]["nested"], gradients(alone))
 
 
-def test_no_head_leaves_a_parameter_that_ddp_misses(ranks: list[dict[Any, Any]]) -> None:
-    assert ranks[0]["unread"] == []
+@pytest.mark.slow
+def test_no_head_leaves_a_parameter_that_ddp_misses(other_ranks: Ranks) -> None:
+    assert other_ranks[0]["unread"] == []
 
 
 # ---- in one process -------------------------------------------------------------------------------------------------
@@ -300,7 +330,7 @@ def test_targets_are_one_for_each_head() -> None:
     assert losses["a"].item() == pytest.approx(want.item())
     with pytest.raises(ValueError, match="targets are for a; want one for each head: a, b"):
         model(x, {"a": labels})
-    with pytest.raises(ValueError, match="head 'token_projector' has no loss of its own; make one of its output"):
+    with pytest.raises(ValueError, match="head 'token_projector' has no loss of its own; compute one from its output"):
         attach(vit, {"it": create_head("token_projector", vit.spec, width=4)}).loss(x, {"it": labels})
 
 

@@ -616,7 +616,7 @@ EDITS = {
     "feature_names": (["a"], "abc", [1] * 12, {}),
     "params": ({}, {"learning_rate": 1}, [], None, "x"),
     "about": ([], None, "x"),
-    "digest": (None, "0", 5),
+    "record_sha256": (None, "0", 5),
     "sha256": ("0", None, 1),
 }
 
@@ -653,7 +653,7 @@ def test_a_record_that_fits_but_was_edited_is_noticed(saved, change):
         name, value = {"linear": ("scale", False), "knn": ("k", 3), "attentive": ("epochs", 7)}[record["kind"]]
         change = {"params": {**record["params"], name: value}}
     edit(saved / "probe.json", **change)
-    with pytest.raises(ValueError, match=r"probe\.json was edited since"):
+    with pytest.raises(ValueError, match=r"probe\.json was edited after"):
         load_probe(saved)
 
 

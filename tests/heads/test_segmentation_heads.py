@@ -273,7 +273,7 @@ def test_upernet_says_that_one_image_is_no_batch_to_train_on() -> None:
     backbone = tiny_vit(depth=4)
     head = create_head("upernet", backbone.spec, num_classes=3, channels=8)
     model = attach(backbone, {"it": head}).train()
-    with pytest.raises(ValueError, match=r"UPerNet trains on two images or more of one size"):
+    with pytest.raises(ValueError, match=r"UPerNet trains on at least two images of one size"):
         model(images(1, 3, 32, 32))
-    with pytest.raises(ValueError, match=r"UPerNet trains on two images or more of one size"):
+    with pytest.raises(ValueError, match=r"UPerNet trains on at least two images of one size"):
         model([images(3, 32, 32), images(3, 24, 32)])

@@ -313,9 +313,9 @@ def test_wrong_use_is_refused() -> None:
     for options in ({"projection": "linear"}, {"width": 4}):
         with pytest.raises(ValueError, match="want both or neither"):
             create_head("space_to_depth", spec, **options)
-    with pytest.raises(ValueError, match="num_heads=3 does not divide the width 16 of tiny"):
+    with pytest.raises(ValueError, match="num_heads=3 does not divide 16, the width of tiny"):
         create_head("map_pool", spec, num_heads=3)
-    with pytest.raises(ValueError, match="wants a map whose sides 2 divides; images of 40 x 32 give 5 x 4"):
+    with pytest.raises(ValueError, match="wants a map with sides divisible by 2; images of 40 x 32 give 5 x 4"):
         attach(tiny_vit(), {"tokens": make("space_to_depth")}, image_size=(40, 32))
     both = attach(tiny_vit(), {"tokens": make("space_to_depth")})
     with pytest.raises(ValueError, match="Resize the images: 48 x 32"):

@@ -83,7 +83,7 @@ def test_an_offset_never_loses_a_row(grid: int) -> None:
 
 
 def test_an_offset_and_antialias_are_refused_together() -> None:
-    with pytest.raises(ValueError, match="offset goes with antialias=False"):
+    with pytest.raises(ValueError, match="goes with antialias=False"):
         Resampling(antialias=True, offset=0.1)
 
 

@@ -1,5 +1,4 @@
-"""A sequence of one value that is known before its length is: a traced graph has no Python list with an entry for each
-image."""
+"""A sequence that repeats one value, whose length may be a symbol of a tracer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,11 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Repeated(Sequence[T_co], Generic[T_co]):
-    """`(value,) * times`, equal to that tuple, without making it. Under a tracer `times`, and the numbers in `value`,
-    may be symbols; then read `value`, as `len` and a loop want numbers."""
+    """A sequence equal to the tuple `(value,) * times`, which is not built.
+
+    Under a tracer, `times` and the numbers in `value` may be symbols. Then read `value`, because `len` and loops need
+    numbers.
+    """
 
     value: T_co
     times: int
@@ -38,5 +40,5 @@ class Repeated(Sequence[T_co], Generic[T_co]):
 
 
 def one_value(values: Sequence[object]) -> bool:
-    """Whether all values are equal. Symbols of a tracer have no hash, so a set would not do."""
+    """Return whether all values are equal. Symbols of a tracer cannot be hashed, so this builds no set."""
     return isinstance(values, Repeated) or all(value == values[0] for value in values)

@@ -111,7 +111,7 @@ def attend_jagged(
     return rearrange(mixed.values(), "T heads d -> 1 heads T d")
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Attention of all tokens of an image to all. The forward uses torch's fused kernel; `weights` recomputes the map
     on request.
 
@@ -208,7 +208,7 @@ class Attention(nn.Module):
         return rotate(q, table, self.rotary), rotate(k, table, self.rotary)
 
 
-class WindowAttention(Attention):
+class WindowAttention(SelfAttention):
     """Attention within square windows that do not overlap (Li et al. 2022, ViTDet). The grid is padded with zeros to
     whole windows, and the padding takes part, as upstream has it."""
 
