@@ -23,8 +23,8 @@ ROOMS = {  # each package: what is in it, and its column and row in the drawing;
 }
 Edge = tuple[str, str]  # the importing package and the imported one
 Point = tuple[float, float]
-COLUMN, ROW, BOX, LANE = 205, 78, (176, 42), 18  # pixels; LANE is the distance of an arrow that passes boxes outside
-LEFT, TOP = 165, 36  # the centre of column 0 in row 0
+COLUMN, ROW, BOX, LANE = 200, 74, (180, 44), 18  # pixels; LANE separates arrows that pass outside
+LEFT, TOP = 132, 30  # the centre of column 0 in row 0
 LINE = "#5b6b82"
 
 
@@ -133,7 +133,8 @@ def house() -> str:
         start, end = (places[name] for name in edge)
         if any(_hits(start, end, places[name]) for name in ROOMS if name not in edge):
             right = start[0] > width / 2
-            edge_x = width - LEFT / 2 + LANE * around[right] if right else LEFT / 2 - LANE * (1 + around[right])
+            distance = LEFT - BOX[0] / 2 - LANE * (1 + around[right])
+            edge_x = width - distance if right else distance
             parts.append(_arrow(_around(start, end, edge_x)))
             around[right] += 1
         else:
@@ -177,7 +178,7 @@ def _box(name: str, x: float, y: float) -> str:
     what = html.escape(ROOMS[name][0])
     return (
         f'<rect x="{x - BOX[0] / 2:.0f}" y="{y - BOX[1] / 2:.0f}" width="{BOX[0]}" height="{BOX[1]}" rx="6" '
-        f'fill="#eef3fb" stroke="#3b6fb6"/><text x="{x:.0f}" y="{y - 3:.0f}" text-anchor="middle" font-size="14" '
+        f'fill="#eef3fb" stroke="#3b6fb6"/><text x="{x:.0f}" y="{y - 3:.0f}" text-anchor="middle" font-size="16" '
         f'font-weight="600" fill="#1d2a3a">{name}</text><text x="{x:.0f}" y="{y + 13:.0f}" text-anchor="middle" '
-        f'font-size="11" fill="#46566b">{what}</text>'
+        f'font-size="12.5" fill="#46566b">{what}</text>'
     )
