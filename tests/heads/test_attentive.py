@@ -339,7 +339,7 @@ def test_wrong_use_says_what_to_do():
             clone(probe).fit(X_, y_)
     for options, match in [
         ({"form": "mean"}, "unknown form 'mean'; want one of vjepa, aim"),
-        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"epochs": 0}, "epochs must be a positive integer, got 0"),
         ({"num_heads": 3}, "divides 16"),
         ({"lr": 1e30}, "use a lower lr"),
     ]:

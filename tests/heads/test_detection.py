@@ -212,7 +212,12 @@ def test_fpn_at_a_size_that_the_strides_do_not_divide() -> None:
 
 def test_fpn_takes_the_last_layer_of_each_stride() -> None:
     spec = replace(
-        BACKBONES["convnext"].spec, depth=6, dims=(8, 9, 10, 11, 12, 13), strides=(4, 4, 8, 8, 16, 32), dim=13
+        BACKBONES["convnext"].spec,
+        depth=6,
+        dims=(8, 9, 10, 11, 12, 13),
+        strides=(4, 4, 8, 8, 16, 32),
+        dim=13,
+        pooled_dims=(),
     )
     assert FeaturePyramid(spec).layers == (1, 3, 4, 5)
 
