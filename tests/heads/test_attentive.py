@@ -41,7 +41,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Of one query (D,) to the tokens of one sample (T, D)."""
+    """Attend with one query (D,) to the tokens of one sample (T, D)."""
     width, parts = len(q) // heads, []
     for h in range(heads):
         at = slice(h * width, (h + 1) * width)

@@ -114,7 +114,7 @@ def test_simple_pyramid_of_patch_14_is_that_of_its_map_resampled_to_16() -> None
 
 
 def test_the_norms_and_biases_are_those_of_vitdet() -> None:
-    """From 768 channels at stride 16 to 256: the parameters of detectron2's module, counted by hand."""
+    """The parameters of detectron2's module from 768 channels at stride 16 to 256, counted by hand."""
     head = SimpleFeaturePyramid(vit(16, dim=768, num_heads=12).spec)
     tail = [c * 256 + 512 + 256 * 256 * 9 + 512 for c in (192, 384, 768, 768)]
     up = [(768 * 384 * 4 + 384) + 2 * 384 + (384 * 192 * 4 + 192), 768 * 384 * 4 + 384, 0, 0]
