@@ -1,4 +1,5 @@
 # `make demo` and `make test` work on a fresh machine: they make the environment in .venv first.
+# CI runs the same targets (.ci/run).
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ LEROBOT := .venv-lerobot
 RELEASE := .venv-release
 PYTHONS := 3.11 3.12 3.13 3.14
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
-# What is never imported needs no byte code: half the time of an environment.
+# Without byte code for modules that are never imported, an environment takes half the time.
 PIP := --quiet --no-compile
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
@@ -26,11 +27,11 @@ test: $(VENV)/.dev
 test-all: $(VENV)/.dev
 	$(PYTEST) $(PARALLEL)
 
-# What extraction promises, fault by fault, with a hundred kills.
+# Inject every fault that extraction promises to survive, with a hundred kills.
 faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m promise --promises --kills 100
 
-# Mutated files through every reader: 10,000 inputs, or as many as fit into MINUTES.
+# Send mutated files through every reader: 10,000 inputs, or as many as fit into MINUTES.
 fuzz: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
@@ -40,13 +41,14 @@ test-oldest: $(OLDEST)/.made
 test-lerobot: $(LEROBOT)/.made
 	$(LEROBOT)/bin/python -m pytest -q tests/heads/test_lerobot.py tests/heads/test_cameras.py tests/heads/test_vla.py
 
+# Style, types, and the direction of imports.
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The documentation site, offline; a warning is an error.
+# Build the documentation site, offline. A warning is an error.
 docs: $(VENV)/.dev
 	$(BIN)/python -m sphinx -b html -q -W --keep-going docs docs/_build
 	@echo "open docs/_build/index.html"
@@ -61,15 +63,19 @@ bench: $(VENV)/.bench
 parity: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.parity
 
-# The quick tests on each Python that uv can bring.
+# Run the quick tests on each Python that is on the path or in pyenv. A version that is not found is named and left out.
 test-pythons:
-	for python in $(PYTHONS); do \
-		uv venv --quiet --clear --python $$python .venv-$$python && \
-		uv pip install --quiet --python .venv-$$python --editable ".[dev]" && \
-		OMP_NUM_THREADS=1 .venv-$$python/bin/python -m pytest -q -m "not slow" $(PARALLEL) || exit 1; \
+	@for version in $(PYTHONS); do \
+		found=$$(python$$version -c 'import sys; print(sys.executable)' 2>/dev/null || \
+			ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python 2>/dev/null | tail -n 1); \
+		if [ -z "$$found" ]; then echo "Python $$version: not found, left out"; continue; fi; \
+		echo "Python $$version: $$found"; \
+		$$found -m venv .venv-$$version && \
+		.venv-$$version/bin/python -m pip install $(PIP) --editable ".[dev]" && \
+		OMP_NUM_THREADS=1 .venv-$$version/bin/python -m pytest -q -m "not slow" $(PARALLEL) || exit 1; \
 	done
 
-# Builds both distributions, checks them, installs the wheel in a clean environment and runs the demo there.
+# Build both distributions, check them, install the wheel in a clean environment, and run the demo there.
 release-check: $(VENV)/.dev
 	rm -rf dist $(RELEASE)
 	$(BIN)/python -m build --outdir dist .
@@ -96,8 +102,8 @@ $(VENV)/.bench: $(VENV)/.dev
 	$(BIN)/python -m pip install $(PIP) --editable ".[bench]"
 	touch $@
 
-# Every lower bound of pyproject.toml is the version installed. transformers wants a newer huggingface_hub than these
-# do, and the tests against it are left out (tests/conftest.py).
+# An environment with the lower bound of each dependency. It lacks transformers, which needs a newer huggingface_hub:
+# tests/conftest.py leaves out the tests that import it.
 $(OLDEST)/.made: pyproject.toml
 	$(PYTHON) -m venv $(OLDEST)
 	grep -oE '"[A-Za-z_-]+(\[[a-z]+\])?>=[0-9.]+"' pyproject.toml | tr -d '"' | sed -E 's/\[.*\]//; s/>=/==/' \

@@ -1,11 +1,12 @@
-"""From a folder of photos to features on the disk: `extract` against a loop over timm and a `DataLoader`, and against
-the `image-feature-extraction` pipeline of transformers. The same photos, pixels, batches and worker processes.
+"""Measure the way from a folder of photos to features on the disk.
 
-python -m benchmarks.folder                       # photo-like JPEGs of 1 to 2 megapixels, made here
-python -m benchmarks.folder FOLDER --workers 1
+    python -m benchmarks.folder                       # photo-like JPEGs of 1 to 2 megapixels, made here
+    python -m benchmarks.folder FOLDER --workers 1
 
-CLS of ViT-S/16 at 224 pixels, float32. Decoding and the forward share the cores here, so the most that they allow
-together is 1 / (1 / decoding + 1 / forward), each at its best alone.
+Compares `extract` with a loop over timm and a `DataLoader`, and with the `image-feature-extraction` pipeline of
+transformers, on the same photos, pixels, batches and worker processes. It computes CLS of ViT-S/16 at 224 pixels in
+float32. Decoding and the forward share the cores. So the upper limit of both together is
+1 / (1 / decoding + 1 / forward), with the rate of each alone.
 """
 
 import argparse
@@ -31,7 +32,7 @@ MODEL = "vit_small_patch16_224.augreg_in21k"
 
 
 class Photos(Dataset):
-    """As a timm user writes it."""
+    """Run the loop that a timm user writes."""
 
     def __init__(self, paths: list[Path], transform: Callable) -> None:
         self.paths, self.transform = paths, transform
@@ -47,7 +48,7 @@ class Photos(Dataset):
 
 
 def photos(folder: Path, count: int) -> None:
-    """Six pictures, each copied under many names with its number at the end: no two files are alike."""
+    """Write six pictures under many names. Each file ends with its number, so that no two are equal."""
     kinds = [made(*size, seed) for seed, size in enumerate(SIZES)]
     for i in range(count):
         (folder / f"{i:05d}.jpg").write_bytes(kinds[i % len(kinds)] + i.to_bytes(4, "big"))
@@ -136,7 +137,7 @@ def compare(folder: Path, batch: int, workers: int, seconds: float) -> str:
 
 
 def decoding_rate(backbone: object, files: list[bytes], decoding: Decoding) -> float:
-    """Images in a second by all cores, from one core's."""
+    """Return the images a second of all cores, given the rate of one core."""
     preprocess = backbone.preprocess  # type: ignore[attr-defined]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -159,7 +160,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=96, metavar="N", help="photos to make")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--workers", type=int, default=1, metavar="N")
-    parser.add_argument("--seconds", type=float, default=120, help="of measuring, at least three rounds")
+    parser.add_argument("--seconds", type=float, default=120, help="time to measure, at least three rounds")
     args = parser.parse_args()
     print(f"{machine()}, {torch.get_num_threads()} threads\n", flush=True)
     with torch.inference_mode():

@@ -1,10 +1,10 @@
-"""Speed of the forward against timm, transformers, ONNX Runtime and OpenVINO, in each precision.
+"""Measure the forward beside timm, transformers, ONNX Runtime and OpenVINO, in each precision.
 
-python -m benchmarks.forward
-python -m benchmarks.forward --models vit_small_patch16_224.augreg_in21k --batches 1 --precisions fp32
+    python -m benchmarks.forward
+    python -m benchmarks.forward --models vit_small_patch16_224.augreg_in21k --batches 1 --precisions fp32
 
-All run in one process, in turn. A ratio is to timm in float32; `best peer` is ours to the fastest of the others in that
-precision, and `of peak` what ours makes of the fastest matrix product in the precision that it runs in.
+All run in one process, in turn. A ratio compares with timm in float32. `best peer` compares ours with the fastest of
+the others in that precision. `of peak` is the share of the fastest matrix product in the precision that ours runs in.
 """
 
 import argparse
@@ -31,15 +31,15 @@ PEERS = ["timm", "timm, compiled", "transformers", "ONNX Runtime", "OpenVINO"]
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of each contestant, by name and precision, on one batch."""
+    """The seconds of each contestant on one batch, by name and precision."""
 
     model: str
     pixels: int
     batch: int
     flops: int
-    taken: dict[Precision, str]  # our path, and before it what it computes in
+    taken: dict[Precision, str]  # the precision that ours computes in, and its route
     seconds: dict[tuple[str, Precision], float]
-    alone: float  # CLS alone, by what runs in float32
+    alone: float  # CLS alone, in float32
 
     @property
     def timm(self) -> float:
@@ -49,13 +49,13 @@ class Row:
         return self.seconds["ours", precision]
 
     def best_peer(self, precision: Precision) -> float:
-        """Of those in this precision; without any, of those in float32."""
+        """Return the seconds of the fastest peer in this precision, or in float32 if none runs in it."""
         of = precision if any((name, precision) in self.seconds for name in PEERS) else "fp32"
         return min(self.seconds[name, of] for name in PEERS if (name, of) in self.seconds)
 
 
 def usual(config: ViTConfig) -> list[int]:
-    """The batches that are timed where none is asked for."""
+    """Return the default batch sizes."""
     tokens = config.num_prefix + config.grid[0] * config.grid[1]
     return [batch for batch in BATCHES if ON_GPU or batch == 1 or batch * tokens <= TOKENS]
 
@@ -82,12 +82,12 @@ def measure(name: str, batches: list[int], precisions: Sequence[Precision], seco
 
 
 def runs_in(path: str) -> Precision:
-    """What a path computes in, which may be more than was asked for."""
+    """Return the precision that a route computes in. It may be higher than the one asked for."""
     return next(precision for precision in PRECISIONS if path.startswith(precision))
 
 
 def table(rows: list[Row], precisions: Sequence[Precision], peaks: dict[Precision, float]) -> str:
-    """Of one model."""
+    """Return the tables of one model."""
     names = [name for name in [*PEERS, "ours, as it is"] if any(name == each for each, _ in rows[0].seconds)]
     lines = []
     for row in rows:
@@ -134,10 +134,10 @@ def main() -> None:
         type=int,
         default=[],
         metavar="N",
-        help="by default 1, 8 and 32, as far as they are quick",
+        help="default: 1, 8 and 32, without those that take too long",
     )
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
-    parser.add_argument("--seconds", type=float, default=60, help="of each table row, at least three rounds")
+    parser.add_argument("--seconds", type=float, default=60, help="time for each table row, at least three rounds")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     print(f"{machine()}, {torch.get_num_threads()} threads\n", flush=True)

@@ -1,10 +1,10 @@
-"""Speed of the input, from the bytes of a file to pixels for a network: one process and thread, interleaved, medians.
+"""Measure the reading of images, from the bytes of a file to pixels, in one process and thread, in turn, by medians.
 
     python -m benchmarks.input                                    # photo-like JPEGs of 1 to 2 megapixels, made here
     python -m benchmarks.input FOLDER --resolution 518 --rounds 3
 
-A ratio above 1 is faster than Pillow. Ours is `Preprocess.pixels` by each `decoding`, which stops at 8 bits, as the
-device normalises. The difference is to Pillow, in levels of 255.
+A ratio above 1 is faster than Pillow. Ours is `Preprocess.pixels` with each `decoding`. It stops at 8 bits, because the
+device normalises. Differences are to Pillow, in levels of 255.
 """
 
 import argparse
@@ -32,7 +32,7 @@ Way = Callable[[bytes], Tensor]
 
 
 def made(height: int, width: int, seed: int) -> bytes:
-    """A JPEG with detail at every scale, as a photo has it: noise of few pixels to that of all, the finest faintest."""
+    """Return a JPEG with detail at every scale, like a photo: noise of all scales, the finest faintest."""
     rng = np.random.default_rng(seed)
     pixels = np.full((height, width, 3), 128.0)
     for step in (1, 4, 16, 64, 256):
@@ -62,7 +62,7 @@ def ways(preprocess: Preprocess) -> dict[str, Way]:
 
 
 def seconds(contestants: dict[str, Way], files: Sequence[bytes], rounds: int) -> dict[str, float]:
-    """The median of each for one file, taken in turn, after one file of warm-up."""
+    """Return the median seconds of each contestant for one file, in turn, after one file of warm-up."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():
         run(files[0])
@@ -75,7 +75,7 @@ def seconds(contestants: dict[str, Way], files: Sequence[bytes], rounds: int) ->
 
 
 def levels(preprocess: Preprocess, found: Tensor) -> Tensor:
-    """What a network is given, or 8 bits, in levels of 255."""
+    """Return pixels in levels of 255, from 8 bits or from a normalised tensor."""
     if found.dtype == torch.uint8:
         return found.float()
     mean, std = (torch.tensor(of).view(3, 1, 1) for of in (preprocess.mean, preprocess.std))
@@ -83,7 +83,7 @@ def levels(preprocess: Preprocess, found: Tensor) -> Tensor:
 
 
 def report(files: Sequence[bytes], resolution: int, rounds: int) -> str:
-    """By one thread."""
+    """Return the table of one thread."""
     preprocess = Preprocess((resolution, resolution))
     contestants = ways(preprocess)
     threads = torch.get_num_threads()

@@ -1,9 +1,9 @@
-"""Measures max |a - b| / max |b| against every upstream, in float32, on identical random weights, and writes
-`docs/parity.md` and the summary in the README.
+"""Measure max |a - b| / max |b| against every upstream, in float32, on identical random weights.
 
-python -m benchmarks.parity
+    python -m benchmarks.parity
 
-Where the network allows, published weights are checked too: ours against what timm makes of the same file.
+Writes `docs/parity.md`, the table of families in `docs/measured.md` and the table of groups in the README. Where the
+network allows, published weights are compared too: this package and timm read the same file.
 """
 
 import gc
@@ -38,6 +38,17 @@ PUBLISHED = (
     "vit_base_patch16_siglip_224.webli",
     "eva02_tiny_patch14_336.mim_in22k_ft_in1k",
 )
+GROUPS = {  # rows of the README: the first words of the families in each
+    "ViT, DeiT, DeiT III, hybrids, ResNet-50": ("ViT", "DeiT", "hybrid", "ResNet-50"),
+    "BEiT, BEiT v2, MAE, I-JEPA": ("BEiT", "MAE", "I-JEPA"),
+    "DINO, DINOv2, DINOv3, MoCo v3": ("DINO", "MoCo"),
+    "CLIP, SigLIP, SigLIP 2, EVA-02": ("CLIP", "SigLIP", "EVA-02"),
+    "SAM": ("SAM",),
+    "Swin, Swin V2": ("Swin",),
+    "OpenVLA's DINOv2 + SigLIP": ("OpenVLA",),
+}
+UPSTREAMS = ("timm", "transformers")
+Worst = dict[tuple[str, str], tuple[float, int]]  # family and upstream: the largest error, and how many were measured
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Row:
 
 
 def measure(case: Case, folder: Path) -> Iterator[Row]:
-    """The case at all its sizes by the upstream's policy, and at the non-square one by the others."""
+    """Yield the errors of a case at all its sizes with the upstream's policy, and at the third size with the others."""
     model = case.model()
     case.save(model, folder)
     backbone = case.load(folder, case.policy)
@@ -78,19 +89,32 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def summary(rows: list[Row]) -> str:
-    """The largest error of each family against each upstream, over sizes, policies and parts."""
-    worst: dict[tuple[str, str], tuple[float, int]] = {}
+def worst_of(rows: list[Row]) -> Worst:
+    """Return the largest error of each family against each upstream, over sizes, policies and parts."""
+    worst: Worst = {}
     for row in rows:
         key = (row.family, row.upstream.split(",")[0])
         error, count = worst.get(key, (0.0, 0))
         worst[key] = (max(error, *row.found.values()), count + 1)
-    families = list(dict.fromkeys(family for family, _ in worst))
-    upstreams = ("timm", "transformers")
+    return worst
+
+
+def grouped(worst: Worst) -> Worst:
+    """Return the largest error of each group of families."""
+    found: Worst = {}
+    for (family, upstream), (error, count) in worst.items():
+        group = next(group for group, starts in GROUPS.items() if family.startswith(starts))
+        before, counted = found.get((group, upstream), (0.0, 0))
+        found[group, upstream] = (max(before, error), counted + count)
+    return found
+
+
+def summary(worst: Worst) -> str:
+    """Return a table of the largest errors, as Markdown."""
     lines = ["| family | against timm | against transformers |", "| --- | --- | --- |"]
-    for family in families:
+    for family in dict.fromkeys(family for family, _ in worst):
         cells = []
-        for upstream in upstreams:
+        for upstream in UPSTREAMS:
             error, count = worst.get((family, upstream), (0.0, 0))
             cells.append(f"{error:.0e}".replace("0e+00", "0") + f" ({count})" if count else "")
         lines.append(f"| {family} | {' | '.join(cells)} |")
@@ -99,7 +123,7 @@ def summary(rows: list[Row]) -> str:
 
 @torch.inference_mode()
 def published() -> list[str]:
-    """A line for each published checkpoint, or one that says that they were skipped."""
+    """Return a line for each published checkpoint, or one line that says that they were skipped."""
     lines = []
     for name in PUBLISHED:
         try:
@@ -157,8 +181,10 @@ Largest of all: {max(worst.found.values()):.0e} ({worst.name}, {worst.size[0]} x
 {chr(10).join(checked)}
 """
     (ROOT / "docs" / "parity.md").write_text(text, encoding="utf-8")
-    replace_between(ROOT / "README.md", "parity", summary(rows))
-    print(summary(rows), *checked, sep="\n")
+    families = worst_of(rows)
+    replace_between(ROOT / "docs" / "measured.md", "parity", summary(families))
+    replace_between(ROOT / "README.md", "parity", summary(grouped(families)))
+    print(summary(families), *checked, sep="\n")
 
 
 if __name__ == "__main__":

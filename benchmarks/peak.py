@@ -1,4 +1,4 @@
-"""What this machine can multiply: the fastest of a sweep of matrix products, and what its instructions promise.
+"""Measure the fastest matrix products of this machine, and compute the peak of its instructions.
 
 python -m benchmarks.peak
 """
@@ -25,7 +25,7 @@ ROUNDS = 7
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-# Operations of a core in a cycle, in float32: lanes, two operations to a multiply-add, units.
+# Float32 operations of a core in one cycle: lanes × two operations of a multiply-add × units.
 PER_CYCLE = {
     ("AuthenticAMD", 23, 0): 16,  # Zen 1 and +: two units of 128 bits
     ("AuthenticAMD", 23, 48): 32,  # Zen 2: two of 256
@@ -33,12 +33,12 @@ PER_CYCLE = {
     ("AuthenticAMD", 26, 0): 64,  # Zen 5: two of 512
     ("GenuineIntel", 6, 0): 64,  # servers since Skylake: two of 512
 }
-# What an instruction for narrower numbers does more, by the flag of Linux.
+# How many times as many operations an instruction for narrower numbers does, by Linux's name of it.
 WIDER: dict[Precision, tuple[str, int]] = {"bf16": ("avx512_bf16", 2), "int8": ("avx512_vnni", 4)}
 
 
 def products(precision: Precision, shape: tuple[int, int, int]) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """The ways to multiply that a network may take."""
+    """Yield the ways to multiply that a network may take."""
     m, k, n = shape
     if precision == "int8":
         if not ON_GPU and not int8_trouble():
@@ -56,7 +56,7 @@ def products(precision: Precision, shape: tuple[int, int, int]) -> Iterator[tupl
 
 
 def sweep(precision: Precision) -> list[tuple[str, tuple[int, int, int], float]]:
-    """(way, shape, 10⁹ operations a second at the median) of each."""
+    """Return way, shape and median rate, in 10⁹ operations a second, of each product."""
     found = []
     for shape in LARGE if ON_GPU else SHAPES:
         m, k, n = shape
@@ -72,18 +72,20 @@ def sweep(precision: Precision) -> list[tuple[str, tuple[int, int, int], float]]
 
 
 def measured(precision: Precision) -> float:
-    """10⁹ operations a second of the fastest."""
+    """Return the rate of the fastest product, in 10⁹ operations a second."""
     return max(speed for _, _, speed in sweep(precision))
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor has instructions for it; without, it is emulated."""
+    """Tell whether the processor has instructions for bfloat16. Without them it is emulated."""
     return ON_GPU or any(flag in cpu_info().get("flags", "") for flag in ("avx512_bf16", "amx_bf16"))
 
 
 def theoretical() -> tuple[float, str] | None:
-    """10⁹ operations a second in float32 by the instruction set and the clock that Linux gives, and how it comes
-    about."""
+    """Return the peak in float32, in 10⁹ operations a second, and its factors.
+
+    It is computed from the instruction set and the clock that Linux gives.
+    """
     info = cpu_info()
     try:
         vendor, family, model = info["vendor_id"], int(info["cpu family"]), int(info["model"])
@@ -98,7 +100,7 @@ def theoretical() -> tuple[float, str] | None:
 
 
 def report() -> str:
-    """The sweep as a table, and a line on what the instructions promise."""
+    """Return a table of the sweep, and a line on the peak of the instructions."""
     rows = []
     for precision in PRECISIONS:
         if precision == "bf16" and not has_bfloat16():

@@ -1,5 +1,7 @@
-"""One network in timm, transformers, ONNX Runtime, OpenVINO and here, each by its own fast settings, on the weights
-that timm made (transformers: on its own, as its names differ)."""
+"""One network in timm, transformers, ONNX Runtime, OpenVINO and here, each with its own fast settings.
+
+All have the weights that timm made. transformers has its own, because its names differ.
+"""
 
 import os
 import tempfile
@@ -31,7 +33,7 @@ class Contestant:
 
 @dataclass
 class Field:
-    """Who runs, and who does not and why."""
+    """The contestants that run, and the reason of each that does not."""
 
     contestants: list[Contestant] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
@@ -46,7 +48,7 @@ class Field:
 
 
 class Tokens(nn.Module):
-    """timm's tokens as what a module returns, which is what exporters take."""
+    """A module that returns the tokens of a timm model, for exporters."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -57,7 +59,7 @@ class Tokens(nn.Module):
 
 
 def from_timm(name: str) -> tuple[Tokens, BackboneModule]:
-    """timm's model with random weights, and the backbone with the same."""
+    """Return a timm model with random weights, and the backbone with the same weights."""
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False, num_classes=0).eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +70,7 @@ def from_timm(name: str) -> tuple[Tokens, BackboneModule]:
 
 
 def entrants(name: str, precisions: Sequence[Precision]) -> tuple[Field, BackboneModule]:
-    """Everyone else who can run the model here, in each of the precisions; and our backbone as it is."""
+    """Return all peers that can run the model here, in each precision, and our backbone as it is."""
     theirs, backbone = from_timm(name)
     config = backbone.config
     assert isinstance(config, ViTConfig)

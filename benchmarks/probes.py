@@ -1,13 +1,13 @@
-"""Cost of the linear probe: of 45 values of C against one fit of scikit-learn, and of rows that stay on the disk.
+"""Measure the linear probe: 45 values of C beside one fit of scikit-learn, and rows that stay on the disk.
 
     python -m benchmarks.probes sweep --samples 50000 --width 768             # in memory
-    python -m benchmarks.probes sweep --samples 50000 --width 768 --decay 0   # the same of features not correlated
+    python -m benchmarks.probes sweep --samples 50000 --width 768 --decay 0   # features without correlation
     python -m benchmarks.probes lazy --samples 200000 --width 384 --dtype float16   # seconds and peak memory
 
-`sweep` times in one process, in turn: the medians, their ratio, and the accuracy on fresh samples of the C that was
-chosen and of the one that a naive sweep chooses (`--naive`, which takes minutes). `lazy` measures one process for the
-probe and one for scikit-learn on the whole array: the peak of what is allocated, and of what is resident above the
-imports, which has pages of the file too; the system takes these back when it needs them.
+`sweep` runs all in one process, in turn. It prints medians, their ratio, and the accuracy on fresh samples for the
+chosen C. With `--naive`, which takes minutes, it also prints the C that a naive sweep chooses. `lazy` runs the probe in
+one process, and scikit-learn on the whole array in another. It prints the peak of allocated memory, and the peak of
+resident memory above the imports. Resident memory includes pages of the file, which the system can take back.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from heads.probes import PRESETS
 
 @dataclass(frozen=True)
 class Mapped:
-    """Rows of a `.npy` file, read when asked for."""
+    """The rows of a `.npy` file, read on demand."""
 
     array: np.memmap
     index: np.ndarray
@@ -53,13 +53,13 @@ class Mapped:
         return Mapped(self.array, self.index[index])
 
     def blocks(self, rows: int) -> Iterator[np.ndarray]:
-        """Read through a map of its own, so that pages of the file that were read do not stay with the process."""
+        """Read rows through a new memory map, so that the pages do not stay with the process."""
         for start in range(0, len(self), rows):
             yield np.load(self.array.filename, mmap_mode="r")[self.index[start : start + rows]]
 
 
 def samples(args: argparse.Namespace, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features of overlapping classes, a few directions stronger than the others, 10,000 samples at a time."""
+    """Yield features of overlapping classes, 10,000 samples at a time. A few directions are stronger than others."""
     width, num_classes = args.width, args.classes
     fixed, fresh = np.random.default_rng(0), np.random.default_rng(seed)
     axes = np.linalg.qr(fixed.standard_normal((width, width), dtype=np.float32))[0]
@@ -76,7 +76,7 @@ def whole(args: argparse.Namespace, count: int, seed: int) -> tuple[np.ndarray, 
 
 
 def plain(X: np.ndarray, y: np.ndarray, C: float) -> Any:
-    """scikit-learn's fit of scaled features."""
+    """Fit scikit-learn's classifier on scaled features."""
     return LogisticRegression(C=C, max_iter=1000).fit(StandardScaler().fit_transform(X), y)
 
 
@@ -145,7 +145,10 @@ def one(args: argparse.Namespace) -> None:
 
 
 def peak() -> float:
-    """Largest resident memory of this program so far, in MB. Linux alone says: `getrusage` has its parent's too."""
+    """Return the peak of this process's resident memory, in MB.
+
+    Read from Linux, because `getrusage` includes the peak of the parent process.
+    """
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines["VmHWM"].split()[0]) / 1e3
 
@@ -155,11 +158,11 @@ def main() -> None:
     parser.add_argument("what", choices=["sweep", "lazy", "one"], help="`one` is what `lazy` runs")
     parser.add_argument("--samples", type=int, default=50_000, metavar="N")
     parser.add_argument("--width", type=int, default=768, metavar="F")
-    parser.add_argument("--decay", type=float, default=0.75, help="of directions: strength = rank ** -decay")
+    parser.add_argument("--decay", type=float, default=0.75, help="decay of the directions: strength = rank ** -decay")
     parser.add_argument("--classes", type=int, default=10, metavar="K")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--dtype", default="float16", choices=["float16", "float32"])
-    parser.add_argument("--naive", action="store_true", help="the sweep without warm starts too")
+    parser.add_argument("--naive", action="store_true", help="also run the sweep without warm starts")
     parser.add_argument("--fit", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Runs all benchmarks and writes `docs/performance.md`, its plot and the summary in the README. An hour on two cores.
+"""Run all benchmarks, in an hour on two cores. Writes `docs/performance.md`, its plot and the summary in the README.
 
 python -m benchmarks.report
 """
@@ -27,8 +27,8 @@ from benchmarks.timing import ON_GPU, machine, markdown
 
 ROOT = Path(__file__).parent.parent
 ON_PAPER = (
-    "On paper, 1,000,000 x 768 has ten times the values, and so takes ten times as long; memory grows by blocks "
-    "twice as wide, 13 MB of float32 each, and 6 MB of labels. scikit-learn wants ten times its memory."
+    "By calculation, 1,000,000 x 768 has ten times the values, and so takes ten times as long. Memory grows by blocks "
+    "twice as wide, 13 MB of float32 each, and by 6 MB of labels. scikit-learn needs ten times its memory."
 )
 NAME = "performance-cuda" if ON_GPU else "performance"  # of the page, its plot and the place in the README
 
@@ -44,7 +44,7 @@ def versions() -> str:
 
 
 def alone(name: str, *arguments: str) -> str:
-    """Of a benchmark in a process of its own, whose memory is not that of all the networks before."""
+    """Return the text of a benchmark that runs in its own process, so that its memory is measured alone."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
     text = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
     return text.removeprefix(f"{machine()}, {torch.get_num_threads()} threads").strip()
@@ -73,7 +73,7 @@ def sections(seconds: float) -> Iterator[tuple[str, str]]:
 
 
 def summary(rows: list[forward.Row]) -> str:
-    """For the README: how many times as fast as timm in float32 the best of the others and ours are."""
+    """Return the table of the README: the speed of the best peer and of ours, in multiples of timm in float32."""
     precisions = [each for each in forward.PRECISIONS if ("ours", each) in rows[0].seconds]
     lines = []
     for row in rows:
@@ -115,7 +115,7 @@ def draw(rows: list[forward.Row], found: list[sizes.Size], path: Path) -> None:
     lines.loglog(patches, [size.seconds for size in found], "o-", color="#d1495b", label="ours")
     lines.set_ylabel("seconds for one image")
     lines.legend(fontsize=8)
-    # From 0 on a linear axis: a small network may take no memory that can be measured, which a logarithm cannot show.
+    # A linear axis from 0, because a small network may take no measurable memory.
     memory.semilogx(patches, [size.memory for size in found], "o-", color="#d1495b", label="ours", clip_on=False)
     memory.set_ylim(0, 1.1 * max(1, *(size.memory for size in found)))
     memory.set_ylabel("MiB beside the weights")
@@ -130,13 +130,13 @@ def draw(rows: list[forward.Row], found: list[sizes.Size], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=45, help="of each row of a table, at least three rounds")
+    parser.add_argument("--seconds", type=float, default=45, help="time for each table row, at least three rounds")
     args = parser.parse_args()
     text = f"""# Performance
 
-Measured by `make bench` on {machine()}, {torch.get_num_threads()} threads, {platform.system()}; {versions()}. Everyone
-in a table runs in one process, in turn, and the medians count: the machine's speed drifts, so a ratio means more than a
-time, and differences under 10 % are noise. The weights are random. A ratio above 1 is faster.
+Measured by `make bench` on {machine()}, {torch.get_num_threads()} threads, {platform.system()}; {versions()}. All
+contestants of a table run in one process, in turn, and the medians count. The machine's speed drifts, so a ratio means
+more than a time, and differences under 10 % are noise. The weights are random. A ratio above 1 is faster.
 
 ![The forward, and time and memory by resolution]({NAME}.png)
 """

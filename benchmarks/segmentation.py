@@ -1,9 +1,9 @@
-"""What features bring to segmentation: a head on `nano`, on `nano` untrained, and on raw pixels; and `nano` fine-tuned.
+"""Measure segmentation with features of `nano`, of an untrained `nano`, of raw pixels, and of `nano` fine-tuned.
 
     PYTHONPATH=examples python benchmarks/segmentation.py DATA --out runs/segmentation
 
-DATA and the options are those of `examples/segment.py train`; the rows differ in the features alone. Prints a table for
-the README; the same command again goes on where it was interrupted.
+DATA and the options are those of `examples/segment.py train`. The rows differ only in the features. Prints a table for
+`docs/heads.md`. The same command resumes after an interruption.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from vitbackbone import Asked, BackboneModule, BackboneSpec, Features, Geometry,
 
 
 class Pixels(BackboneModule):
-    """No features: the colours of the pixels of each patch, as its one layer."""
+    """A backbone without features: its one layer holds the colours of the pixels of each patch."""
 
     def __init__(self, preprocess: Preprocess, stride: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def pixels() -> BackboneModule:
     return Pixels(nano.preprocess, nano.spec.stride)
 
 
-# Features; where they come from; what differs in the arguments of `train`.
+# The features, their source, and the arguments of `train` that differ.
 ROWS: dict[str, tuple[Callable[[], BackboneModule], dict[str, object]]] = {
     "nano, frozen": (lambda: load_backbone("nano"), {}),
     "nano, untrained": (lambda: load_backbone("nano", "random"), {"weights": "random"}),

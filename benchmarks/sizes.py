@@ -1,4 +1,4 @@
-"""Images of mixed sizes in one batch, and time and memory from 196 to 16,384 tokens.
+"""Measure batches of images of mixed sizes, and time and memory from 196 to 16,384 tokens.
 
 python -m benchmarks.sizes mixed
 python -m benchmarks.sizes resolution --sides 224 448 896
@@ -27,7 +27,7 @@ PATCH = 16
 
 
 def padded() -> nn.Module:
-    """timm's ViT for native sizes, as wide and deep: a batch is padded to its longest image, behind a mask."""
+    """timm's ViT for native sizes, of the same width and depth. It pads a batch to its longest image, with a mask."""
     shape = {"embed_dim": 384, "num_heads": 6, "depth": 12}
     return timm.create_model("naflexvit_base_patch16_gap", pretrained=False, num_classes=0, **shape).eval().to(DEVICE)
 
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["mixed", "resolution"])
     parser.add_argument("--sides", nargs="+", type=int, default=SIDES, metavar="PIXELS")
-    parser.add_argument("--seconds", type=float, default=30, help="of each table row")
+    parser.add_argument("--seconds", type=float, default=30, help="time for each table row")
     args = parser.parse_args()
     print(f"{machine()}, {torch.get_num_threads()} threads\n", flush=True)
     with torch.inference_mode():

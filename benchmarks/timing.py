@@ -1,5 +1,7 @@
-"""How the benchmarks time: contestants in one process, taken in turn, medians of each. The machine's own speed drifts,
-so only ratios within one run count."""
+"""Timing of the benchmarks: all contestants in one process, in turn, and the median of each.
+
+The machine's speed drifts, so only ratios within one run count.
+"""
 
 import math
 import os
@@ -26,7 +28,10 @@ WARM_UP = 2 if ON_GPU else 1  # rounds that do not count: a GPU's kernels are co
 
 
 def medians(contestants: Contestants, seconds: float = 60, least: int = 3, most: int = MOST) -> dict[str, float]:
-    """Seconds of each, after a round of warm-up: of as many rounds as fit into `seconds`, from `least` to `most`."""
+    """Return the seconds of each contestant in each round, after one round of warm-up.
+
+    There are as many rounds as fit into `seconds`, from `least` to `most`.
+    """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     rounds, turn = most, 0
     bar = tqdm(total=WARM_UP + most, leave=False, unit="round")
@@ -48,13 +53,13 @@ def medians(contestants: Contestants, seconds: float = 60, least: int = 3, most:
 
 
 def wait_for(result: Any) -> None:
-    """A GPU computes after the call has returned."""
+    """Wait for the GPU, which still computes after a call has returned."""
     if ON_GPU and result is not None:
         torch.cuda.synchronize()
 
 
 def peak_memory(run: Callable[[], Any]) -> float:
-    """The MiB that a run takes at its peak above what there was before: on Linux the process's resident memory."""
+    """Return the peak memory of a run above the memory before it, in MiB. On Linux it is resident memory."""
     if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -72,7 +77,7 @@ def _status(field: str) -> int:
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """p of values ~ sizes ** p, by least squares of the logarithms."""
+    """Return p of values ~ sizes ** p, by least squares of the logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
@@ -86,14 +91,14 @@ def ratio(a: float, b: float) -> str:
 
 
 def machine() -> str:
-    """The processor, or GPU, in words."""
+    """Return the name of the processor or GPU."""
     if ON_GPU:
         return torch.cuda.get_device_name()
     return f"{os.cpu_count()} cores of {cpu_info().get('model name', platform.processor())}"
 
 
 def cpu_info() -> dict[str, str]:
-    """What Linux says of the first core."""
+    """Return Linux's facts about the first core."""
     path = Path("/proc/cpuinfo")
     block = path.read_text().split("\n\n")[0].splitlines() if path.exists() else []
     return {key.strip(): value.strip() for key, value in (line.split(":", 1) for line in block)}

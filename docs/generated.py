@@ -1,107 +1,183 @@
-"""The pages and drawings that are made from the code: the table of models, and the house from its imports."""
+"""The pages and drawings made from the code: the table of models, and the house with its imports."""
 
 import ast
 import html
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ROOMS = {  # package: what is in it; from the top, each row may import from the rows below
-    "cli": "the command",
-    "heads": "features to results",
-    "sklearn": "ImageFeatures",
-    "store": "features on disk",
-    "inspection": "costs and pictures",
-    "runtime": "the same, sooner",
-    "checkpoints": "names to weights",
-    "networks": "other networks",
-    "model": "the ViT",
-    "contract": "what comes out",
-    "images": "files to tensors",
-    "files": "whole or not at all",
+ROOMS = {  # each package: what is in it, and its column and row in the drawing; it imports from the rows below its own
+    "cli": ("the command", 1.5, 0),
+    "heads": ("features to results", 1, 1),
+    "sklearn": ("ImageFeatures", 3, 1),
+    "store": ("features on disk", 0, 1),
+    "inspection": ("costs and pictures", 2, 1),
+    "runtime": ("the same features, sooner", 0, 2),
+    "checkpoints": ("names and files to weights", 2, 2),
+    "networks": ("networks of timm", 2, 3),
+    "model": ("the Vision Transformer", 1.5, 4),
+    "contract": ("what a backbone returns", 1.5, 5),
+    "images": ("files to tensors", 1.5, 6),
+    "files": ("whole files or none", 1.5, 7),
 }
-ROWS = (
-    ("cli",),
-    ("heads",),
-    ("sklearn", "store", "inspection"),
-    ("runtime",),
-    ("checkpoints",),
-    ("networks",),
-    ("model",),
-    ("contract",),
-    ("images", "files"),
-)
-WIDTH, HEIGHT, BOX = 760, 62, (200, 40)
+Edge = tuple[str, str]  # the importing package and the imported one
+Point = tuple[float, float]
+COLUMN, ROW, BOX, LANE = 205, 78, (176, 42), 18  # pixels; LANE is the distance of an arrow that passes boxes outside
+LEFT, TOP = 165, 36  # the centre of column 0 in row 0
+LINE = "#5b6b82"
 
 
 def write(folder: Path) -> None:
     """Write all generated files into `folder`."""
     folder.mkdir(exist_ok=True)
-    for name, text in {"models.md": models(), "house.svg": house()}.items():
+    for name, text in {"models.md": models(), "house.svg": house(), "imports.md": imports_table()}.items():
         path = folder / name
-        if not path.exists() or path.read_text() != text:  # an unchanged page is not built again
+        if not path.exists() or path.read_text() != text:  # Sphinx builds a page again if its file is newer
             path.write_text(text)
 
 
-def models() -> str:
-    """Return the table of all models known by name, as Markdown."""
-    from vitbackbone.checkpoints.load import list_backbones
-    from vitbackbone.inspection.describe import models_table
-
-    header, *rows = (line.split("  ") for line in models_table(list_backbones()).splitlines())
-    cells = [[cell.strip() for cell in row if cell.strip()] for row in [header, *rows]]
+def markdown(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a Markdown table."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     lines.insert(1, "| --- " * len(cells[0]) + "|")
     return "\n".join(lines) + "\n"
 
 
-def house() -> str:
-    """Return a drawing of the packages and the imports between them, as SVG."""
+# ---- the table of models ------------------------------------------------------------------------------------------
+
+
+def models() -> str:
+    """Return the table of all models known by name, as Markdown: the data of `vitbackbone models --json`."""
+    from vitbackbone import list_backbones
+    from vitbackbone.inspection import models_rows
+
+    rows = models_rows(list_backbones())
+    return markdown(rows[0], ([_cell(key, value) for key, value in row.items()] for row in rows))
+
+
+def _cell(key: str, value: object) -> str:
+    if isinstance(value, tuple):
+        return " x ".join(map(str, dict.fromkeys(value)))
+    return f"{value / 1e6:.1f} M" if key == "parameters" and isinstance(value, int) else str(value)
+
+
+# ---- the house ----------------------------------------------------------------------------------------------------
+
+
+def imports() -> Counter[Edge]:
+    """Count the names that each package imports from each other one."""
+    found: Counter[Edge] = Counter()
+    home = _exports()
+    for path in [*(ROOT / "vitbackbone").rglob("*.py"), *(ROOT / "heads").rglob("*.py")]:
+        room = _room(path.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                rooms = [_room(node.module.split("."))] * len(node.names)
+                if node.module == "vitbackbone":
+                    rooms = [home.get(alias.name, "") for alias in node.names]
+                found.update((room, to) for to in rooms if to != room and {room, to} <= set(ROOMS))
+    return found
+
+
+def _room(parts: Iterable[str]) -> str:
+    """Return the package that a module belongs to, or an empty string for one of another library."""
+    first, second, *_ = [*parts, "", ""]
+    return first if first == "heads" else second if first == "vitbackbone" else ""
+
+
+def _exports() -> dict[str, str]:
+    """Return the package of each public name of `vitbackbone`."""
+    stub = ast.parse((ROOT / "vitbackbone" / "__init__.pyi").read_text())
+    froms = [node for node in stub.body if isinstance(node, ast.ImportFrom) and node.module]
+    return {alias.name: str(node.module).split(".")[0] for node in froms for alias in node.names}
+
+
+def direct(edges: Iterable[Edge]) -> list[Edge]:
+    """Return the edges that no longer way along other edges implies."""
+    below: dict[str, set[str]] = {}
+    for a, b in edges:
+        below.setdefault(a, set()).add(b)
+
+    def reached(room: str) -> set[str]:
+        return {far for near in below.get(room, ()) for far in {near} | reached(near)}
+
+    return sorted((a, b) for a, b in edges if not any(b in reached(c) for c in below[a] - {b}))
+
+
+def imports_table() -> str:
+    """Return a table of all imports between packages, as Markdown."""
     edges = imports()
-    places = {}
-    for row, names in enumerate(ROWS):
-        for column, name in enumerate(names):
-            places[name] = (WIDTH * (2 * column + 1) // (2 * len(names)), 30 + row * HEIGHT)
+    rows = []
+    for room, (what, _, _) in ROOMS.items():
+        names = [f"`{to}` ({edges[room, to]})" for to in ROOMS if edges[room, to]]
+        rows.append((f"`{room}`", what, ", ".join(names) or "nothing"))
+    return markdown(["package", "what is in it", "imports from (names)"], rows)
+
+
+def house() -> str:
+    """Return a drawing of the packages, with an arrow for each import that no longer way implies, as SVG."""
+    places = {name: (LEFT + column * COLUMN, TOP + row * ROW) for name, (_, column, row) in ROOMS.items()}
+    width = 2 * LEFT + max(column for _, column, _ in ROOMS.values()) * COLUMN
+    height = 2 * TOP + max(row for _, _, row in ROOMS.values()) * ROW
+    head = '<path d="M0,0 L10,5 L0,10 z" '
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {len(ROWS) * HEIGHT}" font-family="sans-serif">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" font-family="sans-serif">',
+        '<defs><marker id="a" viewBox="0 0 10 10" refX="10" refY="5" markerWidth="10" markerHeight="10" '
+        f'markerUnits="userSpaceOnUse" orient="auto">{head}fill="{LINE}"/></marker></defs>',
+        f'<rect width="{width:.0f}" height="{height:.0f}" fill="#ffffff"/>',
     ]
-    parts.append(
-        '<defs><marker id="a" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
-        '<path d="M0,0 L8,4 L0,8 z" fill="#8a94a6"/></marker></defs>'
-        f'<rect width="{WIDTH}" height="{len(ROWS) * HEIGHT}" fill="#ffffff"/>'
-    )
-    for (a, b), count in sorted(edges.items()):
-        (x1, y1), (x2, y2) = places[a], places[b]
-        bend = (x1 + x2) / 2 + (0 if abs(y2 - y1) <= HEIGHT else (150 if hash_free(a, b) else -150))
-        parts.append(
-            f'<path d="M{x1},{y1 + 20} Q{bend},{(y1 + y2) / 2} {x2},{y2 - 20}" fill="none" stroke="#8a94a6" '
-            f'stroke-width="{0.8 + min(count, 20) / 10:.1f}" opacity="0.7" marker-end="url(#a)">'
-            f"<title>{a} imports {count} names from {b}</title></path>"
-        )
-    for name, (x, y) in places.items():
-        parts.append(
-            f'<rect x="{x - BOX[0] // 2}" y="{y - BOX[1] // 2}" width="{BOX[0]}" height="{BOX[1]}" rx="6" '
-            f'fill="#eef3fb" stroke="#3b6fb6"/><text x="{x}" y="{y - 2}" text-anchor="middle" font-size="14" '
-            f'font-weight="600" fill="#1d2a3a">{name}</text><text x="{x}" y="{y + 13}" text-anchor="middle" '
-            f'font-size="11" fill="#46566b">{html.escape(ROOMS[name])}</text>'
-        )
+    around: Counter[bool] = Counter()  # arrows that pass at the left, and at the right
+    for edge in direct(imports()):
+        start, end = (places[name] for name in edge)
+        if any(_hits(start, end, places[name]) for name in ROOMS if name not in edge):
+            right = start[0] > width / 2
+            edge_x = width - LEFT / 2 + LANE * around[right] if right else LEFT / 2 - LANE * (1 + around[right])
+            parts.append(_arrow(_around(start, end, edge_x)))
+            around[right] += 1
+        else:
+            parts.append(_arrow(_straight(start, end)))
+    parts += [_box(name, *place) for name, place in places.items()]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def hash_free(a: str, b: str) -> bool:
-    """Return which side an arrow bends to, the same on every machine."""
-    return (len(a) + len(b)) % 2 == 0
+def _hits(start: Point, end: Point, box: Point) -> bool:
+    """Tell whether a straight arrow would run through a box, or closer to it than 10 pixels."""
+    (x1, y1), (x2, y2), (x, y) = start, end, box
+    if not y1 < y < y2:
+        return False
+    return abs(x1 + (x2 - x1) * (y - y1) / (y2 - y1) - x) < BOX[0] / 2 + 10
 
 
-def imports() -> Counter[tuple[str, str]]:
-    """Return how many names each package imports from each other one."""
-    found: Counter[tuple[str, str]] = Counter()
-    for path in [*(ROOT / "vitbackbone").rglob("*.py"), *(ROOT / "heads").rglob("*.py")]:
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        room = "heads" if parts[0] == "heads" else parts[1]
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                to = "heads" if node.module.split(".")[0] == "heads" else [*node.module.split("."), ""][1]
-                if node.module.startswith(("vitbackbone.", "heads")) and to != room and {to, room} <= set(ROOMS):
-                    found[room, to] += len(node.names)
-    return found
+def _straight(start: Point, end: Point) -> str:
+    """Return the path from the lower edge of one box to the upper edge of another."""
+    (x1, y1), (x2, y2) = start, end
+    spread = min(1, (BOX[0] / 2 - 24) / max(1, abs(x2 - x1)))  # arrows to one box arrive side by side
+    x = x2 + (x1 - x2) * spread * 0.6
+    return f"M{x1 + (x2 - x1) * spread * 0.6:.0f},{y1 + BOX[1] / 2:.0f} L{x:.0f},{y2 - BOX[1] / 2:.0f}"
+
+
+def _around(start: Point, end: Point, x: float) -> str:
+    """Return the path from the side of one box to the side of another, along the vertical line at `x`."""
+    (x1, y1), (x2, y2) = start, end
+    side = 1 if x > x1 else -1
+    corner = side * 10
+    return (
+        f"M{x1 + side * BOX[0] / 2:.0f},{y1:.0f} H{x - corner:.0f} Q{x:.0f},{y1:.0f} {x:.0f},{y1 + 10:.0f} "
+        f"V{y2 - 10:.0f} Q{x:.0f},{y2:.0f} {x - corner:.0f},{y2:.0f} H{x2 + side * BOX[0] / 2:.0f}"
+    )
+
+
+def _arrow(path: str) -> str:
+    return f'<path d="{path}" fill="none" stroke="{LINE}" stroke-width="1.6" marker-end="url(#a)"/>'
+
+
+def _box(name: str, x: float, y: float) -> str:
+    what = html.escape(ROOMS[name][0])
+    return (
+        f'<rect x="{x - BOX[0] / 2:.0f}" y="{y - BOX[1] / 2:.0f}" width="{BOX[0]}" height="{BOX[1]}" rx="6" '
+        f'fill="#eef3fb" stroke="#3b6fb6"/><text x="{x:.0f}" y="{y - 3:.0f}" text-anchor="middle" font-size="14" '
+        f'font-weight="600" fill="#1d2a3a">{name}</text><text x="{x:.0f}" y="{y + 13:.0f}" text-anchor="middle" '
+        f'font-size="11" fill="#46566b">{what}</text>'
+    )

@@ -16,7 +16,7 @@ from heads import parallel
 from heads.base import Head
 from heads.options import Size, check
 from heads.unread import rest
-from vitbackbone import Backbone, BackboneModule, BackboneSpec, Features, Geometry
+from vitbackbone import Backbone, BackboneModule, BackboneSpec, Features, Geometry, any_size
 
 
 class Attached(nn.Module):
@@ -45,7 +45,8 @@ class Attached(nn.Module):
         if targets is not None:
             self._check_targets(targets)
         if torch.compiler.is_compiling():
-            return self._run(images, targets)
+            with any_size():
+                return self._run(images, targets)
         with parallel.together(self, _sizes(images)):
             return self._run(images, targets)
 

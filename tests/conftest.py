@@ -16,8 +16,8 @@ from tests.promises import table  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 
-# Beside the oldest versions of `make test-oldest`, and in LeRobot's environment, there are none of these: what a file
-# says that wants them.
+# The environments of `make test-oldest` and `make test-lerobot` lack these libraries. Each pattern finds the test files
+# that import one.
 WANTED = {
     "transformers": r"^(import|from) (transformers|tests\.oracles)",
     "torchmetrics": r"\"(segment|detect)\"",
@@ -25,8 +25,8 @@ WANTED = {
 }
 MISSING = "|".join(pattern for module, pattern in WANTED.items() if importlib.util.find_spec(module) is None)
 collect_ignore = [
-    path.name
-    for path in sorted(Path(__file__).parent.glob("test_*.py"))
+    str(path)
+    for path in sorted(Path(__file__).parent.rglob("test_*.py"))
     if MISSING and re.search(MISSING, path.read_text(), re.MULTILINE)
 ]
 
@@ -58,4 +58,5 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
         for line in table(OUTCOMES):
             terminalreporter.write_line(line)
     if collect_ignore:
-        terminalreporter.write_line(f"left out, as what they need is not installed: {', '.join(collect_ignore)}")
+        names = ", ".join(Path(path).name for path in collect_ignore)
+        terminalreporter.write_line(f"left out, because a library that they need is not installed: {names}")

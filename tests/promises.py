@@ -19,7 +19,7 @@ PROMISES = {
     16: "any name that a file can have; links in circles; ../ in a list",
     17: "out of memory halves the batch, in order; at one image it raises",
     18: "a killed reading process: an error that names the cause, no hang",
-    19: "Ctrl-C: exit code 130, what is done is kept",
+    19: "Ctrl-C: exit code 130, complete shards are kept",
     20: "odd splits: each row exactly once",
     21: "batch size and workers change features by no more than 1e-5",
     22: "a NaN or Inf row is flagged",

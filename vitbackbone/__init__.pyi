@@ -21,6 +21,7 @@ from .contract import Precision as Precision
 from .contract import Prefix as Prefix
 from .contract import Runtime as Runtime
 from .contract import align as align
+from .contract import any_size as any_size
 from .contract import evaluating as evaluating
 from .contract import fingerprint as fingerprint
 from .contract import float32_default as float32_default

@@ -1,4 +1,4 @@
-"""The scikit-learn transformer: images in, features out.
+"""The scikit-learn transformer from images to features.
 
 Axes: `N` images, `F` features, `D` width of the backbone, `H W` pixels.
 """
@@ -15,12 +15,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
-from torch import Tensor, nn
+from torch import Tensor
 
-from vitbackbone.contract import Backbone, BackboneModule, BackboneSpec, Features, evaluating, pool_cls, pool_mean
+from vitbackbone.contract import (
+    Backbone,
+    BackboneModule,
+    BackboneSpec,
+    Features,
+    device_of,
+    evaluating,
+    pool_cls,
+    pool_mean,
+)
 from vitbackbone.images import Resolution, stack_images
 
-Images = Any  # a sequence of images, as `transform` says; a column of pandas is one too, and no `Sequence`
+Images = Any  # a sequence of images; a column of pandas is one too, but no `Sequence`
 
 
 def _cls_mean(*features: Features) -> Tensor:
@@ -29,8 +38,8 @@ def _cls_mean(*features: Features) -> Tensor:
 
 @dataclass(frozen=True)
 class _Pooling:
-    pool: Callable[..., Tensor]  # of the features of each layer
-    layers: int = 1  # how many are read, up to the one asked for
+    pool: Callable[..., Tensor]  # takes the features of each layer
+    layers: int = 1  # how many layers are read, up to the requested one
 
 
 POOLINGS = {
@@ -43,28 +52,29 @@ POOLINGS = {
 }
 
 
-@no_type_check  # at run time: wrong arguments are refused by `fit` and `transform`, in their own words
+@no_type_check  # at run time: `fit` and `transform` refuse wrong arguments with errors of their own
 class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
-    """Images to the features of a frozen backbone, as a scikit-learn transformer. It learns nothing, so `transform`
-    needs no `fit`.
+    """A scikit-learn transformer from images to the features of a frozen backbone.
 
-    `model`: what `load_backbone` takes, or a backbone. A named one is loaded on first use and in no pickle; the last
-    two stay in memory and are shared, so the clones of a grid search do not load it again. A backbone that is passed is
-    used on the device where it lies, and gets its training mode back; cloning the estimator copies it.
-    `pooling`: `"cls"`, `"mean"` of the patches, `"cls+mean"` (both, in this order), `"4cls+mean"` (CLS of each of the
-    last four layers up to `layer`, then the mean), or `"pooled"`, the checkpoint's own pooling. DINOv2's linear
-    classifiers read the third or the fourth (facebookresearch/dinov2, eval/linear.py). `"tokens"` pools nothing: the
-    patches as (T, D), for `heads.AttentiveProbe`.
-    `layer`: index of a block, negative from the end; the final norm is applied at each, where the checkpoint has one.
+    It learns nothing, so `transform` needs no `fit`.
+
+    `model`: a name as for `load_backbone`, or a backbone. A named backbone is loaded on first use and is left out of
+    pickles. The last two stay in memory and are shared, so that the clones of a grid search do not load it again. A
+    given backbone runs on its own device and gets its training mode back; cloning the estimator copies it.
+    `pooling`: `"cls"`; `"mean"` of the patches; `"cls+mean"`, both in this order; `"4cls+mean"`, CLS of the last four
+    layers up to `layer`, then the mean; or `"pooled"`, the checkpoint's own pooling. DINOv2's linear classifiers use
+    the third or the fourth (facebookresearch/dinov2, eval/linear.py). `"tokens"` keeps the patches as (T, D), for
+    `heads.AttentiveProbe`.
+    `layer`: index of a block, negative from the end. The final norm is applied to it, if the checkpoint has one.
     `resolution`: input size in pixels, a side or (H, W); by default the checkpoint's own.
     `batch_size`: how many images are read and run at a time.
     `device`: where a named backbone runs.
     `max_pixels`: the most pixels that a photo may have; `PIL.Image.MAX_IMAGE_PIXELS` by default.
 
-    Images are a sequence of what `Preprocess` takes, also mixed: paths, PIL images, the bytes of files, file objects,
-    uint8 arrays (H, W, 3) or (H, W), uint8 tensors (3, H, W). They may be one uint8 array (N, H, W, 3) or (N, H, W), or
-    one uint8 tensor (N, 3, H, W). Floats are refused, because their range cannot be told. Each image is prepared by
-    `backbone.preprocess`.
+    Images are a sequence of image sources as for `Preprocess`, which may be mixed: paths, PIL images, the bytes of
+    files, file objects, uint8 arrays (H, W, 3) or (H, W), uint8 tensors (3, H, W). They may also be one uint8 array
+    (N, H, W, 3) or (N, H, W), or one uint8 tensor (N, 3, H, W). Floats are refused, because their range is unknown.
+    Each image is prepared by `backbone.preprocess`.
     """
 
     def __init__(
@@ -86,19 +96,19 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         self.max_pixels = max_pixels
 
     def fit(self, X: Images, y: object = None) -> "ImageFeatures":
-        """Checks the parameters and the kind of `X`; reads no image. Raises `ValueError` on what is wrong."""
+        """Check the parameters and the type of `X`. Reads no image. Raises `ValueError` if one is wrong."""
         self._check(X)
         return self
 
     def transform(self, X: Images) -> NDArray[np.float32]:
-        """Features (N, F), float32; F is D, 2 D for `"cls+mean"`, 5 D for `"4cls+mean"`. For `"tokens"`, (N, T, D).
+        """Return the features (N, F) in float32. For `"tokens"` they are (N, T, D).
 
-        Raises `ValueError` on an image that cannot be read, naming it, and on wrong parameters.
+        F is D, 2 D for `"cls+mean"`, 5 D for `"4cls+mean"`, and the width of the checkpoint's pooling for `"pooled"`.
+        Raises `ValueError` on wrong parameters, and on an image that cannot be read, naming it.
         """
         self._check(X)
         backbone = self._backbone()
-        parameter = next(backbone.parameters(), None) if isinstance(backbone, nn.Module) else None
-        device = torch.device(self.device) if parameter is None else parameter.device
+        device = device_of(backbone) or torch.device(self.device)
         layers = self._layers(backbone.spec)
         batches = []
         images = list(X)
@@ -112,24 +122,19 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         return np.concatenate(batches)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
-        """Return the name of each feature, (F,): `cls0`, `cls1`, ..., `mean0`, ...; of several layers `layer8.cls0`.
+        """Return the name of each feature, (F,): `cls0`, `cls1`, ..., `mean0`, ..., or `layer8.cls0` of several layers.
 
-        Loads the backbone, and runs it once for `"pooled"`. Raises `ValueError` for `"tokens"`, which are no columns.
+        Loads the backbone. Raises `ValueError` for `"tokens"`, which have no columns.
         """
         if self.pooling == "tokens":
-            raise ValueError('ImageFeatures(pooling="tokens") gives (N, T, D), whose last axis has no names')
+            raise ValueError('ImageFeatures(pooling="tokens") returns (N, T, D), which has no columns to name')
         spec = self._backbone().spec
         layers = self._layers(spec)
         first, *rest = self.pooling.split("+")
         parts = [*([first] if len(layers) == 1 else [f"layer{layer}.cls" for layer in layers]), *rest]
-        widths = [self._pooled_width()] if first == "pooled" else [spec.dims[i] for i in [*layers, layers[-1]]]
+        widths = [spec.pooled_dims[layers[-1]]] if first == "pooled" else [spec.dims[i] for i in [*layers, layers[-1]]]
         sized = zip(parts, widths, strict=False)  # the mean is of the last layer
         return np.array([f"{part}{i}" for part, width in sized for i in range(width)], dtype=object)
-
-    def _pooled_width(self) -> int:
-        """How many features the checkpoint's own pooling gives, which no spec says: those of a black image."""
-        plain = type(self)(**self.get_params(deep=False)).set_output(transform="default")  # which asks for no names
-        return int(plain.transform([np.zeros((32, 32, 3), dtype=np.uint8)]).shape[1])
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -144,12 +149,12 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         return _load(str(self.model), self.device) if isinstance(self.model, str | PathLike) else self.model
 
     def _layers(self, spec: BackboneSpec) -> list[int]:
-        """0-based, those that the pooling reads."""
+        """Return the 0-based layers that the pooling reads."""
         (last,), count = spec.indices([self.layer]), POOLINGS[self.pooling].layers
         if last + 1 < count:
             raise ValueError(
-                f"ImageFeatures: pooling={self.pooling!r} reads {count} layers up to layer {last} of {spec.name}, and "
-                f"there are {last + 1}; want a deeper layer"
+                f"ImageFeatures: pooling={self.pooling!r} reads {count} layers, but {spec.name} has only {last + 1} "
+                f"up to layer {last}; want a deeper layer"
             )
         return list(range(last + 1 - count, last + 1))
 
@@ -160,14 +165,14 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
             if value is not None and value < 1:
                 raise ValueError(f"ImageFeatures: {name} must be at least 1, got {value}")
         wanted = (
-            "want a sequence of paths, PIL images or uint8 arrays, or one uint8 array (N, H, W, 3) or (N, H, W); bytes "
-            "and uint8 tensors go too"
+            "want a sequence of paths, PIL images, bytes, uint8 arrays or uint8 tensors; or one uint8 array "
+            "(N, H, W, 3) or (N, H, W), or one uint8 tensor (N, 3, H, W)"
         )
         if isinstance(X, str | bytes | bytearray | PathLike | Image.Image) or not hasattr(X, "__len__"):
             raise ValueError(f"X is one {type(X).__name__}; {wanted}")
         if len(X) == 0:
             raise ValueError(f"X is empty; {wanted}")
-        if isinstance(X, np.ndarray) and X.dtype.kind not in "OU":  # those hold paths, or images of several sizes
+        if isinstance(X, np.ndarray) and X.dtype.kind not in "OU":  # these hold paths, or images of several sizes
             one_image = X.ndim == 3 and X.shape[-1] == 3
             if X.dtype != np.uint8 or X.ndim not in (3, 4) or one_image:
                 raise ValueError(f"X is an array of {X.dtype} {X.shape}; {wanted}. One image goes into a list")
@@ -175,7 +180,7 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
             raise ValueError(f"X is a tensor of {X.dtype} {tuple(X.shape)}; {wanted}. One image goes into a list")
 
 
-@lru_cache(maxsize=2)  # the backbones of one comparison; each may take gigabytes
+@lru_cache(maxsize=2)  # two backbones to compare; each may take gigabytes
 def _load(name: str, device: str) -> BackboneModule:
     from vitbackbone.checkpoints import load_backbone
 

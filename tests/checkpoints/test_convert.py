@@ -1,5 +1,6 @@
-"""The rule engine is strict on both sides, and says everything that is wrong at once."""
+"""The rule engine is strict on both sides, and one error lists what is wrong."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from tests.helpers import tiny_vit
 from vitbackbone import ConversionError, load_backbone
+from vitbackbone.checkpoints.faults import LONGEST, MOST_LINES
+from vitbackbone.checkpoints.formats import FORMATS
+from vitbackbone.checkpoints.formats.openvla import split_openvla
 from vitbackbone.checkpoints.rules import Change, Rule, both, convert, drop, inside, read_only, rename, revert
 from vitbackbone.checkpoints.zoo import ZOO
 
@@ -187,10 +191,105 @@ def shapes_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
         ([], "x: the format has no place for it"),
         ([rename("a", "x"), rename("b", "x")], "x: the format has more than one place for it"),
         ([Rule(("a",), ("x", "y"), halved)], "x: the format has no place for it"),
-        ([Rule(("a",), ("x",), Change(lambda a: (a,)))], "a: cannot be told from the model's parameters alone"),
+        ([Rule(("a",), ("x",), Change(lambda a: (a,)))], "a: cannot be computed from the model's parameters alone"),
         (list(read_only([rename("a", "x")])), "x: the format has no place for it"),
     ],
 )
 def test_what_has_no_place_in_a_format_is_named(rules: list[Rule], message: str) -> None:
     with pytest.raises(ConversionError, match=message):
         revert({"x": T["a"]}, rules)
+
+
+# ---- hostile checkpoints ------------------------------------------------------------------------------------------
+
+HOSTILE_KEYS = {
+    "unknown": "surprise.{}.x",
+    "of another model": "blocks.{}.norm1.weight",
+    "half of a rule": "blocks.{}.q",
+    "many numbers": "blocks.{}" + ".1" * 5000,
+    "long numbers": "blocks.{}" + "1" * 5000 + ".norm1.weight",
+    "control characters": "\x1b[31m\n{}",
+    "part of nothing": "vision_backbone.featurizer{}",
+}
+
+
+@pytest.mark.parametrize("template", HOSTILE_KEYS.values(), ids=HOSTILE_KEYS)
+def test_many_wrong_keys_are_a_short_error_soon(template: str) -> None:
+    """Every further key costs little, and the error says how many there are."""
+    count = 20_000 if len(template) < 100 else 500
+    one = torch.zeros(2)
+    state = {template.format(n): one for n in range(count)}
+    rules = [*FORMATS["timm"], Rule(("blocks.{i}.q", "blocks.{i}.k"), ("blocks.{i}.qk",), stacked)]
+    expected = {f"blocks.{n}.qk": one for n in range(count)} if template.endswith(".q") else {"x": one}
+    for call in (lambda: convert(state, rules, expected), lambda: split_openvla(state)):
+        began = time.process_time()
+        with pytest.raises(ConversionError, match=f"and {count - MOST_LINES:,} more") as caught:
+            call()
+        assert time.process_time() - began < 10
+        lines = str(caught.value).split("\n")
+        assert len(lines) <= 3 * MOST_LINES + 4
+        assert max(map(len, lines)) < 2 * LONGEST
+        assert "\x1b" not in str(caught.value)
+
+
+def test_a_short_list_of_one_kind_does_not_hide_another() -> None:
+    state = {f"a.{n}": T["a"] for n in range(1000)}
+    with pytest.raises(ConversionError, match="x: the checkpoint does not fill this parameter; y is missing"):
+        convert(state, [rename("y", "x")], {"x": T["a"]})
+
+
+def test_no_template_of_a_format_mixes_a_number_and_a_rest() -> None:
+    sources = [source for rules in FORMATS.values() for rule in rules for source in rule.sources]
+    assert all(source.count("{i}") + source.count("{rest}") <= 1 for source in sources)
+    assert all(source.endswith("{rest}") for source in sources if "{rest}" in source)
+
+
+D, N = 12, 9
+QKV, FLAX_ATTENTION = ("query", "key", "value"), "Transformer/encoderblock_0/MultiHeadDotProductAttention_1"
+UNEVEN = {  # case: (format, shapes of the sources of one rule)
+    "CLS of one number": ("timm", {"cls_token": (1, 1, 1), "pos_embed": (1, 1 + N, D)}),
+    "CLS without a batch": ("timm", {"cls_token": (D,), "pos_embed": (1, 1 + N, D)}),
+    "a batch of positions": ("timm", {"cls_token": (1, 1, D), "pos_embed": (2, 1 + N, D)}),
+    "a batch of positions alone": ("timm_no_embed_class", {"pos_embed": (2, N, D)}),
+    "CLIP's CLS of one number": ("clip", {"visual.class_embedding": (1,), "visual.positional_embedding": (1 + N, D)}),
+    "CLIP's CLS as a scalar": ("clip", {"visual.class_embedding": (), "visual.positional_embedding": (1 + N, D)}),
+    "a distillation token of one number": (
+        "timm_distilled",
+        {"cls_token": (1, 1, D), "dist_token": (1, 1, 1), "pos_embed": (1, 2 + N, D)},
+    ),
+    "q longer than k": (
+        "ViTModel",
+        {
+            f"encoder.layer.0.attention.attention.{part}.weight": (rows, D)
+            for part, rows in zip(QKV, (14, 12, 10), strict=True)
+        },
+    ),
+    "a gate longer than its value": ("dinov3", {"blocks.0.mlp.w1.weight": (7, D), "blocks.0.mlp.w2.weight": (5, D)}),
+    "Flax's q longer than k": (
+        "flax",
+        {f"{FLAX_ATTENTION}/{part}/kernel": (D, heads, 4) for part, heads in zip(QKV, (4, 3, 2), strict=True)},
+    ),
+    "Flax's biases of other lengths": (
+        "flax",
+        {f"{FLAX_ATTENTION}/{part}/bias": (heads, 4) for part, heads in zip(QKV, (4, 3, 2), strict=True)},
+    ),
+    "a mask of one number": ("dinov3", {"blocks.0.attn.qkv.bias": (3 * D,), "blocks.0.attn.qkv.bias_mask": (1,)}),
+    "a flat grid": ("sam", {"image_encoder.pos_embed": (1, 1, N, D)}),
+}
+
+
+@pytest.mark.parametrize(("name", "shapes"), UNEVEN.values(), ids=UNEVEN)
+def test_shapes_that_would_broadcast_or_add_up_are_refused(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    expected = {
+        **{name: torch.zeros(1, 1, D) for name in ("cls_token", "reg_token")},
+        "pos_embed.table": torch.zeros(N, D),
+        "blocks.0.attn.qkv.weight": torch.zeros(3 * D, D),
+        "blocks.0.attn.qkv.bias": torch.zeros(3 * D),
+        "blocks.0.attn.q_bias": torch.zeros(D),
+        "blocks.0.attn.v_bias": torch.zeros(D),
+        "blocks.0.mlp.w12.weight": torch.zeros(D, D),
+    }
+    if name == "dinov3":  # which has a mask in the place of the bias of k
+        del expected["blocks.0.attn.qkv.bias"]
+    with pytest.raises(ConversionError, match="these shapes do not go together"):
+        convert({key: torch.ones(shape) for key, shape in shapes.items()}, FORMATS[name], expected)

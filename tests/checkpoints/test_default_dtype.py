@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from heads import create_head
+from tests.checkpoints.sampling import covering, first_of_each
 from tests.helpers import tiny_vit
 from tests.oracles import HF, hf_model
 from vitbackbone import BackboneModule, ViT, load_backbone
 from vitbackbone.contract.dtypes import float32_default
 from vitbackbone.model.config import Rotary
 
+FAMILIES = first_of_each(HF, lambda name: HF[name].family)
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 
 
@@ -37,8 +39,7 @@ def outputs(backbone: BackboneModule) -> list[torch.Tensor]:
     return [features.patches, features.pooled]
 
 
-@DTYPES
-@pytest.mark.parametrize("name", HF)
+@pytest.mark.parametrize(("name", "dtype"), covering([*HF], DTYPES.args[1], quick=FAMILIES))
 def test_a_directory_is_loaded_as_without_it(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     hf_model(name).save_pretrained(tmp_path)
     want = load_backbone(tmp_path)
@@ -52,9 +53,12 @@ def test_a_directory_is_loaded_as_without_it(name: str, dtype: torch.dtype, tmp_
         assert (mine - other).abs().max() <= 1e-5 * other.abs().max()
 
 
-@DTYPES
 @pytest.mark.parametrize(
-    "name", ["nano", "vit_tiny_patch16_224.augreg_in21k", "swinv2_tiny_window8_256.ms_in1k", "resnet50.a1_in1k"]
+    ("name", "dtype"),
+    covering(
+        ["nano", "vit_tiny_patch16_224.augreg_in21k", "swinv2_tiny_window8_256.ms_in1k", "resnet50.a1_in1k"],
+        DTYPES.args[1],
+    ),
 )
 def test_random_weights_are_those_without_it(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -96,7 +100,7 @@ def test_a_vit_is_built_and_run_as_without_it(fields: dict[str, object], dtype: 
 @DTYPES
 @pytest.mark.parametrize("name", ["linear", "dpt", "upernet"])
 def test_a_head_is_built_as_without_it(name: str, dtype: torch.dtype) -> None:
-    spec = tiny_vit().spec
+    spec = tiny_vit(depth=4).spec
 
     def build() -> nn.Module:
         torch.manual_seed(0)

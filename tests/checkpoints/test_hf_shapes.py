@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from tests.checkpoints.sampling import covering
 from tests.helpers import randomise, relative_error
 from tests.oracles import HF, images, run_hf
 from vitbackbone import load_backbone, save_pretrained
@@ -42,9 +43,9 @@ def run_native(name: str, model: transformers.PreTrainedModel, size: tuple[int, 
     return model(images(size), **options).last_hidden_state
 
 
-@pytest.mark.parametrize("positions", ["native", "hf"])
-@pytest.mark.parametrize("size", SQUARE_COUNT[:2])
-@pytest.mark.parametrize("name", [*ALWAYS, *ELSEWHERE, *FREE])
+@pytest.mark.parametrize(
+    ("name", "size", "positions"), covering([*ALWAYS, *ELSEWHERE, *FREE], SQUARE_COUNT[:2], ["native", "hf"])
+)
 def test_a_table_of_a_square_number_is_what_transformers_makes_of_it(
     name: str, size: tuple[int, int], positions: str, tmp_path: Path
 ) -> None:
@@ -59,8 +60,7 @@ def test_a_table_of_a_square_number_is_what_transformers_makes_of_it(
             assert relative_error(got, want[:, -got.shape[1] :]) <= LIMIT, each
 
 
-@pytest.mark.parametrize("size", OTHER_COUNT)
-@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize(("name", "size"), covering(ELSEWHERE, OTHER_COUNT))
 def test_a_table_of_another_number_runs_at_its_own_size_alone(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     model = save(name, size, tmp_path)
     backbone = load_backbone(tmp_path)
@@ -72,8 +72,7 @@ def test_a_table_of_another_number_runs_at_its_own_size_alone(name: str, size: t
         assert load_backbone(tmp_path, positions="timm")(images((48, 48))).grid == (6, 6)
 
 
-@pytest.mark.parametrize("size", OTHER_COUNT)
-@pytest.mark.parametrize("name", ALWAYS)
+@pytest.mark.parametrize(("name", "size"), covering(ALWAYS, OTHER_COUNT))
 def test_a_table_that_transformers_never_runs_is_refused(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     model = save(name, size, tmp_path)
     with pytest.raises(RuntimeError):
@@ -86,7 +85,7 @@ def test_a_table_that_transformers_never_runs_is_refused(name: str, size: tuple[
 def test_a_model_that_transformers_builds_for_squares_alone_is_refused(name: str) -> None:
     row = HF[name]
     config = {**SMALL, **row.settings, "image_size": [32, 72], "model_type": f"{name.split()[0]}_vision_model"}
-    with pytest.raises(ValueError, match=r"image_size=\[32, 72\].*squares alone"):
+    with pytest.raises(ValueError, match=r"image_size=\[32, 72\].*only for squares"):
         read_config(config)
 
 

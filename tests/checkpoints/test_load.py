@@ -3,11 +3,13 @@
 import json
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -20,6 +22,7 @@ from transformers.models.deit.image_processing_pil_deit import DeiTImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import vitbackbone.checkpoints.load
+from tests.checkpoints.sampling import covering, first_of_each
 from tests.helpers import photo, randomise, relative_error, tiny_vit
 from vitbackbone import (
     ConversionError,
@@ -54,13 +57,19 @@ def test_preprocessing_source_and_licence_are_those_of_timm(name: str) -> None:
     assert ours.licence == theirs.license
 
 
+def kind(name: str) -> tuple[object, ...]:
+    """What a sample of the zoo covers."""
+    entry = ZOO[name]
+    config = entry.config
+    return entry.format, config.mlp, config.qkv_bias, config.pool, config.num_registers, entry.source.split("/")[0]
+
+
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if ZOO[name].config.depth > 12 else ())
-        for name in TIMM_NAMES
-        if "7b" not in name
-    ],
+    covering(
+        [name for name in TIMM_NAMES if "7b" not in name],
+        quick=first_of_each([name for name in TIMM_NAMES if ZOO[name].config.depth <= 12], kind),
+    ),
 )
 def test_the_configuration_is_timms(name: str) -> None:
     """Every tensor of timm's model has its place and shape; the models hold no numbers."""
@@ -80,7 +89,13 @@ def test_the_configuration_is_timms(name: str) -> None:
 ACTIVATIONS = {"gelu": "GELU", "gelu_tanh": "GELUTanh", "quick_gelu": "QuickGELU", "swiglu": "SiLU"}
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name != "openvla"])
+@pytest.mark.parametrize(
+    "name",
+    covering(
+        [name for name in ZOO if name != "openvla"],
+        quick=first_of_each([name for name in ZOO if name != "openvla"], kind),
+    ),
+)
 def test_every_entry_builds_and_has_a_known_format(name: str) -> None:
     with torch.device("meta"):
         vit = ViT(ZOO[name].config)
@@ -326,6 +341,29 @@ def test_a_glitch_is_not_mistaken_for_a_file_that_the_repository_lacks(
         load_backbone("hf:someone/model")
 
 
+def test_a_file_that_the_cache_knows_to_be_missing_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, tmp_path: Path
+) -> None:
+    """The cache marks it by an object with a private name: neither a path nor None. Offline, nothing else tells."""
+    revision, cache = "0123456789abcdef0123456789abcdef01234567", tmp_path / "cache"
+    repository = cache / "models--someone--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    shutil.copytree(directory, repository / "snapshots" / revision, ignore=shutil.ignore_patterns("cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    with pytest.raises(WeightsUnavailable, match="preprocessor_config.json"):
+        load_backbone("hf:someone/model")
+    missing = repository / ".no_exist" / revision
+    missing.mkdir(parents=True)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (missing / name).touch()
+        found = huggingface_hub.try_to_load_from_cache("someone/model", name)
+        assert found is not None, "the cache says nothing of a missing file any more: look at hub._is_known_missing"
+        assert not isinstance(found, str)
+    assert load_backbone("hf:someone/model").config.dim == 16
+
+
 @pytest.mark.parametrize("pickled", [False, True])
 def test_a_repository_is_read_whatever_its_weights_are_called(
     monkeypatch: pytest.MonkeyPatch, directory: Path, pickled: bool
@@ -533,8 +571,7 @@ PROCESSORS = {
 }
 
 
-@pytest.mark.parametrize("size", [(259, 400), (90, 141), (640, 427), (256, 256)])
-@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize(("size", "name"), covering([(259, 400), (90, 141), (640, 427), (256, 256)], [*PROCESSORS]))
 def test_published_processors_equal_transformers_and_the_zoo(name: str, size: tuple[int, int]) -> None:
     settings, processor = PROCESSORS[name]
     ours = read_preprocess(settings, ZOO[f"hf:{name}"].preprocess)

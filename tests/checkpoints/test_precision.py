@@ -11,14 +11,18 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tests.checkpoints.sampling import covering, first_of_each
 from tests.helpers import randomise, relative_error, tiny_vit
 from tests.oracles import HF, TIMM, errors, hf_case, hf_model, images, timm_model
 from vitbackbone import ConversionError, export_weights, load_backbone, load_checkpoint, save_pretrained
 from vitbackbone.checkpoints.formats import FORMATS
+from vitbackbone.checkpoints.formats.changes import FLATTEN
 from vitbackbone.checkpoints.rules import Rule, convert, rename
+from vitbackbone.checkpoints.zoo import ZOO
 
 LIMIT = 1e-5
-DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+HALVES = [torch.bfloat16, torch.float16]
+FAMILIES = first_of_each(HF, lambda name: HF[name].family)
 
 
 def widen(model: nn.Module) -> nn.Module:
@@ -42,8 +46,7 @@ def assert_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Non
     assert {tensor.dtype for tensor in ours.values() if tensor.is_floating_point()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", HF)
-@DTYPES
+@pytest.mark.parametrize(("name", "dtype"), covering([*HF], [*HALVES, torch.float64], quick=FAMILIES))
 def test_equals_transformers_in_float32_from_the_same_files(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     case, kind = hf_case(name), getattr(transformers, HF[name].model)
     widen(hf_model(name)).to(dtype).save_pretrained(tmp_path)
@@ -54,7 +57,7 @@ def test_equals_transformers_in_float32_from_the_same_files(name: str, dtype: to
         assert max(found.values()) <= LIMIT, (size, found)
 
 
-@pytest.mark.parametrize("name", HF)
+@pytest.mark.parametrize("name", covering([*HF], quick=FAMILIES[::3]))
 def test_parameters_may_be_of_several_precisions(name: str, tmp_path: Path) -> None:
     widen(hf_model(name)).save_pretrained(tmp_path)
     state = mix(load_file(tmp_path / "model.safetensors"))
@@ -65,9 +68,13 @@ def test_parameters_may_be_of_several_precisions(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if "base" in name else name for name in TIMM]
+    ("name", "dtype"),
+    covering(
+        [*TIMM],
+        HALVES,
+        quick=[name for name in first_of_each(TIMM, lambda name: ZOO[name].format) if "base" not in name],
+    ),
 )
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_a_file_of_timm_in_half_is_that_file_in_float32(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """What timm gives after `.float()`; that the latter equals timm is held by the parity of the family."""
     state = {key: tensor.to(dtype) for key, tensor in widen(timm_model(name)).state_dict().items()}
@@ -96,7 +103,7 @@ def given(source: str, rule: Rule) -> Tensor:
     """Random numbers in a shape that the rule takes."""
     shape = next((shape for end, shape in SHAPES.items() if source.endswith(end)), (12,))
     if source.endswith("pos_embed"):
-        shape = (1, 10, 12) if len(rule.sources) > 1 else (1, 3, 3, 12)
+        shape = (1, 3, 3, 12) if rule.via is FLATTEN else (1, 10, 12)
     if source.endswith("kernel"):
         shape = (2, 2, 3, 12) if "embedding" in source else (12, 3, 4) if len(rule.sources) > 1 else (3, 4, 12)
         shape = (12, 4) if "Dense" in source or source.startswith(("head", "pre_logits")) else shape
@@ -105,8 +112,7 @@ def given(source: str, rule: Rule) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(len(source)))
 
 
-@pytest.mark.parametrize("name", [name for name, rules in SOURCES.items() if rules])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "dtype"), covering([name for name, rules in SOURCES.items() if rules], HALVES))
 def test_every_change_of_every_format_computes_in_float32(name: str, dtype: torch.dtype) -> None:
     for rule in SOURCES[name]:
         state = {source.replace("{i}", "0"): given(source, rule).to(dtype) for source in rule.sources}
@@ -145,8 +151,9 @@ def test_other_kinds_of_numbers_are_refused_by_name(tensor: Tensor, message: str
 # ---- export -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in HF if not HF[name].config.startswith("Swin")])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"), covering([name for name in HF if "swin" not in name], HALVES, quick=FAMILIES[::2])
+)
 def test_a_half_backbone_is_exported_as_it_is(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """transformers and this package read the same numbers from the directory."""
     kind = getattr(transformers, HF[name].model)

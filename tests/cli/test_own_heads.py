@@ -30,7 +30,7 @@ def test_the_command_names_the_file_in_the_way_and_does_not_run_it(file: str, co
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert done.returncode == 2, done.stderr
-    assert f"{path} hides the package heads, which vitbackbone brings along. Rename that file" in done.stderr
+    assert f"{path} hides the package heads, which is a part of vitbackbone. Rename that file" in done.stderr
     assert "Traceback" not in done.stderr
 
 

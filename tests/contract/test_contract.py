@@ -160,7 +160,7 @@ def test_each_layer_may_have_its_own_norm(backbone: BackboneModule) -> None:
         (alone,) = backbone.forward_layers(x, [layer], norm=norm)
         assert torch.equal(features.patches, alone.patches)
         assert torch.equal(features.registers, alone.registers)
-    with pytest.raises(ValueError, match=r"norm=\[False, False\], for 1 layers; want one for each, or one for all"):
+    with pytest.raises(ValueError, match=r"norm=\[False, False\] has 2 values for 1 layers; want one a layer"):
         backbone.forward_layers(x, [0], norm=[False, False])
 
 

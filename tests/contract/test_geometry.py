@@ -105,10 +105,10 @@ def test_padding_and_grids_of_mixed_sizes() -> None:
     assert geometry.grids == ((2, 2), (1, 4))
     assert geometry.padded_size == (16, 32)
     assert geometry.padding == ((7, 16), (8, 2))
-    with pytest.raises(IndexError, match="grid of 2 x 2 patches, none at row 0, column 2"):
+    with pytest.raises(IndexError, match="has 2 x 2 patches, and none at row 0, column 2"):
         geometry.box(0, 0, 2)
 
 
 def test_views_of_another_size_are_refused() -> None:
-    with pytest.raises(ValueError, match="the backbone was given"):
+    with pytest.raises(ValueError, match="but the images have"):
         Geometry(((32, 32),), 8).through([View((64, 64), (48, 48), (0, 0), (48, 48))])

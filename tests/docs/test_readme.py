@@ -1,66 +1,30 @@
-"""What the README says, run as it says it."""
+"""The code, figures, names and links of the README and of the pages that took over from it."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from heads.names import BUILT_IN
-from tests.helpers import photo, save_photo
-from vitbackbone.cli import main
+from tests.docs.pages import ROOT, blocks, run_page, save_photos
+from tests.helpers import photo
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
 
 
-def test_the_code_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(("height", "width"), [(301, 207), (427, 640)])
+def test_the_code_runs_in_order(height: int, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    save_photo(tmp_path / "photo.jpg", 300, 200)
-    for i in range(12):
-        save_photo(tmp_path / "photos" / ("cats" if i % 2 else "dogs") / f"{i}.jpg", seed=i)
-    (tmp_path / "photos" / "dogs" / "broken.jpg").write_bytes(b"")
-    commands = [line for block in blocks("bash") for line in block.splitlines()]
-    assert len(commands) >= 4
-    for line in commands:
-        program, *arguments = shlex.split(line, comments=True)
-        assert program == "vitbackbone"
-        assert main(arguments) == 0, line
-    capsys.readouterr()
-    namespace: dict[str, object] = {}
-    assert len(blocks("python")) == 7
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), namespace)
-    assert namespace["features"].cls.shape == (1, 192)
-    assert len(namespace["last4"]) == 4
-    assert [stage.geometry.stride for stage in namespace["stages"]] == [4, 8, 16, 32]
-    assert namespace["both"].spec.dim == 192 + 192
+    save_photos(tmp_path, height, width)
+    assert len(blocks(README, "python")) == 3
+    assert len(blocks(README, "bash")) == 1
+    namespace = run_page(README)
+    assert [layer.cls.shape for layer in namespace["last4"]] == [(1, 192)] * 4
+    assert namespace["attention"].shape[-2:] == namespace["features"].grid
+    assert not namespace["mixed"].valid.all()
     assert namespace["outputs"]["pixels"].shape == (1, 11, *namespace["image"].shape[-2:])
-    assert namespace["again"].name == "multilayer"
-    assert namespace["fast"].fidelity.cosine >= 0.9999
-    target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 30.0]]), "labels": torch.tensor([1])}
-    losses = namespace["detector"]([torch.rand(3, 96, 96)], [target])
-    assert all(loss.isfinite() for loss in losses.values())
-    assert namespace["store"].failed == [("dogs/broken.jpg", "the file has 0 bytes; want 1 to 1073741824")]
-
-
-def test_the_shapes_in_the_comments_are_those_that_come_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    save_photo(tmp_path / "photo.jpg", 300, 200)
-    namespace: dict[str, object] = {}
-    exec(blocks("python")[0], namespace)
-    shapes = re.findall(r"^features\.(\w+) +# \(([^)]*)\)", blocks("python")[0], flags=re.MULTILINE)
-    assert [name for name, _ in shapes] == ["cls", "patches", "registers", "pooled"]
-    h, w = namespace["features"].grid
-    for name, shape in shapes:
-        want = tuple(int({"h": h, "w": w}.get(part.strip(), part)) for part in shape.split(","))
-        assert tuple(getattr(namespace["features"], name).shape) == want
 
 
 @pytest.mark.parametrize(("height", "width", "orientation"), [(427, 640, 1), (300, 200, 1), (24, 150, 1), (90, 60, 6)])
@@ -72,36 +36,63 @@ def test_a_patch_is_found_in_a_photo_of_any_shape(
     exif[0x0112] = orientation
     photo(height, width).save(tmp_path / "photo.jpg", exif=exif)
     namespace: dict[str, object] = {}
-    for block in blocks("python")[:2]:
-        exec(block, namespace)
-    geometry = namespace["features"].geometry.through([namespace["view"]])
+    exec(blocks(DOCS / "concepts" / "geometry.md", "python")[0], namespace)
+    geometry, (h, w) = namespace["geometry"], namespace["geometry"].grid
     upright = (width, height) if orientation >= 5 else (height, width)
     patch = 4 * upright[0] / namespace["image"].shape[1]  # pixels of the photo
     assert geometry.box(0, row=3, column=5) == pytest.approx([5 * patch, 3 * patch, 6 * patch, 4 * patch], rel=0.05)
-    h, w = namespace["features"].grid
     assert geometry.box(0, row=h - 1, column=w - 1)[2:] == pytest.approx(upright[::-1], abs=patch)
+    assert (namespace["row"], namespace["column"]) == pytest.approx((h // 2, w // 2), abs=1)
 
 
-def test_its_photos_a_second_are_those_of_the_benchmark() -> None:
-    table = (ROOT / "docs/performance.md").read_text().split("## From a folder to features")[1].split("## ")[0]
+def test_the_photos_a_second_are_those_of_the_benchmark() -> None:
+    table = (DOCS / "performance.md").read_text().split("## From a folder to features")[1].split("## ")[0]
     measured = {name: float(value) for name, value in re.findall(r"^\| ([^|]+?) \| ([\d.]+) \|", table, re.MULTILINE)}
-    exact, fast = re.search(r"did (\d+) photos a second .*?, (\d+) with `--decoding fast`", README, re.DOTALL).groups()
+    page = (DOCS / "how-to" / "extract-at-scale.md").read_text()
+    exact, fast = re.search(r"did (\d+) photos a second .*?\s(\d+) with `--decoding fast`", page, re.DOTALL).groups()
     assert (int(exact), int(fast)) == (round(measured["ours"]), round(measured["ours, decoding fast"]))
 
 
-def test_it_names_every_head() -> None:
-    table = README.split("| names of `create_head` |")[1].split("\n\n")[0]
+def test_the_groups_of_parity_agree_with_the_families() -> None:
+    parity = pytest.importorskip("benchmarks.parity")
+
+    def table(page: Path) -> str:
+        return re.search(r"<!-- parity -->\n(.*?)\n<!-- /parity -->", page.read_text(), re.DOTALL)[1]
+
+    families: dict[tuple[str, str], tuple[float, int]] = {}
+    for line in table(DOCS / "measured.md").splitlines()[2:]:
+        family, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        for upstream, cell in zip(parity.UPSTREAMS, cells, strict=True):
+            if cell:
+                error, count = re.fullmatch(r"(\S+) \((\d+)\)", cell).groups()
+                families[family, upstream] = (float(error), int(count))
+    assert table(README) == parity.summary(parity.grouped(families))
+
+
+def test_the_table_of_heads_names_every_head() -> None:
+    page = (DOCS / "reference" / "heads.md").read_text()
+    table = page.split("| names of `create_head` |")[1].split("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", table)) >= set(BUILT_IN)
 
 
-def test_every_model_and_file_it_names_exists() -> None:
+@pytest.mark.parametrize("page", [README, DOCS / "models.md"], ids=["README", "models"])
+def test_every_model_it_names_exists(page: Path) -> None:
     from vitbackbone import list_backbones
     from vitbackbone.checkpoints.huggingface import MODEL_TYPES
 
-    names = re.findall(
-        r"`((?:vit_|deit_|beit|mae_|dino|ViT-|moco_|eva02_|sam|swin_|resnet|openvla|hf:)[\w./:-]+)`", README
-    )
+    pattern = r"`((?:vit_|deit_|beit|mae_|dino|ViT-|moco_|eva02_|sam|swin_|resnet|openvla|hf:)[\w./:-]+)`"
+    names = re.findall(pattern, page.read_text())
     assert names
     assert set(names) <= {*list_backbones(), *MODEL_TYPES, *BUILT_IN}
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+
+
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(path for path in DOCS.rglob("*.md") if path.parent.name[0] != "_")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_it_links_to_or_names_exists(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), target
+    for name in re.findall(r"`((?:vitbackbone|heads|tests|docs|examples|benchmarks)/[\w./-]+)`", text):
+        assert name == "docs/_build" or (ROOT / name).exists(), name

@@ -25,7 +25,7 @@ from vitbackbone.images.preprocess import Preprocess
 from vitbackbone.model.vit import ViT
 from vitbackbone.store import FeatureStore, extract
 from vitbackbone.store.lock import Owner
-from vitbackbone.store.slices import Part
+from vitbackbone.store.slices import Slice
 
 FORK = multiprocessing.get_context("fork")  # of a process that has torch already: a kill loop would wait for it else
 
@@ -95,7 +95,7 @@ def test_a_full_disk_is_an_error_that_says_what_to_do_and_the_run_goes_on_when_t
         ballast = disk / "ballast"
         ballast.write_bytes(bytes(220 * 1024))
         with pytest.raises(
-            OSError, match=r"No space left on device, for .*; free some and run the same extraction again"
+            OSError, match=r"No space left on device, for .*; free some space and run the same extraction again"
         ):
             run(photos, disk / "out")
         kept = contents(disk / "out")
@@ -115,15 +115,15 @@ def test_the_lock_of_a_dead_process_is_taken_over_and_that_of_another_machine_is
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    process = in_process(lambda: (out / "lock.json").write_text(json.dumps(vars(Owner.here(Part())))))
+    process = in_process(lambda: (out / "lock.json").write_text(json.dumps(vars(Owner.here(Slice())))))
     process.join()
     run(photos, out)
     assert not (out / "lock.json").exists()
-    elsewhere = vars(Owner.here(Part())) | {"host": "another-machine"}
+    elsewhere = vars(Owner.here(Slice())) | {"host": "another-machine"}
     (out / "lock.json").write_text(json.dumps(elsewhere))
     with pytest.raises(BlockingIOError, match=r"process \d+ on host another-machine .*delete .*lock\.json"):
         run(photos, out)
-    reused = vars(Owner.here(Part())) | {"process_started": "1"}  # this number, of a process before
+    reused = vars(Owner.here(Slice())) | {"process_started": "1"}  # this number, of a process before
     (out / "lock.json").write_text(json.dumps(reused))
     run(photos, out)
 
@@ -191,7 +191,7 @@ class NoMemory(ViT):
 
 @pytest.mark.promise(17)
 def test_memory_that_does_not_suffice_for_one_image_is_an_error(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(MemoryError, match=r"single image of 32 x 32 pixels; ask for a lower --resolution"):
+    with pytest.raises(MemoryError, match=r"single image of 32 x 32 pixels; ask for a lower resolution"):
         extract(NoMemory(tiny_vit().config).eval(), photos, tmp_path / "out", progress=False)
 
 
@@ -206,7 +206,7 @@ class Fatal(Preprocess):
 @pytest.mark.promise(18)
 def test_a_killed_worker_is_named_and_nothing_hangs(photos: Path, tmp_path: Path) -> None:
     model = ViT(tiny_vit().config, preprocess=Fatal(image_size=(32, 32))).eval()
-    with pytest.raises(ChildProcessError, match=r"reads images was killed .*fewer --workers"):
+    with pytest.raises(ChildProcessError, match=r"reads images was killed .*fewer workers"):
         extract(model, photos, tmp_path / "out", workers=1, progress=False)
 
 

@@ -14,7 +14,7 @@ import pytest
 from heads import create_head, load_head, save_head
 from tests.helpers import tiny_vit
 from vitbackbone import publish, publish_text, publish_together, read_together
-from vitbackbone.files import publish as files
+from vitbackbone.files import atomic
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,7 +122,7 @@ def test_the_temporary_folder_is_private_and_its_name_new(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 def test_files_are_as_readable_as_others(mask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "UMASK", mask)
+    monkeypatch.setattr(atomic, "UMASK", mask)
     publish_text(tmp_path / "a", "x")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~mask
 

@@ -1,7 +1,11 @@
-"""Whole files to mutate: images in twelve formats and several modes, archives in four compressions, and every JSON and
-safetensors file that the package reads."""
+"""Whole files to mutate: images in up to fourteen formats, archives, and every JSON and safetensors file that is read.
 
+HEIF and JPEG XL are among the images if their encoders are installed.
+"""
+
+import importlib.util
 import io
+import json
 import tarfile
 import tempfile
 import zipfile
@@ -40,6 +44,11 @@ IMAGES: tuple[tuple[str, str, dict[str, object]], ...] = (  # Pillow's format, m
     ("ICO", "RGBA", {}),
     ("TGA", "RGB", {}),
 )
+EXTRA: tuple[tuple[str, str, str, dict[str, object]], ...] = (  # module that encodes, format, mode, options
+    ("pillow_heif", "HEIF", "RGB", {}),
+    ("pillow_jxl", "JXL", "RGB", {}),
+    ("pillow_jxl", "JXL", "RGB", {"lossless": True}),
+)
 ORIENTED = ("JPEG", "PNG", "TIFF", "WEBP")  # formats that get EXIF with an orientation, too
 
 
@@ -69,6 +78,12 @@ def images() -> tuple[tuple[str, bytes], ...]:
     """Return (name, bytes) of each whole image."""
     found = [(f"{kind} {mode}", encode(kind, mode, options)) for kind, mode, options in IMAGES]
     found += [(f"{kind} turned", encode(kind, "RGB", {}, orientation=6)) for kind in ORIENTED]
+    for module, kind, mode, options in EXTRA:
+        if importlib.util.find_spec(module):
+            encoder = importlib.import_module(module)
+            if module == "pillow_heif":
+                encoder.register_heif_opener()
+            found.append((f"{kind} {mode}", encode(kind, mode, options)))
     return tuple(found)
 
 
@@ -128,15 +143,13 @@ Make = Callable[[Path], None]
 def _transformers(folder: Path) -> None:
     """Write a tiny model directory as transformers has it, with a processor and sharded weights."""
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 
-    from vitbackbone import ViT, ViTConfig, save_pretrained
+    from vitbackbone import Preprocess, ViT, ViTConfig, save_pretrained
 
     torch.manual_seed(0)
-    vit = ViT(ViTConfig(image_size=(32, 32), patch_size=16, dim=16, depth=1, num_heads=2, mlp_dim=32))
-    save_pretrained(vit, folder, "ViTModel")
-    from safetensors.torch import load_file
-
+    config = ViTConfig(image_size=(32, 32), patch_size=16, dim=16, depth=1, num_heads=2, mlp_dim=32)
+    save_pretrained(ViT(config, Preprocess((32, 32), crop_rounding="down")), folder, "ViTModel")
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(weights)
@@ -144,8 +157,6 @@ def _transformers(folder: Path) -> None:
     parts = {"model-00001-of-00002.safetensors": names[:half], "model-00002-of-00002.safetensors": names[half:]}
     for file, keys in parts.items():
         save_file({key: weights[key] for key in keys}, folder / file)
-    import json
-
     index = {"metadata": {}, "weight_map": {key: file for file, keys in parts.items() for key in keys}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: each target mutates one file, hands it to a reader as a user would, and says what came of it."""
+"""The targets of the fuzzing. Each mutates a file, reads it as a user would, and returns the outcome."""
 
 import io
 import tempfile
@@ -21,7 +21,7 @@ PLAIN = ("RGB", "L", "P", "1", "RGBA", "LA")  # modes whose RGB Pillow defines w
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one input."""
+    """The outcome of one input."""
 
     what: str  # the file that was mutated
     rows: int = 0  # images that were read, or files that were loaded
@@ -50,7 +50,7 @@ def image(index: int) -> Outcome:
 
 
 def by_pillow(data: bytes) -> np.ndarray | None:
-    """Return the upright RGB pixels by Pillow alone, or None if it cannot tell."""
+    """Return the upright RGB pixels as Pillow decodes them, or None if it cannot."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -72,7 +72,7 @@ def by_pillow(data: bytes) -> np.ndarray | None:
 
 @cache
 def tiny() -> object:
-    """Return a backbone that costs next to nothing."""
+    """Return a backbone that is quick to run."""
     import torch
 
     from vitbackbone import Preprocess, ViT, ViTConfig
@@ -137,7 +137,7 @@ LOADERS: dict[str, Callable[[Path], None]] = {
 
 
 def folder(index: int) -> Outcome:
-    """Load a folder in which one file is mutated. The error names a file of the folder."""
+    """Load a folder in which one file is mutated."""
     random = Random(f"folder {index}")
     kind = random.choice(sorted(LOADERS))
     files = folders()[kind]

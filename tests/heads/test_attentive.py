@@ -379,8 +379,8 @@ def test_lc_features_of_four_layers_live_and_stored(folder, tmp_path):
     cls = [store.layer(i).cls for i in store.layers]
     mean = np.stack([tokens.mean(axis=0) for tokens in store.tokens])
     np.testing.assert_allclose(np.hstack([*cls, mean]), expected, atol=1e-5)
-    with pytest.raises(ValueError, match="reads 4 layers up to layer 2"):
+    with pytest.raises(ValueError, match="reads 4 layers, but .* has only 3 up to layer 2"):
         images.set_params(layer=2).transform(paths)
-    with pytest.raises(ValueError, match="no names"):
+    with pytest.raises(ValueError, match="no columns to name"):
         ImageFeatures(backbone, pooling="tokens").get_feature_names_out()
     assert ImageFeatures(backbone, pooling="tokens").transform([photo(9, 9)]).shape == (1, 16, 16)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.helpers import photo
+from tests.images.grids import grid
 from vitbackbone import FusedPreprocess, Photo, Preprocess, load_image
 from vitbackbone.images.errors import DamagedImage, TooManyPixels, UnknownFormat, UnsupportedPixels
 from vitbackbone.images.preprocess import CropMode, ImageTransform
@@ -74,12 +75,9 @@ SAVED = {
 }
 
 
-@pytest.mark.parametrize(("height", "width"), SIZES)
-@pytest.mark.parametrize("saved", SAVED)
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_jpeg_is_decoded_to_pillows_pixels(
-    height: int, width: int, saved: str, mode: str, decoders: list[str]
-) -> None:
+@pytest.mark.parametrize(("size", "saved", "mode"), grid(SIZES, list(SAVED), ["RGB", "L"]))
+def test_a_jpeg_is_decoded_to_pillows_pixels(size: tuple[int, int], saved: str, mode: str, decoders: list[str]) -> None:
+    height, width = size
     if saved == "restarts" and height * width < 64:
         pytest.skip("Pillow cannot write it")
     data = encode(photo(height, width).convert(mode), **{"quality": 85} | SAVED[saved])
@@ -236,9 +234,9 @@ LENGTHS = st.integers(1, 40) | st.integers(1, 400)
 
 @settings(max_examples=150, deadline=None)
 @given(source=st.tuples(LENGTHS, LENGTHS), resized=st.tuples(LENGTHS, LENGTHS), extreme=st.booleans())
-@pytest.mark.parametrize("interpolation", FILTERS)
-@pytest.mark.parametrize("layout", ["side by side", "planes", "turned"])
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    ("interpolation", "layout", "exact"), grid(list(FILTERS), ["side by side", "planes", "turned"], [True, False])
+)
 def test_any_size_to_any_other_is_as_pillows(
     source: tuple[int, int],
     resized: tuple[int, int],
@@ -322,17 +320,18 @@ def differences(preprocess: ImageTransform, path: Path, **fields: object) -> Ten
     return (preprocess.normalise(pixels) - preprocess(path, **fields)).abs() * stds(preprocess) * 255
 
 
-@pytest.mark.parametrize(("height", "width"), SIZES)
-@pytest.mark.parametrize("crop_mode", ["center", "squash", "letterbox"])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos", "nearest"])
+RESOLUTIONS = [{}, {"resolution": 33}, {"resolution": (24, 50)}, {"resolution": 20, "keep_aspect": True}]
+
+
 @pytest.mark.parametrize(
-    "fields", [{}, {"resolution": 33}, {"resolution": (24, 50)}, {"resolution": 20, "keep_aspect": True}], ids=str
+    ("size", "crop_mode", "interpolation", "fields"),
+    grid(SIZES, ["center", "squash", "letterbox"], ["bicubic", "bilinear", "lanczos", "nearest"], RESOLUTIONS),
 )
 def test_pixels_are_those_of_the_call(
-    tmp_path: Path, height: int, width: int, crop_mode: CropMode, interpolation: Interpolation, fields: dict
+    tmp_path: Path, size: tuple[int, int], crop_mode: CropMode, interpolation: Interpolation, fields: dict
 ) -> None:
     preprocess = Preprocess((64, 64), 0.9, crop_mode, interpolation, crop_rounding="down")
-    photo(height, width).save(tmp_path / "a.jpg", quality=85)
+    photo(*size).save(tmp_path / "a.jpg", quality=85)
     assert differences(preprocess, tmp_path / "a.jpg", **fields).max() < 1.001
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tests.helpers import photo, tiny_vit
+from tests.images.grids import grid
 from vitbackbone import FusedPreprocess, ImageError, ImageFeatures, Photo, Preprocess, extract, load_image
 from vitbackbone.images.errors import DamagedImage, MissingDecoder, TooManyPixels, UnknownFormat
-from vitbackbone.images.held import open_image
+from vitbackbone.images.sources import open_image
 
 Image.init()
 SAVED = {
@@ -158,6 +159,21 @@ def test_the_limit_of_pixels_is_an_option_everywhere(kind: str, tmp_path: Path) 
         reader(None)
 
 
+@pytest.mark.parametrize("kind", [*SAVED, *EXTRA])
+def test_a_photo_above_the_limit_is_never_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(photo(40, 56), kind)
+
+    def fail(self: Image.Image) -> None:
+        raise AssertionError("the pixels were decoded")
+
+    for module in list(sys.modules.values()):  # every format's own `load`
+        for value in vars(module).values() if module.__name__.startswith(("PIL.", "pillow_")) else ():
+            if isinstance(value, type) and issubclass(value, ImageFile.ImageFile) and "load" in vars(value):
+                monkeypatch.setattr(value, "load", fail)
+    with pytest.raises(TooManyPixels, match="56 x 40 pixels"):
+        Photo(data, max_pixels=2239)
+
+
 def test_a_limit_above_pillows_is_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for kind in ("PNG", "WEBP", "GIF", "TIFF", "JPEG"):
@@ -274,10 +290,12 @@ def test_an_orientation_beside_garbage_is_applied(kind: str, block: str, tmp_pat
 CHUNKS = (b"eXIf", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"acTL", b"tIME", b"sBIT")
 
 
-@pytest.mark.parametrize("name", CHUNKS, ids=bytes.decode)
-@pytest.mark.parametrize("body", [b"", b"\0", b"x" * 5, b"\xff" * 40, b"key\0\0not deflate", b"key\0\1" + b"\xff" * 9])
-@pytest.mark.parametrize("crc", [None, 7])
-@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+BODIES = [b"", b"\0", b"x" * 5, b"\xff" * 40, b"key\0\0not deflate", b"key\0\1" + b"\xff" * 9]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "crc", "before"), grid(CHUNKS, BODIES, [None, 7], [b"IDAT", b"IEND"], rounds=4)
+)
 def test_chunks_of_png_cost_no_pixels(name: bytes, body: bytes, crc: int | None, before: bytes) -> None:
     assert torch.equal(Photo(png_with(name, body, before, crc)).decode(), pixels(photo(20, 30)))
 
@@ -365,7 +383,7 @@ def test_the_callers_array_is_not_written_to() -> None:
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        (np.zeros((8, 8, 3)), "float64; want uint8.*Convert a float array of 0 to 255"),
+        (np.zeros((8, 8, 3)), "float64; want uint8.*Convert floats of 0 to 255"),
         (np.zeros((8, 8, 3), np.uint16), "uint16; want uint8"),
         (np.zeros((8, 8), bool), "bool; want uint8"),
         (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\); want \(H, W, 3\)"),
@@ -376,6 +394,8 @@ def test_the_callers_array_is_not_written_to() -> None:
         (torch.zeros(8, 8, 3, dtype=torch.uint8), r"\(8, 8, 3\); want \(3, H, W\)"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"\(2, 3, 8, 8\)"),
         (torch.zeros(3, 0, 8, dtype=torch.uint8), r"\(3, 0, 8\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8).to_sparse(), "sparse_coo; want one that holds its pixels densely"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8, device="meta"), "meta; want one that holds its pixels"),
         (io.StringIO("text"), "gives str; open it in binary mode"),
         (b"no image", "cannot identify"),
     ],

@@ -12,6 +12,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from torchvision.transforms import functional as TVF
 
 from tests.helpers import photo, save_photo
+from tests.images.grids import grid
 from vitbackbone import Preprocess, load_image
 
 SIZES = [(68, 121), (160, 160), (333, 517), (30, 20), (1, 1), (7, 400)]
@@ -26,15 +27,14 @@ def timms(size: tuple[int, int], interpolation: str, **settings: object) -> Comp
     return transform
 
 
-@pytest.mark.parametrize(("height", "width"), SIZES)
-@pytest.mark.parametrize("crop_pct", [1.0, 0.9, 0.875])
-@pytest.mark.parametrize("crop_mode", ["center", "squash"])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("size", [(96, 96), (64, 112)])
+@pytest.mark.parametrize(
+    ("source", "crop_pct", "crop_mode", "interpolation", "size"),
+    grid(SIZES, [1.0, 0.9, 0.875], ["center", "squash"], ["bicubic", "bilinear"], [(96, 96), (64, 112)], rounds=4),
+)
 def test_equals_timm(
-    height: int, width: int, crop_pct: float, crop_mode: str, interpolation: str, size: tuple[int, int]
+    source: tuple[int, int], crop_pct: float, crop_mode: str, interpolation: str, size: tuple[int, int]
 ) -> None:
-    image = photo(height, width)
+    image = photo(*source)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     theirs = timms(size, interpolation, crop_pct=crop_pct, crop_mode=crop_mode, mean=mean, std=std)(image)
     assert torch.equal(Preprocess(size, crop_pct, crop_mode, interpolation, mean, std)(image), theirs)

@@ -1,7 +1,6 @@
 """TIFF files by TIFF 6.0: written by tifffile from known samples, and compared with the formulas of the standard."""
 
 import io
-from itertools import product
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
+from tests.images.grids import grid
 from vitbackbone import Photo, load_image
 from vitbackbone.images.errors import DamagedImage, ImageError, MissingDecoder, UnsupportedPixels
 
@@ -56,11 +56,18 @@ def test_compressions(photometric: str, compression: str, dtype: str) -> None:
     check(write(values, photometric=photometric, compression=compression), unit)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("big", [False, True])
-@pytest.mark.parametrize("predictor", [False, True])
-@pytest.mark.parametrize("tile", [None, (16, 16)])
-@pytest.mark.parametrize(("dtype", "planar"), list(product(["uint8", "uint16", "uint32"], ["contig", "separate"])))
+@pytest.mark.parametrize(
+    ("order", "big", "predictor", "tile", "dtype", "planar"),
+    grid(
+        ORDERS,
+        [False, True],
+        [False, True],
+        [None, (16, 16)],
+        ["uint8", "uint16", "uint32"],
+        ["contig", "separate"],
+        rounds=10,
+    ),
+)
 def test_layouts_of_colours(
     order: str, big: bool, predictor: bool, tile: tuple[int, int] | None, dtype: str, planar: str
 ) -> None:
@@ -266,9 +273,12 @@ def test_32_bits_that_hold_16_are_read_as_16() -> None:
     check(write(values), UNIT[..., 0])
 
 
-@pytest.mark.parametrize("tag", [270, 282, 283, 296, 305, 330, 700, 33723, 34377, 34665, 34675, 34853, 37724, 65000])
-@pytest.mark.parametrize("kind", [0, 1, 2, 5, 7, 10, 12, 13, 99])
-@pytest.mark.parametrize("value", [1, 2**31])
+METADATA = [270, 282, 283, 296, 305, 330, 700, 33723, 34377, 34665, 34675, 34853, 37724, 65000]
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind", "value"), grid(METADATA, [0, 1, 2, 5, 7, 10, 12, 13, 99], [1, 2**31], rounds=3)
+)
 def test_metadata_is_never_parsed(tag: int, kind: int, value: int) -> None:
     """Odd rationals, profiles and directories: of no known type, of another type, nowhere in the file."""
     data = bytearray(write(integers(UNIT, "uint8", 8), photometric="rgb", software="x"))

@@ -42,7 +42,7 @@ def test_2d_sinusoids_are_those_of_mae() -> None:
 def test_resampling_by_size(new: tuple[int, int], mode: str, antialias: bool) -> None:
     got = resample(TABLE, (6, 6), new, Resampling(mode, antialias))
     want = F.interpolate(as_image(TABLE, 6), size=new, mode=mode, antialias=antialias, align_corners=False)
-    assert torch.equal(as_image(got, new[0]), want)
+    assert relative_error(as_image(got, new[0]), want) < 1e-6
 
 
 def test_equal_counts_are_not_equal_grids() -> None:
@@ -83,7 +83,7 @@ def test_an_offset_never_loses_a_row(grid: int) -> None:
 
 
 def test_an_offset_and_antialias_are_refused_together() -> None:
-    with pytest.raises(ValueError, match="offset goes with antialias=False"):
+    with pytest.raises(ValueError, match="goes with antialias=False"):
         Resampling(antialias=True, offset=0.1)
 
 

@@ -247,7 +247,7 @@ def test_runs_in_other_precisions_and_is_a_module_like_any_other(fused: FusedBac
 
 
 def test_attention_is_the_members(fused: FusedBackbone) -> None:
-    with pytest.raises(ValueError, match=r"no attention of its own; ask a member: members\[i\]\.attention"):
+    with pytest.raises(ValueError, match=r"no attention of its own; call a member's: members\[i\]\.attention"):
         fused.attention(images(1, 3, 32, 32), [0])
     with pytest.raises(ValueError, match="want block indices"):
         fused.attention(images(1, 3, 32, 32), [1])
@@ -280,11 +280,11 @@ def test_members_that_do_not_go_together_are_refused() -> None:
     good, no_norm = same_stride()[0], tiny_vit(final_norm=False)
     with pytest.raises(ValueError, match="no members"):
         FusedBackbone([])
-    with pytest.raises(ValueError, match="tiny has layers from -3 to 2, not 3"):
+    with pytest.raises(ValueError, match="tiny has no layer 3; want one from -3 to 2"):
         FusedBackbone([good, replace(good, layer=3)])
     with pytest.raises(ValueError, match="tiny has no final norm for layer -1"):
         FusedBackbone([good, Member(no_norm, -1, True)])
-    with pytest.raises(ValueError, match="2 members, and preprocessing for 3; want one each"):
+    with pytest.raises(ValueError, match="preprocess has 3 parts for 2 members; want one part a member"):
         FusedBackbone([good, good], FusedPreprocess((FIRST, SECOND, FIRST)))
 
 
@@ -524,7 +524,7 @@ def test_the_scikit_learn_transformer_takes_it(name: str, photos: Path) -> None:
 
 
 def test_pictures_are_refused_with_what_to_do(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pair is several backbones, which attend each for itself; show one of them"):
+    with pytest.raises(ValueError, match="pair is several backbones, and each has its own attention; show one of them"):
         show(FUSED["same stride"], photos / "0.png", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -133,7 +133,7 @@ def test_a_spec_fills_in_layers_alike_and_refuses_ones_that_contradict_it() -> N
     assert (alike.dims, alike.strides) == ((8, 8), (4, 4))
     assert BackboneSpec(**fields, dims=(4, 8), strides=(2, 4)).strides == (2, 4)
     for wrong in ({"dims": (8,)}, {"strides": (4, 2)}):
-        with pytest.raises(ValueError, match="want one for each of 2 layers"):
+        with pytest.raises(ValueError, match="want 2 values, one for each layer"):
             BackboneSpec(**fields, **wrong)
 
 
@@ -175,7 +175,7 @@ def test_norm_means_the_final_norm(backbone: TimmBackbone) -> None:
     assert relative_error(normed.tokens, backbone.model.norm(raw.tokens)) < 1e-6
     assert torch.equal(backbone(x).patches, normed.patches)
     if len(set(backbone.spec.dims)) > 1:
-        with pytest.raises(ValueError, match=f"fits its last layer {depth - 1} alone; pass norm=False"):
+        with pytest.raises(ValueError, match=f"fits only its last layer, {depth - 1}; want norm=False elsewhere"):
             backbone.forward_layers(x, [0, -1])
     else:
         (raw,), (first,) = backbone.forward_layers(x, [0], norm=False), backbone.forward_layers(x, [0])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.contract.test_contract import VITS
 from tests.helpers import relative_error
-from vitbackbone import ViT
+from vitbackbone import Asked, Geometry, ViT
 from vitbackbone.runtime import cuda_graphs as graphs
 from vitbackbone.runtime import routes as paths
 
@@ -35,7 +35,7 @@ def on_cuda(name: str) -> ViT:
 @pytest.fixture
 def vit() -> ViT:
     fast = paths.share(VITS["registers"])
-    fast.compute = graphs.Recordings()
+    fast.engine = graphs.Recordings()
     return fast
 
 
@@ -45,9 +45,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     shapes = []
 
     class Recorded:
-        def __init__(self, vit: ViT, images: Tensor, wanted: object, prefix: bool) -> None:
+        def __init__(self, vit: ViT, images: Tensor, geometry: Geometry, asked: Asked) -> None:
             shapes.append(tuple(images.shape))
-            self.run = partial(vit.tokens, wanted=wanted, prefix=prefix)
+            self.run = partial(vit.tokens, geometry=geometry, asked=asked)
 
         def __call__(self, images: Tensor) -> object:
             return self.run(images)
@@ -80,7 +80,7 @@ def test_the_latest_shapes_are_kept(vit: ViT, made: list[tuple[int, ...]]) -> No
             for n in range(1, graphs.SHAPES + 2):
                 vit(images(n, 3, 16, 16))
     assert made == []  # each was forgotten before it came again
-    assert len(vit.compute.recordings) == graphs.SHAPES
+    assert len(vit.engine.recordings) == graphs.SHAPES
 
 
 def test_on_a_cpu_nothing_is_recorded() -> None:
@@ -89,7 +89,7 @@ def test_on_a_cpu_nothing_is_recorded() -> None:
 
 def test_changed_weights_are_refused(made: list[tuple[int, ...]]) -> None:
     fast = paths.unpacked(VITS["cls"], images(1, 3, 16, 16), dtype=torch.bfloat16)
-    fast.compute = graphs.Recordings()
+    fast.engine = graphs.Recordings()
     weight = fast.blocks[0].attn.qkv.weight
     with torch.no_grad():
         fast(images(1, 3, 16, 16))
@@ -126,7 +126,7 @@ def test_what_is_replayed_is_what_is_computed(name: str) -> None:
                 if vit.config.cls:
                     (got,), (want,) = (each.forward_prefix(x, [-1], norm=each.has_norm) for each in (fast, vit))
                     assert relative_error(got.cls, want.cls) < 1e-5
-    assert any(fast.compute.recordings.values())
+    assert any(fast.engine.recordings.values())
 
 
 @on_gpu

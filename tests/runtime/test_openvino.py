@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests import test_contract as contract
+from tests.contract import test_contract as contract
 from tests.contract.test_contract import VITS, images
 from tests.helpers import relative_error, tiny_vit
 from tests.runtime.test_runtime import with_outliers

@@ -35,7 +35,7 @@ def loads(monkeypatch):
         names.append(name)
         return tiny_vit(seed=len(name))
 
-    monkeypatch.setattr("vitbackbone.checkpoints.load.load_backbone", load_backbone)
+    monkeypatch.setattr("vitbackbone.checkpoints.load_backbone", load_backbone)
     estimator._load.cache_clear()
     yield names
     estimator._load.cache_clear()
@@ -140,7 +140,7 @@ def test_what_is_no_sequence_of_images(tmp_path, method):
     apply = getattr(ImageFeatures(tiny_vit()), method)
     path = save_photo(tmp_path / "a.png")
     for X in (path, str(path), photo(8, 8), 3, iter([path])):
-        with pytest.raises(ValueError, match=r"X is one .*; want a sequence of paths, PIL images or uint8 arrays"):
+        with pytest.raises(ValueError, match=r"X is one .*; want a sequence of paths, PIL images, bytes, uint8 arrays"):
             apply(X)
     for X in (np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((2, 8), np.uint8)):
         with pytest.raises(ValueError, match=r"X is an array of .*; want a sequence"):
@@ -295,7 +295,7 @@ def squares() -> tuple[list[np.ndarray], np.ndarray]:
     return images, np.array(["dark", "light"])[y]
 
 
-@pytest.mark.parametrize("probe", [LinearProbe(), KnnProbe(k=3)], ids=repr)
+@pytest.mark.parametrize("probe", [LinearProbe(), KnnProbe(k=3)], ids=["linear", "knn"])
 def test_pipeline_with_a_probe(squares, probe):
     X, y = squares
     pipeline = make_pipeline(ImageFeatures(tiny_vit(), pooling="mean"), probe)

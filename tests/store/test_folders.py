@@ -344,7 +344,7 @@ def test_a_label_of_another_type_is_an_error_that_names_the_row(tmp_path: Path, 
 
 def test_a_source_that_is_no_path_of_this_machine_is_refused_in_a_sentence() -> None:
     for source in ("s3://bucket/photos", "gs://bucket/*.tar", "https://host/a.zip", "hf://datasets/x"):
-        with pytest.raises(ValueError, match=r"addresses are not read; copy the images"):
+        with pytest.raises(ValueError, match=r"is an address; copy the images"):
             list_inputs(source)
 
 

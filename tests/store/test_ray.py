@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers import save_photo
 from vitbackbone import load_backbone
-from vitbackbone.store import RayOptions, extract
+from vitbackbone.store import RayCluster, extract
 
 pytestmark = [
     pytest.mark.slow,
@@ -93,7 +93,7 @@ def test_shards_are_those_of_one_process_after_an_actor_and_a_node_were_killed(
 
     thread = threading.Thread(target=faults, daemon=True)
     thread.start()
-    store = extract(load_backbone("nano"), photos, out, ray=RayOptions(actors=2), **OPTIONS)
+    store = extract(load_backbone("nano"), photos, out, cluster=RayCluster(actors=2), **OPTIONS)
     thread.join(timeout=10)
     assert len(happened) == 2
     assert max(happened) < 20

@@ -162,10 +162,10 @@ def test_a_place_where_no_folder_can_be_is_refused_in_a_sentence(made: Path, tmp
     (tmp_path / "file").write_text("?")
     (tmp_path / "link").symlink_to("nowhere")
     cases = {
-        tmp_path / "file": "file is a file, where a folder is wanted",
-        tmp_path / "file" / "below": "file is a file, where a folder is wanted",
+        tmp_path / "file": "file is a file, and not a folder",
+        tmp_path / "file" / "below": "file is a file, and not a folder",
         tmp_path / "link": "link is a link that leads nowhere",
-        "s3://bucket/store": "addresses are not written",
+        "s3://bucket/store": "is an address",
     }
     for out, message in cases.items():
         with pytest.raises(ValueError, match=message):
@@ -179,7 +179,7 @@ def test_a_limit_of_a_files_size_is_an_error_that_says_what_to_do(made: Path, tm
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, before[1]))
     try:
-        with pytest.raises(OSError, match=r"File too large, for .*`ulimit -f`.*what is done is kept"):
+        with pytest.raises(OSError, match=r"File too large, for .*`ulimit -f`.*complete shards are kept"):
             extract(tiny_vit(), made / "photos", tmp_path / "out", **options)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -16,7 +16,7 @@ from vitbackbone.contract.geometry import Images
 from vitbackbone.model.vit import ViT
 from vitbackbone.store import FeatureStore, export, extract, verify
 from vitbackbone.store.lock import writing
-from vitbackbone.store.slices import Part
+from vitbackbone.store.slices import Slice
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_new_photos_get_rows_behind_the_old_ones_and_copies_are_computed_once(ph
 def test_slices_make_the_same_shards(photos: Path, tmp_path: Path) -> None:
     extract(tiny_vit(), photos, tmp_path / "one", shard_size=2, progress=False)
     for i in range(3):
-        store = extract(tiny_vit(), photos, tmp_path / "three", shard_size=2, shard=(i, 3), progress=False)
+        store = extract(tiny_vit(), photos, tmp_path / "three", shard_size=2, slice=(i, 3), progress=False)
         assert store.missing == 2 - i
     assert shards(tmp_path / "one") == shards(tmp_path / "three")
 
@@ -58,7 +58,7 @@ def test_slices_make_the_same_shards(photos: Path, tmp_path: Path) -> None:
 def test_a_second_writer_is_refused_with_the_first_ones_pid(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "f"
     out.mkdir()
-    with writing(out, Part()), pytest.raises(BlockingIOError, match=r"is being written by process \d+ on host"):
+    with writing(out, Slice()), pytest.raises(BlockingIOError, match=r"is being written by process \d+ on host"):
         extract(tiny_vit(), photos, out, progress=False)
     extract(tiny_vit(), photos, out, progress=False)
 

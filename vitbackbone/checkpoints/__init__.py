@@ -1,15 +1,15 @@
-"""Checkpoints: names, directories and files to backbones, and back to files."""
+"""Checkpoints: loading backbones by name, from directories and from files, and exporting them."""
 
 from vitbackbone.checkpoints.export import export_weights, save_pretrained
+from vitbackbone.checkpoints.faults import ConversionError
+from vitbackbone.checkpoints.hub import WeightsUnavailable
 from vitbackbone.checkpoints.load import (
     Checkpoint,
-    WeightsUnavailable,
     find_entry,
     list_backbones,
     load_backbone,
     load_checkpoint,
 )
-from vitbackbone.checkpoints.rules import ConversionError
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""A backbone back to the layouts of timm, transformers and the authors, and to a directory that transformers loads."""
+"""Exporting a backbone to the layouts of timm, transformers and the authors, and to a directory for transformers."""
 
 import difflib
 import json
@@ -28,7 +28,7 @@ from vitbackbone.files import publish
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Pool, Resampling, ViT, ViTConfig
 
-# What to do about settings that transformers fixes, where other libraries have them otherwise
+# What to do about settings that transformers fixes and other libraries set differently
 REMEDIES = {
     "resampling": "load_backbone(..., positions='hf') resamples as transformers does",
     "crop_rounding": "backbone.preprocess = dataclasses.replace(backbone.preprocess, crop_rounding='down') crops as "
@@ -36,7 +36,7 @@ REMEDIES = {
 }
 
 
-# How timm pools what these classes pool by CLS. The weights are the same.
+# How timm pools the models that these classes pool by CLS. The weights are the same.
 TIMM_POOLS: dict[str, Pool] = {
     "DeiTModel": "prefix",
     "DeiTForImageClassification": "prefix",
@@ -46,19 +46,19 @@ TIMM_POOLS: dict[str, Pool] = {
 
 
 def export_weights(backbone: BackboneModule, format: str, head: Mapping[str, Tensor] = {}) -> dict[str, Tensor]:
-    """The parameters under the names and in the shapes of a checkpoint format.
+    """Return the parameters under the names and in the shapes of a checkpoint format.
 
     `format`: a key of `checkpoints.formats.FORMATS`, such as `"timm"`, `"dinov2"` or `"Dinov2Model"`.
     Hugging Face formats are named by the class that loads them.
     `head`: the classifier's parameters, as `Checkpoint.head` holds them.
 
-    The position of CLS is zeros, since it was folded into the token at load. So are parameters that the class which
-    loads the file has and no feature depends on, such as the token that stands for masked patches, or the tanh layer
-    that `ViTModel` puts on CLS. Of a whole model with a text tower or a decoder, these are the vision encoder's alone.
-    Tensors may share memory with the backbone, as those of `state_dict` do.
+    The position of CLS is zeros, because loading added it to the token. Zeros also fill the parameters that the loading
+    class has and no feature depends on: the token for masked patches, or the tanh layer that `ViTModel` puts on CLS.
+    For a model with a text tower or a decoder, only the vision encoder is exported.
+    Tensors may share memory with the backbone, like those of `state_dict`.
 
-    Raises `ValueError` on a backbone that is no `ViT`, an unknown format or a head's parameter that is none, and
-    `ConversionError` if the backbone does not fit the format, with every parameter that has no place in it.
+    Raises `ValueError` if the backbone is not a `ViT`, the format is unknown, or `head` has other names than a head's.
+    Raises `ConversionError` that names the parameters which have no place in the format.
     """
     vit = _own(backbone)
     if format not in FORMATS:
@@ -79,19 +79,20 @@ def save_pretrained(
     head: Mapping[str, Tensor] = {},
     labels: Sequence[str] = (),
 ) -> None:
-    """Writes `config.json`, `preprocessor_config.json` and `model.safetensors` of one class of transformers, for its
-    `from_pretrained` and for `load_backbone`. Each file is there whole or not at all, `config.json` last.
+    """Write `config.json`, `preprocessor_config.json` and `model.safetensors` for a class of transformers. Its
+    `from_pretrained` and `load_backbone` read them. Each file appears whole or not at all, `config.json` last.
 
     `architecture`: the class, such as `"Dinov2Model"` or `"ViTForImageClassification"`.
-    `head`, `labels`: of a classifier, as `Checkpoint` holds them. Without labels, transformers numbers its classes.
+    `head`, `labels`: a classifier's parameters and class names, as `Checkpoint` holds them. Without labels,
+    transformers numbers the classes.
 
-    Read again, the directory gives the same parameters, preprocessing and configuration, but for what is no part of a
-    checkpoint: `drop_path`, `indivisible`, a resampling that the model has no table for, and a `crop_pct` that cuts
-    the same pixels at the checkpoint's own size. DeiT's and DINOv3's weights by a name of timm pool as timm does, and
-    out of the directory as transformers does, by CLS. `export_weights` says which parameters are zeros.
+    Loading the directory returns the same parameters, preprocessing and configuration, with these exceptions.
+    A checkpoint does not keep `drop_path`, `indivisible`, or the resampling of a table that the model does not have.
+    `crop_pct` may change to a value that crops the same pixels at the checkpoint's own size. DeiT and DINOv3 weights
+    that pool as timm does pool by CLS, as in transformers. `export_weights` says which parameters are zeros.
 
-    Raises `ValueError` if the class is not known, cannot express a setting of the backbone, naming it, or does not go
-    with the head or the labels, and `ConversionError` as `export_weights` does.
+    Raises `ValueError` if the class is unknown, cannot express a setting of the backbone, or does not fit the head or
+    the labels. Raises `ConversionError` like `export_weights`.
     """
     vit = _own(backbone)
     if architecture not in CLASSES:
@@ -127,12 +128,12 @@ def save_pretrained(
 
 def _own(backbone: BackboneModule) -> ViT:
     if not isinstance(backbone, ViT):
-        raise ValueError(f"{backbone.spec.name} is a {type(backbone).__name__}; only this package's ViT is exported")
+        raise ValueError(f"{backbone.spec.name} is a {type(backbone).__name__}; only a ViT can be exported")
     return backbone
 
 
 def _blanks(backbone: ViT, rules: Rules) -> dict[str, Tensor]:
-    """The zeros that the rules have for their sources, whether a parameter takes their place or not."""
+    """Return the zeros that the rules define for their sources."""
     weight, sizes = backbone.patch_embed.proj.weight, vars(backbone.config)
     return {
         source: weight.new_zeros([sizes[side] if isinstance(side, str) else side for side in rule.blank])
@@ -143,7 +144,7 @@ def _blanks(backbone: ViT, rules: Rules) -> dict[str, Tensor]:
 
 
 def _lasting(config: ViTConfig) -> ViTConfig:
-    """A configuration without what is chosen at load, acts in training alone, or acts on a table that is not there."""
+    """Reset the settings that are chosen at load, act only in training, or act on a table that the model lacks."""
     how = Resampling()
     if config.position != "none":
         how = replace(config.resampling, relative=how.relative)
@@ -153,8 +154,8 @@ def _lasting(config: ViTConfig) -> ViTConfig:
 
 
 def _cutting(preprocess: Preprocess) -> Preprocess:
-    """Preprocessing with its crop in the pixels of its own size: the files have no fraction, and without half a pixel
-    there is nothing to round."""
+    """Express the crop in pixels of the preprocessing's own size, because the files hold no fraction. If no half pixel
+    occurs, the rounding does not matter."""
     size, resized = preprocess.image_size, preprocess.scaled(preprocess.image_size)
     even = preprocess.crop_mode == "squash" and not any((a - b) % 2 for a, b in zip(resized, size, strict=True))
     rounding = "down" if even else preprocess.crop_rounding
@@ -162,7 +163,7 @@ def _cutting(preprocess: Preprocess) -> Preprocess:
 
 
 def _differences(name: str, ours: ViTConfig | Preprocess, theirs: ViTConfig | Preprocess) -> list[str]:
-    """A line for each field that would not come back."""
+    """Return a line for each field that would not be loaded again."""
     return [
         f"{name}.{field.name}={mine!r}, where it has {other!r}"
         + (f"; {REMEDIES[field.name]}" if field.name in REMEDIES else "")
@@ -172,7 +173,7 @@ def _differences(name: str, ours: ViTConfig | Preprocess, theirs: ViTConfig | Pr
 
 
 def _check_head(architecture: str, rules: Rules, head: Mapping[str, Tensor], labels: Sequence[str]) -> None:
-    """Raises `ValueError` if the class has other classifiers, or the labels are not those of their outputs."""
+    """Raise `ValueError` if the class has other classifiers, or another number of outputs than labels."""
     wanted = {target for rule in rules for target in rule.targets if target.startswith(HEADS)}
     if head.keys() != wanted:
         given = ", ".join(sorted(head)) or "none"

@@ -1,33 +1,57 @@
-"""The conversion engine: checkpoint keys to parameters by a table of rules, nothing guessed and nothing left over.
+"""The conversion engine: a table of rules turns checkpoint keys into parameters. It guesses and ignores nothing.
 
-Parameters are float32, whatever precision the file has. Tensors become float32 before a rule computes with them: a sum
-in half precision would lose digits that the file holds.
+Parameters are float32, whatever the precision of the file. A tensor becomes float32 before a rule computes with it,
+because a sum in half precision would lose digits that the file holds.
 
-A rule names source keys and target parameters; `{i}` stands for a block's number, and a `{rest}` at the end for any
-rest. A rule applies where the model has all its targets: one table can serve a plain MLP and a gated one. Every source
-key must match exactly one rule that applies, and every parameter must be filled exactly once; otherwise one error lists
+A rule names source keys and target parameters. `{i}` stands for a block's number, and `{rest}` at the end for any rest.
+A rule applies if the model has all its targets, so one table can serve a plain MLP and a gated one. Every source key
+must match exactly one rule that applies, and every parameter must be filled exactly once. Otherwise one error lists
 both sides. `revert` runs the same table backwards.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vitbackbone.checkpoints.faults import ConversionError, Faults
+
+__all__ = [
+    "HEADS",
+    "Change",
+    "ConversionError",
+    "Rule",
+    "Rules",
+    "State",
+    "both",
+    "convert",
+    "drop",
+    "inside",
+    "read_only",
+    "rename",
+    "revert",
+    "unused",
+]
+
 State = Mapping[str, Tensor]
 
-# What comes out under these is a classifier's, whose size only the checkpoint knows. The name says what a layer reads:
-# the backbone's own pooling, DeiT's distillation token, or CLS beside the mean of the patches.
+# Targets under these prefixes belong to a classifier, whose size only the checkpoint knows. The prefix says what the
+# layer reads: the backbone's own pooling, DeiT's distillation token, or CLS beside the mean of the patches.
 HEADS = ("head.", "head_dist.", "head_concat.")
-OPTIONAL = ("head.hidden.",)  # the tanh layer of the head as pretrained, which fine-tuning takes away
+OPTIONAL = ("head.hidden.",)  # the tanh layer of the pretrained head, which fine-tuning removes
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a rule does to tensors, one argument a source and one result a target, and how to undo it, where the result
-    alone tells."""
+    """A computation between the sources and the targets of a rule.
+
+    `there` takes one tensor per source and returns one per target. `back` is its inverse; None if the sources cannot be
+    computed from the targets alone.
+    """
 
     there: Callable[..., tuple[Tensor, ...]]
     back: Callable[..., tuple[Tensor, ...]] | None = None
@@ -35,12 +59,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Rule:
-    """`sources` become `targets`. No targets: the checkpoint may hold these keys and they are dropped on purpose.
+    """`sources` become `targets`. A rule without targets drops its sources: the checkpoint may hold them, unused.
 
-    Without `via` the tensors are taken as they are. A target with `{i}` whose sources have none goes to every block.
-    `written`: False for a spelling that is read and that `revert` does not use.
-    `blank`: the shape of the zeros that stand in an exported checkpoint for a source that no parameter becomes, since
-    the class that loads it has a parameter there; a name is a size in `ViTConfig`.
+    `via`: how the targets are computed; None copies the tensors. A target with `{i}` and sources without it fill every
+    block with the same tensor.
+    `written`: False for a spelling that is read but that `revert` does not write.
+    `blank`: the shape of the zeros that an exported checkpoint holds for a dropped source, because the class that loads
+    it has a parameter there. A name in it is a size in `ViTConfig`.
     """
 
     sources: tuple[str, ...]
@@ -54,159 +79,268 @@ Rules = tuple[Rule, ...]
 
 
 def rename(source: str, target: str) -> Rule:
+    """Copy one tensor under another name."""
     return Rule((source,), (target,))
 
 
 def drop(source: str) -> Rule:
+    """Allow a key and ignore it."""
     return Rule((source,), ())
 
 
 def unused(source: str, *shape: int | str) -> Rule:
-    """A parameter that no feature depends on: dropped, and written as zeros of this shape."""
+    """Drop a parameter that no feature depends on, and write zeros of this shape at export."""
     return Rule((source,), (), blank=shape)
 
 
 def both(source: str, target: str) -> Rules:
-    """The weight and the bias of a layer."""
+    """Rename the weight and the bias of a layer."""
     return rename(f"{source}.weight", f"{target}.weight"), rename(f"{source}.bias", f"{target}.bias")
 
 
 def inside(prefix: str, rules: Iterable[Rule]) -> Rules:
-    """The same rules for a checkpoint that keeps its keys under a prefix."""
+    """Return the same rules for a checkpoint whose keys have a prefix."""
     return tuple(replace(rule, sources=tuple(prefix + source for source in rule.sources)) for rule in rules)
 
 
 def read_only(rules: Iterable[Rule]) -> Rules:
-    """The same rules for another spelling of the format's keys, which is read and never written."""
+    """Return the same rules for another spelling of the format's keys, which is read but never written."""
     return tuple(replace(rule, written=False) for rule in rules)
 
 
-class ConversionError(ValueError):
-    """A checkpoint and a model that do not fit, with every key of either side that is in the way."""
+# ---- from a checkpoint to a model ---------------------------------------------------------------------------------
 
 
 def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, Tensor]:
-    """Return the parameters `expected` from a checkpoint's tensors, and those of its heads (`HEADS`) if it has any.
+    """Return the parameters `expected` from a checkpoint's tensors, and the parameters of its heads (`HEADS`) if any.
 
-    Raises one `ConversionError`. It lists every key that no rule or more than one fits, every rule only some of whose
-    sources are there, and every parameter that is filled twice, not at all, or with another shape or kind of numbers.
+    Raises one `ConversionError`. It lists the keys that no rule or several rules match, the sources that a rule lacks,
+    and the parameters that are filled twice, not at all, or with another shape or kind of numbers.
     """
-    table = list(rules)
-    patterns = [(n, part, _pattern(key)) for n, rule in enumerate(table) for part, key in enumerate(rule.sources)]
-    found: dict[tuple[int, str], dict[int, str]] = {}  # (rule, block number) -> position in the rule -> source key
-    trouble: list[str] = []
+    table, faults = tuple(rules), Faults()
+    made: dict[str, Made] = {}
+    for group in _match(state, table, expected, faults):
+        for name, one in _apply(group, state, expected, faults):
+            if name in made:
+                faults.add(name, "filled twice", f", the second time by {', '.join(group.keys.values())}")
+            made[name] = one
+    _check_filled(made, table, expected, faults)
+    for name, one in made.items():
+        _check_fits(name, one, expected.get(name), faults)
+    faults.raise_any("the checkpoint does not fit")
+    return {name: one.tensor for name, one in made.items() if one.tensor is not None}
+
+
+@dataclass(frozen=True)
+class Group:
+    """A rule for one block, with the keys that the checkpoint has for its sources."""
+
+    rule: Rule
+    block: str  # the block's number; "" for a rule without {i}
+    keys: dict[int, str]  # position among the rule's sources -> key
+
+
+class Made(NamedTuple):
+    """A parameter made from a checkpoint: None if the making failed, and the keys and shapes that it was made from."""
+
+    tensor: Tensor | None
+    origin: str
+
+
+def _match(state: State, table: Sequence[Rule], expected: State, faults: Faults) -> list[Group]:
+    """Sort the keys of a checkpoint by rule and block. A key must match exactly one rule that applies."""
+    sources = Templates((source, (n, part)) for n, rule in enumerate(table) for part, source in enumerate(rule.sources))
+    groups: dict[tuple[int, str], Group] = {}
     for key, tensor in state.items():
-        matches = [(n, part, match) for n, part, pattern in patterns if (match := pattern.fullmatch(key))]
+        matches = list(sources.match(key))
         if matches and not tensor.numel():  # transformers saves the registers of a model that has none
             continue
-        fitting = [
-            (n, part, block)
-            for n, part, match in matches
-            if _lacking(table[n], block := match.groupdict().get("i", ""), expected) is None
-        ]
+        lacking = {n: _lacking(table[n], block, expected) for (n, _), block in matches}
+        fitting = [(n, part, block) for (n, part), block in matches if lacking[n] is None]
         if len(fitting) == 1:
             n, part, block = fitting[0]
-            found.setdefault((n, block), {})[part] = key
+            groups.setdefault((n, block), Group(table[n], block, {})).keys[part] = key
         elif fitting:
-            trouble.append(f"{key}: several rules match")
+            faults.add(key, "several rules match")
         elif matches:
-            n, _, match = matches[0]
-            lacking = _lacking(table[n], match.groupdict().get("i", ""), expected)
-            trouble.append(f"{key}: the model has no such parameter, {lacking}")
+            faults.add(key, "the model has no such parameter", f", {next(iter(lacking.values()))}")
         else:
-            trouble.append(f"{key}: no rule of the format knows this key")
+            faults.add(key, "no rule of the format knows this key")
+    return list(groups.values())
 
-    result: dict[str, Tensor] = {}
-    origin: dict[str, str] = {}  # the keys that a parameter was made of, with their shapes
-    for (n, block), keys in found.items():
-        rule = table[n]
-        missing = [source for part, source in enumerate(rule.sources) if part not in keys]
-        if missing:
-            there = keys[min(keys)]
-            trouble += [f"{source.replace('{i}', block)}: missing, though {there} is there" for source in missing]
-        elif rule.targets:
-            names = [name for target in rule.targets for name in _names(target, block, expected)]
-            if odd := [key for key in keys.values() if not _is_plain(state[key])]:
-                trouble += [f"{key}: {_kind(state[key])} in the checkpoint; want plain numbers" for key in odd]
-                result |= dict.fromkeys(names, UNKNOWN)
-                continue
-            given = tuple(_as_float32(state[keys[part]]) for part in range(len(rule.sources)))
-            shapes = ", ".join(f"{key} {tuple(state[key].shape)}" for key in keys.values())
-            try:
-                changed = rule.via.there(*given) if rule.via else given
-            except (RuntimeError, IndexError, ValueError) as error:
-                trouble.append(f"{shapes}: these shapes do not go together ({error})")
-                result |= dict.fromkeys(names, UNKNOWN)
-                continue
-            for target, tensor in zip(rule.targets, changed, strict=True):
-                for copy, name in enumerate(_names(target, block, expected)):
-                    if name in result:
-                        trouble.append(f"{name}: filled twice, the second time by {', '.join(keys.values())}")
-                    result[name] = tensor.clone() if copy else tensor.contiguous()  # no two share memory
-                    origin[name] = shapes
 
-    wanted = set(expected.keys() - result.keys())
-    if any(name.startswith(HEADS) for name in result):  # a classifier is there whole or not at all
-        targets = {target for rule in table for target in rule.targets if target.startswith(HEADS)}
-        wanted |= {target for target in targets - result.keys() if not target.startswith(OPTIONAL)}
-    for name in wanted:
+def _apply(group: Group, state: State, expected: State, faults: Faults) -> Iterator[tuple[str, Made]]:
+    """Yield the parameters that a rule makes from its keys."""
+    rule, keys = group.rule, group.keys
+    if missing := [source for part, source in enumerate(rule.sources) if part not in keys]:
+        for source in missing:
+            faults.add(source.replace("{i}", group.block), "missing", f", though {keys[min(keys)]} is there")
+        return
+    if not rule.targets:
+        return
+    origin = ", ".join(f"{key} {tuple(state[key].shape)}" for key in keys.values())
+    made = _compute(rule, [state[keys[part]] for part in range(len(rule.sources))], list(keys.values()), origin, faults)
+    for place, target in enumerate(rule.targets):
+        for copy, name in enumerate(_names(target, group.block, expected)):
+            tensor = made[place] if made else None
+            if tensor is not None:
+                tensor = tensor.clone() if copy else tensor.contiguous()  # no two parameters share memory
+            yield name, Made(tensor, origin)
+
+
+def _compute(
+    rule: Rule, given: list[Tensor], keys: list[str], origin: str, faults: Faults
+) -> tuple[Tensor, ...] | None:
+    """Return the tensors of a rule's targets in float32, or None after noting a fault."""
+    odd = [(key, tensor) for key, tensor in zip(keys, given, strict=True) if not _is_plain(tensor)]
+    for key, tensor in odd:
+        faults.add(key, f"{_kind(tensor)} in the checkpoint; want plain numbers")
+    if odd:
+        return None
+    floats = tuple(map(_as_float32, given))
+    try:
+        return rule.via.there(*floats) if rule.via else floats
+    except (RuntimeError, IndexError, ValueError) as error:
+        faults.add(origin, "these shapes do not go together", f" ({error})")
+        return None
+
+
+def _check_filled(made: Mapping[str, Made], table: Sequence[Rule], expected: State, faults: Faults) -> None:
+    """Note the parameters that nothing filled. A classifier must be there whole or not at all."""
+    empty = expected.keys() - made.keys()
+    if any(name.startswith(HEADS) for name in made):
+        heads = {target for rule in table for target in rule.targets if target.startswith(HEADS)}
+        empty |= {name for name in heads - made.keys() if not name.startswith(OPTIONAL)}
+    for name in sorted(empty, key=lambda name: (name.startswith("blocks."), name)):  # blocks would hide the others
         lacking = _sources(name, table, expected)
-        trouble.append(f"{name}: the checkpoint does not fill this parameter; {lacking} is missing")
-    for name, tensor in result.items():
-        if tensor is UNKNOWN:
-            continue
-        if name in expected and tensor.shape != expected[name].shape:
-            shapes = f"shape {tuple(tensor.shape)} in the checkpoint, {tuple(expected[name].shape)} in the model"
-            trouble.append(f"{name}: {shapes}; made of {origin[name]}")
-        wanted_dtype = expected[name].dtype if name in expected else torch.float32
-        if tensor.is_floating_point() != wanted_dtype.is_floating_point:
-            kinds = f"{tensor.dtype} in the checkpoint, {wanted_dtype} in the model"
-            trouble.append(f"{name}: {kinds}; made of {origin[name]}")
-    if trouble:
-        raise ConversionError("the checkpoint does not fit:\n  " + "\n  ".join(sorted(trouble)))
-    return result
+        faults.add(name, "the checkpoint does not fill this parameter", f"; {lacking} is missing")
+
+
+def _check_fits(name: str, made: Made, expected: Tensor | None, faults: Faults) -> None:
+    """Note a parameter of another shape or kind of numbers than the model has."""
+    if made.tensor is None:
+        return
+    shape, dtype = tuple(made.tensor.shape), made.tensor.dtype
+    if expected is not None and shape != tuple(expected.shape):
+        theirs = f" {shape} in the checkpoint, {tuple(expected.shape)} in the model"
+        faults.add(name, "shape", f"{theirs}; made of {made.origin}")
+    wanted = torch.float32 if expected is None else expected.dtype
+    if dtype.is_floating_point != wanted.is_floating_point:
+        faults.add(name, f"{dtype} in the checkpoint, {wanted} in the model", f"; made of {made.origin}")
+
+
+# ---- and back -----------------------------------------------------------------------------------------------------
 
 
 def revert(state: State, rules: Iterable[Rule]) -> dict[str, Tensor]:
-    """The keys and tensors of a checkpoint format from a model's parameters: `convert` backwards.
+    """Return the keys and tensors of a checkpoint format from a model's parameters: `convert` backwards.
 
-    Raises `ConversionError` where a parameter has no place in the format, or more than one.
+    Raises `ConversionError` if a parameter has no place in the format, or more than one.
     """
     result: dict[str, Tensor] = {}
     used: dict[str, int] = dict.fromkeys(state, 0)
-    trouble: list[str] = []
+    faults = Faults()
     for rule in rules:
         if not rule.written:
             continue
-        patterns = [_pattern(target) for target in rule.targets]
-        blocks = {match.groupdict().get("i", "") for p in patterns for key in state if (match := p.fullmatch(key))}
-        if blocks and all("{i}" not in source for source in rule.sources):
-            blocks = {""}
-        for block in sorted(blocks):
+        for block in _blocks(rule, state):
             names = [_names(target, block, state) for target in rule.targets]
             if _lacking(rule, block, state) is not None or not all(names):
                 continue
             for name in (name for group in names for name in group):
                 used[name] += 1
             if any(not torch.equal(state[group[0]], state[name]) for group in names for name in group):
-                trouble.append(f"{rule.sources[0]}: the blocks differ, and the format has one for all of them")
+                faults.add(rule.sources[0], "the blocks differ, and the format has one for all of them")
             given = tuple(state[group[0]] for group in names)
             if rule.via is None:
                 made = given
             elif rule.via.back is None:
-                trouble.append(f"{rule.sources[0]}: cannot be told from the model's parameters alone")
+                faults.add(rule.sources[0], "cannot be computed from the model's parameters alone")
                 continue
             else:
                 made = rule.via.back(*given)
             result |= {key.replace("{i}", block): t for key, t in zip(rule.sources, made, strict=True)}
-    counts = {0: "no place", 2: "more than one place"}
-    trouble += [f"{name}: the format has {counts[min(n, 2)]} for it" for name, n in used.items() if n != 1]
-    if trouble:
-        raise ConversionError("the model does not fit the format:\n  " + "\n  ".join(sorted(trouble)))
+    for name, count in used.items():
+        if count != 1:
+            faults.add(name, f"the format has {'more than one place' if count else 'no place'} for it")
+    faults.raise_any("the model does not fit the format")
     return {key: tensor.contiguous() for key, tensor in result.items()}
 
 
-# Floats that are numbers by themselves: narrower ones want the scales that were kept beside them
+def _blocks(rule: Rule, state: State) -> list[str]:
+    """Return the blocks that a rule writes: their numbers, or "" once if it writes the same for all blocks."""
+    patterns = [_pattern(target) for target in rule.targets]
+    blocks = {match.groupdict().get("i", "") for p in patterns for key in state if (match := p.fullmatch(key))}
+    return [""] if blocks and all("{i}" not in source for source in rule.sources) else sorted(blocks)
+
+
+# ---- keys ---------------------------------------------------------------------------------------------------------
+
+
+class Templates:
+    """Templates of keys with a value each. Looking up a key costs the same for a long table and a short one."""
+
+    def __init__(self, rows: Iterable[tuple[str, tuple[int, int]]]) -> None:
+        self._whole: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        self._blocks: dict[str, list[tuple[int, int]]] = defaultdict(list)  # with {i} in the place of the number
+        self._open: dict[str, list[tuple[int, int]]] = defaultdict(list)  # what stands before {rest}
+        for template, value in rows:
+            before, rest, _ = template.partition("{rest}")
+            (self._open if rest else self._blocks if "{i}" in template else self._whole)[before].append(value)
+        self._longest = max(map(len, self._blocks), default=0)
+
+    def match(self, key: str) -> Iterator[tuple[tuple[int, int], str]]:
+        """Yield the value of each template that a key matches, with the block's number or ""."""
+        for value in self._whole.get(key, ()):
+            yield value, ""
+        for run in re.finditer(r"[0-9]+", key) if len(key) <= self._longest + MOST_DIGITS else ():
+            for value in self._blocks.get(f"{key[: run.start()]}{{i}}{key[run.end() :]}", ()):
+                yield value, run.group()
+        for before, values in self._open.items():
+            if key.startswith(before) and len(key) > len(before):
+                yield from ((value, "") for value in values)
+
+
+MOST_DIGITS = 20  # of a block's number
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r"\{i\}", r"(?P<i>[0-9]+)"))
+
+
+def _names(target: str, block: str, known: State) -> list[str]:
+    """Return the parameters that a target means."""
+    if block or "{i}" not in target:
+        return [target.replace("{i}", block)]
+    return [name for name in known if _pattern(target).fullmatch(name)]
+
+
+def _lacking(rule: Rule, block: str, known: State) -> str | None:
+    """Return a parameter that the rule fills and the model does not have, or None."""
+    for target in rule.targets:
+        names = _names(target, block, known)
+        if not names:
+            return target
+        for name in names:
+            if name not in known and not name.startswith(HEADS):
+                return name
+    return None
+
+
+def _sources(name: str, table: Iterable[Rule], expected: State) -> str:
+    """Return the keys of the format that a parameter is made of."""
+    for rule in sorted(table, key=lambda rule: not rule.written):
+        for target in rule.targets:
+            match = _pattern(target).fullmatch(name)
+            block = match.groupdict().get("i", "") if match else ""
+            if match and _lacking(rule, block, expected) is None:
+                return ", ".join(source.replace("{i}", block) for source in rule.sources)
+    return "a key for it"
+
+
+# ---- numbers ------------------------------------------------------------------------------------------------------
+
+# Narrower floats need the scales that a checkpoint keeps beside them
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -221,40 +355,3 @@ def _kind(tensor: Tensor) -> str:
 
 def _as_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _sources(name: str, table: Iterable[Rule], expected: State) -> str:
-    """The keys of the format that a parameter is made of."""
-    for rule in sorted(table, key=lambda rule: not rule.written):
-        for target in rule.targets:
-            match = _pattern(target).fullmatch(name)
-            block = match.groupdict().get("i", "") if match else ""
-            if match and _lacking(rule, block, expected) is None:
-                return ", ".join(source.replace("{i}", block) for source in rule.sources)
-    return "a key for it"
-
-
-UNKNOWN = torch.empty(0)  # in the place of a parameter that could not be made
-
-
-def _names(target: str, block: str, known: State) -> list[str]:
-    """The parameters that a target means."""
-    if block or "{i}" not in target:
-        return [target.replace("{i}", block)]
-    return [name for name in known if _pattern(target).fullmatch(name)]
-
-
-def _lacking(rule: Rule, block: str, known: State) -> str | None:
-    """A parameter that the rule wants to fill and the model does not have."""
-    for target in rule.targets:
-        names = _names(target, block, known)
-        if not names:
-            return target
-        for name in names:
-            if name not in known and not name.startswith(HEADS):
-                return name
-    return None
-
-
-def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.escape(template).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{rest\}", ".+"))

@@ -1,10 +1,11 @@
-"""Tensors out of files that anyone may have written: safetensors, NumPy's .npz, and torch's own without their code.
+"""Reading tensors from files that anyone may have written: safetensors, NumPy's .npz, and torch's files without code.
 
-A file is refused before it is read if it claims more numbers than it can hold.
+A file that claims more numbers than it can hold is refused before it is read.
 """
 
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -15,18 +16,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vitbackbone.files import SHORT
+from vitbackbone.files import SHORT, parse_json
 
-INFLATED = 20  # times its own size that an .npz may become: trained weights shrink to no less than a half
-ALWAYS = 1 << 28  # bytes that it may become whatever its size
+INFLATED = 20  # how many times its own size an .npz may inflate to; trained weights compress to half at best
+ALWAYS = 1 << 28  # bytes that an .npz of any size may inflate to
+LONGEST_HEADER = 1 << 23  # bytes of a safetensors header: some 80,000 tensors
 
 
 def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """Return the tensors of a `.safetensors` file; of a `.npz` one, as Flax's models come; or of a `.pth`, `.pt`,
-    `.bin` or `.tar` one, read with `weights_only=True`, at its top level or under `model` or `state_dict`.
+    """Return the tensors of a `.safetensors`, `.npz` (Flax), `.pth`, `.pt`, `.bin` or `.tar` (torch) file, by name.
 
-    Raises `OSError` if there is no such file or it cannot be read, and `ValueError` if it is damaged, claims more
-    numbers than it holds, contains pickled code, or is no state dict. Each names the file.
+    torch's files are read with `weights_only=True`. Their tensors may lie under `model` or `state_dict`.
+    Raises `OSError` if the file is missing or cannot be read. Raises `ValueError` if it is damaged, names a tensor
+    twice, claims more numbers than it holds, contains pickled code, or is no state dict. Both errors name the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,13 +40,23 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
         state = read(path)
     except (PermissionError, FileNotFoundError, MemoryError):
         raise
-    except Exception as error:  # readers fail on damaged bytes with whatever these lead them to
+    except Exception as error:  # readers raise all kinds of errors on damaged bytes
         raise ValueError(f"{path} {trouble} ({_first_line(error)})") from error
     return _state_dict(path, state)
 
 
 def _read_safetensors(path: Path) -> Any:
+    _check_header(path)
     return load_file(path)  # checks lengths and offsets itself
+
+
+def _check_header(path: Path) -> None:
+    """Raise `ValueError` if the header is long or names a key twice; `load_file` would take the last one."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise ValueError(f"its header has {length:,} bytes; at most {LONGEST_HEADER:,} are read")
+        parse_json(file.read(length), dict, "its header")
 
 
 def _read_npz(path: Path) -> Any:
@@ -52,6 +64,10 @@ def _read_npz(path: Path) -> Any:
         whole = sum(member.file_size for member in archive.infolist())
         if whole > max(INFLATED * path.stat().st_size, ALWAYS):
             raise ValueError(f"it inflates to {whole:,} bytes")
+        names = [member.filename.removesuffix(".npy") for member in archive.infolist()]
+        if len(set(names)) < len(names):
+            name, _ = Counter(names).most_common(1)[0]
+            raise ValueError(f"it has the array {SHORT.repr(name)} twice")
         for member in archive.infolist():
             _check_array(archive, member)
     with np.load(path, allow_pickle=False) as arrays:
@@ -59,23 +75,23 @@ def _read_npz(path: Path) -> Any:
 
 
 def _check_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Raise `ValueError` unless the header of an array speaks of plain numbers that fill the member."""
+    """Raise `ValueError` unless an array's header describes plain numbers that fill the member."""
     name = SHORT.repr(member.filename)
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
         if read is None:
-            raise ValueError(f"{name} is an array of version {version}")
+            raise ValueError(f"{name} has the format version {version}; want (1, 0) or (2, 0)")
         shape, _, dtype = read(file)
         if dtype.kind not in "fiub":
-            raise ValueError(f"{name} holds {dtype}, no numbers")
+            raise ValueError(f"{name} holds {dtype}; want numbers")
         if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
-            raise ValueError(f"{name} claims the shape {shape}, which its length does not have")
+            raise ValueError(f"{name} claims the shape {shape}, but has {member.file_size:,} bytes")
 
 
 def _read_torch(path: Path) -> Any:
     with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\3\4"  # by which torch tells its formats apart
+        zipped = file.read(4) == b"PK\3\4"  # torch tells its two formats apart by these bytes
     if zipped:
         with zipfile.ZipFile(path) as archive:
             whole = sum(member.file_size for member in archive.infolist())
@@ -85,7 +101,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _state_dict(path: Path, state: Any) -> dict[str, Tensor]:
-    """Return the names and tensors of what was read. Raises `ValueError` if it is something else."""
+    """Return the names and tensors of a state dict. Raises `ValueError` if `state` is something else."""
     for wrapper in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -96,10 +112,10 @@ def _state_dict(path: Path, state: Any) -> dict[str, Tensor]:
     for key, tensor in state.items():
         if tensor.device.type != "cpu":
             raise ValueError(f"{path} holds {SHORT.repr(key)} without its numbers (on {tensor.device})")
-        # One number may be spread over a large shape
+        # A stride of 0 spreads one number over a large shape
         if tensor.layout == torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes():
             claim = f"the shape {tuple(tensor.shape)} of {SHORT.repr(key)}"
-            raise ValueError(f"{path} claims {claim}, for which it has {tensor.untyped_storage().nbytes():,} bytes")
+            raise ValueError(f"{path} claims {claim}, but has {tensor.untyped_storage().nbytes():,} bytes for it")
     return dict(state)
 
 
@@ -109,11 +125,11 @@ def _first_line(error: Exception) -> str:
 
 
 _TORCH = (
-    "could not be read as plain tensors: it is damaged, or holds pickled code, which is never run. Convert it to "
-    "safetensors where you trust it."
+    "could not be read as plain tensors: it is damaged, or it holds pickled code, which is never run. Convert it to "
+    "safetensors on a machine where you trust it."
 )
 READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ".safetensors": (_read_safetensors, "is not a whole safetensors file; download it again"),
     ".npz": (_read_npz, "is not a whole .npz of plain arrays; download it again"),
-    **dict.fromkeys((".pth", ".pt", ".bin", ".tar"), (_read_torch, _TORCH)),  # .pth.tar is torch's file, too
+    **dict.fromkeys((".pth", ".pt", ".bin", ".tar"), (_read_torch, _TORCH)),  # torch also writes .pth.tar
 }

@@ -1,4 +1,4 @@
-"""What timm says of a model by its name: how to build it, its preprocessing, licence, source, and its files' keys."""
+"""Models by timm's names: their configuration, preprocessing, licence and source, and the keys of their files."""
 
 import difflib
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from vitbackbone.networks import TimmBackbone, TimmConfig, WindowBlock, Windows
 
 @dataclass(frozen=True)
 class Family:
-    """What a family of networks, one module of timm, takes to run at any size of image."""
+    """The arguments that let a family of networks, one module of timm, run at any image size."""
 
     arguments: tuple[tuple[str, Any], ...] = ()
     windows: Windows = "timm"
@@ -44,10 +44,10 @@ class TimmEntry:
 
 
 def describe_timm(name: str) -> TimmEntry:
-    """What timm knows of `name`, an architecture with or without the tag of its weights, such as
-    `"swin_tiny_patch4_window7_224.ms_in1k"`. Builds nothing and needs no network.
+    """Return what timm knows about `name`, without building the model or using the network. The name is an
+    architecture, with or without the tag of its weights, such as `"swin_tiny_patch4_window7_224.ms_in1k"`.
 
-    Raises `ValueError` on an unknown name, with those that are near, and on a preprocessing that cannot be followed.
+    Raises `ValueError` on an unknown name, listing similar ones, and on preprocessing that is not supported.
     """
     import timm
 
@@ -73,10 +73,10 @@ def describe_timm(name: str) -> TimmEntry:
 
 
 def preprocess_of(cfg: dict[str, Any]) -> Preprocess:
-    """The evaluation transform of timm's `pretrained_cfg`. Raises `ValueError` on one that cannot be followed."""
+    """Return the evaluation transform of timm's `pretrained_cfg`. Raises `ValueError` if it is not supported."""
     channels, height, width = cfg["input_size"]
     if channels != 3:
-        raise ValueError(f"timm's input_size={cfg['input_size']} is of {channels} channels; only RGB is supported")
+        raise ValueError(f"timm's input_size={cfg['input_size']} has {channels} channels; only RGB is supported")
     crop_mode = cfg.get("crop_mode", "center")
     if crop_mode not in ("center", "squash"):
         raise ValueError(f"timm's crop_mode={crop_mode!r} is not supported; want 'center' or 'squash'")
@@ -91,7 +91,8 @@ def preprocess_of(cfg: dict[str, Any]) -> Preprocess:
 
 
 def timm_rules(backbone: TimmBackbone, classifier: tuple[str, ...]) -> tuple[Rule, ...]:
-    """How a file of timm's becomes the parameters of `backbone`, and its `classifier` those of a head: by name."""
+    """Return the rules that turn a timm file into the parameters of `backbone` by name, and the layers of `classifier`
+    into a head."""
     ours = backbone.state_dict().keys()
     computed = {name for name, _ in backbone.named_buffers()} - ours  # older files hold them
     masks = {f"{name}.attn_mask" for name, module in backbone.named_modules() if isinstance(module, WindowBlock)}
@@ -107,7 +108,7 @@ def timm_rules(backbone: TimmBackbone, classifier: tuple[str, ...]) -> tuple[Rul
 
 
 def _as_linear(parameter: Tensor) -> tuple[Tensor, ...]:
-    """The weight of a 1x1 convolution, as some classifiers of timm are, to that of a linear layer."""
+    """Flatten the weight of a 1x1 convolution, which some timm classifiers are, to the weight of a linear layer."""
     return (parameter.flatten(1) if parameter.ndim > 2 else parameter,)
 
 

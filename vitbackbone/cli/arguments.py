@@ -3,39 +3,42 @@
 import argparse
 import re
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vitbackbone.cli.classes import classify
-from vitbackbone.cli.extraction import run_export, run_extract, run_verify
-from vitbackbone.cli.looking import list_models, print_info, run_demo, show_pictures
+from vitbackbone import __version__
 from vitbackbone.cli.model import STRONGER
 from vitbackbone.cli.output import add_json
 from vitbackbone.cli.places import DEVICES, out_folder
-from vitbackbone.cli.probing import predict, probe
-from vitbackbone.cli.usage import Parser
+from vitbackbone.cli.usage import Options, Parser
 
 if TYPE_CHECKING:
-    from vitbackbone.store import Part
+    from vitbackbone.store import Slice
 
-IMAGES = "files, and folders, quoted globs, lists and archives as for `extract`"
-Run = Callable[[argparse.Namespace], int]
-Command = Callable[..., Parser]  # name, what runs it, what it does, examples
+IMAGES = "image files, folders, quoted globs, lists and archives, as for `extract`"
+STORE = "a folder that `vitbackbone extract` wrote"
+MODEL = "a name from `vitbackbone models`, hf:OWNER/REPO, or a folder"
+DEVICE = f"where to compute, such as {DEVICES}"
+NEGATIVE = "negative numbers count from the end"
+Command = Callable[..., Parser]  # its name, the function that runs it, a description, and examples
 
 
 def parser() -> Parser:
     """Return the parser of the whole command, with a parser for each of its commands."""
     whole = Parser(
-        prog="vitbackbone", description="Features out of Vision Transformers.", examples=["vitbackbone demo"]
+        prog="vitbackbone",
+        description="Extract and use the features of Vision Transformers.",
+        examples=["vitbackbone demo", "vitbackbone extract photos/ --out features/", "vitbackbone extract --help"],
     )
     whole.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     _loudness(whole, default=False)
     added = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     whole.commands = added.choices
 
-    def command(name: str, run: Run, help: str, *examples: str) -> Parser:
+    def command(name: str, function: str, help: str, *examples: str) -> Parser:
         parser = added.add_parser(name, help=help, description=help, examples=examples)
-        parser.set_defaults(run=run)
-        _loudness(parser, default=argparse.SUPPRESS)  # what stands before the command counts too
+        parser.set_defaults(run=_function(function))
+        _loudness(parser, default=argparse.SUPPRESS)  # an option before the command counts too
         return parser
 
     _add_extraction(command)
@@ -44,20 +47,31 @@ def parser() -> Parser:
     return whole
 
 
+def _function(name: str) -> Callable[[argparse.Namespace], int]:
+    """Return a function of this package by its name, such as `looking.list_models`.
+
+    Its module is imported when it is called, so that --help and a wrong option need not wait for PyTorch.
+    """
+    module, function = name.split(".")
+
+    def run(arguments: argparse.Namespace) -> int:
+        return getattr(import_module(f"vitbackbone.cli.{module}"), function)(arguments)
+
+    return run
+
+
 def _loudness(parser: Parser, default: Any) -> None:
     group = parser.add_mutually_exclusive_group()
-    text = "print results and errors only: no progress, no notes"
+    text = "print only results and errors: no progress, no notes"
     group.add_argument("-q", "--quiet", action="store_true", default=default, help=text)
     text = "print more notes, and the traceback of an error"
     group.add_argument("-v", "--verbose", action="store_true", default=default, help=text)
 
 
 class _Version(argparse.Action):
-    """Print the version, which takes an import of the package."""
+    """Print the version. The action of argparse loses an error on standard output."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from vitbackbone import __version__
-
         print(f"vitbackbone {__version__}")
         parser.exit()
 
@@ -65,177 +79,194 @@ class _Version(argparse.Action):
 def _add_extraction(command: Command) -> None:
     p = command(
         "extract",
-        run_extract,
-        "Write the features of images into a store. Run again, it does what is missing, damaged, new or changed.",
+        "extraction.run_extract",
+        "Write the features of images into a store. Run it again to compute what is missing, damaged, new or changed.",
         f"vitbackbone extract photos/ --model {STRONGER} --out features/ --tokens cls,patches",
         "vitbackbone extract 'shards/*.tar' --out features/ --workers 4",
-        "vitbackbone extract photos/ --out features/ --shard 0/3",
-        "vitbackbone extract photos/ --out features/ --engine ray --ray-address auto --ray-gpus 1",
+        "vitbackbone extract photos/ --out features/ --slice 0/3",
+        "vitbackbone extract photos/ --out features/ --cluster ray --ray-address auto --ray-gpus 1",
     )
-    what = "a folder (sub-folders are labels), a quoted glob, a list with columns path[,label], or .tar/.zip/.parquet"
-    p.add_argument("source", metavar="SOURCE", help=what)
+    text = "a folder (sub-folders are labels), a quoted glob, a list with columns path[,label], or .tar/.zip/.parquet"
+    p.add_argument("source", metavar="SOURCE", help=text)
     _model(p)
-    p.add_argument("--out", type=out_folder, required=True, metavar="DIR", help="the store; FeatureStore(DIR) reads it")
+    p.add_argument("--out", type=out_folder, required=True, metavar="DIR", help="folder of the store")
 
     group = p.add_argument_group("what is stored")
-    group.add_argument("--tokens", type=_words, default="cls", metavar="KINDS", help="of cls,patches,registers")
-    group.add_argument("--layers", type=_numbers, default="-1", metavar="N,N", help="blocks, negative from the end")
+    text = "kinds of tokens to store: cls, patches, registers, or several with commas"
+    group.add_argument("--tokens", type=_words, default="cls", metavar="KINDS", help=text)
+    group.add_argument("--layers", type=_numbers, default="-1", metavar="N,N", help=f"blocks to store; {NEGATIVE}")
     _resolution(group)
-    group.add_argument("--keep-aspect", action="store_true", help="keep the whole photo and its aspect, crop nothing")
+    group.add_argument(
+        "--keep-aspect", action="store_true", help="keep the whole photo and its aspect ratio; crop nothing"
+    )
     text = (
-        "exact; fast, within 1/255 (seldom 2) of it; or draft, which decodes JPEGs at a lower scale and differs visibly"
+        "exact; fast: pixels differ from exact by at most 1 of 255, seldom 2; draft: decodes JPEGs at a lower "
+        "resolution, which differs visibly"
     )
     group.add_argument("--decoding", default="exact", choices=["exact", "fast", "draft"], help=text)
     _max_pixels(group)
     precisions = ["float32", "float16", "bfloat16"]
-    group.add_argument("--dtype", default="float32", choices=precisions, help="of the stored features")
-    text = "images to a file (default: 1000, or what makes 256 MiB)"
-    group.add_argument("--shard-size", type=int, metavar="N", help=text)
+    group.add_argument("--dtype", default="float32", choices=precisions, help="dtype of the stored features")
+    text = "images in one file (default: 1000, or fewer so that a file has at most 256 MiB)"
+    group.add_argument("--shard-size", type=_positive, metavar="N", help=text)
 
     group = p.add_argument_group("how it runs")
-    group.add_argument("--batch-size", type=int, default=32, metavar="N", help="images to a forward")
-    text = "processes that read images; 0 reads in this one"
-    group.add_argument("--workers", type=int, default=0, metavar="N", help=text)
-    group.add_argument("--device", default="cpu", help=f"such as {DEVICES}")
-    text = "do slice I of N, from 0, beside others that do the rest, such as $SLURM_ARRAY_TASK_ID/8"
-    group.add_argument("--shard", type=_part, default="0/1", metavar="I/N", help=text)
-    group.add_argument("--retry-failed", action="store_true", help="try those again that could not be read")
+    group.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images in one forward pass")
+    text = "processes that read images; 0 reads them in the main process"
+    group.add_argument("--workers", type=_count, default=0, metavar="N", help=text)
+    group.add_argument("--device", default="cpu", help=DEVICE)
+    text = "compute slice I of N, counted from 0, while other runs compute the others, such as $SLURM_ARRAY_TASK_ID/8"
+    group.add_argument("--slice", type=_slice, metavar="I/N", help=text)
+    group.add_argument("--retry-failed", action="store_true", help="read the failed images again")
 
-    group = p.add_argument_group("engines")
-    text = "at least so precise: fp32 equals float32 to 1e-5; the others where they are faster here"
+    group = p.add_argument_group("what computes")
+    text = "lowest precision allowed; a higher one is used where it is faster. fp32 equals float32 to 1e-5"
     group.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "int8"], help=text)
-    text = "auto takes the faster of native and openvino; ray has the shards done by a cluster, as in ray,openvino"
-    group.add_argument("--engine", type=_engines, default="auto", metavar="NAME", help=text)
-    text = "of the cluster: auto, or ray://HEAD:10001 (default: a new one on this machine)"
+    text = "auto takes the faster of native (PyTorch) and openvino"
+    group.add_argument("--engine", default="auto", choices=["auto", "native", "openvino"], help=text)
+    group.add_argument("--cluster", choices=["ray"], help="compute the shards on a Ray cluster")
+    text = "address of the cluster: auto, or ray://HEAD:10001 (default: a new cluster on this machine)"
     group.add_argument("--ray-address", metavar="ADDRESS", help=text)
-    group.add_argument("--ray-actors", type=int, metavar="N", help="how many at a time (default: what fits)")
-    group.add_argument("--ray-cpus", type=float, default=1, metavar="N", help="that an actor takes of its node")
-    group.add_argument("--ray-gpus", type=float, default=0, metavar="N", help="the same of GPUs; also --device cuda")
+    group.add_argument("--ray-actors", type=int, metavar="N", help="number of actors (default: 1 to 64, as fit)")
+    group.add_argument("--ray-cpus", type=float, metavar="N", help="CPUs reserved for each actor (default: 1)")
+    group.add_argument("--ray-gpus", type=float, metavar="N", help="GPUs reserved for each; give --device cuda too")
 
     p = command(
         "verify",
-        run_verify,
-        "Read a store and compare it with what was written. Exit code 1 if anything is not as it was.",
+        "extraction.run_verify",
+        "Check a store against the checksums that were written with it. The exit code is 1 if anything is damaged.",
         "vitbackbone verify features/",
         "vitbackbone verify features/ --json",
     )
-    p.add_argument("store", metavar="STORE", help="what `vitbackbone extract` wrote")
+    p.add_argument("store", metavar="STORE", help=STORE)
     add_json(p)
 
     p = command(
         "export",
-        run_export,
-        "Write a store as other programs read it: npy (clip-retrieval), parquet (pandas, polars) or csv.",
+        "extraction.run_export",
+        "Convert a store for other programs: npy (clip-retrieval), parquet (pandas, polars) or csv.",
         "vitbackbone export features/ --format npy",
         "vitbackbone export features/ --format parquet --out table/",
     )
-    p.add_argument("store", metavar="STORE", help="what `vitbackbone extract` wrote")
-    text = "npy: img_emb/ and metadata/; parquet and csv: a table with a row for each image"
+    p.add_argument("store", metavar="STORE", help=STORE)
+    text = "npy: img_emb/ and metadata/; parquet and csv: tables with a row for each image"
     p.add_argument("--format", required=True, choices=["npy", "parquet", "csv"], help=text)
-    p.add_argument("--out", type=out_folder, metavar="DIR", help="folder for the files (default: STORE/export-FORMAT)")
+    p.add_argument("--out", type=out_folder, metavar="DIR", help="output folder (default: STORE/export-FORMAT)")
 
 
 def _add_probing(command: Command) -> None:
     p = command(
         "probe",
-        probe,
-        "Fit a classifier on the features of a store, print how good it is, and save it.",
+        "probing.probe",
+        "Fit a classifier on the features of a store, measure its accuracy, and save it.",
         "vitbackbone probe features/train --test features/test --probe linear",
         "vitbackbone probe features/ --groups photos.csv:animal",
     )
-    p.add_argument("store", metavar="STORE", help="what `vitbackbone extract` wrote, with labels")
-    p.add_argument("--test", metavar="STORE", help="measure on it; without one, on a fifth of the first, held out")
-    probes = "logistic regression, neighbours, or attention to patches, which the store must have"
-    p.add_argument("--probe", choices=["linear", "knn", "attentive"], default="linear", help=probes)
-    p.add_argument("--preset", choices=["clip", "dinov2"], default="clip", help="of linear: one C, or a sweep of 45")
-    p.add_argument("--k", type=int, default=20, metavar="N", help="of knn: how many neighbours vote")
-    p.add_argument("--form", choices=["vjepa", "aim"], default="vjepa", help="of attentive: whose")
+    p.add_argument("store", metavar="STORE", help=f"{STORE}, with labels")
+    p.add_argument("--test", metavar="STORE", help="store to measure on (default: a held-out fifth of the first)")
+    text = "linear: logistic regression; knn: nearest neighbours; attentive: attention over stored patches"
+    p.add_argument("--probe", choices=["linear", "knn", "attentive"], default="linear", help=text)
+    text = "for linear. clip: one strength of regularisation; dinov2: the best of 45"
+    p.add_argument("--preset", choices=["clip", "dinov2"], default="clip", help=text)
+    p.add_argument("--k", type=_positive, default=20, metavar="N", help="for knn: neighbours that vote")
+    p.add_argument("--form", choices=["vjepa", "aim"], default="vjepa", help="for attentive: the architecture")
     text = (
-        "keep photos of a group on one side of the split, as copies always are: LIST.csv:COLUMN, a list with columns "
-        "path and COLUMN, or the level of a folder in the photos' paths (0 is the first, -1 the last)"
+        "keep the photos of a group on one side of the split, as duplicates always are. LIST.csv:COLUMN is a list "
+        "with columns path and COLUMN; a number is the level of a folder in the paths (0 is the first, -1 the last)"
     )
     p.add_argument("--groups", metavar="BY", help=text)
-    text = "where the photos lie, for the picture of those misclassified (default: looked for near the store)"
+    text = "folder of the photos, to draw the misclassified ones (default: search near the store)"
     p.add_argument("--photos", metavar="DIR", help=text)
     p.add_argument("--out", type=out_folder, metavar="DIR", help="where to save the probe (default: STORE/probe-KIND)")
     add_json(p)
 
     p = command(
         "predict",
-        predict,
-        "Classify images with a saved probe: the three likeliest classes of each, with probabilities.",
+        "probing.predict",
+        "Classify images with a saved probe. Print the three most likely classes of each, with probabilities.",
         "vitbackbone predict cat.jpg photos/ --probe features/train/probe-linear",
     )
     p.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGES)
-    p.add_argument("--probe", required=True, metavar="DIR", help="what `vitbackbone probe` saved")
-    p.add_argument("--model", metavar="NAME", help="if the backbone lies elsewhere than when the probe was fitted")
-    p.add_argument("--weights", metavar="FILE", help="its weights, if they were given by hand")
+    p.add_argument("--probe", required=True, metavar="DIR", help="a folder that `vitbackbone probe` saved")
+    p.add_argument("--model", metavar="NAME", help="the backbone, if it has moved since the probe was fitted")
+    p.add_argument("--weights", metavar="FILE", help="weights of the backbone, if `extract` was given --weights")
     _max_pixels(p)
     add_json(p)
 
     p = command(
         "classify",
-        classify,
-        "Classify images with a checkpoint's own classifier: the likeliest classes of each, with probabilities.",
+        "classes.classify",
+        "Classify images with the classifier of a checkpoint. Print the most likely classes with probabilities.",
         "vitbackbone classify cat.jpg --model hf:google/vit-base-patch16-224",
     )
     p.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGES)
-    p.add_argument("--model", required=True, metavar="NAME", help="one with a classifier, named as for `extract`")
-    p.add_argument("--weights", metavar="FILE", help="weights downloaded by hand")
-    p.add_argument("--top", type=int, default=5, metavar="N", help="how many classes to print of each image")
+    p.add_argument(
+        "--model", required=True, metavar="NAME", help="a checkpoint with a classifier, named as for `extract`"
+    )
+    p.add_argument("--weights", metavar="FILE", help="weights that you downloaded")
+    p.add_argument("--top", type=_positive, default=5, metavar="N", help="classes to print for each image")
     _max_pixels(p)
     add_json(p)
-    p.add_argument("--device", default="cpu", help=f"such as {DEVICES}")
+    p.add_argument("--device", default="cpu", help=DEVICE)
 
 
 def _add_looking(command: Command) -> None:
     p = command(
         "show",
-        show_pictures,
-        "Write pictures of what a backbone sees: attention per head, rollout, PCA of the patches.",
+        "looking.show_pictures",
+        "Draw what a backbone sees: attention of each head, attention rollout, PCA of the patches.",
         "vitbackbone show photo.jpg --resolution 128 --out pictures/",
     )
-    p.add_argument("image", metavar="IMAGE", help="a file")
+    p.add_argument("image", metavar="IMAGE", help="a photo")
     _model(p)
-    p.add_argument("--out", type=out_folder, required=True, metavar="DIR", help="folder for the pictures")
+    p.add_argument("--out", type=out_folder, required=True, metavar="DIR", help="output folder")
     _resolution(p)
-    p.add_argument("--layer", type=int, default=-1, metavar="N", help="a block, negative from the end")
+    p.add_argument("--layer", type=int, default=-1, metavar="N", help=f"block to draw; {NEGATIVE}")
     _max_pixels(p)
 
-    p = command("demo", run_demo, "The whole job on sample photos and digits, offline.", "vitbackbone demo --out demo")
-    p.add_argument("--out", type=out_folder, default="demo", metavar="DIR", help="folder for pictures and features")
+    p = command(
+        "demo",
+        "looking.run_demo",
+        "Try everything on sample photos and digits, offline.",
+        "vitbackbone demo --out demo",
+    )
+    p.add_argument("--out", type=out_folder, default="demo", metavar="DIR", help="output folder")
 
-    p = command("models", list_models, "List the backbones known by name.", "vitbackbone models '*dinov2*'")
-    p.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a shell pattern")
+    p = command("models", "looking.list_models", "List the backbones known by name.", "vitbackbone models '*dinov2*'")
+    p.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a shell pattern, in quotes")
     add_json(p)
 
     p = command(
         "info",
-        print_info,
-        "Tokens, parameters, compute and memory of a backbone, and how they grow; or its forward step by step.",
+        "looking.print_info",
+        "Print tokens, parameters, compute and memory of a backbone, or its forward pass step by step.",
         "vitbackbone info vit_base_patch16_224.augreg_in21k --resolution 384",
     )
-    p.add_argument("name", metavar="NAME", help="of `vitbackbone models`, hf:OWNER/REPO, a folder")
+    p.add_argument("name", metavar="NAME", help=MODEL)
     _resolution(p)
-    p.add_argument("--trace", action="store_true", help="print the tensor at every step of the forward")
+    p.add_argument("--trace", action="store_true", help="print the tensor after every step of the forward pass")
     add_json(p)
 
 
-def _model(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--model", default="nano", metavar="NAME", help="of `vitbackbone models`, hf:OWNER/REPO, a folder")
-    to.add_argument("--weights", metavar="FILE", help="weights downloaded by hand, or 'random'")
+def _model(to: Options) -> None:
+    to.add_argument("--model", default="nano", metavar="NAME", help=MODEL)
+    to.add_argument("--weights", metavar="FILE", help="weights that you downloaded, or 'random'")
 
 
-def _resolution(parser: argparse._ActionsContainer) -> None:
-    text = "input size, a side or HEIGHTxWIDTH (default: the checkpoint's own)"
+def _resolution(parser: Options) -> None:
+    text = "input size: one side, or HEIGHTxWIDTH (default: the checkpoint's own)"
     parser.add_argument("--resolution", type=_pixels, metavar="PX", help=text)
 
 
-def _max_pixels(parser: argparse._ActionsContainer) -> None:
-    text = (
-        "most pixels of a photo; one with more is refused as a decompression bomb (default: Pillow's limit, 89478485)"
-    )
+def _max_pixels(parser: Options) -> None:
+    text = "pixels of the largest photo to decode; a larger one is refused as a decompression bomb (default: 89478485)"
     parser.add_argument("--max-pixels", type=_positive, metavar="N", help=text)
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r}; want a whole number of at least 0")
+    return int(text)
 
 
 def _positive(text: str) -> int:
@@ -252,22 +283,13 @@ def _pixels(text: str) -> int | tuple[int, int]:
     return (int(height), int(width)) if width else int(height)
 
 
-def _part(text: str) -> "Part":
-    from vitbackbone.store import Part
+def _slice(text: str) -> "Slice":
+    from vitbackbone.store import Slice
 
     try:
-        return Part.parse(text)
+        return Slice.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _engines(text: str) -> dict[str, str | bool]:
-    """Whether Ray has the shards done, and what computes them."""
-    names = _words(text)
-    computing = [name for name in names if name != "ray"] or ["auto"]
-    if len(computing) > 1 or computing[0] not in ("auto", "native", "openvino"):
-        raise argparse.ArgumentTypeError(f"{text!r}; want auto, native or openvino, ray, or ray and one of them")
-    return {"ray": "ray" in names, "computing": computing[0]}
 
 
 def _words(text: str) -> list[str]:

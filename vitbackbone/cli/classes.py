@@ -1,4 +1,4 @@
-"""`classify`: a checkpoint's own classifier; and how classes are printed."""
+"""The command `classify`, and the output that it shares with `predict`."""
 
 import argparse
 import sys
@@ -25,10 +25,10 @@ def classify(args: argparse.Namespace) -> int:
     from vitbackbone.contract import check_device, evaluating
     from vitbackbone.store import read_photos
 
-    if args.top < 1:
-        raise ValueError(f"--top {args.top}; want at least 1")
     if args.weights == "random":
-        raise ValueError("--weights random is an untrained model without a classifier; want a file, or nothing")
+        raise ValueError(
+            "--weights random is an untrained model without a classifier; give a file, or leave --weights out"
+        )
     check_device(args.device)
     checkpoint = load_checkpoint(args.model, args.weights)
     backbone, head = checkpoint.backbone.to(args.device), checkpoint_head(checkpoint).to(args.device)
@@ -44,14 +44,17 @@ def classify(args: argparse.Namespace) -> int:
 
 
 def _class_names(model: str, checkpoint: "Checkpoint", num_classes: int) -> Sequence[str]:
-    """What the outputs of a classifier mean: the checkpoint's own names; of a model of the zoo ImageNet's, which no
-    file of timm's or of the authors holds; else their indices."""
+    """Return a name for each output of a classifier.
+
+    They are the checkpoint's own. A model of the zoo whose files hold no names gets those of ImageNet. The outputs of
+    any other model are called by their indices.
+    """
     from heads.classification import imagenet_labels
     from vitbackbone.checkpoints import find_entry
 
     if checkpoint.labels:
         return checkpoint.labels
-    published = find_entry(model).num_classes == num_classes  # weights given by hand may have classes of their own
+    published = find_entry(model).num_classes == num_classes  # --weights may have other classes
     return (imagenet_labels(num_classes) if published else ()) or [str(i) for i in range(num_classes)]
 
 
@@ -62,10 +65,10 @@ def print_classes(
     top: int,
     as_json: bool,
 ) -> int:
-    """Print a line for each of the `top` likeliest classes of each photo, and name each that cannot be read on standard
-    error; or all of it as one JSON list. `classify` makes probabilities (K,) of pixels.
+    """Print the `top` most likely classes of each photo, one a line, or everything as one JSON list.
 
-    Returns the exit code: 1 if some photo could not be read.
+    Unreadable photos are named on standard error. `classify` maps pixels (3, H, W) to probabilities (K,).
+    Returns the exit code, which is 1 if a photo could not be read.
     """
     failed = 0
     rows: list[dict[str, Any]] = []

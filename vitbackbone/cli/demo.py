@@ -1,6 +1,6 @@
-"""The whole job in a minute, offline: photos in, features and pictures out, a probe on top.
+"""The command `demo`: features, pictures, a feature store and a probe in a minute, offline.
 
-Works on what scikit-learn ships: two photos and 1,797 handwritten digits, of which the built-in backbone saw none.
+It uses two photos and 1,797 handwritten digits that scikit-learn ships. The built-in backbone was not trained on them.
 """
 
 import shutil
@@ -15,6 +15,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from vitbackbone.checkpoints import load_backbone
+from vitbackbone.cli.text import escaped
 
 if TYPE_CHECKING:
     from vitbackbone.store import FeatureStore
@@ -29,10 +30,9 @@ NEXT = """What next (after `source .venv/bin/activate` where make installed it):
 
 
 def run(out: Path, measure: Callable[..., Any]) -> int:
-    """Writes pictures and features into `out` and prints what it does; returns the exit code.
+    """Write pictures and features into `out`, print every step, and return the exit code.
 
-    `measure(X, y, X_test, y_test)` fits a probe and reports on it; the command line brings it, as `vitbackbone` knows
-    of no head.
+    `measure(X, y, X_test, y_test)` fits a probe and returns its report.
     """
     began = time.perf_counter()
     backbone = load_backbone("nano")
@@ -61,7 +61,7 @@ def _photos(backbone: Any, out: Path) -> None:
                 f"patches {tuple(features.patches.shape)}"
             )
         pictures = show(backbone, photo, out / name, resolution=RESOLUTIONS[-1])
-    print(f"   pictures: {out}/*/overview.png and {len(pictures) - 1} more of each photo\n")
+    print(f"   pictures: {escaped(str(out))}/*/overview.png and {len(pictures) - 1} more of each photo\n")
 
 
 def _digits(backbone: Any, out: Path, measure: Callable[..., Any]) -> None:
@@ -77,9 +77,10 @@ def _digits(backbone: Any, out: Path, measure: Callable[..., Any]) -> None:
         path = folder / str(label) / f"{i:04}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.uint8(pixels / 16 * 255)).save(path)
-    shutil.rmtree(out / "digits-features", ignore_errors=True)  # of another version, perhaps; it takes seconds
+    shutil.rmtree(out / "digits-features", ignore_errors=True)  # another version may have made it
     store: FeatureStore = extract(backbone, folder, out / "digits-features", tokens=("cls", "patches"), batch_size=64)
-    print(f"   {out}/digits-features: {len(store)} images, {len(store.failed)} failed, cls {store.cls.shape}\n")
+    where = escaped(str(out / "digits-features"))
+    print(f"   {where}: {len(store)} images, {len(store.failed)} failed, cls {store.cls.shape}\n")
 
     print("3. A linear probe: trained on one half, measured on the other")
     rows = [int(Path(path).stem) for path in store.paths]

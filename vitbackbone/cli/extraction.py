@@ -1,4 +1,4 @@
-"""`extract`, `verify` and `export`: photos to a feature store, what it is worth, and out of it."""
+"""The commands `extract`, `verify` and `export`: photos to a feature store, its check, and its conversion."""
 
 import argparse
 import signal
@@ -6,21 +6,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitbackbone.cli.model import load
 from vitbackbone.cli.output import print_json
 from vitbackbone.cli.text import escaped, printable
 
-SHOWN = 10  # images that failed, or files that are damaged
+if TYPE_CHECKING:
+    from vitbackbone.store import RayCluster
+
+SHOWN = 10  # failed images that are printed
 
 
 def run_extract(args: argparse.Namespace) -> int:
-    from vitbackbone.store import RayOptions, extract
+    from vitbackbone.store import extract
 
-    ray = None
-    if args.engine["ray"]:
-        actors = args.ray_actors if args.ray_actors is not None else RayOptions.actors
-        ray = RayOptions(args.ray_address, actors, args.ray_cpus, args.ray_gpus)
+    cluster = _cluster(args)
     with _terminable():
         store = extract(
             load(args),
@@ -36,22 +37,33 @@ def run_extract(args: argparse.Namespace) -> int:
             max_pixels=args.max_pixels,
             dtype=args.dtype,
             precision=args.precision,
-            engine=args.engine["computing"],
+            engine=args.engine,
             workers=args.workers,
             device=args.device,
-            shard=(args.shard.index, args.shard.count),
+            slice=(args.slice.index, args.slice.count) if args.slice else (0, 1),
+            cluster=cluster,
             retry_failed=args.retry_failed,
-            ray=ray,
             progress=not args.quiet,
         )
     failed = store.failed
     if failed or not args.quiet:
         print(f"{len(store)} images read, {len(failed)} failed: {escaped(args.out)}")
     if store.missing and not args.quiet:
-        print(f"  {store.missing} shards are not done yet; they belong to other slices")
+        print(f"  {store.missing} shards of other slices are not complete yet")
     lines = [f"failed: {escaped(path)}: {printable(error)}" for path, error in failed]
     _print_some(lines, f"FeatureStore({args.out!r}).failed")
     return 1 if failed and not len(store) else 0
+
+
+def _cluster(args: argparse.Namespace) -> "RayCluster | None":
+    """Return the cluster that is asked for. Raises `ValueError` if only its options are given."""
+    from vitbackbone.store import RayCluster
+
+    options = {name: vars(args)[f"ray_{name}"] for name in ("address", "actors", "cpus", "gpus")}
+    given = {name: value for name, value in options.items() if value is not None}
+    if args.cluster is None and given:
+        raise ValueError(f"--ray-{next(iter(given))} is an option of a cluster; give --cluster ray too")
+    return RayCluster(**given) if args.cluster else None
 
 
 def run_verify(args: argparse.Namespace) -> int:
@@ -67,7 +79,7 @@ def run_verify(args: argparse.Namespace) -> int:
         for file, problem in found.problems:
             print(f"  {escaped(str(file))}: {printable(problem)}")
     elif not args.quiet:
-        print(f"{store}: all {found.shards} shards of {found.images} images are as they were written")
+        print(f"{store}: {found.images} images in {found.shards} shards, all as they were written")
     return 1 if found.problems else 0
 
 
@@ -90,7 +102,7 @@ def _print_some(lines: list[str], more: str) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM, by which schedulers stop a job, ends it as Ctrl-C does: nothing half-written is left, and no lock."""
+    """Let SIGTERM, with which schedulers stop a job, end the command as Ctrl-C does: no half-written file, no lock."""
 
     def stop(*_: object) -> None:
         print("terminated; what is done is kept", file=sys.stderr)

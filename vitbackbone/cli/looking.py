@@ -1,4 +1,4 @@
-"""`show`, `models`, `info` and `demo`: what there is, and what it sees."""
+"""The commands `show`, `models`, `info` and `demo`."""
 
 import argparse
 from contextlib import nullcontext, redirect_stdout
@@ -44,7 +44,7 @@ def print_info(args: argparse.Namespace) -> int:
     elif args.json:
         print_json(info_record(args.name, entry, args.resolution))
     else:
-        print(trace(*traced) if args.trace else info(args.name, entry, args.resolution))
+        print(trace(*traced) if args.trace else info(escaped(args.name), entry, args.resolution))
     return 0
 
 

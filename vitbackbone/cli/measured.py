@@ -1,4 +1,4 @@
-"""What `probe` writes beside a probe about the photos that it was measured on."""
+"""The tables and the picture that `probe` writes about the photos that it measured a probe on."""
 
 import csv
 import io
@@ -18,35 +18,37 @@ if TYPE_CHECKING:
     from heads.measures import Report
     from vitbackbone.store import FeatureStore
 
-SHOWN = 60  # photos of the contact sheet, those first of which the probe was most sure
-COLUMNS, SIDE, MARGIN, LINE = 6, 160, 8, 14  # of it; pixels
-PRINTED = 20  # classes whose confusion matrix fits a terminal
+SHOWN = 60  # photos of the contact sheet
+COLUMNS, SIDE, MARGIN, LINE = 6, 160, 8, 14  # columns of the contact sheet; pixels
+PRINTED = 20  # most classes of a confusion matrix that fits a terminal
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The photos of a store that a probe was measured on, and what it made of them."""
+    """Photos of a store that a probe was measured on, and its predictions."""
 
     store: "FeatureStore"
-    images: "NDArray[np.int64]"  # of the store, (N,)
+    images: "NDArray[np.int64]"  # rows of the store, (N,)
     truth: "NDArray[np.int64]"  # indices into `names`, (N,)
     predicted: "NDArray[np.int64]"
-    probabilities: "NDArray[Any]"  # of what was predicted, (N,)
+    probabilities: "NDArray[Any]"  # of the predicted class, (N,)
     names: Sequence[str]
 
     @property
     def wrong(self) -> "NDArray[np.int64]":
-        """Which photos were misclassified, those first of which the probe was most sure."""
+        """The indices of the misclassified photos, the most confident mistakes first."""
         rows = np.flatnonzero(self.truth != self.predicted)
         return rows[np.argsort(-self.probabilities[rows], kind="stable")]
 
     def write(self, folder: Path, report: "Report", photos: Path | None) -> tuple[list[Path], str]:
-        """Write all files into a folder. Returns them, and a sentence if there is no contact sheet of the misclassified
-        photos although there are some. `photos`: where the photos lie, if it is known."""
+        """Write all files into a folder. `photos`: the folder of the photos, if it is known.
+
+        Returns the files, and a sentence if the photos of a contact sheet were not found.
+        """
         names = [row.name for row in report.classes]
         everything, wrong = np.arange(len(self.truth)), self.wrong
         tables: dict[str, list[Sequence[object]]] = {
-            "confusion.csv": [["class", *names], *map(_joined, names, report.confusion)],
+            "confusion.csv": [["class", *names], *([a, *b] for a, b in zip(names, report.confusion, strict=True))],
             "held_out.csv": list(self._table(everything)),
             "misclassified.csv": list(self._table(wrong)),
         }
@@ -60,7 +62,7 @@ class Measured:
             files.append(_write(sheet, encoded.getvalue()))
         elif len(wrong):
             note = (
-                f"no photo of {self.store.directory} was found to show the misclassified ones; give their --photos DIR"
+                f"the photos of {self.store.directory} were not found, so no picture shows mistakes; give --photos DIR"
             )
         return files, note
 
@@ -73,9 +75,9 @@ class Measured:
     def _contact_sheet(self, rows: "NDArray[np.int64]", photos: Path | None) -> "Image | None":
         from PIL import Image, ImageDraw
 
-        from vitbackbone.store import originals
+        from vitbackbone.store import source_files
 
-        found = originals(self.store, [int(self.images[row]) for row in rows], photos)
+        found = source_files(self.store, [int(self.images[row]) for row in rows], photos)
         if found is None:
             return None
         columns = min(COLUMNS, len(rows))
@@ -94,7 +96,7 @@ class Measured:
 
 
 def confusion_table(report: "Report") -> str:
-    """The confusion matrix as text, or "" if there are too many classes for a terminal."""
+    """Return the confusion matrix as text, or "" if it has too many classes for a terminal."""
     names = [row.name for row in report.classes]
     if len(names) > PRINTED:
         return ""
@@ -113,7 +115,7 @@ def _thumbnail(data: bytes | None) -> "Image":
 
     from vitbackbone.images import Photo
 
-    if data is None:  # gone, or changed since the store was made
+    if data is None:  # missing, or changed since the store was made
         return Image.new("RGB", (SIDE, SIDE), "lightgray")
     picture = Image.fromarray(Photo(data).decode().permute(1, 2, 0).contiguous().numpy())
     picture.thumbnail((SIDE, SIDE))
@@ -121,16 +123,12 @@ def _thumbnail(data: bytes | None) -> "Image":
 
 
 def _fitting(draw: Any, text: str) -> str:
-    """The text, cut to the width of a photo."""
+    """Cut a text to the width of a thumbnail."""
     if draw.textlength(text) <= SIDE:
         return text
     while text and draw.textlength(text + "...") > SIDE:
         text = text[:-1]
     return text + "..."
-
-
-def _joined(name: str, counts: Sequence[int]) -> Sequence[object]:
-    return [name, *counts]
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> bytes:

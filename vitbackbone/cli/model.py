@@ -12,6 +12,7 @@ STRONGER = "vit_small_patch14_dinov2.lvd142m"
 
 
 def load(args: argparse.Namespace) -> "BackboneModule":
+    """Return the backbone of --model and --weights. Raises `ValueError` on an unknown name."""
     from vitbackbone.checkpoints import load_backbone
 
     if args.model == "nano":

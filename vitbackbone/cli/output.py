@@ -1,4 +1,4 @@
-"""Results as JSON."""
+"""JSON output."""
 
 import argparse
 import json
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add `--json`, which `print_json` serves."""
+    """Add the option `--json`."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON, for other programs")
 
 
 def print_json(value: Any) -> None:
-    """Print a value as one line of JSON in ASCII, so that `jq` and any terminal take it whatever a file is called.
+    """Print a value as one line of JSON in ASCII, which `jq` and every terminal read, whatever a file is called.
 
-    A NumPy number or array is a number or a list, a path is a string, and a number that is not finite is null.
+    NumPy numbers and arrays become numbers and lists, paths become strings, and nan and infinity become null.
     """
     print(json.dumps(_plain(value), allow_nan=False))
 

@@ -1,8 +1,7 @@
-"""The package `heads` has a common name: a module of the user's may hide it. The command says so, and does not run that
-module."""
+"""Protection against a module of the user's that is called `heads`, as our package is."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -16,8 +15,10 @@ OWN = Path(vitbackbone.__file__).resolve().parent.parent / "heads"
 
 @contextmanager
 def own_heads() -> Iterator[None]:
-    """While this is open, an import of `heads` finds our package, or raises an `ImportError` that names the file in its
-    way. Raises it at once if that file was imported before."""
+    """Let an import of `heads` find our package, or raise an `ImportError` that names the file in its way.
+
+    That file is not run. If it was imported before, the error comes at once.
+    """
     if "heads" in sys.modules:
         _check(sys.modules["heads"].__spec__)
     finder = _Finder()
@@ -29,12 +30,10 @@ def own_heads() -> Iterator[None]:
 
 
 class _Finder(MetaPathFinder):
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname == "heads":
             _check(PathFinder.find_spec("heads"))
-        return None  # the usual finders go on
+        return None  # the usual finders continue
 
 
 def _check(spec: ModuleSpec | None) -> None:
@@ -45,6 +44,6 @@ def _check(spec: ModuleSpec | None) -> None:
         return
     there = spec.origin or next(iter(folders), "a module of that name")
     raise ImportError(
-        f"{there} hides the package heads, which vitbackbone brings along. Rename that file, or run from another "
-        "folder and take its folder off PYTHONPATH"
+        f"{there} hides the package heads, which is a part of vitbackbone. Rename that file, or run the command in "
+        "another folder and without it on PYTHONPATH"
     )

@@ -1,4 +1,4 @@
-"""Where a command reads and writes."""
+"""Checks of the places that a command line names: files, folders and devices."""
 
 import argparse
 import re
@@ -7,17 +7,17 @@ from pathlib import Path
 
 from vitbackbone.cli.text import escaped
 
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # also what Path makes of `s3://bucket`
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # one slash, because Path turns `s3://bucket` into `s3:/bucket`
 OF_A_CLUSTER = "ray_address"
 DEVICES = "cpu, cuda, cuda:1 or mps"
 MODELS = ("model", "name")
 
 
 def out_folder(text: str) -> str:
-    """The type of an option that names a folder to write into, made if it is missing."""
+    """Check an option that names an output folder. A missing folder is made later."""
     path = Path(text)
     if not text:
-        raise argparse.ArgumentTypeError("'' is no name of a folder")
+        raise argparse.ArgumentTypeError("'' is not the name of a folder")
     for each in (path, *path.parents):
         if each.exists():
             if not each.is_dir():
@@ -27,19 +27,19 @@ def out_folder(text: str) -> str:
 
 
 def check_places(arguments: argparse.Namespace) -> None:
-    """Refuse addresses such as s3://bucket/photos, in any argument."""
+    """Raise `ValueError` on addresses such as s3://bucket/photos in any argument."""
     for name, text in _texts(arguments):
         if ADDRESS.match(text) and name != OF_A_CLUSTER:
             what = "hf:OWNER/REPO names a Hugging Face model" if name in MODELS else "download or mount it first"
-            raise ValueError(f"{escaped(text)} is an address; only files of this machine are read and written: {what}")
+            raise ValueError(f"{escaped(text)} is an address, but only local files are read and written: {what}")
 
 
 def check_device_name(arguments: argparse.Namespace) -> None:
-    """Refuse a device whose name PyTorch does not have, before anything is loaded."""
+    """Raise `ValueError` on a device that PyTorch does not know, before anything is loaded."""
     name = getattr(arguments, "device", None) or "cpu"
     meant = f"; did you mean {name.replace('gpu', 'cuda')}?" if name.startswith("gpu") else ""
     if meant or not re.fullmatch(r"[a-z]+(:\d+)?", name):
-        raise ValueError(f"device={name!r} is no device of PyTorch; want {DEVICES}{meant}")
+        raise ValueError(f"--device {escaped(name)} is not a device of PyTorch; want {DEVICES}{meant}")
 
 
 def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:

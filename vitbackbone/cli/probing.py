@@ -1,4 +1,4 @@
-"""`probe` and `predict`: a classifier on stored features, and on photos."""
+"""The commands `probe` and `predict`: fit a classifier on stored features, and apply it to photos."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vitbackbone.store import FeatureStore
 
 log = logging.getLogger("vitbackbone.probe")
-HOLD_OUT = 0.2  # of a store that is probed without a test store
+HOLD_OUT = 0.2  # part of the store to measure on, if there is no test store
 
 
 def probe(args: argparse.Namespace) -> int:
@@ -47,7 +47,7 @@ def probe(args: argparse.Namespace) -> int:
         shared, how = _shared(store, images, test, tested), f"on {escaped(args.test)}"
         if shared:
             log.warning(
-                "%d of the %d photos of %s are photos that the probe was fitted on: this accuracy is too high",
+                "%d of the %d photos of %s were also used to fit the probe: this accuracy is too high",
                 *(shared, len(tested), args.test),
             )
     else:
@@ -83,7 +83,7 @@ def _fit(args: argparse.Namespace, X: Any, y: "NDArray[np.int64]", groups: "NDAr
 
 
 def _groups(store: "FeatureStore", images: "NDArray[np.int64]", by: str | None) -> "NDArray[np.int64]":
-    """What each image belongs to: copies of a photo are one, and those that `--groups` says."""
+    """Return the group of each image. Duplicates are one group, and `--groups` joins more."""
     from heads.splits import join_groups
     from vitbackbone.store import copies, groups_by
 
@@ -97,14 +97,14 @@ def _hold_out(store: "FeatureStore", y: "NDArray[np.int64]", groups: "NDArray[np
     held = hold_out(np.unique(y, return_inverse=True)[1], HOLD_OUT, groups)
     if not held.any():
         what = "one image" if len(np.unique(groups)) == len(groups) else "one group of images"
-        raise ValueError(f"{store.directory} has {what} a class, none to measure on; give a --test store")
+        raise ValueError(f"{store.directory} has only {what} in each class and none to measure on; give a --test store")
     return held
 
 
 def _shared(
     store: "FeatureStore", images: "NDArray[np.int64]", test: "FeatureStore", tested: "NDArray[np.int64]"
 ) -> int:
-    """How many photos of a test store have the content of one that was fitted on."""
+    """Count the photos of a test store that are exact duplicates of photos that the probe was fitted on."""
     fitted, measured = (
         [sha256 for sha256 in each.images["sha256"].take(rows).to_pylist() if sha256]
         for each, rows in ((store, images), (test, tested))
@@ -179,9 +179,9 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def _check_about(folder: str, classes: "NDArray[Any]", about: dict[str, Any]) -> list[str]:
-    """The name of each class of a probe that `vitbackbone probe` saved. Raises `ValueError` on another."""
+    """Return the class names of a saved probe. Raises `ValueError` if `vitbackbone probe` did not save it."""
     if not about.keys() >= {"features", "store", "class_names"}:
-        raise ValueError(f"{folder} was not saved by `vitbackbone probe`, so its features are not known")
+        raise ValueError(f"{folder} was not saved by `vitbackbone probe`, so it is unknown which features it reads")
     names = about["class_names"]
     indices = classes.tolist()
     if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < len(names) for i in indices):
@@ -192,7 +192,7 @@ def _check_about(folder: str, classes: "NDArray[Any]", about: dict[str, Any]) ->
 
 
 def _kind(store: "FeatureStore") -> str:
-    """What of a store a probe reads: the CLS tokens where it has them, else the mean of the patches."""
+    """Return the features that a probe reads: `cls` if the store has CLS tokens, else `patches`, their mean."""
     kinds = [kind for kind in ("cls", "patches") if kind in store.manifest["tokens"]]
     if not kinds:
         raise ValueError(f"{store.directory} has neither cls nor patches to probe")
@@ -200,17 +200,17 @@ def _kind(store: "FeatureStore") -> str:
 
 
 def _labelled(store: "FeatureStore", class_names: Sequence[str]) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
-    """The images that have a label, and their labels as indices into `class_names`."""
+    """Return the rows of labelled images (N,), and their labels (N,) as indices into `class_names`."""
     if not len(store):
-        raise ValueError(f"no image of {store.directory} was read; `FeatureStore.failed` says why")
+        raise ValueError(f"no image of {store.directory} could be read; run `vitbackbone extract` again to see why")
     known = np.flatnonzero(store.labels >= 0)
     if not len(known):
         raise ValueError(
-            f"{store.directory} has no labels: extract a folder whose sub-folders are classes, or a list with a label "
-            "column"
+            f"{store.directory} has no labels: extract a folder whose sub-folders are classes, or a list with a "
+            "column label"
         )
     if len(known) < len(store):
-        log.warning("%s: %d images have no label; they are left out", store.directory, len(store) - len(known))
+        log.warning("%s: %d images have no label and are left out", store.directory, len(store) - len(known))
     strange = sorted(set(store.class_names) - set(class_names))
     if strange:
         raise ValueError(f"{store.directory} has classes that the probe was not fitted on: {', '.join(strange)}")
@@ -227,14 +227,16 @@ def _features(store: "FeatureStore", kind: str, images: "NDArray[np.int64]") -> 
 
 def _check_same_features(store: "FeatureStore", test: "FeatureStore") -> None:
     if _kind(store) != _kind(test):
-        raise ValueError(f"{store.directory} holds {_kind(store)} and {test.directory} {_kind(test)}; want the same")
+        raise ValueError(
+            f"{store.directory} holds {_kind(store)} and {test.directory} {_kind(test)}; want the same --tokens"
+        )
     for key in ("model", "preprocessing", "layers", "norm"):
         if store.manifest[key] != test.manifest[key]:
             raise ValueError(f"{store.directory} and {test.directory} hold different features: their {key} differs")
 
 
 def check_same_backbone(backbone: "BackboneModule", manifest: dict[str, Any]) -> None:
-    """Refuses another backbone than the one that a store was made with."""
+    """Raise `ValueError` if a backbone is not the one that a store was made with."""
     from vitbackbone.contract import weights_sha256
 
     model, preprocessing = manifest["model"], asdict(backbone.preprocess)
@@ -248,5 +250,5 @@ def check_same_backbone(backbone: "BackboneModule", manifest: dict[str, Any]) ->
     if wrong:
         raise ValueError(
             f"the probe was fitted on another backbone than this {model['name']}: {', '.join(wrong)} differ. Give the "
-            "same one by --model and --weights; one of random weights is gone"
+            "same one with --model and --weights; random weights cannot be made again"
         )

@@ -14,9 +14,9 @@ class ReaderGone(Exception):
 
 
 class _Guard:
-    """A text stream that passes everything on, and has a word on failed writes."""
+    """A text stream that passes everything on and handles failed writes."""
 
-    def __init__(self, stream: Any) -> None:  # None where Python found it closed
+    def __init__(self, stream: Any) -> None:  # None if Python found it closed
         self._closed = stream is None
         self._stream = stream or open(os.devnull, "w")  # noqa: SIM115, PTH123  # open as long as the process lives
 
@@ -39,7 +39,7 @@ class _Guard:
             self.failed(error)
 
     def failed(self, error: OSError) -> None:
-        """Drop what is buffered, or Python's own flush at exit would fail again and print a traceback."""
+        """Drop the buffer, because Python's own flush at exit would fail again and print a traceback."""
         if not self._closed:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -47,7 +47,7 @@ class _Guard:
 
 
 class _Results(_Guard):
-    """Standard output: what cannot be written there is lost to the user, so it is an error."""
+    """Standard output. A failed write is an error, because the user would lose a result."""
 
     def failed(self, error: OSError) -> None:
         super().failed(error)
@@ -57,7 +57,7 @@ class _Results(_Guard):
 
 
 class _Notes(_Guard):
-    """Standard error: a note that cannot be written ends no work. The exit code still tells."""
+    """Standard error. A failed write ends no work: the exit code still tells the result."""
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def guarded_streams() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     for stream in before:
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a locale may lack characters that are to be printed
+            stream.reconfigure(errors="backslashreplace")  # the locale may lack a character
     sys.stdout, sys.stderr = _Results(before[0]), _Notes(before[1])
     try:
         yield
@@ -78,10 +78,10 @@ def guarded_streams() -> Iterator[None]:
 def _occupy_closed() -> None:
     """Open the null device for each standard stream that is closed.
 
-    Otherwise the next file that is opened takes its number, and a library's message on "standard error" goes into it.
+    Otherwise the next opened file would take its number, and a library's message to standard error would go into it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, this one

@@ -1,10 +1,10 @@
-"""Text that is safe to print: nothing in it can steer a terminal or forge a line."""
+"""Safe text: nothing in it can control a terminal or forge a line."""
 
 SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def escaped(name: str) -> str:
-    r"""Return a file name as one printable line from which the name can be told, like `ls --escape`.
+    r"""Return a file name as one printable line, different for each name, like `ls --escape`.
 
     Control characters, line breaks, invisible and bidirectional formatting characters, and bytes that are not UTF-8
     become `\n`, `\x1b`, `\u202e` or `\xff`; a backslash is doubled. Printable Unicode and spaces stay as they are.
@@ -13,7 +13,7 @@ def escaped(name: str) -> str:
 
 
 def printable(message: str) -> str:
-    """Return a message as one printable line: as `escaped`, but backslashes stay, since names in it may be escaped."""
+    """Return a message as one printable line. Backslashes stay, because names in it are escaped already."""
     return message if message.isprintable() else "".join(c if c.isprintable() else _code(c) for c in message)
 
 

@@ -1,22 +1,31 @@
-"""The parser of command lines: a wrong one is answered by one line that says what to change."""
+"""The parser of command lines. A wrong line gets one line in answer, which says what to change."""
 
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn, TypeAlias
 
 from vitbackbone.cli.text import printable
 
 NUMBERS = re.compile(r"-\d+(,-?\d+)*")
+# Three names of argparse that are not public. `option_names` and the two uses below are the only ones.
+# tests/cli/test_usage.py tells when argparse changes them.
+Options: TypeAlias = "argparse._ActionsContainer"  # a parser, or a group of options
+
+
+def option_names(parser: argparse.ArgumentParser) -> Collection[str]:
+    """Return the options of a parser, such as `--json`; none if this version of argparse keeps them elsewhere."""
+    return getattr(parser, "_option_string_actions", ())
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Examples as they are written, and defaults behind what an option says."""
+    """Print examples as they are written, and the default of each option after its description."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        shown = action.default is not None and action.default is not False
+        return super()._get_help_string(action) if shown else action.help
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +37,9 @@ class Parser(argparse.ArgumentParser):
         epilog = "\n  ".join(["example:" if len(examples) == 1 else "examples:", *examples])
         super().__init__(epilog=epilog, formatter_class=_Help, allow_abbrev=False, **options)
 
+    def print_help(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
+        print(self.format_help(), end="", file=file)  # argparse would drop an error of the stream
+
     def error(self, message: str) -> NoReturn:
         end = "" if message.endswith("?") else "."
         self.exit(2, f"{self.prog}: {printable(message)}{end} See `{self.prog} --help`\n")
@@ -38,10 +50,11 @@ class Parser(argparse.ArgumentParser):
         found, left = super().parse_known_args(given, namespace)
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            self.error(f"unexpected argument {left[0]!r}{more}; quote a glob so that the shell leaves it as it is")
+            self.error(f"unexpected argument {left[0]!r}{more}; put quotes around a glob, or the shell expands it")
         return found, left
 
     def _refuse_unknown(self, given: Sequence[str]) -> None:
+        known = option_names(self)
         for argument in given:
             if argument == "--":
                 return
@@ -52,14 +65,14 @@ class Parser(argparse.ArgumentParser):
                     self.error(f"unknown command {argument!r}{_meant(argument, self.commands)}")
                 return
             name = argument.split("=")[0] if argument.startswith("--") else argument[:2]
-            if name not in self._option_string_actions and not NUMBERS.fullmatch(argument):
-                self.error(f"unknown option {argument.split('=')[0]!r}{_meant(argument, self._option_string_actions)}")
+            if known and name not in known and not NUMBERS.fullmatch(argument):
+                self.error(f"unknown option {argument.split('=')[0]!r}{_meant(argument, known)}")
         if self.commands and not given:
             self.error(f"want a command: {', '.join(self.commands)}")
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """`--layers -4,-1` as `--layers=-4,-1`: argparse takes a value that begins with a dash for an option."""
+    """Return `--layers -4,-1` as `--layers=-4,-1`, because argparse takes a value with a dash for an option."""
     joined: list[str] = []
     for argument in arguments:
         if NUMBERS.fullmatch(argument) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
@@ -70,7 +83,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def _meant(given: str, names: Iterable[str]) -> str:
-    """Return the name that was probably meant, as the end of a sentence."""
+    """Return the end of a sentence that suggests the closest name, or nothing."""
     word = given.split("=")[0]
     longer = [name for name in names if word.strip("-") and name.startswith(word)]
     close = longer or get_close_matches(word, names, n=1)

@@ -1,12 +1,12 @@
-"""The contract: what every backbone takes, returns and tells about itself."""
+"""The contract of every backbone: its input, its output and its description of itself."""
 
 from vitbackbone.contract.align import align
 from vitbackbone.contract.backbone import Asked, Backbone, BackboneModule, check_images, one_by_one
 from vitbackbone.contract.dtypes import float32_default
-from vitbackbone.contract.features import Attention, Features, Pooled, Prefix, pool_cls, pool_mean, stack
+from vitbackbone.contract.features import Attention, Features, Pooled, Prefix, pool_cls, pool_mean, stack, stack_maps
 from vitbackbone.contract.fingerprint import fingerprint, weights_sha256
 from vitbackbone.contract.geometry import Geometry, Images
-from vitbackbone.contract.inference import check_device, evaluating
+from vitbackbone.contract.inference import check_device, device_of, evaluating
 from vitbackbone.contract.pytrees import register
 from vitbackbone.contract.repeated import Repeated, one_value
 from vitbackbone.contract.spec import BackboneSpec, Engine, Fidelity, Precision, Runtime, Wanted
@@ -35,6 +35,7 @@ __all__ = [
     "any_size",
     "check_device",
     "check_images",
+    "device_of",
     "evaluating",
     "fingerprint",
     "float32_default",
@@ -44,5 +45,6 @@ __all__ = [
     "pool_cls",
     "pool_mean",
     "stack",
+    "stack_maps",
     "weights_sha256",
 ]

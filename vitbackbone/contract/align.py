@@ -1,4 +1,4 @@
-"""One feature map on the grid of another: what it shows at other places of the same images.
+"""Alignment of feature maps: one map, resampled at the patch centres of another.
 
 Axes: `B` batch, `D` width, `h w` patch grid.
 """
@@ -12,10 +12,11 @@ from vitbackbone.contract.geometry import Geometry
 
 
 def align(features: Features, geometry: Geometry) -> Float[Tensor, "B D h w"]:
-    """The map at the patch centres of another geometry of the same images: bilinear, and at the edges the edge patch.
+    """Resample a map bilinearly at the patch centres of another geometry of the same images.
 
-    By strides, not by grid sizes: where a stride does not divide the image, the maps cover different parts of padding.
-    Where both cover the same, this is `F.interpolate(align_corners=False)`.
+    Centres beyond the outermost patches take the value of the edge patch. Strides decide where centres lie, and grid
+    sizes do not: if a stride does not divide the image, the two maps cover different parts of the padding. If both maps
+    cover the same area, the result equals `F.interpolate(align_corners=False)`.
     """
     maps, ratio = features.patches, geometry.stride / features.geometry.stride
     if ratio == 1:
@@ -25,6 +26,9 @@ def align(features: Features, geometry: Geometry) -> Float[Tensor, "B D h w"]:
 
 
 def _hats(points: int, size: int, ratio: float, device: torch.device) -> Float[Tensor, "points size"]:
-    """How much of each of `size` samples is in each of `points`, which are `ratio` samples apart; rows sum to 1."""
+    """Return the weight of each of `size` samples at each of `points`, which lie `ratio` samples apart.
+
+    Each row sums to 1.
+    """
     centres = ((torch.arange(points, device=device) + 0.5) * ratio - 0.5).clamp(0, size - 1)
     return (1 - (centres[:, None] - torch.arange(size, device=device)).abs()).clamp(min=0)

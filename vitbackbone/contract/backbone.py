@@ -1,4 +1,4 @@
-"""The `Backbone` protocol, and `BackboneModule`, its base class for modules of torch."""
+"""The `Backbone` protocol, and `BackboneModule`, its base class for torch modules."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +19,9 @@ from vitbackbone.images import ImageTransform
 class Backbone(Protocol):
     """Anything that turns images into `Features`.
 
-    `images` is a float tensor (B, 3, H, W), normalised as `preprocess` does, or a list of (3, Hi, Wi) of different
-    sizes; a `FusedBackbone` of n also takes the 3n channels that its `preprocess` makes. Anything else raises a
-    `ValueError` that says what was given and what is wanted.
+    `images` is a float tensor (B, 3, H, W), normalised as `preprocess` does, or a list of tensors (3, Hi, Wi) of any
+    sizes. A `FusedBackbone` of n members also takes the 3n channels that its `preprocess` returns. Anything else raises
+    `ValueError`.
     """
 
     @property
@@ -29,38 +29,46 @@ class Backbone(Protocol):
 
     @property
     def preprocess(self) -> ImageTransform:
-        """Image file to normalised tensor, as this very checkpoint wants it."""
+        """The checkpoint's own transform, from an image file to a normalised tensor."""
         ...
 
     def __call__(self, images: Images) -> Features:
-        """The last layer, with the checkpoint's own final norm."""
+        """Return the last layer, with the checkpoint's own final norm if it has one."""
         ...
 
     def forward_layers(self, images: Images, layers: Sequence[int], norm: Norm = True) -> tuple[Features, ...]:
-        """One `Features` per entry of `layers`: 0-based, negative from the end, in the order asked, duplicates kept;
-        no block after the deepest is run. `norm=True` applies the checkpoint's final norm, and raises `ValueError`
-        where it has none; a list has one for each layer."""
+        """Return one `Features` for each entry of `layers`, in the given order.
+
+        `layers`: 0-based indices; negative ones count from the end, and duplicates are kept. Blocks after the deepest
+        layer do not run.
+        `norm`: whether to apply the checkpoint's final norm, for all layers or as a list with one value a layer.
+        Raises `ValueError` if a layer is out of range, or if a requested norm is missing or does not fit its layer.
+        """
         ...
 
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
-        """The attention maps of the layers asked, for images of one size; a list of several raises `ValueError`."""
+        """Return the attention maps of the requested layers.
+
+        Raises `ValueError` for a list of images, and for a network that has no attention over the whole image.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What one call of a backbone is to give: each of the layers `wanted`, in their order."""
+    """The request of one call: the `wanted` layers in their order, and the part of each that the call returns."""
 
     wanted: tuple[Wanted, ...]
     part: Literal["features", "prefix", "attention"] = "features"
-    single: bool = False  # the one layer itself, not a tuple of it
+    single: bool = False  # return the only layer itself, and no tuple
 
     @property
     def deepest(self) -> int:
+        """The deepest layer that must run."""
         return max(layer for layer, _ in self.wanted)
 
     def answer(self, found: Mapping[Wanted, Any]) -> Any:
-        """What the call returns, given the `Features` of each layer, or what is asked of it."""
+        """Return the result of the call from the `Features`, `Prefix` or `Attention` of each wanted layer."""
         results = tuple(self._finished(found[each]) for each in self.wanted)
         return results[0] if self.single else results
 
@@ -68,29 +76,29 @@ class Asked:
         if isinstance(result, Features) and self.part == "prefix":
             return Prefix.of(result)
         if isinstance(result, Features) and torch.compiler.is_exporting():
-            return replace(result, pool=Pooled(result.pooled))  # a graph holds no function to call later
+            return replace(result, pool=Pooled(result.pooled))  # an exported graph holds no functions
         return result
 
 
 class BackboneModule(nn.Module, ABC):
-    """A `Backbone` that is a module of torch: what `load_backbone` returns.
+    """A `Backbone` that is a torch module. `load_backbone` returns one.
 
-    A subclass sets `spec` and defines `forward`. All methods call the module itself, so that whatever acts on a call of
-    a module acts on each of them: hooks, FSDP, a compiler.
+    A subclass sets `spec` and defines `forward`. Every method calls the module itself, so that hooks, FSDP and
+    compilers see each method as they see a call of the module.
     """
 
     spec: BackboneSpec
     preprocess: ImageTransform
-    channels: tuple[int, ...] = (3,)  # how many channels images may have
-    frozen: bool = False  # whether it stays in eval mode, whatever `train` is told
+    channels: tuple[int, ...] = (3,)  # numbers of channels that images may have
+    frozen: bool = False  # whether it stays in eval mode, even after `train()`
     runtime: Runtime = Runtime()
-    fidelity: Fidelity | None = None  # of one that `optimize` made
+    fidelity: Fidelity | None = None  # agreement with the plain backbone, if `optimize` made this one
 
     @abstractmethod
     def forward(self, images: Images, asked: Asked | None = None) -> Any:
-        """The `Features` of the last layer, with the final norm if there is one.
+        """Return the `Features` of the last layer, with the final norm if there is one.
 
-        `asked`: what the other methods want instead; it is theirs, and `asked.answer` makes what is returned.
+        `asked`: the request of the other methods, for their own use. A subclass returns `asked.answer(found)`.
         """
 
     def forward_layers(self, images: Images, layers: Sequence[int], norm: Norm = True) -> tuple[Features, ...]:
@@ -99,38 +107,38 @@ class BackboneModule(nn.Module, ABC):
         return self(images, Asked(tuple(self.spec.wanted(layers, norm))))
 
     def forward_prefix(self, images: Images, layers: Sequence[int], norm: Norm = True) -> tuple[Prefix, ...]:
-        """What `forward_layers` returns, but for the patches. Nothing is done for patches that is not needed: a ViT
-        that pools its CLS token saves most of the deepest block. Others run in full.
+        """Return the CLS token, the registers and the pooled vector of each layer, without the patches.
 
-        Raises `ValueError` as `forward_layers` does.
+        A ViT that pools its CLS token or its prefix tokens skips the patches in the deepest block, which saves most of
+        that block. Other networks run in full. Arguments and errors are the same as for `forward_layers`.
         """
-        if type(self).forward_layers is not BackboneModule.forward_layers:  # a subclass's own way counts here too
+        if type(self).forward_layers is not BackboneModule.forward_layers:  # a subclass has its own method
             return tuple(Prefix.of(features) for features in self.forward_layers(images, layers, norm))
         check_images(images, self.channels)
         return self(images, Asked(tuple(self.spec.wanted(layers, norm)), "prefix"))
 
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
-        """See `Backbone`. The maps are recomputed from q and k; the forward keeps its fused kernel."""
+        """See `Backbone`. The maps are recomputed from queries and keys; `forward` keeps its fused kernel."""
         check_images(images, self.channels)
         return self(images, Asked(tuple((layer, False) for layer in self.spec.indices(layers)), "attention"))
 
     @property
     def last(self) -> Asked:
-        """The last layer, with the final norm if there is one."""
+        """The request for the last layer, with the final norm if there is one."""
         return Asked(((self.spec.depth - 1, self.spec.has_norm),), single=True)
 
     @property
     def has_norm(self) -> bool:
-        """Whether there is a final norm to apply."""
+        """Whether the backbone has a final norm."""
         return self.spec.has_norm
 
     def train(self, mode: bool = True) -> "BackboneModule":
-        """As in torch; a frozen backbone stays in eval mode."""
+        """Set the training mode, as in torch. A frozen backbone stays in eval mode."""
         return super().train(mode and not self.frozen)
 
 
 def one_by_one(run: Callable[[Tensor], Mapping[Wanted, Features]], images: Images) -> Mapping[Wanted, Features]:
-    """What `run` makes of a batch; of a list of images, what it makes of each, stacked."""
+    """Run a batch at once, or the images of a list one by one, and stack their results."""
     if isinstance(images, Tensor):
         return run(images)
     alone = [run(image[None]) for image in images]
@@ -138,8 +146,10 @@ def one_by_one(run: Callable[[Tensor], Mapping[Wanted, Features]], images: Image
 
 
 def check_images(images: Images, channels: Sequence[int] = (3,)) -> None:
-    """Raises `ValueError` unless `images` is (B, C, H, W) float or a non-empty list of (C, H, W) float tensors, with C
-    one of `channels`."""
+    """Raise `ValueError` unless `images` is a float tensor (B, C, H, W) or a non-empty list of float tensors (C, H, W).
+
+    `channels`: the accepted values of C.
+    """
     c = " or ".join(map(str, channels))
     wanted = f"want a float tensor (B, {c}, H, W), normalised, or a list of ({c}, H, W) tensors of any sizes"
     if isinstance(images, Tensor):
@@ -153,7 +163,7 @@ def check_images(images: Images, channels: Sequence[int] = (3,)) -> None:
         if image.ndim != rank or image.shape[-3] not in channels or 0 in filter(numbers, image.shape):
             raise ValueError(f"images has shape {tuple(image.shape)}; {wanted}")
         if not image.is_floating_point():
-            raise ValueError(f"images is {image.dtype}; {wanted}. `backbone.preprocess(image)` makes one from a photo")
+            raise ValueError(f"images is {image.dtype}; {wanted}. `backbone.preprocess(photo)` returns such a tensor")
 
 
 def _describe(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The precision of what is built."""
+"""The dtype of new modules."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,12 @@ import torch
 
 @contextmanager
 def float32_default() -> Iterator[None]:
-    """Build in float32, whatever torch's default dtype is now. transformers changes it while it builds a model, and so
-    do programs that run in bfloat16."""
+    """Create modules and tensors in float32, whatever torch's default dtype is now.
+
+    transformers changes the default while it builds a model, and so do programs that run in bfloat16.
+    """
     dtype = torch.get_default_dtype()
-    if dtype == torch.float32:  # the default is one for all threads: leave it alone where nothing is to be done
+    if dtype == torch.float32:  # all threads share the default: do not set it without need
         yield
         return
     torch.set_default_dtype(torch.float32)

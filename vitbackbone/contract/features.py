@@ -1,4 +1,4 @@
-"""The output of a backbone: `Features` of one layer, `Prefix` without the map, `Attention` maps.
+"""The outputs of a backbone: `Features` of one layer, `Prefix` without the map, and `Attention` maps.
 
 Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens.
 """
@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,14 +19,17 @@ from vitbackbone.contract.repeated import one_value
 
 
 def pool_cls(features: "Features") -> Float[Tensor, "B D"]:
-    """The CLS token. Raises `ValueError` if there is none."""
+    """Return the CLS token. Raises `ValueError` if there is none."""
     if features.cls is None:
-        raise ValueError("this backbone has no CLS token; pool its patches instead")
+        raise ValueError("these features have no CLS token; use pool_mean, the mean of the patches")
     return features.cls
 
 
 def pool_mean(features: "Features") -> Float[Tensor, "B D"]:
-    """The mean of the patches that show the image. The sum is made in float32 at least: half precision overflows."""
+    """Return the mean of the patches that show the image.
+
+    The sum is computed in float32 or wider, because half precision overflows.
+    """
     patches, wide = features.patches, torch.promote_types(features.patches.dtype, torch.float32)
     if one_value(features.geometry.grids):
         return patches.mean(dim=(2, 3), dtype=wide).to(patches.dtype)
@@ -36,13 +39,13 @@ def pool_mean(features: "Features") -> Float[Tensor, "B D"]:
 
 
 def pool_cls_or_mean(features: "Features") -> Float[Tensor, "B D"]:
-    """CLS where there is one, else the mean of the patches."""
+    """Return the CLS token if there is one, or else the mean of the patches."""
     return (pool_mean if features.cls is None else pool_cls)(features)
 
 
 @dataclass(frozen=True, eq=False)
 class Pooled:
-    """A pooling that was done already."""
+    """A pooling whose result is already known."""
 
     vectors: Float[Tensor, "B P"]
 
@@ -67,13 +70,13 @@ def _shape(value: object) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Features(_Shapes):
-    """What a backbone returns, of one layer, for every family alike."""
+    """The features of one layer, with the same fields for every family of backbones."""
 
-    cls: Float[Tensor, "B D"] | None  # None where the family has no CLS token
-    registers: Float[Tensor, "B R D"]  # prefix tokens that are neither CLS nor patch, in the checkpoint's order
+    cls: Float[Tensor, "B D"] | None  # None if the backbone has no CLS token
+    registers: Float[Tensor, "B R D"]  # all prefix tokens but CLS, in the checkpoint's order
     patches: Float[Tensor, "B D h w"]  # feature map, row-major over the image
     geometry: Geometry
-    # The checkpoint's own pooling.
+    # The checkpoint's own pooling of these features.
     pool: Callable[["Features"], Float[Tensor, "B P"]] = field(default=pool_cls_or_mean, repr=False)
 
     @property
@@ -88,15 +91,15 @@ class Features(_Shapes):
 
     @property
     def pooled(self) -> Float[Tensor, "B P"]:
-        """One vector an image, by the checkpoint's own pooling. `BackboneSpec.pooled_dims` holds P of each layer."""
-        # What was made in inference mode stays there, wherever it is pooled: autograd cannot save it.
+        """One vector for each image, by the checkpoint's own pooling. P of each layer is `BackboneSpec.pooled_dims`."""
+        # Autograd cannot save tensors that were made in inference mode, so their pooling stays in that mode.
         with torch.inference_mode() if self.patches.is_inference() else nullcontext():
             if one_value(self.geometry.grids):
                 return self.pool(self)
             return torch.cat([self.image(i).pooled for i in range(len(self.patches))])
 
     def image(self, index: int) -> "Features":
-        """One image of the batch alone, (1, …), its map cut to its own grid."""
+        """Return the features of one image as a batch of one, with the map cropped to the image's own grid."""
         index = range(len(self.patches))[index]
         one = slice(index, index + 1)
         geometry = self.geometry.image(index)
@@ -107,7 +110,7 @@ class Features(_Shapes):
 
     @property
     def valid(self) -> Bool[Tensor, "B h w"]:
-        """True where a patch shows at least one pixel of its image, False where it shows padding alone."""
+        """True where a patch shows at least one pixel of its image, and False where it shows only padding."""
         device = self.patches.device
         if one_value(self.geometry.grids):
             return torch.ones(self.patches.shape[0], *self.grid, dtype=torch.bool, device=device)
@@ -119,23 +122,29 @@ class Features(_Shapes):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Prefix(_Shapes):
-    """What `Features` hold of the whole image, of one layer: all but the patches."""
+    """The features of one layer without the patches."""
 
-    cls: Float[Tensor, "B D"] | None  # None where the family has no CLS token
+    cls: Float[Tensor, "B D"] | None  # None if the backbone has no CLS token
     registers: Float[Tensor, "B R D"]  # in the checkpoint's order
     pooled: Float[Tensor, "B P"]  # by the checkpoint's own pooling
 
     @classmethod
     def of(cls, features: Features) -> "Prefix":
+        """Return the part of `features` that is not the map."""
         return Prefix(features.cls, features.registers, features.pooled)
 
 
+def stack_maps(maps: Sequence[Shaped[Tensor, "_ C _ _"]]) -> Shaped[Tensor, "B C h w"]:
+    """Concatenate maps of several sizes on the batch axis, padded with zeros at the bottom and right to the largest."""
+    h, w = (max(each.shape[axis] for each in maps) for axis in (2, 3))
+    return torch.cat([F.pad(each, (0, w - each.shape[3], 0, h - each.shape[2])) for each in maps])
+
+
 def stack(alone: Sequence[Features]) -> Features:
-    """One `Features` of images that were run one by one, their maps padded with zeros to the largest grid."""
+    """Join the features of single images into one batch, with maps padded with zeros to the largest grid."""
     first = alone[0]
     geometry = Geometry(tuple(size for f in alone for size in f.geometry.sizes), first.geometry.stride)
-    h, w = geometry.grid
-    patches = torch.cat([F.pad(f.patches, (0, w - f.grid[1], 0, h - f.grid[0])) for f in alone])
+    patches = stack_maps([f.patches for f in alone])
     cls = None if first.cls is None else torch.cat([pool_cls(f) for f in alone])
     done = [f.pool.vectors for f in alone if isinstance(f.pool, Pooled)]
     pool = Pooled(torch.cat(done)) if done else first.pool
@@ -144,19 +153,19 @@ def stack(alone: Sequence[Features]) -> Features:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Attention(_Shapes):
-    """The attention maps of one block. Tokens are CLS (if any), then the registers, then the patches, row-major."""
+    """The attention maps of one block. Tokens are CLS if there is one, then registers, then patches, row-major."""
 
-    # Row i: how much token i takes from each token. Rows sum to 1, but for what a window's padding takes.
+    # Row i holds the weights of all tokens in token i. Rows sum to 1, minus the weight of a window's padding.
     weights: Float[Tensor, "B heads N N"]
     num_prefix: int  # CLS and registers
     grid: tuple[int, int]  # (h, w) of the patches
 
     @property
     def cls_to_patches(self) -> Float[Tensor, "B heads h w"]:
-        """What the first token (CLS, where there is one) takes from each patch, as maps.
+        """The weights of the patches in the first token, which is CLS if there is one, as maps.
 
-        Raises `ValueError` where the backbone has no prefix token.
+        Raises `ValueError` if the backbone has no prefix token.
         """
         if not self.num_prefix:
-            raise ValueError("this backbone has no CLS token to look from; take a patch's row of `weights` instead")
+            raise ValueError("this backbone has no CLS token; read a patch's row of `weights` instead")
         return rearrange(self.weights[:, :, 0, self.num_prefix :], "B heads (h w) -> B heads h w", h=self.grid[0])

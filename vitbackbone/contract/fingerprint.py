@@ -1,4 +1,4 @@
-"""What tells one backbone from another: a digest of its weights and of all else that decides its features."""
+"""Digests that identify a backbone: by its weights, and by every setting that affects its features."""
 
 import hashlib
 import json
@@ -11,7 +11,10 @@ from vitbackbone.contract.backbone import BackboneModule
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """Of the names, dtypes, shapes and bytes of a module's parameters and buffers, whatever device they are on."""
+    """Return the SHA-256 of the names, dtypes, shapes and bytes of a module's parameters and buffers.
+
+    The device does not matter.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -20,6 +23,9 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def fingerprint(backbone: BackboneModule) -> str:
-    """A digest (64 hexadecimal digits) of the weights and of `spec`, but for the name: the same model has several."""
+    """Return a SHA-256 (64 hexadecimal digits) of the weights and of `spec`.
+
+    The name is left out, because one model may have several names.
+    """
     spec = {key: value for key, value in asdict(backbone.spec).items() if key != "name"}
     return hashlib.sha256(json.dumps([spec, weights_sha256(backbone)]).encode()).hexdigest()

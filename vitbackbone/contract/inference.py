@@ -1,4 +1,4 @@
-"""How a backbone is run when nothing is to be learned."""
+"""Devices and modes of a backbone that is run for inference."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,17 +8,25 @@ from torch import nn
 
 
 def check_device(device: torch.device | str) -> None:
-    """Raises `ValueError` on a device that is not there."""
+    """Raise `ValueError` if this machine has no such device."""
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch has both for it
+    except (RuntimeError, AssertionError) as error:  # torch raises one or the other, depending on the device
         raise ValueError(f"device={str(device)!r}: {str(error).splitlines()[0]}") from error
+
+
+def device_of(module: object) -> torch.device | None:
+    """Return the device of a module's first parameter, or None if it has no parameter or is no `nn.Module`."""
+    parameters = module.parameters() if isinstance(module, nn.Module) else iter(())
+    return next((parameter.device for parameter in parameters), None)
 
 
 @contextmanager
 def evaluating(module: object) -> Iterator[None]:
-    """Eval mode and no gradients meanwhile; then every sub-module has its own mode back, for a look into the middle of
-    a training. What is no `nn.Module` has no mode."""
+    """Run the body in eval mode and in inference mode, then give every sub-module its own mode back.
+
+    An object that is no `nn.Module` has no mode, and is left as it is.
+    """
     parts = list(module.modules()) if isinstance(module, nn.Module) else []
     modes = [part.training for part in parts]
     try:

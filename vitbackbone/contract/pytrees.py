@@ -1,8 +1,9 @@
-"""`Features` and the other results as trees of tensors for torch (`torch.utils._pytree`), so that what goes through a
-module's results finds the tensors in them: `torch.export`, FSDP, DDP, `tree_map`.
+"""Registration of `Features` and the other results as trees of tensors (`torch.utils._pytree`).
 
-The leaves are tensors and, where all images of a batch have one size, that size and their number: a traced graph
-computes these for each batch anew.
+`torch.export`, FSDP, DDP and `tree_map` then find the tensors in the results of a module.
+
+The leaves are tensors. If all images of a batch have one size, that size and the number of images are leaves too, so
+that a traced graph computes them for each batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +19,13 @@ Parts = tuple[list[Any], Any]
 
 POOLS: dict[str, Callable[[Features], Any]] = {
     pool.__name__: pool for pool in (pool_cls, pool_mean, pool_cls_or_mean)
-}  # by the names that go into a file
+}  # by the names that an exported file holds
 
 
 def _split_geometry(geometry: Geometry) -> Parts:
     sizes = geometry.sizes
     if isinstance(sizes, Repeated):
-        return [*sizes.value, sizes.count], (geometry.stride, None, geometry.views)
+        return [*sizes.value, sizes.times], (geometry.stride, None, geometry.views)
     return [], (geometry.stride, tuple(sizes), geometry.views)
 
 
@@ -50,7 +51,9 @@ def _join_features(leaves: Sequence[Any], pool: Any) -> Features:
 def _dump_geometry(context: Any) -> Any:
     stride, sizes, views = context
     if views is not None:
-        raise ValueError("a graph with views of photos in it cannot be saved; add them to its result: geometry.through")
+        raise ValueError(
+            "a graph whose geometry has views cannot be saved; call geometry.through on its result instead"
+        )
     return stride, sizes
 
 
@@ -62,7 +65,7 @@ def _load_geometry(dumped: Any) -> Any:
 def _dump_pool(pool: Any) -> Any:
     names = [name for name, known in POOLS.items() if known is pool]
     if pool is not None and not names:
-        raise ValueError(f"features that are pooled by {pool!r} cannot be saved with a graph; read `pooled` in it")
+        raise ValueError(f"a graph cannot save the pooling {pool!r}; read `pooled` inside the traced module instead")
     return names[0] if names else None
 
 
@@ -96,7 +99,7 @@ def _register(
 
 
 def register() -> None:
-    """Tell torch of the results. Called once, when the package is imported."""
+    """Register all results with torch. Called once, when the package is imported."""
     _register(
         Geometry,
         _split_geometry,

@@ -1,32 +1,34 @@
-"""What a backbone tells about itself: enough for a head to size itself, and what computes its features."""
+"""The description of a backbone: its shapes, its runtime, and the fidelity of an optimised one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Norm = bool | Sequence[bool]  # whether the final norm is applied: to all layers asked, or to each
-
-
-Wanted = tuple[int, bool]  # a layer, 0-based, and whether the final norm is applied
+Norm = bool | Sequence[bool]  # whether to apply the final norm: one value for all requested layers, or one for each
+Wanted = tuple[int, bool]  # a 0-based layer, and whether to apply the final norm to it
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What a head may know of a backbone: enough to size itself."""
+    """The description of a backbone from which a head takes its sizes.
+
+    Raises `ValueError` if `dims`, `strides` or `pooled_dims` do not hold one value for each layer, or if their last
+    value differs from `dim`, `stride` or `pooled_dim`.
+    """
 
     name: str
-    dim: int  # D
+    dim: int  # D of the last layer
     depth: int  # number of layers that `forward_layers` can return
-    num_heads: int  # of the last layer; 0 where there is no attention
-    stride: int  # pixels from one patch to the next
+    num_heads: int  # of the last layer; 0 without attention
+    stride: int  # pixels from one patch to the next in the last layer
     num_registers: int  # R
     has_cls: bool
-    has_norm: bool  # whether there is a final norm to apply: `norm=True` raises without one
-    image_size: tuple[int, int]  # (H, W) that the weights were trained for
-    settings: str = ""  # all else that decides the features, weights and preprocessing apart, as text to compare
+    has_norm: bool  # whether the backbone has a final norm; without one, `norm=True` raises
+    image_size: tuple[int, int]  # (H, W) that the weights were trained at
+    settings: str = ""  # every other setting that affects the features, as text to compare
     pooled_dim: int = 0  # width of `pooled`; 0 means `dim`
-    dims: tuple[int, ...] = ()  # D of each layer; () means `dim` for all. `dim` and `stride` are the last layer's
-    strides: tuple[int, ...] = ()  # of each layer
+    dims: tuple[int, ...] = ()  # D of each layer; () means `dim` for all
+    strides: tuple[int, ...] = ()  # stride of each layer; () means `stride` for all
     pooled_dims: tuple[int, ...] = ()  # width of each layer's `pooled`; () means `pooled_dim` for all
 
     def __post_init__(self) -> None:
@@ -36,12 +38,15 @@ class BackboneSpec:
             each = getattr(self, name) or (last,) * self.depth
             if len(each) != self.depth or each[-1] != last:
                 raise ValueError(
-                    f"BackboneSpec: {name}={each}; want one for each of {self.depth} layers, the last {last}"
+                    f"BackboneSpec: {name}={each}; want {self.depth} values, one for each layer, and {last} as the last"
                 )
             object.__setattr__(self, name, each)
 
     def indices(self, layers: Sequence[int]) -> list[int]:
-        """0-based indices of `layers`, negative ones counted from the end. Raises `ValueError` on one out of range."""
+        """Return 0-based indices of `layers`; negative ones count from the end.
+
+        Raises `ValueError` if `layers` is empty or an index is out of range.
+        """
         wrong = [i for i in layers if not -self.depth <= i < self.depth]
         if wrong or not layers:
             last = self.depth - 1
@@ -49,57 +54,66 @@ class BackboneSpec:
         return [i % self.depth for i in layers]
 
     def norms(self, layers: Sequence[int]) -> bool:
-        """Whether there is a final norm that fits each of the layers: a Swin's fits the last alone."""
+        """Return whether the final norm exists and fits each of the layers.
+
+        The norm fits every layer of width `dim`. In a Swin, that is the last layer alone.
+        """
         return self.has_norm and all(self.dims[layer] == self.dim for layer in self.indices(layers))
 
     def wanted(self, layers: Sequence[int], norm: Norm) -> list[Wanted]:
-        """Each layer asked with its norm. Raises `ValueError` on a layer out of range and on a norm that is not there,
-        or does not fit the layer."""
+        """Return each requested layer with its norm.
+
+        Raises `ValueError` if a layer is out of range, or if a requested norm is missing or does not fit its layer.
+        """
         indices = self.indices(layers)
         norms = [norm] * len(indices) if isinstance(norm, bool) else list(norm)
         if len(norms) != len(indices):
-            raise ValueError(f"norm={norms}, for {len(indices)} layers; want one for each, or one for all")
+            raise ValueError(
+                f"norm={norms} has {len(norms)} values for {len(indices)} layers; want one a layer, or a single bool"
+            )
         normed = [layer for layer, asked in zip(indices, norms, strict=True) if asked]
         if normed and not self.has_norm:
             raise ValueError(f"{self.name} has no final norm to apply; pass norm=False")
         if normed and not self.norms(normed):
             raise ValueError(
-                f"the final norm of {self.name} fits its last layer {self.depth - 1} alone; pass norm=False"
+                f"the final norm of {self.name} fits only its last layer, {self.depth - 1}; want norm=False elsewhere"
             )
         return list(zip(indices, norms, strict=True))
 
     @property
     def num_prefix(self) -> int:
+        """Number of tokens in front of the patches: CLS and registers."""
         return int(self.has_cls) + self.num_registers
 
 
 Precision = Literal["fp32", "bf16", "int8"]
-
-
 Engine = Literal["native", "openvino"]
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What computes the features. Backbones of equal weights, `spec`, precision and engine have the same features to
-    1e-5, or to what the precision allows; if the path is the same too, and the sample that `optimize` had, to the bit
-    on machines of one kind."""
+    """The runtime that computes the features.
+
+    Backbones with the same weights, `spec`, precision and engine give the same features to 1e-5, or to what the
+    precision allows. If they also share the path and the sample that `optimize` was given, their features are equal to
+    the bit on machines of one kind.
+    """
 
     precision: Precision = "fp32"
     engine: Engine = "native"
-    path: str = "torch as it is"  # of `paths.PATHS`, by its name
+    path: str = "torch as it is"  # name of the route that computes linear layers and attention
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How close the features of an optimised backbone are to those of the plain one, of a sample of images."""
+    """Agreement of an optimised backbone with the plain one on a sample of images."""
 
-    cls_cosine: float | None  # the lowest of an image; None where there is no CLS
-    patches_cosine: float  # the mean over the patches of an image, the lowest of an image
+    cls_cosine: float | None  # the lowest over the images; None without a CLS token
+    patches_cosine: float  # mean over the patches of each image, the lowest over the images
     cls_error: float | None  # max |a - b| / max |b|
     patches_error: float
 
     @property
     def cosine(self) -> float:
-        """The lower of the two."""
+        """The lower of the two cosines."""
         return min(self.patches_cosine, 1.0 if self.cls_cosine is None else self.cls_cosine)

@@ -1,5 +1,7 @@
-"""What differs where `torch.export` or `torch.compile` follows a batch through a network: sizes are symbols, and no
-branch of Python may depend on them."""
+"""Helpers for `torch.export` and `torch.compile`, under which sizes are symbols.
+
+No Python branch may depend on a symbol.
+"""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -7,19 +9,19 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch.fx.experimental import _config as symbolic_shapes
 
-OBLIVIOUS = "backed_size_oblivious"  # of torch's private settings; `torch.onnx.export` sets it too
+OBLIVIOUS = "backed_size_oblivious"  # a private setting of torch, which `torch.onnx.export` also sets
 
 
 def numbers(*sizes: object) -> bool:
-    """Whether all sizes are numbers, and none is a symbol of `torch.export`."""
+    """Return whether all sizes are numbers, and none is a symbol of a tracer."""
     return not any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 def any_size() -> AbstractContextManager[None]:
-    """Let `torch.export` follow what runs within for every size of its dynamic dimensions.
+    """Trace the body for every size of the dynamic dimensions.
 
-    Without it torch asks of many a tensor whether a side of its map is 1, and would refuse to export a network for
-    images that may be one patch wide. Outside `torch.export` it does nothing.
+    By default, torch specialises sides of size 1, and refuses to export a network for images that may be one patch
+    wide. Outside `torch.export` this does nothing.
     """
     if not torch.compiler.is_exporting() or torch.compiler.is_dynamo_compiling():
         return nullcontext()
@@ -28,7 +30,7 @@ def any_size() -> AbstractContextManager[None]:
 
 @contextmanager
 def _size_oblivious() -> Iterator[None]:
-    if not hasattr(symbolic_shapes, OBLIVIOUS):  # a torch that has none exports for maps of two patches a side or more
+    if not hasattr(symbolic_shapes, OBLIVIOUS):  # without it, torch exports maps of at least two patches a side
         yield
         return
     before = getattr(symbolic_shapes, OBLIVIOUS)

@@ -1,6 +1,6 @@
-"""Files: written whole or not at all, and outside JSON read through a schema."""
+"""Files: writing them whole or not at all, and reading JSON from outside through a schema."""
 
-from vitbackbone.files.publish import leftovers, publish, publish_text, publish_together, read_together
+from vitbackbone.files.atomic import leftovers, publish, publish_text, publish_together, read_together
 from vitbackbone.files.records import SHORT, Record, check_record, parse_json, read_bytes, read_json
 
 __all__ = [

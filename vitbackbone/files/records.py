@@ -1,7 +1,7 @@
-"""Reading JSON that anyone may have edited: each file through a schema, and one `ValueError` for all that is wrong.
+"""Reading JSON that anyone may have edited: each file through a schema, and one `ValueError` for all its faults.
 
-A schema is a class whose fields pydantic checks: a `Record` or a dataclass. Types are strict: a bool is no
-number, 2.0 is no integer, "2" is neither. Bounds are written beside a type: `Annotated[int, Field(ge=1, le=100)]`.
+A schema is a class whose fields pydantic checks: a `Record` or a dataclass. Types are strict: a bool is not a
+number, 2.0 is not an integer, and "2" is neither. Bounds stand beside a type: `Annotated[int, Field(ge=1, le=100)]`.
 """
 
 import json
@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
-LIMIT = 1 << 26  # bytes of a JSON file: the index of the largest checkpoints has some 10 MB
-MOST_LINES = 8  # wrong keys in one error
+LIMIT = 1 << 26  # bytes of a JSON file; the index of the largest checkpoints has about 10 MB
+MOST_LINES = 8  # wrong keys that one error lists
 SHORT = Repr()
 SHORT.maxstring = SHORT.maxother = 100
 
@@ -33,8 +33,8 @@ class Record(BaseModel):
 def read_json(path: str | PathLike[str], schema: type[T], limit: int = LIMIT) -> T:
     """Read a JSON file and check it against `schema`.
 
-    Raises `OSError` if the file cannot be read, and `ValueError` if it has more than `limit` bytes, is no JSON, or does
-    not fit the schema. Each names the file. A misfit names every wrong key.
+    Raises `OSError` if the file cannot be read. Raises `ValueError` if it has more than `limit` bytes, is not JSON, or
+    does not fit the schema. Both errors name the file, and the latter the wrong keys.
     """
     return parse_json(read_bytes(path, limit), schema, str(path))
 
@@ -42,7 +42,7 @@ def read_json(path: str | PathLike[str], schema: type[T], limit: int = LIMIT) ->
 def parse_json(data: bytes, schema: type[T], name: str) -> T:
     """Check the bytes of a JSON file against `schema`. `name` stands for the file in errors.
 
-    Raises `ValueError` as `read_json` does. The JSON must be UTF-8. An object may name a key only once, and no number
+    Raises the `ValueError` of `read_json`. The JSON must be UTF-8. An object may name a key only once, and no number
     may be NaN or infinite.
     """
     try:
@@ -52,14 +52,14 @@ def parse_json(data: bytes, schema: type[T], name: str) -> T:
     except ValidationError as error:  # a ValueError, too
         raise ValueError(f"{name} {_explain(error)}") from None
     except RecursionError:
-        raise ValueError(f"{name} is not a JSON file to read: it nests too deeply") from None
+        raise ValueError(f"{name} is not a valid JSON file: it nests too deeply") from None
     except ValueError as error:
         raise ValueError(f"{name} is not a whole JSON file ({error}); download or write it again") from None
 
 
 def check_record(value: Any, schema: type[T], name: str, under: str = "") -> T:
-    """Check a value that was read from JSON against `schema`. `name` stands for the file in errors, and `under` for the
-    key that holds the value. Raises `ValueError` as `read_json` does."""
+    """Check a value that was read from JSON against `schema`. In errors, `name` stands for the file and `under` for the
+    key that holds the value. Raises the `ValueError` of `read_json`."""
     try:
         return _adapter(cast(Any, schema)).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
@@ -67,16 +67,16 @@ def check_record(value: Any, schema: type[T], name: str, under: str = "") -> T:
 
 
 def read_bytes(path: str | PathLike[str], limit: int = LIMIT) -> bytes:
-    """Return the bytes of a file. Raises `OSError` if it is no plain file, and `ValueError` if it has more than `limit`
-    bytes."""
+    """Return the bytes of a file. Raises `OSError` if it is not a regular file, and `ValueError` if it has more than
+    `limit` bytes."""
     path = Path(path)
     if path.exists() and not path.is_file():  # opening a named pipe would wait for a writer
         kind = IsADirectoryError if path.is_dir() else OSError
-        raise kind(f"{path} is no plain file")
+        raise kind(f"{path} is not a regular file")
     with path.open("rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise ValueError(f"{path} has more than {limit:,} bytes, which is too large for such a file")
+        raise ValueError(f"{path} has more than {limit:,} bytes, too many for a file of this kind")
     return data
 
 
@@ -98,14 +98,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_finite(name: str, value: Any) -> None:
     """Raise `ValueError` if a number, or one in a list, is NaN or infinite."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"it has {SHORT.repr(name)[1:-1]}={value}, which is no finite number")
+        raise ValueError(f"it has {SHORT.repr(name)[1:-1]}={value}; want a finite number")
     if isinstance(value, list):
         for part in value:
             _check_finite(name, part)
 
 
 def _explain(error: ValidationError, under: str = "") -> str:
-    """Say what a schema objects to, key by key. `under`: the key that holds what was checked."""
+    """Describe the faults that a schema found, key by key. `under`: the key that holds the value that was checked."""
     lines = []
     for problem in error.errors(include_url=False, include_context=False):
         wanted = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
@@ -118,7 +118,8 @@ def _explain(error: ValidationError, under: str = "") -> str:
         elif problem["type"] == "missing":
             lines.append(f"no {key}, which is required")
         else:
-            lines.append(f"{key}={value}, which {wanted}" if key else f"{value}, which {wanted}")
+            subject = f"{key}={value}" if key else value
+            lines.append(f"{subject}, which {wanted}" if wanted.startswith("should") else f"{subject}: {wanted}")
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = [f"and {len(lines) - MOST_LINES} more"]
     return f"has {lines[0]}" if len(lines) == 1 else "has wrong values:\n  " + "\n  ".join(lines)

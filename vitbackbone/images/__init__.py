@@ -2,7 +2,6 @@
 
 from vitbackbone.images.decode import Photo
 from vitbackbone.images.errors import ImageError
-from vitbackbone.images.held import ImageSource, load_image, open_image
 from vitbackbone.images.preprocess import (
     CLIP_MEAN,
     CLIP_STD,
@@ -17,13 +16,16 @@ from vitbackbone.images.preprocess import (
     stack_images,
 )
 from vitbackbone.images.resize import FILTERS, Interpolation, Resampling
-from vitbackbone.images.view import Resolution, View, check_area
+from vitbackbone.images.signature import HEAD, image_format
+from vitbackbone.images.sources import ImageSource, load_image, open_image
+from vitbackbone.images.view import Resolution, View, check_area, sides
 
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
     "FILTERS",
     "HALF",
+    "HEAD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "CropMode",
@@ -39,7 +41,9 @@ __all__ = [
     "View",
     "check_area",
     "enough",
+    "image_format",
     "load_image",
     "open_image",
+    "sides",
     "stack_images",
 ]

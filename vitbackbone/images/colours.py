@@ -11,13 +11,14 @@ from vitbackbone.images.errors import UnsupportedPixels
 
 Samples = NDArray[np.generic]
 
+FLOATS = "a float image has no agreed range; scale it to integers of 8 or 16 bits first"
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a PIL image to RGB. See `load_image` for the rules."""
+    """Convert a PIL image to RGB. See `load_image` for the rules. Raises `UnsupportedPixels` on floats."""
     if image.mode == "F":
-        raise UnsupportedPixels("a float image (mode F) has no agreed range; scale it to 8 or 16 bits first")
+        raise UnsupportedPixels(FLOATS)
     if image.mode.startswith("I"):
         return Image.fromarray(_grey_of_16_bits(np.asarray(image))).convert("RGB")
     if image.mode in PREMULTIPLIED:
@@ -28,10 +29,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_8_bits(values: Samples, bits: int, signed: bool = False) -> NDArray[np.uint8]:
-    """Scale integers of `bits` bits to 0 to 255. The largest that they can hold is white, and 0 is black.
+    """Scale integers of `bits` bits to 0 to 255: 0 is black, and the largest integer of so many bits is white.
 
-    32-bit values up to 65535 are read as 16-bit ones, as programs store those so. Raises `UnsupportedPixels` on
-    negative values, and on signed 32-bit values beyond 65535.
+    32-bit values up to 65535 are read as 16-bit values, because many programs store 16 bits so. Raises
+    `UnsupportedPixels` on negative values, and on signed 32-bit values above 65535.
     """
     if bits == 8 and not signed:
         return values.astype(np.uint8)
@@ -58,5 +59,5 @@ def _grey_of_16_bits(values: Samples) -> NDArray[np.uint8]:
 def _from_lab(image: Image.Image) -> Image.Image:
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-    assert converted is not None  # it is with inPlace=True alone
+    assert converted is not None  # it is None only with inPlace=True
     return converted

@@ -1,7 +1,7 @@
-"""The bytes of an image file to an upright RGB picture: what Pillow makes of them, by torchvision where that is faster.
+"""The bytes of an image file to an upright RGB picture, with Pillow's pixels.
 
-This is the one gate for images: every command, `extract` and the Python API read through `Photo`. A format is found by
-the content of a file and is one of `signature.FORMATS`.
+Every command, `extract` and the Python API read images through `Photo`. torchvision decodes where it is faster and
+gives the same pixels.
 
 Axes: `H W` pixels of the photo, `h w` of a picture that may be decoded at a lower scale.
 """
@@ -42,14 +42,14 @@ DECODERS: dict[str, tuple[str, str]] = {
     "JXL": ("pillow_jxl", "jxl"),
 }
 
-# (format, mode) that torchvision decodes to the same bits as Pillow. MPO is a JPEG with more pictures behind it. CMYK
-# is left to Pillow, and so are PNG and WebP, whose alpha and 16 bits torchvision reads in another way.
+# (format, mode) that torchvision decodes to the same bits as Pillow. MPO is a JPEG with more pictures behind it.
+# Pillow decodes CMYK. It decodes PNG and WebP too, because torchvision reads their alpha and 16 bits differently.
 TORCHVISION = {("JPEG", "RGB"), ("JPEG", "L"), ("MPO", "RGB"), ("MPO", "L")}
 
-SEVERAL = ("GIF", "WEBP", "PNG", "MPO", "AVIF", "HEIF")  # formats of files that may hold more than one picture
-LEAST_FRAME = 8  # bytes that a frame takes at least, in any format
+SEVERAL = ("GIF", "WEBP", "PNG", "MPO", "AVIF", "HEIF")  # formats whose files may hold several pictures
+LEAST_FRAME = 8  # least bytes of a frame, in any format
 
-# EXIF orientation: whether rows and columns change places, and the axes of (3, H, W) that are reversed after that
+# EXIF orientation: whether rows and columns are swapped, and the axes of (3, H, W) that are reversed afterwards
 ORIENTATIONS: dict[int, tuple[bool, tuple[int, ...]]] = {
     1: (False, ()),
     2: (False, (2,)),
@@ -65,13 +65,14 @@ _raised = Lock()
 
 
 class Photo:
-    """An image file whose header has been read: its size is known, its pixels are decoded when they are asked for.
+    """An image file whose header has been read. Its size is known; its pixels are decoded on demand.
 
-    `data`: the bytes of the file, of one of `signature.FORMATS`. The first of several frames counts.
+    `data`: the bytes of the file. Its content, not its name, tells the format, one of `signature.FORMATS`. If the file
+    has several frames, the first one is the photo.
     `max_pixels`: the most pixels that are decoded; `PIL.Image.MAX_IMAGE_PIXELS` by default.
 
-    Damaged metadata is dropped and costs no pixels. Raises `ImageError`, a `ValueError`, on what cannot be read: see
-    `errors`. Warns of nothing.
+    Damaged metadata is ignored. Raises `ImageError`, a `ValueError`, on a file that cannot be read, and `ValueError` on
+    a limit below 1. The warnings of the decoders are silenced.
     """
 
     size: tuple[int, int]  # (H, W) in pixels, upright
@@ -81,24 +82,22 @@ class Photo:
             raise ValueError(f"max_pixels must be at least 1, got {max_pixels}")
         self.max_pixels = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
         self._data, self._kind = data, image_format(data)
-        self._orientation = 1
         with as_image_errors():
             if self._kind == "TIFF":
                 self._layout = read_layout(data)
-                self._orientation = self._layout.orientation
                 stored = self._layout.height, self._layout.width
             else:
                 self._image = self._open()
-                self._orientation = self._read_orientation()
                 stored = self._image.size[::-1]
-            self._check_size(*stored)
+            self._check_size(*stored)  # first, because Pillow decodes a whole PNG to look for an orientation
+            self._orientation = self._layout.orientation if self._kind == "TIFF" else self._read_orientation()
         self.size = stored[::-1] if self._sideways else stored
 
     def decode(self, at_least: tuple[int, int] | None = None) -> UInt8[Tensor, "3 h w"]:
-        """The picture that `load_image` makes of the same file, to the bit. To be called once.
+        """Return the upright picture (3, h, w), equal to that of `load_image` to the bit. Call it once.
 
-        `at_least`: (h, w) that are enough. A JPEG is then decoded at the lowest of its scales 1, 1/2, 1/4 and 1/8 that
-        gives as much: faster, and visibly different. Other formats come out whole.
+        `at_least`: a size (h, w) that is large enough. A JPEG is then decoded at the lowest of its scales 1, 1/2, 1/4
+        and 1/8 that is not smaller. This is faster, and visibly different. Other formats are decoded at full size.
         Raises `ImageError` on a damaged file, such as a truncated one.
         """
         with as_image_errors(), self._pillows_limit():
@@ -107,7 +106,7 @@ class Photo:
         return (picture.transpose(1, 2) if sideways else picture).flip(reverse)
 
     def frames(self) -> int:
-        """How many pictures the file holds. Those of a GIF or a TIFF are sought through.
+        """Count the pictures of the file. A GIF or a TIFF is searched to its end.
 
         Raises `ImageError` on a damaged file.
         """
@@ -116,7 +115,7 @@ class Photo:
                 return count_pages(self._data)
             if self._image.format not in SEVERAL:
                 return 1
-            # Opened anew, as a picture that was loaded may have let go of its file.
+            # A loaded picture may have closed its file, so open it again.
             count = int(getattr(self._open_whole(self._data), "n_frames", 1))
         if count > max(1, len(self._data) // LEAST_FRAME):
             raise DamagedImage(f"the file says that it has {count} frames, more than its bytes can hold")
@@ -129,13 +128,13 @@ class Photo:
     def _check_size(self, height: int, width: int) -> None:
         if self.max_pixels is not None and height * width > self.max_pixels:
             raise TooManyPixels(
-                f"{width} x {height} pixels are more than the limit of {self.max_pixels}, which keeps decompression "
-                "bombs out; for a photo that you trust, raise max_pixels (--max-pixels)"
+                f"{width} x {height} pixels are more than the limit of {self.max_pixels}, which guards against "
+                "decompression bombs; for a photo that you trust, raise max_pixels (--max-pixels)"
             )
 
     def _open(self) -> ImageFile.ImageFile:
-        """Open the file, without its metadata if that is in the way."""
-        if self._kind == "JXL":  # its decoder does not wait
+        """Open the file. If that fails, open it without its metadata."""
+        if self._kind == "JXL":  # its decoder decodes the pixels at once
             self._check_size(*jxl_size(self._data))
         try:
             return self._open_whole(self._data)
@@ -152,12 +151,12 @@ class Photo:
             return _factory(self._kind)(BytesIO(data), "")
 
     def _read_orientation(self) -> int:
-        """1 where the decoder turns the picture itself. The EXIF of HEIF and JPEG XL is not to be followed."""
+        """Read the EXIF orientation. It is 1 for HEIF and JPEG XL, whose decoders turn the picture themselves."""
         turned = self._kind == "HEIF" or (self._kind == "JXL" and not getattr(self._image, "jpeg", False))
         return 1 if turned else read_orientation(self._image, self._data)
 
     def _decode(self, at_least: tuple[int, int] | None) -> UInt8[Tensor, "3 h w"]:
-        """The picture as it is stored."""
+        """Decode the picture as it is stored."""
         scaled = at_least is not None and self._draft(at_least)
         picture = None if scaled else self._by_torchvision()
         return self._by_pillow() if picture is None else picture
@@ -177,13 +176,13 @@ class Photo:
         return _tensor(decode_tiff(self._data, self._layout))
 
     def _draft(self, at_least: tuple[int, int]) -> bool:
-        """Whether Pillow will decode at a lower scale."""
+        """Ask Pillow for a lower scale, and tell whether it will decode at one."""
         whole, (height, width) = self._image.size, at_least
         self._image.draft(None, (height, width) if self._sideways else (width, height))
         return self._image.size != whole
 
     def _by_torchvision(self) -> UInt8[Tensor, "3 h w"] | None:
-        """As it is stored, or None if Pillow has to do it, or to say what is wrong."""
+        """Decode the picture as it is stored. Return None if Pillow must decode it, or must say what is wrong."""
         if (self._image.format, self._image.mode) not in TORCHVISION:
             return None
         try:
@@ -197,7 +196,7 @@ class Photo:
 
     @contextmanager
     def _pillows_limit(self) -> Iterator[None]:
-        """Lift Pillow's own limit where `max_pixels` is above it. One at a time, as it is the process's."""
+        """Lift Pillow's own limit if `max_pixels` is above it. It is global, so one thread lifts it at a time."""
         limit = Image.MAX_IMAGE_PIXELS
         if limit is None or (self.max_pixels is not None and self.max_pixels <= limit):
             yield
@@ -211,15 +210,14 @@ class Photo:
 
 
 def _factory(kind: str) -> Callable[[BytesIO, str], ImageFile.ImageFile]:
-    """What opens files of a format. Pillow's `open` would try others too."""
+    """Return the class or function that opens files of a format. Pillow's `open` would try other formats too."""
     module, extra = DECODERS[kind]
     try:
         plugin = importlib.import_module(module)
     except ImportError as error:
         name = module.partition(".")[0]
         raise MissingDecoder(
-            f"images of the format {kind} are read by {name}, which is not installed; run pip install "
-            f"'vitbackbone[{extra}]'"
+            f"{kind} images need {name}, which is not installed; run pip install 'vitbackbone[{extra}]'"
         ) from error
     if kind == "HEIF":
         return plugin.HeifImageFile
@@ -235,8 +233,11 @@ def _tensor(rgb: Image.Image) -> UInt8[Tensor, "3 h w"]:
 
 @contextmanager
 def as_image_errors() -> Iterator[None]:
-    """Whatever the decoders raise comes out as an `ImageError`: they have no error type in common, and 78,000 damaged
-    files raised eleven. Warnings of odd metadata, photo after photo, would drown a progress bar."""
+    """Turn every error of the decoders into an `ImageError`, and silence their warnings.
+
+    The decoders share no error type: 78,000 damaged files raised eleven types. Their warnings about odd metadata would
+    drown a progress bar.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -250,6 +251,6 @@ def as_image_errors() -> Iterator[None]:
         except Exception as error:
             raise DamagedImage(str(error) or type(error).__name__) from error
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of decoders written in Rust; it is no `Exception`
+            if type(error).__name__ != "PanicException":  # raised by decoders in Rust; it is no `Exception`
                 raise
             raise DamagedImage(str(error)) from error

@@ -1,4 +1,4 @@
-"""Why an image cannot be read: one family of errors, for every reader."""
+"""Errors of images that cannot be read. Every reader raises these."""
 
 from typing import ClassVar, Literal
 
@@ -8,7 +8,7 @@ ImageReason = Literal["unknown format", "bomb", "damaged", "unsupported", "too t
 
 
 class ImageError(ValueError):
-    """An image that cannot be read. `reason` is one word of the feature store's index."""
+    """An image that cannot be read. `reason` is the word that the index of a feature store holds for it."""
 
     reason: ClassVar[ImageReason] = "damaged"
 
@@ -18,30 +18,30 @@ class DamagedImage(ImageError, OSError):
 
 
 class UnknownFormat(ImageError, UnidentifiedImageError):
-    """Bytes of no format that is read here."""
+    """Bytes of a format that is not supported, or of no image at all."""
 
     reason = "unknown format"
 
 
 class TooManyPixels(ImageError):
-    """An image with more pixels than the limit, by its header. Nothing was decoded."""
+    """An image whose header says that it has more pixels than the limit. Nothing was decoded."""
 
     reason = "bomb"
 
 
 class UnsupportedPixels(ImageError):
-    """A whole image with values that have no agreed meaning as 8-bit colours."""
+    """An undamaged image whose values have no agreed meaning as 8-bit colours."""
 
     reason = "unsupported"
 
 
 class MissingDecoder(ImageError):
-    """An image of a format whose decoder is not installed. The text names the extra to install."""
+    """An image whose decoder is not installed. The message names the extra to install."""
 
     reason = "unsupported"
 
 
 class TooThin(ImageError):
-    """A photo that is so long and thin that its resized version would be huge."""
+    """A photo that is so long and thin that it would be huge after resizing."""
 
     reason = "too thin"

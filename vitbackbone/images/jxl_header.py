@@ -1,10 +1,13 @@
-"""The size of a JPEG XL image, by its header (ISO/IEC 18181-1, 9.2): its decoder tells only after it has decoded."""
+"""The size of a JPEG XL image, read from its header (ISO/IEC 18181-1, 9.2).
+
+Its decoder tells the size only after it has decoded the pixels, which is too late to refuse a bomb.
+"""
 
 import struct
 
 from vitbackbone.images.errors import DamagedImage
 
-RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height, from 1
+RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height, of codes 1 to 7
 SIZE_BITS = (9, 13, 18, 30)
 
 
@@ -24,7 +27,7 @@ def jxl_size(data: bytes) -> tuple[int, int]:
 
 
 class _Bits:
-    """Bits of a string of bytes, from the lowest of each byte."""
+    """A reader of bits, from the lowest bit of each byte."""
 
     def __init__(self, data: bytes) -> None:
         self._value = int.from_bytes(data, "little")
@@ -40,7 +43,7 @@ def _length(bits: _Bits, small: int) -> int:
 
 
 def _codestream(data: bytes) -> bytes:
-    """The beginning of the codestream, from the boxes `jxlc` or `jxlp` of a container."""
+    """Return the beginning of the codestream in a container, from its first box `jxlc` or `jxlp`."""
     at = 0
     while at + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)

@@ -1,6 +1,6 @@
-"""The metadata of image files: the orientation where it can be read, and files without the rest.
+"""The metadata of image files: read the orientation, and cut the rest out.
 
-Damaged metadata must not cost the pixels. A file that cannot be read is read again without its metadata.
+Damaged metadata must not cost the pixels. If a file cannot be read, it is read again without its metadata.
 """
 
 import re
@@ -14,20 +14,20 @@ XMP_ORIENTATION = re.compile(rb'tiff:Orientation\s*(?:=\s*["\']|>)\s*([1-8])')
 
 
 def read_orientation(image: Image.Image, data: bytes) -> int:
-    """Return the EXIF orientation of an opened image, 1 to 8. It is 1 where there is none that can be read.
+    """Return the EXIF orientation of an opened image, 1 to 8. It is 1 if none can be read.
 
-    `data`: its file, for files whose EXIF Pillow cannot parse.
+    `data`: the bytes of its file, which are searched if Pillow cannot parse the EXIF.
     """
     try:
         found = image.getexif().get(ORIENTATION)
-    except Exception:  # the parsers of Pillow have no error type in common, and metadata is only wanted, not needed
+    except Exception:  # Pillow's parsers share no error type, and an image without an orientation is fine
         found = None
     value = found if isinstance(found, int) else _orientation_of_bytes(data)
     return value if value is not None and 1 <= value <= 8 else 1
 
 
 def without_metadata(data: bytes, kind: str) -> bytes | None:
-    """Return the file with its pixels alone, or None where the format has no metadata that can be cut out."""
+    """Return the file without its metadata, or None if there is none that can be cut out."""
     strip = {"JPEG": _strip_jpeg, "PNG": _strip_png, "WEBP": _strip_webp}.get(kind)
     if strip is None:
         return None
@@ -42,7 +42,7 @@ def without_metadata(data: bytes, kind: str) -> bytes | None:
 
 
 def _orientation_of_bytes(data: bytes) -> int | None:
-    """The orientation in the first EXIF block of a JPEG, PNG or WebP that has one, else in its XMP."""
+    """Return the orientation of the first EXIF block that has one, else of the XMP."""
     for block in _exif_blocks(data):
         found = _orientation_of_exif(block)
         if found is not None:
@@ -72,7 +72,7 @@ def _xmp_blocks(data: bytes) -> Iterator[bytes]:
 
 
 def _orientation_of_exif(block: bytes) -> int | None:
-    """The orientation in the first directory of an EXIF block, whatever its other entries look like."""
+    """Return the orientation in the first directory of an EXIF block. Other entries are not parsed."""
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None or len(block) < 10:
         return None
@@ -92,7 +92,7 @@ def _orientation_of_exif(block: bytes) -> int | None:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and body of each segment of a JPEG up to its scan."""
+    """Yield the marker and the body of each segment of a JPEG before its scan."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -107,7 +107,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _strip_jpeg(data: bytes) -> bytes:
-    """JFIF and Adobe's segment say what the colours mean, and stay if they are whole."""
+    """Remove the metadata of a JPEG. The segments JFIF and Adobe say what the colours mean; they stay if undamaged."""
     kept, at = [data[:2]], 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         if data[at + 1] == 0xFF:
@@ -130,7 +130,7 @@ PNG_KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Name and bytes of each chunk, with its length and its checksum."""
+    """Yield the name and the bytes of each chunk. The bytes include its length and its checksum."""
     at = 8
     while at + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -139,7 +139,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _strip_png(data: bytes) -> bytes:
-    """Without an animation, too: its first frame is the picture that all readers show."""
+    """Remove the metadata of a PNG, and its animation. The first frame remains."""
     return data[:8] + b"".join(chunk for name, chunk in _png_chunks(data) if name in PNG_KEPT)
 
 
@@ -148,6 +148,7 @@ WEBP_METADATA_FLAGS = 0x20 | 0x08 | 0x04  # ICC, EXIF, XMP
 
 
 def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the name and the bytes of each chunk. The bytes include its name, its length and its padding."""
     at = 12
     while at + 8 <= len(data):
         (length,) = struct.unpack_from("<I", data, at + 4)
@@ -156,6 +157,7 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _strip_webp(data: bytes) -> bytes:
+    """Remove the metadata of a WebP, and its flags for metadata."""
     kept = []
     for name, chunk in _riff_chunks(data):
         if name == b"VP8X":

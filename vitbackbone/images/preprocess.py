@@ -1,4 +1,4 @@
-"""Image file to normalised tensor, as one checkpoint wants it, and the way back from its pixels to the photo's."""
+"""Images to normalised tensors, as a checkpoint expects them, and the view that maps their pixels to the photo."""
 
 import math
 from collections.abc import Sequence
@@ -11,40 +11,35 @@ from torch import Tensor
 
 from vitbackbone.images.decode import Photo
 from vitbackbone.images.errors import TooThin as TooThin
-from vitbackbone.images.held import ImageSource, naming, open_image
 from vitbackbone.images.resize import Interpolation, Resampling, resized_crop
-from vitbackbone.images.view import Resolution, View, check_area
+from vitbackbone.images.sources import ImageSource, naming, open_image
+from vitbackbone.images.view import Resolution, View, check_area, sides
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
-
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
 CropMode = Literal["center", "squash", "letterbox", "pad"]
-
-
-Rounding = Literal["even", "down"]
-
-
+CropRounding = Literal["even", "down"]
 Decoding = Literal["exact", "fast", "draft"]
 
-
-CHOICES = {"interpolation": Interpolation, "crop_mode": CropMode, "crop_rounding": Rounding, "resampling": Resampling}
+CHOICES = {
+    "interpolation": Interpolation,
+    "crop_mode": CropMode,
+    "crop_rounding": CropRounding,
+    "resampling": Resampling,
+}
 
 
 @runtime_checkable
 class ImageTransform(Protocol):
-    """Image file to what a backbone is given, and the way back: `Preprocess`, or that of several backbones as one."""
+    """An image to the input of a backbone, and the way back: `Preprocess`, or the transform of several backbones."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]  # a dataclass: the manifest of a feature store holds its fields
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # a dataclass, because a store's manifest holds its fields
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(H, W) that comes out by default."""
+        """(H, W) of the result by default."""
         ...
 
     def __call__(
@@ -70,13 +65,13 @@ class ImageTransform(Protocol):
         keep_aspect: bool = False,
         decoding: Decoding = "exact",
     ) -> UInt8[Tensor, "C H W"]:
-        """The same in two steps: a quarter of the bytes to send about, and `normalise` where they arrive."""
+        """Return the pixels before they are normalised: a quarter of the bytes to send to another process."""
         ...
 
     def normalise(self, pixels: UInt8[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]: ...
 
     def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
-        """What `__call__` cuts out of a photo of (H, W) pixels, for `Geometry.through`."""
+        """Return the view that `__call__` cuts out of a photo of (H, W) pixels, for `Geometry.through`."""
         ...
 
 
@@ -84,21 +79,26 @@ class ImageTransform(Protocol):
 class Preprocess:
     """The evaluation transform of a checkpoint: upright RGB, resize, crop, scale to [0, 1], normalise.
 
-    With Pillow underneath, the result equals that of timm's `create_transform(is_training=False)` for the same
-    settings (timm/data/transforms_factory.py).
+    With Pillow's resampling, the result equals timm's `create_transform(is_training=False)` for the same settings
+    (timm/data/transforms_factory.py).
 
-    `crop_mode`: the photo is resized to `image_size / crop_pct` and its centre cropped; `"center"` keeps the aspect
-    and lets the longer side stand out, `"squash"` ignores it. `"letterbox"` keeps it too, and first puts a border of
-    the mean colour around the photo, the same at opposite sides, so that it gets the aspect of the crop: with
-    `crop_pct=1` the whole photo is seen, but for what the rounding to whole pixels costs (prismatic-vlms,
-    prismatic/models/backbones/vision/base_vision.py, `LetterboxPad`; on squares the two are equal to the bit). `"pad"`
-    resizes the longer side to the input and adds the mean colour at the right and bottom, as SAM does; the border is
-    that of whole levels, which is at most half a level of 255 from SAM's zeros.
+    `crop_mode`: how the photo is fitted to the input. The first three modes resize it to `image_size / crop_pct` and
+    crop the centre. `"center"` keeps the aspect, so that the longer side is cropped more. `"squash"` ignores the
+    aspect. `"letterbox"` first puts a border of the mean colour around the photo, equal at opposite sides, so that the
+    photo has the aspect of the crop. With `crop_pct=1` the whole photo is then seen, but for rounding to whole pixels
+    (prismatic-vlms, prismatic/models/backbones/vision/base_vision.py, `LetterboxPad`; for square inputs the two are
+    equal to the bit). `"pad"` resizes the longer side to the input and fills the right and bottom with the mean colour,
+    as SAM does. Its border has whole levels, so that it differs from SAM's zeros by at most half a level of 255.
 
-    `resampling`: whose filters resize. `"pillow"` is what timm and most checkpoints' authors run. `"torchvision"` is
-    what transformers runs by default since version 5. The two differ by 1 or 2 levels of 255 where a photo shrinks, and
-    by up to 20 where it is enlarged bicubically. Change it by
+    `resampling`: whose filters resize. `"pillow"` is used by timm and most authors of checkpoints. `"torchvision"` is
+    used by transformers by default since version 5. The two differ by 1 or 2 levels of 255 where a photo shrinks, and
+    by up to 20 where it is enlarged bicubically. To change it, call
     `dataclasses.replace(backbone.preprocess, resampling="torchvision")`.
+
+    `crop_rounding`: how half a pixel of the crop's offset is rounded: `"even"` as by timm and torchvision, `"down"` as
+    by transformers.
+
+    Raises `ValueError` on a setting that is none of these.
     """
 
     image_size: tuple[int, int] = (224, 224)  # (H, W)
@@ -107,7 +107,7 @@ class Preprocess:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    crop_rounding: Rounding = "even"  # of half a pixel: as timm and torchvision do, or transformers
+    crop_rounding: CropRounding = "even"
     resampling: Resampling = "pillow"
 
     def __post_init__(self) -> None:
@@ -131,9 +131,9 @@ class Preprocess:
 
         `image`: a path, the bytes of a file, a binary file object, a PIL image, a uint8 array (H, W, 3) or (H, W), or a
         uint8 tensor (3, H, W). All give the same result.
-        `resolution`: replaces the checkpoint's own input size, in pixels.
-        `keep_aspect`: the whole photo stays, nothing is cropped and no border put around it: its shorter side becomes
-        the resolution, or with (H, W) it is made just large enough to cover that.
+        `resolution`: the input size in pixels, a side or (H, W); by default the checkpoint's own.
+        `keep_aspect`: keep the whole photo, without a crop or a border. Its shorter side becomes the resolution; with
+        (H, W), the photo becomes just large enough to cover that.
         `max_pixels`: the most pixels that a photo may have; `PIL.Image.MAX_IMAGE_PIXELS` by default.
 
         Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is no image.
@@ -160,19 +160,19 @@ class Preprocess:
         keep_aspect: bool = False,
         decoding: Decoding = "exact",
     ) -> UInt8[Tensor, "3 H W"]:
-        """Return what `__call__` makes of the same photo before it is normalised.
+        """Return the pixels (3, H, W) that `__call__` makes of the photo, before they are normalised.
 
-        `decoding`: "exact" is that to the bit; "fast" is within 1 of 255 (seldom 2), which moves features by some 1e-4;
-        with "draft" moreover a JPEG is decoded at the lowest of its scales that is still twice what it is resized to,
-        which differs visibly.
-        Raises `ImageError` on what cannot be read, and on a photo that is too long and thin.
+        `decoding`: "exact" gives them to the bit. "fast" is within 1 of 255 (seldom 2), which moves features by about
+        1e-4. "draft" also decodes a JPEG at the lowest of its scales that is at least twice the resized photo, which
+        differs visibly.
+        Raises `ImageError` on a photo that cannot be read, or that is too long and thin.
         """
         view = self.view(photo.size, resolution, keep_aspect)
         check_area(view, photo.max_pixels)
         return self.cut(photo.decode(enough(view) if decoding == "draft" else None), view, decoding == "exact")
 
     def cut(self, rgb: UInt8[Tensor, "3 h w"], view: View, exact: bool) -> UInt8[Tensor, "3 H W"]:
-        """The part of a decoded photo that `view` is of. A photo decoded at a lower scale is resized by less."""
+        """Cut the view out of a decoded photo. A photo that was decoded at a lower scale is resized by less."""
         if view.pad != (0, 0):
             rgb = _expand(rgb, view, self.border)
         kept = view.size
@@ -182,14 +182,14 @@ class Preprocess:
         return picture if kept == view.size else self._padded(picture, view.size)
 
     def _padded(self, picture: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
-        """With the mean colour at the right and bottom, in whole levels."""
+        """Add the mean colour at the right and bottom, in whole levels."""
         colour = [min(max(round(255 * value), 0), 255) for value in self.mean]
         padded = torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1).repeat(1, *size)
         padded[:, : picture.shape[1], : picture.shape[2]] = picture
         return padded
 
     def normalise(self, pixels: UInt8[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
-        """`pixels` as `__call__` gives them out, in float32, on their device."""
+        """Scale pixels to [0, 1] and normalise them, in float32, on their device."""
         mean, std = (
             torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
             for values in (self.mean, self.std)
@@ -198,16 +198,16 @@ class Preprocess:
 
     @property
     def border(self) -> tuple[int, int, int]:
-        """The mean colour in 0 to 255, which the border of a letterbox has."""
+        """Colour of a letterbox's border, which is the mean in 0 to 255."""
         red, green, blue = (int(255 * value) for value in self.mean)
         return red, green, blue
 
     def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
-        """Return what `__call__` cuts out of a photo of (H, W) pixels, for `Geometry.through`."""
-        if resolution is None:
-            size = self.image_size
-        else:
-            size = (resolution, resolution) if isinstance(resolution, int) else resolution
+        """Return the view that `__call__` cuts out of a photo of (H, W) pixels, for `Geometry.through`.
+
+        Raises `ValueError` on a resolution below 1.
+        """
+        size = self.image_size if resolution is None else sides(resolution)
         if min(size) < 1:
             raise ValueError(f"resolution must be at least 1 pixel, got {resolution}")
         if keep_aspect:
@@ -224,12 +224,12 @@ class Preprocess:
         return View(source, resized, offset, size, pad)
 
     def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
-        """What (H, W) is cropped from: that divided by `crop_pct`, whose own rounding must not cost a pixel."""
+        """Return (H, W) divided by `crop_pct`. The rounding of `crop_pct` itself must not cost a pixel."""
         return math.floor(size[0] / self.crop_pct + 1e-6), math.floor(size[1] / self.crop_pct + 1e-6)
 
 
 def enough(view: View) -> tuple[int, int]:
-    """(h, w) that a photo is decoded to at least, if it need not be whole: twice what it is resized to."""
+    """Return the least size (h, w) of a photo that is decoded at a lower scale: twice its size after resizing."""
     height, width = (
         math.ceil(2 * resized * source / padded)
         for resized, source, padded in zip(view.resized, view.source, view.padded, strict=True)
@@ -245,7 +245,7 @@ def stack_images(
     max_pixels: int | None,
     first: int = 0,
 ) -> Float[Tensor, "B C H W"]:
-    """Stack what `preprocess` makes of each image. See `Preprocess.batch`. `first`: the number of the first image."""
+    """Preprocess images and stack them. See `Preprocess.batch`. `first`: the number of the first image in errors."""
     if isinstance(images, str | bytes) or not hasattr(images, "__len__"):
         raise ValueError(f"images is a {type(images).__name__}; want a list of images")
     if not len(images):
@@ -258,26 +258,28 @@ def stack_images(
     if len(sizes) > 1:
         raise ValueError(
             f"the images have {len(sizes)} sizes after preprocessing, such as {min(sizes)} and {max(sizes)}; want one "
-            "for a batch. Leave keep_aspect out, or give the backbone a list of single images"
+            "size. Leave keep_aspect out, or pass a list of single images to the backbone"
         )
     return torch.stack(made)
 
 
 def _expand(rgb: UInt8[Tensor, "3 h w"], view: View, colour: tuple[int, int, int]) -> UInt8[Tensor, "3 H W"]:
-    """With a border around it, which is thinner by as much as the photo was decoded at a lower scale."""
+    """Put a border around a photo. It is scaled down with a photo that was decoded at a lower scale."""
     vertical, horizontal = (
         round(pad * size / source) for pad, size, source in zip(view.pad, rgb.shape[1:], view.source, strict=True)
     )
     height, width = rgb.shape[1:]
     padded = torch.tensor(colour, dtype=torch.uint8).expand(height + 2 * vertical, width + 2 * horizontal, 3)
-    padded = padded.contiguous().permute(2, 0, 1)  # the colours of a pixel side by side, as decoders have them
+    padded = padded.contiguous().permute(2, 0, 1)  # channels last, as the decoders return
     padded[:, vertical : vertical + height, horizontal : horizontal + width] = rgb
     return padded
 
 
 def _cover(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """The size with the aspect of `source` that just covers `target`, rounded as torchvision's Resize (a square
-    target) and timm's ResizeKeepRatio (another) do."""
+    """Return the smallest size with the aspect of `source` that covers `target`.
+
+    It is rounded as by torchvision's Resize for a square target, and as by timm's ResizeKeepRatio for another.
+    """
     if target[0] == target[1]:
         short, long = min(source), max(source)
         scaled = int(target[0] * long / short)
@@ -287,15 +289,17 @@ def _cover(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
 
 
 def _inside(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """The largest size with the aspect of `source` that lies inside of `target`, rounded as SAM does."""
+    """Return the largest size with the aspect of `source` that fits into `target`, rounded as by SAM."""
     scale = min(target[0] / source[0], target[1] / source[1])
     height, width = (max(int(side * scale + 0.5), 1) for side in source)
     return min(height, target[0]), min(width, target[1])
 
 
 def _border(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """Rows to add above and below a photo each, and columns left and right each, for the aspect of `target`. An odd
-    difference leaves the photo a pixel short of it, as in prismatic-vlms."""
+    """Return the rows above and below, and the columns left and right, that give a photo the aspect of `target`.
+
+    An odd difference leaves the photo a pixel short of it, as in prismatic-vlms.
+    """
     height = max(source[0], source[1] * target[0] // target[1])
     width = max(source[1], source[0] * target[1] // target[0])
     return (height - source[0]) // 2, (width - source[1]) // 2

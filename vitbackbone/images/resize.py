@@ -1,8 +1,8 @@
-"""Resize and crop in one, of pixels in 8 bits: Pillow's numbers, by torch's kernels where those are faster.
+"""Resize and crop pixels of 8 bits in one step, with Pillow's numbers. torch's kernels serve where they are faster.
 
-Both resize one axis after the other and round to 8 bits between. If they begin with the same axis they agree to 1 of
-255 (bicubic: to 2 in few pixels, of photos too); in the other order they are up to 28
-apart. Of pictures that are enlarged bicubically that is no longer so, and there is little to gain: Pillow's are taken.
+Both libraries resize one axis after the other and round to 8 bits in between. If both begin with the same axis, they
+agree to 1 of 255 (bicubic: to 2 in a few pixels). In another order they differ by up to 28. Where a picture is
+enlarged bicubically they disagree more and torch is hardly faster, so Pillow resizes it.
 """
 
 import math
@@ -40,13 +40,13 @@ def resized_crop(
     exact: bool,
     resampling: Resampling = "pillow",
 ) -> UInt8[Tensor, "3 H W"]:
-    """Resize `rgb` to `resized` and keep the crop of `size` at `offset` (top, left): what Pillow gives, to the bit, or
-    what torchvision gives. If Pillow's need not be `exact` and both sides shrink, torch's kernels resize, within 1 of
-    255 (bicubic: seldom 2).
+    """Resize `rgb` to `resized`, and return the crop of `size` at `offset` (top, left).
 
-    What sticks out of the resized picture is black. One of more than `PIL.Image.MAX_IMAGE_PIXELS` is never made: it is
-    resized where the crop is, within 2 of 255 (rarely more than 1), but for "nearest", which may take the next pixel in
-    a tie.
+    `resampling`: whose result to match, to the bit.
+    `exact`: if False and both sides shrink, torch's kernels may replace Pillow's, within 1 of 255 (bicubic: seldom 2).
+
+    The crop is black outside the resized picture. If that would have more than `PIL.Image.MAX_IMAGE_PIXELS`, only the
+    crop is made, within 2 of 255 (rarely more than 1); "nearest" may then take the next pixel in a tie.
     """
     if resampling == "torchvision":
         return _by_torchvision(rgb, resized, offset, size, interpolation)
@@ -65,7 +65,7 @@ def _by_torchvision(
     size: tuple[int, int],
     interpolation: Interpolation,
 ) -> UInt8[Tensor, "3 H W"]:
-    """As the processors of transformers do it. What sticks out is black."""
+    """Resize and crop as the processors of transformers do. The crop is black outside the resized picture."""
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as TVF
 
@@ -81,13 +81,13 @@ def _by_torch(
     size: tuple[int, int],
     interpolation: Interpolation,
 ) -> UInt8[Tensor, "3 H W"]:
-    """One axis after the other, so that the second is only resized where the first was kept."""
+    """Resize one axis and crop it, then the other axis, so that the second step has fewer pixels to do."""
     picture = rgb[None]
     for axis in _order((rgb.shape[1], rgb.shape[2]), resized):
         shape = [picture.shape[2], picture.shape[3]]
         if shape[axis] != resized[axis]:
             shape[axis] = resized[axis]
-            # Colours of a pixel side by side: torch's kernel for that is the fastest, and fails on none of the sizes.
+            # Channels last: torch's kernel for this layout is the fastest, and works for all sizes.
             picture = picture.contiguous(memory_format=torch.channels_last)
             picture = F.interpolate(picture, shape, mode=interpolation, antialias=True)
         picture = picture.narrow(2 + axis, offset[axis], size[axis])
@@ -95,15 +95,17 @@ def _by_torch(
 
 
 def _order(source: tuple[int, int], resized: tuple[int, int]) -> tuple[int, int]:
-    """The axes as Pillow resizes them: a recent one begins with the columns (0) if they lose more than twice as many
-    pixels as the rows. Found by trying: 2392 of 2392 sizes are as this says."""
+    """Return the axes in Pillow's order. Recent versions begin with axis 0 if it loses more than twice as many pixels.
+
+    The rule was found by trying; it holds for 2392 of 2392 sizes.
+    """
     lost = source[0] - resized[0], source[1] - resized[1]
     return (0, 1) if lost[0] > max(0, 2 * lost[1]) and _pillow_chooses_the_order() else (1, 0)
 
 
 @cache
 def _pillow_chooses_the_order() -> bool:
-    """Whether this Pillow begins with the columns of a tall picture. Others begin with the rows always."""
+    """Tell whether this version of Pillow begins with axis 0 of a tall picture. Others always begin with axis 1."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 8, 3), np.uint8))
     bicubic = Image.Resampling.BICUBIC
     return noise.resize((6, 6), bicubic).tobytes() == noise.resize((8, 6), bicubic).resize((6, 6), bicubic).tobytes()
@@ -134,8 +136,11 @@ def _part_by_pillow(
     size: tuple[int, int],
     interpolation: Interpolation,
 ) -> UInt8[Tensor, "3 H W"]:
-    """The crop alone, which lies inside, of the pixels that its kernels reach. They are cut out first, as Pillow holds
-    a box in single precision: far out in a long photo that would shift the crop. The order of axes is the whole's."""
+    """Make only the crop, from the pixels that its kernels reach. The crop must lie inside the resized picture.
+
+    These pixels are cut out first, because Pillow holds a box in single precision, which shifts crops far out in a long
+    photo. The axes keep the order of the whole picture.
+    """
     part, reached = rgb, {}
     for axis in (0, 1):
         length = rgb.shape[1 + axis]

@@ -1,11 +1,15 @@
-"""The format of an image file, by its first bytes. Names and extensions are never trusted.
+"""The format of an image file, by its first bytes. File names are never trusted.
 
-The formats are a closed list. A format whose decoder starts another program, as EPS starts Ghostscript, is not on it.
+The list of formats is closed. It leaves out formats whose decoder starts another program, as EPS starts Ghostscript.
 """
+
+import re
 
 from vitbackbone.images.errors import UnknownFormat
 
-# Formats as Pillow names them, and what their files begin with
+HEAD = 256  # bytes at the start of a file that decide its format
+
+# Pillow's name of each format, and the first bytes of its files
 SIGNATURES: dict[str, tuple[bytes, ...]] = {
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),
@@ -16,7 +20,8 @@ SIGNATURES: dict[str, tuple[bytes, ...]] = {
 }
 FORMATS = (*SIGNATURES, "WEBP", "BMP", "PPM", "AVIF", "HEIF")
 
-BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes of the header that follows the one of the file
+PPM_HEADER = re.compile(rb"P[1-6f]\s+[#\d]")  # the magic, then a comment or the width
+BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # sizes in bytes of the second header
 
 # Brands of the ISO base media file format (ISO/IEC 23008-12, AV1 Image File Format)
 AVIF_BRANDS = {b"avif", b"avis"}
@@ -24,7 +29,10 @@ HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"
 
 
 def image_format(data: bytes) -> str:
-    """Return the format of an image file, one of `FORMATS`. Raise `UnknownFormat` if it has none of them."""
+    """Return the format of an image file, one of `FORMATS`. Raise `UnknownFormat` if it has none of them.
+
+    `data`: the file, or its first `HEAD` bytes.
+    """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[4:8] == b"ftyp":
@@ -35,7 +43,7 @@ def image_format(data: bytes) -> str:
             return "HEIF"
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in BMP_HEADERS:
         return "BMP"
-    if data[:1] == b"P" and data[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6", b"f") and data[2:3].isspace():
+    if PPM_HEADER.match(data[:HEAD]):
         return "PPM"
     for name, beginnings in SIGNATURES.items():
         if data.startswith(beginnings):
@@ -44,6 +52,6 @@ def image_format(data: bytes) -> str:
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """The major brand and the compatible ones of the file-type box."""
-    end = min(int.from_bytes(data[:4], "big"), len(data), 256)
+    """Return the major brand and the compatible brands of the file-type box."""
+    end = min(int.from_bytes(data[:4], "big"), len(data), HEAD)
     return {data[8:12], *(data[start : start + 4] for start in range(16, end - 3, 4))}

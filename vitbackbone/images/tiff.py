@@ -1,6 +1,6 @@
-"""The first page of a TIFF file as RGB pixels, by TIFF 6.0.
+"""Decode the first page of a TIFF file to RGB pixels, by TIFF 6.0.
 
-Pillow decodes what it decodes right, and tifffile the rest. tifffile is an extra, `vitbackbone[tiff]`.
+Pillow decodes the files that it decodes correctly, and tifffile the others. tifffile is an extra, `vitbackbone[tiff]`.
 
 Axes: `h w` pixels as stored, `S` samples of a pixel.
 """
@@ -15,30 +15,30 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from vitbackbone.images.colours import Samples, to_8_bits, to_rgb
+from vitbackbone.images.colours import FLOATS, Samples, to_8_bits, to_rgb
 from vitbackbone.images.errors import MissingDecoder, UnsupportedPixels
 from vitbackbone.images.tiff_directory import Layout, first_page
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB, ICCLAB = 0, 1, 2, 3, 5, 6, 8, 9
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3, CIELAB: 3, ICCLAB: 3}
-JPEGS = (6, 7)  # compressions that store YCbCr for the codec to undo
-ASSOCIATED = 1  # alpha that the colours are multiplied by
+JPEGS = (6, 7)  # compressions whose codec converts YCbCr to RGB
+ASSOCIATED = 1  # an extra sample that is alpha; the colours are multiplied by it
 CMYK_INKS = 1
 
 
 def decode_tiff(data: bytes, layout: Layout) -> Image.Image:
-    """Return the pixels as stored, in RGB.
+    """Return the pixels in RGB. The orientation is not applied.
 
     Integers are scaled by their number of bits, WhiteIsZero is inverted, premultiplied colours are divided by their
     alpha, and Lab is converted to sRGB. Raises `UnsupportedPixels` on floats and other values without an agreed range,
-    `MissingDecoder` where tifffile or imagecodecs is needed and not installed, and any error on a damaged file.
+    `MissingDecoder` if tifffile or imagecodecs is needed and not installed, and any exception on a damaged file.
     """
     if layout.floats:
-        raise UnsupportedPixels("a float image has no agreed range; scale it to 8 or 16 bits first")
+        raise UnsupportedPixels(FLOATS)
     if layout.photometric not in COLOURS or (layout.photometric == CMYK and layout.ink_set != CMYK_INKS):
         raise UnsupportedPixels(f"a TIFF file with photometric interpretation {layout.photometric} is not supported")
     if len(layout.bits) < COLOURS[layout.photometric]:
-        raise UnsupportedPixels(f"a TIFF file with {len(layout.bits)} samples a pixel, too few for its colours")
+        raise UnsupportedPixels(f"a TIFF file with {len(layout.bits)} samples per pixel, too few for its colours")
     image = _open_by_pillow(data, layout)
     if image is None:
         return _to_rgb(_read_by_tifffile(data, layout), layout)
@@ -52,9 +52,9 @@ def decode_tiff(data: bytes, layout: Layout) -> Image.Image:
 
 
 def _open_by_pillow(data: bytes, layout: Layout) -> Image.Image | None:
-    """The opened page, or None if Pillow does not know such pixels or would decode them wrong.
+    """Open the page. Return None if Pillow does not support its pixels, or would decode them wrong.
 
-    It unpacks each plane as bytes, by a letter of the mode.
+    Pillow reads every separate plane as bytes, whatever its depth.
     """
     byte_planes = layout.photometric in (RGB, CMYK) and set(layout.bits) == {8} and layout.extra[:1] != (ASSOCIATED,)
     if layout.planes and not byte_planes:
@@ -66,7 +66,7 @@ def _open_by_pillow(data: bytes, layout: Layout) -> Image.Image | None:
 
 
 def _stored(image: Image.Image, layout: Layout) -> Samples:
-    """The integers of a grey page. Pillow holds all of 32 bits as signed ones, and all of 8 bits as unsigned ones."""
+    """Return the integers of a grey page. Pillow holds 32 bits as signed and 8 bits as unsigned, always."""
     values = np.asarray(image)
     if layout.bits[0] == 32 and not layout.signed:
         return values.view(np.uint32)
@@ -74,7 +74,7 @@ def _stored(image: Image.Image, layout: Layout) -> Samples:
 
 
 def _read_by_tifffile(data: bytes, layout: Layout) -> Samples:
-    """Samples (h, w, S)."""
+    """Return the samples (h, w, S)."""
     try:
         from tifffile import TiffFile
     except ImportError as error:
@@ -100,7 +100,7 @@ def _read_by_tifffile(data: bytes, layout: Layout) -> Samples:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """tifffile logs what is odd about a file, file after file."""
+    """Silence the log of tifffile, which would have lines for every odd file."""
     logger = logging.getLogger("tifffile")
     before, logger.disabled = logger.disabled, True
     try:
@@ -110,7 +110,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _to_rgb(values: Samples, layout: Layout) -> Image.Image:
-    """Samples (h, w, S) to colours, by the photometric interpretation."""
+    """Convert samples (h, w, S) to RGB, by the photometric interpretation."""
     kind = layout.photometric
     count = COLOURS[kind]
     if kind == PALETTE:
@@ -124,14 +124,14 @@ def _to_rgb(values: Samples, layout: Layout) -> Image.Image:
         colours = _unpremultiplied(colours, to_8_bits(values[..., count], layout.bits[0], layout.signed))
     if count == 1:
         return Image.fromarray(np.ascontiguousarray(colours[..., 0])).convert("RGB")
-    undone = kind == YCBCR and layout.compression in JPEGS  # by the codec
+    undone = kind == YCBCR and layout.compression in JPEGS  # the codec has converted it
     mode = {CMYK: "CMYK", YCBCR: "RGB" if undone else "YCbCr"}.get(kind, "RGB")
     height, width = colours.shape[:2]
     return Image.frombytes(mode, (width, height), np.ascontiguousarray(colours).tobytes()).convert("RGB")
 
 
 def _palette(layout: Layout) -> NDArray[np.uint8]:
-    """Colours by index. They have 16 bits, but for those of programs that put 8 bits there."""
+    """Return the table of colours (2^bits, 3). TIFF stores 16 bits, but some programs store 8."""
     entries = 2 ** layout.bits[0]
     if layout.bits[0] > 16 or len(layout.palette) < 3 * entries:
         raise UnsupportedPixels(f"a TIFF palette of {len(layout.palette)} values; want 3 for each of {entries} colours")
@@ -140,11 +140,11 @@ def _palette(layout: Layout) -> NDArray[np.uint8]:
 
 
 def _lab(values: Samples, layout: Layout) -> Image.Image:
-    """A Lab image of 8 bits. Pillow's raw bytes have a and b as two's complement, as CIELab has them in the file."""
+    """Return a Lab image of 8 bits. Its a and b are in two's complement, as in Pillow and as CIELab stores them."""
     bits = layout.bits[0]
     if bits not in (8, 16):
         raise UnsupportedPixels(f"a Lab image of {bits} bits; want 8 or 16")
-    whole = values.astype(np.int64) & (2**bits - 1)  # without a sign, whatever the sample format says
+    whole = values.astype(np.int64) & (2**bits - 1)  # unsigned, whatever the sample format says
     lightness = to_8_bits(whole[..., :1], bits)
     chroma = (whole[..., 1:] >> (bits - 8)).astype(np.uint8)
     if layout.photometric == ICCLAB:
@@ -154,6 +154,6 @@ def _lab(values: Samples, layout: Layout) -> Image.Image:
 
 
 def _unpremultiplied(colours: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Colours divided by their alpha; black where it is 0."""
+    """Divide colours by their alpha. They are black where alpha is 0."""
     divided = colours.astype(np.float32) * 255 / np.maximum(alpha, 1)[..., None]
     return divided.round().clip(0, 255).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""The directory of a TIFF file: the tags that decide its pixels, and a file with these tags alone.
+"""The directory of a TIFF file: read the tags that decide its pixels, and write a file with only these tags.
 
-Other tags hold metadata, which is never parsed. References: TIFF 6.0; BigTIFF has the same tags with wider numbers.
+Other tags hold metadata, which is never parsed. Reference: TIFF 6.0. BigTIFF has the same tags with wider numbers.
 """
 
 import struct
@@ -15,57 +15,30 @@ SAMPLES, PLANAR, COLORMAP, INK_SET, EXTRA, SAMPLE_FORMAT = 277, 284, 320, 332, 3
 ROWS, STRIPS, STRIP_BYTES, TILES, TILE_BYTES = 278, 273, 279, 324, 325
 MOST_SAMPLES = 32
 
-# Sizes, layout, colours and compression, without the orientation
-DECIDING = {
-    *(
-        255,
-        WIDTH,
-        HEIGHT,
-        BITS,
-        COMPRESSION,
-        PHOTOMETRIC,
-        266,
-        STRIPS,
-        SAMPLES,
-        ROWS,
-        STRIP_BYTES,
-        PLANAR,
-        290,
-        291,
-        292,
-        293,
-        317,
-    ),
-    *(
-        COLORMAP,
-        322,
-        323,
-        TILES,
-        TILE_BYTES,
-        INK_SET,
-        334,
-        EXTRA,
-        SAMPLE_FORMAT,
-        340,
-        341,
-        347,
-        512,
-        513,
-        514,
-        515,
-        517,
-        518,
-    ),
-    *(519, 520, 521, 529, 530, 531, 532, 32997),
-}
+SUBFILE, FILL_ORDER, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, INKS, DEPTH = 255, 266, 317, 322, 323, 334, 32997
+FAX = {290, 291, 292, 293}  # units of grey and options of CCITT compression
+RANGE = {340, 341}  # least and greatest sample
+JPEG = {347, *range(512, 522)}  # tables of both kinds of JPEG
+YCBCR = {529, 530, 531, 532}  # coefficients, subsampling, positions, black and white
+
+# The tags that decide the pixels, without the orientation
+DECIDING = (
+    {SUBFILE, WIDTH, HEIGHT, DEPTH, BITS, SAMPLES, SAMPLE_FORMAT, FILL_ORDER, PLANAR, COMPRESSION, PREDICTOR}
+    | {PHOTOMETRIC, COLORMAP, INK_SET, INKS, EXTRA, ROWS, STRIPS, STRIP_BYTES}
+    | {TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES}
+    | FAX
+    | RANGE
+    | JPEG
+    | YCBCR
+)
 
 NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
-MOST_VALUES = 2**20  # of an entry: strips of a large file, or a palette of 16 bits
+MOST_VALUES = 2**20  # values of an entry: enough for the strips of a large file, or a palette of 16 bits
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the tags say of the pixels."""
+    """The layout of the pixels, by the tags."""
 
     height: int  # as stored
     width: int
@@ -74,8 +47,8 @@ class Layout:
     floats: bool
     compression: int
     photometric: int
-    planes: bool  # the samples of a pixel lie in planes of their own
-    extra: tuple[int, ...]  # what the samples beyond the colours are
+    planes: bool  # each sample of the pixels has its own plane
+    extra: tuple[int, ...]  # kind of each sample after the colours
     orientation: int
     palette: tuple[int, ...]
     ink_set: int
@@ -101,12 +74,16 @@ class _Form(NamedTuple):
 
     @property
     def first(self) -> int:
-        """Where the header points to the first directory."""
+        """Offset of the header's pointer to the first directory."""
         return 8 if self.big else 4
 
 
 def read_layout(data: bytes) -> Layout:
-    """Read the first page's tags. Raise `DamagedImage` if it has no size, and `UnsupportedPixels` on odd samples."""
+    """Read the tags of the first page.
+
+    Raises `DamagedImage` if the page has no size or lies beyond the end of the file, and `UnsupportedPixels` if its
+    samples have several types.
+    """
     form = _form(data)
     entries, _ = _directory(data, form, _first(data, form))
     tags = {tag: entry for entry in reversed(entries) if (tag := _tag(entry, form)) in DECIDING | {ORIENTATION}}
@@ -121,7 +98,7 @@ def read_layout(data: bytes) -> Layout:
     bits = numbers(BITS, [1])
     samples = numbers(SAMPLES, [len(bits)])[0]
     if not 1 <= samples <= MOST_SAMPLES:
-        raise UnsupportedPixels(f"a TIFF file with {samples} samples a pixel; want 1 to {MOST_SAMPLES}")
+        raise UnsupportedPixels(f"a TIFF file with {samples} samples per pixel; want 1 to {MOST_SAMPLES}")
     bits = (bits * samples if len(bits) == 1 else bits)[:samples]
     formats = set(numbers(SAMPLE_FORMAT, [1]))
     if len(set(bits)) > 1 or len(formats) > 1 or not formats <= {1, 2, 3, 4}:
@@ -149,14 +126,17 @@ def read_layout(data: bytes) -> Layout:
 
 
 def _strip_sizes(height: int, rows: int, row: int) -> list[int]:
-    """The bytes of each strip of a plane that is not compressed."""
+    """Return the bytes of each strip of a plane that is not compressed."""
     rows = min(max(rows, 1), height)
     whole, rest = divmod(height, rows)
     return [rows * row] * whole + [rest * row] * (rest > 0)
 
 
 def _check_extents(length: int, offsets: Sequence[int], counts: Sequence[int], sizes: Sequence[int] | None) -> None:
-    """Raise `DamagedImage` if pixels lie beyond the end of the file. `sizes`: what strips need, whatever they say."""
+    """Raise `DamagedImage` if pixels lie beyond the end of the file.
+
+    `sizes`: bytes that uncompressed strips need, whatever their byte counts say.
+    """
     for i, offset in enumerate(offsets):
         needs = [*counts[i : i + 1], *(sizes[i % len(sizes)] for _ in range(1) if sizes)]
         if offset + min(needs, default=0) > length:
@@ -164,7 +144,7 @@ def _check_extents(length: int, offsets: Sequence[int], counts: Sequence[int], s
 
 
 def first_page(data: bytes) -> bytes:
-    """Return the file with a new directory at its end: the first page's, with the tags of `DECIDING` alone."""
+    """Return the file with a new directory at its end: the first page's, with only the tags of `DECIDING`."""
     form = _form(data)
     entries, _ = _directory(data, form, _first(data, form))
     kept = [entry for entry in entries if _tag(entry, form) in DECIDING]
@@ -175,7 +155,7 @@ def first_page(data: bytes) -> bytes:
 
 
 def count_pages(data: bytes) -> int:
-    """Count the pages of a file. Raise `DamagedImage` if one of its directories is not there."""
+    """Count the pages of a file. Raise `DamagedImage` if one of its directories is missing."""
     form = _form(data)
     at, seen = _first(data, form), set[int]()
     while at and at not in seen:
@@ -193,7 +173,7 @@ def _first(data: bytes, form: _Form) -> int:
 
 
 def _directory(data: bytes, form: _Form, at: int) -> tuple[list[bytes], int]:
-    """The entries of a directory, and where the next one lies. It is 0 at the end, and where the file is cut."""
+    """Return the entries of a directory, and the offset of the next one: 0 at the last page, or if the file is cut."""
     count, start = _unpack(form.number, data, at), at + struct.calcsize(form.number)
     stop = start + count * form.entry
     if stop > len(data):
@@ -208,7 +188,7 @@ def _tag(entry: bytes, form: _Form) -> int:
 
 
 def _numbers(data: bytes, form: _Form, entry: bytes) -> tuple[int, ...]:
-    """The whole numbers of an entry; none if it holds something else, or lies outside of the file."""
+    """Return the whole numbers of an entry. There are none if it holds another type, or lies outside the file."""
     kind = NUMBERS.get(_unpack(form.order + "H", entry, 2))
     count = _unpack(form.pointer, entry, 4)
     if kind is None or not 0 < count <= MOST_VALUES:

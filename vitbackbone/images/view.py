@@ -8,34 +8,42 @@ from vitbackbone.images.errors import TooThin as TooThin
 Resolution = int | tuple[int, int]  # side of a square, or (H, W)
 
 
+def sides(size: Resolution) -> tuple[int, int]:
+    """Return (H, W) of a size: a number is the side of a square."""
+    return (size, size) if isinstance(size, int) else size
+
+
 @dataclass(frozen=True)
 class View:
-    """How an input of the network was cut from its photo: a border of `pad` put around it, resized to `resized`, then
-    cropped at `offset` to `size`.
+    """How an input of the network was cut from its photo.
 
-    All sizes are (H, W); coordinates are continuous pixels, (0, 0) the top-left corner of the image.
+    The photo gets a border of `pad`, is resized to `resized`, and is cropped at `offset` to `size`. All sizes are
+    (H, W). Coordinates are continuous pixels; (0, 0) is the top-left corner of the image.
     """
 
-    source: tuple[int, int]  # the photo, upright
+    source: tuple[int, int]  # the upright photo
     resized: tuple[int, int]
     offset: tuple[int, int]  # (top, left) of the crop in the resized photo
-    size: tuple[int, int]  # what the network is given
-    pad: tuple[int, int] = (0, 0)  # border in pixels of the photo: (top and bottom each, left and right each)
+    size: tuple[int, int]  # the input of the network
+    pad: tuple[int, int] = (0, 0)  # pixels added at (top and bottom, left and right), each
 
     @property
     def padded(self) -> tuple[int, int]:
-        """(H, W) of the photo with its border, which is what was resized."""
+        """(H, W) of the photo with its border."""
         return self.source[0] + 2 * self.pad[0], self.source[1] + 2 * self.pad[1]
 
     def to_source(self, x: float, y: float) -> tuple[float, float]:
-        """(x, y) of the photo for a point of the network's input; outside of the photo for one in the border."""
+        """Map a point (x, y) of the network's input to the photo. A point in the border maps outside the photo."""
         return (
             (x + self.offset[1]) * self.padded[1] / self.resized[1] - self.pad[1],
             (y + self.offset[0]) * self.padded[0] / self.resized[0] - self.pad[0],
         )
 
     def from_source(self, x: float, y: float) -> tuple[float, float]:
-        """(x, y) of the network's input for a point of the photo; outside of [0, W) x [0, H) if it was cropped away."""
+        """Map a point (x, y) of the photo to the network's input.
+
+        A point that was cropped away maps outside [0, W) x [0, H).
+        """
         return (
             (x + self.pad[1]) * self.resized[1] / self.padded[1] - self.offset[1],
             (y + self.pad[0]) * self.resized[0] / self.padded[0] - self.offset[0],
@@ -43,8 +51,10 @@ class View:
 
 
 def check_area(view: View, limit: int | None) -> None:
-    """A photo of few pixels that is very long and thin becomes huge when its shorter side is scaled up and nothing
-    cropped, or a border makes it square."""
+    """Raise `TooThin` if the photo would have more than `limit` pixels after padding, or as the network's input.
+
+    A long thin photo of few pixels becomes huge if its shorter side is scaled up, or if a border makes it square.
+    """
     largest = max(view.padded, view.size, key=math.prod)
     if limit is not None and math.prod(largest) > limit:
         raise TooThin(

@@ -1,8 +1,8 @@
-"""What a backbone costs, and what it sees."""
+"""The costs of a backbone, descriptions of it, and pictures of what it sees."""
 
 from vitbackbone.inspection.costs import costs
 from vitbackbone.inspection.describe import info, info_record, models_rows, models_table, trace, trace_rows
-from vitbackbone.inspection.show import show
+from vitbackbone.inspection.pictures import show
 
 __all__ = [
     "costs",

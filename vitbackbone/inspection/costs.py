@@ -1,5 +1,6 @@
-"""What a Vision Transformer costs: counted while it runs on torch's `meta` device, which knows shapes and holds no
-numbers, so no weights are needed and there is no formula to fall behind the network.
+"""Costs of a Vision Transformer, counted while it runs on torch's `meta` device.
+
+That device knows shapes and holds no numbers, so no weights are needed. No formula can disagree with the network.
 
 Axes: `B` batch, `N` tokens, `H W` pixels.
 """
@@ -26,19 +27,19 @@ FLOAT32 = 4  # bytes
 
 @dataclass(frozen=True)
 class Costs:
-    """What `backbone(images)` takes, without gradients.
+    """Compute and memory of `backbone(images)`, without gradients.
 
-    The first four are floating-point operations. A multiply-accumulate counts as 2, as torch's `FlopCounterMode` does;
-    papers often count it as 1 and say "FLOPs" too. Norms, softmax, activation functions and additions are left out.
-    The last two are bytes in float32, weights not counted.
+    The first four are floating-point operations. A multiply-accumulate counts as 2, as in torch's `FlopCounterMode`;
+    papers often count it as 1 and call that FLOPs too. Norms, softmax, activation functions and additions are left
+    out. The last two are bytes in float32, without the weights.
     """
 
     embed: int  # images to patch tokens
     linear: int  # query, key, value, output projection and MLP of all blocks: grows with N
     attention: int  # q kᵀ, weights · v and the bias of relative positions: grows with N², within windows with N
-    pooling: int  # what `features.pooled` adds when it is asked for; not in `flops`
-    activations: int  # the most that lives at once, the images included, with the fused attention kernel
-    attention_map: int  # the largest block's weights, (B, heads, N, N) without windows; that kernel never writes them
+    pooling: int  # added by `features.pooled`, if it is asked for; not in `flops`
+    activations: int  # peak of all live tensors, the images included, with the fused attention kernel
+    attention_map: int  # the largest (B, heads, N, N) of a block, or less in windows; the fused kernel never writes it
 
     @property
     def flops(self) -> int:
@@ -46,48 +47,60 @@ class Costs:
 
 
 def on_meta(config: ViTConfig) -> ViT:
-    with torch.inference_mode(False), torch.device("meta"):  # which makes tensors that cannot be counted
+    """Return the network on the meta device, in evaluation mode."""
+    with torch.inference_mode(False), torch.device("meta"):  # tensors of inference mode cannot be counted
         return ViT(config).eval()
 
 
 @cache
 def parameters(config: ViTConfig) -> int:
-    """Parameters of the `ViT`: with fixed position tables, pooling and projection; without a classification head."""
-    return sum(p.numel() for p in on_meta(config).parameters())
+    """Count the parameters of the `ViT`, with fixed position tables, pooling and projection, without a classifier."""
+    model, kinds = _one_of_each_kind(config)
+    counted = sum(p.numel() for p in model.parameters())
+    for block, count in zip(model.blocks, kinds, strict=True):
+        counted += (count - 1) * sum(p.numel() for p in block.parameters())
+    return counted
 
 
 def windowed_blocks(config: ViTConfig) -> int:
-    """How many blocks attend within windows."""
+    """Count the blocks that attend within windows."""
     return config.depth - len(set(config.global_blocks)) if config.window else 0
+
+
+def _one_of_each_kind(config: ViTConfig) -> tuple[ViT, list[int]]:
+    """Return the network with one block of each kind, and the number of blocks of each kind.
+
+    Blocks of one kind have the same costs, and most of the time on the meta device goes into making blocks.
+    """
+    windowed = windowed_blocks(config)
+    kinds = [count for count in (windowed, config.depth - windowed) if count]
+    last = (len(kinds) - 1,) if config.window and windowed < config.depth else ()
+    return on_meta(replace(config, depth=len(kinds), global_blocks=last)), kinds
 
 
 @cache
 def costs(config: ViTConfig, size: tuple[int, int], batch: int = 1) -> Costs:
-    """The costs of `batch` images of (H, W) pixels.
+    """Return the costs of `batch` images of (H, W) pixels.
 
-    Tables that stay between forwards (of rotary and relative positions) are left out of the activations; workspace
-    inside torch's kernels, and what an allocator rounds up or keeps, come on top.
+    The activations leave out tables that stay between forwards, such as rotary positions. They also leave out the
+    workspace of torch's kernels and the reserve of the allocator.
     Raises `ValueError` on a size that the configuration refuses.
     """
-    # Blocks of a kind cost the same, so one of each is run.
-    windowed = windowed_blocks(config)
-    kinds = [count for count in (windowed, config.depth - windowed) if count]
-    last = (len(kinds) - 1,) if config.window and windowed < config.depth else ()
-    model = on_meta(replace(config, depth=len(kinds), global_blocks=last))
+    model, kinds = _one_of_each_kind(config)
     with torch.inference_mode(False), torch.no_grad(), torch.device("meta"):
         with FlopCounterMode(display=False) as forward:
             features = model(torch.empty(batch, 3, *size))
         with FlopCounterMode(display=False) as pooling:
             _ = features.pooled
         del features
-        with _Memory() as memory, _FusedAttention() as fused:  # a second forward: tables that stay are there
+        with _Memory() as memory, _FusedAttention() as fused:  # in a second forward, the tables that stay exist already
             model(torch.empty(batch, 3, *size))
 
-    counts: dict[str, dict[Any, int]] = forward.get_flop_counts()  # of each module and operation
+    counts: dict[str, dict[Any, int]] = forward.get_flop_counts()  # by module and operation
     linear = attention = 0
     for i, blocks in enumerate(kinds):
         for operation, count in counts[f"ViT.blocks.{i}"].items():
-            if operation is aten.bmm:  # what torch takes attention apart into, on the meta device
+            if operation is aten.bmm:  # torch splits attention into these on the meta device
                 attention += blocks * count
             else:
                 linear += blocks * count
@@ -96,12 +109,14 @@ def costs(config: ViTConfig, size: tuple[int, int], batch: int = 1) -> Costs:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention as the fused kernels do it, which do not run on the meta device: they write what is as large as q, and
-    the logarithm of each row's sum."""
+    """Stand-in for the fused attention kernels, which do not run on the meta device.
+
+    They write one tensor of the size of q, and the logarithm of the sum of each row.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention_map = 0  # entries of the largest
+        self.attention_map = 0  # entries of the largest map
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not F.scaled_dot_product_attention:
@@ -113,11 +128,11 @@ class _FusedAttention(TorchFunctionMode):
 
 
 class _Memory(TorchDispatchMode):
-    """The most bytes of tensors alive at once, of those made within."""
+    """Peak bytes of the live tensors that are made while this mode is on."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.alive: dict[int, int] = {}  # bytes of each storage
+        self.alive: dict[int, int] = {}  # bytes by storage
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -125,7 +140,7 @@ class _Memory(TorchDispatchMode):
         outputs = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(outputs):
             storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
-            if storage is not None and storage._cdata not in given | self.alive.keys():  # no view
+            if storage is not None and storage._cdata not in given | self.alive.keys():  # not a view
                 self.alive[storage._cdata] = storage.nbytes()
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._forget, storage._cdata)

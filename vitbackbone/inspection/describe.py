@@ -1,4 +1,4 @@
-"""The printed pages: what a model costs, what happens inside it step by step, and the table of all models.
+"""Printed pages: the costs of a model, its forward pass step by step, and the table of all models.
 
 Axes: `B` batch, `N` tokens, `D` width, `h w` patch grid, `H W` pixels.
 """
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from vitbackbone.checkpoints import ADAPTED, ZOO, Entry
 from vitbackbone.contract import Features
-from vitbackbone.images import Resolution
+from vitbackbone.images import Resolution, sides
 from vitbackbone.inspection.costs import Costs, costs, on_meta, parameters, windowed_blocks
 from vitbackbone.model import ViTConfig
 from vitbackbone.networks import FusedConfig
 
-Row = tuple[str, str, str]  # a step of the trace: its name, its tensor, a word on it
+Row = tuple[str, str, str]  # a step of the trace: its name, its tensor, a note
 MODELS = ["name", "pixels", "patch", "dim", "parameters", "licence", "source"]
-Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # of each module: in and out, without batch
+Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # input and output by module, without the batch
 
 
 def models_rows(names: Sequence[str]) -> list[dict[str, Any]]:
-    """The zoo's entries of these names: name, pixels, patch, dim, parameters, licence and source of each."""
+    """Return name, pixels, patch, dim, parameters, licence and source of each of these models of the zoo."""
     rows: list[tuple[Any, ...]] = []
     for name in names:
         if name in ADAPTED:
@@ -38,7 +38,7 @@ def models_rows(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def models_table(names: Sequence[str]) -> str:
-    """The zoo's entries of these names as an aligned table."""
+    """Return these models of the zoo as an aligned table."""
     rows = [
         row
         | {
@@ -51,26 +51,26 @@ def models_table(names: Sequence[str]) -> str:
 
 
 def _figures(config: object) -> tuple[int, int, int]:
-    """Patch size, width and parameters, of a fused backbone those of all its members together."""
+    """Return patch size, width and parameters. A fused backbone has the smallest patch and the sums of its members."""
     if not isinstance(config, FusedConfig):
         return _own(config).patch_size, _own(config).dim, parameters(_own(config))
     patches, dims, counts = zip(*(_figures(ZOO[member].config) for member, _, _ in config.members), strict=True)
     return min(patches), sum(dims), sum(counts)
 
 
-# ---- what a model costs -------------------------------------------------------------------------------------------
+# ---- costs of a model -----------------------------------------------------------------------------------------------
 
 COLUMNS = ["patches", "tokens", "parameters", "GFLOPs", "attention part", "activations", "attention map"]
 
 
 def info(name: str, entry: Entry, resolution: Resolution | None = None) -> str:
-    """A page on a model at its own input size, or at `resolution` (a side or (H, W), in pixels): tokens, parameters,
-    compute and memory, and how they change with the resolution and the patch size.
+    """Return a page on the tokens, parameters, compute and memory of a model.
 
-    Raises `ValueError` where the entry is not this package's own ViT.
+    It also shows how they change with the resolution and the patch size. `resolution`: a side or (H, W) in pixels, by
+    default the model's own. Raises `ValueError` if the entry is not this package's own ViT.
     """
     config, preprocess = _own(entry.config), entry.preprocess
-    size = preprocess.image_size if resolution is None else _size(resolution)
+    size = preprocess.image_size if resolution is None else sides(resolution)
     h, w = _grid(config, size)
     cost, p = costs(config, size), config.patch_size
     mlp = f"{'2 x ' * (config.mlp == 'swiglu')}{config.mlp_dim}"
@@ -99,7 +99,7 @@ def info(name: str, entry: Entry, resolution: Resolution | None = None) -> str:
     rows = [_costs(_by(s), config, s) for s in sorted(sizes, key=lambda s: (s[0] * s[1], s))]
     text += ["", "At other resolutions:", *_table(["pixels", *COLUMNS], rows)]
     if config.stem:
-        text += ["", "Other patch sizes: none; the strides of the convolutions make it."]
+        text += ["", "Other patch sizes: none, because the strides of the convolutions fix it."]
     else:
         rows = []
         for patch in sorted({8, 16, 32, p}):
@@ -112,9 +112,9 @@ def info(name: str, entry: Entry, resolution: Resolution | None = None) -> str:
 
 
 def info_record(name: str, entry: Entry, resolution: Resolution | None = None) -> dict[str, Any]:
-    """The numbers of `info` for other programs: FLOPs of one image, and bytes in float32."""
+    """Return the numbers of `info` for other programs: FLOPs for one image, and bytes in float32."""
     config = _own(entry.config)
-    size = entry.preprocess.image_size if resolution is None else _size(resolution)
+    size = entry.preprocess.image_size if resolution is None else sides(resolution)
     grid, cost = _grid(config, size), costs(config, size)
     return {
         "name": name,
@@ -147,7 +147,7 @@ def _legend(config: ViTConfig) -> str:
 
 
 def _costs(label: str, config: ViTConfig, size: tuple[int, int]) -> list[str]:
-    """A row under `COLUMNS`."""
+    """Return a row with the columns `COLUMNS`."""
     grid, cost = _grid(config, size), costs(config, size)
     return [
         label,
@@ -161,7 +161,7 @@ def _costs(label: str, config: ViTConfig, size: tuple[int, int]) -> list[str]:
     ]
 
 
-# ---- what happens inside ------------------------------------------------------------------------------------------
+# ---- the forward pass step by step ----------------------------------------------------------------------------------
 
 POSITIONS = {
     "learned": "a learned vector",
@@ -184,7 +184,7 @@ POOLS = {
 
 
 _TWO_HEADS = "the mean of two linear heads, on CLS and on the distillation token"
-# Of the layouts whose classifier reads something else than the pooled features; see heads/classification.py
+# By layout, if the classifier does not read the pooled features; see heads/classification.py
 CLASSIFIERS = {
     "timm_distilled": _TWO_HEADS,
     "DeiTForImageClassificationWithTeacher": _TWO_HEADS,
@@ -196,19 +196,19 @@ CLASSIFIERS = {
 def trace_rows(
     config: object, resolution: Resolution | None = None, num_classes: int | None = 1000, layout: str = ""
 ) -> list[Row]:
-    """What happens to one image on its way through the network: each step, its tensor, and a word on it.
+    """Return each step of the forward pass of one image: its name, its tensor, and a note.
 
-    The shapes are those of a forward on the meta device. `resolution`: a side or (H, W) in pixels, by default the
-    configuration's own. `num_classes`: of the classifier; None leaves it out. `layout`: the checkpoint's, which tells
-    what the classifier reads, by default the pooled features.
-    Raises `ValueError` on a size that the configuration refuses, or where it is not this package's own ViT.
+    The shapes come from a forward on the meta device. `resolution`: a side or (H, W) in pixels, by default the
+    configuration's own. `num_classes`: outputs of the classifier; None leaves it out. `layout`: the layout of the
+    checkpoint, which tells what the classifier reads; by default it reads the pooled features.
+    Raises `ValueError` on a size that the configuration refuses, and on other networks than this package's own ViT.
     """
     config = _own(config)
     model, shapes = on_meta(config), Shapes()
     for name, module in model.named_modules():
         module.register_forward_hook(partial(_remember, shapes, name))
     with torch.device("meta"):
-        features = model(torch.empty(1, 3, *(config.image_size if resolution is None else _size(resolution))))
+        features = model(torch.empty(1, 3, *(config.image_size if resolution is None else sides(resolution))))
         rows = [*_entering(config, features, shapes), *_block(config, features.grid, shapes)]
         rows += _leaving(config, features, shapes)
     if num_classes is not None:
@@ -219,7 +219,7 @@ def trace_rows(
 def trace(
     config: object, resolution: Resolution | None = None, num_classes: int | None = 1000, layout: str = ""
 ) -> str:
-    """The rows of `trace_rows` in aligned columns."""
+    """Return the rows of `trace_rows` in aligned columns."""
     rows = trace_rows(config, resolution, num_classes, layout)
     return "\n".join(line.rstrip() for line in _columns(rows))
 
@@ -230,7 +230,7 @@ def _remember(shapes: Shapes, name: str, module: nn.Module, inputs: tuple[object
 
 
 def _entering(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row]:
-    """From pixels to the tokens that enter the first block."""
+    """Return the steps from pixels to the tokens that enter the first block."""
     p, (h, w), (size,) = config.patch_size, features.grid, features.geometry.sizes
     rows = [("image", _by((*size, 3)), "")]
     if features.geometry.padded_size != size:
@@ -261,7 +261,7 @@ def _entering(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row
 
 
 def _block(config: ViTConfig, grid: tuple[int, int], shapes: Shapes) -> list[Row]:
-    """The blocks, of which one stands for all."""
+    """Return the steps of one block, which stands for all."""
     d, heads, n = config.dim, config.num_heads, shapes["blocks.0"][0][0]
     windowed, side = windowed_blocks(config), config.window
     windows: list[Row] = []
@@ -299,7 +299,7 @@ def _block(config: ViTConfig, grid: tuple[int, int], shapes: Shapes) -> list[Row
 
 
 def _leaving(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row]:
-    """From the last block to the `Features`, and what `pooled` runs."""
+    """Return the steps from the last block to the `Features`, and the steps of `pooled`."""
     rows = []
     if config.final_norm:
         rows.append(("LayerNorm", _by(shapes["norm"][1]), ""))
@@ -324,14 +324,14 @@ def _leaving(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row]
     return rows
 
 
-# ---- what the pages share -----------------------------------------------------------------------------------------
+# ---- shared by the pages --------------------------------------------------------------------------------------------
 
 
 def _own(config: object) -> ViTConfig:
     if not isinstance(config, ViTConfig):
         raise ValueError(
-            f"costs are described for this package's own ViT, not for a {type(config).__name__}: Swin, hybrids and "
-            "CNNs come from timm, and a fused backbone has its members' costs"
+            f"costs are known for this package's own ViT only, and this is a {type(config).__name__}: Swin, hybrids "
+            "and CNNs come from timm, and a fused backbone has the costs of its members"
         )
     return config
 
@@ -350,18 +350,14 @@ def _windows(config: ViTConfig) -> str:
     return text
 
 
-def _size(resolution: Resolution) -> tuple[int, int]:
-    return (resolution, resolution) if isinstance(resolution, int) else resolution
-
-
 def _whole(size: tuple[int, int], patch: int, factor: float = 1) -> tuple[int, int]:
-    """The size times a factor, in whole patches."""
+    """Return the size times a factor, rounded to whole patches."""
     height, width = (max(1, round(side * factor / patch)) * patch for side in size)
     return height, width
 
 
 def _grid(config: ViTConfig, size: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) of the patches of an image of (H, W) pixels, padded to whole patches."""
+    """Return the grid (h, w) of an image of (H, W) pixels that is padded to whole patches."""
     if min(size) < 1:
         raise ValueError(f"size must be at least 1 pixel a side, got {size}")
     return -(-size[0] // config.patch_size), -(-size[1] // config.patch_size)
@@ -376,7 +372,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _digits(value: float) -> str:
-    """At least three digits: 0.0123, 1.23, 12.3, 123, 1,234."""
+    """Format a number with at least three digits: 0.0123, 1.23, 12.3, 123, 1,234."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -392,12 +388,12 @@ def _share(cost: Costs) -> str:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Left-aligned columns, two spaces apart."""
+    """Return lines with left-aligned columns, two spaces apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:<{n}}" for cell, n in zip(row, widths, strict=True)) for row in rows]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Right-aligned columns under a header."""
+    """Return lines with right-aligned columns under a header."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     return ["  " + "  ".join(f"{c:>{n}}" for c, n in zip(row, widths, strict=True)) for row in [header, *rows]]

@@ -1,6 +1,6 @@
 """The Vision Transformer of this package, at any image size."""
 
-from vitbackbone.model.attention import Attention, DecomposedTables, RelativeTable, WindowAttention
+from vitbackbone.model.attention import DecomposedTables, RelativeTable, SelfAttention, WindowAttention
 from vitbackbone.model.config import (
     AsSquare,
     Indivisible,
@@ -20,7 +20,6 @@ from vitbackbone.model.vit import Tokens, ViT
 
 __all__ = [
     "AsSquare",
-    "Attention",
     "Block",
     "ConvStem",
     "DecomposedTables",
@@ -35,6 +34,7 @@ __all__ = [
     "RelativeTable",
     "Resampling",
     "Rotary",
+    "SelfAttention",
     "SwiGLU",
     "Tokens",
     "ViT",

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.packing import Layout
-from vitbackbone.model.position import relative_index, resample_line, resample_relative, rotary_row, rotate
+from vitbackbone.model.position import copied, relative_index, resample_line, resample_relative, rotary_row, rotate
 
 
 class RelativeTable(nn.Module):
@@ -36,7 +36,7 @@ class RelativeTable(nn.Module):
         """Of the first `queries` tokens, None: of all."""
         table = resample_relative(self.table, self.grid, grid, self.resampling)
         index = relative_index(grid, table.device)[:queries]
-        return rearrange(table[index], "q n heads -> 1 heads q n")
+        return rearrange(F.embedding(index, table), "q n heads -> 1 heads q n")
 
 
 class DecomposedTables(nn.Module):
@@ -51,11 +51,13 @@ class DecomposedTables(nn.Module):
 
     def forward(self, q: Float[Tensor, "B heads N d"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
         by_row, by_column = (pairs.type_as(q) for pairs in self.pairs(grid))
-        q = rearrange(q, "B heads (h w) d -> B heads h w d", h=grid[0])
-        # Contiguous, or their sum is laid out as einsum left them, and copied once more.
-        rows = einsum(q, by_row, "B heads h w d, h y d -> B heads h w y").contiguous()
-        columns = einsum(q, by_column, "B heads h w d, w x d -> B heads h w x").contiguous()
-        return rearrange(rows[..., None] + columns[..., None, :], "B heads h w y x -> B heads (h w) (y x)")
+        (batch, heads, _, d), (h, w) = q.shape, grid
+        q = q.unflatten(2, grid)  # B heads h w d
+        asking = copied(q.permute(2, 0, 1, 3, 4)).view(h, batch * heads * w, d)
+        rows = copied(torch.bmm(asking, by_row.mT).view(h, batch, heads, w, h).permute(1, 2, 0, 3, 4))
+        asking = copied(q.permute(3, 0, 1, 2, 4)).view(w, batch * heads * h, d)
+        columns = copied(torch.bmm(asking, by_column.mT).view(w, batch, heads, h, w).permute(1, 2, 3, 0, 4))
+        return (rows[..., None] + columns[..., None, :]).view(batch, heads, h * w, h * w)
 
     def pairs(self, grid: tuple[int, int]) -> tuple[Float[Tensor, "h h d"], Float[Tensor, "w w d"]]:
         """The vector of each pair of rows, and of columns."""
@@ -109,7 +111,7 @@ def attend_jagged(
     return rearrange(mixed.values(), "T heads d -> 1 heads T d")
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Attention of all tokens of an image to all. The forward uses torch's fused kernel; `weights` recomputes the map
     on request.
 
@@ -146,6 +148,7 @@ class Attention(nn.Module):
         """
         if mask is not None:
             self._check_mask(layout)
+        rows = x.shape[0]
         x, inside = self._enter(x, layout)
         plain, k, v = self._split(x)  # relative positions are of queries that were not turned
         q, k = self._turn(plain, k, inside)
@@ -161,9 +164,11 @@ class Attention(nn.Module):
             if self.rel_pos is not None:
                 bias = self.rel_pos(asking[:, :, :count], grid)
                 bias = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
-            mixed = self.attend(queries[:, :, :count], keys, values, bias)
-            each.append(rearrange(mixed, "B heads Q d -> B Q (heads d)"))
-        return self._leave(self.proj(inside.join(each)), layout)
+            mixed = self.attend(queries[:, :, :count], keys, values, bias).transpose(1, 2)  # B Q heads d
+            if bias is not None and torch.compiler.is_exporting():  # exporters write it out, laid out in another way
+                mixed = copied(mixed)
+            each.append(mixed.flatten(2))
+        return self._leave(self.proj(inside.join(each)), layout, rows)
 
     def _check_mask(self, layout: Layout) -> None:
         if len(layout.grids) > 1:
@@ -175,8 +180,8 @@ class Attention(nn.Module):
         """The tokens as attention takes them, and their layout."""
         return x, layout
 
-    def _leave(self, x: Float[Tensor, "M K D"], layout: Layout) -> Float[Tensor, "B T D"]:
-        """The way back from `_enter`."""
+    def _leave(self, x: Float[Tensor, "M K D"], layout: Layout, rows: int) -> Float[Tensor, "B T D"]:
+        """The way back from `_enter`, to so many rows."""
         return x
 
     def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
@@ -203,7 +208,7 @@ class Attention(nn.Module):
         return rotate(q, table, self.rotary), rotate(k, table, self.rotary)
 
 
-class WindowAttention(Attention):
+class WindowAttention(SelfAttention):
     """Attention within square windows that do not overlap (Li et al. 2022, ViTDet). The grid is padded with zeros to
     whole windows, and the padding takes part, as upstream has it."""
 
@@ -220,12 +225,12 @@ class WindowAttention(Attention):
         inside = Layout(((self.window, self.window),))
         return (cut[0] if len(cut) == 1 else torch.cat(cut)), inside
 
-    def _leave(self, x: Float[Tensor, "M K D"], layout: Layout) -> Float[Tensor, "B T D"]:
-        """The images of which these are the windows."""
+    def _leave(self, x: Float[Tensor, "M K D"], layout: Layout, rows: int) -> Float[Tensor, "B T D"]:
+        """The images that were cut into these windows."""
         if len(layout.grids) == 1:
-            return self._uncut(x, layout.grids[0])
+            return self._uncut(x, layout.grids[0], rows)
         parts = x.split([count * math.prod(self._windows(grid)) for grid, count in layout.groups])
-        return layout.join([self._uncut(part, grid) for part, (grid, _) in zip(parts, layout.groups, strict=True)])
+        return layout.join([self._uncut(part, *group) for part, group in zip(parts, layout.groups, strict=True)])
 
     def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
         """The maps of the windows as one over the image, 0 from window to window. A row of a window with padding lacks
@@ -251,12 +256,15 @@ class WindowAttention(Attention):
     def _cut(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "M K D"]:
         """The windows of the images of one grid."""
         (h, w), (rows, columns) = grid, self._windows(grid)
-        image = rearrange(x, "B (h w) D -> B h w D", h=h, w=w)
-        image = F.pad(image, (0, 0, 0, columns * self.window - w, 0, rows * self.window - h))
-        return rearrange(image, "B (y h) (x w) D -> (B y x) (h w) D", h=self.window, w=self.window)
+        side, count, dim = self.window, x.shape[0], x.shape[2]
+        image = F.pad(x.unflatten(1, grid), (0, 0, 0, columns * side - w, 0, rows * side - h))
+        windows = copied(image.reshape(count, rows, side, columns, side, dim).transpose(2, 3))
+        return windows.view(count * rows * columns, side**2, dim)
 
-    def _uncut(self, windows: Float[Tensor, "M K D"], grid: tuple[int, int]) -> Float[Tensor, "B N D"]:
-        """The images of which these are the windows."""
-        rows, columns = self._windows(grid)
-        image = rearrange(windows, "(B y x) (h w) D -> B (y h) (x w) D", h=self.window, y=rows, x=columns)
-        return rearrange(image[:, : grid[0], : grid[1]], "B h w D -> B (h w) D")
+    def _uncut(self, windows: Float[Tensor, "M K D"], grid: tuple[int, int], count: int) -> Float[Tensor, "B N D"]:
+        """The images of one grid, so many, that were cut into these windows."""
+        (h, w), (rows, columns), side, dim = grid, self._windows(grid), self.window, windows.shape[2]
+        image = copied(windows.view(count, rows, columns, side, side, dim).transpose(2, 3))
+        image = image.view(count, rows * side, columns * side, dim)
+        # A pad below zero crops: tracers know the size of its result, and not that of a slice.
+        return copied(F.pad(image, (0, 0, 0, w - columns * side, 0, h - rows * side))).view(count, h * w, dim)

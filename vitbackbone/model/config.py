@@ -19,7 +19,7 @@ Pairs = Literal["halves", "neighbours"]
 
 
 def check_kinds(record: object, kinds: Mapping[str, object]) -> None:
-    """Raises `ValueError` where a field is none of the values that its `Literal` allows."""
+    """Raise `ValueError` if a field has a value that its `Literal` does not allow."""
     for name, kind in kinds.items():
         if getattr(record, name) not in get_args(kind):
             wanted = ", ".join(map(str, get_args(kind)))
@@ -28,14 +28,17 @@ def check_kinds(record: object, kinds: Mapping[str, object]) -> None:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How a position table is resized to another patch grid. Upstreams disagree by up to a few percent, so the
-    policy is part of the checkpoint.
+    """The policy that resizes a position table to another patch grid.
 
-    `offset`: DINO and DINOv2 hand `interpolate` the scale factor (n + offset) / M instead of the size n, which
-    shifts every sample point a little (facebookresearch/dinov2, models/vision_transformer.py). 0 means the size.
-    `relative`: the same for tables of relative positions, see `position.resample_relative`.
-    `as_square`: when a table of h * w patches is read as one of a square grid of as many, before it is resized: at
-    other sizes than its own, or at all sizes. transformers does so, whatever shape the table was trained for.
+    The policy is part of the checkpoint, because upstream implementations differ by up to a few percent.
+
+    `offset`: DINO and DINOv2 pass `interpolate` the scale factor (n + offset) / M instead of the size n, which shifts
+    every sample point a little (facebookresearch/dinov2, models/vision_transformer.py). 0 passes the size.
+    `relative`: the policy for tables of relative positions; see `position.resample_relative`.
+    `as_square`: whether a table of h * w patches is read as a square grid with the same number of patches before it is
+    resized: never, at every size but the table's own, or always. transformers does so for tables of any shape.
+
+    Raises `ValueError` on an unknown value, and on an offset together with antialiasing.
     """
 
     mode: Mode = "bicubic"
@@ -47,22 +50,28 @@ class Resampling:
     def __post_init__(self) -> None:
         check_kinds(self, {"mode": Mode, "relative": RelativeMode, "as_square": AsSquare})
         if self.antialias and self.offset:
-            raise ValueError("Resampling: an offset goes with antialias=False; torch accepts no scale factor with it")
+            raise ValueError(
+                f"Resampling: offset={self.offset} goes with antialias=False: upstream antialiases without it"
+            )
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotary positions of the patches (Su et al. 2021), half of each head's channels for the row, half for the column.
+    """Rotary positions of the patches (Su et al. 2021).
 
-    `coordinates`: `"centred"` is a patch's centre in [-1, 1] times 2π, whatever the grid (DINOv3); `"index"` is its row
-    or column, rescaled so that every grid spans `reference` (EVA-02).
+    Half of each head's channels encode the row, and half the column.
+
+    `coordinates`: `"centred"` is 2π times a patch's centre, which lies in [-1, 1] on every grid (DINOv3). `"index"` is
+    a patch's row or column, rescaled so that every grid spans `reference` (EVA-02).
+
+    Raises `ValueError` on an unknown value, and if `theta` is not above 0.
     """
 
     theta: float  # wavelengths run from 1 to nearly theta, in geometric progression
     coordinates: Coordinates
     pairs: Pairs  # channels that rotate together: (i, i + d/2), or (2i, 2i + 1)
-    reference: tuple[int, int] = (16, 16)  # (h, w)
-    bfloat16: bool = False  # wavelengths rounded to bfloat16, as the authors' DINOv3 files keep them
+    reference: tuple[int, int] = (16, 16)  # (h, w) of the grid that "index" coordinates span
+    bfloat16: bool = False  # whether wavelengths are rounded to bfloat16, as in the authors' DINOv3 files
 
     def __post_init__(self) -> None:
         check_kinds(self, {"coordinates": Coordinates, "pairs": Pairs})
@@ -72,43 +81,43 @@ class Rotary:
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Everything that decides the shape of a `ViT`. The defaults are ViT-B/16 at 224 px (Dosovitskiy et al. 2021).
+    """The configuration of a `ViT`. The defaults are ViT-B/16 at 224 px (Dosovitskiy et al. 2021).
 
-    Raises `ValueError` on values that contradict each other, naming them.
+    Raises `ValueError` on unknown values, and on values that contradict each other.
     """
 
-    image_size: tuple[int, int] = (224, 224)  # (H, W) in pixels that the position table was trained for
+    image_size: tuple[int, int] = (224, 224)  # (H, W) in pixels that the position table was trained at
     patch_size: int = 16
     dim: int = 768
     depth: int = 12
     num_heads: int = 12
-    mlp_dim: int = 3072  # hidden width of the MLP; for SwiGLU, of each of its two branches
-    mlp: MlpKind = "gelu"  # the exact GELU, its tanh approximation, x * sigmoid(1.702 x), or gated
-    mlp_norm: bool = False  # a norm on the hidden values of a gated MLP
-    stem: tuple[tuple[int, int], ...] = ()  # (width, stride) of each 3x3 convolution; () is the paper's linear patches
-    patch_bias: bool = True  # of the patch projection
-    pre_norm: bool = False  # a norm before the first block
-    cls: bool = True
+    mlp_dim: int = 3072  # hidden width of the MLP; SwiGLU has two branches of this width
+    mlp: MlpKind = "gelu"  # exact GELU, tanh approximation, x * sigmoid(1.702 x), or gated
+    mlp_norm: bool = False  # whether a gated MLP normalises its hidden values
+    stem: tuple[tuple[int, int], ...] = ()  # (width, stride) of each 3x3 convolution; () is a linear projection
+    patch_bias: bool = True  # whether the patch projection has a bias
+    pre_norm: bool = False  # whether a norm precedes the first block
+    cls: bool = True  # whether there is a CLS token
     num_registers: int = 0  # prefix tokens that are neither CLS nor patch: registers, DeiT's distillation token
     position: Position = "learned"
     resampling: Resampling = Resampling()
     rotary: Rotary | None = None
     relative_position: RelativePosition = "none"  # bias on attention: a table (BEiT), or rows plus columns (SAM)
-    window: int = 0  # side, in patches, of the windows that attention stays within; 0 is everywhere
-    global_blocks: tuple[int, ...] = ()  # blocks without windows
-    qkv_bias: QkvBias = "qkv"  # which of query, key and value have one
-    layer_scale: bool = False
+    window: int = 0  # side of the attention windows in patches; 0 is attention over the whole image
+    global_blocks: tuple[int, ...] = ()  # 0-based indices of the blocks without windows
+    qkv_bias: QkvBias = "qkv"  # which of queries, keys and values have a bias
+    layer_scale: bool = False  # whether residual branches have a learned factor per channel
     norm_eps: float = 1e-6
-    final_norm: bool = True
-    fc_norm: bool = False  # a norm after mean pooling, in the place of the final norm
-    # CLS, the mean of CLS and the registers (timm's distilled DeiT), the patch mean, attention pooling (SigLIP), or the
-    # mean of the neck's map (SAM)
+    final_norm: bool = True  # whether a norm follows the last block
+    fc_norm: bool = False  # whether a norm after mean pooling replaces the final norm
+    # The CLS token, the mean of CLS and registers (timm's distilled DeiT), the mean of the patches, attention pooling
+    # (SigLIP), or the mean of the neck's map (SAM).
     pool: Pool = "cls"
-    neck_dim: int = 0  # channels of the neck's map; 0 is no neck
+    neck_dim: int = 0  # channels of SAM's neck; 0 is no neck
     projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
     projection_bias: bool = False
-    drop_path: float = 0.0  # of the deepest block; rises linearly with depth from 0. Acts in training only
-    indivisible: Indivisible = "pad"  # sizes that the patch does not divide: pad at the right and bottom, or refuse
+    drop_path: float = 0.0  # rate of the last block in training; the rate rises linearly from 0 in the first
+    indivisible: Indivisible = "pad"  # images that the patch size does not divide: pad right and bottom, or refuse
 
     def __post_init__(self) -> None:
         def wrong(text: str) -> ValueError:
@@ -141,13 +150,16 @@ class ViTConfig:
         if self.window and self.num_prefix:
             raise wrong(f"window={self.window} has no place for CLS or registers")
         if any(not 0 <= i < self.depth for i in self.global_blocks) or (self.global_blocks and not self.window):
-            raise wrong(f"global_blocks={self.global_blocks} with window={self.window} and depth={self.depth}")
+            raise wrong(
+                f"global_blocks={self.global_blocks} with window={self.window} and depth={self.depth}; want a window "
+                "above 0 and indices from 0 to less than depth"
+            )
         if self.projection_bias and not self.projection_dim:
             raise wrong("projection_bias=True needs projection_dim")
         if self.stem and not self.patch_bias:
-            raise wrong("patch_bias=False is of linear patches; a stem has a bias")
+            raise wrong("patch_bias=False needs stem=(), because the last convolution of a stem has a bias")
         if self.mlp_norm and self.mlp != "swiglu":
-            raise wrong(f"mlp_norm=True goes with mlp='swiglu', got {self.mlp!r}")
+            raise wrong(f"mlp_norm=True needs mlp='swiglu', got {self.mlp!r}")
         if self.pool in ("cls", "prefix") and not self.cls:
             raise wrong(f"pool={self.pool!r} needs cls=True; use pool='mean'")
         if self.pool == "neck" and not self.neck_dim:
@@ -166,6 +178,7 @@ class ViTConfig:
 
     @property
     def num_prefix(self) -> int:
+        """Number of tokens in front of the patches: CLS and registers."""
         return int(self.cls) + self.num_registers
 
 
@@ -194,10 +207,11 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
 
 
 def vit_config(variant: str, resolution: int = 224, **fields: Any) -> ViTConfig:
-    """The published configuration of a variant such as `"B/16"` or `"H/14"`, with `fields` of `ViTConfig` replaced.
+    """Return the published configuration of a variant such as `"B/16"` or `"H/14"`.
 
     `resolution`: side of the square training image in pixels.
-    Raises `ValueError` if the variant is unknown.
+    `fields`: fields of `ViTConfig` to replace.
+    Raises `ValueError` if the variant is unknown, or as `ViTConfig` does.
     """
     size, _, patch = variant.partition("/")
     if size not in SIZES or not patch.isdecimal():

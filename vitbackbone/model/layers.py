@@ -1,4 +1,4 @@
-"""The parts of a Vision Transformer but for attention.
+"""The parts of a Vision Transformer, except attention and pooling.
 
 Axes: `B` batch, `N` tokens, `T` tokens of a row (see `packing.py`), `D` width, `h w` patch grid, `H W` pixels.
 """
@@ -11,16 +11,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitbackbone.model.attention import Attention, WindowAttention
+from vitbackbone.model.attention import SelfAttention, WindowAttention
 from vitbackbone.model.config import Resampling, ViTConfig
 from vitbackbone.model.packing import Layout
 from vitbackbone.model.position import resample, sincos1d, sincos2d
 
-GRIDS = 32  # whose positions are kept: as many as a batch of `extract` may have
+GRIDS = 32  # number of grids whose positions are kept: a batch of `extract` has at most this many
 
 
 class PatchEmbed(nn.Module):
-    """Cuts the image into p x p patches and projects each linearly to D: a convolution whose stride is its kernel."""
+    """The linear projection of p x p patches to width D, as a convolution whose stride equals its kernel size."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -32,8 +32,10 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """3x3 convolutions in place of the patch projection, then a 1x1 convolution to D (Xiao et al. 2021, "Early
-    convolutions help transformers see better"). Their strides multiply to the patch size."""
+    """3x3 convolutions and a 1x1 convolution to width D, which replace the patch projection.
+
+    The strides multiply to the patch size (Xiao et al. 2021, "Early convolutions help transformers see better").
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -50,8 +52,10 @@ class ConvStem(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """One vector per patch, learned or fixed, resampled to the grid asked for. Covers patches alone: a checkpoint's
-    position of the CLS token is a constant, added to that token when the weights are loaded."""
+    """The position vectors of the patches, learned or fixed, resampled to the requested grid.
+
+    The CLS token has none: when weights are loaded, its position is added to the token itself.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -66,8 +70,10 @@ class PositionEmbedding(nn.Module):
         self.tables: dict[object, Tensor] | None = None
 
     def keep(self) -> None:
-        """From now on the tables of the latest grids are kept, which is for weights that stay as they are: a change is
-        noticed as autograd would notice it, which one through `.data` escapes."""
+        """Cache the tables of the latest grids, for weights that do not change.
+
+        In-place changes invalidate the cache; edits through `.data` do not.
+        """
         self.tables = {}
 
     def forward(self, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
@@ -86,7 +92,7 @@ class PositionEmbedding(nn.Module):
 
 
 def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """x * sigmoid(1.702 x), what OpenAI's CLIP was trained with (openai/CLIP, clip/model.py)."""
+    """Return x * sigmoid(1.702 x), the activation of OpenAI's CLIP (openai/CLIP, clip/model.py)."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -98,7 +104,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Mlp(nn.Module):
-    """Linear, activation, linear."""
+    """An MLP of two linear layers with an activation between them."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -111,8 +117,11 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """SiLU(gate) * value, then linear (Shazeer 2020). `w12` holds gate and value, stacked (facebookresearch/dinov2,
-    layers/swiglu_ffn.py). EVA-02 norms the product."""
+    """A gated MLP: SiLU(gate) * value, then a linear layer (Shazeer 2020).
+
+    `w12` computes gate and value in one product (facebookresearch/dinov2, layers/swiglu_ffn.py). EVA-02 normalises
+    SiLU(gate) * value.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -126,6 +135,7 @@ class SwiGLU(nn.Module):
 
 
 def mlp(config: ViTConfig) -> Mlp | SwiGLU:
+    """Build the MLP of a configuration."""
     return SwiGLU(config) if config.mlp == "swiglu" else Mlp(config)
 
 
@@ -141,15 +151,18 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training, drops a residual branch per image with probability `rate`
-    and scales the others so that the expectation stays."""
+    """Stochastic depth (Huang et al. 2016).
+
+    In training, each image drops the residual branch with probability `rate`. Kept branches are scaled by
+    1 / (1 - rate), so that the expectation does not change.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Float[Tensor, "B T D"], lengths: Sequence[int]) -> Float[Tensor, "B T D"]:
-        """`lengths`: how many tokens each image of a row has."""
+        """Drop and scale. `lengths`: the number of tokens of each image of a row."""
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
@@ -163,7 +176,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm encoder block: attention, then MLP, each on a normalised copy and added to the stream."""
+    """A pre-norm encoder block: attention and then an MLP, each with its own norm and residual connection."""
 
     def __init__(self, config: ViTConfig, index: int) -> None:
         super().__init__()
@@ -173,7 +186,7 @@ class Block(nn.Module):
 
         everywhere = not config.window or index in config.global_blocks
         self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.attn = Attention(config, config.grid) if everywhere else WindowAttention(config)
+        self.attn = SelfAttention(config, config.grid) if everywhere else WindowAttention(config)
         self.ls1 = scale()
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.mlp = mlp(config)
@@ -187,10 +200,13 @@ class Block(nn.Module):
         mask: Bool[Tensor, "B #heads T T"] | None = None,
         prefix: bool = False,
     ) -> Float[Tensor, "B Q D"]:
-        """`layout`: which images each row of tokens holds. `mask`: True where a token attends to another; raises
-        `ValueError` where attention stays within windows, and for images of different sizes.
-        `prefix`: return only the tokens in front of each image's patches. They attend to all tokens, and all that
-        follows is done for them alone.
+        """Return the tokens after the block.
+
+        `layout`: the images of each row of tokens.
+        `mask`: True where a token attends to another. Raises `ValueError` if attention stays within windows, or if the
+        images have different sizes.
+        `prefix`: return only the prefix tokens. They attend to all tokens, and the rest of the block runs for them
+        alone.
         """
         mixed = self.attn(self.norm1(x), layout, mask, prefix)
         lengths = layout.lengths(x.shape[1], prefix) if self.training else ()

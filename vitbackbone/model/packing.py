@@ -1,8 +1,9 @@
-"""Images of different sizes as one row of tokens: linear layers, norms and MLPs run once over all of them, and
-attention alone has to know where an image ends.
+"""Packing of images of different sizes into one row of tokens.
 
-Images of one grid are a batch (B, N, D), a row each. Those of several grids share one row (1, T, D), in the order of
-their grids, so that those of one grid lie side by side and are a batch again wherever that is wanted.
+Linear layers, norms and MLPs run once over the row. Only attention needs to know where an image ends.
+
+Images with equal grids form a batch (B, N, D), with one image a row. Images with different grids share one row
+(1, T, D), sorted by grid. Images with equal grids then lie side by side, and can be viewed as a batch again.
 
 Axes: `B` rows, `T` tokens of a row, `N` tokens of an image, `D` width, `h w` patch grid.
 """
@@ -21,40 +22,43 @@ Grid = tuple[int, int]
 
 
 def packing_order(grids: Sequence[Grid]) -> list[int]:
-    """Which image is first in the row, which next, and so on: those of one grid side by side."""
+    """Return the indices of the images in the order of the row, sorted by grid."""
     return sorted(range(len(grids)), key=grids.__getitem__)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The images that each row of tokens holds, one after another. Each is its h*w patches, in raster order, behind its
-    other tokens: CLS, registers and whatever else was put in front, of which all images have as many."""
+    """The images of each row of tokens.
 
-    grids: tuple[Grid, ...]  # (h, w) of each
+    An image is its prefix tokens and then its h*w patches in raster order. Prefix tokens are CLS, registers and any
+    tokens added in front. Every image has the same number of prefix tokens.
+    """
+
+    grids: tuple[Grid, ...]  # (h, w) of each image of a row
 
     @classmethod
     def of(cls, grids: Sequence[Grid]) -> "Layout":
-        """The layout of a batch of images, in whatever order they came."""
+        """Return the layout of a batch of images, given their grids in any order."""
         if isinstance(grids, Repeated):
             return cls((grids.value,))
         return cls((grids[0],) if one_value(grids) else tuple(grids[i] for i in packing_order(grids)))
 
     @property
     def groups(self) -> list[tuple[Grid, int]]:
-        """Each grid with the number of its images, in the order of the row."""
+        """Each distinct grid with its number of images, in the order of the row."""
         return [(grid, len(list(same))) for grid, same in groupby(self.grids)]
 
     def num_prefix(self, tokens: int) -> int:
-        """How many tokens are in front of an image's patches, in a row of so many."""
+        """Return the number of prefix tokens of an image, in a row of `tokens` tokens."""
         return (tokens - sum(h * w for h, w in self.grids)) // len(self.grids)
 
     def lengths(self, tokens: int, prefix: bool = False) -> list[int]:
-        """How many tokens each image has, in a row of so many; with `prefix`, how many in front of its patches."""
+        """Return the number of tokens of each image in a row of `tokens`. `prefix`: count prefix tokens alone."""
         ahead = self.num_prefix(tokens)
         return [ahead if prefix else ahead + h * w for h, w in self.grids]
 
     def split(self, x: Float[Tensor, "B *heads T D"]) -> list[tuple[Grid, Float[Tensor, "M *heads N D"]]]:
-        """The images of each grid as a batch of their own: views, in the order of the row."""
+        """Return each grid with the batch of its images, as views in the order of the row."""
         if len(self.grids) == 1:
             return [(self.grids[0], x)]
         prefix, groups = self.num_prefix(x.shape[-2]), self.groups
@@ -63,13 +67,13 @@ class Layout:
         return [(grid, part.flatten(0, 1)) for part, (grid, _) in zip(apart, groups, strict=True)]
 
     def join(self, parts: Sequence[Float[Tensor, "_ _ D"]]) -> Float[Tensor, "B T D"]:
-        """The rows of what became of the parts of `split`."""
+        """Concatenate batches in the order of `split` into rows."""
         if len(self.grids) == 1:
             return parts[0]
         rows = [part.unflatten(0, (-1, n)).flatten(1, 2) for part, (_, n) in zip(parts, self.groups, strict=True)]
         return torch.cat(rows, dim=1)
 
     def prefix(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B P D"]:
-        """The tokens in front of each image's patches, and no others."""
+        """Return the prefix tokens of each image alone."""
         count = self.num_prefix(x.shape[1])
         return self.join([part[:, :count] for _, part in self.split(x)])

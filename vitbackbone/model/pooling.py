@@ -1,5 +1,4 @@
-"""How checkpoints make one vector of an image: of the CLS token or the mean of the patches, by attention (SigLIP), or
-of the neck's map (SAM).
+"""Poolings of checkpoints: the CLS token, a mean of tokens, attention (SigLIP), or the mean of the neck's map (SAM).
 
 Axes: `B` batch, `D` width, `C` channels of the neck, `h w` patch grid.
 """
@@ -20,7 +19,7 @@ from vitbackbone.model.layers import mlp
 
 @dataclass(frozen=True)
 class Pooling:
-    """A checkpoint's own pooling: a vector of the features, then a norm and a projection."""
+    """A checkpoint's own pooling: one vector an image, then a norm and a projection."""
 
     vector: Callable[[Features], Tensor]
     norm: nn.Module
@@ -31,7 +30,7 @@ class Pooling:
 
 
 def pool_prefix(features: Features) -> Float[Tensor, "B D"]:
-    """The mean of CLS and the registers. Raises `ValueError` if there is no CLS token."""
+    """Return the mean of CLS and the registers. Raises `ValueError` if there is no CLS token."""
     return torch.cat([pool_cls(features)[:, None], features.registers], dim=1).mean(dim=1)
 
 
@@ -39,8 +38,10 @@ VECTORS: dict[str, Callable[[Features], Tensor]] = {"cls": pool_cls, "prefix": p
 
 
 class AttentionPool(nn.Module):
-    """One learned query that attends to the patches, then an MLP with a residual (Lee et al. 2019, "Set transformer";
-    google-research/big_vision, models/vit.py, MAPHead)."""
+    """Attention pooling: one learned query attends to the patches, and an MLP with a residual follows.
+
+    Lee et al. 2019, "Set transformer"; google-research/big_vision, models/vit.py, MAPHead.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -55,29 +56,34 @@ class AttentionPool(nn.Module):
     def forward(self, features: Features) -> Float[Tensor, "B D"]:
         q = rearrange(self.q(self.latent), "1 one (heads d) -> 1 heads one d", heads=self.num_heads)
         k, v = rearrange(self.kv(features.tokens), "B N (two heads d) -> two B heads N d", two=2, heads=self.num_heads)
-        x = F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v)
+        x = F.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v)
         x = self.proj(rearrange(x, "B heads one d -> B one (heads d)"))
         return (x + self.mlp(self.norm(x)))[:, 0]
 
 
 class Neck(nn.Sequential):
-    """Two convolutions, each with a norm over channels, from the last block's map to the one that SAM's decoder reads
-    (facebookresearch/segment-anything, modeling/image_encoder.py)."""
+    """SAM's neck: two convolutions, each with a norm over channels, from the last block's map to the decoder's input.
+
+    facebookresearch/segment-anything, modeling/image_encoder.py.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(
             nn.Conv2d(config.dim, config.neck_dim, kernel_size=1, bias=False),
-            ChannelNorm(config.neck_dim, eps=1e-6),
+            ChannelNorm(config.neck_dim),
             nn.Conv2d(config.neck_dim, config.neck_dim, kernel_size=3, padding=1, bias=False),
-            ChannelNorm(config.neck_dim, eps=1e-6),
+            ChannelNorm(config.neck_dim),
         )
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of a map."""
+    """Layer norm over the channels of each pixel of a map."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__(channels, eps)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-        return rearrange(super().forward(rearrange(x, "B C h w -> B h w C")), "B h w C -> B C h w")
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

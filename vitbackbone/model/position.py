@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from vitbackbone.contract import numbers
@@ -119,12 +119,12 @@ def _resized(
     """The table of y * x places as one of h * w, by a matrix for each axis. By products of two matrices alone: of
     others, tracers ask whether a side is 1."""
     (h, y), (w, x), d = rows.shape, columns.shape, table.shape[1]
-    wide = _copied((rows @ table.reshape(y, x * d)).view(h, x, d).transpose(0, 1))
-    image = _copied((columns @ wide.view(x, h * d)).view(w, h, d).transpose(0, 1))
+    wide = copied((rows @ table.reshape(y, x * d)).view(h, x, d).transpose(0, 1))
+    image = copied((columns @ wide.view(x, h * d)).view(w, h, d).transpose(0, 1))
     return image.view(h * w, d)
 
 
-def _copied(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def copied(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """A contiguous copy. `contiguous` would first ask whether a side is 1."""
     return x.clone(memory_format=torch.contiguous_format)
 
@@ -188,8 +188,9 @@ def rotary_table(rotary: Rotary, dim: int, grid: tuple[int, int], device: torch.
         axes = [2 * math.pi * (2 * (a + 0.5) / side - 1) for a, side in zip(axes, counts, strict=True)]
     else:
         axes = [a / side * span for a, side, span in zip(axes, counts, rotary.reference, strict=True)]
-    rows, columns = torch.meshgrid(*axes, indexing="ij")
-    angle = torch.cat([axis.flatten()[:, None] / periods for axis in (rows, columns)], dim=1)
+    rows, columns = (axis[:, None] / periods for axis in axes)
+    both = [rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)]
+    angle = torch.cat(both, dim=2).view(grid[0] * grid[1], dim // 2)
     angle = torch.cat([angle, angle], 1) if rotary.pairs == "halves" else angle.repeat_interleave(2, dim=1)
     return torch.stack([angle.cos(), angle.sin()])
 
@@ -236,7 +237,7 @@ def relative_index(grid: tuple[int, int], device: torch.device) -> Int[Tensor, "
     """The row of BEiT's bias table for each pair of the T = 1 + h*w tokens: one row for every difference of places, and
     three more for CLS to a patch, a patch to CLS, and CLS to itself (microsoft/unilm, beit/modeling_finetune.py)."""
     h, w = grid
-    y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
+    y, x = (copied(axis).view(h * w) for axis in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
     patches = ((y[:, None] - y + h - 1) * (2 * w - 1) + x[:, None] - x + w - 1).int()
     differences = (2 * h - 1) * (2 * w - 1)
     to_cls, from_cls = torch.ones_like(patches[:, :1]), torch.ones_like(patches[:1])

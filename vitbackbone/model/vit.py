@@ -41,6 +41,7 @@ from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.layers import Block, ConvStem, PatchEmbed, PositionEmbedding
 from vitbackbone.model.packing import Grid, Layout, packing_order
 from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling
+from vitbackbone.model.position import copied
 
 Tokens = dict[Wanted, Float[Tensor, "B T D"]]  # of each layer asked
 TokenEngine = Callable[["ViT", Images, Geometry, Asked], Tokens]  # what `ViT.tokens` makes, made sooner
@@ -180,6 +181,8 @@ class ViT(BackboneModule):
         cls = x[:, 0] if self.config.cls else None
         registers = x[:, int(self.config.cls) : self.config.num_prefix]
         patches = x[:, self.config.num_prefix :].mT.unflatten(2, geometry.grid)  # B D h w
+        if torch.compiler.is_exporting():  # a convolution would ask of the strides of a view whether a side is 1
+            patches = copied(patches)
         return Features(cls, registers, patches, geometry, Pooling(self._vector(), self.fc_norm, self.projection))
 
     def _unpack_prefix(self, x: Float[Tensor, "B P D"], geometry: Geometry) -> Prefix:

@@ -1,9 +1,9 @@
-"""Several backbones as one: each is given the photo in its own colours, and their patches stand side by side.
+"""Several backbones as one: each gets the photo in its own normalisation, and their patches are concatenated.
 
-OpenVLA's vision encoder is one of DINOv2 and SigLIP (Kim et al. 2024; prismatic-vlms,
+OpenVLA's vision encoder fuses DINOv2 and SigLIP (Kim et al. 2024; prismatic-vlms,
 prismatic/models/backbones/vision/dinosiglip_vit.py).
 
-Axes: `B` batch, `C` channels of all members' pictures (3n), `D` width, `h w` patch grid, `H W` pixels.
+Axes: `B` batch, `C` channels of the n members' pictures (3n), `D` width, `h w` patch grid, `H W` pixels.
 """
 
 from collections.abc import Sequence
@@ -47,25 +47,27 @@ CROP_MODES: dict[Strategy, CropMode] = {"resize-naive": "squash", "letterbox": "
 
 @dataclass(frozen=True)
 class FusedPreprocess:
-    """Image file to the pictures of all members, one after another on the channels.
+    """The transform from an image file to the pictures of all members, concatenated on the channels.
 
-    Each picture has its member's own interpolation, mean and std, and in a letterbox its own colour of the border. All
-    have the one view that `strategy` names, with nothing cut away but what stands out of `image_size`: members that saw
-    different parts of the photo would have no common grid. That is also what OpenVLA does: it sets every `crop_pct` to
-    1 (prismatic/extern/hf/processing_prismatic.py), so the parts' own is without effect.
+    Each picture has its member's own interpolation, mean and std, and in a letterbox its own border colour. All
+    pictures show the same view of the photo, because maps of different views have no common grid. `strategy` and
+    `image_size` decide the view, and the parts' own crop settings have no effect. OpenVLA also sets every `crop_pct` to
+    1 (prismatic/extern/hf/processing_prismatic.py).
 
-    The border's colours are those of OpenVLA's training code; its Hugging Face processor gives every member the border
-    of the last one.
+    Border colours follow OpenVLA's training code. Its Hugging Face processor gives every member the last member's
+    border.
+
+    Raises `ValueError` if a part is no `Preprocess` or `strategy` is unknown.
     """
 
-    parts: tuple[Preprocess, ...]  # of each member
+    parts: tuple[Preprocess, ...]  # one for each member
     image_size: tuple[int, int] = (224, 224)  # (H, W)
     strategy: Strategy = "resize-naive"
 
     def __post_init__(self) -> None:
         if not self.parts or not all(isinstance(part, Preprocess) for part in self.parts):
             kinds = [type(part).__name__ for part in self.parts]
-            raise ValueError(f"FusedPreprocess: parts are {kinds}; want at least one, all of them Preprocess")
+            raise ValueError(f"FusedPreprocess: parts are {kinds}; want at least one Preprocess and nothing else")
         if self.strategy not in CROP_MODES:
             raise ValueError(f"FusedPreprocess: strategy={self.strategy!r}; want one of {', '.join(CROP_MODES)}")
 
@@ -76,7 +78,7 @@ class FusedPreprocess:
         keep_aspect: bool = False,
         max_pixels: int | None = None,
     ) -> Float[Tensor, "C H W"]:
-        """Turn an image into a float32 tensor (3n, H, W). Arguments and errors are those of `Preprocess`."""
+        """Turn an image into a float32 tensor (3n, H, W). Arguments and errors are the same as for `Preprocess`."""
         return self.normalise(self.pixels(open_image(image, max_pixels), resolution, keep_aspect))
 
     def batch(
@@ -96,7 +98,7 @@ class FusedPreprocess:
         keep_aspect: bool = False,
         decoding: Decoding = "exact",
     ) -> UInt8[Tensor, "C H W"]:
-        """What `__call__` makes of the same photo before it is normalised. As `Preprocess.pixels`."""
+        """Return the pixels of all pictures before normalisation. See `Preprocess.pixels`."""
         view = self.view(photo.size, resolution, keep_aspect)
         check_area(view, photo.max_pixels)
         rgb = photo.decode(enough(view) if decoding == "draft" else None)
@@ -108,12 +110,12 @@ class FusedPreprocess:
         return torch.cat([pictures[kind] for kind in kinds])
 
     def normalise(self, pixels: UInt8[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]:
-        """`pixels` as `__call__` gives them out, in float32, on their device."""
+        """Return `pixels` in float32 with each member's mean and std applied, on the same device."""
         pictures = pixels.split(3, dim=-3)
         return torch.cat([part.normalise(own) for part, own in zip(self.parts, pictures, strict=True)], dim=-3)
 
     def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
-        """What `__call__` cuts out of a photo of (H, W) pixels, for every member alike."""
+        """Return the view that every member has of a photo of (H, W) pixels."""
         return self._on_one_view()[0].view(source, resolution, keep_aspect)
 
     def _on_one_view(self) -> list[Preprocess]:
@@ -126,7 +128,7 @@ class FusedPreprocess:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One of the backbones, and what is taken of it."""
+    """One of the backbones, and the layer that the fused backbone takes from it."""
 
     backbone: Backbone
     layer: int  # 0-based, negative from the end
@@ -134,20 +136,20 @@ class Member:
 
 
 class FusedBackbone(BackboneModule):
-    """Several backbones as one: a `Backbone` of one layer, made of one layer of each member.
+    """A backbone of one layer that joins one layer of each member.
 
-    `patches` are the members' patches concatenated on the channels, in the members' order, on the grid of the finest
-    member (the smallest stride), where no member loses detail. A coarser map is interpolated bilinearly at the centres
-    of these patches, where they lie in the image; that of a member of the same stride is taken as it is.
-    `cls` are the members' CLS tokens, concatenated, or None if one of them has none. There are no registers: they
-    correspond to nothing in another member.
+    `patches` concatenates the members' patches on the channels, in the members' order. The grid is the one with the
+    smallest stride, so that no member loses detail. Maps of a larger stride are interpolated bilinearly at the centres
+    of that grid (see `align`); maps of the same stride are unchanged.
+    `cls` concatenates the members' CLS tokens, or is None if a member has none. `registers` is empty, because the
+    registers of different members do not correspond.
 
-    Images: (B, 3n, H, W) as `preprocess` makes them; or (B, 3, H, W) normalised as the first member wants, which the
-    others then get in their own normalisation; or lists of such images of different sizes.
+    Images are (B, 3n, H, W) as `preprocess` returns them, or (B, 3, H, W) with the first member's normalisation, which
+    is converted for the other members. Lists of such images may have different sizes.
 
-    `preprocess`: by default that of each member, squashed to the first one's size.
-    Raises `ValueError` on members that are no modules, that lack the layer or the norm asked, or that do not go with
-    `preprocess`.
+    `preprocess`: by default each member's own, with the photo squashed to the first member's size.
+    Raises `ValueError` if there are no members, if a member is no module or lacks the layer or the norm, or if
+    `preprocess` has another number of parts.
     """
 
     preprocess: FusedPreprocess
@@ -157,20 +159,24 @@ class FusedBackbone(BackboneModule):
     ) -> None:
         super().__init__()
         if not members:
-            raise ValueError("a fused backbone of no members; want at least one")
+            raise ValueError("FusedBackbone was given no members; want at least one")
         for member in members:
             if not isinstance(member.backbone, nn.Module):
-                raise ValueError(f"a member is a {type(member.backbone).__name__}; want one that is an nn.Module")
+                raise ValueError(f"a member is a {type(member.backbone).__name__}; want an nn.Module")
             spec = member.backbone.spec
             if not -spec.depth <= member.layer < spec.depth:
-                raise ValueError(f"{spec.name} has layers from {-spec.depth} to {spec.depth - 1}, not {member.layer}")
+                raise ValueError(
+                    f"{spec.name} has no layer {member.layer}; want one from {-spec.depth} to {spec.depth - 1}"
+                )
             if member.norm and not spec.norms([member.layer]):
                 raise ValueError(f"{spec.name} has no final norm for layer {member.layer}; pass norm=False")
         if preprocess is None:
             own = cast(tuple[Preprocess, ...], tuple(member.backbone.preprocess for member in members))  # it checks
             preprocess = FusedPreprocess(own, own[0].image_size)
         if len(preprocess.parts) != len(members):
-            raise ValueError(f"{len(members)} members, and preprocessing for {len(preprocess.parts)}; want one each")
+            raise ValueError(
+                f"preprocess has {len(preprocess.parts)} parts for {len(members)} members; want one part a member"
+            )
         self.members = nn.ModuleList([cast(nn.Module, member.backbone) for member in members])
         self.layers = tuple(member.layer % member.backbone.spec.depth for member in members)
         self.norms = tuple(member.norm for member in members)
@@ -179,18 +185,21 @@ class FusedBackbone(BackboneModule):
         self.spec = _spec(name, members, preprocess)
 
     def forward(self, images: Images, asked: Asked | None = None) -> Any:
-        """See `BackboneModule`. Where every member's norm is applied, `norm=False` leaves out all of them; else there
-        is no norm in common, `norm=True` is refused, and each member keeps its own choice. Of a member no block after
-        its layer is run. Raises `ValueError` if attention is asked: the members attend each among its own tokens."""
+        """See `BackboneModule`. The blocks after a member's layer do not run.
+
+        If every member has `norm=True`, the norms form the final norm, and `norm=False` leaves all of them out.
+        Otherwise there is no final norm, `norm=True` raises `ValueError`, and each member keeps its own choice.
+        Attention maps also raise `ValueError`, because each member attends among its own tokens.
+        """
         asked = asked or self.last
         check_images(images, self.channels)
         if asked.part == "attention":
-            raise ValueError(f"{self.spec.name} has no attention of its own; ask a member: members[i].attention")
+            raise ValueError(f"{self.spec.name} has no attention of its own; call a member's: members[i].attention")
         with any_size():
             norms = sorted({norm for _, norm in asked.wanted})
             if isinstance(images, Tensor):
                 joined = [_join(parts) for parts in self._ask(self._pictures(images), norms)]
-            else:  # each member runs all images at once; they are joined one by one, each on its own grid
+            else:  # each member runs all images at once; the results are joined image by image, on their own grids
                 pictures = zip(*(self._pictures(image[None]) for image in images), strict=True)
                 found = self._ask([[one[0] for one in of_member] for of_member in pictures], norms)
                 joined = [
@@ -199,7 +208,7 @@ class FusedBackbone(BackboneModule):
             return asked.answer({(0, norm): features for norm, features in zip(norms, joined, strict=True)})
 
     def _ask(self, pictures: Sequence[Images], norms: Sequence[bool]) -> list[tuple[Features, ...]]:
-        """What the members make of what each is given, with each of the norms."""
+        """Return the features of every member for each of the norms."""
         each = [
             member.backbone.forward_layers(
                 picture,
@@ -211,7 +220,7 @@ class FusedBackbone(BackboneModule):
         return list(zip(*each, strict=True))
 
     def _pictures(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B 3 H W"]]:
-        """What each member is given."""
+        """Return the pictures of each member."""
         if images.shape[1] == 3 * len(self.members):
             return list(images.split(3, dim=1))
         first, *others = self.preprocess.parts
@@ -239,7 +248,7 @@ def _spec(name: str, members: Sequence[Member], preprocess: FusedPreprocess) -> 
 
 
 def _join(parts: Sequence[Features]) -> Features:
-    """The members' features side by side, on the finest grid."""
+    """Concatenate the members' features on the grid of the smallest stride."""
     finest = min((part.geometry for part in parts), key=lambda geometry: geometry.stride)
     patches = torch.cat([align(part, finest) for part in parts], dim=1)
     tokens = [part.cls for part in parts if part.cls is not None]
@@ -248,7 +257,7 @@ def _join(parts: Sequence[Features]) -> Features:
 
 
 def _renormalise(images: Float[Tensor, "B 3 H W"], old: Preprocess, new: Preprocess) -> Float[Tensor, "B 3 H W"]:
-    """From one mean and std to another. They are Python's numbers, so that no precision of a module rounds them."""
+    """Convert images from one mean and std to another. These are Python numbers, so that no dtype rounds them."""
     channels = zip(images.unbind(1), old.mean, old.std, new.mean, new.std, strict=True)
     return torch.stack(
         [x * (std / to_std) + (mean - to_mean) / to_std for x, mean, std, to_mean, to_std in channels], 1
@@ -260,15 +269,15 @@ def _renormalise(images: Float[Tensor, "B 3 H W"], old: Preprocess, new: Preproc
 
 @dataclass(frozen=True)
 class FusedConfig:
-    """A fused backbone as data."""
+    """The configuration of a fused backbone."""
 
-    members: tuple[tuple[str, int, bool], ...]  # name that `load_backbone` knows, layer, norm
+    members: tuple[tuple[str, int, bool], ...]  # (name for `load_backbone`, layer, norm) of each
     image_size: tuple[int, int]  # (H, W)
     strategy: Strategy = "resize-naive"
 
 
 def fuse(config: FusedConfig, backbones: Sequence[Backbone], name: str) -> FusedBackbone:
-    """The fused backbone of a configuration, out of its members in their order."""
+    """Join backbones as a configuration says. `backbones` are its members, in their order."""
     parts = zip(backbones, config.members, strict=True)
     members = [Member(backbone, layer, norm) for backbone, (_, layer, norm) in parts]
     own = cast(tuple[Preprocess, ...], tuple(backbone.preprocess for backbone in backbones))  # `FusedPreprocess` checks

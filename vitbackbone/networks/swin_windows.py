@@ -1,10 +1,11 @@
 """Shifted windows (Liu et al. 2021, "Swin Transformer") on maps of any size.
 
-A map that the window does not divide is padded with zeros, then shifted, so that one mask keeps apart what the shift
-brings together, as torchvision and transformers do. timm shifts first and pads after, with the same mask, so that
-opposite borders of the image attend to each other.
+A map that the window does not divide is padded with zeros and then shifted, as in torchvision and transformers. The
+mask then separates the opposite borders that the shift brings together. timm shifts first and pads after, with the same
+mask, so that opposite borders of the image attend to each other.
 
-Axes: `B` batch, `h w` map, `D` width, `p q` window, `v` windows of a map, `N` tokens of a window.
+Axes: `B` batch, `h w` map, `D` width, `p q` window size, `v` windows of a map, `M` windows of a batch, `N` tokens of a
+window.
 """
 
 import math
@@ -16,17 +17,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-APART = -100.0  # what the authors add to the logits of tokens that are no neighbours; the weights were trained with it
-LARGEST_SCALE = math.log(100.0)  # of cosines (Liu et al. 2022, "Swin Transformer V2", section 3.3)
+APART = -100.0  # the authors add it to the logits of tokens from opposite borders; weights were trained so
+LARGEST_SCALE = math.log(100.0)  # of the factor on cosines (Liu et al. 2022, "Swin Transformer V2", section 3.3)
 
 
 class WindowBlock(nn.Module):
-    """A block of timm's Swin or Swin V2 with its own parameters under their names, and windows for each map's size.
+    """A block of timm's Swin or Swin V2 that accepts maps of any size. Parameters keep their names.
 
-    `by_size`: a map whose shorter side fits in a window is not shifted, and every other is, as the authors build the
-    network for each size (microsoft/Swin-Transformer, models/swin_transformer.py). Otherwise the shift is that of the
-    size timm built the block for.
-    `post_norm`: Swin V2 normalises what a branch returns, Swin what it is given.
+    `by_size`: shift every map whose shorter side is longer than a window, as the authors' code does when it is built
+    for that size (microsoft/Swin-Transformer, models/swin_transformer.py). Otherwise every map has the shift that timm
+    chose when it built the block.
+    `post_norm`: normalise the output of each branch (Swin V2), and not its input (Swin).
     """
 
     def __init__(self, block: Any, by_size: bool, post_norm: bool) -> None:
@@ -50,7 +51,7 @@ class WindowBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
     def attend(self, x: Float[Tensor, "B h w D"]) -> Float[Tensor, "B h w D"]:
-        """Attention within each window."""
+        """Return the attention within each window, on the map's own grid."""
         height, width = x.shape[1:3]
         p, q = self.window_size
         up, left = self.shift(height, width)
@@ -67,14 +68,16 @@ class WindowBlock(nn.Module):
         return x[:, :height, :width]
 
     def shift(self, height: int, width: int) -> tuple[int, int]:
-        """How far a map of this size is shifted (up, left)."""
+        """Return the shift (up, left) of a map of this size, in patches."""
         if self.by_size and min(height, width) <= min(self.window_size):
             return 0, 0
         return self.shift_size
 
     def mask(self, rows: int, columns: int, up: int, left: int, like: Tensor) -> Float[Tensor, "v N N"]:
-        """Added to the logits of a shifted map of `rows` x `columns` windows: what came round from the other border
-        is no neighbour."""
+        """Return the bias on the logits of a shifted map of `rows` x `columns` windows.
+
+        It is `APART` between tokens that come from opposite borders of the map, and else 0.
+        """
         p, q = self.window_size
         below = torch.arange(rows * p, device=like.device) >= rows * p - up
         right = torch.arange(columns * q, device=like.device) >= columns * q - left
@@ -84,10 +87,10 @@ class WindowBlock(nn.Module):
 
 
 class CosineAttention(nn.Module):
-    """The attention of timm's Swin V2 with its own parameters under their names, finite in every dtype.
+    """The cosine attention of timm's Swin V2, finite in every dtype. Parameters keep their names.
 
-    Queries and keys are scaled to unit length in float32 at least. In half precision the length of a zero vector, such
-    as each key of a window's padding, rounds to 0, and timm divides by it.
+    Queries and keys are scaled to unit length in float32 or wider. In half precision, torch's smallest length of 1e-12
+    rounds to 0, so that timm divides by 0 where a vector is zero, such as each key of a window's padding.
     """
 
     qkv: nn.Linear
@@ -117,7 +120,7 @@ class CosineAttention(nn.Module):
             self.add_module(name, module)
 
     def forward(self, x: Float[Tensor, "M N D"], mask: Float[Tensor, "v N N"] | None = None) -> Float[Tensor, "M N D"]:
-        """`mask` is added to the logits of each image's windows."""
+        """Attend within each window. `mask` is added to the logits of each image's windows."""
         q, k, v = rearrange(self._project(x), "M N (three heads d) -> three M heads N d", three=3, heads=self.num_heads)
         scale = self.logit_scale.clamp(max=LARGEST_SCALE).exp()
         logits = _unit(q) @ _unit(k).transpose(-2, -1) * scale + self._bias()
@@ -128,18 +131,18 @@ class CosineAttention(nn.Module):
         return self.proj_drop(self.proj(rearrange(weights @ v, "M heads N d -> M N (heads d)")))
 
     def _project(self, x: Float[Tensor, "M N D"]) -> Float[Tensor, "M N D3"]:
-        """Queries, keys and values. Keys have no bias."""
+        """Return queries, keys and values, concatenated. Keys have no bias."""
         if self.q_bias is None or self.v_bias is None:
             return self.qkv(x)
         bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
         return self.qkv(x) + bias if self.qkv_bias_separate else F.linear(x, self.qkv.weight, bias)
 
     def _bias(self) -> Float[Tensor, "heads N N"]:
-        """The bias of each pair of places in a window."""
+        """Return the bias of each pair of places in a window."""
         table = self.cpb_mlp(self.relative_coords_table).flatten(0, -2)
         return 16 * torch.sigmoid(rearrange(table[self.relative_position_index], "q k heads -> heads q k"))
 
 
 def _unit(x: Float[Tensor, "*axes d"]) -> Float[Tensor, "*axes d"]:
-    """Vectors of length 1, a zero vector as it is."""
+    """Scale vectors to length 1, and keep zero vectors."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).to(x.dtype)

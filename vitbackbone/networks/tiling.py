@@ -1,5 +1,6 @@
-"""Features of images beyond what attention can take, such as slides of pathology and scenes from satellites: windows
-that overlap, run one batch after another, and their maps faded into one.
+"""Features of images too large for attention, such as pathology slides and satellite scenes.
+
+The image is cut into overlapping windows, the windows run in batches, and their maps are blended into one.
 
 Axes: `D` width, `h w` patch grid of the whole image, `n` windows along an axis, `N` patches along it, `H W` pixels.
 """
@@ -14,17 +15,17 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from vitbackbone.contract import Backbone, Features, Geometry, evaluating, pool_mean
-from vitbackbone.images import ImageTransform, Resolution
+from vitbackbone.contract import Backbone, Features, Geometry, device_of, evaluating, pool_mean
+from vitbackbone.images import ImageTransform, Resolution, sides
 
 Pixels = Tensor | NDArray[Any]
 
 
 @dataclass(frozen=True)
 class _Window:
-    """A part of the image, in pixels, and its place in the rows and columns of windows."""
+    """A part of the image: its row and column among the windows, and its place and size in pixels."""
 
     row: int
     column: int
@@ -36,46 +37,46 @@ class _Window:
 def tile(
     backbone: Backbone, image: Pixels, size: Resolution, overlap: int, batch_size: int = 8, layer: int = -1
 ) -> Features:
-    """The features of one image of any size, from windows that overlap.
+    """Return the features of one image of any size, computed in overlapping windows.
 
-    Where windows overlap, each fades out linearly towards its ends; a patch that one window alone shows is what the
-    backbone makes of that window. Only the windows of a batch are read and run at a time: beside them, memory holds the
-    map that is returned, float32 on the CPU, of one image. Its `pooled` is the mean of the patches, and there is no CLS
-    token and there are no registers, as each window has its own.
+    Where windows overlap, the weight of each falls linearly towards its ends, and the weights of a patch sum to 1. A
+    patch in only one window keeps that window's features. Memory holds one batch of windows and the result, which is a
+    float32 map on the CPU. `pooled` is the mean of the patches. The result has no CLS token and no registers, because
+    each window has its own.
 
-    `image`: uint8 (H, W, 3), the pixels of a photo, which are not resized; or (3, H, W), float, normalised as
-    `backbone.preprocess` does. A tensor or an array; a `numpy.memmap` stays on disk.
-    `size`: of the windows in pixels, a side or (H, W). An image that is smaller is one window.
-    `overlap`: of neighbours in pixels; more where the last window would stand out of the image.
-    `layer`: index of a block, negative from the end; the final norm is applied where the checkpoint has one.
+    `image`: a tensor or an array: uint8 pixels of a photo (H, W, 3), which are not resized, or floats (3, H, W),
+    normalised as `backbone.preprocess` does. A `numpy.memmap` stays on disk.
+    `size`: side or (H, W) of the windows in pixels. A smaller image is one window.
+    `overlap`: pixels that neighbouring windows share. The last window of a row or column may share more, because it
+    ends at the border of the image.
+    `layer`: layer index; negative ones count from the end. The final norm is applied if it exists and fits the layer.
 
-    Raises `ValueError` on another image, and on a size and an overlap that are no multiples of the backbone's stride.
+    Raises `ValueError` if the image has another form, or if the backbone's stride does not divide `size` and `overlap`.
     """
     spec = backbone.spec
     (layer,) = spec.indices([layer])
-    sides = (size, size) if isinstance(size, int) else size
-    _check(image, sides, overlap, batch_size, spec.stride)
+    window_size = sides(size)
+    _check(image, window_size, overlap, batch_size, spec.stride)
     height, width = _extent(image)
     tops, lefts = (
-        _starts(length, side, overlap, spec.stride) for length, side in zip((height, width), sides, strict=True)
+        _starts(length, side, overlap, spec.stride) for length, side in zip((height, width), window_size, strict=True)
     )
     stride = spec.strides[layer]
     geometry = Geometry(((height, width),), stride)
     by_row, by_column = (
         _shares(starts, side // stride, patches, stride)
-        for starts, side, patches in zip((tops, lefts), sides, geometry.grid, strict=True)
+        for starts, side, patches in zip((tops, lefts), window_size, geometry.grid, strict=True)
     )
     windows = [
-        _Window(row, column, top, left, (min(sides[0], height - top), min(sides[1], width - left)))
+        _Window(row, column, top, left, (min(window_size[0], height - top), min(window_size[1], width - left)))
         for row, top in enumerate(tops)
         for column, left in enumerate(lefts)
     ]
-    parameter = next(backbone.parameters(), None) if isinstance(backbone, nn.Module) else None
     whole = torch.zeros(1, spec.dims[layer], *geometry.grid)
     with evaluating(backbone):
         for batch in _batches(windows, batch_size):
             images = torch.stack([_read(image, window, backbone.preprocess) for window in batch])
-            images = images if parameter is None else images.to(parameter.device)
+            images = images.to(device_of(backbone) or images.device)
             (features,) = backbone.forward_layers(images, [layer], norm=spec.norms([layer]))
             h, w = features.grid
             for window, patches in zip(batch, features.patches.float().cpu(), strict=True):
@@ -86,29 +87,30 @@ def tile(
 
 
 def _starts(length: int, side: int, overlap: int, multiple: int) -> list[int]:
-    """The first pixel of each window along an axis. The last one ends where the image does, padded to whole patches."""
+    """Return the first pixel of each window along an axis. The last window ends with the image's last patch."""
     last = max(-(-length // multiple) * multiple - side, 0)
     return [*range(0, last, side - overlap), last]
 
 
 def _shares(starts: Sequence[int], side: int, patches: int, stride: int) -> Float[Tensor, "n N"]:
-    """How much of each patch along an axis comes from each window, by how far it is from the nearer end of the window.
-    What comes from all is 1."""
+    """Return the weight of each window in each patch along an axis.
+
+    A weight is proportional to the patch's distance from the nearer end of the window. The weights of a patch sum to 1.
+    """
     places, first = torch.arange(patches), torch.tensor(starts)[:, None] // stride
     depth = torch.minimum(places - first + 1, first + side - places).clamp(min=0)
     return depth / depth.sum(dim=0)
 
 
 def _batches(windows: Sequence[_Window], batch_size: int) -> Iterator[list[_Window]]:
-    """Those of one size together: at the right and bottom, where the stride does not divide the image, they are
-    smaller."""
+    """Yield batches of windows of one size. Windows at the right and bottom are smaller if the image ends in them."""
     for _, same in groupby(sorted(windows, key=lambda window: window.size), key=lambda window: window.size):
         alike = list(same)
         yield from (alike[start : start + batch_size] for start in range(0, len(alike), batch_size))
 
 
 def _read(image: Pixels, window: _Window, preprocess: ImageTransform) -> Float[Tensor, "C H W"]:
-    """A window as the backbone takes it."""
+    """Return the normalised pixels of a window."""
     rows, columns = (
         slice(start, start + side) for start, side in zip((window.top, window.left), window.size, strict=True)
     )
@@ -117,7 +119,7 @@ def _read(image: Pixels, window: _Window, preprocess: ImageTransform) -> Float[T
         return pixels if isinstance(pixels, Tensor) else torch.tensor(np.asarray(pixels))
     photo = image[rows, columns]
     rgb = photo.cpu().numpy() if isinstance(photo, Tensor) else np.asarray(photo)
-    return preprocess(Image.fromarray(rgb), window.size, keep_aspect=True)  # at the size it has: nothing is resized
+    return preprocess(Image.fromarray(rgb), window.size, keep_aspect=True)  # at its own size, so nothing is resized
 
 
 def _is_photo(image: Pixels) -> bool:
@@ -125,12 +127,12 @@ def _is_photo(image: Pixels) -> bool:
 
 
 def _extent(image: Pixels) -> tuple[int, int]:
-    """(H, W)"""
+    """Return (H, W) of an image in either form."""
     height, width = image.shape[:2] if _is_photo(image) else image.shape[1:]
     return int(height), int(width)
 
 
-def _check(image: Pixels, sides: tuple[int, int], overlap: int, batch_size: int, stride: int) -> None:
+def _check(image: Pixels, window_size: tuple[int, int], overlap: int, batch_size: int, stride: int) -> None:
     wanted = "want a tensor or an array, uint8 (H, W, 3) of pixels or float (3, H, W), normalised"
     if not isinstance(image, Tensor | np.ndarray):
         raise ValueError(f"image is a {type(image).__name__}; {wanted}")
@@ -138,9 +140,11 @@ def _check(image: Pixels, sides: tuple[int, int], overlap: int, batch_size: int,
     fits = image.ndim == 3 and (image.shape[2] == 3 if _is_photo(image) else bool(floats))
     if not fits or 0 in image.shape:
         raise ValueError(f"image is {image.dtype} of shape {tuple(image.shape)}; {wanted}")
-    if min(sides) < stride or any(side % stride for side in sides):
-        raise ValueError(f"size={sides}; want multiples of the backbone's stride, {stride}")
-    if not 0 <= overlap < min(sides) or overlap % stride:
-        raise ValueError(f"overlap={overlap}; want a multiple of {stride} from 0 to less than the windows, {sides}")
+    if min(window_size) < stride or any(side % stride for side in window_size):
+        raise ValueError(f"size={window_size}; want multiples of the backbone's stride, {stride}")
+    if not 0 <= overlap < min(window_size) or overlap % stride:
+        raise ValueError(
+            f"overlap={overlap}; want a multiple of {stride} from 0 to less than the window, {window_size}"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -228,7 +228,7 @@ class TimmBackbone(BackboneModule):
         final, levels = found if whole else (None, found)
         if self.num_prefix:
             return levels, final
-        return [(patches, patches.new_zeros(len(patches), 0, patches.shape[1])) for patches in levels], final
+        return [(patches, patches.new_zeros(patches.shape[0], 0, patches.shape[1])) for patches in levels], final
 
     def _pool(self, final: Tensor, grid: Size, padded: Tensor) -> Float[Tensor, "B P"]:
         """The network's own pooled vector, of what `forward_features` returned. The patches beyond `grid` show padding

@@ -1,12 +1,16 @@
-"""The image sizes that a network of timm takes, and the width of its pooled vector. Trial runs find them, on a copy of
-the network on the meta device, which computes shapes alone."""
+"""The image sizes that a timm network accepts, and the width of its pooled vector.
+
+Trial runs find both, on a copy of the network on the meta device, which computes shapes alone.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from vitbackbone.contract import numbers
 
 Size = tuple[int, int]  # (H, W)
 Fits = Callable[[Size], bool]
@@ -14,26 +18,44 @@ Fits = Callable[[Size], bool]
 
 @dataclass(frozen=True)
 class Sizes:
-    """The image sizes that a network takes: `native`, and all whose sides are multiples of `multiple` and at least
-    `smallest`."""
+    """The image sizes that a network accepts.
+
+    These are `native` and every size whose sides are multiples of `multiple` and at least `smallest`.
+    """
 
     multiple: int
     smallest: int = 1
     native: Size | None = None
 
     def padded(self, size: Size) -> Size:
-        """Return the smallest such size that holds an image of `size`."""
+        """Return the smallest accepted size that holds an image of `size`."""
+        if not numbers(*size):
+            return self._traced(size)
         if size == self.native:
             return size
         height, width = (max(-(-side // self.multiple) * self.multiple, self.smallest) for side in size)
         return height, width
 
+    def _traced(self, size: Size) -> Size:
+        """Return `padded` for the symbolic sizes of a tracer, on which no branch of Python may depend."""
+        if self.native is not None:
+            raise ValueError(
+                f"images of {self.native[0]} x {self.native[1]} run unpadded, and other sizes are padded to multiples "
+                f"of {self.multiple}, so one graph cannot serve both. Export one height and width with any batch size"
+            )
+        height, width = (
+            cast(int, torch.sym_max(((side - 1) // self.multiple + 1) * self.multiple, self.smallest)) for side in size
+        )
+        return height, width
+
 
 def sizes_of(model: Any, name: str, native: Size, any_size: bool) -> Sizes | None:
-    """Return the sizes that a network takes, or None if it takes `native` alone, which `any_size=False` says.
+    """Return the sizes that a network accepts, or None if it accepts only `native`.
 
-    If no size fits all levels, the sizes that fit the last level count. `model`: the network, on the meta device if it
-    runs there. Raises `ValueError` if not even `native` fits the last level.
+    If no size fits all levels, the sizes that fit the last level count.
+    `model`: the network, on the meta device if it runs there.
+    `any_size`: whether to try other sizes than `native`.
+    Raises `ValueError` if not even `native` fits the last level.
     """
     for last_alone in (False, True):
         fits = grids_fit(model, last_alone)
@@ -44,7 +66,7 @@ def sizes_of(model: Any, name: str, native: Size, any_size: bool) -> Sizes | Non
     height, width = (-(-side // _strides(model)[-1]) for side in native)
     raise ValueError(
         f"timm's {name} is not supported: for images of {native[0]} x {native[1]} its last map is {h} x {w}, not "
-        f"{height} x {width}, because its layers cut away the border of the image. Take a network whose layers pad"
+        f"{height} x {width}, because its layers crop the border of the image. Use a network whose layers pad"
     )
 
 
@@ -63,13 +85,13 @@ def find_sizes(fits: Fits, native: Size, stride: int) -> Sizes | None:
 
 
 def _multiples(stride: int) -> Iterator[int]:
-    """The candidates: the divisors of the stride, then its multiples for networks with windows."""
+    """Yield the candidates: the divisors of the stride, then its multiples for networks with windows."""
     yield from (divisor for divisor in range(1, stride) if stride % divisor == 0)
     yield from range(stride, 16 * stride + 1, stride)
 
 
 def _samples(native: Size, multiple: int, stride: int) -> Iterator[Size]:
-    """Sizes near the native one: one `multiple` more than the stride divides, one less, and some between."""
+    """Yield sizes near the native one: one `multiple` above a multiple of the stride, one below, and some between."""
     period = max(stride // multiple, 8)
     height, width = (-(-side // (multiple * period)) * period for side in native)
     for more, wider in ((1, period - 1), (3, period // 2 + 1), (period + 2, 5)):
@@ -77,7 +99,7 @@ def _samples(native: Size, multiple: int, stride: int) -> Iterator[Size]:
 
 
 def _growing(multiple: int, native: int) -> Iterator[int]:
-    """Sides from `multiple` to the native one, each twice the one before."""
+    """Yield sides from `multiple` to the native one, each twice the one before."""
     side = multiple
     while side < native:
         yield side
@@ -86,13 +108,15 @@ def _growing(multiple: int, native: int) -> Iterator[int]:
 
 
 def grids_fit(model: Any, last_alone: bool) -> Fits:
-    """Whether images of a size run, and give a level one patch for every `stride` pixels begun: each level, or the last
-    one alone."""
+    """Return a test of image sizes: the network runs, and its maps have ceil(side / stride) patches along each axis.
+
+    `last_alone`: test only the map of the last level.
+    """
 
     def fits(size: Size) -> bool:
         try:
             maps = level_maps(model, size)
-        except Exception:  # each network raises another error on a size that it does not take
+        except Exception:  # every network has its own error for a size that it does not accept
             return False
         pairs = list(zip(maps, _strides(model), strict=True))
         return all(

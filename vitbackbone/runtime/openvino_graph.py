@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from vitbackbone.contract import Wanted
 from vitbackbone.model import (
-    Attention,
     Block,
     ConvStem,
     DecomposedTables,
@@ -29,6 +28,7 @@ from vitbackbone.model import (
     LayerScale,
     Mlp,
     RelativeTable,
+    SelfAttention,
     SwiGLU,
     ViT,
     ViTConfig,
@@ -219,7 +219,7 @@ class _Graph:
 
     # ---- attention ------------------------------------------------------------------------------------------------
 
-    def attention(self, index: int, attn: Attention, x: Value, prefix: bool) -> Value:
+    def attention(self, index: int, attn: SelfAttention, x: Value, prefix: bool) -> Value:
         inside = isinstance(attn, WindowAttention)
         q, k, v = self.split(attn, self.cut(x) if inside else x, prefix)
         bias = self.bias(index, attn, q, prefix)
@@ -232,7 +232,7 @@ class _Graph:
         x = self.linear(attn.proj, ops.reshape(mixed, [0, 0, self.config.dim], True))
         return self.uncut(x) if inside else x
 
-    def split(self, attn: Attention, x: Value, prefix: bool) -> list[Value]:
+    def split(self, attn: SelfAttention, x: Value, prefix: bool) -> list[Value]:
         """Queries, keys and values of each head, (B, heads, N, d). By three products: taken apart from one, they would
         have to be copied."""
         given = self.rounded(attn.qkv, x)
@@ -251,7 +251,7 @@ class _Graph:
         across = ops.concat([ops.negative(second), first], -1)
         return ops.add(ops.multiply(x, cos), ops.multiply(across, sin))
 
-    def bias(self, index: int, attn: Attention, q: Value, prefix: bool) -> Value | None:
+    def bias(self, index: int, attn: SelfAttention, q: Value, prefix: bool) -> Value | None:
         """What relative positions add to the scores, (B, heads, N, N)."""
         if isinstance(attn.rel_pos, RelativeTable):
             bias = self.input(f"bias.{index}", 1, self.config.num_heads, -1, -1)
@@ -312,7 +312,7 @@ def _block(vit: ViT, index: int) -> Block:
     return cast(Block, vit.blocks[index])
 
 
-def _qkv(attn: Attention, config: ViTConfig) -> list[tuple[Tensor, Tensor | None]]:
+def _qkv(attn: SelfAttention, config: ViTConfig) -> list[tuple[Tensor, Tensor | None]]:
     """Weight and bias of the three projections, queries and keys with their channels in the order of `_channels`, the
     keys as short as the products with queries are to be."""
     weights: list[Tensor] = list(attn.qkv.weight.detach().chunk(3))

@@ -1,4 +1,4 @@
-"""Batches of pixels to rows of the tensors of a shard."""
+"""Embed batches of pixels into the rows of a shard's tensors."""
 
 import logging
 import re
@@ -11,18 +11,21 @@ from torch import Tensor
 
 from vitbackbone.contract import Backbone, BackboneModule, Features, Images, Prefix
 from vitbackbone.store.layout import tensor_name
-from vitbackbone.store.reader import Batch, Record
+from vitbackbone.store.reader import Outcome, PixelBatch
 
 log = logging.getLogger("vitbackbone")
 
-# What torch says where memory ran out on the CPU, by a plain RuntimeError.
+# Messages of the plain RuntimeError that torch raises if memory runs out on the CPU.
 OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|bad_alloc|out of memory", re.IGNORECASE)
 
 
 @dataclass
 class Embedder:
-    """`kinds` of tokens of `layers` (0-based), as `dtype`. A forward gets images of at most `max_pixels` in all, or one
-    that has more by itself; where memory runs out, that is halved for good."""
+    """Computes `kinds` of tokens of `layers` (0-based) in `dtype`.
+
+    A forward gets images of at most `max_pixels` pixels together, or a single larger one. If memory runs out,
+    `max_pixels` is halved for the rest of the run.
+    """
 
     backbone: Backbone
     kinds: Sequence[str]
@@ -32,7 +35,7 @@ class Embedder:
     max_pixels: int
 
     def empty(self) -> dict[str, Tensor]:
-        """The tensors of a shard without images."""
+        """Return the tensors of a shard without images."""
         spec = self.backbone.spec
         before = {"cls": (), "registers": (spec.num_registers,), "patches": ()}
         tensors = {
@@ -42,51 +45,51 @@ class Embedder:
         }
         return tensors | ({"grid": torch.empty(0, 2, dtype=torch.int32)} if "patches" in self.kinds else {})
 
-    def __call__(self, batch: Batch) -> tuple[list[Record], dict[str, Tensor]]:
-        """The record of each input, and the rows of those that have features.
+    def __call__(self, batch: PixelBatch) -> tuple[list[Outcome], dict[str, Tensor]]:
+        """Return the outcome of each input, and the rows of those with features.
 
-        Raises `MemoryError` where it does not suffice for one image.
+        Raises `MemoryError` if memory does not suffice for a single image.
         """
-        records = list(batch.records)
+        outcomes = list(batch.outcomes)
         if not batch.shapes:
-            return records, {}
-        parts = self._within_memory(batch.images(self.backbone.preprocess, self.device))
-        finite = torch.cat([good for good, _ in parts])
-        read = [i for i, record in enumerate(records) if record.reason is None]
+            return outcomes, {}
+        forwards = self._within_memory(batch.images(self.backbone.preprocess, self.device))
+        finite = torch.cat([good for good, _ in forwards])
+        read = [i for i, outcome in enumerate(outcomes) if outcome.reason is None]
         for i, good in zip(read, finite.tolist(), strict=True):
             if not good:
                 error = f"features are not finite (NaN or Inf) in {self.dtype}"
-                records[i] = replace(records[i], reason="not finite", error=error)
-        return records, {name: torch.cat([rows[name] for _, rows in parts]) for name in parts[0][1]}
+                outcomes[i] = replace(outcomes[i], reason="not finite", error=error)
+        return outcomes, {name: torch.cat([rows[name] for _, rows in forwards]) for name in forwards[0][1]}
 
     def _within_memory(self, images: Images) -> list[tuple[Bool[Tensor, " n"], dict[str, Tensor]]]:
-        """`_embed` of the images, in as many parts as memory wants."""
-        parts = []
+        """Embed the images in as many forwards as memory requires."""
+        forwards = []
         start = 0
         while start < len(images):
-            part = images[start : start + self._fitting(images, start)]
+            some = images[start : start + self._fitting(images, start)]
             try:
-                parts.append(self._embed(part))
-                start += len(part)
+                forwards.append(self._embed(some))
+                start += len(some)
                 continue
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not OUT_OF_MEMORY.search(str(error)):
                     raise
-                if len(part) == 1:
-                    height, width = part[0].shape[-2:]
+                if len(some) == 1:
+                    height, width = some[0].shape[-2:]
                     raise MemoryError(
                         f"memory ran out with a single image of {height} x {width} pixels; ask for a lower "
-                        "--resolution, or use a device with more memory. What is done is kept"
+                        "resolution, or use a device with more memory. Complete shards are kept"
                     ) from error
-            # Outside of `except`, whose error holds on to what was allocated.
-            self.max_pixels = sum(map(_pixels, part)) // 2
-            log.warning("memory ran out with %d images at once; going on with half of that", len(part))
+            # Outside of `except`: its error holds references to what was allocated.
+            self.max_pixels = sum(map(_pixels, some)) // 2
+            log.warning("memory ran out with %d images at once; continuing with half as many", len(some))
             if torch.device(self.device).type == "cuda":
                 torch.cuda.empty_cache()
-        return parts
+        return forwards
 
     def _fitting(self, images: Images, start: int) -> int:
-        """How many images from `start` on make one forward, at least one."""
+        """Return how many images from `start` on fit into one forward, at least one."""
         total = 0
         for i in range(start, len(images)):
             total += _pixels(images[i])
@@ -95,7 +98,7 @@ class Embedder:
         return len(images) - start
 
     def _embed(self, images: Images) -> tuple[Bool[Tensor, " n"], dict[str, Tensor]]:
-        """Which of the images have finite features, and the rows of those."""
+        """Return which images have finite features, and the rows of these images."""
         norm = self.backbone.spec.norms(self.layers)
         outputs: list[Features | Prefix]
         if "patches" in self.kinds or not isinstance(self.backbone, BackboneModule):
@@ -123,12 +126,12 @@ def _tokens(output: Features | Prefix, kind: str) -> Float[Tensor, "B ..."]:
         return output.patches
     if kind == "registers":
         return output.registers
-    assert output.cls is not None  # as `extract` sees to
+    assert output.cls is not None  # `extract` checks it
     return output.cls
 
 
 def _flat(maps: Float[Tensor, "B D h w"], grids: Int[Tensor, "B 2"], keep: Bool[Tensor, " B"]) -> Float[Tensor, "L D"]:
-    """The patches of the images to keep, one after another, each without the padding of its map."""
+    """Join the patches of the images to keep, each without the padding of its map."""
     cut = [maps[i, :, : grids[i, 0], : grids[i, 1]].flatten(1).T for i in keep.nonzero().flatten().tolist()]
     return torch.cat([maps.new_empty(0, maps.shape[1]), *cut])
 

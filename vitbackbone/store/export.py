@@ -1,11 +1,11 @@
-"""A store as other programs read it.
+"""Export a store to formats of other programs.
 
-    npy        img_emb/img_emb_0.npy, metadata/metadata_0.parquet, ...: what clip-retrieval reads
-               (https://github.com/rom1504/clip-retrieval, its `clip inference` writes the same)
+    npy        img_emb/img_emb_0.npy, metadata/metadata_0.parquet, ...: the layout of clip-retrieval
+               (https://github.com/rom1504/clip-retrieval; its `clip inference` writes the same files)
     parquet    00000.parquet, ...: a table for pandas, polars, DuckDB
-    csv        00000.csv, ...: a table for spreadsheets and R, a column for each number
+    csv        00000.csv, ...: a table for spreadsheets and R, with a column for each number
 
-A file of each for as many images as a shard has. Those that were not read are left out.
+Each file holds as many images as a shard. Failed images are left out.
 """
 
 import csv
@@ -27,19 +27,19 @@ Format = Literal["npy", "parquet", "csv"]
 
 
 def export(store: FeatureStore, format: Format, out: str | PathLike[str], progress: bool = False) -> list[Path]:
-    """Writes `store` into the folder `out`, and returns the files. Those that are there are replaced.
+    """Write a store into the folder `out`, and return the files. Existing files of these names are replaced.
 
-    `npy`: the CLS tokens (n, D), and for each image its path, label and class name.
-    `parquet`: a row for each image with its path, label, class name, size and sha256; `cls` a list of D numbers,
-    `registers` of R lists, `patches` of h*w lists, with `grid` (h, w).
-    `csv`: the same columns of each image, and `cls0`, `cls1`, ... for the CLS tokens; float32 comes back to the bit.
-    Raises `ValueError` for another format, and for `npy` and `csv` of a store without CLS tokens.
+    `npy`: arrays (n, D) of CLS tokens, and tables with the path, label, class name, size and sha256 of each image.
+    `parquet`: the same columns, and the tokens that are stored: `cls` is a list of D numbers, `registers` R such lists,
+    `patches` h*w such lists, with `grid` (h, w).
+    `csv`: the same columns, and `cls0`, `cls1`, ... for the CLS tokens. float32 numbers are read back exactly.
+    Raises `ValueError` for another format, and for `npy` and `csv` if the store has no CLS tokens.
     """
     if format not in get_args(Format):
         raise ValueError(f"format {format!r}; want one of {', '.join(get_args(Format))}")
     kinds = store.manifest["tokens"]
     if format != "parquet" and "cls" not in kinds:
-        raise ValueError(f"{store.directory} has no cls, and {format} has one row for an image; export it as parquet")
+        raise ValueError(f"{store.directory} has no CLS tokens, and {format} holds only these; export it as parquet")
     folder = Path(out)
     check_folder(folder)
     size = store.manifest["shard_size"]
@@ -88,7 +88,7 @@ def _columns(store: FeatureStore, kind: str, span: range) -> dict[str, pa.Array]
 
 
 def _lists(array: Float[np.ndarray, "..."]) -> Any:
-    """(n, D) as n lists of D numbers, (n, R, D) as n lists of R of them."""
+    """Return (n, D) as n lists of D numbers, and (n, R, D) as n lists of R such lists."""
     lists = pa.array(np.ascontiguousarray(array).reshape(-1))
     for size in array.shape[:0:-1]:
         lists = pa.FixedSizeListArray.from_arrays(lists, size)
@@ -108,7 +108,7 @@ def _save_table(file: Path, table: pa.Table) -> None:
 
 
 def _save_csv(file: Path, about: pa.Table, features: Float[np.ndarray, "n D"]) -> None:
-    """Each number with as many digits as tell it from its neighbours in its dtype."""
+    """Write a CSV. Each number has the digits that identify it in its dtype."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with publish(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Images of a folder and of a glob: every folder is listed once, and nothing that is odd ends the listing."""
+"""List the images of a folder or a glob. Every folder is listed once, and no odd file ends the listing."""
 
 import glob
 import os
@@ -9,29 +9,30 @@ from fnmatch import translate
 from functools import lru_cache, partial
 from pathlib import Path
 
+from vitbackbone.images import HEAD
 from vitbackbone.store.layout import MANIFEST
-from vitbackbone.store.names import BYTES, Notes, escaped, is_hidden, is_image
+from vitbackbone.store.names import Notes, escaped, is_hidden, is_image
 
-Identity = tuple[int, int]  # of a folder, whatever it is called
-STORE = ("shards", "index", "inputs")  # folders of a store
+Identity = tuple[int, int]  # device and inode of a folder
+STORE = ("shards", "index", "inputs")  # folders inside a store
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder that is to be listed."""
+    """A folder to list."""
 
     path: str
     prefix: str  # its path from the root, with "/" behind
-    above: tuple[Identity, ...]  # the folders that it lies in
-    linked: bool  # whether a link led to it, or to a folder above it
+    above: tuple[Identity, ...]  # the folders above it
+    linked: bool  # whether it or a folder above it was reached by a link
 
 
 @dataclass
 class Walk:
-    """Lists a folder and those below it.
+    """Lists a folder and all folders below it.
 
-    Links to folders are followed, but a folder that is listed anyway is listed again only by a link of the first level,
-    where it names a class. So circles and cliques of links end.
+    Links to folders are followed. A folder that the walk lists anyway is listed again only for a link of the first
+    level, because its name is a class. So circles of links end.
     """
 
     root: Path
@@ -40,8 +41,7 @@ class Walk:
     _reached: set[Identity] = field(default_factory=set)  # by links
 
     def files(self) -> Iterator[str]:
-        """Yield the relative POSIX paths of all that is no folder, sorted. A folder whose name is an image's is among
-        them, too."""
+        """Yield the relative POSIX paths of all files, sorted. A folder that is named like an image is among them."""
         todo: list[_Folder | str] = [_Folder(str(self.root), "", (), False)]
         top = os.path.realpath(self.root)
         while todo:
@@ -74,13 +74,13 @@ class Walk:
         for name, is_link, is_folder in found:
             if not self.keep(name) or name in skipped:
                 continue
-            if not is_folder or is_image(name, bytes):  # a folder with an image's name is a row that says so
+            if not is_folder or is_image(name, bytes):  # a folder that is named like an image is a failed row
                 listed.append((name, folder.prefix + name))
             if is_folder:
                 path = f"{folder.path.rstrip('/')}/{name}"
                 if not is_link or self._follows(path, folder, above, top):
                     below = _Folder(path, f"{folder.prefix}{name}/", above, folder.linked or is_link)
-                    listed.append((f"{name}/", below))  # sorts as all that lies in it does
+                    listed.append((f"{name}/", below))  # "/" sorts it as its files are sorted
         return [item for _, item in sorted(listed, key=lambda pair: pair[0])]
 
     def _follows(self, path: str, folder: _Folder, above: tuple[Identity, ...], top: str) -> bool:
@@ -100,14 +100,14 @@ class Walk:
         return False
 
     def _is_listed(self, link: str, top: str) -> bool:
-        """Tell whether a link's target lies below the root, on a way without links and hidden folders."""
+        """Tell whether the target of a link lies below the root, in folders that are listed without links."""
         real = os.path.realpath(link)
         inner = os.path.relpath(real, top)
         return not inner.startswith("..") and all(self.keep(name) for name in inner.split("/"))
 
 
 def images(found: Iterator[str], root: Path, notes: Notes) -> Iterator[str]:
-    """Yield the paths that are images, by name or content. Others are counted."""
+    """Yield the paths of images, by name or content. Other files are counted in `notes`."""
     for path in found:
         if is_image(path, partial(_head, root / path)):
             yield path
@@ -116,9 +116,9 @@ def images(found: Iterator[str], root: Path, notes: Notes) -> Iterator[str]:
 
 
 def expand(pattern: str, notes: Notes) -> list[str]:
-    """Return what a glob matches, sorted, each once. `**` is any depth, and does not follow links in circles."""
+    """Return the matches of a glob, sorted, each once. `**` is any depth and follows no circle of links."""
     if "**" not in pattern:
-        return [path for path in sorted(set(glob.glob(pattern))) if not _is_circular(Path(path).parent)]  # noqa: PTH207  # takes absolute ones
+        return [path for path in sorted(set(glob.glob(pattern))) if not _is_circular(Path(path).parent)]  # noqa: PTH207  # Path.glob refuses absolute patterns
     fixed = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")
     start, rest = fixed[0] + fixed[1], pattern[len(fixed[0] + fixed[1]) :]
     if not Path(start or ".").is_dir():
@@ -132,15 +132,15 @@ def expand(pattern: str, notes: Notes) -> list[str]:
 
 @lru_cache(1024)
 def _is_circular(folder: Path) -> bool:
-    """Tell whether a link on the way to a folder leads back to a folder on the way."""
-    whole = Path(os.path.abspath(folder))  # noqa: PTH100  # without "..", which leads back by itself
+    """Tell whether a folder lies in itself, through a link."""
+    whole = Path(os.path.abspath(folder))  # noqa: PTH100  # without ".."
     way = [part.stat() for part in (whole, *whole.parents)]
     return len({(status.st_dev, status.st_ino) for status in way}) < len(way)
 
 
 def _matches(names: Sequence[str], wanted: Sequence[re.Pattern[str] | None]) -> bool:
-    """Tell whether the names of a path fit the parts of a pattern; None stands for any number of names."""
-    reached = {0}  # parts of the pattern that may come next
+    """Tell whether the names of a path match the parts of a pattern. None matches any number of names."""
+    reached = {0}  # indices of the parts that may match next
     for name in names:
         reached = _past_any(reached, wanted)
         following = {at for at in reached if at < len(wanted) and wanted[at] is None and not name.startswith(".")}
@@ -153,6 +153,7 @@ def _matches(names: Sequence[str], wanted: Sequence[re.Pattern[str] | None]) -> 
 
 
 def _past_any(reached: set[int], wanted: Sequence[re.Pattern[str] | None]) -> set[int]:
+    """Add the indices behind each `**` that is reached, since it may match no name."""
     more = set(reached)
     for at in sorted(reached):
         while at < len(wanted) and wanted[at] is None:
@@ -173,15 +174,15 @@ def _is_store(folder: str) -> bool:
 
 
 def _head(file: Path) -> bytes:
-    """Return the first bytes of a file; none if it is no plain file or cannot be read."""
+    """Return the first bytes of a file; empty if it is not a regular file or cannot be read."""
     try:
         if not file.is_file():  # a device may act when it is opened
             return b""
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
     except OSError:
         return b""
     try:
-        return os.read(descriptor, BYTES)
+        return os.read(descriptor, HEAD)
     except OSError:
         return b""
     finally:

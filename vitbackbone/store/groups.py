@@ -1,4 +1,4 @@
-"""Which photos of a store belong together: copies of each other, or photos of one animal, burst or camera.
+"""Group the photos of a store: copies of one image, or photos of one animal, burst or camera.
 
 Axes: `N` images that were read.
 """
@@ -18,19 +18,19 @@ WANTED = "want the level of a folder in the photos' paths (0 is the first, -1 th
 
 
 def copies(store: FeatureStore) -> Int[np.ndarray, " N"]:
-    """Return a number for each image, equal for images of the same content."""
+    """Return a group number for each image. Images with the same content have the same number."""
     rows = store.images
     own = [f"row {row}" for row in rows["row"].to_pylist()]
     return _numbered([sha256 or one for sha256, one in zip(rows["sha256"].to_pylist(), own, strict=True)])
 
 
 def groups_by(store: FeatureStore, by: str, images: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Return a number for each of some images, equal for images of one group.
+    """Return a group number for each of the images `images`.
 
-    `by`: the level of a folder in the paths, counted from 0 or, if negative, from the photo's own folder; photos in
-    folders of the same name are a group, wherever these lie. Or `LIST:COLUMN`, a CSV or parquet list with columns
-    `path` and COLUMN; a photo with an empty cell is a group of its own.
-    Raises `ValueError` on something else, on a photo without such a folder, and on one that the list does not name.
+    `by` is the level of a folder in the paths, from 0, or negative from the photo's own folder. Photos in folders of
+    one name form a group. Or `by` is `LIST:COLUMN`, a CSV or parquet list with the columns `path` and COLUMN. Photos
+    with the same cell form a group, and a photo with an empty cell is alone.
+    Raises `ValueError` if `by` is neither, if a photo has no such folder, or if the list lacks a photo.
     """
     paths = [_normal(store.paths[i]) for i in images]
     if by.lstrip("-").isdecimal():
@@ -53,7 +53,7 @@ def _folder(path: str, level: int) -> str:
 
 
 def _read_list(file: Path, column: str) -> Iterator[tuple[str, str]]:
-    """Yield the path and the group of each row. Raises `ValueError` if the list contradicts itself."""
+    """Yield the path and the group of each row. Raises `ValueError` if a path has two groups."""
     table = _read_columns(file, column)
     seen: dict[str, str] = {}
     for path, value in table:

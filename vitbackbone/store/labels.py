@@ -1,4 +1,4 @@
-"""Labels of images: what the sources say, and the class indices and class names that come of it."""
+"""Turn the labels of a source into class indices and class names."""
 
 import math
 import re
@@ -14,19 +14,19 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?")
 
 
 class LabelError(ValueError):
-    """Labels that contradict each other, or are none."""
+    """The labels contradict each other, or a value is not a label."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A label of a file without types, such as a CSV: a whole number if all of them are, else a name."""
+    """A label from an untyped file such as a CSV: a class index if all of them are whole numbers, else a name."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The folder that an image lies in. What its class is called depends on the folders of all images."""
+    """The folder of an image. Its class name depends on the folders of all images."""
 
     parts: tuple[str, ...]
 
@@ -35,7 +35,7 @@ Label = int | str | Text | Folder | None
 
 
 def as_label(value: Any) -> Label:
-    """Return a class name, a class index, or None for a cell of a table. pandas writes integers with gaps as floats.
+    """Return the label in a cell of a table: a name, a class index or None. 7.0 is 7, because pandas writes it so.
 
     Raises `LabelError` on anything else.
     """
@@ -49,7 +49,7 @@ def as_label(value: Any) -> Label:
 
 
 def as_text(text: str) -> Text | None:
-    """Return the label that a cell or a file without types holds; None if it is empty."""
+    """Return the label in an untyped cell or file; None if it is empty."""
     text = text.strip()
     return Text(text) if text else None
 
@@ -57,8 +57,8 @@ def as_text(text: str) -> Text | None:
 def classes(labels: Sequence[Label], places: Sequence[str], names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
     """Return the class index of each distinct label, and the names of all classes.
 
-    `places`: where each label was seen first, for errors. `names`: the names of whole-number labels, if they are known.
-    Raises `LabelError` if whole numbers stand beside names, or are no class indices.
+    `places`: the first place of each label, for errors. `names`: the names of whole-number labels, if known.
+    Raises `LabelError` if numbers and names are mixed, or if a number is not a class index.
     """
     plain = _without_folders(labels)
     whole = all(_WHOLE.fullmatch(label.text) for label in plain if isinstance(label, Text))
@@ -69,17 +69,17 @@ def classes(labels: Sequence[Label], places: Sequence[str], names: Sequence[str]
             example = next(label for label in plain if isinstance(label, str | Text))
             name = example.text if isinstance(example, Text) else example
             raise LabelError(
-                f"{place}: the label is the number {label}, while others are names such as {name!r}; "
-                "use one kind of label for all"
+                f"{place}: the label is the number {label}, and other labels are names such as {name!r}; "
+                "use numbers or names for all"
             )
     texts = [label.text if isinstance(label, Text) else label for label in plain]
     found = sorted({text for text in texts if isinstance(text, str)}, key=_order(texts))
     index = {name: i for i, name in enumerate(found)}
-    return [index[text] if isinstance(text, str) else UNKNOWN for text in texts], tuple(map(printable, found))
+    return [index[text] if isinstance(text, str) else UNKNOWN for text in texts], tuple(map(as_utf8, found))
 
 
-def printable(name: str) -> str:
-    """Return a class name as UTF-8 can hold it: bytes of a folder's name that are not UTF-8 are written \\udcXX."""
+def as_utf8(name: str) -> str:
+    """Return a name as valid UTF-8: bytes that are not UTF-8 become \\udcXX."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -89,12 +89,12 @@ def _of_numbers(
     for number, place in zip(numbers, places, strict=True):
         if number is not None and not UNKNOWN <= number < MAX_CLASSES:
             raise LabelError(
-                f"{place}: label {number}: a whole number is a class index, from 0 to {MAX_CLASSES - 1}, or -1 for "
-                f"unknown; if it is a name, write it as text, such as 'class {number}'"
+                f"{place}: label {number}: whole numbers are class indices; want 0 to {MAX_CLASSES - 1}, or -1 for "
+                f"unknown. If it is a name, write it as text, such as 'class {number}'"
             )
     highest = max((number for number in numbers if number is not None), default=UNKNOWN)
     known = names if highest < len(names) else map(str, range(highest + 1))
-    return [UNKNOWN if number is None else number for number in numbers], tuple(map(printable, known))
+    return [UNKNOWN if number is None else number for number in numbers], tuple(map(as_utf8, known))
 
 
 def _number(label: Any) -> int | None:
@@ -102,15 +102,15 @@ def _number(label: Any) -> int | None:
 
 
 def _order(texts: Iterable[object]) -> Any:
-    """Return the key by which names are sorted: numbers by their value, if all are numbers."""
+    """Return the sort key of class names: their values if all are numbers, else None."""
     numeric = all(_NUMBER.fullmatch(text) for text in texts if isinstance(text, str))
     return (lambda text: (float(text), text)) if numeric else None
 
 
 def _without_folders(labels: Sequence[Label]) -> list[int | str | Text | None]:
-    """Return the labels with a class name for each folder: the folder below the one that holds all images.
+    """Return the labels with each folder replaced by a class name: the first folder in which the images differ.
 
-    So an archive of `cat/` and `dog/` has the same classes as one of `photos/cat/` and `photos/dog/`.
+    So `photos/cat/` and `photos/dog/` give the same classes as `cat/` and `dog/`.
     """
     folders = [label.parts for label in labels if isinstance(label, Folder)]
     shared = 0
@@ -119,7 +119,7 @@ def _without_folders(labels: Sequence[Label]) -> list[int | str | Text | None]:
             if len(set(parts)) > 1:
                 break
             shared += 1
-    if len(set(folders)) == 1:  # all images lie in one folder: it is the class, or the first below the top
+    if len(set(folders)) == 1:  # all images lie in one folder
         shared = max(0, min(1, len(folders[0]) - 1))
     return [
         (label.parts[shared] if len(label.parts) > shared else None) if isinstance(label, Folder) else label

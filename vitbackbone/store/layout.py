@@ -1,23 +1,23 @@
-"""Where everything lies in a feature store, and what it is called. This page is the layout's one definition.
+"""The files of a feature store. This module is the only definition of the layout.
 
-    manifest.json              what decides features: model, preprocessing, precision, tokens, layers
-    inputs/00000.parquet       what one run added, in the order of the rows: `PLAN`
-    index/00000.parquet        a row for every input of the shard, and what became of it: `INDEX`
-    shards/00000.safetensors   features of its n images that were read, in row order
-    shards/00000.json          the `Marker`: written last, and only then is the shard done
-    lock*.json                 who is writing; gone when nobody is
+    manifest.json              everything that decides the features: model, preprocessing, precision, tokens, layers
+    inputs/00000.parquet       the inputs that one run added, in row order: `PLAN`
+    index/00000.parquet        a row for every input of the shard, with its status: `INDEX`
+    shards/00000.safetensors   features of the n images that were read, in row order
+    shards/00000.json          the `Marker`, written last: the shard is complete
+    lock*.json                 the processes that write the store now
 
-Tensors of a shard, where `L` patches is the sum of h * w over its images:
+Tensors of a shard. `L` is the number of patches of all its images, the sum of h * w:
 
     cls        (n, D)
     registers  (n, R, D)
     patches    (L, D)          image after image, each row-major over its own grid
-    grid       (n, 2)  int32   (h, w) of each image's patches; there if `patches` is
+    grid       (n, 2)  int32   (h, w) of each image's patches; stored with `patches`
 
-These are of the layer that was asked last. If more than one was asked, the tensors of every other layer carry its
-0-based index: `cls.3`, `registers.3`, `patches.3`. All layers share `grid`.
+These names hold the features of the last layer that was asked. Tensors of the other layers carry the layer's 0-based
+index: `cls.3`, `registers.3`, `patches.3`. All layers share `grid`.
 
-An input with the same content as an earlier one is a copy: it has a row, and its features are those of the other.
+An input with the same content as an earlier input is a copy. It has a row of its own and the features of the original.
 """
 
 from collections.abc import Sequence
@@ -38,30 +38,30 @@ MANIFEST = "manifest.json"
 
 PLAN = pa.schema(
     {
-        "path": pa.binary(),  # POSIX, from the root; of an archive's image, that of the archive, "/" and its name
-        "archive": pa.int32(),  # how many bytes of `path` are the archive's; 0 for a file by itself
-        "offset": pa.int64(),  # where in the archive
+        "path": pa.binary(),  # POSIX, from the root; for a member, the archive's path, "/" and the member's name
+        "archive": pa.int32(),  # bytes of `path` that name the archive; 0 for a plain file
+        "offset": pa.int64(),  # position in the archive
         "label": pa.int64(),  # index into the class names, -1 where unknown
-        "bytes": pa.int64(),  # -1 where there is no such file
-        "mtime": pa.int64(),  # nanoseconds; of an archive's image, the archive's
+        "bytes": pa.int64(),  # -1 if the file is missing
+        "mtime": pa.int64(),  # modification time in nanoseconds; for a member, the archive's
         "sha256": pa.binary(32),  # of the content; null if it could not be read
-        "same_as": pa.int64(),  # row of the first input with the same content, null if this is the one
+        "same_as": pa.int64(),  # row of the original, if this is a copy; else null
     }
 )
 
 INDEX = pa.schema(
     {
         "row": pa.int64(),  # position among all inputs
-        "path": pa.string(),  # bytes of a name that are not UTF-8 are written \udcXX
+        "path": pa.string(),  # bytes that are not UTF-8 are written \udcXX
         "label": pa.int64(),  # index into the class names, -1 where unknown
         "status": pa.string(),  # "ok", "failed" or, in the files, "copy"
-        "reason": pa.string(),  # why it failed, one of `locate.Reason`, else null
-        "error": pa.string(),  # the same at length
-        "width": pa.int32(),  # pixels of the upright photo; null if they could not be read
+        "reason": pa.string(),  # one of `locate.Reason` if it failed, else null
+        "error": pa.string(),  # the reason as a sentence
+        "width": pa.int32(),  # pixels of the upright photo; null if unknown
         "height": pa.int32(),
-        "frames": pa.int32(),  # of an animation, or pages: the first counts
+        "frames": pa.int32(),  # of an animation, or pages; only the first is embedded
         "sha256": pa.string(),  # of the content; null if it could not be read
-        "same_as": pa.int64(),  # of a copy, the row that has its features
+        "same_as": pa.int64(),  # row of the original, if this is a copy; else null
     }
 )
 
@@ -83,16 +83,18 @@ def inputs_file(directory: Path, generation: int) -> Path:
 
 
 def inputs_files(directory: Path) -> list[Path]:
-    """In order. Raises `ValueError` if one is missing."""
+    """Return the plan's files in order. Raises `ValueError` if one is missing."""
     files = sorted((directory / "inputs").glob("[0-9]*.parquet"))
     for number, file in enumerate(files):
         if file != inputs_file(directory, number):
-            raise ValueError(f"{inputs_file(directory, number)} is missing, while {file.name} is there; put it back")
+            raise ValueError(
+                f"{inputs_file(directory, number)} is missing, but {file.name} exists; restore the missing file"
+            )
     return files
 
 
 def tensor_name(kind: str, layer: int, layers: Sequence[int]) -> str:
-    """Name in a shard of the tokens `kind` of `layer`, where `layers` were asked."""
+    """Return the tensor name of one kind of tokens of `layer` in a store of `layers`."""
     return kind if layer == layers[-1] else f"{kind}.{layer}"
 
 
@@ -101,15 +103,15 @@ Count = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True)
 class Marker:
-    """Says that a shard is done, and how to tell that its files are still what was written."""
+    """The record that a shard is complete, with checksums of its files and of what it was made from."""
 
     rows: Count  # inputs of the shard
-    read: Count  # those that have features in it
-    copies: Count  # those that have them elsewhere, or earlier in it
-    sha256: str  # of the shard
+    read: Count  # inputs with features in this shard
+    copies: Count  # inputs with the features of an earlier row
+    sha256: str  # of the shard's tensors
     index_sha256: str
-    manifest_sha256: str  # a shard made under another manifest does not count,
-    inputs_sha256: str  # nor one made of other inputs
+    manifest_sha256: str  # a shard of another manifest is not complete
+    inputs_sha256: str  # nor is a shard of other inputs
 
     def __post_init__(self) -> None:
         if self.read + self.copies > self.rows:
@@ -120,12 +122,12 @@ class Marker:
         return self.rows - self.read - self.copies
 
     def fits(self, manifest_sha256: str, inputs_sha256: str, rows: int) -> bool:
-        """Tell whether the shard was made under this manifest, of these inputs."""
+        """Tell whether the shard was made with this manifest from these inputs."""
         return (self.manifest_sha256, self.inputs_sha256, self.rows) == (manifest_sha256, inputs_sha256, rows)
 
 
 def read_marker(directory: Path, shard: int) -> Marker | None:
-    """Return the marker of a shard; None if there is none or it is damaged, so that the shard is not done."""
+    """Return the marker of a shard; None if it is missing or damaged, so that the shard is computed again."""
     try:
         return read_json(marker_file(directory, shard), Marker)
     except (FileNotFoundError, ValueError):

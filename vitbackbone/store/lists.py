@@ -1,4 +1,4 @@
-"""Lists of images: `.csv` and `.parquet` files with a column `path`, and `label` if there are labels."""
+"""Lists of images: `.csv` and `.parquet` files with a column `path` and optionally `label`."""
 
 import codecs
 import csv
@@ -15,9 +15,9 @@ MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM
 
 
 def add_csv(rows: Rows, file: Path, prefix: str = "") -> None:
-    """Add the rows of a CSV. White space around cells is no part of them. `prefix`: what relative paths lie below.
+    """Add the rows of a CSV. White space around cells is removed. `prefix`: the folder of relative paths.
 
-    Raises `ValueError` if it has no column `path`, or is no CSV.
+    Raises `ValueError` if the file is not a CSV or has no column `path`.
     """
     with file.open("rb") as opened:
         start = opened.read(4)
@@ -39,7 +39,7 @@ def add_csv(rows: Rows, file: Path, prefix: str = "") -> None:
 def add_parquet(rows: Rows, file: Path, prefix: str = "") -> None:
     """Add the rows of a parquet list, as `add_csv` does.
 
-    Raises `ValueError` if it has no column `path` of text, or is damaged.
+    Raises `ValueError` if the file is damaged or has no text column `path`.
     """
     with open_parquet(file) as table:
         columns = table.schema_arrow.names
@@ -54,15 +54,15 @@ def add_parquet(rows: Rows, file: Path, prefix: str = "") -> None:
                         raise ValueError(f"row {number}: the column 'path' holds {path!r}; want text")
                     rows.add(_under(prefix, path or ""), label, place=(file.name, number))
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"is damaged behind row {number} ({error})") from error
+            raise ValueError(f"the list is damaged after row {number} ({error})") from error
 
 
 def _check_columns(columns: Sequence[str]) -> None:
     if "path" not in columns:
-        raise ValueError(f"the columns are {list(columns)}; want 'path', and 'label' if there are labels")
+        raise ValueError(f"the columns are {list(columns)}; want 'path', and optionally 'label'")
     for name in ("path", "label"):
         if columns.count(name) > 1:
-            raise ValueError(f"the column {name!r} is there {columns.count(name)} times; want it once")
+            raise ValueError(f"{columns.count(name)} columns are named {name!r}; want one")
 
 
 def _cell(row: Sequence[str], column: int) -> str:

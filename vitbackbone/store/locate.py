@@ -1,4 +1,4 @@
-"""Where an input lies, a file by itself or a member of an archive, and its bytes."""
+"""Locate an input, a plain file or a member of an archive, and read its bytes."""
 
 import os
 import stat
@@ -16,22 +16,22 @@ Reason = Literal[
     "missing",
     "denied",  # no permission
     "not a file",  # a folder, a pipe
-    "outside",  # a member whose name leads out of its archive
+    "outside",  # the member's name leads out of its archive
     "empty",
     "too large",
     "unreadable",  # any other error of the file system or of the archive
     "changed",  # since the run began
     "unknown format",
-    "bomb",  # more pixels than is sane, by its header
+    "bomb",  # its header claims too many pixels
     "damaged",
-    "unsupported",  # whole, but of values without an agreed meaning
+    "unsupported",  # undamaged, but its values have no agreed meaning
     "too thin",
     "not finite",  # its features are NaN or Inf
 ]
 
 
 class Unreadable(Exception):
-    """An input that cannot be read. The text is what users see: the same on every run, so without absolute paths."""
+    """The input cannot be read. Users see the text. It holds no absolute paths, so every run gives the same text."""
 
     def __init__(self, reason: Reason, text: str) -> None:
         super().__init__(text)
@@ -40,14 +40,16 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Locator:
-    file: str  # itself, or its archive
-    member: str = ""  # its name in the archive
-    offset: int = -1  # see `archive.Member`
+    """The place of an input."""
+
+    file: str  # the input, or its archive
+    member: str = ""  # its name in the archive; empty for a plain file
+    offset: int = -1  # see `archive.ArchiveMember`
     bytes: int = -1
 
 
 def read_bytes(at: Locator) -> bytes:
-    """Raises `Unreadable`."""
+    """Read the bytes of an input. Raises `Unreadable`."""
     try:
         return _read_member(at) if at.member else _read_file(Path(at.file))
     except FileNotFoundError as error:
@@ -58,7 +60,7 @@ def read_bytes(at: Locator) -> bytes:
         raise Unreadable("outside", _text(error)) from error
     except NotAFile as error:
         raise Unreadable("not a file", _text(error)) from error
-    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a null character in the path
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: the path has a null character
         raise Unreadable("unreadable", _text(error)) from error
 
 
@@ -68,16 +70,16 @@ def _read_file(path: Path) -> bytes:
         raise Unreadable("not a file", "is a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file")
     with open(path, "rb", opener=_without_waiting) as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):  # it was one a moment ago
+        if not stat.S_ISREG(status.st_mode):  # it was replaced since the check above
             raise Unreadable("not a file", "not a regular file")
         _check_size(status.st_size)
         data = file.read(MAX_IMAGE_BYTES + 1)
-    _check_size(len(data))  # it may grow meanwhile
+    _check_size(len(data))  # it may have grown since the check above
     return data
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe would wait for a writer."""
+    """Open a file. Without the flag, opening a pipe would wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

@@ -1,7 +1,7 @@
-"""One writer to a shard: who writes says so in a file of the store, and whoever finds it there is refused.
+"""One writer for each shard. A run leaves a lock file in the store, and a second run that finds it is refused.
 
-A lock is there whole or not at all, on any file system that has hard links. One whose process is gone is taken over, by
-processes of the same machine: nobody else can tell.
+A hard link publishes the lock, so a lock is never half-written. A run takes over the lock of a process of the same
+machine that has ended. It cannot tell this of a process of another machine.
 """
 
 import fcntl
@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,29 +21,32 @@ from uuid import uuid4
 from pydantic import Field
 
 from vitbackbone.files import leftovers, read_json
-from vitbackbone.store.slices import Part
+from vitbackbone.store.slices import Slice
 
 PLANNING = "lock-inputs.json"
-WAIT = 0.2  # seconds between two looks at a lock
+WAIT = 0.2  # seconds before a lock is tried again
 log = logging.getLogger("vitbackbone")
 
 
 @dataclass(frozen=True)
 class Owner:
+    """The process that holds a lock."""
+
     pid: Annotated[int, Field(ge=1, le=2**31 - 1)]
     host: str
-    process_started: str | None  # so that a number which the system gave away again is not taken for the old process
+    process_started: str | None  # tells the process from a later one with the same number
     since: str
-    part: str  # "0/1" is the whole store
+    slice: str  # "0/1" is the whole store
 
     @classmethod
-    def here(cls, part: Part) -> "Owner":
+    def here(cls, mine: Slice) -> "Owner":
+        """Return this process as the owner of a slice."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(os.getpid(), socket.gethostname(), _started(os.getpid()), now, str(part))
+        return cls(os.getpid(), socket.gethostname(), _started(os.getpid()), now, str(mine))
 
     @property
     def gone(self) -> bool:
-        """Whether it is certain that nobody holds the lock."""
+        """Whether the process has certainly ended."""
         if self.host != socket.gethostname():
             return False
         try:
@@ -59,7 +62,7 @@ class Owner:
 
 
 class Taken(BlockingIOError):
-    """Somebody else writes there."""
+    """Another process holds the lock."""
 
     def __init__(self, file: Path, owner: Owner | None, wrong: str = "") -> None:
         who = owner or "another process"
@@ -68,42 +71,57 @@ class Taken(BlockingIOError):
             f"{file.parent} is being written by {who}{why}; wait for it or stop it. If it is gone, delete {file}"
         )
         self.owner = who
-        self.wrong = wrong  # with the file itself; no run writes such a one, so nobody will take it away
+        self.wrong = wrong  # why the lock file is invalid; no run wrote it, so none will remove it
 
 
 @contextmanager
-def writing(directory: Path, part: Part) -> Iterator[None]:
-    """Whoever writes the shards of `part`. Raises `Taken` if another writes any of them."""
-    file = directory / ("lock.json" if part.whole else f"lock-{part.index}-of-{part.count}.json")
-    with _held(file, part):
+def writing(directory: Path, mine: Slice) -> Iterator[None]:
+    """Hold the lock on the shards of a slice. Raises `Taken` if another process writes any of them."""
+    file = directory / ("lock.json" if mine.whole else f"lock-{mine.index}-of-{mine.count}.json")
+    with _held(file, mine):
         for other in sorted(directory.glob("lock*.json")):
             owner = None if other in (file, directory / PLANNING) else _owner(other)
-            if owner is not None and not Part.parse(owner.part).beside(part):
+            if owner is not None and not Slice.parse(owner.slice).beside(mine):
                 raise Taken(other, owner)
         yield
 
 
 @contextmanager
 def planning(directory: Path) -> Iterator[None]:
-    """Whoever writes what all slices share. Others wait."""
-    said = False
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(_held(directory / PLANNING, Part()))
-                break
-            except Taken as taken:
-                if taken.wrong:
-                    raise
-                if not said:
-                    log.info("waiting for %s, which plans; if it is gone, delete %s", taken.owner, directory / PLANNING)
-                    said = True
-                time.sleep(WAIT)
+    """Hold the lock on the files that all slices share. Waits while another process holds it."""
+    file = directory / PLANNING
+    _wait_for(file)
+    try:
         yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _wait_for(file: Path) -> None:
+    said = False
+    while True:
+        try:
+            return _take(file, Slice())
+        except Taken as taken:
+            if taken.wrong:
+                raise
+            if not said:
+                log.info("waiting for %s, which plans; if it is gone, delete %s", taken.owner, file)
+                said = True
+            time.sleep(WAIT)
 
 
 @contextmanager
-def _held(file: Path, part: Part) -> Iterator[None]:
+def _held(file: Path, mine: Slice) -> Iterator[None]:
+    _take(file, mine)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _take(file: Path, mine: Slice) -> None:
+    """Write the lock of this process. Removes the locks of processes that have ended. Raises `Taken`."""
     with _alone(file.parent):
         for other in file.parent.glob("lock*.json"):
             owner = _owner(other)
@@ -111,19 +129,15 @@ def _held(file: Path, part: Part) -> Iterator[None]:
                 other.unlink(missing_ok=True)
         for temporary in leftovers(file):
             temporary.unlink(missing_ok=True)
-        _create(file, (json.dumps(asdict(Owner.here(part)), indent=2) + "\n").encode())
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
+        _create(file, (json.dumps(asdict(Owner.here(mine)), indent=2) + "\n").encode())
 
 
 def _create(file: Path, data: bytes) -> None:
-    """The file whole, if there is none. Raises `Taken` if there is."""
+    """Write a file that must not exist yet. Raises `Taken` if it does."""
     temporary = file.with_name(f".{file.name}.{uuid4().hex}.tmp")
     try:
         temporary.write_bytes(data)
-        os.link(temporary, file)  # fails if it is there, which a rename would not
+        os.link(temporary, file)  # fails if the file exists; a rename would replace it
     except FileExistsError:
         raise Taken(file, _owner(file)) from None
     finally:
@@ -132,7 +146,7 @@ def _create(file: Path, data: bytes) -> None:
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Among the processes of this machine: or two would take over the same lock, the second that of the first."""
+    """Keep other processes of this machine out. Without it, two could take over the same lock."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -142,10 +156,10 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def _owner(file: Path) -> Owner | None:
-    """Return who holds a lock; None if it was given back just now. Raises `Taken` if the file does not say who."""
+    """Return the owner of a lock; None if the lock is gone. Raises `Taken` if the file names no owner."""
     try:
         owner = read_json(file, Owner)
-        Part.parse(owner.part)
+        Slice.parse(owner.slice)
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -154,7 +168,7 @@ def _owner(file: Path) -> Owner | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in the system's own units; None where the system does not say."""
+    """Return when a process started, in the system's units; None if the system does not say."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

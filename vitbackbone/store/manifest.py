@@ -1,4 +1,4 @@
-"""The manifest: everything that decides the features of a store. Two runs may share a store if theirs are equal."""
+"""The manifest: everything that decides the features of a store. Runs share a store if their manifests are equal."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ class _Model(Record):
 
 
 class _Preprocessing(Record):
-    """What was asked; the fields of the backbone's own `Preprocess` are beside it."""
+    """The arguments of the run. The fields of the backbone's own `Preprocess` stand beside them."""
 
     resolution: int | tuple[int, int] | None
     keep_aspect: bool
@@ -31,7 +31,7 @@ class _Preprocessing(Record):
 
 
 class _Fields(Record):
-    """The fields of a manifest."""
+    """The fields of a manifest that are read back."""
 
     model: _Model
     runtime: Runtime
@@ -45,7 +45,7 @@ class _Fields(Record):
     @model_validator(mode="after")
     def _check_layers(self) -> "_Fields":
         if max(self.layers) >= self.model.spec.depth:
-            raise ValueError(f"has layers={list(self.layers)}, of a model of {self.model.spec.depth} layers")
+            raise ValueError(f"has layers={list(self.layers)}; its model has {self.model.spec.depth} layers")
         return self
 
 
@@ -63,8 +63,10 @@ def make_manifest(
     runtime: Runtime,
     calibration: str | None,
 ) -> Manifest:
-    """As it will be read back: JSON types only. `weights`: their `weights_sha256`. `calibration`: of the images
-    that the runtime was calibrated on, if it was."""
+    """Make a manifest as `parse` returns it, of JSON types only.
+
+    `weights`: the weights' `weights_sha256`. `calibration`: checksum of the images that calibrated the runtime, if any.
+    """
     asked = {"resolution": resolution, "keep_aspect": keep_aspect, "decoding": decoding}
     manifest = {
         "schema": SCHEMA,
@@ -82,29 +84,31 @@ def make_manifest(
 
 
 def serialise(manifest: Manifest) -> bytes:
+    """Return the bytes of a manifest's file."""
     return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
 def parse(data: bytes) -> Manifest:
-    """Return the manifest that a file holds. Raises `ValueError` if it is none, with each key that is wrong."""
+    """Parse a manifest's file. Raises `ValueError` that names each wrong key."""
     try:
         manifest = json.loads(data)
     except RecursionError:
         raise ValueError(f"its {MANIFEST} nests too deeply") from None
     except ValueError as error:
-        raise ValueError(f"its {MANIFEST} is not a whole JSON file ({error})") from None
+        raise ValueError(f"its {MANIFEST} is not valid JSON ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        raise ValueError(f"its manifest is not of schema {SCHEMA}, the one that this version reads")
+        raise ValueError(f"its manifest does not have schema {SCHEMA}, which this version reads")
     parse_json(data, _Fields, f"its {MANIFEST}")
     return manifest
 
 
-def fingerprint(manifest: Manifest) -> str:
+def manifest_sha256(manifest: Manifest) -> str:
+    """Return the checksum by which markers name a manifest."""
     return hashlib.sha256(serialise(manifest)).hexdigest()
 
 
 def differences(stored: object, asked: object, name: str = "") -> list[str]:
-    """Each entry that is not the same, as "name: the store has x, asked is y"."""
+    """Return a line for each entry that differs: "name: the store has x, asked is y"."""
     if isinstance(stored, dict) and isinstance(asked, dict):
         keys = dict.fromkeys([*stored, *asked])
         return [

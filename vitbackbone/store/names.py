@@ -1,18 +1,20 @@
-"""Names of images: which files are images by their name or their content, and which are hidden."""
+"""Tell by names and first bytes which files are images, and which files are hidden."""
 
 from collections import Counter
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
-# Each of these is an image by its name alone: one that cannot be decoded is a row that says so.
+from vitbackbone.images import ImageError, image_format
+
+# A file with one of these extensions is an image. If it cannot be decoded, it is a failed row.
 _IMAGES = """
     jpg jpeg jpe jfif jif jfi pjpeg pjp mpo png apng webp bmp dib gif tif tiff ppm pgm pbm pnm
     avif avifs heic heif hif jp2 j2k jpx jpc jpf j2c jxl
 """
 EXTENSIONS = frozenset(_IMAGES.split())
 
-# These are never opened to look for an image: text, other media, and raw photos and slides, which begin as a TIFF does
-# and hold a thumbnail at most.
+# A file with one of these extensions is not an image, and is not opened. Raw photos and slides are among them: they
+# begin as a TIFF does, but the TIFF in them is a thumbnail.
 _OTHERS = """
     txt md rst html htm xml json jsonl yaml yml toml ini log py ipynb sh c h cpp csv tsv cls caption
     parquet npy npz pt pth safetensors bin pkl h5 hdf5 tar tgz gz bz2 xz zst zip 7z rar
@@ -22,62 +24,43 @@ _OTHERS = """
 """
 OTHERS = frozenset(_OTHERS.split())
 
-BYTES = 32  # that tell an image from other files
-_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-_STARTS = (
-    b"\xff\xd8\xff",  # JPEG
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF87a",
-    b"GIF89a",
-    b"II*\0",  # TIFF
-    b"MM\0*",
-    b"II+\0",  # BigTIFF
-    b"MM\0+",
-    b"\0\0\0\x0cjP  \r\n\x87\n",  # JPEG 2000
-    b"\xff\x4f\xff\x51",
-    b"\0\0\0\x0cJXL \r\n\x87\n",
-    b"\xff\x0a",
-)
-
-# The most that a listing says of one kind; a folder may have a million of it.
+# Most names in one note: a folder may have a million such files.
 SHOWN = 5
 
 
 def extension(name: str) -> str:
-    """Return what stands behind the last dot of a name, in lower case; "" if there is none."""
+    """Return the extension of a name in lower case without the dot; "" if it has none."""
     stem, _, ending = name.rpartition("/")[2].rpartition(".")
     return ending.lower() if stem else ""
 
 
 def is_image(name: str, head: Callable[[], bytes]) -> bool:
-    """Tell whether a file is an image. `head` returns its first `BYTES`; it is called only if the name does not
-    tell."""
+    """Tell whether a file is an image. `head` returns its first `HEAD` bytes; it is called only for an unknown
+    extension."""
     kind = extension(name)
     return kind in EXTENSIONS or (kind not in OTHERS and _begins_as_image(head()))
 
 
-def _begins_as_image(data: bytes) -> bool:
-    return (
-        data.startswith(_STARTS)
-        or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
-        or (data[:2] == b"BM" and data[6:10] == bytes(4) and len(data) >= 26)  # BMP, whose reserved bytes are zero
-        or (data[4:8] == b"ftyp" and data[8:12] in _BRANDS)  # AVIF, HEIC
-        or (data[:1] == b"P" and data[1:2] in b"123456" and data[2:3] in b"\n\r" and len(data) > 8)  # PPM
-    )
+def _begins_as_image(head: bytes) -> bool:
+    try:
+        image_format(head)
+    except ImageError:
+        return False
+    return True
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a path is hidden: a part begins with a dot, or it is what macOS adds to archives."""
+    """Tell whether a path is hidden: a part begins with a dot or is the `__MACOSX` folder of archives."""
     parts = name.split("/")
     return any(part == "__MACOSX" or (part[:1] == "." and part.partition("\\")[0] not in (".", "..")) for part in parts)
 
 
 class Escape(ValueError):
-    """A member's name that leads out of its archive."""
+    """The name of a member leads out of its archive."""
 
 
 def check_name(name: str) -> None:
-    """Raise `Escape` if a member's name leads out of its archive."""
+    """Raise `Escape` if the name of a member leads out of its archive."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or name[1:2] == ":":
         raise Escape(f"the name {name!r} leads out of its archive")
@@ -89,21 +72,22 @@ def escaped(name: str) -> str:
 
 
 class Notes:
-    """Words about what a listing leaves out, and why."""
+    """Notes about the files that a listing leaves out, and why."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, list[str]] = {}
         self._ignored: Counter[str] = Counter()
 
     def say(self, kind: str, text: str) -> None:
-        """Add a word. `kind`: the beginning that words of its kind share."""
+        """Add a note. `kind` is its heading: notes with one heading become one line."""
         self._kinds.setdefault(kind, []).append(text)
 
     def ignore(self, name: str) -> None:
-        """Count a file that is no image by its name or content."""
+        """Count a file that is not an image by name or content."""
         self._ignored[extension(name)] += 1
 
     def lines(self) -> tuple[str, ...]:
+        """Return the notes, a line for each heading and a line for the counted files."""
         lines = []
         for kind, texts in self._kinds.items():
             more = f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
@@ -113,10 +97,6 @@ class Notes:
             kinds = [f"{number} {'.' + kind if kind else 'without extension'}" for kind, number in common]
             rest = count - sum(number for _, number in common)
             kinds += [f"{rest} others"] if rest else []
-            what = (
-                "1 file ignored: neither its name nor its content is"
-                if count == 1
-                else (f"{count} files ignored: neither their names nor their contents are")
-            )
-            lines.append(escaped(f"{what} of an image format ({', '.join(kinds)})"))
+            files = "1 file" if count == 1 else f"{count} files"
+            lines.append(escaped(f"{files} ignored, not images by name or content ({', '.join(kinds)})"))
         return tuple(lines)

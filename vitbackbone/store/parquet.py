@@ -1,4 +1,4 @@
-"""Images of a `.parquet`, and how the other parquet files are opened."""
+"""Images in `.parquet` files, and helpers to open and write any parquet file."""
 
 import json
 from bisect import bisect_right
@@ -12,43 +12,43 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitbackbone.store.archive import Member, check_bytes, damaged
+from vitbackbone.store.archive import ArchiveMember, check_bytes, damaged_member
 from vitbackbone.store.labels import Label, LabelError, as_label
 from vitbackbone.store.names import Notes, escaped
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
 SHOWN_NAMES = ("path", "name", "file_name", "filename")
-ERRORS = (pa.ArrowException, OSError, ValueError)  # of damaged pages; UnicodeDecodeError is one
+ERRORS = (pa.ArrowException, OSError, ValueError)  # raised on damaged pages; ValueError includes UnicodeDecodeError
 
 
 @contextmanager
 def open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
-    """Open a parquet file. Its path is never taken for a URI, as pyarrow does with "run:1/a.parquet".
+    """Open a parquet file. pyarrow would take a path such as "run:1/a.parquet" for a URI, so it gets an open file.
 
-    Raises `ValueError` if it is no whole parquet file, `OSError` if it cannot be read.
+    Raises `ValueError` if the file is not valid parquet, `OSError` if it cannot be read.
     """
     with file.open("rb") as opened:
         try:
             parquet = pq.ParquetFile(opened, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"it is no whole .parquet ({error})") from error
+            raise ValueError(f"it is not a valid .parquet file ({error})") from error
         yield parquet
 
 
 def write_parquet(table: pa.Table, file: Path, **options: Any) -> None:
-    """Write a parquet file, whatever its path looks like."""
+    """Write a parquet file. Its path is never taken for a URI."""
     with file.open("wb") as opened:
         pq.write_table(table, opened, **options)
 
 
 class Parquet:
-    """A column of images, each bytes or `{bytes, path}` as Hugging Face's datasets have it; and the columns `label`,
-    and `path` or `name`, if they are there."""
+    """A parquet archive. Its images are bytes, or `{bytes, path}` as in Hugging Face's datasets. The columns `label`,
+    and `path` or `name`, are optional."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def members(self, notes: Notes) -> Iterator[Member]:
+    def members(self, notes: Notes) -> Iterator[ArchiveMember]:
         with open_parquet(self.file) as table:
             columns = table.schema_arrow.names
             shown = next((column for column in SHOWN_NAMES if column in columns), None)
@@ -61,16 +61,16 @@ class Parquet:
                     try:
                         cells[column] = table.read_row_group(group, [column], use_threads=False)[column].to_pylist()
                     except ERRORS as error:
-                        wrong.append(f"rows {row} to {row + count - 1} have no {column!r}: it is damaged ({error})")
+                        wrong.append(f"the column {column!r} is damaged in rows {row} to {row + count - 1} ({error})")
                 names, labels = (cells.get(column or "", repeat(None, count)) for column in (shown, label))
                 for i, (name, value) in enumerate(zip(names, labels, strict=True), row):
-                    yield Member(str(i) if name in (None, "") else str(name), i, -1, self._label(value, i))
+                    yield ArchiveMember(str(i) if name in (None, "") else str(name), i, -1, self._label(value, i))
                 for text in wrong:
-                    yield damaged(-1, text, f"[damage in row group {group}]")
+                    yield damaged_member(-1, text, f"[damage in row group {group}]")
                 row += count
 
     def class_names(self) -> list[str]:
-        """Read the metadata: `classes`, a list in JSON, or the `ClassLabel` of Hugging Face's datasets."""
+        """Read class names from the metadata: `classes`, a JSON list, or the `ClassLabel` of Hugging Face datasets."""
         with open_parquet(self.file) as table:
             metadata = table.schema_arrow.metadata or {}
             label = self._label_column(table.schema_arrow, Notes())
@@ -83,21 +83,19 @@ class Parquet:
             if not isinstance(found, list) or not all(isinstance(name, str | int) for name in found):
                 raise ValueError(f"want a list of names, got {str(found)[:80]}")
         except (ValueError, RecursionError) as error:
-            raise LabelError(f"its metadata do not say what the labels mean ({error})") from error
+            raise LabelError(f"the class names in its metadata are invalid ({error})") from error
         return [str(name) for name in found]
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         if offset < 0:
-            with open_parquet(self.file):  # which may say more
+            with open_parquet(self.file):  # its error may say more
                 raise ValueError("the archive is damaged there")
         first, cells = _images(self.file, self.file.stat().st_mtime_ns, offset)
         cell = cells[offset - first].as_py()
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
         if not isinstance(data, bytes):
-            what = (
-                f"only the path {path!r}; embed the images, or give a list with the column 'path'" if path else "none"
-            )
-            raise ValueError(f"row {offset} has no bytes of an image, {what}")
+            hint = f", only the path {path!r}; embed the images, or give a list with a column 'path'" if path else ""
+            raise ValueError(f"row {offset} holds no image bytes{hint}")
         check_bytes(len(data))
         return data
 
@@ -113,14 +111,16 @@ class Parquet:
         features = _features(schema.metadata or {})
         found = [name for name, about in features.items() if _kind(about) == "ClassLabel" and name in schema.names]
         if len(found) > 1:
-            text = "archives with several columns of labels have none here; call one of them 'label'"
+            text = "archives with several label columns get no labels; name one of them 'label'"
             notes.say(text, escaped(f"{self.file.name} has {', '.join(found)}"))
         return found[0] if len(found) == 1 else None
 
 
 def image_column(schema: pa.Schema) -> str | None:
-    """Return the column that holds images: by Hugging Face's features, else by name and type, else the only one of
-    bytes. None if there is none, as in a list of paths."""
+    """Return the column of images: by Hugging Face's features, else by name and type, else the only column of bytes.
+
+    Returns None if there is none, as in a list of paths.
+    """
     features = _features(schema.metadata or {})
     columns = [field.name for field in schema if _holds_bytes(field.type)]
     typed = [name for name in columns if _kind(features.get(name)) == "Image"]
@@ -131,7 +131,7 @@ def image_column(schema: pa.Schema) -> str | None:
 
 
 def has_images(file: Path) -> bool:
-    """Tell whether a parquet file holds the images themselves, and not a list of paths."""
+    """Tell whether a parquet file holds images, and not only their paths."""
     with open_parquet(file) as table:
         return image_column(table.schema_arrow) is not None
 
@@ -145,7 +145,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _features(metadata: dict[bytes, bytes]) -> dict[str, Any]:
-    """Return what Hugging Face's datasets say of each column."""
+    """Return Hugging Face's feature description of each column."""
     try:
         about = json.loads(metadata.get(b"huggingface", b"{}"))
     except (ValueError, RecursionError):
@@ -159,13 +159,13 @@ def _kind(about: object) -> object:
     return about.get("_type") if isinstance(about, dict) else None
 
 
-# A process keeps the row group that it read last, as that holds many images. A file is another if its time is.
+# A process caches the row group that it read last, since one holds many images. The file's time is part of the key.
 @lru_cache(1)
 def _group(file: Path, _: int, group: int) -> pa.ChunkedArray:
     with open_parquet(file) as table:
         column = image_column(table.schema_arrow)
         if column is None:
-            raise ValueError("the file has no column of images any more")
+            raise ValueError("the file has no column of images now")
         return table.read_row_group(group, [column], use_threads=False)[column]
 
 
@@ -179,9 +179,9 @@ def _starts(file: Path, _: int) -> Sequence[int]:
 
 
 def _images(file: Path, time: int, row: int) -> tuple[int, pa.ChunkedArray]:
-    """Return the row group that holds a row: its first row, and its images."""
+    """Return the row group of a row: its first row, and its images."""
     starts = _starts(file, time)
     if row >= starts[-1]:
-        raise ValueError(f"the file has {starts[-1]} rows, and no row {row}")
+        raise ValueError(f"the file has only {starts[-1]} rows; row {row} is missing")
     group = bisect_right(starts, row) - 1
     return starts[group], _group(file, time, group)

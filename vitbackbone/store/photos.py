@@ -1,7 +1,8 @@
-"""Photos read one by one, outside a store: those that a command is given, and those that a store was made of."""
+"""Read photos one by one, outside an extraction: the images of a command, and the source files of a store."""
 
 import glob
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +13,22 @@ from torch import Tensor
 from vitbackbone.images import ImageTransform, Resolution
 from vitbackbone.store.layout import PLAN
 from vitbackbone.store.locate import Locator, Reason, Unreadable, read_bytes
+from vitbackbone.store.names import escaped
 from vitbackbone.store.plan import locators, read_plan
 from vitbackbone.store.reader import ImageReader
 from vitbackbone.store.source import list_inputs
 from vitbackbone.store.store import FeatureStore
 
 LISTED = (".csv", ".tar", ".zip", ".parquet")
+log = logging.getLogger("vitbackbone")
 
 
 @dataclass(frozen=True, eq=False)
 class ReadPhoto:
-    """A photo as the user calls it, with its pixels, or with the reason why there are none."""
+    """A photo with the path that the user knows. It has either pixels, or a reason and an error."""
 
     path: str
-    pixels: Float[Tensor, "C H W"] | None = None  # as the backbone wants them
+    pixels: Float[Tensor, "C H W"] | None = None  # preprocessed
     reason: Reason | None = None
     error: str | None = None
 
@@ -37,10 +40,10 @@ def read_photos(
     keep_aspect: bool = False,
     max_pixels: int | None = None,
 ) -> Iterator[ReadPhoto]:
-    """Read the photos of some sources as `extract` does, with its reasons for those that cannot be read.
+    """Read the photos of some sources. Photos that cannot be read have the reasons of `extract`.
 
     `sources`: image files, and folders, globs, lists and archives as for `list_inputs`. A source that cannot be listed
-    is one that cannot be read. `max_pixels`: as for `Photo`.
+    is yielded as unreadable. `Inputs.notes` of each source are logged as warnings. `max_pixels`: as for `Photo`.
     """
     reader = ImageReader(preprocess, resolution, keep_aspect, "exact", max_pixels)
     for source in sources:
@@ -54,12 +57,14 @@ def read_photos(
 
 
 def _list(source: str) -> list[tuple[str, Locator]]:
-    """The photos of a source: what the user calls them, and where they lie. A file that is no list is one photo."""
+    """Return the path and the place of each photo of a source. A file that is not a list is one photo."""
     path = Path(source)
     pattern = glob.has_magic(source) and not path.exists()
     if not pattern and not path.is_dir() and not (path.is_file() and path.suffix.lower() in LISTED):
         return [(source, Locator(source))]
     inputs = list_inputs(source)
+    for note in inputs.notes:
+        log.warning("%s: %s", escaped(source), note)
     before = Path() if pattern else path if path.is_dir() else path.parent
     names = [str(before / name) for name in inputs.paths]
     return list(zip(names, locators(inputs.root, inputs.table, inputs.table["bytes"].to_pylist()), strict=True))
@@ -76,11 +81,11 @@ def _read(path: str, at: Locator, reader: ImageReader, preprocess: ImageTransfor
     return ReadPhoto(path, preprocess.normalise(pixels))
 
 
-def originals(store: FeatureStore, images: Sequence[int], folder: Path | None = None) -> list[bytes | None] | None:
-    """Read the files that some images of a store were made of: the bytes of each, None for one that has changed.
+def source_files(store: FeatureStore, images: Sequence[int], folder: Path | None = None) -> list[bytes | None] | None:
+    """Read the source files of some images of a store: the bytes of each, None for a file that has changed.
 
-    `folder`: where the photos lie. By default the store's own folder, this one, and the folders in these are tried, as
-    a store holds no absolute paths. Returns None if none of the images is found.
+    `folder`: the folder of the photos. A store holds no absolute paths, so the default tries the store's parent folder,
+    the current folder, and the folders inside both. Returns None if no file is found.
     """
     table = store.images.take(list(images))
     rows = table["row"].to_pylist()
@@ -103,7 +108,7 @@ def _near(directory: Path) -> Iterator[Path]:
         try:
             yield from sorted(path for path in start.iterdir() if path.is_dir() and path != directory)
         except OSError:
-            continue  # a folder that may not be listed holds no photos for us
+            continue  # a folder without permission
 
 
 def _unchanged(at: Locator, sha256: str) -> bytes | None:

@@ -1,8 +1,8 @@
-"""What a store is of: every input with its content, and which shard it belongs to. It is published before anything is
-computed, so that whoever computes a shard, wherever and whenever, computes the same.
+"""The plan of a store: every input with its checksum, and the shard of each.
 
-A run that finds new inputs appends them: their rows and shards come after those that are there. What is planned decides
-which shards are to do: one whose inputs have another content than when it was made no longer fits its marker.
+The plan is written before any shard is computed, so that every process computes the same shards. A run that finds new
+inputs appends them: their rows and shards follow the existing ones. If the content of an input changes, the plan of its
+shard no longer fits the shard's marker, and the shard is computed again.
 """
 
 import hashlib
@@ -26,16 +26,16 @@ from vitbackbone.store.parquet import open_parquet, write_parquet
 from vitbackbone.store.publication import published
 from vitbackbone.store.rows import Inputs
 
-READERS = 8  # threads that read contents; a digest does not hold Python's lock
-CHUNK = 2**13  # inputs that are Python objects at a time
-UNREAD = bytes(32)  # in place of a digest, where there is no content; no content has this one
+READERS = 8  # threads that compute checksums; hashlib releases the GIL
+CHUNK = 2**13  # most inputs that are Python objects at a time
+UNREAD = bytes(32)  # stands for the digest of an input that cannot be read; no content has it
 
 Digests = Iterator[bytes]
 
 
 @dataclass(frozen=True)
 class _About:
-    """The metadata of a file of the plan."""
+    """The metadata of one file of the plan."""
 
     class_names: tuple[str, ...]
     shards: tuple[str, ...]  # `PlannedShard.sha256` of each
@@ -43,6 +43,8 @@ class _About:
 
 @dataclass(frozen=True, eq=False)
 class PlannedShard:
+    """The inputs of one shard."""
+
     number: int
     first: int  # row of its first input
     table: pa.Table  # of `PLAN`, its inputs
@@ -56,7 +58,7 @@ class PlannedShard:
 
     @property
     def sha256(self) -> str:
-        """Of its inputs: what they are called and hold."""
+        """Checksum of the paths, labels and contents of its inputs."""
         digest = hashlib.sha256(f"{self.first}\0".encode())
         columns = (self.table[name].to_pylist() for name in ("path", "label", "sha256", "same_as"))
         for path, label, sha256, same_as in zip(*columns, strict=True):
@@ -64,15 +66,15 @@ class PlannedShard:
         return digest.hexdigest()
 
     def originals(self) -> list[int]:
-        """Which of its inputs are read, from 0: all but those whose content an earlier row has."""
+        """Return the inputs to read, counted from 0: all except copies of earlier rows."""
         return np.flatnonzero(self.table["same_as"].is_null().to_numpy()).tolist()
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All inputs of a store, as one run after another added them."""
+    """All inputs of a store, in the order in which the runs added them."""
 
-    generations: tuple[pa.Table, ...]  # of `PLAN`
+    generations: tuple[pa.Table, ...]  # of `PLAN`, one for each run that added inputs
     class_names: tuple[str, ...]
     shard_size: int
 
@@ -84,6 +86,7 @@ class Plan:
         return pa.concat_tables(self.generations) if self.generations else PLAN.empty_table()
 
     def shards(self) -> list[PlannedShard]:
+        """Return all shards. Each generation begins a new one."""
         shards: list[PlannedShard] = []
         first = 0
         for table in self.generations:
@@ -94,17 +97,17 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Change:
-    """What a run found to be other than the store has it."""
+class PlanChange:
+    """The differences between a source and the plan before a run."""
 
     added: int = 0
-    changed: int = 0  # inputs with another content
+    changed: int = 0  # inputs whose content has changed
     gone: int = 0  # inputs that are no longer in the source; their rows stay
 
 
 @dataclass(frozen=True)
 class Outline:
-    """As much of a plan as is known without reading its rows."""
+    """The part of a plan that is known without reading its rows."""
 
     class_names: tuple[str, ...]
     shards: tuple[str, ...]  # `PlannedShard.sha256` of each
@@ -112,7 +115,7 @@ class Outline:
 
 
 def read_plan(directory: Path, shard_size: int) -> Plan:
-    """Raises `ValueError` if a file of it is damaged."""
+    """Read the plan of a store. Raises `ValueError` if a file of it is damaged."""
     tables: list[pa.Table] = []
     outline = read_outline(directory)
     for file in inputs_files(directory):
@@ -120,12 +123,14 @@ def read_plan(directory: Path, shard_size: int) -> Plan:
             tables.append(_checked(parquet.read().cast(PLAN), outline.class_names))
     plan = Plan(tuple(tables), outline.class_names, shard_size)
     if outline.shards != tuple(shard.sha256 for shard in plan.shards()):
-        raise ValueError(f"{directory / 'inputs'} is damaged: its rows are not those that were written; {_REPAIR}")
+        raise ValueError(
+            f"{directory / 'inputs'} is damaged: its rows do not have the checksums that were written; {_REPAIR}"
+        )
     return plan
 
 
 def read_outline(directory: Path) -> Outline:
-    """Raises `ValueError` if a file of the plan is damaged."""
+    """Read the outline of a plan. Raises `ValueError` if a file of the plan is damaged."""
     names: tuple[str, ...] = ()
     shards: list[str] = []
     rows: list[int] = []
@@ -139,12 +144,12 @@ def read_outline(directory: Path) -> Outline:
             shards += written.shards
             rows += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if len(shards) != len(rows):
-                raise ValueError("its shards are not those that were written")
+                raise ValueError("it does not have a row group for each shard")
     return Outline(names, tuple(shards), tuple(rows))
 
 
 def read_shard(directory: Path, shard_size: int, number: int) -> PlannedShard:
-    """One shard of a plan, without reading the rest."""
+    """Read one shard of a plan and not the others."""
     first = counted = 0
     for file in inputs_files(directory):
         with _damage(file), open_parquet(file) as parquet:
@@ -153,11 +158,11 @@ def read_shard(directory: Path, shard_size: int, number: int) -> PlannedShard:
                 return PlannedShard(number, first + group * shard_size, parquet.read_row_group(group).cast(PLAN))
             counted += parquet.num_row_groups
             first += parquet.metadata.num_rows
-    raise ValueError(f"{directory} has no shard {number}, the last is {counted - 1}")
+    raise ValueError(f"{directory} has no shard {number}; the last is {counted - 1}")
 
 
 def write_plan(directory: Path, plan: Plan, before: Plan) -> None:
-    """Publishes the parts that are not as they were."""
+    """Write the generations that differ from the plan `before`."""
     (directory / "inputs").mkdir(exist_ok=True)
     digests = [shard.sha256 for shard in plan.shards()]
     counted = 0
@@ -177,12 +182,13 @@ def write_plan(directory: Path, plan: Plan, before: Plan) -> None:
 
 def make_plan(
     inputs: Inputs, before: Plan, watch: Callable[[Digests, int], Digests], reread: bool = False
-) -> tuple[Plan, Change]:
-    """The plan `before` with what `inputs` has of new and of changed. The content of what is new, or has another size
-    or time than before, is read, and with `reread` of what could not be read; `watch` is handed the digests as they
-    come, and how many there will be, and hands them on.
+) -> tuple[Plan, PlanChange]:
+    """Update the plan `before` to the listed inputs, and return it with the differences.
 
-    Raises `ValueError` if these are other inputs: none of those in the plan, or one with another label.
+    Reads the content of inputs that are new or have another size or time, and with `reread` of those that could not be
+    read before. `watch` gets the iterator of digests and their number, and returns an iterator of the same digests.
+
+    Raises `ValueError` if no input is in the plan, or if a label differs.
     """
     known, listed = before.table, inputs.table
     row_of = _match(known["path"], listed["path"])
@@ -190,8 +196,8 @@ def make_plan(
     kept = row_of[first]
     if len(known) and not len(kept):
         raise ValueError(
-            f"the inputs are others: of the {len(known)} that the store has, such as "
-            f"{os.fsdecode(known['path'][0].as_py())!r}, none is among the {len(listed)} asked; give another --out"
+            f"this store was built from different inputs: none of its {len(known)} images, such as "
+            f"{os.fsdecode(known['path'][0].as_py())!r}, is among the {len(listed)} of the source; give another --out"
         )
     names = (*before.class_names, *(name for name in inputs.class_names if name not in before.class_names))
     of_class = np.array([*(names.index(name) for name in inputs.class_names), UNKNOWN])
@@ -236,11 +242,11 @@ def make_plan(
     generations = tuple(
         whole[start : start + length].combine_chunks() for start, length in zip(starts, lengths, strict=False)
     )
-    return Plan(generations, names, before.shard_size), Change(len(new), changed, len(known) - len(kept))
+    return Plan(generations, names, before.shard_size), PlanChange(len(new), changed, len(known) - len(kept))
 
 
 def locators(root: Path, table: pa.Table, sizes: Sequence[int]) -> list[Locator]:
-    """Where the inputs of a table of `PLAN` or of `source.LISTED` lie."""
+    """Return the places of the inputs in a table of `PLAN` or `rows.LISTED`."""
     found: list[Locator] = []
     columns = (table[name].to_pylist() for name in ("path", "archive", "offset"))
     for path, archive, offset, size in zip(*columns, sizes, strict=True):
@@ -253,12 +259,12 @@ def locators(root: Path, table: pa.Table, sizes: Sequence[int]) -> list[Locator]
 
 
 def _match(known: pa.ChunkedArray, listed: pa.ChunkedArray) -> Int[np.ndarray, " n"]:
-    """Which of `known` each of `listed` is, -1 for none. The second time that a list names a path is another input."""
+    """Return the row in `known` of each path in `listed`, -1 if new. A path that is listed twice is two inputs."""
     if not len(known):
         return np.full(len(listed), -1)
     codes = pa.chunked_array([*known.chunks, *listed.chunks], pa.binary()).combine_chunks().dictionary_encode().indices
     both = codes.to_numpy()
-    keys = [_numbered(part) for part in (both[: len(known)], both[len(known) :])]
+    keys = [_numbered(codes) for codes in (both[: len(known)], both[len(known) :])]
     order = np.argsort(keys[0])
     at = np.searchsorted(keys[0], keys[1], sorter=order).clip(max=len(known) - 1)
     row = order[at]
@@ -266,7 +272,7 @@ def _match(known: pa.ChunkedArray, listed: pa.ChunkedArray) -> Int[np.ndarray, "
 
 
 def _numbered(codes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Equal codes made different by how often they came before."""
+    """Make equal codes distinct: each is combined with the number of equal codes before it."""
     order = np.argsort(codes, kind="stable")
     ranked = codes[order]
     starts = np.flatnonzero(np.diff(ranked, prepend=-1))
@@ -276,11 +282,11 @@ def _numbered(codes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     return numbered
 
 
-_REPAIR = "put back what was written, or delete that folder and run the same extraction again, which plans it anew"
+_REPAIR = "restore the file, or delete the folder inputs/ and run the same extraction again, which plans it anew"
 
 
 def _checked(table: pa.Table, class_names: Sequence[str]) -> pa.Table:
-    """Return a generation of a plan. Raises `ValueError` if a column holds what no run writes."""
+    """Return a generation of a plan. Raises `ValueError` if a column holds impossible values."""
     for name, low, high in (("label", UNKNOWN, len(class_names) - 1), ("archive", 0, None), ("same_as", 0, None)):
         bounds = pc.min_max(table[name]).as_py()
         if bounds["min"] is not None and (bounds["min"] < low or (high is not None and bounds["max"] > high)):
@@ -292,7 +298,7 @@ def _checked(table: pa.Table, class_names: Sequence[str]) -> pa.Table:
 
 
 class _damage:
-    """Names the file in an error."""
+    """Turns an error in the block into a `ValueError` that names the file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -312,18 +318,22 @@ def _check_labels(
         path = os.fsdecode(known["path"][int(kept[i])].as_py())
         was, now = (repr(names[label]) if label >= 0 else "none" for label in (stored[i], labels[i]))
         raise ValueError(
-            f"the labels are others: that of {path!r} is {was} in the store and {now} now, and so for "
-            f"{int((stored != labels).sum())} in all; give another --out"
+            f"{_labels(int((stored != labels).sum()))} changed since the store was made, for example {path!r}: "
+            f"{was} -> {now}; give another --out"
         )
 
 
+def _labels(count: int) -> str:
+    return "1 label" if count == 1 else f"{count} labels"
+
+
 def _stat(root: Path, listed: pa.Table) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Size and time of each input, -1 where there is none; of a member, its own size and the archive's time."""
+    """Return the size and time of each input, -1 if missing. A member has its own size and the archive's time."""
     sizes, times = listed["bytes"].to_numpy().copy(), np.full(len(listed), -1)
     of_archive: dict[bytes, tuple[int, int]] = {}
     for start in range(0, len(listed), CHUNK):
-        part = listed[start : start + CHUNK]
-        for i, (path, archive) in enumerate(zip(part["path"].to_pylist(), part["archive"].to_pylist(), strict=True)):
+        some = listed[start : start + CHUNK]
+        for i, (path, archive) in enumerate(zip(some["path"].to_pylist(), some["archive"].to_pylist(), strict=True)):
             if archive:
                 name = path[:archive]
                 if name not in of_archive:
@@ -339,13 +349,13 @@ def _size_and_time(path: bytes) -> tuple[int, int]:
         status = os.stat(path)  # noqa: PTH116  # a Path for each of a million files costs more than asking for it
     except (OSError, ValueError):  # ValueError: a null character
         return -1, -1
-    return status.st_size, (status.st_mtime_ns + 2**63) % 2**64 - 2**63  # beyond the year 2262, as 64 bits wrap it
+    return status.st_size, (status.st_mtime_ns + 2**63) % 2**64 - 2**63  # times after the year 2262 wrap in 64 bits
 
 
 def _digests(root: Path, listed: pa.Table, sizes: Int[np.ndarray, " n"], chosen: Int[np.ndarray, " m"]) -> Digests:
-    """The SHA-256 of the content of each input, `UNREAD` where it cannot be read."""
+    """Yield the SHA-256 of each chosen input, `UNREAD` if it cannot be read."""
     archives = bool(len(chosen)) and pc.max(listed["archive"]).as_py() > 0
-    with ThreadPoolExecutor(1 if archives else READERS) as threads:  # an archive is read in its order
+    with ThreadPoolExecutor(1 if archives else READERS) as threads:  # an archive is read in its own order
         for start in range(0, len(chosen), CHUNK):
             some = chosen[start : start + CHUNK]
             yield from threads.map(_digest, locators(root, listed.take(pa.array(some)), sizes[some].tolist()))
@@ -359,13 +369,13 @@ def _digest(at: Locator) -> bytes:
 
 
 def _raw(sha256: pa.ChunkedArray) -> Shaped[np.ndarray, " n"]:
-    """The digests of a plan, `UNREAD` for null; as numbers, for a million of Python's objects take 70 MB."""
+    """Return the digests of a plan, `UNREAD` for null. A NumPy array, because a million `bytes` take 70 MB."""
     whole = pc.fill_null(sha256, pa.scalar(UNREAD, sha256.type)).combine_chunks()
     return np.frombuffer(whole.buffers()[1], "V32", len(whole), 32 * whole.offset).copy()
 
 
 def _first_with_content(sha256: Shaped[np.ndarray, " n"], was_read: Bool[np.ndarray, " n"]) -> pa.Array:
-    """The first row with the same content, of each that is not that row itself; one that was not read is like none."""
+    """Return the original of each copy, and null for other rows. An unread row is no copy."""
     known = np.flatnonzero(was_read)
     _, first, inverse = np.unique(sha256[known], return_index=True, return_inverse=True)
     same_as = np.arange(len(sha256))

@@ -1,5 +1,8 @@
-"""The path by which the features of a store are computed: found once, kept in its manifest, and taken again by whoever
-resumes or helps, as two paths differ in the last bits."""
+"""The route by which the features of a store are computed.
+
+The first run chooses it and the manifest records it. Every later run takes the same route, because two routes differ in
+the last bits.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,7 +13,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from vitbackbone.contract import Backbone, BackboneModule, Precision, Runtime
+from vitbackbone.contract import Backbone, BackboneModule, Precision, Runtime, device_of
 from vitbackbone.images import ImageTransform, Photo, Resolution
 from vitbackbone.runtime import SAMPLE, optimize, rebuild
 from vitbackbone.store.layout import MANIFEST
@@ -19,8 +22,8 @@ from vitbackbone.store.manifest import parse
 from vitbackbone.store.plan import locators, read_plan
 from vitbackbone.store.rows import Inputs
 
-AUTO_FROM = 2000  # images: of fewer, comparing the paths takes longer than it saves
-TRIED = 64  # inputs that are opened for a sample
+AUTO_FROM = 2000  # images; with fewer, comparing the routes takes longer than it saves
+TRIED = 64  # most inputs that are opened for a sample
 
 Choice = Literal["auto", "native", "openvino"]
 
@@ -34,10 +37,13 @@ def choose(
     sample: list[Tensor],
     device: torch.device | str,
 ) -> Runtime:
-    """What computes the features of the store in `directory`, of `count` images. If it is there, what it was made with,
-    as far as that is as precise as asked; the manifest says where it is not. Raises `ValueError` as `optimize` does."""
+    """Choose what computes the features of `count` images for the store in `directory`.
+
+    Reuses the existing store's runtime if it is precise enough. If it is not, the manifest check refuses the run.
+    Raises `ValueError` as `optimize` does.
+    """
     given = backbone.runtime if isinstance(backbone, BackboneModule) else Runtime()
-    if is_optimised(backbone):  # by whoever calls
+    if is_optimised(backbone):  # by the caller
         return given
     stored = _stored(directory)
     if stored is not None:
@@ -52,7 +58,7 @@ def choose(
 
 
 def is_optimised(backbone: Backbone) -> bool:
-    """Whether it computes by a path of its own already."""
+    """Tell whether a backbone is the result of `optimize`."""
     return isinstance(backbone, BackboneModule) and (backbone.fidelity is not None or backbone.runtime != Runtime())
 
 
@@ -65,8 +71,10 @@ def read_sample(
     keep_aspect: bool,
     max_pixels: int | None = None,
 ) -> list[Tensor]:
-    """The first images that can be read, (C, H, W) each: of the store, if there is one, as its rows stay where they
-    are."""
+    """Read the first images that can be read, (C, H, W) each.
+
+    They come from the existing store's plan if there is one, because its rows keep their order.
+    """
     table = read_plan(directory, shard_size).table if (directory / "inputs").is_dir() else inputs.table
     table = (table if len(table) else inputs.table)[:TRIED]
     found: list[Tensor] = []
@@ -74,7 +82,7 @@ def read_sample(
         try:
             pixels = preprocess.pixels(Photo(read_bytes(at), max_pixels), resolution, keep_aspect)
         except (Unreadable, OSError, ValueError):
-            continue  # a row of its own says why
+            continue  # the extraction records the reason in its row
         found.append(preprocess.normalise(pixels))
         if len(found) == SAMPLE:
             break
@@ -82,7 +90,7 @@ def read_sample(
 
 
 def calibration(runtime: Runtime, sample: list[Tensor]) -> str | None:
-    """What tells one sample from another, where features depend on it: those of 8 bits do."""
+    """Return a checksum of the sample if features depend on it, as int8 features do; else None."""
     if runtime.precision != "int8":
         return None
     digest = hashlib.sha256()
@@ -93,7 +101,7 @@ def calibration(runtime: Runtime, sample: list[Tensor]) -> str | None:
 
 @contextmanager
 def prepared(backbone: Backbone, runtime: Runtime, sample: list[Tensor], device: str) -> Iterator[Backbone]:
-    """The backbone on `device`, by that path."""
+    """Give the backbone on `device`, with the route of `runtime`."""
     with on(device, backbone):
         if is_optimised(backbone) or runtime == Runtime():
             yield backbone
@@ -103,9 +111,9 @@ def prepared(backbone: Backbone, runtime: Runtime, sample: list[Tensor], device:
 
 @contextmanager
 def on(device: torch.device | str, backbone: Backbone) -> Iterator[None]:
-    """The backbone on `device` meanwhile."""
-    assert isinstance(backbone, nn.Module)  # as `extract` sees to
-    home = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
+    """Move the backbone to `device` for the block."""
+    assert isinstance(backbone, nn.Module)  # `extract` checks it
+    home = device_of(backbone) or torch.device("cpu")
     if home == torch.device(device):
         yield
         return
@@ -117,7 +125,7 @@ def on(device: torch.device | str, backbone: Backbone) -> Iterator[None]:
 
 
 def _stored(directory: Path) -> Runtime | None:
-    """That of the manifest, if there is one that can be read."""
+    """Return the runtime of the store's manifest; None if it cannot be read."""
     try:
         return Runtime(**parse((directory / MANIFEST).read_bytes())["runtime"])
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Rows of images as a source lists them, and the table that they become."""
+"""Collect the rows of a source into one table."""
 
 import os
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ import pyarrow as pa
 from vitbackbone.store.labels import Label, LabelError, as_label, classes
 from vitbackbone.store.names import Notes, escaped
 
-CHUNK = 2**16  # rows that are Python objects at a time
+CHUNK = 2**16  # most rows that are Python objects at a time
 
 LISTED = pa.schema(
     {
-        "path": pa.binary(),  # POSIX, from the root; of an archive's image, the archive's path, "/" and its name
-        "archive": pa.int32(),  # how many bytes of `path` are the archive's; 0 for a file by itself
-        "offset": pa.int64(),  # where in the archive, see `archive.Member`
-        "bytes": pa.int64(),  # -1 where the file system must be asked
+        "path": pa.binary(),  # POSIX, from the root; for a member, the archive's path, "/" and the member's name
+        "archive": pa.int32(),  # bytes of `path` that name the archive; 0 for a plain file
+        "offset": pa.int64(),  # position in the archive, see `archive.ArchiveMember`
+        "bytes": pa.int64(),  # -1 for a plain file, whose size the file system has
         "label": pa.int64(),  # index into the class names, -1 where unknown
     }
 )
@@ -28,36 +28,37 @@ LISTED = pa.schema(
 class Inputs:
     """The images to extract, in the order of their rows."""
 
-    root: Path  # what relative paths start from
-    table: pa.Table  # of `LISTED`: a million paths are a few dozen MB so, and several hundred as Python's own objects
+    root: Path  # the start of relative paths
+    table: pa.Table  # of `LISTED`: a million paths take a few dozen MB, and several hundred as Python objects
     class_names: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()  # what was left out and why, a sentence each
+    notes: tuple[str, ...] = ()  # sentences about files that were left out
 
     def __len__(self) -> int:
         return len(self.table)
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The paths as users know them: POSIX, relative to the root."""
+        """POSIX paths relative to the root."""
         return tuple(map(os.fsdecode, self.table["path"].to_pylist()))
 
     @property
     def labels(self) -> tuple[int, ...]:
+        """Indices into `class_names`, -1 if unknown."""
         return tuple(self.table["label"].to_pylist())
 
     def files(self, start: int, stop: int) -> list[str]:
-        """Return where the inputs of rows [start, stop) lie, if they are files by themselves."""
+        """Return the files of the rows [start, stop). Only for inputs that are plain files."""
         return [str(self.root / os.fsdecode(path)) for path in self.table["path"][start:stop].to_pylist()]
 
 
 class Rows:
-    """Rows as they come, kept as Arrow has them."""
+    """Rows that a source adds one by one, stored in Arrow batches."""
 
     def __init__(self) -> None:
         self.notes = Notes()
         self._cells: list[tuple[bytes, int, int, int, int]] = []
         self._batches: list[pa.RecordBatch] = []
-        self._labels: dict[Label, tuple[int, str]] = {}  # the number that stands for each, and where it came first
+        self._labels: dict[Label, tuple[int, str]] = {}  # a code for each label, and its first place
 
     def add(
         self,
@@ -68,7 +69,7 @@ class Rows:
         size: int = -1,
         place: tuple[str, int] | None = None,
     ) -> None:
-        """Add a row. `place`: the list and the line or row in it, for errors; by default the path.
+        """Add a row. `place`: the list and its row, for errors; by default the path.
 
         Raises `LabelError` if the label is neither text nor a whole number.
         """
@@ -88,7 +89,7 @@ class Rows:
         return len(self._cells) + sum(map(len, self._batches))
 
     def inputs(self, root: Path, names: Sequence[str] = ()) -> Inputs:
-        """Return all rows. `names`: the names of whole-number labels, if they are known."""
+        """Return all rows. `names`: the class names of whole-number labels, if known."""
         self._pack()
         table = pa.Table.from_batches(self._batches, LISTED)
         indices, class_names = classes(list(self._labels), [place for _, place in self._labels.values()], names)

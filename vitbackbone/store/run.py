@@ -1,4 +1,4 @@
-"""The extraction itself: list, plan, and have the shards done that are not."""
+"""The extraction: list the images, plan the shards, and compute those that are not complete."""
 
 import logging
 import sys
@@ -15,22 +15,22 @@ from tqdm import tqdm
 
 from vitbackbone.contract import Backbone, Precision, check_device, weights_sha256
 from vitbackbone.images import Decoding, Resolution
+from vitbackbone.store.cluster import RayCluster, compute_on_cluster
 from vitbackbone.store.layout import DTYPES, TOKENS, Marker, read_marker
 from vitbackbone.store.lock import planning, writing
-from vitbackbone.store.manifest import Manifest, fingerprint, make_manifest
+from vitbackbone.store.manifest import Manifest, make_manifest, manifest_sha256
 from vitbackbone.store.plan import Outline, make_plan, read_outline, read_plan, write_plan
 from vitbackbone.store.publication import check_folder
-from vitbackbone.store.ray_engine import RayOptions, compute_on_ray
 from vitbackbone.store.route import Choice, calibration, choose, is_optimised, read_sample
 from vitbackbone.store.rows import Inputs
 from vitbackbone.store.shard_job import Job, compute, ready
-from vitbackbone.store.slices import Part
+from vitbackbone.store.slices import Slice
 from vitbackbone.store.source import list_inputs
 from vitbackbone.store.store import FeatureStore
-from vitbackbone.store.writer import check_manifest, claim, damaged
+from vitbackbone.store.writer import broken_files, check_manifest, claim
 
-SHARD_BYTES = 2**28
-CHECKERS = 4  # threads that check what is done: as fast as most disks are
+SHARD_BYTES = 2**28  # largest default shard
+CHECKERS = 4  # threads that read complete shards; more are no faster on most disks
 
 T = TypeVar("T")
 log = logging.getLogger("vitbackbone")
@@ -54,42 +54,43 @@ def extract(
     engine: Choice = "auto",
     workers: int = 0,
     device: torch.device | str = "cpu",
-    shard: tuple[int, int] = (0, 1),
+    slice: tuple[int, int] = (0, 1),
+    cluster: RayCluster | None = None,
     retry_failed: bool = False,
-    ray: RayOptions | None = None,
     progress: bool = True,
 ) -> FeatureStore:
-    """Writes the features of the images of `source` into the store `out`, and returns it.
+    """Write the features of the images of `source` into the store `out`, and return the store.
 
-    An image that cannot be read, and one whose features are not finite, is a row that says why. Run again, it does what
-    is missing, damaged or changed, and nothing else: new images get rows behind those that are there, and the same
-    content is computed once. Memory is bounded by about twice one shard.
+    An image that cannot be read is a row with the reason. The same holds for an image whose features are not finite.
+    A second run computes only what is missing, damaged, new or changed. New images get rows behind the existing ones.
+    Images with the same content are computed once. The run needs about twice the memory of one shard.
 
-    `backbone`: also an `nn.Module`. It runs in its own precision, in eval mode on `device`, and is left as it was.
+    `backbone`: must be an `nn.Module`. It runs on `device` in eval mode and in its own dtype, and is left unchanged.
     `source`: a folder, a glob, a CSV or parquet list, or archives; see `list_inputs`.
     `tokens`: any of "cls", "registers", "patches".
-    `layers`: block indices, negative from the end, with the final norm if the backbone has one. The last is what the
-    store shows first.
-    `shard_size`: images to a shard, the unit of work; by default 1000, or fewer so that a shard has about 256 MiB.
-    `resolution`, `keep_aspect`: as for `Preprocess`. `decoding`: as for `Preprocess.pixels`; the default changes no
-    pixel.
-    `max_pixels`: the most pixels that a photo may have, `PIL.Image.MAX_IMAGE_PIXELS` by default. One with more is a
-    failed row, which keeps decompression bombs out.
-    `dtype`: of the stored features, "float32", "float16" or "bfloat16".
-    `precision`, `engine`: of the computation, as for `optimize`; the store says which path was taken, and keeps to it.
-    By default it is the fastest that equals float32 to 1e-5; for less than 2000 images torch as it is, as comparing
-    takes longer.
-    `workers`: processes that read images; 0 reads in this one.
-    `shard`: (i, n) does the i-th of n slices, from 0, beside others; the store that comes back is a partial one until
-    all are done. `ray`: have the shards done by a Ray cluster.
-    `retry_failed`: try those again that could not be read. `progress`: show a bar.
+    `layers`: block indices, negative from the end. The backbone's final norm is applied if it has one. The store
+    shows the last of these layers by default.
+    `shard_size`: images of a shard, the unit of work. The default is 1000, or fewer so that a shard has about 256 MiB.
+    `resolution`, `keep_aspect`: as for `Preprocess`. `decoding`: as for `Preprocess.pixels`; the default is exact.
+    `max_pixels`: most pixels of a photo, by default `PIL.Image.MAX_IMAGE_PIXELS`. A larger photo is a failed row, so
+    that a decompression bomb is not decoded.
+    `dtype`: dtype of the stored features, "float32", "float16" or "bfloat16".
+    `precision`, `engine`: as for `optimize`. The manifest records the route, and later runs take the same route. With
+    the defaults, a run of 2000 images or more takes the fastest route that equals float32 to 1e-5. A smaller run takes
+    plain torch, because comparing the routes takes longer than it saves.
+    `workers`: processes that read images; 0 reads in this process.
+    `slice`: (i, n) computes slice i of n, counted from 0, while other runs compute the others. The returned store is
+    partial until all slices are complete.
+    `cluster`: compute the shards on a Ray cluster.
+    `retry_failed`: read the failed images again. `progress`: show a progress bar.
 
-    Raises `ValueError` on a source without images, on values that contradict each other or the backbone, and if `out`
-    holds a store of something else, with each difference; `BlockingIOError` while another process writes it,
-    `ChildProcessError` if one that reads was killed, `MemoryError` if memory does not suffice for one image.
+    Raises `ValueError` if the source has no images, if an argument does not fit the backbone or another argument, or
+    if `out` is a store made from something else; the error lists each difference. Raises `BlockingIOError` while
+    another process writes the store, `ChildProcessError` if a worker was killed, and `MemoryError` if memory does not
+    suffice for a single image.
     """
     if not isinstance(backbone, nn.Module):
-        raise ValueError(f"backbone is a {type(backbone).__name__}; want one that is an nn.Module")
+        raise ValueError(f"backbone is a {type(backbone).__name__}; want an nn.Module")
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("shard_size", shard_size, 1),
@@ -98,20 +99,22 @@ def extract(
     ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    if ray is None:
+    if cluster is None:
         check_device(device)
     elif is_optimised(backbone):
-        raise ValueError("an optimised backbone is of this process; give Ray the plain one, and a precision and engine")
+        raise ValueError(
+            "an optimised backbone cannot be sent to a cluster; give the plain backbone, a precision and an engine"
+        )
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; want one of {', '.join(DTYPES)}")
     if decoding not in get_args(Decoding):
         raise ValueError(f"decoding={decoding!r}; want one of {', '.join(get_args(Decoding))}")
-    part = Part(*shard)
+    mine = Slice(*slice)
     size = backbone.preprocess.view((1, 1), resolution, keep_aspect).size  # refuses an impossible resolution
     kinds = _check_tokens(tokens, backbone)
     indices = backbone.spec.indices(layers)
     if len(set(indices)) < len(indices):
-        raise ValueError(f"layers={list(layers)} asks for a layer twice")
+        raise ValueError(f"layers={list(layers)} names a layer twice; want each once")
     shard_size = shard_size or _default_shard_size(backbone, kinds, indices, size, DTYPES[dtype])
     directory = Path(out)
     check_folder(directory)
@@ -137,31 +140,31 @@ def extract(
     )
     check_manifest(directory, manifest)
     directory.mkdir(parents=True, exist_ok=True)
-    with writing(directory, part):
+    with writing(directory, mine):
         with planning(directory):
             outline = _plan(directory, manifest, inputs, retry_failed, progress)
         job = Job(directory, inputs.root, manifest, batch_size, workers, str(device), sample, max_pixels)
-        _run(job, backbone, outline, part, retry_failed, ray, progress)
-    return FeatureStore(directory, partial=not part.whole)
+        _run(job, backbone, outline, mine, retry_failed, cluster, progress)
+    return FeatureStore(directory, partial=not mine.whole)
 
 
 def _plan(directory: Path, manifest: Manifest, inputs: Inputs, reread: bool, progress: bool) -> Outline:
-    """Publishes what is to be done, and what that changes says the log."""
-    check_manifest(directory, manifest)  # again, as others may have been first
+    """Publish the plan, and log what it changes."""
+    check_manifest(directory, manifest)  # again, because another run may have written it since
     claim(directory, manifest)
     before = read_plan(directory, manifest["shard_size"])
 
     def watch(digests: Iterator[bytes], total: int) -> Iterator[bytes]:
-        return iter(_bar(digests, total, "reading what is new", progress))
+        return iter(_bar(digests, total, "reading new images", progress))
 
     plan, change = make_plan(inputs, before, watch, reread)
     write_plan(directory, plan, before)
     if len(before) and change.added:
-        log.info("%s: %d new images, behind the %d that it has", directory, change.added, len(before))
+        log.info("%s: %d new images, added behind its %d", directory, change.added, len(before))
     if change.changed:
-        log.warning("%s: %d images have another content now; their shards are done again", directory, change.changed)
+        log.warning("%s: %d images have changed; their shards are computed again", directory, change.changed)
     if change.gone:
-        log.warning("%s: %d of its images are gone from the source; it keeps their rows", directory, change.gone)
+        log.warning("%s: %d of its images are no longer in the source; their rows stay", directory, change.gone)
     return read_outline(directory)
 
 
@@ -169,23 +172,23 @@ def _run(
     job: Job,
     backbone: Backbone,
     outline: Outline,
-    part: Part,
+    mine: Slice,
     retry_failed: bool,
-    ray: RayOptions | None,
+    cluster: RayCluster | None,
     progress: bool,
 ) -> None:
-    """Has those shards of `part` done that are not."""
-    numbers = [number for number in range(len(outline.shards)) if number in part]
-    expected = fingerprint(job.manifest)
+    """Compute the shards of a slice that are not complete."""
+    numbers = [number for number in range(len(outline.shards)) if number in mine]
+    expected = manifest_sha256(job.manifest)
 
     def done(number: int) -> Marker | None:
         marker = read_marker(job.directory, number)
         if marker is None or not marker.fits(expected, outline.shards[number], outline.rows[number]):
             return None
-        return None if (retry_failed and marker.failed) or damaged(job.directory, number, marker) else marker
+        return None if (retry_failed and marker.failed) or broken_files(job.directory, number, marker) else marker
 
     with ThreadPoolExecutor(CHECKERS) as threads:
-        markers = list(_bar(threads.map(done, numbers), len(numbers), "checking what is done", progress))
+        markers = list(_bar(threads.map(done, numbers), len(numbers), "checking complete shards", progress))
     finished = [marker for marker in markers if marker is not None]
     todo = [number for number, marker in zip(numbers, markers, strict=True) if marker is None]
     if not todo:
@@ -193,29 +196,33 @@ def _run(
     failed, before = sum(marker.failed for marker in finished), sum(marker.rows for marker in finished)
     total = before + sum(outline.rows[number] for number in todo)
     with (
-        ready(job, backbone) if ray is None else nullcontext(backbone) as fast,
+        ready(job, backbone) if cluster is None else nullcontext(backbone) as routed,
         tqdm(total=total, initial=before, unit="img", disable=not progress, mininterval=_interval()) as bar,
     ):
-        for tally in compute(job, fast, todo) if ray is None else compute_on_ray(job, backbone, todo, ray):
+        tallies = compute(job, routed, todo) if cluster is None else compute_on_cluster(job, backbone, todo, cluster)
+        for tally in tallies:
             failed += tally.failed
             bar.set_postfix(failed=failed, refresh=False)
             bar.update(tally.images)
 
 
 def _bar(items: Iterable[T], total: int, what: str, progress: bool) -> Iterable[T]:
-    """Shown where it takes longer than a moment."""
+    """Show a progress bar if the items take longer than two seconds."""
     return tqdm(items, what, total, leave=False, disable=not progress, mininterval=_interval(), delay=2)
 
 
 def _interval() -> float:
-    """Where nobody watches, a log of it all gets a line now and then."""
+    """Return the seconds between two updates of a bar: more if the output is a log file."""
     return 0.1 if sys.stderr.isatty() else 10
 
 
 def _default_shard_size(
     backbone: Backbone, kinds: Sequence[str], layers: Sequence[int], size: tuple[int, int], dtype: torch.dtype
 ) -> int:
-    """From what an image of (H, W) pixels takes. One whose aspect is kept takes more, twice that at 2:1."""
+    """Return the default shard size from the bytes of an image of `size` (H, W) pixels.
+
+    An image that keeps its aspect takes more: twice as much at 2:1.
+    """
     spec = backbone.spec
     values = 0
     for dim, stride in ((spec.dims[layer], spec.strides[layer]) for layer in layers):
@@ -226,7 +233,7 @@ def _default_shard_size(
 
 
 def _check_tokens(tokens: Sequence[str], backbone: Backbone) -> list[str]:
-    """The kinds of tokens, in the order of `TOKENS`. Raises `ValueError` on one that there is not."""
+    """Return the kinds of tokens in the order of `TOKENS`. Raises `ValueError` if the backbone lacks one."""
     wrong = [kind for kind in tokens if kind not in TOKENS]
     if wrong or not tokens:
         raise ValueError(f"tokens={tokens!r}; want at least one of {', '.join(TOKENS)}")

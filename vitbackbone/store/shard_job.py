@@ -1,4 +1,4 @@
-"""Shard after shard: read, embed, write. Whoever does a shard, in whatever process on whatever machine, does this."""
+"""Compute shards: read, embed, write. Every process on every machine computes a shard by this module."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,17 +14,17 @@ from vitbackbone.store.embed import Embedder
 from vitbackbone.store.layout import DTYPES
 from vitbackbone.store.manifest import Manifest
 from vitbackbone.store.plan import PlannedShard, locators, read_shard
-from vitbackbone.store.reader import Asked, ImageReader, Record, read_batches
+from vitbackbone.store.reader import Asked, ImageReader, Outcome, read_batches
 from vitbackbone.store.route import prepared
 from vitbackbone.store.writer import write_shard
 
 FIRST = 4  # images of the first batch of a shard
-SPREAD = 2  # times the pixels of a batch of images of the size asked, that a forward may have
+SPREAD = 2  # a forward has at most this many times the pixels of a batch of images of the asked size
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be computed and where it goes: all that a process has to know, beside the backbone."""
+    """What to compute and where to write it: everything that a process needs beside the backbone."""
 
     directory: Path
     root: Path  # of the inputs
@@ -32,28 +32,31 @@ class Job:
     batch_size: int
     workers: int
     device: str
-    sample: list[Tensor]  # images that a path below float32 is held to
-    max_pixels: int | None = None  # of a photo; those with more are failed rows
+    sample: list[Tensor]  # images that check a route below float32
+    max_pixels: int | None = None  # of a photo; a larger one is a failed row
 
     def shard(self, number: int) -> PlannedShard:
+        """Read the plan of one shard."""
         return read_shard(self.directory, self.manifest["shard_size"], number)
 
 
 @dataclass(frozen=True)
 class Tally:
+    """Images that are complete, and how many of them failed."""
+
     images: int
     failed: int
 
 
 @contextmanager
 def ready(job: Job, backbone: Backbone) -> Iterator[Backbone]:
-    """The backbone as `compute` wants it: on the device of the job, by the path of its manifest."""
-    with prepared(backbone, Runtime(**job.manifest["runtime"]), job.sample, job.device) as fast:
-        yield fast
+    """Give the backbone on the job's device, with the route of the job's manifest."""
+    with prepared(backbone, Runtime(**job.manifest["runtime"]), job.sample, job.device) as routed:
+        yield routed
 
 
 def compute(job: Job, backbone: Backbone, numbers: Sequence[int]) -> Iterator[Tally]:
-    """Does these shards, and tells of each batch."""
+    """Compute and write shards. Yield a tally for each batch."""
     asked = job.manifest["preprocessing"]
     resolution = tuple(asked["resolution"]) if isinstance(asked["resolution"], list) else asked["resolution"]
     reader = ImageReader(backbone.preprocess, resolution, asked["keep_aspect"], asked["decoding"], job.max_pixels)
@@ -73,46 +76,50 @@ def compute(job: Job, backbone: Backbone, numbers: Sequence[int]) -> Iterator[Ta
             originals = len(shard.originals())
             if originals < len(shard):
                 yield Tally(len(shard) - originals, 0)
-            rows = _Rows(embedder.empty())
+            computed = _Computed(embedder.empty())
             for _ in _spans(originals, job.batch_size):
-                records, tensors = embedder(next(batches))
-                rows.add(records, tensors)
-                yield Tally(len(records), sum(record.reason is not None for record in records))
-            write_shard(job.directory, job.manifest, shard, rows.records, rows.tensors())
+                outcomes, tensors = embedder(next(batches))
+                computed.add(outcomes, tensors)
+                yield Tally(len(outcomes), sum(outcome.reason is not None for outcome in outcomes))
+            write_shard(job.directory, job.manifest, shard, computed.outcomes, computed.tensors())
 
 
 def _batches(job: Job, numbers: Sequence[int]) -> Iterator[list[Asked]]:
-    """What is to be read, batch by batch. A batch never crosses from one shard into another."""
+    """Yield the images of each batch. All images of a batch belong to one shard."""
     for number in numbers:
         table = job.shard(number).table
         table = table.filter(table["same_as"].is_null())
         for span in _spans(len(table), job.batch_size):
-            part = table[span.start : span.stop]
-            found = locators(job.root, part, part["bytes"].to_pylist())
-            yield list(zip(found, part["sha256"].to_pylist(), strict=True))
+            asked = table[span.start : span.stop]
+            found = locators(job.root, asked, asked["bytes"].to_pylist())
+            yield list(zip(found, asked["sha256"].to_pylist(), strict=True))
 
 
 def _spans(count: int, batch_size: int) -> Iterator[range]:
-    """The batches of a shard. They begin small and double, so that the first forward does not wait for a whole batch to
-    be read; they are the same for whoever does the shard, and so are its bytes."""
+    """Yield the rows of each batch of a shard.
+
+    The batches begin small and double, so that the first forward starts early. They do not depend on the process, so
+    that every process writes the same bytes.
+    """
     start, size = 0, min(FIRST, batch_size)
     while start < count:
         yield range(start, min(start + size, count))
         start, size = start + size, min(2 * size, batch_size)
 
 
-class _Rows:
-    """Those of one shard while its batches come in."""
+class _Computed:
+    """The outcomes and features of one shard while its batches are computed."""
 
     def __init__(self, empty: dict[str, Tensor]) -> None:
-        self.records: list[Record] = []
-        self._parts = {name: [tensor] for name, tensor in empty.items()}
+        self.outcomes: list[Outcome] = []
+        self._batches = {name: [tensor] for name, tensor in empty.items()}
 
-    def add(self, records: Sequence[Record], rows: dict[str, Tensor]) -> None:
-        self.records += records
+    def add(self, outcomes: Sequence[Outcome], rows: dict[str, Tensor]) -> None:
+        """Add a batch."""
+        self.outcomes += outcomes
         for name, tensor in rows.items():
-            self._parts[name].append(tensor)
+            self._batches[name].append(tensor)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All rows. The parts are let go one by one, so that the shard is not in memory twice."""
-        return {name: torch.cat(self._parts.pop(name)) for name in list(self._parts)}
+        """Join all batches. Frees each tensor's batches once joined, so that the shard is not in memory twice."""
+        return {name: torch.cat(self._batches.pop(name)) for name in list(self._batches)}

@@ -1,4 +1,4 @@
-"""Find what to extract: a folder, a glob, a list or archives of images become paths and labels."""
+"""List a source, which is a folder, a glob, a list or archives of images, as paths and labels."""
 
 import glob
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vitbackbone.store.archive import WHOLE, Archive, Member, damaged
+from vitbackbone.store.archive import WHOLE, Archive, ArchiveMember, damaged_member
 from vitbackbone.store.folder import Walk, expand, images
 from vitbackbone.store.labels import UNKNOWN, Label, LabelError
 from vitbackbone.store.lists import add_csv, add_parquet
@@ -24,30 +24,30 @@ LISTS: dict[str, Callable[[Rows, Path, str], None]] = {".csv": add_csv, ".parque
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lzma|Z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 WANTED = (
     "want a folder of images, a glob such as 'photos/**/*.jpg', a .csv or .parquet list with a column 'path', or "
-    f"archives of images ({', '.join(ARCHIVES)}), one or a glob such as 'shards/*.tar'"
+    f"an archive of images ({', '.join(ARCHIVES)}) or a glob of several such as 'shards/*.tar'"
 )
 
 
 def list_inputs(source: str | PathLike[str]) -> Inputs:
-    """List the images of a folder, a glob, lists or archives. An image that cannot be read is a row, too.
+    """List the images of a folder, a glob, lists or archives. Images that cannot be read are listed too.
 
-    - Folder: every file below it that is an image by its name's extension, or by its content if the extension is
-      unknown, sorted; first-level sub-folders are the classes. Hidden files are skipped, links are followed but not in
-      circles, and feature stores are left out.
-    - Glob: what it matches of those, sorted; `**` is any depth. No labels.
-    - Lists, `.csv` or `.parquet`, one or by a glob: the rows in their order, labels from the column `label` if there is
-      one. Names are sorted into classes; whole numbers are class indices already, and empty or -1 is unknown. Relative
-      paths start at the list's folder.
-    - Archives, one or by a glob: `.tar`, `.zip`, and `.parquet` with a column of images. Sorted by name, each in its
-      own order; folders are the classes, as if the archive had been unpacked, unless the archive has labels. A damaged
-      place is a row that says so.
+    - Folder: all images below it, sorted. The extension tells an image; for an unknown extension the content does.
+      Classes are the first-level sub-folders. Hidden files and feature stores are skipped. Links are followed, except
+      in circles.
+    - Glob: all images that it matches, sorted, without labels. `**` is any depth.
+    - Lists, `.csv` or `.parquet`, one or a glob of several: the rows in their order. Labels come from the column
+      `label`, if it exists. Names are sorted into classes. Whole numbers are class indices. Empty or -1 is unknown.
+      Relative paths start at the list's folder.
+    - Archives, one or a glob of several: `.tar`, `.zip`, and `.parquet` with a column of images. They are sorted by
+      name, and each keeps its own order. Classes are the archive's labels, else its folders, as if it were unpacked. A
+      damaged place is listed as an image that cannot be read.
 
-    `Inputs.notes` says what was left out. Raises `ValueError` if the source does not exist, is none of these, or names
-    no image, or if labels contradict each other.
+    `Inputs.notes` describes files that were left out. Raises `ValueError` if the source does not exist, is none of
+    these or has no image, or if labels contradict each other. Raises `OSError` if the source cannot be read.
     """
     text = os.fspath(source)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise ValueError(f"{text}: addresses are not read; copy the images to this machine, or mount them as a folder")
+        raise ValueError(f"{text} is an address; copy the images to this machine, or mount them as a folder")
     if Path(text).is_dir():
         inputs = _from_folder(Path(text))
     elif Path(text).exists():
@@ -55,11 +55,11 @@ def list_inputs(source: str | PathLike[str]) -> Inputs:
     elif glob.has_magic(text):
         inputs = _from_glob(text)
     else:
-        raise ValueError(f"{text}: there is no such file or folder; {WANTED}")
+        raise ValueError(f"{text}: no such file or folder; {WANTED}")
     if not len(inputs):
         said = "".join(f"\n  {note}" for note in inputs.notes)
         endings = ", ".join(sorted(EXTENSIONS))
-        raise ValueError(f"{text}: found no image there; {WANTED}. Image files end in {endings}{said}")
+        raise ValueError(f"{text}: found no image there; {WANTED}. Extensions of images: {endings}{said}")
     return inputs
 
 
@@ -75,7 +75,7 @@ def _from_glob(pattern: str) -> Inputs:
     found = expand(pattern, rows.notes)
     tables = [path for path in found if _ending(path) in (*ARCHIVES, *LISTS) and Path(path).is_file()]
     if found and all(COMPRESSED.search(path) for path in found):
-        raise ValueError(f"{pattern}: these are compressed; unpack them to plain .tar files, read in place")
+        raise ValueError(f"{pattern}: these archives are compressed; unpack them to plain .tar files")
     if tables and (len(tables) == len(found) or _ending(pattern) in (*ARCHIVES, *LISTS)):
         return _from_files(Path.cwd(), tables, pattern)
     for path in images(iter(found), Path(), rows.notes):
@@ -84,17 +84,17 @@ def _from_glob(pattern: str) -> Inputs:
 
 
 def _from_files(root: Path, files: Sequence[str], source: str) -> Inputs:
-    """List archives, or lists. `source`: what the user calls them."""
+    """List archives or lists. `source`: the user's name for them, for errors."""
     rows = Rows()
     is_list = [_is_list(root / file) for file in files]
     if any(is_list) and not all(is_list):
         ours, other = files[is_list.index(True)], files[is_list.index(False)]
-        raise ValueError(f"{source}: {ours} is a list of images and {other} is none; give them one by one")
+        raise ValueError(f"{source}: {ours} is a list of images and {other} is an archive; give them one by one")
     if not any(is_list):
         return _from_archives(rows, root, files, source)
     for file in files:
         try:
-            folder = os.path.dirname(file)  # noqa: PTH120  # a Path would be "." for none
+            folder = os.path.dirname(file)  # noqa: PTH120  # Path.parent would be "." for no folder
             LISTS[_ending(file)](rows, root / file, folder)
         except ValueError as error:
             raise ValueError(f"{source if len(files) == 1 else file}: {error}") from error
@@ -106,18 +106,18 @@ def _ending(path: str) -> str:
 
 
 def _is_list(file: Path) -> bool:
-    """Tell a list from an archive. Raises `ValueError` if the file is neither."""
+    """Tell whether a file is a list, else an archive. Raises `ValueError` if it is neither."""
     if not file.is_file():
         raise ValueError(f"{file} is neither a file nor a folder; {WANTED}")
     if COMPRESSED.search(file.name):
-        raise ValueError(f"{file} is compressed; unpack it to a plain .tar, whose members can be read in place")
+        raise ValueError(f"{file} is compressed; unpack it to a plain .tar")
     ending = _ending(file.name)
     if ending not in (*ARCHIVES, *LISTS):
-        raise ValueError(f"{file} is a file, not a list of images; {WANTED}")
+        raise ValueError(f"{file} is neither a list nor an archive of images; {WANTED}")
     try:
         return ending in LISTS and (ending not in ARCHIVES or not has_images(file))
     except (OSError, ValueError):
-        return False  # which will say what is wrong
+        return False  # the archive's reader raises the error
 
 
 def _from_archives(rows: Rows, root: Path, files: Sequence[str], source: str) -> Inputs:
@@ -136,8 +136,8 @@ def _from_archives(rows: Rows, root: Path, files: Sequence[str], source: str) ->
     return rows.inputs(root, names.all)
 
 
-def _members(rows: Rows, names: "_ClassNames", root: Path, file: str) -> Iterator[Member]:
-    """Yield an archive's members. An archive that cannot be listed is one damaged member."""
+def _members(rows: Rows, names: "_ClassNames", root: Path, file: str) -> Iterator[ArchiveMember]:
+    """Yield the members of an archive. An archive that cannot be listed is one damaged member."""
     archive = ARCHIVES[_ending(file)](root / file)
     try:
         names.begin(file, archive.class_names())
@@ -149,21 +149,21 @@ def _members(rows: Rows, names: "_ClassNames", root: Path, file: str) -> Iterato
         raise LabelError(f"{file}: {error}") from error
     except (OSError, ValueError, pa.ArrowException) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        yield damaged(-1, f"the archive {text}" if text.startswith("is ") else text, WHOLE)
+        yield damaged_member(-1, f"the archive {text}" if text.startswith("is ") else text, WHOLE)
 
 
 class _ClassNames:
-    """What the whole-number labels of several archives mean: each may name its classes in another order."""
+    """The class names of several archives. Each archive may number its classes in another order."""
 
     def __init__(self) -> None:
         self.all: list[str] = []
         self._own: list[str] = []
-        self._index: list[int] = []  # of each own name among all
-        self._reordered: str | None = None  # an archive whose numbers mean something else than the first one's
-        self._nameless: str | None = None  # an archive with numbers that does not say what they mean
+        self._index: list[int] = []  # of each of the archive's names in `all`
+        self._reordered: str | None = None  # an archive that numbers its classes in another order
+        self._nameless: str | None = None  # an archive with numbers and without class names
 
     def begin(self, file: str, names: list[str]) -> None:
-        """Take the class names of the next archive; none if it does not say them."""
+        """Begin the next archive. `names`: its class names; empty if it has none."""
         self._own = names
         if names and names[: len(self.all)] == self.all:
             self.all = list(names)
@@ -174,8 +174,8 @@ class _ClassNames:
         self.all += [name for name in dict.fromkeys(names) if name not in self.all]
         self._index = [self.all.index(name) for name in names]
 
-    def label(self, member: Member, file: str) -> Label:
-        """Return a member's label, a whole number as an index into `all`."""
+    def label(self, member: ArchiveMember, file: str) -> Label:
+        """Return the label of a member. A whole number becomes an index into `all`."""
         label = member.label
         if not isinstance(label, int) or label == UNKNOWN:
             return label
@@ -184,15 +184,15 @@ class _ClassNames:
             return label
         if not 0 <= label < len(self._own):
             raise LabelError(
-                f"{file}, row {member.offset}: label {label}; the file names {len(self._own)} classes, "
+                f"{file}, row {member.offset}: label {label}; the file names {len(self._own)} classes, so want "
                 f"0 to {len(self._own) - 1}"
             )
         return self._index[label]
 
     def check(self) -> None:
-        """Raise `ValueError` if some numbers have a meaning that is not known."""
+        """Raise `LabelError` if the class of some number is ambiguous."""
         if self._reordered and self._nameless:
             raise LabelError(
-                f"{self._nameless} does not name the classes that its labels count, and {self._reordered} counts them "
-                "in another order than the archives before it; give each archive its class names"
+                f"{self._nameless} has numbers as labels and no class names, and {self._reordered} numbers its "
+                "classes in another order than the archives before it; add class names to each archive"
             )

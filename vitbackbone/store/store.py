@@ -1,4 +1,4 @@
-"""The features of many images, read from the files of `layout.py`.
+"""Read the features of many images from the files of `layout.py`.
 
 Axes: `N` images that were read, `R` register tokens, `D` width, `h w` patch grid of one image.
 """
@@ -30,7 +30,7 @@ from vitbackbone.store.layout import (
     shard_file,
     tensor_name,
 )
-from vitbackbone.store.manifest import Manifest, fingerprint, parse
+from vitbackbone.store.manifest import Manifest, manifest_sha256, parse
 from vitbackbone.store.parquet import open_parquet
 from vitbackbone.store.plan import Outline, read_outline
 
@@ -39,21 +39,22 @@ from vitbackbone.store.plan import Outline, read_outline
 class _Shard:
     """An open shard: its tensors are memory-mapped."""
 
-    file: Any  # of safetensors, which is not typed
+    file: Any  # an untyped class of safetensors
     grid: Int[np.ndarray, "n 2"]
-    starts: Int[np.ndarray, " n"]  # where the patches of each image begin
+    starts: Int[np.ndarray, " n"]  # first patch of each image
 
 
 class FeatureStore:
-    """What `extract` wrote, memory-mapped: a thousand shards open without being read.
+    """A store that `extract` wrote. It is memory-mapped: opening a thousand shards reads none of their features.
 
-    `cls`, `patches`, `registers`, `paths` and `labels` cover the images that were read, N = `len(store)`, and are
-    aligned with each other; `failed` has the others, and `index` a row for every input. Features are of the layer
-    that was asked last; `layer(i)` gives another of `layers`. bfloat16 comes back as float32, as numpy has none.
+    `cls`, `patches`, `registers`, `paths` and `labels` cover the N = `len(store)` images that were read, in one order.
+    `failed` lists the other inputs, and `index` has a row for every input. Features are those of the last layer that
+    was asked; `layer(i)` gives another of `layers`. bfloat16 is returned as float32, because NumPy has no bfloat16.
     Images with the same content have the same features, which are stored once.
 
-    `partial`: open what is done of a store that is not complete; `missing` counts the shards that it lacks.
-    Raises `ValueError` if the directory is not a store, or not a complete one.
+    `layer`: the layer to show, 0-based or negative from the model's end. `partial`: open a store that is not complete;
+    `missing` counts the shards that it lacks.
+    Raises `ValueError` if the directory is not a store, or not a complete store.
     """
 
     def __init__(self, directory: str | PathLike[str], layer: int | None = None, *, partial: bool = False) -> None:
@@ -62,16 +63,16 @@ class FeatureStore:
         self.layers: tuple[int, ...] = tuple(self.manifest["layers"])  # 0-based, in the order asked
         outline = read_outline(self.directory)
         if not outline.shards:
-            raise ValueError(f"{self.directory} is incomplete: no inputs are planned; run the same extraction again")
+            raise ValueError(f"{self.directory} is incomplete: it has no plan; run the same extraction again")
         self.class_names: list[str] = list(outline.class_names)
         self._layer = self.layers[-1] if layer is None else self._resolve(layer)
         self._partial = partial
         markers = _markers(self.directory, self.manifest, outline, partial)
         self.missing = len(outline.shards) - len(markers)
-        self._numbers = list(markers)  # of the shards that are done
+        self._numbers = list(markers)  # of the complete shards
         self._copies = sum(marker.copies for marker in markers.values())
         self._reads = np.array([marker.read for marker in markers.values()], dtype=np.int64)
-        self._starts = self._reads.cumsum() - self._reads  # row of the first feature of each shard
+        self._starts = self._reads.cumsum() - self._reads  # row of each shard's first feature
         self._open: dict[int, _Shard] = {}
 
     def __len__(self) -> int:
@@ -81,10 +82,14 @@ class FeatureStore:
         return f"FeatureStore({str(self.directory)!r}, layer={self._layer}): {len(self)} images"
 
     def __reduce__(self) -> tuple[Callable[..., "FeatureStore"], tuple[Path, int, bool]]:
-        return _reopened, (self.directory, self._layer, self._partial)  # a memory map does not pickle, but opens again
+        return _reopened, (
+            self.directory,
+            self._layer,
+            self._partial,
+        )  # a memory map cannot be pickled, so the copy opens the files
 
     def layer(self, layer: int) -> "FeatureStore":
-        """The same store with the features of another layer, 0-based or negative from the model's end.
+        """Return the store with the features of another layer, 0-based or negative from the model's end.
 
         Raises `ValueError` if that layer is not stored.
         """
@@ -92,16 +97,16 @@ class FeatureStore:
 
     @cached_property
     def cls(self) -> Float[np.ndarray, "N D"]:
-        """The CLS tokens. Of several shards, they are copied together on first use; of one, they stay on disk."""
+        """The CLS tokens. The first use copies them into memory; those of a single shard stay on disk."""
         return self._all("cls")
 
     @cached_property
     def registers(self) -> Float[np.ndarray, "N R D"]:
-        """The register tokens; memory as for `cls`."""
+        """The register tokens. They take memory as `cls` does."""
         return self._all("registers")
 
     def patches(self, i: int) -> Float[np.ndarray, "D h w"]:
-        """The feature map of image `i`, as every image has its own grid; only its own bytes are read.
+        """Return the feature map of image `i` and read only its bytes. Every image may have another grid.
 
         Raises `IndexError` if there is no such image, `ValueError` if patches were not stored.
         """
@@ -118,21 +123,21 @@ class FeatureStore:
 
     @property
     def tokens(self) -> "StoredTokens":
-        """The patches of each image as a sequence, (h*w, D), row-major, as `Features.tokens`: read when asked for."""
+        """The patches of each image, (h*w, D) and row-major as `Features.tokens`, read on access."""
         self._name("patches")
         return StoredTokens(self, np.arange(len(self)))
 
     @property
     def rows(self) -> "StoredRows":
-        """The CLS tokens, (N, D), read block by block when asked for: `LinearProbe` and `KnnProbe` fit on them where
-        `cls` is larger than memory."""
+        """The CLS tokens, (N, D), read in blocks on access. `LinearProbe` and `KnnProbe` fit on them if `cls` exceeds
+        memory."""
         self._name("cls")
         return StoredRows(self, np.arange(len(self)))
 
     @cached_property
     def index(self) -> pa.Table:
-        """A row for every input, in order; the columns are those of `layout.INDEX`. What became of a copy is what
-        became of the image that it is like; where that one is still to do, its status is "pending"."""
+        """A row for every input, in order, with the columns of `layout.INDEX`. A copy has the status of its original.
+        The status is "pending" if the original's shard is not complete."""
         if not self._numbers:
             return INDEX.empty_table()
         files = (index_file(self.directory, number) for number in self._numbers)
@@ -155,7 +160,7 @@ class FeatureStore:
 
     @cached_property
     def failed(self) -> list[tuple[str, str]]:
-        """(path, error) of each input that has no features; `index` has the kind of reason as well."""
+        """(path, error) of each input without features. `index` also has the kind of reason."""
         rows = self._with("failed")
         return list(zip(rows["path"].to_pylist(), rows["error"].to_pylist(), strict=True))
 
@@ -164,7 +169,7 @@ class FeatureStore:
 
     @cached_property
     def _features(self) -> Int[np.ndarray, " N"]:
-        """Which of all rows in the shards are the features of each image."""
+        """The row of each image's features, counted over all shards."""
         if not self._copies:
             return np.arange(len(self))
         ok = self.images
@@ -179,7 +184,7 @@ class FeatureStore:
         return stored[self._features] if self._copies else stored
 
     def read(self, kind: str, images: Sequence[int] | Int[np.ndarray, " n"]) -> Float[np.ndarray, "n ..."]:
-        """`cls` (n, D) or `registers` (n, R, D) of some images, in the order asked: a copy, and no others are read."""
+        """Read `cls` (n, D) or `registers` (n, R, D) of some images, in the given order. Returns a copy."""
         name = self._name(kind)
         features = self._features[np.asarray(images, dtype=np.int64)]
         numbers = np.searchsorted(self._starts, features, side="right") - 1
@@ -192,8 +197,8 @@ class FeatureStore:
     def _name(self, kind: str) -> str:
         if kind not in self.manifest["tokens"]:
             raise ValueError(
-                f"{self.directory} has no {kind}, it stores {self.manifest['tokens']}; extract them with "
-                f"--tokens {','.join([*self.manifest['tokens'], kind])} into another directory"
+                f"{self.directory} has no {kind}, only {', '.join(self.manifest['tokens'])}; extract with "
+                f"--tokens {','.join([*self.manifest['tokens'], kind])} into another folder"
             )
         return tensor_name(kind, self._layer, self.layers)
 
@@ -201,7 +206,7 @@ class FeatureStore:
         depth = self.manifest["model"]["spec"]["depth"]
         index = layer + depth if layer < 0 else layer
         if index not in self.layers:
-            raise ValueError(f"{self.directory} has no layer {layer}, it stores {list(self.layers)} of {depth}")
+            raise ValueError(f"{self.directory} has no layer {layer}; it stores {list(self.layers)} of {depth} layers")
         return index
 
     def _shard(self, number: int) -> _Shard:
@@ -210,7 +215,7 @@ class FeatureStore:
             try:
                 file: Any = safe_open(path, framework="pt")
             except (SafetensorError, FileNotFoundError) as error:
-                raise ValueError(f"{path} is damaged ({error}); run the same extraction again to redo it") from error
+                raise ValueError(f"{path} is damaged ({error}); run the same extraction again to repair it") from error
             _check_shapes(path, file, int(self._reads[number]))
             grid = file.get_tensor("grid").numpy() if "patches" in self.manifest["tokens"] else np.empty((0, 2), int)
             sizes = grid.astype(np.int64).prod(axis=1)
@@ -219,28 +224,29 @@ class FeatureStore:
         return self._open[number]
 
     def _check_tensors(self, path: Path, file: Any, patches: int) -> None:
-        """Raise `ValueError` if a shard has other tensors than the manifest says."""
+        """Raise `ValueError` if a shard does not have the tensors of its manifest."""
         for layer in self.layers:
             for kind in self.manifest["tokens"]:
                 name = tensor_name(kind, layer, self.layers)
                 shape = file.get_slice(name).get_shape() if name in file.keys() else None  # noqa: SIM118  # no dict
                 if shape is None or (kind == "patches" and shape[0] != patches):
-                    raise ValueError(f"{path} is damaged ({name}: {shape}); run the same extraction again to redo it")
+                    raise ValueError(f"{path} is damaged ({name}: {shape}); run the same extraction again to repair it")
 
 
 def _check_shapes(path: Path, file: Any, rows: int) -> None:
-    """Raise `ValueError` if a shard has not a row for each image."""
+    """Raise `ValueError` if a shard does not have a row for each image."""
     for name in file.keys():  # noqa: SIM118  # no dict
         shape = file.get_slice(name).get_shape()
         if not name.startswith("patches") and shape[0] != rows:
             raise ValueError(
-                f"{path} is damaged ({name} has {shape[0]} rows, want {rows}); run the same extraction again to redo it"
+                f"{path} is damaged ({name} has {shape[0]} rows, want {rows}); run the same extraction again to "
+                "repair it"
             )
 
 
 class StoredTokens(Sequence[Float[np.ndarray, "T D"]]):
-    """The patch tokens of some images of a store. An index reads one image; a slice, a mask or indices choose images
-    and read none."""
+    """The patch tokens of some images of a store. An integer index reads one image. A slice, a mask or an array of
+    indices selects images and reads nothing."""
 
     def __init__(self, store: FeatureStore, rows: Int[np.ndarray, " n"]) -> None:
         self.store = store
@@ -257,7 +263,7 @@ class StoredTokens(Sequence[Float[np.ndarray, "T D"]]):
 
 
 class StoredRows:
-    """The CLS tokens (n, D) of some images. A slice, a mask or indices choose among them; `blocks` reads."""
+    """The CLS tokens (n, D) of some images. A slice, a mask or an array of indices selects images; `blocks` reads."""
 
     def __init__(self, store: FeatureStore, chosen: Int[np.ndarray, " n"]) -> None:
         self.store = store
@@ -278,7 +284,7 @@ class StoredRows:
         return StoredRows(self.store, np.atleast_1d(self.chosen[index]))
 
     def blocks(self, rows: int) -> Iterator[Float[np.ndarray, "n D"]]:
-        """All of them in order, at most `rows` at a time."""
+        """Yield all features in order, at most `rows` at a time."""
         for start in range(0, len(self), rows):
             yield self.store.read("cls", self.chosen[start : start + rows])
 
@@ -288,14 +294,14 @@ def _reopened(directory: Path, layer: int, partial: bool) -> FeatureStore:
 
 
 def _runs(numbers: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> Iterator[tuple[int, Int[np.ndarray, " m"]]]:
-    """The rows that follow each other with the same number."""
+    """Yield each run of consecutive equal numbers, with its rows."""
     ends = np.flatnonzero(np.diff(numbers, append=-1)) + 1
     for start, end in pairwise([0, *ends.tolist()]):
         yield int(numbers[start]), rows[start:end]
 
 
 def _resolve_copies(table: pa.Table) -> pa.Table:
-    """What became of each copy: what became of the row that it is like."""
+    """Give each copy the status of its original."""
     rows = table["row"].to_numpy()
     wanted = pc.coalesce(table["same_as"], table["row"])
     at = pc.index_in(wanted, value_set=pa.array(rows))
@@ -315,7 +321,7 @@ def _read_index(file: Path) -> pa.Table:
         with open_parquet(file) as parquet:
             return parquet.read().cast(INDEX)
     except (pa.ArrowException, FileNotFoundError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error}); run the same extraction again to redo it") from error
+        raise ValueError(f"{file} is damaged ({error}); run the same extraction again to repair it") from error
 
 
 def _numpy(tensor: Tensor) -> Float[np.ndarray, "..."]:
@@ -323,7 +329,7 @@ def _numpy(tensor: Tensor) -> Float[np.ndarray, "..."]:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Raises `ValueError` where there is none."""
+    """Read the manifest of a store. Raises `ValueError` if the directory is not a store."""
     try:
         return parse((directory / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -333,8 +339,8 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def _markers(directory: Path, manifest: Manifest, outline: Outline, partial: bool) -> dict[int, Marker]:
-    """Those of the shards that are done. Raises `ValueError` if one is not and a whole store is wanted."""
-    expected = fingerprint(manifest)
+    """Return the markers of complete shards. Raises `ValueError` if one is missing, unless `partial`."""
+    expected = manifest_sha256(manifest)
     found = {number: read_marker(directory, number) for number in range(len(outline.shards))}
     done = {
         number: marker
@@ -343,7 +349,7 @@ def _markers(directory: Path, manifest: Manifest, outline: Outline, partial: boo
     }
     if len(done) < len(found) and not partial:
         broken = [marker_file(directory, number) for number in found if number not in done]
-        wrong = [f"; {file} is damaged, or of other inputs" for file in broken if file.exists()]
+        wrong = [f"; {file} is damaged or belongs to other inputs" for file in broken if file.exists()]
         raise ValueError(
             f"{directory} is incomplete: {len(found) - len(done)} of {len(found)} shards are missing; run the same "
             f"extraction again to finish it{''.join(wrong[:3])}"

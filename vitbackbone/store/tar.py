@@ -1,4 +1,4 @@
-"""Images of a `.tar`, whose headers are read here: as GNU tar lists them, and beyond a damaged one."""
+"""Images in `.tar` files. Headers are parsed here, so that members are listed as GNU tar does and behind damage too."""
 
 import os
 import posixpath
@@ -11,16 +11,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
-from vitbackbone.store.archive import Member, NotAFile, check_bytes, damaged, folder_of
+from vitbackbone.images import HEAD
+from vitbackbone.store.archive import ArchiveMember, NotAFile, check_bytes, damaged_member, folder_of
 from vitbackbone.store.labels import Label, as_text
-from vitbackbone.store.names import BYTES, Notes, check_name, escaped, extension, is_hidden, is_image
+from vitbackbone.store.names import Notes, check_name, escaped, extension, is_hidden, is_image
 
 BLOCK = 512
 ZEROS = bytes(BLOCK)
-MAX_EXTENSION = 2**20  # bytes of a long name or a PAX header; real ones have some hundred
+MAX_EXTENSION = 2**20  # bytes of a long name or a PAX header; usual ones have some hundred
 MAX_LABEL = 4096  # bytes of a .cls file
-MAX_LINKS = 16  # from one to the next
-CHUNK = 2**20  # bytes that are searched at a time for the next header
+MAX_LINKS = 16  # in a chain
+CHUNK = 2**20  # bytes to search at a time for the next header
 
 COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -31,16 +32,16 @@ COMPRESSED = {
 }
 
 HARD_LINK, SYMBOLIC_LINK, FOLDERS, SPARSE = b"1", b"2", (b"5", b"D"), b"S"
-NO_FILES = (b"3", b"4", b"6", b"M", b"V")  # devices, pipes, parts of files, labels of volumes
+NO_FILES = (b"3", b"4", b"6", b"M", b"V")  # devices, pipes, fragments of files, volume labels
 
 
 class NoHeader(ValueError):
-    """A place without a header that can be read."""
+    """There is no valid header at this place."""
 
 
 @dataclass(frozen=True)
-class Damaged:
-    """A damaged place and what is wrong there."""
+class DamagedPlace:
+    """A damaged place and its fault."""
 
     offset: int
     text: str
@@ -48,11 +49,11 @@ class Damaged:
 
 @dataclass(frozen=True)
 class Entry:
-    """A header and what belongs to it."""
+    """A header with its PAX attributes and long names."""
 
     name: str
     kind: bytes
-    offset: int  # of the first block, which is a PAX header or a long name's, if the entry has one
+    offset: int  # of the first block, which may be a PAX header or a long name
     start: int  # of the data
     size: int  # of the file
     stored: int  # bytes of the data; a sparse file has fewer than its size
@@ -72,24 +73,24 @@ class Entry:
 
 
 class Tar:
-    """Members are read at their offset, so a tar must not be compressed. The label is the `.cls` file's of the same
-    key, else the folder (webdataset, docs/webdataset.md: files of one key stand together)."""
+    """A plain tar; a compressed tar has no offsets. A member's label is the `.cls` file with its key, else its folder.
+    Files of one key stand together (webdataset, docs/webdataset.md)."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def members(self, notes: Notes) -> Iterator[Member]:
+    def members(self, notes: Notes) -> Iterator[ArchiveMember]:
         with self.file.open("rb") as file:
             _check_plain(file.read(8))
             for _, group in groupby(_entries(file, notes), _key):
                 sample = list(group)
                 label = _label(file, sample, notes)
                 for entry in sample:
-                    if isinstance(entry, Damaged):
-                        yield damaged(entry.offset, entry.text)
+                    if isinstance(entry, DamagedPlace):
+                        yield damaged_member(entry.offset, entry.text)
                     elif _is_wanted(file, entry, notes):
                         size = entry.size if entry.is_file else -1
-                        yield Member(entry.name, entry.offset, size, label or folder_of(entry.name))
+                        yield ArchiveMember(entry.name, entry.offset, size, label or folder_of(entry.name))
 
     def class_names(self) -> list[str]:
         return []
@@ -99,14 +100,14 @@ class Tar:
         with self.file.open("rb") as file:
             if offset < 0:
                 _check_plain(file.read(8))
-                raise ValueError("the archive is damaged")
+                raise ValueError("the archive is damaged there")
             entry = _entry_at(file, offset)
             if entry.name != name:
-                raise ValueError(f"the archive has another member there, {entry.name!r}")
+                raise ValueError(f"the archive has changed: it has the member {entry.name!r} there")
             if entry.is_link:
                 entry = _target(file, self.file, entry)
             if not entry.is_file:
-                raise NotAFile("is no file in its archive")
+                raise NotAFile("is not a regular file in its archive")
             check_bytes(entry.size)
             if entry.kind == SPARSE:
                 return _read_sparse(file, entry)
@@ -117,27 +118,24 @@ class Tar:
 def _check_plain(start: bytes) -> None:
     for magic, kind in COMPRESSED.items():
         if start.startswith(magic):
-            raise ValueError(f"is compressed by {kind}; unpack it to a plain .tar, whose members can be read in place")
+            raise ValueError(f"is compressed by {kind}; unpack it to a plain .tar")
 
 
-def _entries(file: BinaryIO, notes: Notes) -> Iterator[Entry | Damaged]:
-    """Yield the entries in order, and the damaged places. Behind one, the search goes on for the next header."""
+def _entries(file: BinaryIO, notes: Notes) -> Iterator[Entry | DamagedPlace]:
+    """Yield entries and damaged places in order. Behind a damaged place it searches for the next header."""
     length = file.seek(0, os.SEEK_END)
     at, shown = 0, escaped(Path(file.name).name)
     while at < length:
         try:
             if _is_end(file, at, length):
                 if _next_header(file, at + 2 * BLOCK, length) < length:
-                    text = (
-                        "archives with members behind the end mark, which `tar --ignore-zeros` lists, are not read on"
-                    )
-                    notes.say(text, shown)
+                    notes.say("archives with more members behind their end mark, which are not read", shown)
                 return
             entry = _entry(file, at, length)
         except NoHeader as error:
             following = _next_header(file, at + BLOCK, length)
             behind = f"the next one is at byte {following}" if following < length else "none follows"
-            yield Damaged(at, f"the archive has no whole header there: {error}; {behind}")
+            yield DamagedPlace(at, f"the archive has no valid header there: {error}; {behind}")
             at = following
             if at >= length:
                 return
@@ -145,24 +143,24 @@ def _entries(file: BinaryIO, notes: Notes) -> Iterator[Entry | Damaged]:
             yield entry
             at = entry.end
             if entry.start + entry.stored > length:
-                yield Damaged(length, f"the archive was cut: it ends within {entry.name!r}")
+                yield DamagedPlace(length, f"the archive was cut: it ends within {entry.name!r}")
                 return
     if length:
-        notes.say("archives without an end mark may have been cut", shown)
+        notes.say("archives without an end mark, which may have been cut", shown)
 
 
 def _is_end(file: BinaryIO, at: int, length: int) -> bool:
-    """Tell whether the end mark stands there, two blocks of zeros. Raises `NoHeader` on a single one within."""
+    """Tell whether the end mark, two blocks of zeros, is there. Raises `NoHeader` on a single block of zeros."""
     file.seek(at)
     if file.read(BLOCK) != ZEROS:
         return False
     if at + BLOCK < length and file.read(BLOCK) != ZEROS[: length - at - BLOCK]:
-        raise NoHeader("a lone block of zeros")
+        raise NoHeader("a single block of zeros")
     return True
 
 
 def _next_header(file: BinaryIO, at: int, length: int) -> int:
-    """Return the offset of the next block that is a header; `length` if there is none."""
+    """Return the offset of the next header; `length` if there is none."""
     for start in range(at, length, CHUNK):
         file.seek(start)
         data = file.read(CHUNK)
@@ -180,18 +178,18 @@ def _has_checksum(header: bytes) -> bool:
         return False
     rest = header[:148] + b" " * 8 + header[156:]
     unsigned = sum(rest)
-    # Old programs summed signed bytes.
+    # Old programs sum signed bytes.
     return wanted == unsigned or wanted == unsigned - 256 * sum(byte > 127 for byte in rest)
 
 
 def _number(field: bytes) -> int:
-    """Return the number of a header's field: octal digits, or big-endian bytes behind a byte of 0x80."""
+    """Return the number in a header field: octal digits, or 0x80 and big-endian bytes."""
     if field[0] in (0x80, 0xFF):
         value = int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
     else:
         digits = field.split(b"\0", 1)[0].strip() or b"0"
         if not re.fullmatch(rb"[0-7]+", digits):
-            raise NoHeader(f"{digits!r} is no octal number")
+            raise NoHeader(f"{digits!r} is not an octal number")
         value = int(digits, 8)
     if value < 0:
         raise NoHeader(f"a size of {value}")
@@ -209,7 +207,7 @@ def _header(file: BinaryIO, at: int) -> bytes:
 
 
 def _entry(file: BinaryIO, at: int, length: int) -> Entry:
-    """Read the entry whose first block is at `at`. Raises `NoHeader` if there is none."""
+    """Read the entry that begins at `at`. Raises `NoHeader` if it is not valid."""
     first, pax, long = at, dict[bytes, bytes](), dict[bytes, bytes]()
     header = _header(file, at)
     while (kind := header[156:157]) in (b"x", b"X", b"g", b"L", b"K"):
@@ -219,7 +217,7 @@ def _entry(file: BinaryIO, at: int, length: int) -> Entry:
         data = file.read(size)
         if kind in (b"L", b"K"):
             long[kind] = data.split(b"\0", 1)[0]
-        elif kind != b"g":  # what holds for all members, such as a comment
+        elif kind != b"g":  # global attributes, such as a comment, are skipped
             pax |= _pax(data)
         at += BLOCK + -(-size // BLOCK) * BLOCK
         header = _header(file, at)
@@ -238,14 +236,14 @@ def _entry(file: BinaryIO, at: int, length: int) -> Entry:
             file.seek(start)
             block = file.read(BLOCK)
             if len(block) < BLOCK:
-                raise NoHeader("the archive ends in the list of a sparse file's parts")
+                raise NoHeader("the archive ends in the map of a sparse file")
             more, start = block[504], start + BLOCK
     elif any(key.startswith(b"GNU.sparse.") for key in pax):
         size = _decimal(pax, b"GNU.sparse.realsize", _decimal(pax, b"GNU.sparse.size", stored))
         kind = SPARSE
     elif kind == HARD_LINK:
         stored = 0
-    elif kind in (b"0", b"\0") and name.endswith(b"/"):  # as the first programs wrote a folder
+    elif kind in (b"0", b"\0") and name.endswith(b"/"):  # a folder, as early programs wrote it
         kind = b"5"
     return Entry(os.fsdecode(name), kind, first, start, size, stored, os.fsdecode(link))
 
@@ -283,7 +281,7 @@ def _is_wanted(file: BinaryIO, entry: Entry, notes: Notes) -> bool:
 
     def head() -> bytes:
         file.seek(entry.start)
-        return file.read(min(BYTES, entry.stored)) if entry.is_file and entry.kind != SPARSE else b""
+        return file.read(min(HEAD, entry.stored)) if entry.is_file and entry.kind != SPARSE else b""
 
     if is_image(entry.name, head):
         return True
@@ -292,29 +290,31 @@ def _is_wanted(file: BinaryIO, entry: Entry, notes: Notes) -> bool:
     return False
 
 
-def _key(entry: Entry | Damaged) -> str | int:
-    if isinstance(entry, Damaged):
+def _key(entry: Entry | DamagedPlace) -> str | int:
+    if isinstance(entry, DamagedPlace):
         return entry.offset
     folder, _, base = entry.name.rpartition("/")
     return f"{folder}/{base.split('.', 1)[0]}"
 
 
-def _label(file: BinaryIO, sample: Sequence[Entry | Damaged], notes: Notes) -> Label:
-    """Return the label of a sample's `.cls` file, if it has one."""
+def _label(file: BinaryIO, sample: Sequence[Entry | DamagedPlace], notes: Notes) -> Label:
+    """Return the label in the `.cls` file of a sample; None if it has none."""
     for entry in sample:
         if not isinstance(entry, Entry) or extension(entry.name) != "cls" or is_hidden(entry.name):
             continue
         if not entry.is_file or entry.kind == SPARSE or entry.stored > MAX_LABEL:
-            notes.say(f"labels of more than {MAX_LABEL} bytes, or that are no files, are not read", escaped(entry.name))
+            notes.say(
+                f"label files that are not read, since only files of at most {MAX_LABEL} bytes are", escaped(entry.name)
+            )
             continue
         file.seek(entry.start)
         return as_text(file.read(entry.stored).decode("utf-8", "backslashreplace"))
     return None
 
 
-@lru_cache(1)  # an archive with links, whose members a process reads in turn
+@lru_cache(1)  # a process reads the members of one archive in turn
 def _offsets(file: Path, _: int) -> dict[str, list[int]]:
-    """Return where the members of each name are described. The second argument is the file's time."""
+    """Return the offsets of the headers of each name. The second argument is the file's time."""
     found: dict[str, list[int]] = {}
     with file.open("rb") as opened:
         for entry in _entries(opened, Notes()):
@@ -324,7 +324,7 @@ def _offsets(file: Path, _: int) -> dict[str, list[int]]:
 
 
 def _target(file: BinaryIO, path: Path, link: Entry) -> Entry:
-    """Return the member that a link leads to, as if the archive had been unpacked."""
+    """Return the member that a link leads to, as in an unpacked archive."""
     offsets = _offsets(path, path.stat().st_mtime_ns)
     entry = link
     for _ in range(MAX_LINKS):
@@ -334,22 +334,22 @@ def _target(file: BinaryIO, path: Path, link: Entry) -> Entry:
         places = offsets.get(name, [])
         before = [place for place in places if place < entry.offset] if hard else []
         if not places:
-            raise ValueError(f"links to {entry.link!r}, which its archive does not have")
+            raise ValueError(f"links to {entry.link!r}, which is not in its archive")
         entry = _entry_at(file, (before or places)[-1])
         if not entry.is_link:
             return entry
-    raise ValueError(f"links to {link.link!r}, which is a circle of links")
+    raise ValueError(f"links to {link.link!r}, which leads in a circle or through more than {MAX_LINKS} links")
 
 
 def _read_sparse(file: BinaryIO, entry: Entry) -> bytes:
-    """Return a file that is stored without its zeros."""
+    """Return the bytes of a sparse file."""
     file.seek(entry.offset)
     try:
         with tarfile.TarFile(fileobj=file) as archive:
             info = archive.next()
             opened = archive.extractfile(info) if info and info.size == entry.size else None
             if opened is None:
-                raise ValueError("the parts of a sparse file are damaged there")
+                raise ValueError("the map of a sparse file is damaged there")
             return opened.read()
     except (tarfile.TarError, ArithmeticError, LookupError, TypeError) as error:
-        raise ValueError(f"the parts of a sparse file are damaged there ({error})") from error
+        raise ValueError(f"the map of a sparse file is damaged there ({error})") from error

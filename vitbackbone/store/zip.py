@@ -1,4 +1,4 @@
-"""Images of a `.zip`, whose directory is read here: entry by entry, so that a damaged one harms no other."""
+"""Images in `.zip` files. The directory is parsed here, entry by entry, so that a damaged entry harms no other."""
 
 import bz2
 import lzma
@@ -13,10 +13,11 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from vitbackbone.store.archive import MAX_IMAGE_BYTES, Member, NotAFile, check_bytes, damaged, folder_of
-from vitbackbone.store.names import BYTES, Notes, check_name, is_hidden, is_image
+from vitbackbone.images import HEAD
+from vitbackbone.store.archive import MAX_IMAGE_BYTES, ArchiveMember, NotAFile, check_bytes, damaged_member, folder_of
+from vitbackbone.store.names import Notes, check_name, is_hidden, is_image
 
-# (signature, then fields): an entry of the directory, a member's own header, the directory's end, and its 64-bit forms.
+# Layouts: an entry of the directory, the header of a member, the end of the directory, and its two 64-bit forms.
 ENTRY = struct.Struct("<4s6H3L5H2L")
 LOCAL = struct.Struct("<4s5H3L2H")
 END = struct.Struct("<4s4H2LH")
@@ -25,28 +26,28 @@ LOCATOR_64 = struct.Struct("<4sLQL")
 IS_ENTRY, IS_LOCAL, IS_END, IS_END_64, IS_LOCATOR_64 = b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7"
 
 ENCRYPTED, UTF8 = 0x1, 0x800  # flags
-DOS = (0, 6, 10, 11, 14)  # systems whose programs may write names with backslashes, in code page 437
+DOS = (0, 6, 10, 11, 14)  # systems whose programs may write backslashes, and names in code page 437
 UNIX = (3, 19)
 SYMBOLIC_LINK = 0o120000
 
 CHUNK = 2**16  # bytes that are decompressed at a time
-NO_DIRECTORY = "it has no directory at its end: it was cut, or is no .zip"
+NO_DIRECTORY = "the archive has no directory at its end: it was cut, or is not a .zip"
 
 OTHER_METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 96: "JPEG", 97: "WavPack", 98: "PPMd", 99: "AES encryption"}
 
 
 class NoEntry(ValueError):
-    """A place of the directory without an entry that can be read."""
+    """There is no valid entry at this place of the directory."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the directory says of a member."""
+    """The entry of a member in the directory."""
 
     name: str
     offset: int  # of the entry in the file
     end: int  # of the entry
-    header: int  # offset of the member's own header, counted from where the archive begins
+    header: int  # offset of the member's header from the start of the archive
     method: int
     flags: int
     crc: int
@@ -57,19 +58,21 @@ class Entry:
 
 @dataclass(frozen=True)
 class Directory:
+    """The place of the directory in the file."""
+
     start: int
     end: int
-    before: int  # bytes before the archive, such as a program that unpacks it
+    before: int  # bytes before the archive, such as a self-extracting program
     count: int
 
 
 class Zip:
-    """The label is the folder."""
+    """A zip. The label of a member is its folder."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def members(self, notes: Notes) -> Iterator[Member]:
+    def members(self, notes: Notes) -> Iterator[ArchiveMember]:
         with self.file.open("rb") as file:
             directory = _directory(file)
             at, count = directory.start, 0
@@ -78,15 +81,15 @@ class Zip:
                     entry = _entry(file, at)
                 except NoEntry as error:
                     following = _next_entry(file, at + 1, directory.end)
-                    yield damaged(at, f"the archive's directory is damaged there: {error}")
+                    yield damaged_member(at, f"the archive's directory is damaged there: {error}")
                     at = following
                     continue
                 at, count = entry.end, count + 1
                 if _is_wanted(file, entry, directory.before, notes):
-                    yield Member(entry.name, entry.offset, entry.size, folder_of(entry.name))
-            if (count - directory.count) % 2**16:  # some programs count no further
-                text = f"the archive's directory has {count} entries that can be read, and claims {directory.count}"
-                yield damaged(directory.end, text)
+                    yield ArchiveMember(entry.name, entry.offset, entry.size, folder_of(entry.name))
+            if (count - directory.count) % 2**16:  # some programs count modulo 2**16
+                text = f"the archive's directory has {count} valid entries, and claims {directory.count}"
+                yield damaged_member(directory.end, text)
 
     def class_names(self) -> list[str]:
         return []
@@ -97,22 +100,22 @@ class Zip:
             try:
                 entry = _entry(file, max(offset, 0))
             except NoEntry:
-                _directory(file)  # which may say more
+                _directory(file)  # its error may say more
                 raise
             if entry.name != name:
-                raise ValueError(f"the archive has another member there, {entry.name!r}")
+                raise ValueError(f"the archive has changed: it has the member {entry.name!r} there")
             return _content(file, entry, _before(self.file, self.file.stat().st_mtime_ns))
 
 
 @lru_cache(8)
 def _before(file: Path, _: int) -> int:
-    """Return how many bytes stand before an archive. The second argument is the file's time."""
+    """Return the number of bytes before the archive. The second argument is the file's time."""
     with file.open("rb") as opened:
         return _directory(opened).before
 
 
 def _directory(file: BinaryIO) -> Directory:
-    """Find the directory. Raises `ValueError` if there is none."""
+    """Find the directory. Raises `ValueError` if it is missing."""
     length = file.seek(0, os.SEEK_END)
     tail_at = max(0, length - END.size - 2**16)
     file.seek(tail_at)
@@ -130,16 +133,18 @@ def _directory(file: BinaryIO) -> Directory:
             if record is not None:
                 end, disk, first_disk, here, count, size, offset = record
     if disk or first_disk or here != count:
-        raise ValueError("it is one of several parts; join them to one .zip")
+        raise ValueError("the archive is one of several volumes; join them to one .zip")
     start = end - size
     if start < 0 or start < offset:
-        raise ValueError(f"its directory claims {size} bytes from byte {offset}, where the file has fewer")
+        raise ValueError(f"the archive's directory claims {size} bytes at byte {offset}, but the file has fewer")
     return Directory(start, end, start - offset, count)
 
 
 def _record_64(file: BinaryIO, offset: int, end: int) -> tuple[int, int, int, int, int, int, int] | None:
-    """Return where the 64-bit end of the directory lies, and its fields. A program in front of the archive moves it to
-    just before `end`."""
+    """Return the offset and fields of the 64-bit end of the directory; None if it is missing.
+
+    If a program stands before the archive, the record lies just before `end` instead of at `offset`.
+    """
     for at in (offset, end - END_64.size):
         if not 0 <= at <= end - END_64.size:
             continue
@@ -158,11 +163,11 @@ def _next_entry(file: BinaryIO, at: int, end: int) -> int:
 
 
 def _entry(file: BinaryIO, at: int) -> Entry:
-    """Read an entry of the directory. Raises `NoEntry` if there is none, or it is damaged."""
+    """Read an entry of the directory. Raises `NoEntry` if it is not valid."""
     file.seek(at)
     fixed = file.read(ENTRY.size)
     if len(fixed) < ENTRY.size or not fixed.startswith(IS_ENTRY):
-        raise NoEntry(f"there is no entry at byte {at}")
+        raise NoEntry(f"no valid entry at byte {at}")
     fields = ENTRY.unpack(fixed)
     made_by, flags, method, crc, stored, size = fields[1] >> 8, fields[3], fields[4], *fields[7:10]
     name_length, extra_length, comment_length, _, _, attributes, header = fields[10:]
@@ -188,7 +193,7 @@ def _entry(file: BinaryIO, at: int) -> Entry:
 
 
 def _extra(data: bytes) -> dict[int, bytes]:
-    """Return the fields behind a name. What is damaged of them is left out."""
+    """Return the extra fields of an entry. Damaged fields are skipped."""
     fields: dict[int, bytes] = {}
     while len(data) >= 4:
         kind, length = struct.unpack_from("<2H", data)
@@ -198,7 +203,7 @@ def _extra(data: bytes) -> dict[int, bytes]:
 
 
 def _name(raw: bytes, flags: int, made_by: int, unicode_path: bytes) -> str:
-    """Return a name: UTF-8 if its entry says so, the file system's bytes if a Unix wrote it, else code page 437."""
+    """Decode a name: UTF-8 if its entry says so, the file system's encoding if a Unix wrote it, else code page 437."""
     if unicode_path[:1] == b"\1" and unicode_path[1:5] == zlib.crc32(raw).to_bytes(4, "little"):
         return os.fsdecode(unicode_path[5:])
     if flags & UTF8 or made_by not in DOS:
@@ -214,7 +219,7 @@ def _is_wanted(file: BinaryIO, entry: Entry, before: int, notes: Notes) -> bool:
 
     def head() -> bytes:
         try:
-            return b"".join(_chunks(file, entry, before + entry.header, BYTES))
+            return b"".join(_chunks(file, entry, before + entry.header, HEAD))
         except (OSError, ValueError):
             return b""
 
@@ -233,7 +238,7 @@ def _content(file: BinaryIO, entry: Entry, before: int) -> bytes:
         more = "more" if len(data) > entry.size else len(data)
         raise ValueError(f"the archive says {entry.size} bytes and has {more}")
     if zlib.crc32(data) != entry.crc:
-        raise ValueError("the archive is damaged there: the checksum is another")
+        raise ValueError("the archive is damaged there: the checksum differs")
     return data
 
 
@@ -243,20 +248,22 @@ def _chunks(file: BinaryIO, entry: Entry, header: int, most: int) -> Iterator[by
         raise ValueError("is encrypted; unpack the archive with its password")
     if entry.method not in METHODS:
         name = OTHER_METHODS.get(entry.method, "unknown")
-        raise ValueError(f"is compressed by method {entry.method} ({name}), which is not read here; pack it anew")
+        raise ValueError(
+            f"is compressed by method {entry.method} ({name}), which is not supported; repack it with Deflate"
+        )
     file.seek(header)
     fixed = file.read(LOCAL.size)
     if len(fixed) < LOCAL.size or not fixed.startswith(IS_LOCAL):
         raise ValueError("the archive is damaged there: the member has no header")
     file.seek(sum(LOCAL.unpack(fixed)[-2:]), os.SEEK_CUR)
     try:
-        yield from METHODS[entry.method](_Part(file, entry.stored), most, entry.size)
+        yield from METHODS[entry.method](_Window(file, entry.stored), most, entry.size)
     except (zlib.error, lzma.LZMAError, EOFError, OSError, pa.ArrowException, struct.error, OverflowError) as error:
         raise ValueError(f"the archive is damaged there ({str(error) or type(error).__name__})") from error
 
 
-class _Part:
-    """The next bytes of a file, up to a number of them."""
+class _Window:
+    """Reads at most `size` further bytes of a file."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -268,18 +275,18 @@ class _Part:
         return data
 
 
-# Each takes the stored bytes, the most to yield, and the size that the archive claims.
-Method = Callable[[_Part, int, int], Iterator[bytes]]
+# A method takes the stored bytes, the most bytes to yield, and the size that the archive claims.
+Method = Callable[[_Window, int, int], Iterator[bytes]]
 
 
-def _stored(part: _Part, most: int, _: int) -> Iterator[bytes]:
-    yield part.read(most)
+def _stored(window: _Window, most: int, _: int) -> Iterator[bytes]:
+    yield window.read(most)
 
 
-def _deflate(part: _Part, most: int, _: int) -> Iterator[bytes]:
+def _deflate(window: _Window, most: int, _: int) -> Iterator[bytes]:
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     while most > 0 and not inflate.eof:
-        data = inflate.unconsumed_tail or part.read(CHUNK)
+        data = inflate.unconsumed_tail or window.read(CHUNK)
         found = inflate.decompress(data, most)
         if not data and not found:
             return
@@ -287,33 +294,33 @@ def _deflate(part: _Part, most: int, _: int) -> Iterator[bytes]:
         yield found
 
 
-def _bzip2(part: _Part, most: int, _: int) -> Iterator[bytes]:
-    yield from _decompressed(bz2.BZ2Decompressor(), part, most)
+def _bzip2(window: _Window, most: int, _: int) -> Iterator[bytes]:
+    yield from _decompressed(bz2.BZ2Decompressor(), window, most)
 
 
-def _xz(part: _Part, most: int, _: int) -> Iterator[bytes]:
-    yield from _decompressed(lzma.LZMADecompressor(lzma.FORMAT_XZ), part, most)
+def _xz(window: _Window, most: int, _: int) -> Iterator[bytes]:
+    yield from _decompressed(lzma.LZMADecompressor(lzma.FORMAT_XZ), window, most)
 
 
-def _lzma(part: _Part, most: int, size: int) -> Iterator[bytes]:
-    _, length = struct.unpack("<2H", part.read(4))
-    settings, dictionary = struct.unpack_from("<BL", part.read(length))
+def _lzma(window: _Window, most: int, size: int) -> Iterator[bytes]:
+    _, length = struct.unpack("<2H", window.read(4))
+    settings, dictionary = struct.unpack_from("<BL", window.read(length))
     settings, lc = divmod(settings, 9)
     pb, lp = divmod(settings, 5)
-    # No content refers further back than it is long, so a claim of 4 GB takes no more memory than that.
+    # Content refers back at most by its own length, so a claim of 4 GB need not be allocated.
     dictionary = min(dictionary, max(4096, min(size, MAX_IMAGE_BYTES)))
     filters = [{"id": lzma.FILTER_LZMA1, "lc": lc, "lp": lp, "pb": pb, "dict_size": dictionary}]
-    yield from _decompressed(lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters), part, most)
+    yield from _decompressed(lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters), window, most)
 
 
-def _zstd(part: _Part, most: int, _: int) -> Iterator[bytes]:
-    with pa.CompressedInputStream(pa.BufferReader(part.read(MAX_IMAGE_BYTES)), "zstd") as stream:
+def _zstd(window: _Window, most: int, _: int) -> Iterator[bytes]:
+    with pa.CompressedInputStream(pa.BufferReader(window.read(MAX_IMAGE_BYTES)), "zstd") as stream:
         yield stream.read(most)
 
 
-def _decompressed(by: bz2.BZ2Decompressor | lzma.LZMADecompressor, part: _Part, most: int) -> Iterator[bytes]:
+def _decompressed(by: bz2.BZ2Decompressor | lzma.LZMADecompressor, window: _Window, most: int) -> Iterator[bytes]:
     while most > 0 and not by.eof:
-        data = part.read(CHUNK) if by.needs_input else b""
+        data = window.read(CHUNK) if by.needs_input else b""
         if by.needs_input and not data:
             return
         found = by.decompress(data, most)

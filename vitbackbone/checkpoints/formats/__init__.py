@@ -1,8 +1,8 @@
-"""The checkpoint formats, as tables: which key of a file becomes which parameter of `ViT`, or of timm's
-Swin behind `TimmBackbone`.
+"""The checkpoint formats as tables: which key of a file becomes which parameter of `ViT`, or of timm's Swin behind
+`TimmBackbone`.
 
-A head's parameters come out under `head.`, `head_dist.` and `head_concat.`, by what they read; they are no part of a
-backbone, and `load_checkpoint` hands them on.
+The parameters of a head come out under `head.`, `head_dist.` and `head_concat.`, by what they read. They are not part
+of a backbone, and `load_checkpoint` returns them beside it.
 """
 
 from vitbackbone.checkpoints.formats.authors import AUTHORS

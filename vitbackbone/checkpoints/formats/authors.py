@@ -1,4 +1,4 @@
-"""The layouts of the authors' own files, and this package's own."""
+"""The layouts of the authors' own files, and of this package's files."""
 
 from vitbackbone.checkpoints.formats.changes import (
     CONVOLUTION,
@@ -31,7 +31,7 @@ from vitbackbone.checkpoints.rules import Rule, Rules, both, drop, inside, read_
 _PLAIN: Rules = (*EMBED, *BLOCK, *QKV, *MLP, *NORM)
 _GATED: Rules = (*both("blocks.{i}.mlp.w12", "blocks.{i}.mlp.w12"), *both("blocks.{i}.mlp.w3", "blocks.{i}.mlp.w3"))
 
-# This package's own file of a model: every parameter under its name. The stem has running statistics
+# This package's files: every parameter under its own name. The stem has running statistics
 NATIVE: Rules = (
     *_PLAIN,
     *_GATED,
@@ -118,7 +118,7 @@ MAE: Rules = (
 # facebookresearch/dino, vision_transformer.py
 DINO: Rules = (*_PLAIN, *POSITIONS_WITH_CLS)
 
-# facebookresearch/moco-v3, main_moco.py: the network under training, with its slow copy and what they predict from
+# facebookresearch/moco-v3, main_moco.py: the trained network, its momentum copy and the predictor
 MOCO_V3: Rules = (
     *inside("module.base_encoder.", (*_PLAIN, *POSITIONS_WITH_CLS, drop("head.{rest}"))),
     drop("module.momentum_encoder.{rest}"),
@@ -132,7 +132,7 @@ DINOV2: Rules = (
     *LAYER_SCALE,
     *POSITIONS_WITH_CLS,
     rename("register_tokens", "reg_token"),
-    unused("mask_token", 1, "dim"),  # stands for masked patches in pretraining alone
+    unused("mask_token", 1, "dim"),  # replaces masked patches in pretraining only
 )
 # facebookresearch/dinov2, hub/classifiers.py
 DINOV2_CLASSIFIER: Rules = (*inside("backbone.", DINOV2), *both("linear_head", "head_concat"))
@@ -152,7 +152,7 @@ DINOV3: Rules = (
     *both("blocks.{i}.mlp.w3", "blocks.{i}.mlp.w3"),
     unused("mask_token", 1, "dim"),
     drop("rope_embed.periods"),  # `Rotary` computes them
-    drop("local_cls_norm.weight"),  # of small crops in pretraining
+    drop("local_cls_norm.weight"),  # for small crops in pretraining
     drop("local_cls_norm.bias"),
 )
 

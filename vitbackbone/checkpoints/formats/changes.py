@@ -1,4 +1,4 @@
-"""What rules do to tensors, and how to undo it.
+"""The computations of rules, with their inverses. None of them broadcasts: shapes that differ are refused.
 
 Axes: `D` width, `N` patches, `p` patch side, `d` width of a head.
 """
@@ -14,8 +14,16 @@ from vitbackbone.checkpoints.rules import Change, Rule
 Tensors = tuple[Tensor, ...]
 
 
+def _add(token: Tensor, position: Tensor) -> Tensor:
+    """Add a token's position to it. Raises `ValueError` if their shapes differ."""
+    if token.shape != position.shape:
+        raise ValueError(f"a token of shape {tuple(token.shape)}, its position of shape {tuple(position.shape)}")
+    return token + position
+
+
 def _fold_cls(cls: Tensor, positions: Tensor) -> Tensors:
-    return cls + positions[:, :1], positions[0, 1:]
+    table = _unbatch(positions)[0]
+    return _add(cls, table[None, :1]), table[1:]
 
 
 def _unfold_cls(cls: Tensor, table: Tensor) -> Tensors:
@@ -23,7 +31,8 @@ def _unfold_cls(cls: Tensor, table: Tensor) -> Tensors:
 
 
 def _fold_distilled(cls: Tensor, distillation: Tensor, positions: Tensor) -> Tensors:
-    return cls + positions[:, :1], distillation + positions[:, 1:2], positions[0, 2:]
+    table = _unbatch(positions)[0]
+    return _add(cls, table[None, :1]), _add(distillation, table[None, 1:2]), table[2:]
 
 
 def _unfold_distilled(cls: Tensor, distillation: Tensor, table: Tensor) -> Tensors:
@@ -31,11 +40,21 @@ def _unfold_distilled(cls: Tensor, distillation: Tensor, table: Tensor) -> Tenso
 
 
 def _fold_flat(cls: Tensor, positions: Tensor) -> Tensors:
-    return (cls + positions[0])[None, None], positions[1:]
+    return _add(cls, positions[0])[None, None], positions[1:]
 
 
 def _unfold_flat(cls: Tensor, table: Tensor) -> Tensors:
     return cls[0, 0], torch.cat([torch.zeros_like(cls[0]), table])
+
+
+def _unbatch(positions: Tensor) -> Tensors:
+    return (rearrange(positions, "1 n d -> n d"),)
+
+
+def _flatten(table: Tensor) -> Tensors:
+    if table.ndim == 4 and table.shape[1] != table.shape[2]:
+        raise ValueError(f"a table of {table.shape[1]} x {table.shape[2]} positions; want a square")
+    return (rearrange(table, "1 h w d -> (h w) d"),)
 
 
 def _square(table: Tensor) -> Tensors:
@@ -43,6 +62,8 @@ def _square(table: Tensor) -> Tensors:
 
 
 def _split_masked(bias: Tensor, mask: Tensor) -> Tensors:
+    if bias.shape != mask.shape:
+        raise ValueError(f"a bias of shape {tuple(bias.shape)}, its mask of shape {tuple(mask.shape)}")
     q, _, v = bias.chunk(3)
     return q, v
 
@@ -52,16 +73,23 @@ def _join_masked(q: Tensor, v: Tensor) -> Tensors:
     return torch.cat([q, none, v]), torch.cat([ones, none, ones])
 
 
-def _turn(kernel: Tensor) -> Tensors:
-    return (kernel.T,)
+def _transpose(kernel: Tensor) -> Tensors:
+    return (rearrange(kernel, "a b -> b a"),)
+
+
+def _join(*parts: Tensor) -> Tensors:
+    """Concatenate tensors of one shape. Raises `ValueError` on other shapes, which could sum up to the right one."""
+    if len({part.shape for part in parts}) > 1:
+        raise ValueError(f"the shapes {', '.join(str(tuple(part.shape)) for part in parts)}; want one shape")
+    return (torch.cat(parts),)
 
 
 def _heads_in(*kernels: Tensor) -> Tensors:
-    return (torch.cat([rearrange(kernel, "D heads d -> (heads d) D") for kernel in kernels]),)
+    return _join(*(rearrange(kernel, "D heads d -> (heads d) D") for kernel in kernels))
 
 
 def _head_biases(*biases: Tensor) -> Tensors:
-    return (torch.cat([bias.flatten() for bias in biases]),)
+    return _join(*(rearrange(bias, "heads d -> (heads d)") for bias in biases))
 
 
 def _unstack_first(whole: Tensor) -> Tensors:
@@ -70,34 +98,34 @@ def _unstack_first(whole: Tensor) -> Tensors:
 
 
 def stack(count: int) -> Change:
-    """Linear layers that read the same input, as one: q, k and v; gate and value."""
-    return Change(lambda *parts: (torch.cat(parts),), lambda whole: whole.chunk(count))
+    """Join linear layers that read the same input: q, k and v; or gate and value."""
+    return Change(_join, lambda whole: whole.chunk(count))
 
 
-# (1, 1, D) and (1, 1 + N, D): the position of CLS goes into the token
+# CLS (1, 1, D) and positions (1, 1 + N, D): the position of CLS is added to the token
 FOLD_CLS = Change(_fold_cls, _unfold_cls)
-# the same with (1, 2 + N, D), whose second position belongs to DeiT's distillation token
+# the same with (1, 2 + N, D): the second position belongs to DeiT's distillation token
 FOLD_DISTILLED = Change(_fold_distilled, _unfold_distilled)
 # the same without the batch axis: (D,) and (1 + N, D)
 FOLD_FLAT = Change(_fold_flat, _unfold_flat)
 # (1, N, D) to (N, D)
-UNBATCH = Change(lambda positions: (positions[0],), lambda table: (table[None],))
-# (1, h, w, D) to (N, D), of a square grid
-FLATTEN = Change(lambda positions: (rearrange(positions, "1 h w d -> (h w) d"),), _square)
-# a bias of q, k and v with the mask that leaves k out (facebookresearch/dinov3, layers/attention.py)
+UNBATCH = Change(_unbatch, lambda table: (table[None],))
+# (1, h, w, D) to (N, D); the grid is a square
+FLATTEN = Change(_flatten, _square)
+# a bias of q, k and v, and the mask that removes the bias of k (facebookresearch/dinov3, layers/attention.py)
 MASKED_BIAS = Change(_split_masked, _join_masked)
 # a matrix that multiplies from the other side
-TRANSPOSE = Change(_turn, _turn)
-# q, k and v of one layer, of which q is used apart
+TRANSPOSE = Change(_transpose, _transpose)
+# one layer for q, k and v to one for q and one for k and v
 UNSTACK_FIRST = Change(_unstack_first, lambda first, rest: (torch.cat([first, rest]),))
-# Flax's kernels: the convolution's (p, p, 3, D); q, k, v of (D, heads, d) each, and their biases; and back again
+# Flax's kernels: the convolution's (p, p, 3, D); q, k and v with (D, heads, d) each, and their biases; the output's
 CONVOLUTION = Change(lambda kernel: (rearrange(kernel, "p q c D -> D c p q"),))
 HEADS_IN, HEAD_BIASES = Change(_heads_in), Change(_head_biases)
 HEADS_OUT = Change(lambda kernel: (rearrange(kernel, "heads d D -> D (heads d)"),))
 
 
 def qkv(source: str, parts: tuple[str, str, str], target: str) -> tuple[Rule, ...]:
-    """Three linear layers as one, with a bias each, or with none for k, or with none at all."""
+    """Join three linear layers into one. Each has a bias, or k has none, or none has."""
     q, _, v = (source + part for part in parts)
     return (
         *(
@@ -110,7 +138,7 @@ def qkv(source: str, parts: tuple[str, str, str], target: str) -> tuple[Rule, ..
 
 
 def gated(gate: str, value: str, target: str) -> tuple[Rule, ...]:
-    """The two branches of a gated MLP as one layer."""
+    """Join the two branches of a gated MLP into one layer."""
     return tuple(Rule((f"{gate}.{kind}", f"{value}.{kind}"), (f"{target}.{kind}",), stack(2)) for kind in KINDS)
 
 

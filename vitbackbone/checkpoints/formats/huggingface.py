@@ -1,5 +1,6 @@
-"""The layouts of transformers' `save_pretrained`, named as `config.json` does under `architectures`: the class that
-saved them. (Version 5 still writes the names of version 4.)
+"""The layouts of transformers' `save_pretrained`, named after the class that saved them.
+
+`config.json` lists this class under `architectures`. (Version 5 still writes the names of version 4.)
 """
 
 from vitbackbone.checkpoints.formats.changes import (
@@ -19,17 +20,17 @@ CLASSIFIER_OF_BOTH = both("classifier", "head_concat")  # reads CLS and the mean
 
 
 def _layers(prefix: str, names: dict[str, str]) -> Rules:
-    """Weights and biases of layers: names in a block of the checkpoint to names in a block of ours."""
+    """Rename the weights and biases of layers, from names in a block of the checkpoint to names in our block."""
     return tuple(rule for theirs, ours in names.items() for rule in both(f"{prefix}.{theirs}", f"blocks.{{i}}.{ours}"))
 
 
 def _having(extra: Rules, rules: Rules) -> Rules:
-    """The rules of a class that has these unused parameters, where another of the same code has them not."""
+    """Return `rules` with unused parameters that this class has, and that other classes of the same code lack."""
     sources = {rule.sources for rule in extra}
     return (*(rule for rule in rules if rule.sources not in sources), *extra)
 
 
-# ---- ViT and what was made from its code --------------------------------------------------------------------------
+# ---- ViT and the classes copied from its code ---------------------------------------------------------------------
 
 _BLOCK = "encoder.layer.{i}"
 _BERT: Rules = (
@@ -37,7 +38,7 @@ _BERT: Rules = (
     *qkv(f"{_BLOCK}.attention.attention.", ("query", "key", "value"), "blocks.{i}.attn"),
     *both(f"{_BLOCK}.attention.output.dense", "blocks.{i}.attn.proj"),
     *both("layernorm", "norm"),
-    drop("embeddings.mask_token"),  # stands for masked patches in pretraining alone
+    drop("embeddings.mask_token"),  # replaces masked patches in pretraining only
     drop("pooler.dense.weight"),  # a tanh layer on CLS that transformers adds; untrained in most checkpoints
     drop("pooler.dense.bias"),
 )
@@ -45,7 +46,9 @@ _POOLER: Rules = (unused("pooler.dense.weight", "dim", "dim"), unused("pooler.de
 _MLP = _layers(_BLOCK, {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"})
 _NORMS = _layers(_BLOCK, {"layernorm_before": "norm1", "layernorm_after": "norm2"})
 _CLS, _POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"
-_REGISTERS = Rule(("embeddings.register_tokens",), ("reg_token",), blank=(1, "num_registers", "dim"))  # there, if empty
+_REGISTERS = Rule(
+    ("embeddings.register_tokens",), ("reg_token",), blank=(1, "num_registers", "dim")
+)  # present even if empty
 _WITH_CLS: Rules = (Rule((_CLS, _POSITIONS), ("cls_token", "pos_embed.table"), FOLD_CLS),)
 
 VIT: Rules = (*_BERT, *_MLP, *_NORMS, *_WITH_CLS)
@@ -144,7 +147,7 @@ SIGLIP: Rules = (
     ),
     *(rule for theirs, ours in _MAP.items() for rule in both(f"head.{theirs}", f"attn_pool.{ours}")),
 )
-# The other tower of a whole model, and what its loss learns
+# The other tower of a whole model, and the parameters of its loss
 _TEXT: Rules = (
     drop("text_model.{rest}"),
     drop("text_projection.weight"),

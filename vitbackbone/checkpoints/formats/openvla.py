@@ -1,30 +1,35 @@
-"""OpenVLA's checkpoints: the vision encoders among the language model and the projector."""
+"""OpenVLA's checkpoints, which hold two vision encoders beside the language model and the projector."""
 
 import re
 
 from torch import Tensor
 
-from vitbackbone.checkpoints.rules import ConversionError, State
+from vitbackbone.checkpoints.faults import Faults
+from vitbackbone.checkpoints.rules import State
 
 OPENVLA_PARTS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 OPENVLA_REST = ("language_model.", "projector.")
 
 
 def split_openvla(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The state dicts of DINOv2 and SigLIP, in timm's layout, in a checkpoint of OpenVLA. The language model and the
-    projector are left out.
+    """Return the state dicts of DINOv2 and SigLIP, in timm's layout, from a checkpoint of OpenVLA. The language model
+    and the projector are left out.
 
-    LayerScale has timm's name again: OpenVLA renamed it, as transformers used to overwrite what is called `gamma`
-    (prismatic/extern/hf/modeling_prismatic.py, `ls_apply_patch`).
-    Raises `ConversionError` with the keys that belong nowhere, and if one of the two encoders is not there.
+    LayerScale gets timm's name back. OpenVLA renamed it because transformers used to overwrite parameters called
+    `gamma` (prismatic/extern/hf/modeling_prismatic.py, `ls_apply_patch`).
+    Raises `ConversionError` that names the keys which belong to no part, and an encoder that is missing.
     """
-    trouble = [f"{key}: no part of OpenVLA" for key in state if not key.startswith(OPENVLA_PARTS + OPENVLA_REST)]
+    faults = Faults()
+    for key in state:
+        if not key.startswith(OPENVLA_PARTS + OPENVLA_REST):
+            faults.add(key, "no part of OpenVLA")
     first, second = (
         {_timm_key(key, part): state[key] for key in state if key.startswith(part)} for part in OPENVLA_PARTS
     )
-    trouble += [f"{part}*: missing" for part, found in zip(OPENVLA_PARTS, (first, second), strict=True) if not found]
-    if trouble:
-        raise ConversionError("the checkpoint is not OpenVLA's:\n  " + "\n  ".join(trouble))
+    for part, found in zip(OPENVLA_PARTS, (first, second), strict=True):
+        if not found:
+            faults.add(f"{part}*", "missing")
+    faults.raise_any("the checkpoint is not OpenVLA's")
     return first, second
 
 

@@ -1,17 +1,17 @@
 """The key layouts of Hugging Face's Swin and Swin V2, as tables, to the parameters of a `TimmBackbone`.
 
 Sources: the `save_pretrained` layout of transformers (v5 still writes the v4 names), timm/models/swin_transformer.py
-and swin_transformer_v2.py. A stage's downsampling is the end of it there, and the start of the next one in timm.
+and swin_transformer_v2.py. Downsampling ends a stage in transformers, and starts the next one in timm.
 """
 
 from vitbackbone.checkpoints.formats.changes import stack
 from vitbackbone.checkpoints.rules import Rule, Rules, both, drop, inside, rename
 
-STAGES = 4  # of every published Swin; the tables hold for fewer
+STAGES = 4  # in every published Swin; the tables also serve fewer
 
 
 def _stage(s: int) -> Rules:
-    """What Swin and Swin V2 share. `{i}` is the block within the stage."""
+    """Return the rules that Swin and Swin V2 share. `{i}` is the block within the stage."""
     theirs, ours = f"encoder.layers.{s}.blocks.{{i}}", f"model.layers.{s}.blocks.{{i}}"
     qkv = tuple(f"{theirs}.attention.self.{part}.weight" for part in ("query", "key", "value"))
     return (
@@ -53,7 +53,7 @@ def _swinv2_stage(s: int) -> Rules:
 _ENDS: Rules = (
     *both("embeddings.patch_embeddings.projection", "model.patch_embed.proj"),
     *both("embeddings.norm", "model.patch_embed.norm"),
-    drop("embeddings.mask_token"),  # stands for masked patches in pretraining alone
+    drop("embeddings.mask_token"),  # replaces masked patches in pretraining only
     *both("layernorm", "model.norm"),
 )
 

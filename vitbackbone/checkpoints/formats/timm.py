@@ -1,10 +1,10 @@
-"""timm's layouts, whose names are mostly ours (timm/models/vision_transformer.py, deit.py, beit.py, eva.py,
+"""timm's layouts, whose names mostly equal ours (timm/models/vision_transformer.py, deit.py, beit.py, eva.py,
 vision_transformer_sam.py)."""
 
 from vitbackbone.checkpoints.formats.changes import FLATTEN, FOLD_CLS, FOLD_DISTILLED, UNBATCH, gated, qkv
 from vitbackbone.checkpoints.rules import Rule, Rules, both, rename
 
-# ---- what they are made of ----------------------------------------------------------------------------------------
+# ---- the parts of a layout ----------------------------------------------------------------------------------------
 
 EMBED: Rules = (*both("patch_embed.proj", "patch_embed.proj"), *both("norm_pre", "norm_pre"))
 POSITIONS_WITH_CLS: Rules = (Rule(("cls_token", "pos_embed"), ("cls_token", "pos_embed.table"), FOLD_CLS),)
@@ -59,7 +59,7 @@ _BEIT: Rules = (*EMBED, *BLOCK, *QKV, *QV_BIAS, *GAMMA, *NORM, *HEAD)
 
 TIMM: dict[str, Rules] = {
     "timm": (*_VIT, *POSITIONS_WITH_CLS, *HEAD),
-    "timm_no_embed_class": (*_VIT, *TOKENS, *POSITIONS, *HEAD),  # timm's word: positions are the patches' alone
+    "timm_no_embed_class": (*_VIT, *TOKENS, *POSITIONS, *HEAD),  # timm's name: only patches have positions
     "timm_distilled": (
         *_VIT,
         Rule(("cls_token", "dist_token", "pos_embed"), ("cls_token", "reg_token", "pos_embed.table"), FOLD_DISTILLED),

@@ -1,4 +1,4 @@
-"""What a Hugging Face checkpoint says of itself, and how to say it: `config.json` and `preprocessor_config.json`."""
+"""Reading and writing `config.json` and `preprocessor_config.json` of Hugging Face checkpoints."""
 
 from vitbackbone.checkpoints.huggingface.config import (
     ANTIALIASED,

@@ -1,7 +1,7 @@
-"""`config.json` to and from the configuration of a network: what each `model_type` of transformers says of itself.
+"""Converting `config.json` to and from the configuration of a network, for each `model_type` of transformers.
 
-A writer stands behind its reader and writes what it can; `export.save_pretrained` reads that again, and refuses where
-something else comes back.
+Each writer stands behind its reader and writes the settings that the class has. `export.save_pretrained` reads them
+again, and refuses if the result differs.
 """
 
 import math
@@ -35,6 +35,7 @@ from vitbackbone.checkpoints.huggingface.records import (
     read_tower,
 )
 from vitbackbone.checkpoints.huggingface.swin import read_swin, read_swinv2
+from vitbackbone.files import SHORT
 from vitbackbone.images import Preprocess
 from vitbackbone.model import AsSquare, MlpKind, Resampling, Rotary, ViTConfig
 from vitbackbone.networks import TimmConfig
@@ -45,14 +46,17 @@ ANTIALIASED = Resampling("bicubic", antialias=True, relative="bilinear")
 
 
 def _shared(settings: Network, gated: bool = False) -> dict[str, Any]:
-    """What every model type has."""
+    """Return the settings that every model type has."""
     patch, activation = settings.patch_size[0], settings.hidden_act
     if not gated and activation not in ACTIVATIONS:
-        raise ValueError(f"config.json has hidden_act={activation!r}; want one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"config.json has hidden_act={SHORT.repr(activation)}; want one of {', '.join(ACTIVATIONS)}")
     rows, columns = (side // patch for side in settings.image_size)
     as_square: AsSquare = "never" if rows == columns else "elsewhere"
     return {
-        "image_size": (rows * patch, columns * patch),  # that positions are for: SigLIP's 384 has 27 patches of 14
+        "image_size": (
+            rows * patch,
+            columns * patch,
+        ),  # the size that the positions cover: SigLIP at 384 has 27 patches of 14
         "patch_size": patch,
         "dim": settings.hidden_size,
         "depth": settings.num_hidden_layers,
@@ -74,15 +78,17 @@ HIDDEN_ACT = {**{ours: theirs for theirs, ours in ACTIVATIONS.items()}, "swiglu"
 
 
 def _always(how: Resampling, image_size: tuple[int, int], patch_size: int) -> Resampling:
-    """How the classes of transformers resample that do so at every size, their own among them. Raises `ValueError` if
-    they cannot."""
+    """Return the resampling of transformers' classes that resample at every size, even their own.
+
+    Raises `ValueError` if the positions do not fill a square.
+    """
     rows, columns = (side // patch_size for side in image_size)
     if rows == columns:
         return how
     if math.isqrt(rows * columns) ** 2 != rows * columns:
         raise ValueError(
             f"config.json has image_size={list(image_size)}, {rows} x {columns} patches. transformers reads these "
-            "positions as a square grid, and runs such a model at no size: want as many patches as a square has"
+            "positions as a square grid and cannot run this model; want as many patches as a square has"
         )
     return replace(how, as_square="always")
 
@@ -101,7 +107,7 @@ def _write_shared(config: ViTConfig) -> dict[str, Any]:
 
 
 def _write_plain(config: ViTConfig) -> dict[str, Any]:
-    """What all but DINOv2 and SAM share."""
+    """Return the settings that all classes but DINOv2 and SAM share."""
     return {**_write_shared(config), "intermediate_size": config.mlp_dim}
 
 
@@ -122,7 +128,7 @@ def _mae(config: Json) -> ViTConfig:
 
 
 def _write_mae(config: ViTConfig) -> dict[str, Any]:
-    return {**_write_vit(config), "mask_ratio": 0.0}  # features of the whole image, where pretraining hides most of it
+    return {**_write_vit(config), "mask_ratio": 0.0}  # pretraining masks most of the image; features need all of it
 
 
 def _ijepa(config: Json) -> ViTConfig:
@@ -164,12 +170,15 @@ def _dinov3(config: Json) -> ViTConfig:
     settings = read_settings(config, Dinov3)
     gated = settings.use_gated_mlp
     if gated and settings.hidden_act != "silu":
-        raise ValueError(f"config.json has use_gated_mlp=True with hidden_act={settings.hidden_act!r}; want 'silu'")
+        raise ValueError(
+            f"config.json has use_gated_mlp=True with hidden_act={SHORT.repr(settings.hidden_act)}; want 'silu'"
+        )
     biases = (settings.query_bias, settings.key_bias, settings.value_bias)
     kinds = {(True, True, True): "qkv", (True, False, True): "qv", (False, False, False): "none"}
     if biases not in kinds or not settings.proj_bias or not settings.mlp_bias:
         raise ValueError(
-            "config.json leaves out biases that this ViT has: want proj_bias, mlp_bias, and query_bias, value_bias"
+            "config.json switches off biases that this ViT has: want proj_bias and mlp_bias, and both or none of "
+            "query_bias and value_bias"
         )
     return ViTConfig(
         **{**_shared(settings, gated), "qkv_bias": kinds[biases]},
@@ -218,7 +227,8 @@ def _write_beit(config: ViTConfig) -> dict[str, Any]:
     return {
         **_write_plain(config),
         "use_absolute_position_embeddings": config.position != "none",
-        "use_relative_position_bias": config.relative_position != "none",  # a table per block, which may be the same
+        "use_relative_position_bias": config.relative_position
+        != "none",  # one table per block; the tables may be equal
         "layer_scale_init_value": 0.1 if config.layer_scale else 0.0,
         "use_mean_pooling": config.pool == "mean",
     }
@@ -276,7 +286,7 @@ def _write_sam(config: ViTConfig) -> dict[str, Any]:
 
 
 def _beit_layout(config: Json) -> str:
-    """The key layout depends on two switches; see `formats.huggingface.BEIT`."""
+    """Return the suffix of the key layout, which depends on two switches; see `formats.huggingface.BEIT`."""
     settings = read_settings(config, Beit)
     absolute, shared = settings.use_absolute_position_embeddings, settings.use_shared_relative_position_bias
     return " absolute" * absolute + " shared" * shared
@@ -284,12 +294,12 @@ def _beit_layout(config: Json) -> str:
 
 @dataclass(frozen=True)
 class ModelType:
-    """One `model_type` of transformers: how to read its config, and its image processor's defaults."""
+    """A `model_type` of transformers: how to read its config, and the defaults of its image processor."""
 
     read: Callable[[Json], ViTConfig | TimmConfig]
     preprocess: Preprocess
-    fixed_input: bool  # whether the network's `image_size` is also the input's where no processor file says otherwise
-    layout: Callable[[Json], str] = lambda config: ""  # what comes after the class in the name of the key layout
+    fixed_input: bool  # whether inputs have the network's `image_size` unless a processor file says otherwise
+    layout: Callable[[Json], str] = lambda config: ""  # the suffix to the class name in the name of the key layout
 
 
 MODEL_TYPES: dict[str, ModelType] = {
@@ -312,8 +322,8 @@ MODEL_TYPES: dict[str, ModelType] = {
 }
 
 
-# The classes that a directory can be written for: model type, and what writes its settings. No whole model with a text
-# tower or a decoder is among them.
+# The classes that a directory can be written for: their model type, and the function that writes their settings. Models
+# with a text tower or a decoder are not among them.
 CLASSES: dict[str, tuple[str, Callable[[ViTConfig], dict[str, Any]]]] = {
     "ViTModel": ("vit", _write_vit),
     "ViTForImageClassification": ("vit", _write_vit),
@@ -338,16 +348,16 @@ CLASSES: dict[str, tuple[str, Callable[[ViTConfig], dict[str, Any]]]] = {
 
 
 def write_config(config: ViTConfig, architecture: str) -> dict[str, Any]:
-    """A `config.json` for one of `CLASSES`. What this class has no setting for is left out."""
+    """Return a `config.json` for one of `CLASSES`, with the settings that this class has."""
     model_type, settings = CLASSES[architecture]
     return {"architectures": [architecture], "model_type": model_type, "num_channels": 3, **settings(config)}
 
 
 def read_config(config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:
-    """The configuration and default preprocessing of a `config.json`.
+    """Return the configuration and default preprocessing of a `config.json`.
 
-    Raises `ValueError` that names the key: of an unknown model type, of a value that its schema in `records.py` does
-    not allow, or of a setting that this ViT does not have.
+    Raises `ValueError` that names the key if the model type is unknown, a value does not fit its schema in
+    `records.py`, or this ViT does not have a setting.
     """
     model_type = _model_type(config)
     network = model_type.read(config)
@@ -356,11 +366,12 @@ def read_config(config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:
 
 
 def read_format(config: Json) -> str:
-    """The name of the checkpoint's key layout: the class that saved it. Raises `ValueError` if it is not named."""
+    """Return the checkpoint's key layout, named after the class that saved it. Raises `ValueError` if none is given."""
     architectures = read_settings(config, File).architectures
     if len(architectures) != 1:
         raise ValueError(
-            f"config.json has architectures={list(architectures)}; want the one class that saved the weights"
+            f"config.json has architectures={SHORT.repr(list(architectures))}; want the one class that saved the "
+            "weights"
         )
     return architectures[0] + _model_type(config).layout(config)
 
@@ -368,12 +379,12 @@ def read_format(config: Json) -> str:
 def _model_type(config: Json) -> ModelType:
     name = read_settings(config, File).model_type
     if name not in MODEL_TYPES:
-        raise ValueError(f"config.json has model_type={name!r}; want one of {', '.join(MODEL_TYPES)}")
+        raise ValueError(f"config.json has model_type={SHORT.repr(name)}; want one of {', '.join(MODEL_TYPES)}")
     return MODEL_TYPES[name]
 
 
 def read_labels(config: Json) -> tuple[str, ...]:
-    """Class names in order, or () if there are none. Raises `ValueError` if they are not numbered from 0."""
+    """Return the class names in order, or () if there are none. Raises `ValueError` if they are not numbered from 0."""
     given = read_settings(config, File).id2label
     names = {int(index): name for index, name in given.items() if index.isdecimal()}
     if sorted(names) != list(range(len(given))):
@@ -382,7 +393,7 @@ def read_labels(config: Json) -> tuple[str, ...]:
 
 
 def write_labels(labels: tuple[str, ...], count: int) -> dict[str, Any]:
-    """The part of a `config.json` about the classes, which may have no names."""
+    """Return the part of a `config.json` about the classes, which may have no names."""
     if not labels:
         return {"num_labels": count}
     names = {str(index): name for index, name in enumerate(labels)}

@@ -1,4 +1,4 @@
-"""Reading a setting of transformers' JSON files."""
+"""Access to a setting of transformers' JSON files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,6 @@ Json = Mapping[str, Any]
 
 
 def get(config: Json, key: str, default: Any) -> Any:
-    """A setting; older files leave out or write null for what is transformers' default."""
+    """Return a setting, or its default if it is missing or null, as in older files."""
     value = config.get(key)
     return default if value is None else value
-
-
-def sides(size: Any) -> tuple[int, int]:
-    """(H, W) of a number, a pair, or {height, width}."""
-    if isinstance(size, Mapping):
-        return size["height"], size["width"]
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

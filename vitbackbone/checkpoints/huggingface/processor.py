@@ -1,4 +1,4 @@
-"""`preprocessor_config.json` to and from `Preprocess`: the defaults of transformers' image processors, by class."""
+"""Converting `preprocessor_config.json` to and from `Preprocess`, with the defaults of transformers' classes."""
 
 import math
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.files import SHORT
 from vitbackbone.images import (
     CLIP_MEAN,
     CLIP_STD,
@@ -37,7 +38,7 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Processor:
-    """An image processor class of transformers: the settings that a file may leave out, and those that only it has."""
+    """An image processor class of transformers: the defaults of the settings that a file may leave out."""
 
     resample: int
     mean: Colour
@@ -45,9 +46,9 @@ class Processor:
     size: Any
     crop_size: Any = None
     do_center_crop: bool = False
-    default_to_square: bool = True  # what `size` as one number means
+    default_to_square: bool = True  # whether `size` as one number means a square or the shorter edge
     own: Json = field(default_factory=dict)  # settings of this class alone, with their defaults
-    resampling: Resampling = "pillow"  # of files that do not say
+    resampling: Resampling = "pillow"  # for files that do not name one
 
     def defaults(self) -> dict[str, Any]:
         return {
@@ -100,12 +101,12 @@ PROCESSORS: dict[str, Processor] = {
     "SamImageProcessor": Processor(BILINEAR, IMAGENET_MEAN, IMAGENET_STD, {"longest_edge": 1024}, own=_SAM),
 }
 
-# The class that transformers takes for a model whose file names none, by what `config.read_config` has for the model
+# The class that transformers uses if a file names none, by the default preprocessing of the model type
 UNNAMED: dict[Preprocess, str] = {
     VIT_EVAL: "ViTImageProcessor",
     SWIN_EVAL: "ViTImageProcessor",
     DEIT_EVAL: "DeiTImageProcessor",
-    SIGLIP_EVAL: "BeitImageProcessor",  # and SigLIP's, which is the same but for `size` as one number
+    SIGLIP_EVAL: "BeitImageProcessor",  # SigLIP's differs only in the meaning of `size` as one number
     CLIP_EVAL: "CLIPImageProcessor",
     DINOV2_EVAL: "BitImageProcessor",
     DINOV3_EVAL: "DINOv3ViTImageProcessor",
@@ -123,13 +124,13 @@ FILE = "preprocessor_config.json"
 
 
 def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
-    """Read the settings of a `preprocessor_config.json` as the processor class that it names does.
+    """Read the settings of a `preprocessor_config.json` like the processor class that it names.
 
-    `default`: the preprocessing of its model type, which decides the class where the file names none.
+    `default`: the preprocessing of its model type, which decides the class if the file names none.
 
-    The result equals the processor of transformers, which resizes with Pillow or with torchvision. A class whose name
-    ends in "Fast", and one that has no other, gives `resampling="torchvision"`; all others "pillow".
-    Raises `ValueError`, naming the key, on a class or a setting that is not known or cannot be followed.
+    The result equals the processor of transformers, which resizes with Pillow or with torchvision. Classes whose name
+    ends in "Fast", and classes that only torchvision implements, give `resampling="torchvision"`; others "pillow".
+    Raises `ValueError` that names the key if a class or a setting is unknown or not supported.
     """
     named, resampling = _class(processor)
     name = named or _class_of_model(default)
@@ -138,14 +139,16 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
     unknown = [key for key, value in processor.items() if key not in wanted.keys() | NO_EFFECT and _acts(value)]
     if unknown:
         raise ValueError(
-            f"{FILE} has {unknown[0]}={processor[unknown[0]]!r}, which {name or 'its processor'} does not know: not "
-            "supported. Remove the key if it does not matter"
+            f"{FILE} has {SHORT.repr(unknown[0])[1:-1]}={SHORT.repr(processor[unknown[0]])}, which "
+            f"{name or 'its processor'} does not know: not supported. Remove the key if it does not matter"
         )
     settings = wanted | {key: value for key, value in processor.items() if value is not None}
     for key in [key for key in settings if key.startswith("do_")]:
         _flag(settings, key)
     if not settings["do_resize"]:
-        raise ValueError(f"{FILE} has do_resize=False; only True is supported, as every photo would keep its own size")
+        raise ValueError(
+            f"{FILE} has do_resize=False; only True is supported, because photos would keep their own sizes"
+        )
     mode, resized = _resized(name, settings)
     image_size = _cropped(settings, mode, resized, name)
     _check_padding(settings, mode, image_size)
@@ -166,7 +169,7 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
 
 
 def write_preprocess(preprocess: Preprocess) -> dict[str, Any]:
-    """A `preprocessor_config.json`, for the processor of transformers that does these steps."""
+    """Return a `preprocessor_config.json` for the processor of transformers that does these steps."""
     resized = preprocess.scaled(preprocess.image_size)
     squash, crop = preprocess.crop_mode == "squash", resized != preprocess.image_size
     kind = ("DeiTImageProcessor" if crop else "ViTImageProcessor") if squash else "BitImageProcessor"
@@ -197,7 +200,7 @@ def write_preprocess(preprocess: Preprocess) -> dict[str, Any]:
 
 
 def _class(processor: Json) -> tuple[str | None, Resampling | None]:
-    """The class that a file names, and the resampling if the name tells."""
+    """Return the class that a file names, or None, and the resampling if the name implies one."""
     named = processor.get("image_processor_type")
     if named is None and isinstance(extractor := processor.get("feature_extractor_type"), str):
         named = extractor.replace("FeatureExtractor", "ImageProcessor")
@@ -209,18 +212,18 @@ def _class(processor: Json) -> tuple[str | None, Resampling | None]:
         if name.removesuffix(ending) in PROCESSORS and name.endswith(ending):
             return name.removesuffix(ending), resampling
     if name not in PROCESSORS:
-        raise ValueError(f"{FILE} has image_processor_type={named!r}; want one of {', '.join(PROCESSORS)}")
+        raise ValueError(f"{FILE} has image_processor_type={SHORT.repr(named)}; want one of {', '.join(PROCESSORS)}")
     return name, None
 
 
 def _class_of_model(default: Preprocess) -> str:
-    """The class that a model type has if its file names none, or "" if `default` is not that of a model type."""
+    """Return the class that a model type has if its file names none, or "" if no model type has `default`."""
     sized = {replace(known, image_size=default.image_size): name for known, name in UNNAMED.items()}
     return sized.get(default, "")
 
 
 def _made_of(default: Preprocess) -> Processor:
-    """A class that does what `default` says."""
+    """Return a class with the steps of `default`."""
     written = write_preprocess(default)
     return Processor(
         written["resample"],
@@ -236,7 +239,7 @@ def _made_of(default: Preprocess) -> Processor:
 
 
 def _acts(value: object) -> bool:
-    """Whether a setting that is not known may do something: null and false switch nothing on."""
+    """Whether an unknown setting may have an effect: null and false switch nothing on."""
     return value is not None and value is not False
 
 
@@ -244,7 +247,8 @@ def _acts(value: object) -> bool:
 
 
 def _resized(name: str, settings: Json) -> tuple[CropMode, Sides]:
-    """How a photo is resized, and what to: the sides of "squash", the shorter side of "center", the longer of "pad"."""
+    """Return how photos are resized, and to what size: both sides for "squash", the shorter side for "center", the
+    longer side for "pad"."""
     size = _size(settings, "size", settings["default_to_square"])
     short = size.get("shortest_edge")
     if name == "SamImageProcessor" and size.keys() == {"longest_edge"}:
@@ -262,61 +266,63 @@ def _resized(name: str, settings: Json) -> tuple[CropMode, Sides]:
         return "squash", (int(size["height"] / scale), int(size["width"] / scale))
     if name == "ConvNextImageProcessor" or name == "SamImageProcessor":
         wanted = "shortest_edge" if name.startswith("Conv") else "longest_edge"
-        raise ValueError(f"{FILE} has size={settings['size']!r}; {name} wants {wanted}")
+        raise ValueError(f"{FILE} has size={SHORT.repr(settings['size'])}; {name} wants {wanted}")
     if size.keys() == {"height", "width"}:
         return "squash", (size["height"], size["width"])
     if size.keys() == {"shortest_edge"}:
         return "center", (size["shortest_edge"],) * 2
     raise ValueError(
-        f"{FILE} has size={settings['size']!r}, which gives every photo its own size: not supported; want height "
-        "and width, or shortest_edge with a crop"
+        f"{FILE} has size={SHORT.repr(settings['size'])}, which gives every photo its own size: not supported; want "
+        "height and width, or shortest_edge with a crop"
     )
 
 
 def _cropped(settings: Json, mode: CropMode, resized: Sides, name: str) -> Sides:
-    """(H, W) of the input."""
+    """Return the (H, W) of the input, after the crop."""
     own = resized
-    if name == "ConvNextImageProcessor" and mode == "center":  # which crops by itself
+    if name == "ConvNextImageProcessor" and mode == "center":  # this class always crops
         own = (_size(settings, "size", False)["shortest_edge"],) * 2
     if not settings["do_center_crop"]:
         if mode == "center" and name != "ConvNextImageProcessor":
             raise ValueError(
-                f"{FILE} has size={settings['size']!r} and do_center_crop=False: it keeps the aspect and crops "
-                "nothing, so that every photo has its own size: not supported. preprocess(photo, keep_aspect=True) "
-                "does that"
+                f"{FILE} has size={SHORT.repr(settings['size'])} and do_center_crop=False: it keeps the aspect and "
+                "crops nothing, which gives every photo its own size: not supported. Set do_center_crop, or use "
+                "preprocess(photo, keep_aspect=True)"
             )
         return own
     crop = _size(settings, "crop_size", True) if settings["crop_size"] is not None else {}
     if crop.keys() != {"height", "width"}:
-        raise ValueError(f"{FILE} has crop_size={settings['crop_size']!r}; want height and width, or a number")
+        raise ValueError(
+            f"{FILE} has crop_size={SHORT.repr(settings['crop_size'])}; want height and width, or a number"
+        )
     image_size = crop["height"], crop["width"]
     fits = image_size[0] * resized[1] == image_size[1] * resized[0] and image_size[0] <= resized[0]
     if mode == "pad" or not fits or (own != resized and own != image_size):
         raise ValueError(
-            f"{FILE} has crop_size={settings['crop_size']!r}: it crops {image_size} from {own}; want the same shape, "
-            "and not larger"
+            f"{FILE} has crop_size={SHORT.repr(settings['crop_size'])}: it crops {image_size} from {own}; want the "
+            "same shape, and not larger"
         )
     return image_size
 
 
 def _check_padding(settings: Json, mode: CropMode, image_size: Sides) -> None:
-    """Padding at the right and bottom is followed where photos that keep their aspect get one size, as SAM's do."""
+    """Raise `ValueError` unless padding at the right and bottom gives all photos one size, as for SAM."""
     pad = _size(settings, "pad_size", True) if settings["pad_size"] is not None else {}
     if not settings["do_pad"]:
         if mode == "pad":
-            raise ValueError(f"{FILE} has do_pad=False, so that every photo has its own size: not supported")
+            raise ValueError(f"{FILE} has do_pad=False, which gives every photo its own size: not supported")
         return
     if pad.keys() == {"height", "width"} and (pad["height"], pad["width"]) == image_size:
         return
     if mode == "pad" or pad:
         raise ValueError(
-            f"{FILE} has pad_size={settings['pad_size']!r} for images of {image_size}: not supported; want the "
-            "same size"
+            f"{FILE} has pad_size={SHORT.repr(settings['pad_size'])} for images of {image_size}: not supported; want "
+            "the same size"
         )
 
 
 def _size(settings: Json, key: str, to_square: bool) -> dict[str, int]:
-    """A size in the words of transformers, from any of its spellings."""
+    """Return a size under transformers' names for its sides, from any of its spellings."""
     size = settings[key]
     if isinstance(size, Mapping):
         return {str(name): _length(side, key, size) for name, side in size.items() if side is not None}
@@ -331,19 +337,19 @@ def _size(settings: Json, key: str, to_square: bool) -> dict[str, int]:
 
 def _length(value: object, key: str, whole: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**16:
-        raise ValueError(f"{FILE} has {key}={whole!r}; want whole numbers of 1 to {2**16} pixels")
+        raise ValueError(f"{FILE} has {key}={SHORT.repr(whole)}; want whole numbers of 1 to {2**16} pixels")
     return value
 
 
 def _flag(settings: Json, key: str) -> None:
     if not isinstance(settings[key], bool):
-        raise ValueError(f"{FILE} has {key}={settings[key]!r}; want true or false")
+        raise ValueError(f"{FILE} has {key}={SHORT.repr(settings[key])}; want true or false")
 
 
 def _number(settings: Json, key: str) -> float:
     value = settings[key]
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{FILE} has {key}={value!r}; want a number")
+        raise ValueError(f"{FILE} has {key}={SHORT.repr(value)}; want a number")
     return float(value)
 
 
@@ -357,7 +363,7 @@ def _fraction(settings: Json, key: str) -> float:
 def _interpolation(settings: Json) -> Interpolation:
     number = settings["resample"]
     if isinstance(number, bool) or not isinstance(number, int) or number not in RESAMPLE:
-        raise ValueError(f"{FILE} has resample={number!r}; want one of {RESAMPLE}")
+        raise ValueError(f"{FILE} has resample={SHORT.repr(number)}; want one of {RESAMPLE}")
     return RESAMPLE[number]
 
 
@@ -365,20 +371,20 @@ def _colour(settings: Json, key: str) -> Colour:
     value = settings[key]
     values = [*value] * (3 if len(value) == 1 else 1) if isinstance(value, list | tuple) else [value] * 3
     if len(values) != 3:
-        raise ValueError(f"{FILE} has {key}={value!r}; want 3 numbers, or one")
+        raise ValueError(f"{FILE} has {key}={SHORT.repr(value)}; want 3 numbers, or one")
     red, green, blue = (_number({key: each}, key) for each in values)
     return red, green, blue
 
 
 def _normalisation(settings: Json) -> tuple[Colour, Colour]:
-    """Mean and std of pixels from 0 to 1, of all that is done to pixels from 0 to 255: rescaled by a factor, 1 taken
-    away (EfficientNet's `rescale_offset`), normalised, and divided by std once more (its `include_top`)."""
+    """Return the mean and std for pixels from 0 to 1 that equal all steps of the processor on pixels from 0 to 255: a
+    rescaling, minus 1 (EfficientNet's `rescale_offset`), normalisation, another division by std (`include_top`)."""
     scale, offset = 1.0, 0.0
     if settings["do_rescale"]:
         scale = _number(settings, "rescale_factor") * 255
         scale = 1.0 if math.isclose(scale, 1, rel_tol=1e-6) else scale
         if scale <= 0:
-            raise ValueError(f"{FILE} has rescale_factor={settings['rescale_factor']!r}; want more than 0")
+            raise ValueError(f"{FILE} has rescale_factor={SHORT.repr(settings['rescale_factor'])}; want more than 0")
         offset = float(settings.get("rescale_offset", False))
     else:
         scale = 255.0
@@ -387,7 +393,7 @@ def _normalisation(settings: Json) -> tuple[Colour, Colour]:
         mean, std = _colour(settings, "image_mean"), _colour(settings, "image_std")
     again = _colour(settings, "image_std") if settings.get("include_top", False) else (1.0, 1.0, 1.0)
     if 0 in (*std, *again):
-        raise ValueError(f"{FILE} has image_std={settings['image_std']!r}; want no zero")
+        raise ValueError(f"{FILE} has image_std={SHORT.repr(settings['image_std'])}; want no zero")
     return (
         _triple([(value + offset) / scale for value in mean]),
         _triple([value * twice / scale for value, twice in zip(std, again, strict=True)]),

@@ -1,8 +1,8 @@
 """The settings that each `model_type` of transformers keeps in `config.json`, as records with checked fields.
 
-Defaults are those of transformers' configuration classes, since older files leave out what has its default value.
-Bounds are far above every published model. They keep a damaged or hostile file from building a network of a size that
-no machine holds.
+The defaults are those of transformers' configuration classes, because older files leave out default values.
+Bounds are far above every published model. They keep a damaged or hostile file from building a network that no machine
+can hold.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from vitbackbone.files import Record, check_record
 
 NAME = "config.json"
-LARGEST = 10**11  # parameters of a network; a ViT-22B has 2.2 * 10**10
+LARGEST = 10**11  # parameters of a network; ViT-22B has 2.2 * 10**10
 
 
 def _as_pair(value: Any) -> Any:
@@ -32,7 +32,7 @@ Epsilon = Annotated[float, Field(gt=0, le=1)]
 
 
 class File(Record):
-    """What every `config.json` says."""
+    """The settings of every `config.json`."""
 
     model_type: str = ""
     architectures: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class File(Record):
 
 
 class Network(Record):
-    """What all model types have, with the defaults of ViT."""
+    """The settings that all model types share, with the defaults of ViT."""
 
     image_size: Pair = (224, 224)
     patch_size: Pair = (16, 16)
@@ -59,7 +59,7 @@ class Network(Record):
         if patch[0] != patch[1]:
             raise ValueError(f"patch_size={list(patch)}; only square patches are supported")
         if min(self.image_size) < patch[0]:
-            raise ValueError(f"image_size={list(self.image_size)}, smaller than patch_size={patch[0]}")
+            raise ValueError(f"image_size={list(self.image_size)}, which is smaller than patch_size={patch[0]}")
         if self.num_channels != 3:
             raise ValueError(f"num_channels={self.num_channels}; only 3 are supported")
         if width % heads:
@@ -76,12 +76,12 @@ class Network(Record):
 
 
 class Square(Network):
-    """A network that transformers builds for square images alone."""
+    """A network that transformers builds only for square images."""
 
     @model_validator(mode="after")
     def _is_square(self) -> "Square":
         if self.image_size[0] != self.image_size[1]:
-            raise ValueError(f"image_size={list(self.image_size)}; transformers builds this model for squares alone")
+            raise ValueError(f"image_size={list(self.image_size)}; transformers builds this model only for squares")
         return self
 
 
@@ -149,7 +149,7 @@ class Clip(Square):
 
 
 class Projected(Record):
-    """What a CLIP says beside its towers."""
+    """The settings of CLIP beside those of its towers."""
 
     projection_dim: Width = 512
 
@@ -205,7 +205,9 @@ class Swin(Record):
         if self.patch_size[0] != self.patch_size[1]:
             raise ValueError(f"patch_size={list(self.patch_size)}; only square patches are supported")
         if min(self.image_size) < self.patch_size[0]:
-            raise ValueError(f"image_size={list(self.image_size)}, smaller than patch_size={self.patch_size[0]}")
+            raise ValueError(
+                f"image_size={list(self.image_size)}, which is smaller than patch_size={self.patch_size[0]}"
+            )
         stages = len(self.depths)
         for key in ("num_heads", "pretrained_window_sizes"):
             if len(getattr(self, key)) < stages:
@@ -223,14 +225,14 @@ Read = TypeVar("Read", bound=Record)
 
 
 def read_settings(config: Any, schema: type[Read], under: str = "") -> Read:
-    """Check the settings of a `config.json`, or of the part that it keeps under the key `under`. A null is a setting
-    left out, as it is for transformers. Raises `ValueError` that names every wrong key."""
+    """Check the settings of a `config.json`, or of the part under its key `under`. Null means the default, as for
+    transformers. Raises `ValueError` that names every wrong key."""
     if isinstance(config, Mapping):
         config = {key: value for key, value in config.items() if value is not None}
     return check_record(config, schema, NAME, under)
 
 
 def read_tower(config: Mapping[str, Any], schema: type[Read]) -> Read:
-    """Check the settings of a vision tower: those under `vision_config`, or the file's own."""
+    """Check the settings of a vision tower, which lie under `vision_config` or at the top level."""
     tower = config.get("vision_config")
     return read_settings(config, schema) if tower is None else read_settings(tower, schema, "vision_config")

@@ -1,4 +1,4 @@
-"""What a Hugging Face Swin or Swin V2 says of itself: `config.json` to a `TimmConfig`."""
+"""Reading the `config.json` of a Hugging Face Swin or Swin V2 into a `TimmConfig`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from vitbackbone.checkpoints.huggingface.records import Swin, read_settings
 from vitbackbone.files import SHORT
 from vitbackbone.networks import TimmConfig, Windows
 
-# What timm's Swin has no setting for, or transformers does not apply to every norm, and the one value supported
+# Settings with one supported value: timm's Swin has no setting for them, or transformers does not apply them everywhere
 ONLY: Json = {"hidden_act": "gelu", "num_channels": 3, "use_absolute_embeddings": False, "layer_norm_eps": 1e-5}
 
 
@@ -17,7 +17,7 @@ def read_swin(config: Json) -> TimmConfig:
 
 
 def read_swinv2(config: Json) -> TimmConfig:
-    """Return the configuration of a Swin V2. For its windows, transformers goes by its `image_size` alone."""
+    """Return the configuration of a Swin V2. transformers derives its windows from `image_size` only."""
     settings = _settings(config)
     stages = len(settings.depths)
     (height, width), coarsest = settings.image_size, settings.patch_size[0] * 2 ** (stages - 1)
@@ -28,7 +28,7 @@ def read_swinv2(config: Json) -> TimmConfig:
 
 
 def _config(architecture: str, settings: Swin, windows: Windows, *arguments: tuple[str, Any]) -> TimmConfig:
-    """`architecture` is any of the family: the arguments replace all that it sets."""
+    """Build a configuration. `architecture` is any of the family, because the arguments replace all its settings."""
     patch_size = settings.patch_size[0]
     return TimmConfig(
         architecture=architecture,

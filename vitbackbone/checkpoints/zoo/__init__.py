@@ -1,6 +1,6 @@
 """The models known by name: configuration, key layout, preprocessing, resampling policies, source and licence.
 
-Data only. Names are those people know: timm's, the authors' own, and `hf:` with a Hugging Face repository.
+This is data only. Names are timm's, the authors' own, and `hf:` with a Hugging Face repository.
 """
 
 from vitbackbone.checkpoints.zoo.adapted import ADAPTED

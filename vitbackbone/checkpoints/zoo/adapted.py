@@ -1,5 +1,5 @@
-"""Models of timm that are no plain ViT, by timm's names: what a list of models shows of them. timm itself says the rest
-when one is loaded, and `"timm:NAME"` takes any other of its models.
+"""timm models that are not plain ViTs: the facts that a list of models shows. timm itself supplies the rest when one is
+loaded, and `"timm:NAME"` loads any other of its models.
 """
 
 #    timm's name: pixels a side, stride and width of the last layer, millions of parameters without head, licence

@@ -1,4 +1,4 @@
-"""The authors' own files, by the names that the authors gave them. All are downloads by hand."""
+"""The authors' own files, under the authors' names. All must be downloaded by hand."""
 
 from dataclasses import replace
 
@@ -125,8 +125,8 @@ def _dinov2(size: str, registers: int, file: str) -> Entry:
 
 
 def _dinov2_classifier(name: str, size: str, registers: int, file: str) -> Entry:
-    """The same backbone with a linear layer that its authors trained on ImageNet-1k; they publish it as a file of its
-    own, and torch hub puts the two together."""
+    """Return the same backbone with a linear layer that its authors trained on ImageNet-1k. They publish the layer as a
+    separate file, and torch hub joins the two."""
     source = f"https://github.com/facebookresearch/dinov2, state_dict of {name}_lc(layers=1)"
     preprocess = evaluation(224, 0.875, IMAGENET_MEAN, IMAGENET_STD)
     backbone = _dinov2(size, registers, file)

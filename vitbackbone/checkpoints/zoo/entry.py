@@ -1,4 +1,4 @@
-"""What is known of a model by name."""
+"""The record of a model that is known by name."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,31 +16,31 @@ TIMM_RESAMPLING = Resampling("bicubic", antialias=True, relative="geometric")  #
 
 @dataclass(frozen=True)
 class Entry:
-    """One named model. `config` has the native policies: what the authors of the weights run."""
+    """A named model. Its `config` has the native policies, those of the authors of the weights."""
 
     config: ViTConfig | TimmConfig | FusedConfig
     format: str  # a key of formats.FORMATS
     preprocess: Preprocess
     licence: str
-    source: str  # what to say where the weights come from: a Hub repository, or a URL for a download by hand
+    source: str  # a Hub repository, or a URL for a download by hand
     hf: Resampling = PLAIN  # transformers' policy for this family
     on_hub: bool = True  # whether `source` is a Hub repository
     num_classes: int = 0  # of the head that comes with the weights
-    classifier: tuple[str, ...] | None = None  # its layers' names, of a timm model whose keys go by name
+    classifier: tuple[str, ...] | None = None  # the head's layers, for a timm model whose keys are converted by name
 
     def at_other_sizes(self, positions: Positions) -> ViTConfig | TimmConfig:
-        """The configuration that does at other sizes than the native one what `positions` names."""
+        """Return the configuration that follows the policy `positions` at other sizes than the native one."""
         if isinstance(self.config, ViTConfig):
             policies = {"native": self.config.resampling, "timm": TIMM_RESAMPLING, "hf": self.hf}
             return replace(self.config, resampling=policies[positions])
         if isinstance(self.config, TimmConfig):
             swin = self.config.windows != "timm"
             if positions == "hf" and not swin:
-                raise ValueError(f"positions='hf': transformers has none for {self.config.architecture}; leave it out")
+                raise ValueError(f"positions='hf': transformers has none for {self.config.architecture}; use 'native'")
             return replace(self.config, windows="timm") if positions == "timm" else self.config
-        raise ValueError("a fused backbone has its members' positions")
+        raise ValueError("a fused backbone takes the positions of its members")
 
 
 def evaluation(side: int, crop_pct: float, mean: Triple, std: Triple) -> Preprocess:
-    """timm's evaluation transform for most models."""
+    """Return timm's evaluation transform for most models."""
     return Preprocess((side, side), crop_pct, "center", "bicubic", mean, std)

@@ -1,4 +1,4 @@
-"""Hugging Face repositories. Any other of a known model type loads too; these are known without a network."""
+"""Hugging Face repositories that are known without a network. Any other of a known model type can be loaded too."""
 
 from dataclasses import replace
 

@@ -1,6 +1,6 @@
 """timm's names: the models of its `vision_transformer`, `deit`, `beit`, `eva` and `vision_transformer_sam`.
 
-Settings are those of timm's `pretrained_cfg` and model definitions; the resampling policy is the authors'.
+The settings come from timm's `pretrained_cfg` and model definitions, the resampling policies from the authors.
 """
 
 from dataclasses import replace
@@ -230,7 +230,8 @@ _DINOV3_SIZES = {
 
 
 def dinov3_config(size: str, qkv_bias: QkvBias, rounded: bool) -> ViTConfig:
-    """`rounded`: the wavelengths are in bfloat16, as the authors' files hold them; timm and transformers round none."""
+    """Return a DINOv3 configuration. `rounded`: the wavelengths are in bfloat16, as in the authors' files; timm and
+    transformers do not round them."""
     return replace(
         _DINOV3_SIZES[size],
         norm_eps=1e-5,

@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all, alone or several together.
+"""Atomic writing: files appear whole or not at all, alone or several together.
 
-A file is written in a private folder beside its place and renamed. The folder's name cannot be guessed and it is made
-anew, so that no link can be planted there. A rename replaces a link at the target and does not follow it.
+A file is written in a private folder beside its place and then renamed. The folder is new and its name cannot be
+guessed, so nobody can plant a link there. A rename replaces a link at the target and does not follow it.
 """
 
 import errno
@@ -14,7 +14,7 @@ from uuid import uuid4
 
 
 def _umask() -> int:
-    """It can only be read by setting it."""
+    """Return the umask of the process, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
@@ -25,10 +25,10 @@ UMASK = _umask()
 
 @contextmanager
 def publish(target: Path) -> Iterator[Path]:
-    """Gives a path in a temporary folder beside `target` to write to; at the end, the file is flushed to disk and
-    renamed. A folder, as who writes may make files of its own beside it: safetensors does.
+    """Yield a path to write to, in a temporary folder beside `target`. At the end, the file is flushed to disk and
+    renamed to `target`. The folder keeps the writer's own temporary files apart, such as those of safetensors.
 
-    On an exception, Ctrl-C among them, neither is left. A kill leaves one of `leftovers`.
+    An exception or Ctrl-C leaves nothing new. A kill leaves a folder that `leftovers` finds.
     """
     folder = _private_folder(target)
     temporary = folder / target.name
@@ -50,11 +50,11 @@ def publish_text(target: Path, text: str) -> None:
 
 @contextmanager
 def publish_together(folder: Path, name: str) -> Iterator[Path]:
-    """Gives a temporary folder to write files to. At the end all of them go into `folder`, made if missing, as one:
-    `read_together` finds either all of the old ones or all of the new ones, whenever the writer is killed.
+    """Yield a temporary folder to write files to. At the end, all of them move into `folder`, which is made if missing.
+    Whenever the writer is killed, `read_together` finds either all old files or all new ones.
 
-    `name`: a name for the files taken together; `read_together` is given the same.
-    On an exception the old files stay. A kill leaves one of `leftovers(folder / name)`.
+    `name`: a name for this group of files; pass the same to `read_together`.
+    An exception leaves the old files. A kill leaves a folder that `leftovers(folder / name)` finds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ready = _ready(folder, name)
@@ -64,17 +64,17 @@ def publish_together(folder: Path, name: str) -> Iterator[Path]:
         for file in temporary.iterdir():
             _finish(file)
         _flush(temporary)
-        _settle(folder, name)  # what a killed writer had ready
+        _settle(folder, name)  # files that a killed writer had ready
         temporary.replace(ready)  # from here on the new files count
         _flush(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # renamed, it is gone already
+        shutil.rmtree(temporary, ignore_errors=True)  # after the rename it is gone already
     _settle(folder, name)
 
 
 def read_together(folder: Path, name: str, files: Sequence[str]) -> list[bytes]:
-    """The contents of files that `publish_together` wrote: from `folder`, or from where a killed writer had them ready.
-    Raises `FileNotFoundError` that lists the missing files, and `OSError` if one cannot be read."""
+    """Return the contents of files that `publish_together` wrote. They lie in `folder`, or in the folder where a killed
+    writer had them ready. Raises `FileNotFoundError` that lists missing files, and `OSError` if one cannot be read."""
     while True:
         ready = _ready(folder, name)
         moving = ready.is_dir() and not ready.is_symlink()
@@ -93,7 +93,7 @@ def read_together(folder: Path, name: str, files: Sequence[str]) -> list[bytes]:
 
 
 def leftovers(target: Path) -> list[Path]:
-    """What is temporary beside `target`, of publications that go on and of processes that were killed."""
+    """Return the temporary folders beside `target`: of writers at work, and of writers that were killed."""
     return [path for path in target.parent.glob(".*.tmp") if path.name.startswith(f".{target.name}.")]
 
 
@@ -104,7 +104,7 @@ def _ready(folder: Path, name: str) -> Path:
 def _settle(folder: Path, name: str) -> None:
     """Move the files that are ready to their places."""
     ready = _ready(folder, name)
-    if ready.is_symlink() or ready.is_file():  # none of ours
+    if ready.is_symlink() or ready.is_file():  # not made here
         ready.unlink()
     if not ready.is_dir():
         return
@@ -122,7 +122,7 @@ def _private_folder(target: Path) -> Path:
 
 
 def _finish(file: Path) -> None:
-    file.chmod(0o666 & ~UMASK)  # safetensors makes its files private; these are as readable as other files
+    file.chmod(0o666 & ~UMASK)  # safetensors makes private files; others get the usual permissions
     _flush(file)
 
 

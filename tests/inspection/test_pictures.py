@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 
 from tests.helpers import photo, tiny_vit
 from vitbackbone import Attention, ViT
-from vitbackbone.inspection import show as view
+from vitbackbone.inspection import pictures as view
 
 
 def maps(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -236,6 +236,10 @@ def test_show_writes_pictures_of_the_whole_photo(backbone: ViT, tmp_path: Path) 
     assert pictures["attention"].width > 2 * 480
     assert pictures["overview"].width > 4 * 480
     assert all(np.asarray(picture).std() > 5 for picture in pictures.values())
+    for name in ("attention", "overview"):  # the legend, in the colours of the maps
+        legend = np.asarray(pictures[name])[-48:].reshape(-1, 3).astype(int)
+        for colour in ((0, 0, 0), (142, 53, 35), (227, 229, 148)):
+            assert np.abs(legend - colour).sum(axis=1).min() < 30
 
 
 @pytest.mark.usefixtures("small")
@@ -319,7 +323,7 @@ def test_show_draws_every_kind_of_backbone(fields: dict[str, object], tmp_path: 
     pictures = read(tmp_path)
     assert pictures["photo"].size == pictures["rollout"].size == (32, 48)
     columns, rows = min(4, backbone.spec.num_heads), -(-backbone.spec.num_heads // 4)
-    assert pictures["attention"].size == (4 + columns * 36, rows * (19 + 48 + 4))
+    assert pictures["attention"].size == (4 + columns * 36, rows * (19 + 48 + 4) + 19)  # and the legend
     assert all(np.asarray(picture).std() > 5 for picture in pictures.values())
 
 

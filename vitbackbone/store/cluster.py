@@ -1,7 +1,8 @@
-"""Shards done by a Ray cluster. What goes through Ray are their numbers: an actor holds one backbone, reads the images
-and publishes the shard itself, so that a retry does the same again and nothing waits in the object store.
+"""Compute shards on a Ray cluster.
 
-Every node must see the store and the images under the same paths.
+Ray carries only the numbers of the shards. An actor holds one backbone, reads the images and writes the shard itself.
+So a retry repeats the same work, and no features pass through the object store. Every node must see the store and the
+images under the same paths.
 """
 
 import logging
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RayOptions:
-    """`address`: of a cluster, such as "auto" or "ray://head:10001"; None is the one that this process is connected to,
-    or a new one on this machine. `actors`: how many, or at least and at most. `cpus`, `gpus`: what each takes."""
+class RayCluster:
+    """A Ray cluster, and what an extraction takes of it.
+
+    `address`: such as "auto" or "ray://head:10001". With None it is the cluster that this process is connected to, or a
+    new one on this machine. `actors`: the number of actors, or the least and the most. `cpus`, `gpus`: CPUs and GPUs
+    reserved for each actor.
+    """
 
     address: str | None = None
     actors: int | tuple[int, int] = (1, 64)
@@ -35,22 +40,22 @@ class RayOptions:
     def __post_init__(self) -> None:
         least, most = (self.actors, self.actors) if isinstance(self.actors, int) else self.actors
         if not 1 <= least <= most:
-            raise ValueError(f"actors={self.actors}; want at least 1")
+            raise ValueError(f"actors={self.actors}; want at least 1, or (least, most)")
         if self.cpus < 0 or self.gpus < 0:
             raise ValueError(f"cpus={self.cpus}, gpus={self.gpus}; want none below 0")
 
 
-def compute_on_ray(job: Job, backbone: Backbone, numbers: Sequence[int], options: RayOptions) -> Iterator[Tally]:
-    """Has these shards done by actors, and tells of each. An actor or a node that dies costs its unfinished shards,
-    which others take.
+def compute_on_cluster(job: Job, backbone: Backbone, numbers: Sequence[int], options: RayCluster) -> Iterator[Tally]:
+    """Compute shards with actors, and yield a tally for each. If an actor or a node crashes, other actors compute its
+    unfinished shards.
 
-    Raises `ImportError` where Ray is not installed, and what an actor raised.
+    Raises `ImportError` if Ray is not installed, and any exception of an actor.
     """
     try:
         import ray
         from ray.exceptions import RayTaskError
     except ImportError as error:
-        raise ImportError("--engine ray wants Ray: pip install 'vitbackbone[ray]'") from error
+        raise ImportError("a Ray cluster needs Ray: pip install 'vitbackbone[ray]'") from error
 
     started = not ray.is_initialized()
     if started:
@@ -79,20 +84,20 @@ def compute_on_ray(job: Job, backbone: Backbone, numbers: Sequence[int], options
 
 
 class Shards:
-    """What an actor does."""
+    """An actor: it computes the shards whose numbers it gets."""
 
     def __init__(self, job: Job, backbone: "ObjectRef[Any]", threads: int) -> None:
         import ray
 
-        # As many as the driver has, whatever Ray thinks of it: the number of threads moves the last bits.
+        # The driver's number of threads, because another number changes the last bits of the features.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
         self.job = job
-        # Never left: the process is this actor's alone.
+        # Never exited: the process ends with the actor.
         self.backbone: Backbone = ExitStack().enter_context(ready(job, ray.get(backbone)))
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
-        """`number`: of the shards to do. Returns how many images each has, and how many of them failed."""
+        """Compute the shards in the column `number`. Return the images of each shard, and how many of them failed."""
         tallies = [list(compute(self.job, self.backbone, [int(number)])) for number in batch["number"]]
         return {
             "images": np.array([sum(tally.images for tally in shard) for shard in tallies]),

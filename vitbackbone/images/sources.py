@@ -1,4 +1,4 @@
-"""What people hold in their hands as an image: a path, bytes, a file object, a PIL image, an array or a tensor.
+"""Image sources: a path, bytes, a file object, a PIL image, an array or a tensor. Each is opened as a `Photo`.
 
 Axes: `C` colours, `H W` pixels of the photo.
 """
@@ -40,12 +40,13 @@ WANTED = (
     "uint8 tensor (3, H, W), (1, H, W) or (H, W)"
 )
 MAX_FILE_BYTES = 2**30
-STARTS_PROGRAMS = ("EPS", "WMF")  # formats of Pillow's whose pixels another program or the system draws
+STARTS_PROGRAMS = ("EPS", "WMF")  # formats of Pillow that another program or the system renders
 
 
 def open_image(image: ImageSource, max_pixels: int | None = None) -> Photo:
-    """Return the photo that an image source holds: its size is known, and its pixels are decoded on demand.
+    """Open an image source. The photo's size is known; its pixels are decoded on demand.
 
+    `image`, `max_pixels`: as for `load_image`.
     Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is no image.
     """
     if isinstance(image, str | PathLike):
@@ -64,17 +65,18 @@ def open_image(image: ImageSource, max_pixels: int | None = None) -> Photo:
 
 
 def load_image(image: ImageSource, max_pixels: int | None = None) -> Image.Image:
-    """Return an upright RGB image of the first frame.
+    """Return the first frame as an upright RGB image.
 
     `image`: a path, the bytes of a file, a binary file object, a PIL image, a uint8 array (H, W, 3) or (H, W), or a
     uint8 tensor (3, H, W), (1, H, W) or (H, W).
     `max_pixels`: the most pixels that are decoded; `PIL.Image.MAX_IMAGE_PIXELS` by default.
 
-    The EXIF orientation is applied where it can be read. Other metadata, colour profiles too, is ignored. By mode: grey
-    and palette images are expanded. Alpha (LA, PA, RGBA, transparent palettes) is dropped and the stored colour kept,
-    as timm, torchvision and transformers do; premultiplied colours are divided by it first. CMYK is converted without a
-    colour profile, Lab to sRGB. Integers of more than 8 bits are scaled to 8 bits by their number of bits, not clipped.
-    Float images, negative values and signed 32-bit values beyond 16 bits have no agreed range and are refused.
+    The EXIF orientation is applied if it can be read. Other metadata is ignored, also colour profiles.
+    Grey and palette images are expanded to RGB. Alpha (LA, PA, RGBA, transparent palettes) is dropped and the stored
+    colour kept, as timm, torchvision and transformers do. Premultiplied colours are divided by alpha first.
+    CMYK is converted without a colour profile, and Lab to sRGB. Integers of more than 8 bits are scaled by their number
+    of bits, not clipped. Float images, negative values and signed 32-bit values beyond 16 bits are refused, because
+    their range is unknown.
 
     Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is no image.
     """
@@ -83,7 +85,7 @@ def load_image(image: ImageSource, max_pixels: int | None = None) -> Image.Image
 
 
 class HeldPhoto(Photo):
-    """A photo whose pixels are in memory already, upright and in RGB."""
+    """A photo whose pixels are already in memory, upright and in RGB."""
 
     def __init__(self, pixels: UInt8[Tensor, "3 H W"], max_pixels: int | None = None) -> None:
         self.max_pixels = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
@@ -98,7 +100,7 @@ class HeldPhoto(Photo):
 
 
 def _read_file(path: Path) -> bytes:
-    """Raises `OSError` on what is no regular file: a pipe would block for ever, and a device may never end."""
+    """Read a regular file. Raises `OSError` on any other: a pipe would block for ever, and a device may never end."""
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(f"{path} is a directory; want an image file")
@@ -110,7 +112,7 @@ def _read_file(path: Path) -> bytes:
 
 
 def _read_all(file: Any) -> bytes:
-    """The whole of a file object, wherever it stands, as Pillow reads it."""
+    """Read a whole file object from its start, wherever it stands, as Pillow does."""
     if callable(getattr(file, "seek", None)) and getattr(file, "seekable", lambda: True)():
         file.seek(0, os.SEEK_SET)
     data = file.read()
@@ -123,7 +125,7 @@ def _read_all(file: Any) -> bytes:
 
 
 def _from_pil(image: Image.Image, max_pixels: int | None) -> Photo:
-    """A picture that was opened and not loaded is read from its file, as a path to it would be."""
+    """Open a PIL image. A TIFF that is not loaded yet is read from its file, as by its path."""
     if isinstance(image, ImageFile.ImageFile) and image.tile and getattr(image, "fp", None) is not None:
         if image.format in STARTS_PROGRAMS:
             raise ImageError(f"a {image.format} image may start another program when it is loaded; convert it first")
@@ -143,37 +145,38 @@ def _from_pil(image: Image.Image, max_pixels: int | None) -> Photo:
 
 
 def _check_array(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """As (H, W, 3)."""
+    """Return a uint8 array as a new array (H, W, 3). Raises `ImageError` on another dtype or shape."""
     _check_dtype(str(array.dtype), array.dtype == np.uint8, array.dtype.kind == "f", "array")
     grey = array.ndim == 2
     if 0 in array.shape or not (grey or (array.ndim == 3 and array.shape[2] in (1, 3))):
-        raise ImageError(f"its shape is {array.shape}; want (H, W, 3) or (H, W) of an array; tensors are (3, H, W)")
+        raise ImageError(f"the array's shape is {array.shape}; want (H, W, 3) or (H, W); a tensor may be (3, H, W)")
     pixels = np.ascontiguousarray(array[..., None] if grey else array)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels.copy()
 
 
 def _check_tensor(tensor: Tensor) -> UInt8[Tensor, "3 H W"]:
+    """Return a uint8 tensor as (3, H, W). Raises `ImageError` on another dtype or shape."""
     _check_dtype(str(tensor.dtype), tensor.dtype == torch.uint8, tensor.is_floating_point(), "tensor")
     pixels = tensor[None] if tensor.ndim == 2 else tensor
     if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[0] not in (1, 3):
-        raise ImageError(f"its shape is {tuple(tensor.shape)}; want (3, H, W), (1, H, W) or (H, W) of a tensor")
+        raise ImageError(f"the tensor's shape is {tuple(tensor.shape)}; want (3, H, W), (1, H, W) or (H, W)")
+    if pixels.layout != torch.strided or pixels.is_meta:
+        kind = "meta" if pixels.is_meta else str(pixels.layout)
+        raise ImageError(f"the tensor is {kind}; want one that holds its pixels densely, as tensor.to_dense() gives")
     return pixels.detach().cpu().expand(3, -1, -1)
 
 
 def _check_dtype(dtype: str, right: bool, floats: bool, kind: str) -> None:
     if right:
         return
-    hint = (
-        f". Convert a float {kind} of 0 to 255 to uint8 yourself, and give one that is normalised already to the "
-        "backbone itself"
-    )
-    text = f"its dtype is {dtype}; want uint8, 0 to 255, as the range of others cannot be told"
+    hint = f". Convert floats of 0 to 255 to uint8 first; pass a {kind} that is normalised already to the backbone"
+    text = f"the {kind}'s dtype is {dtype}; want uint8 from 0 to 255, because the range of other dtypes is unknown"
     raise ImageError(text + (hint if floats else ""))
 
 
 @contextmanager
 def naming(index: int, image: object) -> Iterator[None]:
-    """Say which image of several cannot be read."""
+    """Add to an error which image of a list it is about."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -1,0 +1,152 @@
+"""What torch's tracers make of a network, in a process of its own: the type checks of the tests would be traced too.
+
+    python -m tests.tracing export|onnx|compile NAME...
+
+A name is of a backbone of the contract suite, or `head:NAME`. Prints a line of JSON for each: its name and the largest
+relative error over batches and sizes, or the number of graphs.
+"""
+
+import json
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from heads import attach, create_head
+from tests.contract.test_contract import BACKBONES
+from tests.helpers import randomise, tiny_vit
+from tests.test_heads import OPTIONS
+from tests.timm_networks import BACKBONES as NETWORKS
+
+MAPS = {"neck"}  # whose convolutions on the map want two patches a side or more
+ONE_SIZE = {
+    "relative spline",
+    "fused",
+    "head:policy_neck",
+    "head:simple_pyramid",
+    *NETWORKS,
+}  # docs/how-to/export.md says why
+MULTIPLES = {"head:space_to_depth"}  # that want a grid which they can divide
+SIZES = [(1, 33, 47), (3, 64, 40), (5, 17, 70)]
+DIVISIBLE = [(1, 32, 48), (3, 64, 32)]
+
+
+def network(name: str) -> nn.Module:
+    if not name.startswith("head:"):
+        return BACKBONES[name].eval()
+    backbone, head = tiny_vit(depth=6, num_registers=1), name.removeprefix("head:")
+    return attach(backbone, {"head": randomise(create_head(head, backbone.spec, **OPTIONS[head]))}).eval()
+
+
+def images(batch: int, height: int, width: int) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def native(module: nn.Module) -> tuple[int, int]:
+    return (module.backbone if hasattr(module, "backbone") else module).spec.image_size
+
+
+def sizes(name: str, module: nn.Module) -> list[tuple[int, int, int]]:
+    if name in ONE_SIZE:
+        return [(batch, *native(module)) for batch in (1, 3, 5)]
+    return DIVISIBLE if name in MULTIPLES else SIZES
+
+
+def exported(name: str, module: nn.Module) -> ExportedProgram:
+    """Of an example of the native size, for any batch, height and width."""
+    least = 17 if name.startswith("head:") else 9 if name in MAPS else None
+    height, width = (Dim(side, min=least) for side in "hw")
+    if name in MULTIPLES:
+        height, width = 16 * Dim("h"), 16 * Dim("w")
+    dynamic = {0: Dim("b")} if name in ONE_SIZE else {0: Dim("b"), 2: height, 3: width}
+    with torch.no_grad():
+        return torch.export.export(module, (images(2, *native(module)),), dynamic_shapes=(dynamic,))
+
+
+def leaves(result: Any) -> list[Tensor]:
+    return [torch.as_tensor(leaf) for leaf in pytree.tree_leaves(result) if leaf is not None]
+
+
+def error(got: list[Tensor], want: list[Tensor]) -> float:
+    """The largest error, relative, and infinite where a shape differs."""
+    if [x.shape for x in got] != [x.shape for x in want]:
+        return float("inf")
+    pairs = [(a.double(), b.double()) for a, b in zip(got, want, strict=True) if b.numel()]
+    return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-9)).item() for a, b in pairs)
+
+
+def wanted(module: nn.Module, x: Tensor) -> list[Tensor]:
+    """What the module returns, and of features their pooled vector too, as a graph holds it."""
+    result = module(x)
+    if not hasattr(result, "pooled"):
+        return leaves(result)
+    assert result.geometry.sizes == ((x.shape[2], x.shape[3]),) * len(x)
+    parts = [result.cls, result.registers, result.patches, result.pooled, *x.shape[2:], len(x)]
+    return [torch.as_tensor(part) for part in parts if part is not None]
+
+
+def export(name: str) -> float:
+    module = network(name)
+    program = exported(name, module).module()
+    with torch.no_grad():
+        cases = [images(*size) for size in sizes(name, module)]
+        return max(error(leaves(program(x)), wanted(module, x)) for x in cases)
+
+
+def onnx(name: str) -> float:
+    """In ONNX Runtime and in OpenVINO; a graph must have no resizing."""
+    import onnx as format
+    import onnxruntime
+    import openvino
+
+    module, worst = network(name), 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "model.onnx")
+        torch.onnx.export(exported(name, module), dynamo=True, verbose=False).save(path)
+        assert name.startswith("head:") or "Resize" not in {node.op_type for node in format.load(path).graph.node}
+        session = onnxruntime.InferenceSession(path)
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino.Core().compile_model(path, "CPU", settings)
+        for size in sizes(name, module):
+            x = images(*size)
+            with torch.no_grad():
+                want = wanted(module, x)
+            found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+            result = compiled(x.numpy())
+            also = [result[i] for i in range(len(compiled.outputs))]
+            for values in (found, also):
+                got = [torch.as_tensor(value).reshape(b.shape) for value, b in zip(values, want, strict=True)]
+                worst = max(worst, error(got, want))
+    return worst
+
+
+def compile(name: str) -> float:
+    """How many graphs nine batch sizes take."""
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, _: object) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    module = network(name)
+    compiled = torch.compile(module, backend=count, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for batch in range(2, 11):
+            x = images(batch, 32, 32)
+            assert error(leaves(compiled(x)), leaves(module(x))) == 0
+    return graphs
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    run = {"export": export, "onnx": onnx, "compile": compile}[sys.argv[1]]
+    for each in sys.argv[2:]:
+        print(json.dumps({each: run(each)}), flush=True)

@@ -1,0 +1,62 @@
+"""Files from the Hugging Face Hub, or from its cache on disk."""
+
+from pathlib import Path
+
+from vitbackbone.checkpoints.zoo import ZOO
+
+
+class WeightsUnavailable(OSError):
+    """The weights could not be had. The message says what to do without a network."""
+
+
+def download_config(known: str, revision: str | None) -> Path:
+    """Return the folder with a repository's `config.json` and, if it has one, its image processor's file."""
+    repository = known.removeprefix("hf:")
+    config = download(known, repository, "config.json", revision)
+    if download_if_there(known, repository, "preprocessor_config.json", revision) is None:
+        download_if_there(known, repository, "processor_config.json", revision)
+    return config.parent
+
+
+def download_if_there(known: str, repository: str, file: str, revision: str | None) -> Path | None:
+    """Return the file, or None if the repository has no such file. Raises `WeightsUnavailable` if that is not known."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return download(known, repository, file, revision)
+    except WeightsUnavailable as error:
+        cause = error.__cause__
+        if isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
+            return None
+        if _is_known_missing(repository, file, revision):
+            return None
+        raise
+
+
+def _is_known_missing(repository: str, file: str, revision: str | None) -> bool:
+    """Whether the cache remembers that the repository has no such file."""
+    from huggingface_hub import try_to_load_from_cache
+
+    # A path if the file is cached, None if nothing is known, and a marker of a private name if the file is missing
+    found = try_to_load_from_cache(repository, file, revision=revision)
+    return found is not None and not isinstance(found, str)
+
+
+def download(known: str, repository: str, file: str, revision: str | None) -> Path:
+    """Return the path of a repository's file in the cache. `known` is the backbone's name, for the error."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision))
+    except Exception as error:  # no network, not in the cache, gated, a broken proxy: the client has no one error type
+        why = f"{repository}/{file} could not be downloaded from the Hub: {error}"
+        raise WeightsUnavailable(by_hand(known, why)) from error
+
+
+def by_hand(known: str, why: str) -> str:
+    """Say why there are no weights, and how to load without a network."""
+    if known in ZOO:
+        way = f"load_backbone({known!r}, weights=PATH) takes a file downloaded by hand, weights='random' is untrained"
+    else:
+        way = "load_backbone(DIR) takes a directory downloaded by hand, with config.json and safetensors"
+    return f"no weights for {known!r}: {why}\nWithout a network: {way}, and 'nano' is built in."
