@@ -178,7 +178,7 @@ def _check_grid(name: str, head: Head, size: tuple[int, int], remedy: str) -> No
             step = stride * multiple
             better = " x ".join(str(-(-side // step) * step) for side in size)
             raise ValueError(
-                f"head {name!r} wants a map with sides divisible by {multiple}; images of {size[0]} x {size[1]} give "
+                f"head {name!r} needs a map with sides divisible by {multiple}; images of {size[0]} x {size[1]} give "
                 f"{h} x {w} patches. {remedy[0].upper()}{remedy[1:]}, for example {better}"
             )
 

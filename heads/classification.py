@@ -89,7 +89,7 @@ class DistilledHead(Classifying):
         self.distillation = nn.Linear(spec.dim, num_classes)
 
     def forward(self, features: Features) -> Float[Tensor, "B K"]:
-        """Raises `ValueError` on features without a distillation token."""
+        """Return logits. Raises `ValueError` on features without a distillation token."""
         if features.cls is None or features.registers.shape[1] != 1:
             cls = "no CLS token" if features.cls is None else "a CLS token"
             raise ValueError(
@@ -132,7 +132,7 @@ class ConcatHead(Classifying):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, *features: Features) -> Float[Tensor, "B K"]:
-        """Raises `ValueError` on features without CLS."""
+        """Return logits. Raises `ValueError` on features without CLS."""
         return self.linear(lc_features(*features))
 
 

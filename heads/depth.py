@@ -69,7 +69,7 @@ class LinearDepth(DepthHead):
         self.register_buffer("centres", torch.linspace(min_depth, max_depth, bins), persistent=False)
 
     def maps(self, *features: Features) -> Float[Tensor, "B 1 h w"]:
-        """Raises `ValueError` on features without CLS."""
+        """Return depth on a grid four times as fine as the first map. Raises `ValueError` on features without CLS."""
         geometry = features[0].geometry
         parts = []
         for each in features:

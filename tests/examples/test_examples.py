@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from heads import load_head
+from vitbackbone import load_backbone
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -25,3 +28,8 @@ def test_several_heads_on_one_backbone(tmp_path: Path) -> None:
 def test_a_head_of_ones_own(tmp_path: Path) -> None:
     assert "half of the digits are found within" in run("own_head.py", "--out", tmp_path, "--steps", 2)
     assert '"head": "where"' in (tmp_path / "head.json").read_text()
+
+
+def test_the_shipped_segmentation_head_fits_its_backbone() -> None:
+    head = load_head(EXAMPLES / "camvid", load_backbone("nano"))
+    assert head.num_classes == 11

@@ -44,7 +44,7 @@ def draw_data(data: Path, void: int = 3) -> Path:
 
 
 def run(*words: object) -> str:
-    """What a command prints."""
+    """Return the output of a command."""
     args = segment.parser().parse_args([str(word) for word in words])
     with redirect_stdout(io.StringIO()) as printed:
         args.run(args)

@@ -58,7 +58,7 @@ def make(name: str, backbone: BackboneModule) -> Any:
 
 
 def tensors(output: object) -> list[Tensor]:
-    """All of a head's output, whatever it is made of."""
+    """Return all tensors of a head's output."""
     if isinstance(output, Tensor):
         return [output]
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else []
@@ -68,7 +68,7 @@ def tensors(output: object) -> list[Tensor]:
 
 
 def loss(head: Head, features: tuple[Features, ...]) -> Tensor:
-    """What a segmenter is trained by; of another head, something that depends on all of its output."""
+    """Return a segmenter's training loss; for another head, a sum that depends on all of its output."""
     if isinstance(head, Segmenter):
         (height, width), batch = features[0].geometry.sizes[0], len(features[0].patches)
         return head.loss(torch.arange(height * width * batch).view(batch, height, width) % head.num_classes, *features)

@@ -333,7 +333,7 @@ def test_models_are_saved_and_loaded_with_their_backbone(make: object, tmp_path:
 
 
 def test_a_saved_model_needs_no_other_weights(tmp_path: Path) -> None:
-    original = Path(vitbackbone.__file__).parent / "weights" / "nano.safetensors"
+    original = Path(vitbackbone.__file__).parent / "checkpoints" / "weights" / "nano.safetensors"
     weights = Path(shutil.copy(original, tmp_path / "weights.safetensors"))
     PyramidBackbone(PyramidConfig(weights=str(weights))).save_pretrained(tmp_path / "model")
     weights.unlink()

@@ -41,7 +41,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Of one query (D,) to the tokens of one sample (T, D)."""
+    """Attend with one query (D,) to the tokens of one sample (T, D)."""
     width, parts = len(q) // heads, []
     for h in range(heads):
         at = slice(h * width, (h + 1) * width)
@@ -339,7 +339,7 @@ def test_wrong_use_says_what_to_do():
             clone(probe).fit(X_, y_)
     for options, match in [
         ({"form": "mean"}, "unknown form 'mean'; want one of vjepa, aim"),
-        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"epochs": 0}, "epochs must be a positive integer, got 0"),
         ({"num_heads": 3}, "divides 16"),
         ({"lr": 1e30}, "use a lower lr"),
     ]:

@@ -114,7 +114,7 @@ def test_simple_pyramid_of_patch_14_is_that_of_its_map_resampled_to_16() -> None
 
 
 def test_the_norms_and_biases_are_those_of_vitdet() -> None:
-    """From 768 channels at stride 16 to 256: the parameters of detectron2's module, counted by hand."""
+    """The parameters of detectron2's module from 768 channels at stride 16 to 256, counted by hand."""
     head = SimpleFeaturePyramid(vit(16, dim=768, num_heads=12).spec)
     tail = [c * 256 + 512 + 256 * 256 * 9 + 512 for c in (192, 384, 768, 768)]
     up = [(768 * 384 * 4 + 384) + 2 * 384 + (384 * 192 * 4 + 192), 768 * 384 * 4 + 384, 0, 0]
@@ -212,7 +212,12 @@ def test_fpn_at_a_size_that_the_strides_do_not_divide() -> None:
 
 def test_fpn_takes_the_last_layer_of_each_stride() -> None:
     spec = replace(
-        BACKBONES["convnext"].spec, depth=6, dims=(8, 9, 10, 11, 12, 13), strides=(4, 4, 8, 8, 16, 32), dim=13
+        BACKBONES["convnext"].spec,
+        depth=6,
+        dims=(8, 9, 10, 11, 12, 13),
+        strides=(4, 4, 8, 8, 16, 32),
+        dim=13,
+        pooled_dims=(),
     )
     assert FeaturePyramid(spec).layers == (1, 3, 4, 5)
 

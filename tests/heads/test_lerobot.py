@@ -195,7 +195,7 @@ def test_the_spatial_softmax_is_lerobots(grid: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("own", [Preprocess(), HALF], ids=["ImageNet", "half"])
 def test_colours_are_normalised_once_and_as_the_backbone_wants(own: Preprocess) -> None:
-    """From uint8-like pixels through LeRobot's own preprocessor, against the backbone on its own normalisation."""
+    """uint8-like pixels through LeRobot's own preprocessor give the same as the backbone's own normalisation."""
     policy, vit = act(), ViT(tiny_vit().config, own, "tiny")
     randomise(vit)
     use_in_act(policy, vit)

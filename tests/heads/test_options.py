@@ -1,4 +1,4 @@
-"""Options of heads that cannot be are refused at once, in the words of the caller: each option of each head."""
+"""Invalid options of heads are refused at once, in the words of the caller: each option of each head."""
 
 import inspect
 import math
@@ -101,7 +101,7 @@ def test_every_head_declares_what_its_options_take() -> None:
 
 
 class Another(Head):
-    """As of another package: plain annotations, and one that only its author can check."""
+    """A head of another package: plain annotations, and one that only its author can check."""
 
     def __init__(self, spec: BackboneSpec, sizes: tuple[int, ...] = (1,), act: Any = None, **more: Any) -> None:
         super().__init__(spec, Needs())

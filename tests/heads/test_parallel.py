@@ -1,4 +1,4 @@
-"""Heads trained by several processes: the gradients are those of one process with the whole batch."""
+"""Heads trained by several processes: gradients equal those of one process with the whole batch."""
 
 import copy
 import gc
@@ -119,7 +119,7 @@ def rank_main(rank: int, folder: str, names: list[str]) -> None:
 
 
 def refusals(plain: Attached, name: str, x: Tensor, targets: Any) -> list[str]:
-    """What is said to who goes past DDP."""
+    """Return the errors of calls that bypass DDP."""
     head = plain.heads["it"]
     with torch.no_grad():
         given = plain.features(x)["it"]
@@ -191,7 +191,7 @@ def other_ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
 
 @pytest.fixture
 def ranks(name: str, request: pytest.FixtureRequest) -> Ranks:
-    """What the processes found that trained the head `name`."""
+    """Return the results of the processes that trained the head `name`."""
     return request.getfixturevalue("quick_ranks" if name in QUICK else "other_ranks")
 
 

@@ -1,4 +1,4 @@
-"""What all dense heads promise, the loss of segmentation, and UPerNet."""
+"""The promises of all dense heads, the loss of segmentation, and UPerNet."""
 
 from pathlib import Path
 

@@ -269,7 +269,7 @@ def test_they_run_attached_at_any_size_and_learn(name: str, patch: int) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_padding_has_no_part_in_them(name: str) -> None:
-    """Of images of different sizes, each gives what it gives alone."""
+    """Each image in a batch of different sizes gives the same as alone."""
     vit = tiny_vit()
     both = attach(vit, {"head": make(name)})
     pictures = [images(3, 48, 32), images(3, 16, 80, seed=1)]
@@ -315,7 +315,7 @@ def test_wrong_use_is_refused() -> None:
             create_head("space_to_depth", spec, **options)
     with pytest.raises(ValueError, match="num_heads=3 does not divide 16, the width of tiny"):
         create_head("map_pool", spec, num_heads=3)
-    with pytest.raises(ValueError, match="wants a map with sides divisible by 2; images of 40 x 32 give 5 x 4"):
+    with pytest.raises(ValueError, match="needs a map with sides divisible by 2; images of 40 x 32 give 5 x 4"):
         attach(tiny_vit(), {"tokens": make("space_to_depth")}, image_size=(40, 32))
     both = attach(tiny_vit(), {"tokens": make("space_to_depth")})
     with pytest.raises(ValueError, match="Resize the images: 48 x 32"):
