@@ -199,7 +199,7 @@ class Attached(nn.Module):
         """
         parallel.refuse_past_ddp(self)
         for name, head in self.heads.items():
-            for size in sorted(_sizes(images)):
+            for size in _sizes(images):
                 _check_grid(name, cast(Head, head), size, "resize the images")
         layers, norms = zip(*self.union, strict=True)
         parallel.as_fsdp_forward(self.backbone, "forward_layers")
@@ -265,10 +265,12 @@ def check_backbone(caller: str, backbone: object) -> None:
     )
 
 
-def _sizes(images: object) -> set[tuple[int, int]]:
-    """(H, W) of the images. Of what are no images there are none: the backbone says what is wrong with it."""
-    each = [images] if isinstance(images, Tensor) else images if isinstance(images, list | tuple) else []
-    return {(x.shape[-2], x.shape[-1]) for x in each if isinstance(x, Tensor) and x.ndim > 2 and x.numel()}
+def _sizes(images: object) -> list[tuple[int, int]]:
+    """Return each (H, W) that images have. Anything that is no image is left out: the backbone explains its error."""
+    if isinstance(images, Tensor):  # under a tracer the sizes may be symbols, which no set takes
+        return [(images.shape[-2], images.shape[-1])] if images.ndim > 2 and images.numel() else []
+    each = images if isinstance(images, list | tuple) else []
+    return sorted({(x.shape[-2], x.shape[-1]) for x in each if isinstance(x, Tensor) and x.ndim > 2 and x.numel()})
 
 
 def _called(head: Head) -> str:

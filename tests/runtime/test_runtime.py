@@ -22,10 +22,8 @@ from vitbackbone.contract.fingerprint import weights_sha256
 from vitbackbone.contract.spec import Fidelity
 from vitbackbone.model.attention import attend
 from vitbackbone.model.layers import SwiGLU
+from vitbackbone.runtime import choice, linears, routes
 from vitbackbone.runtime import int8 as eight_bits
-from vitbackbone.runtime import linears
-from vitbackbone.runtime import choice
-from vitbackbone.runtime import routes
 from vitbackbone.runtime.choice import compare, optimize
 from vitbackbone.runtime.routes import Route
 

@@ -2,17 +2,19 @@
 module's results finds the tensors in them: `torch.export`, FSDP, DDP, `tree_map`.
 
 The leaves are tensors and, where all images of a batch have one size, that size and their number: a traced graph
-computes these for each batch anew.
+computes these for each batch anew, except those that its example fixed.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from torch.utils import _pytree as pytree
 
 from vitbackbone.contract.features import Attention, Features, Pooled, Prefix, pool_cls, pool_cls_or_mean, pool_mean
 from vitbackbone.contract.geometry import Geometry
 from vitbackbone.contract.repeated import Repeated
+from vitbackbone.contract.tracing import numbers
 
 Parts = tuple[list[Any], Any]
 
@@ -23,15 +25,20 @@ POOLS: dict[str, Callable[[Features], Any]] = {
 
 def _split_geometry(geometry: Geometry) -> Parts:
     sizes = geometry.sizes
-    if isinstance(sizes, Repeated):
-        return [*sizes.value, sizes.times], (geometry.stride, None, geometry.views)
-    return [], (geometry.stride, tuple(sizes), geometry.views)
+    if not isinstance(sizes, Repeated):
+        return [], (geometry.stride, tuple(sizes), None, geometry.views)
+    parts = (*sizes.value, sizes.times)
+    # An exporter of ONNX refuses numbers among the outputs: those that are fixed belong to the structure of the graph.
+    fixed = tuple(part if torch.compiler.is_exporting() and numbers(part) else None for part in parts)
+    leaves = [part for part, known in zip(parts, fixed, strict=True) if known is None]
+    return leaves, (geometry.stride, None, fixed, geometry.views)
 
 
 def _join_geometry(leaves: Sequence[Any], context: Any) -> Geometry:
-    stride, sizes, views = context
+    stride, sizes, fixed, views = context
     if sizes is None:
-        height, width, count = leaves
+        left = iter(leaves)
+        height, width, count = (next(left) if known is None else known for known in fixed)
         sizes = Repeated((height, width), count)
     return Geometry(sizes, stride, views)
 
@@ -48,15 +55,16 @@ def _join_features(leaves: Sequence[Any], pool: Any) -> Features:
 
 
 def _dump_geometry(context: Any) -> Any:
-    stride, sizes, views = context
+    stride, sizes, fixed, views = context
     if views is not None:
         raise ValueError("a graph with views of photos in it cannot be saved; add them to its result: geometry.through")
-    return stride, sizes
+    return stride, sizes, fixed
 
 
 def _load_geometry(dumped: Any) -> Any:
-    stride, sizes = dumped
-    return stride, None if sizes is None else tuple((height, width) for height, width in sizes), None
+    stride, sizes, fixed = dumped
+    each = None if sizes is None else tuple((height, width) for height, width in sizes)
+    return stride, each, None if fixed is None else tuple(fixed), None
 
 
 def _dump_pool(pool: Any) -> Any:
