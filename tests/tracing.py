@@ -81,13 +81,13 @@ def error(got: list[Tensor], want: list[Tensor]) -> float:
     return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-9)).item() for a, b in pairs)
 
 
-def wanted(module: nn.Module, x: Tensor) -> list[Tensor]:
-    """What the module returns, and of features their pooled vector too, as a graph holds it."""
+def wanted(module: nn.Module, x: Tensor, sizes: bool = True) -> list[Tensor]:
+    """Return what a graph returns: the parts of features, their pooled vector, and the sizes unless these are fixed."""
     result = module(x)
     if not hasattr(result, "pooled"):
         return leaves(result)
     assert result.geometry.sizes == ((x.shape[2], x.shape[3]),) * len(x)
-    parts = [result.cls, result.registers, result.patches, result.pooled, *x.shape[2:], len(x)]
+    parts = [result.cls, result.registers, result.patches, result.pooled, *(x.shape[2:] if sizes else ()), len(x)]
     return [torch.as_tensor(part) for part in parts if part is not None]
 
 
@@ -116,7 +116,7 @@ def onnx(name: str) -> float:
         for size in sizes(name, module):
             x = images(*size)
             with torch.no_grad():
-                want = wanted(module, x)
+                want = wanted(module, x, sizes=name not in ONE_SIZE)
             found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
             result = compiled(x.numpy())
             also = [result[i] for i in range(len(compiled.outputs))]

@@ -21,7 +21,6 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import functional as TVF
-from vitbackbone.inspection.show import show
 
 from tests.helpers import photo, randomise, relative_error, save_photo, tiny_vit
 from vitbackbone import Attention, Backbone, BackboneSpec, Features, Geometry, ImageFeatures, Preprocess, View, ViT

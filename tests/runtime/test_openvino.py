@@ -384,7 +384,7 @@ def test_precisions_that_are_none_are_refused(precision: str) -> None:
 
 
 def test_8_bits_without_a_sample_are_refused() -> None:
-    with pytest.raises(ValueError, match="precision='int8' is calibrated: give a batch of images"):
+    with pytest.raises(ValueError, match="precision='int8' needs calibration: give a batch"):
         OpenVinoBackbone(tiny_vit(), "int8")
 
 

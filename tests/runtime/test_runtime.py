@@ -1,4 +1,4 @@
-"""The fast paths: the contract, closeness to the plain backbone, refusals, and the choice among them."""
+"""The fast routes: the contract, closeness to the plain backbone, refusals, and the choice among them."""
 
 import copy
 import logging

@@ -3,17 +3,19 @@
 `torch.export`, FSDP, DDP and `tree_map` then find the tensors in the results of a module.
 
 The leaves are tensors. If all images of a batch have one size, that size and the number of images are leaves too, so
-that a traced graph computes them for each batch.
+that a traced graph computes them for each batch. Sizes that the example of a graph fixed are no leaves.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from torch.utils import _pytree as pytree
 
 from vitbackbone.contract.features import Attention, Features, Pooled, Prefix, pool_cls, pool_cls_or_mean, pool_mean
 from vitbackbone.contract.geometry import Geometry
 from vitbackbone.contract.repeated import Repeated
+from vitbackbone.contract.tracing import numbers
 
 Parts = tuple[list[Any], Any]
 
@@ -24,15 +26,20 @@ POOLS: dict[str, Callable[[Features], Any]] = {
 
 def _split_geometry(geometry: Geometry) -> Parts:
     sizes = geometry.sizes
-    if isinstance(sizes, Repeated):
-        return [*sizes.value, sizes.times], (geometry.stride, None, geometry.views)
-    return [], (geometry.stride, tuple(sizes), geometry.views)
+    if not isinstance(sizes, Repeated):
+        return [], (geometry.stride, tuple(sizes), None, geometry.views)
+    parts = (*sizes.value, sizes.times)
+    # An exporter of ONNX refuses numbers among the outputs: those that are fixed belong to the structure of the graph.
+    fixed = tuple(part if torch.compiler.is_exporting() and numbers(part) else None for part in parts)
+    leaves = [part for part, known in zip(parts, fixed, strict=True) if known is None]
+    return leaves, (geometry.stride, None, fixed, geometry.views)
 
 
 def _join_geometry(leaves: Sequence[Any], context: Any) -> Geometry:
-    stride, sizes, views = context
+    stride, sizes, fixed, views = context
     if sizes is None:
-        height, width, count = leaves
+        left = iter(leaves)
+        height, width, count = (next(left) if known is None else known for known in fixed)
         sizes = Repeated((height, width), count)
     return Geometry(sizes, stride, views)
 
@@ -49,17 +56,18 @@ def _join_features(leaves: Sequence[Any], pool: Any) -> Features:
 
 
 def _dump_geometry(context: Any) -> Any:
-    stride, sizes, views = context
+    stride, sizes, fixed, views = context
     if views is not None:
         raise ValueError(
             "a graph whose geometry has views cannot be saved; call geometry.through on its result instead"
         )
-    return stride, sizes
+    return stride, sizes, fixed
 
 
 def _load_geometry(dumped: Any) -> Any:
-    stride, sizes = dumped
-    return stride, None if sizes is None else tuple((height, width) for height, width in sizes), None
+    stride, sizes, fixed = dumped
+    each = None if sizes is None else tuple((height, width) for height, width in sizes)
+    return stride, each, None if fixed is None else tuple(fixed), None
 
 
 def _dump_pool(pool: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The same features, sooner: the fast routes of each machine, and the choice among them."""
+"""Faster routes to the same features, and the choice of the fastest on this machine."""
 
 from vitbackbone.runtime.choice import IDLE, SAMPLE, optimize, rebuild
 from vitbackbone.runtime.int8 import Int8Weights, Steps, int8_trouble, onednn

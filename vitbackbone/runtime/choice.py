@@ -51,8 +51,8 @@ def optimize(
 
     The result is for inference only: it makes no gradients and cannot be copied or pickled. Its `runtime` names the
     route, and its `fidelity` says how close the features are to plain float32. A line of the log "vitbackbone" says
-    which route was taken and why. On a GPU, "bf16" and "int8" compile kernels, which takes up to a minute. Small batches
-    on a GPU are recorded and replayed, so hooks on blocks do not see them.
+    which route was taken and why. On a GPU, "bf16" and "int8" compile kernels, which takes up to a minute. A GPU
+    records and replays small batches, so hooks on blocks do not see them.
 
     `precision`: the lowest precision allowed; a higher one is used where it is faster here. "fp32" equals the plain
     backbone to 1e-5.
@@ -142,7 +142,7 @@ def _noise(spec: BackboneSpec) -> Tensor:
     return F.interpolate(coarse, size=spec.image_size, mode="bicubic") + 0.3 * fine
 
 
-# ---- comparing routes ----------------------------------------------------------------------------------------------------
+# ---- comparing routes ---------------------------------------------------------------------------------------------
 
 
 class TooFar(Unavailable):

@@ -1,5 +1,5 @@
-"""CUDA graphs: what a GPU is told to do for one shape of images is recorded once and then replayed by a single call.
-With few images the CPU takes longer to launch the kernels of a ViT one by one than the GPU to run them.
+"""CUDA graphs: the kernels for one shape of images are recorded once and then replayed by a single call.
+With few images, the CPU takes longer to launch the kernels of a ViT one by one than the GPU takes to run them.
 
 Axes: `B` batch, `D` width.
 """
@@ -13,12 +13,12 @@ from vitbackbone.runtime.linears import FastLinear
 
 Key = tuple[object, ...]
 
-PIXELS = 2**21  # of a batch, 41 images at 224: with more, the kernels take longer than their launches
-SHAPES = 8  # that are kept, as each keeps the memory of its tokens
+PIXELS = 2**21  # largest batch, 41 images at 224: in larger ones the kernels take longer than their launches
+SHAPES = 8  # recordings that are kept; each holds the memory of its tokens
 
 
 class Recording:
-    """The kernels that make tokens of images of one shape."""
+    """The recorded kernels that turn images of one shape into tokens."""
 
     def __init__(self, vit: ViT, images: Tensor, geometry: Geometry, asked: Asked) -> None:
         with torch.inference_mode(False), torch.no_grad():
@@ -31,10 +31,10 @@ class Recording:
             current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
             aside.wait_stream(current)
             with torch.cuda.stream(aside):
-                run()  # what is made at the first call, such as a compiled kernel, is not to be recorded
+                run()  # a first call compiles kernels, for example, which must not be recorded
             current.wait_stream(aside)
             self.graph = torch.cuda.CUDAGraph()
-            # Other threads go on, such as one that pins memory.
+            # Other threads may use the GPU meanwhile, such as one that pins memory.
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.tokens = run()
 
@@ -46,10 +46,10 @@ class Recording:
 
 
 class Recordings:
-    """`ViT.tokens`, recorded for each shape of images the second time that it comes, and replayed from then on. Images
-    of several sizes, large batches and all that takes gradients run as ever.
+    """An engine that records `ViT.tokens` when a shape of images comes for the second time, and replays it afterwards.
 
-    The recordings are of one stream each, and of the latest `SHAPES` shapes.
+    Images of several sizes, large batches and calls that need gradients are not recorded. A recording belongs to one
+    CUDA stream. The recordings of the latest `SHAPES` shapes are kept.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Recordings:
             return vit.tokens(images, geometry, asked)
         if self.linears is None:
             self.linears = [module for module in vit.modules() if isinstance(module, FastLinear)]
-        for linear in self.linears:  # which a replay does not call
+        for linear in self.linears:  # a replay does not call them
             linear.check(images)
         key = (images.shape, images.dtype, images.device, frozenset(asked.wanted), asked.part, _stream())
         if key not in self.recordings:
@@ -85,7 +85,7 @@ def _worthwhile(images: Tensor) -> bool:
 
 
 def _tables(vit: ViT, geometry: Geometry, device: torch.device) -> list[Tensor]:
-    """The tables of positions, and of the angles that all blocks ask for."""
+    """Return the position table and the table of rotary angles that the blocks read."""
     config, grid = vit.config, geometry.grid
     tables = [] if vit.pos_embed is None else [vit.pos_embed(grid)]
     if config.rotary is not None:

@@ -1,9 +1,9 @@
-"""Linear layers in 8-bit integers: weights with a scale for each output channel, activations with one scale and zero
-point, both fixed beforehand by what a few images show.
+"""Linear layers in 8-bit integers. Weights have a scale for each output channel. Activations have one scale and one
+zero point. A few images calibrate both.
 
-A few channels of a pretrained ViT are tens of times as large as the rest, and one scale for all would leave the rest a
-handful of steps. So a channel is divided by a factor before it is rounded, and its column of the weights multiplied
-(Xiao et al. 2022, "SmoothQuant").
+A few channels of a pretrained ViT are tens of times as large as the rest. One scale for all channels would leave the
+small ones only a few steps. So each channel is divided by a factor before rounding, and its column of the weights is
+multiplied by the same factor (Xiao et al. 2022, "SmoothQuant").
 
 Axes: `I O` width in and out, `M` tokens.
 """
@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from vitbackbone.model import Block, Mlp
 from vitbackbone.runtime.linears import POST_OPS, FastLinear, fuse_gelu, replace_linears
 
-SMOOTHING = 0.5  # the share of a channel's size that goes over to the weights
-FEWEST = 32  # steps over the range of a hidden channel of an MLP; where one scale leaves it fewer, it has a factor
+SMOOTHING = 0.5  # share of a channel's size that moves to the weights
+FEWEST = 32  # least number of steps for a hidden channel of an MLP; with fewer, channels get factors
 
 
 class Steps(NamedTuple):
-    """Eight bits for a range of values: (value / scale + zero), rounded."""
+    """The scale and zero point of 8-bit values: round(value / scale + zero)."""
 
     scale: float
     zero: int
@@ -38,7 +38,7 @@ class Steps(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What went into a linear layer: the range of each channel."""
+    """The observed range of each input channel of a linear layer."""
 
     low: Float[Tensor, " I"]
     high: Float[Tensor, " I"]
@@ -53,17 +53,17 @@ class Seen(NamedTuple):
 
     @property
     def steps(self) -> Steps:
-        """Of all channels alike."""
+        """The steps of one scale for all channels."""
         return Steps.over(self.low.min().item(), self.high.max().item())
 
     @property
     def coarse(self) -> bool:
-        """Whether these steps are too few for the channel in the middle."""
+        """Whether one scale leaves too few steps for the median channel."""
         return (self.high - self.low).median().item() < FEWEST * self.steps.scale
 
 
 class Int8Weights(NamedTuple):
-    """What an 8-bit kernel multiplies with."""
+    """8-bit weights of a linear layer, with their scales and the bias."""
 
     values: Int8[Tensor, "O I"]
     scales: Float[Tensor, " O"]
@@ -71,20 +71,20 @@ class Int8Weights(NamedTuple):
 
     @classmethod
     def of(cls, weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None) -> "Int8Weights":
-        """Rounded."""
+        """Round float weights to 8 bits."""
         scales = weight.abs().amax(1).clamp(min=1e-12) / 127
         return cls((weight / scales[:, None]).round().to(torch.int8), scales, bias)
 
 
 class InputScaling(NamedTuple):
-    """How what goes into a linear layer is rounded."""
+    """The factors and steps that turn the input of a linear layer into 8 bits."""
 
-    factors: Float[Tensor, " I"]  # that it is divided by before, and the columns of the weights multiplied with
+    factors: Float[Tensor, " I"]  # inputs are divided by them, and columns of the weights multiplied
     steps: Steps
 
     @classmethod
     def of(cls, seen: Seen, weight: Float[Tensor, "O I"], smooth: bool = True) -> "InputScaling":
-        """`smooth`: whether there are factors other than 1."""
+        """Choose them from the observed ranges. Without `smooth` all factors are 1."""
         factors = torch.ones(weight.shape[1])
         if smooth:
             largest = torch.maximum(seen.high, -seen.low).clamp(min=1e-5)
@@ -97,7 +97,7 @@ MakeKernel = Callable[[Int8Weights], Kernel]
 
 
 def onednn(weights: Int8Weights) -> Kernel:
-    """oneDNN's, for CPUs with instructions for it."""
+    """Make oneDNN's 8-bit kernel, for CPUs that have instructions for it."""
     packed = torch.ops.onednn.qlinear_prepack(weights.values, None)
     zeros = torch.zeros(len(weights.scales), dtype=torch.int64)
 
@@ -112,7 +112,7 @@ def onednn(weights: Int8Weights) -> Kernel:
 
 
 def reference(weights: Int8Weights) -> Kernel:
-    """The same in float32: what `onednn` is held to."""
+    """Make a float32 kernel with the same results; `onednn` is tested against it."""
 
     def run(x: Tensor, steps: Steps, gelu: str | None, out: Steps | None) -> Tensor:
         y = F.linear(x.float() - steps.zero, weights.values.float()) * (steps.scale * weights.scales)
@@ -126,8 +126,8 @@ def reference(weights: Int8Weights) -> Kernel:
 class Int8Linear(FastLinear):
     """A linear layer in 8 bits.
 
-    `seen`: what goes in. `smooth`: whether its channels have factors; they cannot where 8 bits come in.
-    `gelu`, `out`: the GELU applied to the output, by its name in `POST_OPS`, and the steps that it is handed on in.
+    `seen`: the ranges of the input. `smooth`: whether input channels have factors; an 8-bit input has none.
+    `gelu`: the name in `POST_OPS` of a GELU for the output. `out`: the steps of an 8-bit output.
     """
 
     def __init__(
@@ -154,13 +154,13 @@ class Int8Linear(FastLinear):
 
 
 def rounded(x: Float[Tensor, "*B I"], zero: int) -> UInt8[Tensor, "*B I"]:
-    """x + zero to the nearest of 0 to 255, by way of signed integers: torch converts to those many times as fast."""
+    """Round x + zero to 0..255, through signed integers because torch converts to them many times faster."""
     signed = (x + (zero - 128)).round_().clamp_(-128, 127).to(torch.int8)
     return signed.view(torch.uint8).bitwise_xor_(128)
 
 
 def int8_trouble() -> str:
-    """Why oneDNN's 8-bit linears are not to be used here; empty where they agree with `reference`."""
+    """Return why oneDNN's 8-bit linear layers cannot be used here; empty if they agree with `reference`."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(-127, 128, (80, 48), generator=generator).to(torch.int8)
     weights = Int8Weights(values, torch.rand(80, generator=generator) / 100, torch.randn(80, generator=generator))
@@ -183,7 +183,7 @@ def int8_trouble() -> str:
 
 @contextmanager
 def watching(blocks: Sequence[Block]) -> Iterator[dict[nn.Module, Seen]]:
-    """What goes into each linear layer of the blocks meanwhile."""
+    """Observe the input ranges of the linear layers of the blocks within the `with` block."""
     seen: dict[nn.Module, Seen] = {}
 
     def look(linear: nn.Module, given: tuple[Tensor]) -> None:
@@ -200,8 +200,11 @@ def watching(blocks: Sequence[Block]) -> Iterator[dict[nn.Module, Seen]]:
 
 
 def quantize(block: Block, seen: Mapping[nn.Module, Seen], mlp: str, make: MakeKernel) -> None:
-    """The linear layers of a block in 8 bits. Between those of an MLP with a GELU (`mlp`: its name in `ViTConfig`), the
-    values stay in 8 bits, unless one scale for all of their channels would be too coarse."""
+    """Replace the linear layers of a block by 8-bit ones.
+
+    `mlp` is the activation's name in `ViTConfig`. With a GELU, values between the two layers of the MLP stay in 8 bits,
+    unless one scale for all channels is too coarse.
+    """
     handed_on: list[nn.Module] = []
     if mlp in POST_OPS and isinstance(block.mlp, Mlp) and {block.mlp.fc1, block.mlp.fc2} <= seen.keys():
         hidden = seen[block.mlp.fc2]

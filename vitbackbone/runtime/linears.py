@@ -1,7 +1,7 @@
-"""Linear layers and attention in other kernels than torch's default ones, and where in a ViT they take the place of its
-own. Parameters keep their names and their memory: what is multiplied with is a copy, laid out for the kernel.
+"""Linear layers and attention in faster kernels than torch's default ones, and their places in a ViT.
+Parameters keep their names and their memory. The kernels multiply with a copy in their own layout.
 
-oneDNN's packed linears are private operations of torch: `trouble` tries them against `F.linear` before they are used.
+oneDNN's packed linear layers are private operations of torch: `trouble` tests them against `F.linear` before use.
 
 Axes: `B` batch, `N` tokens, `Q` tokens that ask, `D` width, `d` width of a head, `I O` width in and out.
 """
@@ -19,7 +19,7 @@ from vitbackbone.model import Block, LayerScale, Mlp
 POST_OPS = {
     "gelu": "none",
     "gelu_tanh": "tanh",
-}  # what oneDNN applies as it stores, by torch's names
+}  # activations that oneDNN can apply to its output: our names to torch's
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # max |a - b| / max |b| of one linear
 
 
@@ -27,20 +27,20 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # max |a - b| / max |b|
 
 
 class FastLinear(nn.Linear):
-    """A linear layer in another kernel. It takes no gradients, and stays on its device and in its precision.
+    """A linear layer in another kernel. It takes no gradients and cannot change its device or precision.
 
-    `gamma`: factors of the output channels, folded into the copy; those of a LayerScale behind it.
+    `gamma`: factors of a LayerScale behind it, which are folded into the copy of the weights.
     """
 
     def __init__(self, linear: nn.Linear, gamma: Float[Tensor, " O"] | None = None) -> None:
-        nn.Module.__init__(self)  # not that of `nn.Linear`, which makes parameters
+        nn.Module.__init__(self)  # skips `nn.Linear.__init__`, which would make parameters
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.gamma = gamma
         self.version = _version(linear)
 
     def folded(self, dtype: torch.dtype) -> tuple[Float[Tensor, "O I"], Float[Tensor, " O"] | None]:
-        """Weight and bias, as they are multiplied with."""
+        """Return weight and bias with `gamma` folded in, in the kernel's precision."""
         weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
         if self.gamma is not None:
             weight, bias = weight * self.gamma[:, None], None if bias is None else bias * self.gamma
@@ -52,7 +52,7 @@ class FastLinear(nn.Linear):
         return self.multiply(x)
 
     def check(self, x: Tensor) -> None:
-        """Raises `ValueError` where the result would not be what it seems."""
+        """Raises `ValueError` if gradients are wanted or the weights have changed."""
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError("an optimised backbone makes no gradients; call it under torch.no_grad()")
         if _version(self) != self.version:
@@ -75,12 +75,12 @@ class FastLinear(nn.Linear):
 
 
 def _version(linear: nn.Linear) -> list[int]:
-    """Another one after every change of a parameter."""
+    """Return the versions of the parameters, which every in-place change increases."""
     return [0 if p is None or p.is_inference() else p._version for p in (linear.weight, linear.bias)]
 
 
 class CastLinear(FastLinear):
-    """In torch's own kernel of another precision. On a GPU it is the fast one, elsewhere what others are held to."""
+    """A linear layer in torch's kernel of another precision: fast on a GPU, a reference for tests elsewhere."""
 
     def __init__(self, linear: nn.Linear, gamma: Float[Tensor, " O"] | None, dtype: torch.dtype) -> None:
         super().__init__(linear, gamma)
@@ -92,10 +92,11 @@ class CastLinear(FastLinear):
 
 
 class GeluLinear(CastLinear):
-    """The same with a GELU behind it. A GPU's kernel applies the tanh form of it as it stores, which saves two trips of
-    the widest tensor through memory; the two forms differ by 5e-4 at most, a quarter of what bfloat16 rounds at 1.
+    """A `CastLinear` with a GELU behind it. A GPU's kernel applies the tanh form of the GELU as it stores its result.
+    This saves two passes of the widest tensor through memory. The two forms differ by at most 5e-4, a quarter of
+    bfloat16's rounding error at 1.
 
-    `torch._addmm_activation` is a private operation of torch: `gelu_trouble` tries it before it is used.
+    `torch._addmm_activation` is a private operation of torch: `gelu_trouble` tests it before use.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
@@ -104,7 +105,7 @@ class GeluLinear(CastLinear):
     def multiply(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         weight, bias = self.copies
         bias = weight.new_zeros(len(weight)) if bias is None else bias
-        # A compiler would take the operation apart, but for a name of its own.
+        # A custom operation, because a compiler would split the private one.
         apply = linear_gelu if torch.compiler.is_compiling() else _linear_gelu
         return apply(x.to(weight.dtype).flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
 
@@ -122,7 +123,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def gelu_trouble(dtype: torch.dtype, device: torch.device) -> str:
-    """Why the GELU is not to be left to the kernel there; empty where the two agree with torch's own."""
+    """Return why the kernel on this device cannot apply the GELU; empty if it agrees with torch's own."""
     linear = nn.Linear(64, 96, device=device).requires_grad_(False)
     x = torch.randn(2, 37, 64, generator=torch.Generator().manual_seed(0)).to(device)
     want = F.gelu(linear(x))
@@ -135,9 +136,9 @@ def gelu_trouble(dtype: torch.dtype, device: torch.device) -> str:
 
 
 class PackedLinear(FastLinear):
-    """In oneDNN's kernel, for which the weights are laid out once instead of at every call.
+    """A linear layer in oneDNN's kernel. The weights are laid out once instead of at every call.
 
-    `gelu`: the GELU that is applied to the output, by its name in `POST_OPS`.
+    `gelu`: the name in `POST_OPS` of a GELU for the output.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class PackedLinear(FastLinear):
 
 
 def trouble(dtype: torch.dtype) -> str:
-    """Why oneDNN's packed linears are not to be used here; empty where they agree with `F.linear`."""
+    """Return why oneDNN's packed linear layers cannot be used here; empty if they agree with `F.linear`."""
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(48, 80)
     with torch.no_grad():
@@ -177,7 +178,7 @@ def trouble(dtype: torch.dtype) -> str:
 
 # ---- attention ----------------------------------------------------------------------------------------------------
 
-QUERIES, HEADS = 256, 2  # of a block at long sequences
+QUERIES, HEADS = 256, 2  # of one block of a long sequence
 
 
 def attend_in_blocks(
@@ -187,10 +188,11 @@ def attend_in_blocks(
     bias: Tensor | None,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "B heads Q d"]:
-    """`attention.attend` as explicit products of contiguous matrices, which in bfloat16 on a CPU is up to 1.7 times as
-    fast as torch's fused kernel: all heads of an image at once where it is short, else blocks that the cache holds.
+    """Compute `attention.attend` as products of contiguous matrices. In bfloat16 on a CPU this is up to 1.7 times as
+    fast as torch's fused kernel. Short images take all heads at once; long ones take blocks that fit the cache.
 
-    `dtype`: of the products, by default that of the queries."""
+    `dtype`: the precision of the products; the default is the queries' own.
+    """
     given = q.dtype
     q, k, v = (x.to(dtype or given).contiguous() for x in (q * q.shape[-1] ** -0.5, k, v))
     heads = q.shape[1] if q.shape[2] <= QUERIES else HEADS
@@ -210,12 +212,12 @@ def attend_in_blocks(
 
 # ---- their places in a ViT ----------------------------------------------------------------------------------------
 
-Make = Callable[[nn.Linear, Tensor | None], FastLinear]  # of a linear layer, and the factors to fold into it
-MakeWithGelu = Callable[..., FastLinear]  # of a linear layer, and by `gelu` the GELU behind it
+Make = Callable[[nn.Linear, Tensor | None], FastLinear]  # arguments: a linear layer, and the factors to fold into it
+MakeWithGelu = Callable[..., FastLinear]  # arguments: a linear layer, and `gelu`, the GELU behind it
 
 
 class Folded(LayerScale):
-    """A LayerScale whose factors the linear layer before it has taken over."""
+    """A LayerScale whose factors are folded into the linear layer before it."""
 
     def __init__(self, scale: LayerScale) -> None:
         nn.Module.__init__(self)
@@ -226,13 +228,13 @@ class Folded(LayerScale):
 
 
 def places(block: Block) -> list[tuple[nn.Module, str, str | None]]:
-    """Where a block has linear layers: the module, the name in it, and that of the block's LayerScale behind it."""
+    """List the linear layers of a block: module, name in it, and name of the LayerScale behind it."""
     first, last = ("fc1", "fc2") if isinstance(block.mlp, Mlp) else ("w12", "w3")
     return [(block.attn, "qkv", None), (block.attn, "proj", "ls1"), (block.mlp, first, None), (block.mlp, last, "ls2")]
 
 
 def replace_linears(block: Block, make: Make) -> None:
-    """The linear layers of a block by what `make` makes of them. What is no plain one, such as an adapter, stays."""
+    """Replace the plain linear layers of a block by what `make` makes of them. Adapters and other modules stay."""
     for part, name, scale in places(block):
         linear = getattr(part, name)
         if type(linear) is not nn.Linear:
@@ -246,11 +248,11 @@ def replace_linears(block: Block, make: Make) -> None:
 
 
 def same(x: Tensor) -> Tensor:
-    """The activation of an MLP whose first linear layer applies it."""
+    """Return x: the activation of an MLP whose first linear layer applies it already."""
     return x
 
 
 def fuse_gelu(mlp: Mlp, first: FastLinear) -> None:
-    """Gives an MLP a first linear layer that applies the activation itself."""
+    """Give an MLP a first linear layer that applies the activation itself."""
     mlp.fc1 = first
     mlp.activation = same

@@ -30,24 +30,24 @@ COMPILING = Lock()
 
 
 class OpenVinoBackbone(ViT):
-    """A ViT of the same weights, `spec` and `preprocess`, run by OpenVINO: all but the pooling.
+    """A ViT with the same weights, `spec` and `preprocess`, whose tokens OpenVINO computes. torch does the pooling.
 
-    There is one graph for all batches and sizes of images; of the size that `sample` has, another for all batches and
-    one for single images. Each is compiled when a set of layers is first asked for, in up to a second, for
-    `torch.get_num_threads()` threads; the last six are kept. Nothing is kept on disk: to read a compiled graph back
-    takes longer than to make it.
+    One graph serves all batches and sizes of images. The size of `sample` has two more graphs: one for all batches, one
+    for single images. A graph is compiled when a set of layers is first asked for. This takes up to a second, and fixes
+    `torch.get_num_threads()` threads. The last six graphs are kept in memory. None is kept on disk, because reading a
+    compiled graph back takes longer than making it.
 
-    The parameters are a copy, in float32 on the CPU, and take no gradients; nor do features, and images that want them
-    are refused. `attention` is recomputed by torch.
+    The parameters are a float32 copy on the CPU. Parameters and features take no gradients, and images that need
+    gradients are refused. torch recomputes `attention`.
 
-    `precision`: `"fp32"` equals the plain backbone to about 1e-6. `"bf16"` is for CPUs with instructions for it. In
+    `precision`: `"fp32"` equals the plain backbone to about 1e-6. `"bf16"` needs a CPU with instructions for it. In
     `"int8"` the linear layers of the blocks multiply 8-bit integers.
-    `sample`: a batch as the backbone takes it. 8 bits are calibrated on it; images of its size, where it has one, run
-    up to a tenth faster than others.
-    `rest`: what all else computes in then, `"fp32"` or `"bf16"`.
+    `sample`: a batch as the backbone takes it. It calibrates 8 bits. If its images have one size, images of that size
+    run up to a tenth faster than others.
+    `rest`: the precision of everything else with `"int8"`, `"fp32"` or `"bf16"`.
 
-    Raises `ImportError` where OpenVINO is not installed, and `ValueError` on a backbone that is no plain ViT in float32
-    on the CPU, on a precision that is none or that this CPU does not have, and on int8 without a sample.
+    Raises `ImportError` if OpenVINO is not installed. Raises `ValueError` if the backbone is not a plain ViT in float32
+    on the CPU, if the precision is unknown or this CPU lacks it, and for int8 without a sample.
     """
 
     frozen = True
@@ -66,10 +66,10 @@ class OpenVinoBackbone(ViT):
         if rest not in HINTS:
             raise ValueError(f"rest={rest!r}; want one of {', '.join(HINTS)}")
         if precision == "int8" and sample is None:
-            raise ValueError("precision='int8' is calibrated: give a batch of images such as you will have as `sample`")
+            raise ValueError("precision='int8' needs calibration: give a batch of typical images as `sample`")
         hint = HINTS[rest if precision == "int8" else precision]
         capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if hint == HINTS["bf16"] and "BF16" not in capabilities:  # OpenVINO would run float32 and not say so
+        if hint == HINTS["bf16"] and "BF16" not in capabilities:  # OpenVINO would silently run float32
             raise ValueError("bf16: this CPU has no instructions for bfloat16; use 'fp32'")
         if precision == "int8" and (why := _int8_trouble()):
             raise ValueError(f"precision='int8': {why}; use precision='fp32'")
@@ -84,7 +84,7 @@ class OpenVinoBackbone(ViT):
         if self.pos_embed is not None:
             self.pos_embed.keep()
         self._check_parameters()
-        self.seen: Mapping[nn.Module, Seen] = {}  # linear layers that run in 8 bits
+        self.seen: Mapping[nn.Module, Seen] = {}  # the linear layers that run in 8 bits
         geometry = None if sample is None else Geometry.of(sample, self.config.patch_size)
         if precision == "int8" and sample is not None and geometry is not None:
             with watching([cast(Block, block) for block in self.blocks]) as self.seen, torch.inference_mode():
@@ -95,11 +95,11 @@ class OpenVinoBackbone(ViT):
         self._compiled: dict[_Use, CompiledGraph] = {}
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raises `ValueError`: the graphs keep the weights they were made of."""
-        raise ValueError("OpenVinoBackbone keeps its weights; load these into a ViT, and make one of that")
+        """Raises `ValueError`: the graphs keep the weights that they were made with."""
+        raise ValueError("OpenVinoBackbone cannot change its weights; load these into a ViT and make a new one")
 
     def tokens(self, images: Images, geometry: Geometry, asked: Asked) -> Tokens:
-        """See `ViT.tokens`. Images of several grids run one grid after the other."""
+        """See `ViT.tokens`. Images of several grids run grid by grid."""
         self._check_parameters()
         batches = self.batches(images, geometry)
         if torch.is_grad_enabled() and any(batch.requires_grad for _, batch in batches):
@@ -129,13 +129,13 @@ class OpenVinoBackbone(ViT):
                     "INFERENCE_PRECISION_HINT": self.hint,
                     "INFERENCE_NUM_THREADS": use.threads,
                     "NUM_STREAMS": 1,
-                    "ENABLE_CPU_PINNING": False,  # or the processes of one machine share its first cores
+                    "ENABLE_CPU_PINNING": False,  # with pinning, all processes would share the first cores
                 }
                 model = build(self, use.wanted, use.prefix, self.seen, use.grid, 1 if use.single else -1)
                 graph = CompiledGraph(_core().compile_model(model, "CPU", settings))
                 if use.grid is None:
-                    # OpenVINO (2026.4) fits its kernels to the shapes that come first. A single token is not to: the
-                    # features of longer rows would be wrong ever after.
+                    # OpenVINO (2026.4) fits its kernels to the first shapes. If those had a single token, later
+                    # features of longer rows would be wrong.
                     grid, side = (3, 5), self.config.patch_size
                     images = torch.zeros(2, 3, side * grid[0], side * grid[1])
                     graph.infer({"images": images, **tables(self, use.deepest, grid)})
@@ -143,7 +143,7 @@ class OpenVinoBackbone(ViT):
             return self._compiled[use]
 
     def _check_parameters(self) -> None:
-        """Raises `ValueError` where they are no longer what OpenVINO can run."""
+        """Raises `ValueError` if OpenVINO can no longer run the parameters."""
         first = self.patch_embed.proj.weight
         if (first.dtype, first.device.type) != (torch.float32, "cpu"):
             raise ValueError(
@@ -153,12 +153,12 @@ class OpenVinoBackbone(ViT):
             raise ValueError("OpenVINO makes no gradients for parameters; train the plain ViT, then take OpenVINO")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": {}}  # what is compiled is of this process
+        return {**self.__dict__, "_compiled": {}}  # compiled graphs belong to this process
 
 
 @dataclass(frozen=True)
 class _Use:
-    """What a compiled graph is for."""
+    """The calls that a compiled graph serves."""
 
     wanted: frozenset[Wanted]
     prefix: bool
@@ -172,28 +172,28 @@ class _Use:
 
 
 class CompiledGraph:
-    """A compiled graph and its requests that wait. A new one takes milliseconds to find its memory, and no two threads
-    may use the same."""
+    """A compiled graph and its idle requests. A new request takes milliseconds to allocate its memory, and two threads
+    may not share one."""
 
     def __init__(self, compiled: "ov.CompiledModel") -> None:
         self.compiled = compiled
         self.waiting: list[ov.InferRequest] = []
 
     def infer(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """What it makes of tensors by the names of its inputs."""
+        """Return the outputs of the graph for tensors by the names of its inputs."""
         arrays = {name: tensor.detach().contiguous().numpy() for name, tensor in inputs.items()}
         try:
             request = self.waiting.pop()
         except IndexError:
             request = self.compiled.create_infer_request()
-        outputs = request.infer(arrays, share_inputs=True, share_outputs=False)  # copies: it writes to its own again
+        outputs = request.infer(arrays, share_inputs=True, share_outputs=False)  # copies
         self.waiting.append(request)
         return [torch.from_numpy(outputs[i]) for i in range(len(outputs))]
 
 
 @cache
 def _int8_trouble() -> str:
-    """Why OpenVINO's 8-bit products are not to be used here; empty where they agree with torch's."""
+    """Return why OpenVINO's 8-bit products cannot be used here; empty if they agree with torch's."""
     from vitbackbone.runtime.openvino_graph import build_linear
 
     generator = torch.Generator().manual_seed(0)

@@ -1,9 +1,9 @@
-"""A ViT as a graph of OpenVINO, written with its operations. Nothing is traced, so it takes any batch and any patch
-grid, and is there in a tenth of a second, where a traced conversion takes half a minute.
+"""A ViT as a graph of OpenVINO operations. Nothing is traced, so the graph takes any batch and any patch grid. It is
+made in a tenth of a second; a traced conversion takes half a minute.
 
-All that depends on the patch grid is made by torch and given to the graph, see `tables`: positions are resampled by the
-checkpoint's own policy. Nothing else is left to torch: after each of its operations its threads wait for the next in a
-busy loop, for two milliseconds in which OpenVINO's do not have the cores.
+torch makes everything that depends on the patch grid and gives it to the graph (see `tables`), because each checkpoint
+has its own way to resample positions. torch does nothing else. After each of its operations, its threads wait in a busy
+loop for two milliseconds and keep the cores from OpenVINO.
 
 Axes: `B` batch, `N` tokens, `P` of them CLS and registers, `D` width, `d` width of a head, `I` width into a linear
 layer, `h w` patch grid.
@@ -37,7 +37,7 @@ from vitbackbone.model import (
 )
 from vitbackbone.runtime.int8 import InputScaling, Int8Weights, Seen
 
-Value = Any  # what an operation gives: OpenVINO's own types do not tell nodes from their outputs
+Value = Any  # the result of an operation: OpenVINO's types do not tell nodes from their outputs
 
 ACTIVATIONS: dict[str, Callable[[Value], Value]] = {
     "gelu": lambda x: ops.gelu(x, "ERF"),
@@ -54,13 +54,13 @@ def build(
     grid: Grid | None = None,
     batch: int = -1,
 ) -> ov.Model:
-    """The graph from images, (B, 3, H, W), to the tokens that leave each layer of `wanted`, (B, N, D), ascending.
+    """Build the graph from images (B, 3, H, W) to the tokens (B, N, D) of each layer of `wanted`, in ascending order.
 
-    `prefix`: to CLS and registers alone, (B, P, D), and nothing is done for patches that these do not need.
-    `seen`: linear layers that run in 8 bits, and what goes into them.
-    `grid`: of all images, which are all that the graph is given then. Its kernels are up to a tenth faster.
-    `batch`: how many images; -1 is any number. Of small networks those for a single one are a tenth faster again.
-    The graph reads all other parameters where `vit` has them.
+    `prefix`: give only CLS and registers, (B, P, D), and skip work for patches that these do not need.
+    `seen`: the linear layers that run in 8 bits, with their input ranges.
+    `grid`: the one patch grid of all images. The tables are constants then, and kernels are up to a tenth faster.
+    `batch`: the number of images; -1 is any number. A graph for one image makes small networks a tenth faster again.
+    The graph shares the memory of the other parameters with `vit`.
     """
     deepest = max(layer for layer, _ in wanted)
     graph = GraphBuilder(vit.config, seen, {} if grid is None else tables(vit, deepest, grid))
@@ -79,13 +79,13 @@ def build(
 
 
 def build_linear(linear: nn.Linear, seen: Seen) -> ov.Model:
-    """The graph of a linear layer by itself in 8 bits, from (N, I)."""
+    """Build the graph of one 8-bit linear layer, from (N, I)."""
     graph = GraphBuilder(ViTConfig(), {linear: seen}, {})
     return ov.Model([ops.result(graph.linear(linear, graph.input("x", -1, linear.in_features)))], [graph.inputs["x"]])
 
 
 def tables(vit: ViT, deepest: int, grid: Grid) -> dict[str, Tensor]:
-    """What the graph up to the deepest block is given beside images of a grid, by the names of its inputs."""
+    """Return the inputs of the graph besides images, by name, for a patch grid and the blocks up to `deepest`."""
     config = vit.config
     found: dict[str, Tensor] = {}
     if vit.pos_embed is not None:
@@ -109,16 +109,16 @@ def tables(vit: ViT, deepest: int, grid: Grid) -> dict[str, Tensor]:
 
 
 class LinearInput(NamedTuple):
-    """What goes into a product: in 8 bits its channels divided by factors, which the weights have then."""
+    """The input of a linear layer. In 8 bits its channels are divided by `factors`, and the weights multiplied."""
 
     value: Value
     factors: Float[Tensor, " I"] | None
 
 
 class GraphBuilder:
-    """Each method is the module of its name, or a step of it.
+    """A builder of a graph. Each method adds the module of its name, or a step of it.
 
-    `known`: what else would be inputs, by their names.
+    `known`: constants that take the place of inputs, by name.
     """
 
     def __init__(self, config: ViTConfig, seen: Mapping[nn.Module, Seen], known: Mapping[str, Tensor]) -> None:
@@ -129,7 +129,7 @@ class GraphBuilder:
         self.inputs: dict[str, Value] = {}
 
     def input(self, name: str, *shape: int, dtype: type = np.float32) -> Value:
-        """One for all blocks that ask for the name; -1 is any length."""
+        """Return the input of this name, which all blocks share; -1 is any length."""
         if name in self.known:
             return _constant(self.known[name])
         if name not in self.inputs:
@@ -138,7 +138,7 @@ class GraphBuilder:
         return self.inputs[name]
 
     def block(self, index: int, block: Block, x: Value, prefix: bool) -> Value:
-        """`prefix`: what it makes of CLS and registers, whose keys and values are of all tokens."""
+        """Add a block. With `prefix`, only CLS and registers ask; keys and values are of all tokens."""
         mixed = self.scale(block.ls1, self.attention(index, block.attn, self.norm(block.norm1, x), prefix))
         x = ops.add(self.prefix(x) if prefix else x, mixed)
         return ops.add(x, self.scale(block.ls2, self.mlp(block.mlp, self.norm(block.norm2, x))))
@@ -182,8 +182,8 @@ class GraphBuilder:
         return self.product(self.rounded(linear, x), linear.weight, linear.bias)
 
     def rounded(self, linear: nn.Linear, x: Value) -> "LinearInput":
-        """What goes into the layer, as its product takes it. OpenVINO computes a product in 8 bits where it finds this
-        operation before it."""
+        """Round the input of the layer if it runs in 8 bits. OpenVINO computes a product in 8 bits if this operation
+        stands before it."""
         if linear not in self.seen:
             return LinearInput(x, None)
         factors, steps = InputScaling.of(self.seen[linear], linear.weight.detach())
@@ -227,7 +227,7 @@ class GraphBuilder:
         bias = self.bias(index, attn, q, prefix)
         if self.config.rotary:
             q, k = q if prefix else self.turn(q), self.turn(k)
-        # Written out. OpenVINO makes one kernel of this as of its own operation, before which it transposes the keys.
+        # Written out: OpenVINO fuses this as it fuses its own operation, which would transpose the keys first.
         scores = ops.matmul(q, k, transpose_a=False, transpose_b=True)
         weights = ops.softmax(scores if bias is None else ops.add(scores, bias), -1)
         mixed = ops.transpose(ops.matmul(weights, v, transpose_a=False, transpose_b=False), [0, 2, 1, 3])
@@ -235,8 +235,8 @@ class GraphBuilder:
         return self.uncut(x) if inside else x
 
     def split(self, attn: SelfAttention, x: Value, prefix: bool) -> list[Value]:
-        """Queries, keys and values of each head, (B, heads, N, d). By three products: taken apart from one, they would
-        have to be copied."""
+        """Return queries, keys and values of each head, (B, heads, N, d). Three products avoid the copies that
+        splitting one would need."""
         given = self.rounded(attn.qkv, x)
         asked = self.rounded(attn.qkv, self.prefix(x)) if prefix else given
         parts = zip((asked, given, given), _qkv(attn, self.config), strict=True)
@@ -247,14 +247,14 @@ class GraphBuilder:
         return ops.transpose(x, [0, 2, 1, 3])
 
     def turn(self, x: Value) -> Value:
-        """By their rotary positions; CLS and registers have those that change nothing."""
+        """Rotate queries or keys by their positions. The angles of CLS and registers are zero."""
         cos, sin = ops.split(self.input("rotary", 2, -1, self.width), 0, 2).outputs()
         first, second = ops.split(x, -1, 2).outputs()
         across = ops.concat([ops.negative(second), first], -1)
         return ops.add(ops.multiply(x, cos), ops.multiply(across, sin))
 
     def bias(self, index: int, attn: SelfAttention, q: Value, prefix: bool) -> Value | None:
-        """What relative positions add to the scores, (B, heads, N, N)."""
+        """Return the bias of relative positions for the scores, (B, heads, N, N)."""
         if isinstance(attn.rel_pos, RelativeTable):
             bias = self.input(f"bias.{index}", 1, self.config.num_heads, -1, -1)
             return ops.slice(bias, [0], [self.config.num_prefix], [1], [2]) if prefix else bias
@@ -278,7 +278,7 @@ class GraphBuilder:
     # ---- windows --------------------------------------------------------------------------------------------------
 
     def cut(self, x: Value) -> Value:
-        """The windows of all images as a batch, each image padded with zeros to whole ones."""
+        """Return the windows of all images as a batch, after padding each image with zeros to whole windows."""
         side, dim = self.config.window, self.config.dim
         image = ops.reshape(x, _shape([-1], self.input("grid", 2, dtype=np.int64), [dim]), False)
         image = ops.pad(image, [0, 0, 0, 0], self.input("padding", 4, dtype=np.int64), "constant", np.float32(0))
@@ -287,7 +287,7 @@ class GraphBuilder:
         return ops.reshape(ops.transpose(tiles, [0, 1, 3, 2, 4, 5]), [-1, side**2, dim], False)
 
     def uncut(self, x: Value) -> Value:
-        """The images of which these are the windows, without their padding."""
+        """Join windows to images, and cut the padding off."""
         side, dim = self.config.window, self.config.dim
         rows, columns = self.windows()
         tiles = ops.reshape(x, _shape([-1], rows, columns, [side, side, dim]), False)
@@ -297,7 +297,7 @@ class GraphBuilder:
         return ops.reshape(image, [0, -1, dim], True)
 
     def windows(self) -> list[Value]:
-        """How many rows and columns of windows an image has."""
+        """Return the numbers of rows and columns of windows in an image."""
         return ops.split(self.input("windows", 2, dtype=np.int64), 0, 2).outputs()
 
 
@@ -306,7 +306,7 @@ def _constant(tensor: Shaped[Tensor, "..."]) -> Value:
 
 
 def _shape(*parts: Value) -> Value:
-    """One shape of several: lists of numbers, and values of the graph."""
+    """Join lists of numbers and values of the graph to one shape."""
     return ops.concat([np.array(part) if isinstance(part, list) else part for part in parts], 0)
 
 
@@ -315,8 +315,8 @@ def _block(vit: ViT, index: int) -> Block:
 
 
 def _qkv(attn: SelfAttention, config: ViTConfig) -> list[tuple[Tensor, Tensor | None]]:
-    """Weight and bias of the three projections, queries and keys with their channels in the order of `_channels`, the
-    keys as short as the products with queries are to be."""
+    """Return weight and bias of the three projections. Queries and keys have their channels in the order of
+    `_channels`, and keys are pre-scaled by 1/√d."""
     weights: list[Tensor] = list(attn.qkv.weight.detach().chunk(3))
     biases: list[Tensor | None] = [None] * 3 if attn.qkv.bias is None else list(attn.qkv.bias.detach().chunk(3))
     if attn.q_bias is not None and attn.v_bias is not None:
@@ -332,8 +332,8 @@ def _qkv(attn: SelfAttention, config: ViTConfig) -> list[tuple[Tensor, Tensor | 
 
 
 def _channels(config: ViTConfig) -> list[int]:
-    """The channels of a head, those that rotate together half a head apart. Queries and keys of one order have the same
-    products as those of another."""
+    """Return the channels of a head in an order that puts rotated pairs half a head apart. The order does not change
+    the products of queries and keys."""
     width = config.dim // config.num_heads
     if config.rotary is None or config.rotary.pairs == "halves":
         return list(range(width))

@@ -1,7 +1,7 @@
-"""The ways to compute a backbone, a row of `ROUTES` each: what it is called, what it is for, and what builds it.
+"""The table of routes: each row of `ROUTES` has a name, a precision, an engine, a device and a builder.
 
-A path takes the backbone and a sample, and gives another with the same contract, for inference; where it cannot, it
-raises `Unavailable`. Which one is taken is `runtime.py`'s to say.
+A builder takes the backbone and a sample, and returns a backbone with the same contract for inference. It raises
+`Unavailable` if it cannot. `choice.py` picks the route.
 """
 
 import copy
@@ -38,15 +38,15 @@ COMPILED = 64  # graphs of a block, for sizes and layouts; beyond it torch goes 
 
 
 class Unavailable(Exception):
-    """Why a path cannot be taken."""
+    """The reason why a route cannot be taken."""
 
 
-Build = Callable[[BackboneModule, Images], BackboneModule]  # given a sample; raises `Unavailable`
+Build = Callable[[BackboneModule, Images], BackboneModule]  # takes a sample too; raises `Unavailable`
 
 
 @dataclass(frozen=True)
 class Route:
-    """A way to compute a backbone."""
+    """One way to compute the features of a backbone."""
 
     name: str
     precision: Precision
@@ -63,8 +63,8 @@ class Route:
 
 
 def share(backbone: BackboneModule) -> BackboneModule:
-    """A frozen copy with the same parameters in the same memory, which take no gradients here."""
-    with torch.inference_mode(False):  # whose tensors are of no use elsewhere
+    """Return a frozen copy whose parameters share the memory of the original and take no gradients."""
+    with torch.inference_mode(False):  # inference tensors cannot be used outside inference mode
         parameters = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in backbone.parameters()}
     shared = copy.deepcopy(backbone, {**parameters, **{id(b): b for b in backbone.buffers()}})
     shared.frozen = True
@@ -75,12 +75,12 @@ def share(backbone: BackboneModule) -> BackboneModule:
 
 
 def plain(backbone: BackboneModule, images: Images) -> BackboneModule:
-    """As it is."""
+    """Return a copy that computes as the original does."""
     return share(backbone)
 
 
 def packed(backbone: BackboneModule, images: Images, dtype: torch.dtype = torch.float32) -> BackboneModule:
-    """oneDNN's packed linears. Below float32, attention is explicit."""
+    """Use oneDNN's packed linear layers. Below float32, attention is written as matrix products."""
     if why := trouble(dtype):
         raise Unavailable(why)
     # Without AVX-512, oneDNN's GELU is slower than torch's.
@@ -93,12 +93,12 @@ def packed(backbone: BackboneModule, images: Images, dtype: torch.dtype = torch.
 
 
 def unpacked(backbone: BackboneModule, images: Images, dtype: torch.dtype) -> BackboneModule:
-    """torch's own linears of another precision."""
+    """Use torch's own linear layers in another precision."""
     return _with_linears(backbone, partial(CastLinear, dtype=dtype), dtype)
 
 
 def bfloat16(backbone: BackboneModule, images: Images) -> BackboneModule:
-    """torch's own linears in bfloat16, the GELU left to the first of an MLP."""
+    """Use torch's own linear layers in bfloat16. The first one of an MLP applies the GELU too."""
     device = images.device if isinstance(images, Tensor) else images[0].device
     fuses = not gelu_trouble(torch.bfloat16, device)
 
@@ -112,11 +112,11 @@ def bfloat16(backbone: BackboneModule, images: Images) -> BackboneModule:
 def compiled(
     backbone: BackboneModule, images: Images, build: Build, compiler: str | Callable[..., Any] = "inductor"
 ) -> BackboneModule:
-    """What `build` makes, the blocks compiled: once for all of them, and once more for other sizes than the first."""
+    """Compile the blocks of what `build` makes: once for the first size, and once more for all other sizes."""
     fast = build(backbone, images)
     if any(vit.config.window or vit.config.relative_position != "none" for vit in _vits(fast)):
         raise Unavailable("windows and relative positions would be compiled for every size anew")
-    # A torch without the argument has one limit for the process, which is not this package's to change.
+    # Older torch has one limit for the whole process, which this package must not change.
     limit = {"recompile_limit": COMPILED} if "recompile_limit" in signature(torch.compile).parameters else {}
     for block in _blocks(fast):
         block.compile(backend=compiler, **limit)
@@ -128,12 +128,12 @@ def compiled(
 
 
 def recorded(backbone: BackboneModule, images: Images, build: Build) -> BackboneModule:
-    """What `build` makes, recorded as CUDA graphs for small batches."""
+    """Record what `build` makes as CUDA graphs for small batches."""
     fast = build(backbone, images)
     if not isinstance(fast, ViT):
         raise Unavailable(f"a {type(backbone).__name__} is not recorded")
     if fast.config.relative_position != "none":
-        raise Unavailable("tables of relative positions are made on the CPU, which is not recorded")
+        raise Unavailable("tables of relative positions are computed on the CPU, which a CUDA graph cannot record")
     fast.engine = Recordings()
     try:
         for _ in range(2):  # the second is recorded
@@ -144,7 +144,7 @@ def recorded(backbone: BackboneModule, images: Images, build: Build) -> Backbone
 
 
 def run(backbone: BackboneModule, images: Images) -> Features:
-    """The features for inference, the modules in eval mode meanwhile."""
+    """Return the features, computed in eval mode and without gradients."""
     with evaluating(backbone):
         return backbone(images)
 
@@ -152,9 +152,12 @@ def run(backbone: BackboneModule, images: Images) -> Features:
 def _with_linears(
     backbone: BackboneModule, make: Make, dtype: torch.dtype, with_gelu: MakeWithGelu | None = None
 ) -> BackboneModule:
-    """Other linear layers in the blocks, the first of an MLP by `with_gelu` where it has a GELU. In float32 all other
-    linear layers too, those of timm's networks among them; below, the residual stream, norms and all that is not in a
-    block stay float32, which halves the error at the same speed."""
+    """Replace the linear layers of the blocks by what `make` makes of them.
+
+    `with_gelu` makes the first layer of an MLP with a GELU. In float32, linear layers outside blocks are replaced too,
+    also in timm's networks. Below float32, the residual stream, the norms and everything outside blocks stay float32,
+    which halves the error at the same speed.
+    """
     fast = share(backbone)
     vits = _vits(fast)
     if dtype != torch.float32:
@@ -177,7 +180,7 @@ def _with_linears(
 
 
 def _vits(backbone: BackboneModule) -> list[ViT]:
-    """The backbone, or those in it."""
+    """Return the ViTs in a backbone, itself included."""
     return [module for module in backbone.modules() if isinstance(module, ViT)]
 
 
@@ -193,8 +196,8 @@ def _blocks(backbone: BackboneModule) -> list[Block]:
 def int8(
     backbone: BackboneModule, images: Images, make: MakeKernel = onednn, attention: torch.dtype = torch.float32
 ) -> BackboneModule:
-    """8-bit linears in the blocks, calibrated on the images; all else stays float32, but for the products of attention
-    where these are asked for in another precision."""
+    """Use 8-bit linear layers in the blocks, calibrated on the images. Everything else stays float32, except the
+    products of attention if `attention` names another precision."""
     if make is onednn and (why := int8_trouble()):
         raise Unavailable(why)
     fast = share(backbone)
@@ -214,7 +217,7 @@ def int8(
 def openvino(
     backbone: BackboneModule, images: Images, precision: Precision, rest: Literal["fp32", "bf16"] = "fp32"
 ) -> BackboneModule:
-    """OpenVINO's blocks, its own attention among them. `rest`: what all but 8-bit linears computes in."""
+    """Run the ViT in OpenVINO. `rest` is the precision of everything but 8-bit linear layers."""
     from vitbackbone.runtime.openvino import OpenVinoBackbone
 
     if not isinstance(backbone, ViT):
@@ -225,7 +228,7 @@ def openvino(
         raise Unavailable(str(error)) from error
 
 
-# In each device, the plainest first: another must be faster by `GAIN`.
+# The plainest route of a device comes first; a later one must be faster by `GAIN` (see `choice.py`).
 ROUTES = (
     Route("torch as it is", "fp32", "native", "cpu", plain),
     Route("oneDNN's packed linears", "fp32", "native", "cpu", packed),
