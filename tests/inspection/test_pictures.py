@@ -328,6 +328,6 @@ def test_show_draws_every_kind_of_backbone(fields: dict[str, object], tmp_path: 
 
 
 def test_show_refuses_grids_whose_attention_would_not_fit(backbone: ViT, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"512 x 520 pixels are 4164 tokens.*lower resolution"):
+    with pytest.raises(ValueError, match=r"512 x 520 pixels give 4164 tokens.*lower resolution"):
         view.show(backbone, photo(64, 65), tmp_path / "out", 512)
     assert not (tmp_path / "out").exists()
