@@ -58,7 +58,7 @@ def test_the_activation_of_a_product_is_asked_for_by_name() -> None:
 def test_exporting_for_one_patch_is_asked_of_a_setting_that_torch_has() -> None:
     name = tracing.OBLIVIOUS
     assert getattr(symbolic_shapes, name, None) is False, (
-        f"torch {torch.__version__} changed {name}; see docs/export.md"
+        f"torch {torch.__version__} changed {name}; see docs/how-to/export.md"
     )
 
 
