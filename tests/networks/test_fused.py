@@ -295,7 +295,7 @@ def test_what_no_type_check_would_let_pass_is_refused_too() -> None:
         "from vitbackbone.networks.fused import FusedBackbone, FusedPreprocess, Member\n"
         "vit = ViT(vit_config('Ti/16', depth=1)); fused = FusedBackbone([Member(vit, 0, False)])\n"
         "for make, text in ((lambda: FusedBackbone([Member('nano', 0, False)]), 'a member is a str'),\n"
-        "                   (lambda: FusedBackbone([Member(fused, 0, False)]), 'all of them Preprocess'),\n"
+        "                   (lambda: FusedBackbone([Member(fused, 0, False)]), 'want at least one Preprocess'),\n"
         "                   (lambda: FusedPreprocess(()), 'at least one'),\n"
         "                   (lambda: FusedPreprocess((Preprocess(),), strategy='resize-crop'), 'want one of')):\n"
         "    try: make()\n"
