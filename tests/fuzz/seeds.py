@@ -173,7 +173,7 @@ def _probe(folder: Path) -> None:
     from heads import LinearProbe, save_probe
 
     x = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
-    save_probe(LinearProbe().fit(x, np.arange(20) % 2), folder)
+    save_probe(LinearProbe().fit(x, np.arange(20) % 2), folder, about={})
 
 
 def _store(folder: Path) -> None:
