@@ -186,9 +186,7 @@ class CompiledGraph:
             request = self.waiting.pop()
         except IndexError:
             request = self.compiled.create_infer_request()
-        outputs = request.infer(
-            arrays, share_inputs=True, share_outputs=False
-        )  # copies
+        outputs = request.infer(arrays, share_inputs=True, share_outputs=False)  # copies
         self.waiting.append(request)
         return [torch.from_numpy(outputs[i]) for i in range(len(outputs))]
 
