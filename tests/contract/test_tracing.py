@@ -31,7 +31,7 @@ def test_an_exported_graph_takes_any_batch_and_size(name: str) -> None:
     assert traced("export", name) < 1e-5
 
 
-@pytest.mark.parametrize("name", cases([*BACKBONES, *HEADS], {"registers"}))
+@pytest.mark.parametrize("name", cases([*BACKBONES, *HEADS], {"registers", "resnet"}))
 def test_onnx_runtime_and_openvino_compute_the_same(name: str) -> None:
     pytest.importorskip("onnxscript")
     assert traced("onnx", name) < 1e-5
