@@ -37,7 +37,7 @@ def attend_varlen(
 ) -> Float[Tensor, "1 heads T d"]:
     """Attend within each image of a row; `lengths` are the tokens of each image."""
     ends = torch.tensor([0, *accumulate(lengths)], device=q.device, dtype=torch.int32)
-    rows = (rearrange(x, "1 heads T d -> T heads d").contiguous() for x in (q, k, v))
-    mixed = varlen_attn(*rows, ends, ends, max(lengths), max(lengths))
+    rows, longest = [rearrange(x, "1 heads T d -> T heads d").contiguous() for x in (q, k, v)], max(lengths)
+    mixed = varlen_attn(rows[0], rows[1], rows[2], ends, ends, longest, longest)
     assert isinstance(mixed, Tensor)  # a tuple only if more was asked for
     return rearrange(mixed, "T heads d -> 1 heads T d")
