@@ -389,7 +389,7 @@ def test_trace_names_what_is_special(name: str, words: list[str]) -> None:
 
 
 def test_other_kinds_of_network_are_refused() -> None:
-    with pytest.raises(ValueError, match="this package's own ViT, not for a Preprocess"):
+    with pytest.raises(ValueError, match="this package's own ViT only, and this is a Preprocess"):
         trace(Preprocess())
 
 
