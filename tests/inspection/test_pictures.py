@@ -242,6 +242,23 @@ def test_show_writes_pictures_of_the_whole_photo(backbone: ViT, tmp_path: Path) 
             assert np.abs(legend - colour).sum(axis=1).min() < 30
 
 
+def test_panels_of_every_size_have_a_legend() -> None:
+    for width in [*range(1, 420), 479, 480, 485, 1023]:
+        panel = Image.new("RGB", (width, 3), "white")
+        bare, sheet = (view._panels([panel], [""], legend=legend) for legend in (False, True))
+        legend = np.asarray(sheet)[bare.height :].reshape(-1, 3).astype(int)
+        if width >= 340:  # as wide as the words and the colours
+            for colour in ((0, 0, 0), (142, 53, 35), (227, 229, 148)):
+                assert np.abs(legend - colour).sum(axis=1).min() < 30
+
+
+@pytest.mark.parametrize("size", [(301, 207), (207, 301), (33, 47), (1, 1), (65, 9), (97, 101)], ids=str)
+def test_show_draws_photos_of_odd_sizes(backbone: ViT, size: tuple[int, int], tmp_path: Path) -> None:
+    for resolution in (16, 64):
+        paths = view.show(backbone, photo(*size), tmp_path / str(resolution), resolution)
+        assert all(np.asarray(Image.open(path)).size for path in paths)
+
+
 @pytest.mark.usefixtures("small")
 def test_show_draws_what_the_network_was_given(backbone: ViT, tmp_path: Path) -> None:
     given = []

@@ -31,7 +31,8 @@ class Costs:
 
     The first four are floating-point operations. A multiply-accumulate counts as 2, as in torch's `FlopCounterMode`;
     papers often count it as 1 and call that FLOPs too. Norms, softmax, activation functions and additions are left
-    out. The last two are bytes in float32, without the weights.
+    out. So is the resampling of position tables to the grid, which reads no image: it is done once, whatever the batch,
+    or not at all where the tables are kept. The last two are bytes in float32, without the weights.
     """
 
     embed: int  # images to patch tokens
@@ -99,11 +100,12 @@ def costs(config: ViTConfig, size: tuple[int, int], batch: int = 1) -> Costs:
     counts: dict[str, dict[Any, int]] = forward.get_flop_counts()  # by module and operation
     linear = attention = 0
     for i, blocks in enumerate(kinds):
+        tables = counts.get(f"ViT.blocks.{i}.attn.rel_pos", {})  # their resampling, and the bias
         for operation, count in counts[f"ViT.blocks.{i}"].items():
-            if operation is aten.bmm:  # torch splits attention into these on the meta device
+            if operation is aten.bmm:  # torch splits attention into these on the meta device, and so is the bias
                 attention += blocks * count
             else:
-                linear += blocks * count
+                linear += blocks * (count - tables.get(operation, 0))
     embed = sum(counts["ViT.patch_embed"].values())
     return Costs(embed, linear, attention, pooling.get_total_flops(), memory.peak, FLOAT32 * fused.attention_map)
 

@@ -295,7 +295,8 @@ def _panels(pictures: Sequence[Image.Image], titles: Sequence[str], legend: bool
         sheet.paste(picture, (x, y + header))
     if legend:
         small, (least, most) = ImageFont.load_default(round(0.7 * text)), LEGEND
-        bar = overlay(Image.new("RGB", (8 * text, text // 2)), torch.linspace(0, 1, 16)[None], text // 2)
+        side = text // 2
+        bar = overlay(Image.new("RGB", (16 * side, side)), torch.linspace(0, 1, 16)[None], side)
         left = max(gap, (sheet.width - bar.width - round(draw.textlength(least + most, small))) // 2)
         left += round(draw.textlength(least, small))
         middle = bottom + header // 2

@@ -167,17 +167,24 @@ class SelfAttention(nn.Module):
         for (grid, asking), (_, queries), (_, keys), (_, values) in zip(
             *(inside.split(part) for part in (plain, q, k, v)), strict=True
         ):
-            bias = mask
-            if self.rel_pos is not None:
-                bias = self.rel_pos(asking[:, :, :count], grid)
-                bias = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
-            mixed = self.attend(queries[:, :, :count], keys, values, bias).transpose(1, 2)  # B Q heads d
-            if (
-                bias is not None and torch.compiler.is_exporting()
-            ):  # exporters expand it to operations with another memory layout
-                mixed = copied(mixed)
-            each.append(mixed.flatten(2))
+            each.append(self._mix(asking[:, :, :count], queries[:, :, :count], keys, values, grid, mask))
         return self._leave(self.proj(inside.join(each)), layout, rows)
+
+    def _mix(
+        self, plain: Tensor, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], mask: Tensor | None
+    ) -> Float[Tensor, "B Q D"]:
+        """Return the heads' outputs side by side. `plain`: the queries without rotary positions.
+
+        The bias, as large as the map, is freed on return.
+        """
+        bias = mask
+        if self.rel_pos is not None:
+            bias = self.rel_pos(plain, grid)
+            bias = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+        mixed = self.attend(q, k, v, bias).transpose(1, 2)  # B Q heads d
+        if bias is not None and torch.compiler.is_exporting():
+            mixed = copied(mixed)  # exporters expand attention to operations with another memory layout
+        return mixed.flatten(2)
 
     def _check_mask(self, layout: Layout) -> None:
         if len(layout.grids) > 1:

@@ -208,8 +208,8 @@ class Block(nn.Module):
         `prefix`: return only the prefix tokens. They attend to all tokens, and the rest of the block runs for them
         alone.
         """
-        mixed = self.attn(self.norm1(x), layout, mask, prefix)
         lengths = layout.lengths(x.shape[1], prefix) if self.training else ()
-        x = layout.prefix(x) if prefix else x
-        x = x + self.drop_path(self.ls1(mixed), lengths)
+        stream = layout.prefix(x) if prefix else x
+        # The output of attention has no name, so that its memory is free during the MLP.
+        x = stream + self.drop_path(self.ls1(self.attn(self.norm1(x), layout, mask, prefix)), lengths)
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), lengths)
