@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from vitbackbone import load_image
+from vitbackbone import ImageError, load_image
 from vitbackbone.images import ImageTransform
 
 CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
@@ -63,9 +63,12 @@ def find_pairs(split: Path) -> list[Pair]:
 def read_pair(pair: Pair, classes: Classes) -> tuple[Image.Image, Tensor]:
     """Read an RGB photo and its label, uint8 (H, W).
 
-    Raises `ValueError` if their sizes differ, or if the label is no map of these classes.
+    Raises `ValueError` if the photo cannot be read, if their sizes differ, or if the label is no map of these classes.
     """
-    photo = load_image(pair[0])
+    try:
+        photo = load_image(pair[0])
+    except ImageError as error:
+        raise ValueError(f"{pair[0]}: {error}") from error
     with Image.open(pair[1]) as opened:
         if opened.mode not in ("L", "P"):
             raise ValueError(f"{pair[1]} has the mode {opened.mode}; want 8-bit class indices, in grey or a palette")

@@ -59,7 +59,8 @@ class Needs:
         wanted = max(len(layers), -min(layers)) if isinstance(self.layers, str) else -min(layers)
         if wanted > spec.depth:
             raise ValueError(
-                f"{spec.name} has {spec.depth} layers, and a head that reads {self.layers!r} needs at least {wanted}"
+                f"{spec.name} has {spec.depth} layers, and a head that reads {self.layers!r} needs at least {wanted}; "
+                f"want layers from {-spec.depth} to {spec.depth - 1}, or a deeper backbone"
             )
         indices = tuple(spec.indices(layers))
         if len(set(indices)) < len(indices):

@@ -26,6 +26,7 @@ TOLERANCE = 3e-5  # bound on the largest derivative, in the coordinates of the c
 ROUGH = 3e-4  # the same bound for a solution that is only compared with others
 GAIN = 1e-10  # smallest relative gain of an iteration; less is rounding in float32
 SAMPLED = 8  # the curvature is estimated from this many rows for each feature
+TOO_LARGE = "logistic regression overflows on features so large; bring them to one scale (scale=True)"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ class Curvature:
 
     @classmethod
     def of(cls, rows: Rows) -> "Curvature":
-        """Estimate the curvature from some rows. It affects how fast the optimum is found, but not where it is."""
+        """Estimate the curvature from some rows. It affects how fast the optimum is found, but not where it is.
+
+        Raises `ValueError` if the squares of the features overflow.
+        """
         count, width = rows.shape
         if count < width:  # the matrix of samples has the same variances and is smaller
             some = np.concatenate([*read(rows, "curvature")]).astype(np.float64)
@@ -61,7 +65,10 @@ class Curvature:
         chosen = np.random.RandomState(0).permutation(count)[: SAMPLED * width]
         gram = np.zeros((width, width))
         for block in read(rows[np.sort(chosen)], "curvature"):
-            gram += block.T @ block
+            with np.errstate(over="ignore", invalid="ignore"):  # refused below
+                gram += block.T @ block
+        if not np.isfinite(gram).all():
+            raise ValueError(TOO_LARGE)
         variances, axes = eigh(gram / len(chosen))
         return cls(axes, variances.clip(min=0))
 
@@ -108,7 +115,7 @@ class Objective:
             message = f"logistic regression with C = {C:.3g} did not converge in {MAX_ITER} iterations"
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
         if not np.isfinite(found.fun):
-            raise ValueError("logistic regression overflows on features so large; bring them to one scale (scale=True)")
+            raise ValueError(TOO_LARGE)
         point = found.x.reshape(shape)
         return Solution(point[:, :-1] @ stretch.T, point[:, -1] / np.sqrt(self.slope), found.fun, self.passes)
 

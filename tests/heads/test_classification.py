@@ -188,7 +188,7 @@ def test_the_head_on_cls_and_the_mean_leaves_padding_out_and_wants_cls() -> None
     sizes = [images()[0], images()[1, :, :16, :24]]
     alone = torch.cat([head(backbone(image[None])) for image in sizes])
     assert relative_error(head(backbone(sizes)), alone) <= LIMIT
-    with pytest.raises(ValueError, match="has no CLS token"):
+    with pytest.raises(ValueError, match="have no CLS token"):
         head(tiny_vit(cls=False, pool="mean")(images()))
 
 
@@ -216,9 +216,9 @@ def test_a_checkpoint_without_a_classifier_says_so() -> None:
             "has head.bias (5,), head.weight (5, 32); .* head.weight (5, 16)",
         ),
         ({"head.weight": (5, 16)}, "has head.weight (5, 16); its features need .*, head.bias (5,)"),
-        ({"head_concat.weight": (5, 16), "head_concat.bias": (5,)}, "want head_concat.weight (5, 32)"),
-        ({"head.weight": (5, 16), "head.bias": (5,), "head_dist.weight": (5, 16)}, "want .* head_dist.bias (5,)"),
-        ({"head.weight": (5, 8), "head.bias": (5,), "head.hidden.weight": (8, 16)}, "want .* head.hidden.bias (8,)"),
+        ({"head_concat.weight": (5, 16), "head_concat.bias": (5,)}, "need head_concat.weight (5, 32)"),
+        ({"head.weight": (5, 16), "head.bias": (5,), "head_dist.weight": (5, 16)}, "need .* head_dist.bias (5,)"),
+        ({"head.weight": (5, 8), "head.bias": (5,), "head.hidden.weight": (8, 16)}, "need .* head.hidden.bias (8,)"),
         ({"head.weight": (5, 16), "head.bias": (5,), "head.x.weight": (1,)}, "has head.bias .*, head.x.weight (1,)"),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_head_has_no_cls_where_it_reads_none(name: str) -> None:
     head = make(name, model)
     size = (2 * multiple(head),) * 2
     if head.needs.prefix:
-        with pytest.raises(ValueError, match=f"head 'it' reads the CLS token, and {model.spec.name} has none; take"):
+        with pytest.raises(ValueError, match=f"head 'it' reads the CLS token, and {model.spec.name} has none; use"):
             attach(model, {"it": head}, image_size=size)
     else:
         attach(model, {"it": head}, image_size=size)(torch.stack(images(size)))

@@ -1,4 +1,13 @@
-"""Attached heads under `torch.compile` and `torch.export`: one graph takes every batch and image size."""
+"""Attached heads under `torch.compile` and `torch.export`: one graph takes every batch and image size.
+
+    python -m tests.heads.test_tracing NAME
+
+traces one head. The tests run this in a process of its own: the type checks of the tests would be traced too.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +51,12 @@ def same(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> None:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in NAMES])
 def test_heads_are_traced_for_any_batch_and_size(name: str) -> None:
+    command = [sys.executable, "-m", "tests.heads.test_tracing", name]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def trace(name: str) -> None:
     model = attached(name)
     graphs: list[torch.fx.GraphModule] = []
 
@@ -49,7 +64,6 @@ def test_heads_are_traced_for_any_batch_and_size(name: str) -> None:
         graphs.append(graph)
         return graph.forward
 
-    torch.compiler.reset()
     compiled = torch.compile(model, backend=count, fullgraph=True)
     with torch.no_grad():
         for batch in (2, 3, 4, 5):
@@ -62,3 +76,8 @@ def test_heads_are_traced_for_any_batch_and_size(name: str) -> None:
         for size in ((3, 3, 32, 80), (5, 3, 64, 48)) if name not in BATCH_ONLY else ((3, 3, 48, 64), (5, 3, 48, 64)):
             x = torch.randn(*size)
             same(exported(x), Flat(model)(x))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    trace(sys.argv[1])
