@@ -1,6 +1,8 @@
 """The commands, as a user runs them: output, files, exit codes."""
 
+import copy
 import importlib
+import itertools
 import json
 import os
 import re
@@ -20,7 +22,7 @@ import transformers
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from heads import load_probe
+from heads import load_probe, save_probe
 from tests.helpers import randomise, save_photo
 from vitbackbone import FeatureStore, list_backbones, load_backbone
 from vitbackbone.checkpoints.zoo import ZOO
@@ -155,18 +157,17 @@ def test_probe_refuses_stores_of_other_features_and_without_labels(
 
 def test_predict_refuses_other_weights(store: Path, photos: Path, tmp_path: Path, capsys: object) -> None:
     main(["probe", str(store), "--out", str(tmp_path / "probe")])
-    record = tmp_path / "probe" / "probe.json"
-    saved = json.loads(record.read_text())
+    probe, about = load_probe(tmp_path / "probe")
     for change in (
         {"weights_sha256": "0" * 64},
-        {"spec": {**saved["about"]["store"]["model"]["spec"], "settings": "x"}},
+        {"spec": {**about["store"]["model"]["spec"], "settings": "x"}},
     ):
-        changed = json.loads(json.dumps(saved))
-        changed["about"]["store"]["model"].update(change)
-        record.write_text(json.dumps(changed))
+        changed = copy.deepcopy(about)
+        changed["store"]["model"].update(change)
+        save_probe(probe, tmp_path / "probe", about=changed)
         assert main(["predict", str(photos / "dark/02.jpg"), "--probe", str(tmp_path / "probe")]) == 2
         assert "fitted on another backbone than this nano" in capsys.readouterr().err
-    record.write_text(json.dumps({**saved, "about": {}}))
+    save_probe(probe, tmp_path / "probe", about={})
     assert main(["predict", str(photos / "dark/02.jpg"), "--probe", str(tmp_path / "probe")]) == 2
     assert "not saved by `vitbackbone probe`" in capsys.readouterr().err
 
@@ -194,9 +195,10 @@ def test_predict_sees_what_the_probe_was_fitted_on(photos: Path, tmp_path: Path,
 
 def test_probe_says_what_it_cannot_measure(photos: Path, tmp_path: Path, capsys: object) -> None:
     def store_of(name: str, classes: dict[str, int]) -> str:
+        seeds = itertools.count()
         for kind, count in classes.items():
             for i in range(count):
-                save_photo(tmp_path / name / kind / f"{i}.png", seed=i)
+                save_photo(tmp_path / name / kind / f"{i}.png", seed=next(seeds))
         main(["extract", str(tmp_path / name), "--out", str(tmp_path / f"{name}-store")])
         return str(tmp_path / f"{name}-store")
 
@@ -331,7 +333,7 @@ def test_classify_goes_on_after_a_bad_photo(
     rows = json.loads(capsys.readouterr().out)
     assert [row["path"] for row in rows] == images
     assert [len(row["classes"]) for row in rows if "classes" in row] == [5]
-    assert {row["reason"] for row in rows if "reason" in row} == {"damaged", "truncated"}
+    assert [row["reason"] for row in rows if "reason" in row] == ["unknown format", "damaged"]
 
 
 def test_classify_names_imagenets_classes_and_counts_those_of_other_weights(

@@ -43,7 +43,8 @@ def test_a_module_that_was_imported_before_is_in_the_way_too(tmp_path: Path) -> 
         "else: raise SystemExit('imported')"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
+    environment = {**os.environ, "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)  # cwd comes first
 
 
 def test_a_folder_that_is_no_package_hides_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from vitbackbone.runtime.optimize import compare
 
 from tests.backbones import VITS, images
 from tests.contract import test_contract as contract
@@ -24,6 +23,7 @@ from vitbackbone.contract.fingerprint import weights_sha256
 from vitbackbone.networks.timm import TimmBackbone, TimmConfig
 from vitbackbone.runtime import openvino as engine
 from vitbackbone.runtime import routes
+from vitbackbone.runtime.choice import compare
 from vitbackbone.runtime.openvino import OpenVinoBackbone
 
 ov = pytest.importorskip("openvino")

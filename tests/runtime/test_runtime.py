@@ -466,7 +466,7 @@ def test_private_operations_that_are_gone_or_wrong_are_not_used(
     with caplog.at_level(logging.INFO, "vitbackbone"):
         fast = optimize(VITS["cls"], engine="native")
     (record,) = caplog.records
-    assert "fp32 by torch as it is, the only path" in record.getMessage()
+    assert "fp32 by torch as it is, the only route" in record.getMessage()
     assert re.search(f"not fp32 by oneDNN's packed linears: .*{reason}", record.getMessage())
     assert furthest(outputs(fast, MIXED), outputs(VITS["cls"], MIXED)) == 0
 
