@@ -11,8 +11,10 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from vitbackbone.contract import numbers
 from vitbackbone.model.config import Mode, Resampling, Rotary
@@ -95,12 +97,31 @@ def resample(
     if numbers(*new) and old == new:
         return table
     read_as = square(old) if how.as_square == "elsewhere" else old
+    if numbers(*new) and not torch.compiler.is_compiling():
+        return _interpolated(table.float(), read_as, new, how).to(table.dtype)
     result = _resized(table.float(), *_matrices(read_as, new, how, table.device))
     if not numbers(*new) and (how.offset or read_as != old):  # the graph decides whether the size is native
         native = _count(new[0], table.device).eq(old[0]) & _count(new[1], table.device).eq(old[1])
         still = _resized(table.float(), *_matrices(old, new, replace(how, offset=0.0), table.device))
         result = torch.where(native, still, result)
     return result.to(table.dtype)
+
+
+def _interpolated(
+    table: Float[Tensor, "M D"], old: tuple[int, int], new: tuple[int, int], how: Resampling
+) -> Float[Tensor, "N D"]:
+    """Resize a table by torch's own interpolation, bit for bit as the upstream libraries do. A graph cannot hold it."""
+    # Channels last, with the strides that say so: of an image in another layout, torch's antialiased bicubic loses the
+    # rows if it makes it one column wide.
+    image = table.contiguous().view(1, *old, -1).permute(0, 3, 1, 2)
+    if how.offset:
+        factor = [(n + how.offset) / m for n, m in zip(new, old, strict=True)]
+        image = F.interpolate(image, scale_factor=factor, mode=how.mode, align_corners=False)
+        if tuple(image.shape[-2:]) != new:
+            raise RuntimeError(f"resampling {old} to {new} with offset {how.offset} gave {tuple(image.shape[-2:])}")
+    else:
+        image = F.interpolate(image, size=new, mode=how.mode, align_corners=False, antialias=how.antialias)
+    return rearrange(image, "1 d h w -> (h w) d")
 
 
 def _matrices(old: tuple[int, int], new: tuple[int, int], how: Resampling, device: torch.device) -> list[Tensor]:
