@@ -97,36 +97,11 @@ def resample(
     if numbers(*new) and old == new:
         return table
     read_as = square(old) if how.as_square == "elsewhere" else old
-    if numbers(*new) and not torch.compiler.is_compiling():
-        return _interpolated(table.float(), read_as, new, how).to(table.dtype)
-    result = _resized(table.float(), *_matrices(read_as, new, how, table.device))
+    result = _resized(table.float(), read_as, new, how)
     if not numbers(*new) and (how.offset or read_as != old):  # the graph decides whether the size is native
         native = _count(new[0], table.device).eq(old[0]) & _count(new[1], table.device).eq(old[1])
-        still = _resized(table.float(), *_matrices(old, new, replace(how, offset=0.0), table.device))
-        result = torch.where(native, still, result)
+        result = torch.where(native, _resized(table.float(), old, new, replace(how, offset=0.0)), result)
     return result.to(table.dtype)
-
-
-def _interpolated(
-    table: Float[Tensor, "M D"], old: tuple[int, int], new: tuple[int, int], how: Resampling
-) -> Float[Tensor, "N D"]:
-    """Resize a table by torch's own interpolation, bit for bit as the upstream libraries do. A graph cannot hold it."""
-    # Channels last, with the strides that say so: of an image in another layout, torch's antialiased bicubic loses the
-    # rows if it makes it one column wide.
-    image = table.contiguous().view(1, *old, -1).permute(0, 3, 1, 2)
-    if how.offset:
-        factor = [(n + how.offset) / m for n, m in zip(new, old, strict=True)]
-        image = F.interpolate(image, scale_factor=factor, mode=how.mode, align_corners=False)
-        if tuple(image.shape[-2:]) != new:
-            raise RuntimeError(f"resampling {old} to {new} with offset {how.offset} gave {tuple(image.shape[-2:])}")
-    else:
-        image = F.interpolate(image, size=new, mode=how.mode, align_corners=False, antialias=how.antialias)
-    return rearrange(image, "1 d h w -> (h w) d")
-
-
-def _matrices(old: tuple[int, int], new: tuple[int, int], how: Resampling, device: torch.device) -> list[Tensor]:
-    """Return the resampling matrices of the rows and of the columns."""
-    return [resampling_matrix(m, n, how.mode, how.antialias, how.offset, device) for m, n in zip(old, new, strict=True)]
 
 
 def square(grid: tuple[int, int]) -> tuple[int, int]:
@@ -141,6 +116,40 @@ def square(grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def _resized(
+    table: Float[Tensor, "M D"], old: tuple[int, int], new: tuple[int, int], how: Resampling
+) -> Float[Tensor, "N D"]:
+    """Resize a table by torch's interpolation, or in a graph by matrices, which serve any size and need no `Resize`."""
+    if _traced(*new):
+        return _multiplied(table, *resampling_matrices(old, new, how, table.device))
+    # Channels last, with the strides that say so: of an image in another layout, torch's antialiased bicubic loses the
+    # rows if it makes it one column wide.
+    image = table.contiguous().view(1, *old, -1).permute(0, 3, 1, 2)
+    if how.offset:
+        factor = [(n + how.offset) / m for n, m in zip(new, old, strict=True)]
+        image = F.interpolate(image, scale_factor=factor, mode=how.mode, align_corners=False)
+        if tuple(image.shape[-2:]) != new:
+            raise RuntimeError(f"resampling {old} to {new} with offset {how.offset} gave {tuple(image.shape[-2:])}")
+    else:
+        image = F.interpolate(image, size=new, mode=how.mode, align_corners=False, antialias=how.antialias)
+    return rearrange(image, "1 d h w -> (h w) d")
+
+
+def _traced(*sizes: int) -> bool:
+    """Whether a tracer follows, so that a size may be a symbol."""
+    return torch.compiler.is_compiling() or not numbers(*sizes)
+
+
+def resampling_matrices(
+    old: tuple[int, int], new: tuple[int, int], how: Resampling, device: torch.device
+) -> tuple[Float[Tensor, "h y"], Float[Tensor, "w x"]]:
+    """Return the matrices that resize the rows and the columns of a table, equal to torch's interpolation."""
+    rows, columns = (
+        resampling_matrix(m, n, how.mode, how.antialias, how.offset, device) for m, n in zip(old, new, strict=True)
+    )
+    return rows, columns
+
+
+def _multiplied(
     table: Float[Tensor, "M D"], rows: Float[Tensor, "h y"], columns: Float[Tensor, "w x"]
 ) -> Float[Tensor, "N D"]:
     """Resize a table of y * x positions to h * w by a matrix for each axis.
@@ -292,13 +301,9 @@ def resample_relative(
     """
     if numbers(*new) and old == new and (how.relative != "bilinear" or old[0] == old[1]):
         return table
-    before, after = ([2 * side - 1 for side in grid] for grid in (old, new))
+    before, after = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old, new))
     if how.relative == "bilinear":  # transformers swaps rows and columns, which matters if the grid is no square
-        by_axis = (
-            resampling_matrix(m, n, "bilinear", False, 0.0, table.device)
-            for m, n in zip(reversed(before), after, strict=True)
-        )
-        body = _resized(table[:-3].float(), *by_axis)
+        body = _resized(table[:-3].float(), before[::-1], after, Resampling("bilinear", antialias=False))
     elif not numbers(*new):
         raise ValueError(
             f"relative positions with the resampling policy {how.relative!r} cannot be traced with a dynamic height or "
@@ -309,7 +314,7 @@ def resample_relative(
         rows, columns = (
             torch.from_numpy(_geometric(a, b, degree)).to(table.device) for a, b in zip(before, after, strict=True)
         )
-        body = _resized(table[:-3].float(), rows, columns)
+        body = _multiplied(table[:-3].float(), rows, columns)
     return torch.cat([body.to(table.dtype), table[-3:]])
 
 
@@ -341,5 +346,8 @@ def resample_line(table: Float[Tensor, "M d"], side: int) -> Float[Tensor, "K d"
     """
     if numbers(side) and len(table) == 2 * side - 1:
         return table
-    matrix = resampling_matrix(len(table), 2 * side - 1, "bilinear", False, 0.0, table.device)
-    return (matrix @ table.float()).to(table.dtype)
+    if _traced(side):
+        matrix = resampling_matrix(len(table), 2 * side - 1, "bilinear", False, 0.0, table.device)
+        return (matrix @ table.float()).to(table.dtype)
+    line = F.interpolate(rearrange(table.float(), "m d -> 1 d m"), size=2 * side - 1, mode="linear")
+    return rearrange(line, "1 d m -> m d").to(table.dtype)
