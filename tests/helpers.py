@@ -1,4 +1,4 @@
-"""What several test files share: tiny models, full randomisation, the error measure, fixture photos."""
+"""Helpers that several test files share: tiny models, full randomisation, the error measure, fixture photos."""
 
 from collections.abc import Container, Iterable
 from pathlib import Path

@@ -35,7 +35,7 @@ def images(size: Size, batch: int = 1, channels: int = 3) -> Tensor:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What an upstream makes of images: tokens (B, prefix + N, D), row-major."""
+    """Features of images by an upstream library: tokens (B, prefix + N, D), row-major."""
 
     tokens: Tensor  # the last layer, with the final norm on every token where there is one
     layers: dict[int, Tensor]  # without that norm

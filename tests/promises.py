@@ -1,4 +1,4 @@
-"""What extraction promises, and the table of which promises held: `make faults`."""
+"""The promises of extraction, and the table of which promises held: `make faults`."""
 
 PROMISES = {
     1: "an exception or Ctrl-C in mid-write leaves neither target nor temporary file",

@@ -1,4 +1,4 @@
-"""What torch's tracers make of a network, in a process of its own: the type checks of the tests would be traced too.
+"""Tracing of a network in a process of its own, because a tracer would follow the type checks of the tests too.
 
     python -m tests.tracing export|onnx|compile NAME...
 
@@ -59,7 +59,7 @@ def sizes(name: str, module: nn.Module) -> list[tuple[int, int, int]]:
 
 
 def exported(name: str, module: nn.Module) -> ExportedProgram:
-    """Of an example of the native size, for any batch, height and width."""
+    """Export from an example of the native size, for any batch, height and width."""
     least = 17 if name.startswith("head:") else 9 if name in MAPS else None
     height, width = (Dim(side, min=least) for side in "hw")
     if name in MULTIPLES:

@@ -1,4 +1,4 @@
-"""What is exported is loaded whole by timm and by transformers and gives the same features, and comes back as it was.
+"""An exported backbone loads whole in timm and transformers, gives the same features there, and comes back unchanged.
 
 Every parameter is randomised. The upstream models are small ones of the real classes.
 """

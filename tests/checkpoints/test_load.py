@@ -58,7 +58,7 @@ def test_preprocessing_source_and_licence_are_those_of_timm(name: str) -> None:
 
 
 def kind(name: str) -> tuple[object, ...]:
-    """What a sample of the zoo covers."""
+    """Return the properties of an entry that a sample of the zoo covers."""
     entry = ZOO[name]
     config = entry.config
     return entry.format, config.mlp, config.qkv_bias, config.pool, config.num_registers, entry.source.split("/")[0]
@@ -543,7 +543,7 @@ def test_a_directory_without_its_files_is_refused(directory: Path) -> None:
         load_backbone(directory)
 
 
-# What the repositories publish, their descriptive fields left out.
+# The files that the repositories publish, without their descriptive fields
 PROCESSORS = {
     "google/vit-base-patch16-224": (
         {

@@ -76,7 +76,7 @@ def test_parameters_may_be_of_several_precisions(name: str, tmp_path: Path) -> N
     ),
 )
 def test_a_file_of_timm_in_half_is_that_file_in_float32(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """What timm gives after `.float()`; that the latter equals timm is held by the parity of the family."""
+    """The result equals timm's after `.float()`. The parity test of the family holds the rest."""
     state = {key: tensor.to(dtype) for key, tensor in widen(timm_model(name)).state_dict().items()}
     save_file(state, tmp_path / "half.safetensors")
     save_file({key: tensor.float() for key, tensor in state.items()}, tmp_path / "float.safetensors")

@@ -1,4 +1,4 @@
-"""What timm says of a model by its name, and its files as parameters."""
+"""Models by timm's name: their configuration, and their files as parameters."""
 
 from typing import Any
 

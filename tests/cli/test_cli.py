@@ -284,7 +284,7 @@ LABELS = ["tench, Tinca tinca", "goldfish", "great white shark", "crane", "hen",
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, transformers.ViTForImageClassification]:
-    """What transformers saves of a model with a classifier and named classes, and the model."""
+    """Return a directory that transformers saved, of a model with a classifier and named classes, and the model."""
     config = transformers.ViTConfig(
         image_size=32,
         patch_size=8,

@@ -1,4 +1,4 @@
-"""What the commands print cannot steer a terminal, whatever a file is called."""
+"""No file name makes a command print text that steers a terminal."""
 
 import sys
 import unicodedata

@@ -29,7 +29,7 @@ def assert_alike(prefix: Prefix, features: Features) -> None:
 @pytest.mark.parametrize("mixed", [False, True], ids=["one size", "mixed"])
 @pytest.mark.parametrize("name", cases(BACKBONES, QUICK))
 def test_it_is_what_the_whole_forward_returns(name: str, mixed: bool) -> None:
-    """Of a backbone without CLS, and of one that pools its patches, too."""
+    """This holds for a backbone without CLS too, and for one that pools its patches."""
     backbone, x = BACKBONES[name], batch() if mixed else images()
     last = backbone.spec.depth - 1
     layers, norms = [last, 0, -1], [backbone.spec.has_norm, False, False]

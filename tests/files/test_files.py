@@ -134,7 +134,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_no_writer_goes_past_them() -> None:
-    """What writes a file does so in a folder that `publish` or `publish_together` gave it."""
+    """Every writer writes into a folder that `publish` or `publish_together` gave it."""
     writing = re.compile(r"([\w.()/ \"{}]+?)\.(write_text|write_bytes)\(|(save_file|torch\.save)\((.*)")
     allowed = re.compile(r"temporary|opened|_file\b")
     lines = [

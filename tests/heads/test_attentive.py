@@ -248,7 +248,7 @@ def test_stored_and_live_features_give_the_same_probe(form, folder, tmp_path):
     live = make_pipeline(ImageFeatures(backbone, pooling="tokens", batch_size=5), AttentiveProbe(form, **QUICK))
     live.fit(paths, store.labels)
     assert (stored.predict_proba(store.tokens) == live.predict_proba(paths)).all()
-    # What was fitted is the classifier of the head, which goes on a backbone.
+    # The probe was fitted as the classifier of the head, which goes on a backbone.
     options = {"layers": [-1]} if form == "aim" else {}
     head = create_head(f"{form}_probe", backbone.spec, num_classes=2, num_heads=1, **options).eval()
     head.classifier.load_state_dict(stored.module_.state_dict())

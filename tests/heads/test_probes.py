@@ -607,7 +607,7 @@ FITTED = {
     "attentive": lambda X, y: AttentiveProbe("aim", epochs=1, progress=False).fit(X[:, None], y),
 }
 
-# What a hand or a disk does to probe.json, and what the error names beside the file.
+# Damages of probe.json, and the key that the error names beside the file
 EDITS = {
     "kind": ("svm", ["x"], None, 3),
     "version": (2, "1", None, [1]),

@@ -66,7 +66,7 @@ def test_the_few_patches_that_stand_out_are_bright() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_pca_is_not_saturated(seed: int) -> None:
-    """Of normal features, under 1 % of the values lie within a twentieth of black or full."""
+    """Under 1 % of the values of normal features lie within a twentieth of black or full."""
     (rgb,) = view.pca_rgb([torch.randn(32, 40, 40, generator=torch.Generator().manual_seed(seed))])
     assert ((rgb < 0.05) | (rgb > 0.95)).mean() < 0.01
     assert rgb.std() > 0.15  # and it is not grey either

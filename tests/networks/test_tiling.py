@@ -58,7 +58,7 @@ def images(*shape: int) -> Tensor:
 def test_windows_of_a_local_network_join_to_the_whole(
     height: int, width: int, sides: tuple[int, int], overlap: int, batch_size: int, layer: int
 ) -> None:
-    """Of any size, at any overlap, in any batches: nothing is lost, moved, or counted twice."""
+    """At any size, overlap and batch size, nothing is lost, moved, or counted twice."""
     backbone, x = Pixels(), images(3, height, width)
     overlap = min(overlap, min(sides) - 1)
     features = tile(backbone, x, (4 * sides[0], 4 * sides[1]), 4 * overlap, batch_size, layer)
@@ -128,7 +128,7 @@ def test_a_photo_on_disk_is_read_window_by_window(tmp_path: Path) -> None:
 
 
 def test_features_are_floats_that_a_head_can_learn_from() -> None:
-    """Of a backbone in half precision too, and in training, whose mode stays."""
+    """This holds in half precision too, and in training, and the mode of the backbone stays."""
     backbone = tiny_vit(drop_path=0.9).to(torch.bfloat16).train()
     x = images(3, 40, 40)
     features = tile(backbone, x, 32, 8)

@@ -1,4 +1,4 @@
-"""What this package reads of timm beyond its public interface. A failure names what a new timm changed."""
+"""The private parts of timm that this package reads. A failure names the part that a new timm changed."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""What is recorded for a GPU is what the backbone computes. On a machine without one, when it is recorded."""
+"""A recorded graph computes what the backbone computes. Without a GPU, the tests hold when a graph is recorded."""
 
 import subprocess
 import sys

@@ -142,7 +142,7 @@ def test_a_graph_that_saw_a_single_token_first_is_right_for_more(name: str) -> N
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """What is compiled: graph, device and settings of each."""
+    """Collect the graph, the device and the settings of each compilation."""
     calls: list[tuple] = []
     core = ov.Core()
 
@@ -293,7 +293,7 @@ def test_it_is_copied_and_pickled_without_what_is_compiled(again) -> None:
 
 
 def kernels_of(backbone: OpenVinoBackbone) -> Counter[str]:
-    """What the linear layers of what is compiled run in."""
+    """Return the precisions in which the compiled linear layers run."""
     found: Counter[str] = Counter()
     for graph in backbone._compiled.values():
         for op in graph.compiled.get_runtime_model().get_ops():

@@ -84,7 +84,7 @@ def test_packed_float32_is_the_plain_backbone_to_1e5(name: str, fuses: bool, mon
 def stand_in(
     x: Tensor, weight: Tensor, bias: Tensor | None, name: str, scalars: list[object], algorithm: str
 ) -> Tensor:
-    """What `_linear_pointwise` does, in torch's own linears."""
+    """Compute `_linear_pointwise` by torch's own linear layers."""
     y = F.linear(x, weight, bias)
     return F.gelu(y, approximate=algorithm) if name == "gelu" else y
 
@@ -325,7 +325,7 @@ def test_it_is_for_inference_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_forward_that_follows_needs_no_inference_mode() -> None:
-    """What is optimised under it, works without it, and the other way round."""
+    """A backbone that was optimised under it works without it, and the other way round."""
     with torch.inference_mode():
         fast = optimize(VITS["cls"])
         within = fast(images(1, 3, 32, 32)).patches

@@ -40,7 +40,7 @@ def image(seed: int, format: str = "PNG") -> bytes:
 
 
 def contents(source: Path | str) -> dict[str, bytes | str]:
-    """What each row holds, or the text of its failure, by its name in its archive."""
+    """Return the content of each row, or the text of its failure, by its name in its archive."""
     inputs = list_inputs(source)
     table = inputs.table
     found: dict[str, bytes | str] = {}

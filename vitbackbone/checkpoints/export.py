@@ -28,7 +28,7 @@ from vitbackbone.files import publish
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Pool, Resampling, ViT, ViTConfig
 
-# What to do about settings that transformers fixes and other libraries set differently
+# Advice on settings that transformers fixes and other libraries set differently
 REMEDIES = {
     "resampling": "load_backbone(..., positions='hf') resamples as transformers does",
     "crop_rounding": "backbone.preprocess = dataclasses.replace(backbone.preprocess, crop_rounding='down') crops as "
