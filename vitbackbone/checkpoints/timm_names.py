@@ -17,6 +17,7 @@ class Family:
 
     arguments: tuple[tuple[str, Any], ...] = ()
     windows: Windows = "timm"
+    size_multiple: int | None = None  # where trial runs cannot find it, or take long
 
 
 DYNAMIC = Family(arguments=(("dynamic_img_size", True),))  # timm resamples the position table for each size
@@ -28,6 +29,10 @@ FAMILIES: dict[str, Family] = {
     "timm.models.vision_transformer": DYNAMIC,
     "timm.models.deit": DYNAMIC,
     "timm.models.eva": DYNAMIC,
+    "timm.models.vitamin": DYNAMIC,
+    "timm.models.mvitv2": Family(size_multiple=32),
+    "timm.models.sequencer": Family(size_multiple=14),
+    "timm.models.gemma4_vit": Family(size_multiple=48),  # it pools 3 x 3 patches of 16 pixels
 }
 
 
@@ -64,8 +69,9 @@ def describe_timm(name: str) -> TimmEntry:
         architecture=architecture,
         image_size=preprocess.image_size,
         arguments=(*size, *family.arguments),
-        any_size=not cfg.fixed_input_size or bool(family.arguments),
+        rebuild=cfg.fixed_input_size and not family.arguments,
         windows=family.windows,
+        size_multiple=family.size_multiple,
     )
     classifier = (cfg.classifier,) if isinstance(cfg.classifier, str) else tuple(cfg.classifier or ())
     return TimmEntry(config, preprocess, cfg.license or "", cfg.hf_hub_id or "", cfg.num_classes, classifier)
@@ -77,8 +83,8 @@ def preprocess_of(cfg: dict[str, Any]) -> Preprocess:
     if channels != 3:
         raise ValueError(f"timm's input_size={cfg['input_size']} has {channels} channels; only RGB is supported")
     crop_mode = cfg.get("crop_mode", "center")
-    if crop_mode not in ("center", "squash"):
-        raise ValueError(f"timm's crop_mode={crop_mode!r} is not supported; want 'center' or 'squash'")
+    if crop_mode not in ("center", "squash", "border"):
+        raise ValueError(f"timm's crop_mode={crop_mode!r} is not supported; want 'center', 'squash' or 'border'")
     return Preprocess(
         image_size=(height, width),
         crop_pct=cfg["crop_pct"],
