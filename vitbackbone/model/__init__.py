@@ -16,7 +16,7 @@ from vitbackbone.model.config import (
 from vitbackbone.model.layers import Block, ConvStem, LayerScale, Mlp, SwiGLU
 from vitbackbone.model.packing import Grid, Layout
 from vitbackbone.model.pooling import ChannelNorm
-from vitbackbone.model.position import rotary_table
+from vitbackbone.model.position import resample, resample_line, resample_relative, rotary_table
 from vitbackbone.model.vit import Tokens, ViT
 
 __all__ = [
@@ -43,6 +43,9 @@ __all__ = [
     "ViTConfig",
     "WindowAttention",
     "check_kinds",
+    "resample",
+    "resample_line",
+    "resample_relative",
     "rotary_table",
     "vit_config",
 ]
