@@ -17,6 +17,7 @@ from vitbackbone.checkpoints.other_sizes import Size, at_size, resample_tables, 
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, convert
 from vitbackbone.checkpoints.sources import CONFIG, Directory, describe, find_weights, pin
 from vitbackbone.checkpoints.tensor_files import read_weights
+from vitbackbone.checkpoints.timm_directory import TimmDirectory
 from vitbackbone.checkpoints.timm_names import timm_rules
 from vitbackbone.checkpoints.towers import take
 from vitbackbone.checkpoints.trainers import unwrap
@@ -143,11 +144,11 @@ def _load_checkpoint(name: str | PathLike[str], weights: Weights | None, options
 def _load(name: str, weights: Weights | None, options: Options) -> Checkpoint:
     known, revision = pin(name)
     found = describe(known, revision, offline=weights is not None)
-    labels = found.labels if isinstance(found, Directory) else ()
+    labels = () if isinstance(found, Entry) else found.labels
     if isinstance(found, Entry) and isinstance(found.config, FusedConfig):
         return Checkpoint(_load_fused(name, found, weights, options), {}, ())
     if weights == "random":
-        entry = found.entry(options.tower) if isinstance(found, Directory) else found
+        entry = found if isinstance(found, Entry) else found.entry(options.tower)
         return Checkpoint(
             _build(options.apply(entry.at_other_sizes(options.positions)), entry, name).eval(), {}, labels
         )
@@ -187,9 +188,11 @@ def _preprocess(config: ViTConfig | TimmConfig, entry: Entry) -> Preprocess:
 
 
 def _fill(
-    found: Entry | Directory, name: str, state: State, options: Options, place: str
+    found: Entry | Directory | TimmDirectory, name: str, state: State, options: Options, place: str
 ) -> tuple[ViT | TimmBackbone, dict[str, Tensor]]:
     """Return the backbone with a checkpoint's weights, and the parameters of its head."""
+    if isinstance(found, TimmDirectory):
+        found = found.entry()
     if isinstance(found, Entry) and found.classifier is not None:
         return _fill_by_name(found, name, state, options, place)
     if isinstance(found, Directory):
@@ -288,4 +291,4 @@ def find_entry(name: str | PathLike[str]) -> Entry:
     """Return the entry of a backbone, without its weights: from the zoo, or from a Hugging Face directory. A name of
     `list_backbones()` needs no network. Raises the errors of `load_backbone`."""
     found = describe(*pin(str(name)), offline=True)
-    return found.entry() if isinstance(found, Directory) else found
+    return found if isinstance(found, Entry) else found.entry()

@@ -36,12 +36,12 @@ def trained_grid(config: ViTConfig, rules: Rules, tensors: State) -> tuple[int, 
     A table does not hold its shape: it has the configuration's grid if their numbers agree, and else is a square.
     Raises `ConversionError` if it can be neither.
     """
-    count = _positions(rules, tensors)
-    if count is None or count == config.grid[0] * config.grid[1]:
+    h, w = config.grid
+    count = _positions(rules, tensors, {h * w: h * w, (2 * h - 1) * (2 * w - 1) + 3: h * w})
+    if count is None or count == h * w:
         return config.grid
     side = math.isqrt(count)
     if side**2 != count:
-        h, w = config.grid
         raise ConversionError(
             f"the checkpoint does not fit:\n  {count} positions in the checkpoint, {h} x {w} in the model; want a "
             "square number, or image_size=(HEIGHT, WIDTH) of the training images"
@@ -49,8 +49,11 @@ def trained_grid(config: ViTConfig, rules: Rules, tensors: State) -> tuple[int, 
     return side, side
 
 
-def _positions(rules: Rules, tensors: State) -> int | None:
-    """Return the number of positions in a checkpoint, or None if it has none or their shapes do not fit together."""
+def _positions(rules: Rules, tensors: State, own: Mapping[int, int]) -> int | None:
+    """Return the number of positions in a checkpoint, or None if it has none or their shapes do not fit together.
+
+    `own`: the numbers of rows that fit the configuration, with its number of positions.
+    """
     for rule in rules:
         sources = [source.replace("{i}", "0") for source in rule.sources]
         if not {TABLE, BIASES} & set(rule.targets) or not all(source in tensors for source in sources):
@@ -62,9 +65,8 @@ def _positions(rules: Rules, tensors: State) -> int | None:
         except (RuntimeError, IndexError, ValueError):
             return None
         rows = len(made[[target in (TABLE, BIASES) for target in rule.targets].index(True)])
-        if TABLE in rule.targets:
-            return rows
-        return ((math.isqrt(max(rows - 3, 0)) + 1) // 2) ** 2
+        square = rows if TABLE in rule.targets else ((math.isqrt(max(rows - 3, 0)) + 1) // 2) ** 2
+        return own.get(rows, square)
     return None
 
 

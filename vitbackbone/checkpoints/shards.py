@@ -57,7 +57,7 @@ class Shards(Mapping[str, Tensor]):
         self._places = read_json(index, Index).weight_map
         self._open: dict[str, State] = {}
         for name in set(self._places.values()):
-            if Path(name).name != name or "\\" in name or "\0" in name:
+            if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name:
                 raise ValueError(f"{index} has {SHORT.repr(name)} in weight_map; want the name of a file beside it")
 
     def __getitem__(self, key: str) -> Tensor:

@@ -1,17 +1,19 @@
 """What a name leads to: an entry of the zoo, a model of timm, or a directory with a `config.json`, and its weights."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from vitbackbone.checkpoints.hub import WeightsUnavailable, by_hand, download, download_config, download_if_there
 from vitbackbone.checkpoints.huggingface import PLAIN, read_architecture, read_labels, read_preprocess
+from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.rules import ConversionError, State
-from vitbackbone.checkpoints.shards import read_directory
+from vitbackbone.checkpoints.shards import FindFile, read_directory
 from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.checkpoints.tensor_files import read_weights
+from vitbackbone.checkpoints.timm_directory import TimmDirectory
 from vitbackbone.checkpoints.timm_names import describe_timm
 from vitbackbone.checkpoints.towers import Part, Taken, choose, find_parts, name_part, settle
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry
@@ -27,18 +29,13 @@ NANO_FILE = Path(__file__).parent / "weights" / "nano.safetensors"
 class Directory:
     """A Hugging Face directory: its `config.json`, which may describe several towers, and its image processor.
 
-    Raises `ValueError` if it has no `config.json`, or if that describes no known tower.
+    `find_file`: returns the path of a file of weights, or None.
+    Raises `ValueError` if `config.json` describes no known tower.
     """
 
-    def __init__(self, directory: Path, find_file: Callable[[str], Path | None] | None = None) -> None:
-        self.path = directory
-        self.find_file = find_file or self._find_here
+    def __init__(self, directory: Path, saved: Json, find_file: FindFile) -> None:
+        self.path, self.saved, self.find_file = directory, saved, find_file
         self.config_file = directory / CONFIG
-        if not os.path.lexists(self.config_file):
-            raise ValueError(
-                f"{directory} has no config.json; want a Hugging Face directory: config.json and safetensors"
-            )
-        self.saved = read_json(self.config_file, dict)
         with self._naming():
             self.parts = find_parts(self.saved)
             self.labels = read_labels(self.saved)
@@ -59,9 +56,6 @@ class Directory:
             entry = replace(entry, config=settle(entry.config, taken.rules, taken.tensors, self.architecture))
         return entry, taken
 
-    def _find_here(self, name: str) -> Path | None:
-        return path if os.path.lexists(path := self.path / name) else None
-
     def _entry(self, part: Part) -> Entry:
         config, preprocess = part.model_type.read_whole(part.settings)
         preprocess = _read_processor(self.path, preprocess)
@@ -79,8 +73,27 @@ class Directory:
             raise ValueError(f"{self.config_file}: {str(error).removeprefix(f'{CONFIG} ')}") from error
 
 
+def open_directory(path: Path, find_file: FindFile | None = None) -> Directory | TimmDirectory:
+    """Return a directory in the format of transformers or of timm. `find_file` finds its weights; the default looks
+    into the directory. Raises `ValueError` if it has no `config.json`."""
+    config_file = path / CONFIG
+    if not os.path.lexists(config_file):
+        wanted = "want a directory of transformers or timm: config.json and safetensors"
+        raise ValueError(f"{path} has no config.json; {wanted}")
+    saved = read_json(config_file, dict)
+    find_file = find_file or (lambda name: file if os.path.lexists(file := path / name) else None)
+    if "architecture" in saved and "model_type" not in saved:
+        return TimmDirectory(path, saved, find_file)
+    return Directory(path, saved, find_file)
+
+
 def pin(name: str) -> tuple[str, str | None]:
-    """Split a name of the zoo or the Hub from the revision after its `@`. The path of a directory stays whole."""
+    """Split a name of the zoo or the Hub from the revision after its `@`. The path of a directory stays whole. timm's
+    `hf-hub:` and `local-dir:` are read, too."""
+    if name.startswith("local-dir:"):
+        return name.removeprefix("local-dir:"), None
+    if name.startswith("hf-hub:"):
+        name = f"hf:{name.removeprefix('hf-hub:')}"
     known, _, revision = name.partition("@")
     if revision and (known in ZOO or known in ADAPTED or known.startswith(("hf:", "timm:"))):
         if known in ZOO and not ZOO[known].on_hub:
@@ -89,7 +102,7 @@ def pin(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def describe(known: str, revision: str | None, offline: bool) -> Entry | Directory:
+def describe(known: str, revision: str | None, offline: bool) -> Entry | Directory | TimmDirectory:
     """Return the entry of a name, or its directory. `offline`: read a Hub repository's entry from the zoo."""
     if known in ZOO and (offline or not known.startswith("hf:")):
         return ZOO[known]
@@ -97,11 +110,11 @@ def describe(known: str, revision: str | None, offline: bool) -> Entry | Directo
         return _read_timm(known.removeprefix("timm:"))
     if known.startswith("hf:"):
         repository = known.removeprefix("hf:")
-        return Directory(
+        return open_directory(
             download_config(known, revision), lambda file: download_if_there(known, repository, file, revision)
         )
     if Path(known).is_dir():
-        return Directory(Path(known))
+        return open_directory(Path(known))
     raise ValueError(_unknown(known))
 
 
@@ -138,11 +151,11 @@ def _read_processor(directory: Path, default: Preprocess) -> Preprocess:
         raise ValueError(f"{file} has a value of the wrong type: {error!r}") from error
 
 
-def find_weights(known: str, revision: str | None, found: Entry | Directory) -> State:
+def find_weights(known: str, revision: str | None, found: Entry | Directory | TimmDirectory) -> State:
     """Return the tensors of a name's own weights: from the package, its directory, the Hub's cache, or the Hub."""
     if known == "nano":
         return read_weights(NANO_FILE)
-    if isinstance(found, Directory):
+    if not isinstance(found, Entry):
         return read_directory(known, found.find_file)
     if not found.on_hub:
         raise WeightsUnavailable(by_hand(known, f"these weights are not on the Hub; they are at {found.source}"))

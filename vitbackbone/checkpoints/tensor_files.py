@@ -28,7 +28,7 @@ PLAIN_DATA: list[Any] = [argparse.Namespace]  # classes without code of their ow
 LONGEST_HEADER = 1 << 23  # bytes of a safetensors header: some 80,000 tensors
 
 
-def read_weights(path: str | PathLike[str]) -> Mapping[str, Tensor]:
+def read_weights(path: str | PathLike[str]) -> Mapping[str, Any]:
     """Return the tensors of a weights file by name: `.safetensors`, `.npz` (Flax), or one of torch's.
 
     The tensors of a `.safetensors` file are read when they are looked up. torch's files (`.pth`, `.pt`, `.bin`,
