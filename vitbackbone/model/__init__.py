@@ -4,6 +4,7 @@ from vitbackbone.model.attention import DecomposedTables, RelativeTable, SelfAtt
 from vitbackbone.model.config import (
     AsSquare,
     Indivisible,
+    MapPool,
     MlpKind,
     Pool,
     QkvBias,
@@ -30,6 +31,7 @@ __all__ = [
     "Indivisible",
     "LayerScale",
     "Layout",
+    "MapPool",
     "Mlp",
     "MlpKind",
     "Pool",

@@ -99,6 +99,23 @@ class Rotary:
 
 
 @dataclass(frozen=True)
+class MapPool:
+    """Attention pooling: one learned query attends to the patches (`pool="map"`).
+
+    Raises `ValueError` on a negative number.
+    """
+
+    num_heads: int = 0  # 0 is as many as the blocks have
+    mlp_dim: int = 0  # hidden width of the MLP behind it; 0 is the blocks'
+    prefix: bool = False  # whether the query attends to CLS and registers too (Perception Encoder)
+    plain: bool = False  # attention alone: no linear layer on the query, no MLP (AIMv2)
+
+    def __post_init__(self) -> None:
+        if min(self.num_heads, self.mlp_dim) < 0:
+            raise ValueError(f"MapPool: num_heads={self.num_heads}, mlp_dim={self.mlp_dim}; want 0 or more")
+
+
+@dataclass(frozen=True)
 class ViTConfig:
     """The configuration of a `ViT`. The defaults are ViT-B/16 at 224 px (Dosovitskiy et al. 2021).
 
@@ -146,6 +163,7 @@ class ViTConfig:
     # The CLS token, the mean of CLS and registers (timm's distilled DeiT), the mean of the patches, attention pooling
     # (SigLIP), or the mean of the neck's map (SAM).
     pool: Pool = "cls"
+    map_pool: MapPool = MapPool()
     neck_dim: int = 0  # channels of SAM's neck; 0 is no neck
     projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
     projection_bias: bool = False
@@ -207,6 +225,8 @@ class ViTConfig:
             raise wrong("num_kv_heads goes with qkv_bias='qkv' or 'none'")
         if self.pool in ("cls", "prefix") and not self.cls:
             raise wrong(f"pool={self.pool!r} needs cls=True; use pool='mean'")
+        if self.pool == "map" and self.dim % (self.map_pool.num_heads or self.num_heads):
+            raise wrong(f"dim={self.dim} is not divisible by map_pool.num_heads={self.map_pool.num_heads}")
         if self.pool == "neck" and not self.neck_dim:
             raise wrong("pool='neck' needs neck_dim; use pool='mean'")
         if self.fc_norm and (self.final_norm or self.pool != "mean"):

@@ -4,7 +4,7 @@ Axes: `B` batch, `D` width, `C` channels of the neck, `h w` patch grid.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from vitbackbone.contract import Features, pool_cls, pool_mean
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.layers import mlp
+from vitbackbone.model.norms import norm_or_identity
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,26 @@ class AttentionPool(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        how = config.map_pool
+        self.num_heads = how.num_heads or config.num_heads
+        self.prefix = how.prefix
         self.latent = nn.Parameter(torch.randn(1, 1, config.dim) * config.dim**-0.5)
-        self.q = nn.Linear(config.dim, config.dim)
-        self.kv = nn.Linear(config.dim, 2 * config.dim)
+        self.q = nn.Identity() if how.plain else nn.Linear(config.dim, config.dim)
+        self.kv = nn.Linear(config.dim, 2 * config.dim, bias=not how.plain or config.qkv_bias != "none")
         self.proj = nn.Linear(config.dim, config.dim)
-        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.mlp = mlp(config)
+        self.norm = norm_or_identity(not how.plain, config)
+        self.mlp = None if how.plain else mlp(replace(config, mlp_dim=how.mlp_dim or config.mlp_dim))
 
     def forward(self, features: Features) -> Float[Tensor, "B D"]:
+        tokens = features.tokens
+        if self.prefix:
+            cls = [] if features.cls is None else [features.cls[:, None]]
+            tokens = torch.cat([*cls, features.registers, tokens], dim=1)
         q = rearrange(self.q(self.latent), "1 one (heads d) -> 1 heads one d", heads=self.num_heads)
-        k, v = rearrange(self.kv(features.tokens), "B N (two heads d) -> two B heads N d", two=2, heads=self.num_heads)
+        k, v = rearrange(self.kv(tokens), "B N (two heads d) -> two B heads N d", two=2, heads=self.num_heads)
         x = F.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v)
         x = self.proj(rearrange(x, "B heads one d -> B one (heads d)"))
-        return (x + self.mlp(self.norm(x)))[:, 0]
+        return (x if self.mlp is None else x + self.mlp(self.norm(x)))[:, 0]
 
 
 class Neck(nn.Sequential):
