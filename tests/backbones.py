@@ -12,6 +12,8 @@ from vitbackbone.model.config import Rotary
 
 NO_CLS = {"cls": False, "pool": "mean"}
 HALVES, NEIGHBOURS = Rotary(100.0, "centred", "halves"), Rotary(1e4, "index", "neighbours", (4, 4))
+SQUARE, TILED = Resampling("bilinear", fit="square", align_corners=True), Resampling(fit="tile")
+BUCKETS = Resampling(fit="buckets")
 VITS: dict[str, ViT] = {
     "cls": tiny_vit(),
     "registers": tiny_vit(num_registers=3, layer_scale=True),
@@ -32,6 +34,9 @@ VITS: dict[str, ViT] = {
     "windows": tiny_vit(**NO_CLS, relative_position="decomposed", window=3, global_blocks=(1,), final_norm=False),
     "neck": tiny_vit(**{**NO_CLS, "pool": "neck"}, neck_dim=8, final_norm=False),
     "attention pool": tiny_vit(cls=False, pool="map", mlp="gelu_tanh"),
+    "query pool": tiny_vit(pool="query", pool_heads=4, pool_prefix=True, num_registers=1, resampling=TILED),
+    "pool tokens": tiny_vit(pool="tokens", pool_tokens=(0, 2), num_registers=2, resampling=SQUARE, final_norm=False),
+    "cls and mean": tiny_vit(pool="cls_mean", num_registers=1, resampling=BUCKETS, projection_dim=12),
     "projection": tiny_vit(pre_norm=True, patch_bias=False, mlp="quick_gelu", projection_dim=12),
 }
 

@@ -9,10 +9,11 @@ Position = Literal["learned", "sincos1d", "sincos2d", "none"]
 RelativePosition = Literal["none", "table", "decomposed"]
 QkvBias = Literal["qkv", "qv", "none"]
 MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
-Pool = Literal["cls", "prefix", "mean", "map", "neck"]
+Pool = Literal["cls", "prefix", "tokens", "mean", "cls_mean", "map", "query", "neck"]
 Indivisible = Literal["pad", "refuse"]
 Mode = Literal["bicubic", "bilinear"]
 RelativeMode = Literal["spline", "geometric", "bilinear"]
+Fit = Literal["resize", "square", "tile", "buckets"]
 AsSquare = Literal["never", "elsewhere", "always"]
 Coordinates = Literal["centred", "index"]
 Pairs = Literal["halves", "neighbours"]
@@ -37,8 +38,13 @@ class Resampling:
     `relative`: the policy for tables of relative positions; see `position.resample_relative`.
     `as_square`: whether a table of h * w patches is read as a square grid with the same number of patches before it is
     resized: never, at every size but the table's own, or always. transformers does so for tables of any shape.
+    `align_corners`: whether the corners of the two grids lie on each other, as in `F.interpolate` (C-RADIOv3).
+    `fit`: how a table covers another grid. `"resize"` stretches each side to the grid. `"square"` resizes to a square
+    with the longer side of the grid, and crops it at the right or the bottom (NVlabs/RADIO, `cpe_support.py`).
+    `"tile"` repeats the table and crops it (SAM 3). `"buckets"` takes no new values: the fraction i / h of a row picks
+    one of the table's rows (Idefics 2; Dehghani et al. 2023, "Patch n' pack").
 
-    Raises `ValueError` on an unknown value, and on an offset together with antialiasing.
+    Raises `ValueError` on an unknown value, and on settings that do not go together.
     """
 
     mode: Mode = "bicubic"
@@ -46,9 +52,15 @@ class Resampling:
     offset: float = 0.0
     relative: RelativeMode = "spline"
     as_square: AsSquare = "never"
+    align_corners: bool = False
+    fit: Fit = "resize"
 
     def __post_init__(self) -> None:
-        check_kinds(self, {"mode": Mode, "relative": RelativeMode, "as_square": AsSquare})
+        check_kinds(self, {"mode": Mode, "relative": RelativeMode, "as_square": AsSquare, "fit": Fit})
+        if self.align_corners and (self.antialias or self.offset):
+            raise ValueError("Resampling: align_corners=True goes with antialias=False and offset=0")
+        if self.offset and self.fit != "resize":
+            raise ValueError(f"Resampling: offset={self.offset} goes with fit='resize', got {self.fit!r}")
         if self.antialias and self.offset:
             raise ValueError(
                 f"Resampling: offset={self.offset} goes with antialias=False: upstream antialiases without it"
@@ -96,10 +108,12 @@ class ViTConfig:
     mlp_norm: bool = False  # whether a gated MLP normalises its hidden values
     stem: tuple[tuple[int, int], ...] = ()  # (width, stride) of each 3x3 convolution; () is a linear projection
     patch_bias: bool = True  # whether the patch projection has a bias
+    patch_padding: int = 0  # zeros around the image in the patch projection, in pixels (ViTPose)
     pre_norm: bool = False  # whether a norm precedes the first block
     cls: bool = True  # whether there is a CLS token
     num_registers: int = 0  # prefix tokens that are neither CLS nor patch: registers, DeiT's distillation token
     position: Position = "learned"
+    position_grid: tuple[int, int] | None = None  # (h, w) of the position table; None is the grid of image_size
     resampling: Resampling = Resampling()
     rotary: Rotary | None = None
     relative_position: RelativePosition = "none"  # bias on attention: a table (BEiT), or rows plus columns (SAM)
@@ -110,9 +124,14 @@ class ViTConfig:
     norm_eps: float = 1e-6
     final_norm: bool = True  # whether a norm follows the last block
     fc_norm: bool = False  # whether a norm after mean pooling replaces the final norm
-    # The CLS token, the mean of CLS and registers (timm's distilled DeiT), the mean of the patches, attention pooling
-    # (SigLIP), or the mean of the neck's map (SAM).
+    # The CLS token, the mean of CLS and registers (timm's distilled DeiT, Pixio), some prefix tokens side by side
+    # (C-RADIO), the mean of the patches, CLS beside that mean (Virchow), attention pooling with an MLP (SigLIP) or
+    # without one (AIMv2), or the mean of the neck's map (SAM).
     pool: Pool = "cls"
+    pool_tokens: tuple[int, ...] = ()  # pool="tokens": 0-based indices of prefix tokens, CLS first
+    pool_heads: int = 0  # heads of attention pooling; 0 is num_heads
+    pool_mlp_dim: int = 0  # hidden width of the MLP of attention pooling; 0 is mlp_dim
+    pool_prefix: bool = False  # whether attention pooling reads CLS and registers too
     neck_dim: int = 0  # channels of SAM's neck; 0 is no neck
     projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
     projection_bias: bool = False
@@ -133,6 +152,12 @@ class ViTConfig:
             raise wrong(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         if self.stem and math.prod(stride for _, stride in self.stem) != self.patch_size:
             raise wrong(f"the strides of stem={self.stem} do not multiply to patch_size={self.patch_size}")
+        if not 0 <= 2 * self.patch_padding < self.patch_size or (self.patch_padding and self.stem):
+            raise wrong(
+                f"patch_padding={self.patch_padding} with patch_size={self.patch_size}; want less than half of it"
+            )
+        if self.position_grid is not None and (min(self.position_grid) < 1 or self.position == "none"):
+            raise wrong(f"position_grid={self.position_grid} with position={self.position!r}; want sides of at least 1")
         parts = {"sincos1d": 2, "sincos2d": 4}.get(self.position, 1)
         if self.dim % parts:
             raise wrong(f"position={self.position!r} needs dim divisible by {parts}, got {self.dim}")
@@ -142,7 +167,7 @@ class ViTConfig:
             raise wrong("relative_position='decomposed' has no place for CLS or registers")
         if self.relative_position == "table" and self.num_prefix != 1:
             raise wrong(f"relative_position='table' has biases for one prefix token, got {self.num_prefix}")
-        for name in ("window", "neck_dim", "projection_dim"):
+        for name in ("window", "neck_dim", "projection_dim", "pool_heads", "pool_mlp_dim"):
             if getattr(self, name) < 0:
                 raise wrong(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.norm_eps <= 0:
@@ -160,8 +185,18 @@ class ViTConfig:
             raise wrong("patch_bias=False needs stem=(), because the last convolution of a stem has a bias")
         if self.mlp_norm and self.mlp != "swiglu":
             raise wrong(f"mlp_norm=True needs mlp='swiglu', got {self.mlp!r}")
-        if self.pool in ("cls", "prefix") and not self.cls:
+        if self.pool in ("cls", "prefix", "cls_mean") and not self.cls:
             raise wrong(f"pool={self.pool!r} needs cls=True; use pool='mean'")
+        if bool(self.pool_tokens) != (self.pool == "tokens"):
+            raise wrong(f"pool_tokens={self.pool_tokens} with pool={self.pool!r}; want both, pool='tokens', or neither")
+        if any(not 0 <= i < self.num_prefix for i in self.pool_tokens):
+            raise wrong(f"pool_tokens={self.pool_tokens}; want indices of the {self.num_prefix} prefix tokens")
+        if self.pool not in ("map", "query") and (self.pool_heads or self.pool_prefix):
+            raise wrong(f"pool_heads and pool_prefix belong to pool='map' and pool='query', got {self.pool!r}")
+        if self.pool != "map" and self.pool_mlp_dim:
+            raise wrong(f"pool_mlp_dim={self.pool_mlp_dim} belongs to pool='map', got {self.pool!r}")
+        if self.pool_heads and self.dim % self.pool_heads:
+            raise wrong(f"dim={self.dim} is not divisible by pool_heads={self.pool_heads}")
         if self.pool == "neck" and not self.neck_dim:
             raise wrong("pool='neck' needs neck_dim; use pool='mean'")
         if self.fc_norm and (self.final_norm or self.pool != "mean"):
@@ -177,9 +212,20 @@ class ViTConfig:
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
+    def table_grid(self) -> tuple[int, int]:
+        """(h, w) of the position table."""
+        return self.position_grid or self.grid
+
+    @property
     def num_prefix(self) -> int:
         """Number of tokens in front of the patches: CLS and registers."""
         return int(self.cls) + self.num_registers
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of the pooled vector before its projection."""
+        widths = {"tokens": len(self.pool_tokens) * self.dim, "cls_mean": 2 * self.dim, "neck": self.neck_dim}
+        return widths.get(self.pool, self.dim)
 
 
 KINDS = {
