@@ -1,4 +1,4 @@
-"""Poolings of checkpoints: prefix tokens, a mean of tokens, both, attention (SigLIP), or the mean of a neck's map (SAM).
+"""Poolings of checkpoints: prefix tokens, a mean of patches, both, attention (SigLIP), or the mean of a neck (SAM).
 
 Axes: `B` batch, `D` width, `C` channels of the neck, `h w` patch grid.
 """

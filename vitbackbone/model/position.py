@@ -171,8 +171,8 @@ def _tiled(old: int, new: int, device: torch.device) -> Float[Tensor, "new old"]
 def _buckets(old: int, new: int, device: torch.device) -> Float[Tensor, "new old"]:
     """Return the matrix that picks one of `old` samples for each of `new` places, by the fraction of the side.
 
-    The fractions and the bounds of the buckets are rounded to float32 as in transformers (modeling_idefics2.py), because
-    a fraction may lie on a bound.
+    The fractions and the bounds of the buckets are rounded to float32 as in transformers (modeling_idefics2.py),
+    because a fraction may lie on a bound.
     """
     bounds = torch.arange(1 / old, 1.0, 1 / old, dtype=torch.float32, device=device)
     places, samples = torch.arange(new, dtype=torch.float32, device=device), torch.arange(old, device=device)

@@ -33,7 +33,7 @@ from vitbackbone.checkpoints.huggingface.records import (
     read_settings,
     read_tower,
 )
-from vitbackbone.checkpoints.huggingface.shared import ACTIVATIONS, ANTIALIASED, HIDDEN_ACT, PLAIN
+from vitbackbone.checkpoints.huggingface.shared import ANTIALIASED, HIDDEN_ACT, PLAIN
 from vitbackbone.checkpoints.huggingface.shared import resampled_always as _always
 from vitbackbone.checkpoints.huggingface.shared import shared_fields as _shared
 from vitbackbone.checkpoints.huggingface.swin import read_swin, read_swinv2
