@@ -14,6 +14,8 @@ from vitbackbone.model.config import Rotary
 NO_CLS = {"cls": False, "pool": "mean"}
 HALVES, NEIGHBOURS = Rotary(100.0, "centred", "halves"), Rotary(1e4, "index", "neighbours", (4, 4))
 PLAIN = Rotary(1e4, "index", "halves")
+SQUARE, TILED = Resampling("bilinear", fit="square", align_corners=True), Resampling(fit="tile")
+BUCKETS = Resampling(fit="buckets")
 VITS: dict[str, ViT] = {
     "cls": tiny_vit(),
     "registers": tiny_vit(num_registers=3, layer_scale=True),
@@ -47,6 +49,9 @@ VITS: dict[str, ViT] = {
     "cut windows": tiny_vit(
         **NO_CLS, position="none", rotary=PLAIN, window=3, window_edge="cut", global_blocks=(1,), norm="rms"
     ),
+    "query pool": tiny_vit(pool="query", pool_heads=4, pool_prefix=True, num_registers=1, resampling=TILED),
+    "pool tokens": tiny_vit(pool="tokens", pool_tokens=(0, 2), num_registers=2, resampling=SQUARE, final_norm=False),
+    "cls and mean": tiny_vit(pool="cls_mean", num_registers=1, resampling=BUCKETS, projection_dim=12),
     "projection": tiny_vit(pre_norm=True, patch_bias=False, mlp="quick_gelu", projection_dim=12),
 }
 

@@ -4,7 +4,6 @@ from vitbackbone.model.attention import DecomposedTables, RelativeTable, SelfAtt
 from vitbackbone.model.config import (
     AsSquare,
     Indivisible,
-    MapPool,
     MlpKind,
     Pool,
     QkvBias,
@@ -31,7 +30,6 @@ __all__ = [
     "Indivisible",
     "LayerScale",
     "Layout",
-    "MapPool",
     "Mlp",
     "MlpKind",
     "Pool",

@@ -14,10 +14,11 @@ NormKind = Literal["layer", "rms"]
 BranchNorm = Literal["before", "after", "both"]
 QkNorm = Literal["none", "head", "full"]
 WindowEdge = Literal["pad", "cut"]
-Pool = Literal["cls", "prefix", "mean", "map", "neck"]
+Pool = Literal["cls", "prefix", "tokens", "mean", "cls_mean", "map", "query", "neck"]
 Indivisible = Literal["pad", "refuse"]
 Mode = Literal["bicubic", "bilinear"]
 RelativeMode = Literal["spline", "geometric", "bilinear"]
+Fit = Literal["resize", "square", "tile", "buckets"]
 AsSquare = Literal["never", "elsewhere", "always"]
 Coordinates = Literal["centred", "index"]
 Pairs = Literal["halves", "neighbours"]
@@ -42,11 +43,13 @@ class Resampling:
     `relative`: the policy for tables of relative positions; see `position.resample_relative`.
     `as_square`: whether a table of h * w patches is read as a square grid with the same number of patches before it is
     resized: never, at every size but the table's own, or always. transformers does so for tables of any shape.
-    `align_corners`: whether the centres of the corner patches stay where they are (Qwen3-VL), or the corners of the
-    image do.
+    `align_corners`: whether the corners of the two grids lie on each other, as in `F.interpolate` (C-RADIOv3).
+    `fit`: how a table covers another grid. `"resize"` stretches each side to the grid. `"square"` resizes to a square
+    with the longer side of the grid, and crops it at the right or the bottom (NVlabs/RADIO, `cpe_support.py`).
+    `"tile"` repeats the table and crops it (SAM 3). `"buckets"` takes no new values: the fraction i / h of a row picks
+    one of the table's rows (Idefics 2; Dehghani et al. 2023, "Patch n' pack").
 
-    Raises `ValueError` on an unknown value, on an offset or aligned corners together with antialiasing, and on both at
-    once.
+    Raises `ValueError` on an unknown value, and on settings that do not go together.
     """
 
     mode: Mode = "bicubic"
@@ -55,9 +58,14 @@ class Resampling:
     relative: RelativeMode = "spline"
     as_square: AsSquare = "never"
     align_corners: bool = False
+    fit: Fit = "resize"
 
     def __post_init__(self) -> None:
-        check_kinds(self, {"mode": Mode, "relative": RelativeMode, "as_square": AsSquare})
+        check_kinds(self, {"mode": Mode, "relative": RelativeMode, "as_square": AsSquare, "fit": Fit})
+        if self.align_corners and (self.antialias or self.offset):
+            raise ValueError("Resampling: align_corners=True goes with antialias=False and offset=0")
+        if self.offset and self.fit != "resize":
+            raise ValueError(f"Resampling: offset={self.offset} goes with fit='resize', got {self.fit!r}")
         if self.antialias and self.offset:
             raise ValueError(
                 f"Resampling: offset={self.offset} goes with antialias=False: upstream antialiases without it"
@@ -99,23 +107,6 @@ class Rotary:
 
 
 @dataclass(frozen=True)
-class MapPool:
-    """Attention pooling: one learned query attends to the patches (`pool="map"`).
-
-    Raises `ValueError` on a negative number.
-    """
-
-    num_heads: int = 0  # 0 is as many as the blocks have
-    mlp_dim: int = 0  # hidden width of the MLP behind it; 0 is the blocks'
-    prefix: bool = False  # whether the query attends to CLS and registers too (Perception Encoder)
-    plain: bool = False  # attention alone: no linear layer on the query, no MLP (AIMv2)
-
-    def __post_init__(self) -> None:
-        if min(self.num_heads, self.mlp_dim) < 0:
-            raise ValueError(f"MapPool: num_heads={self.num_heads}, mlp_dim={self.mlp_dim}; want 0 or more")
-
-
-@dataclass(frozen=True)
 class ViTConfig:
     """The configuration of a `ViT`. The defaults are ViT-B/16 at 224 px (Dosovitskiy et al. 2021).
 
@@ -136,12 +127,14 @@ class ViTConfig:
     stem: tuple[tuple[int, int], ...] = ()  # (width, stride) of each 3x3 convolution; () is a linear projection
     patch_bias: bool = True  # whether the patch projection has a bias
     embed_norm: bool = False  # whether a norm follows the patch projection, before positions and CLS
+    patch_padding: int = 0  # zeros around the image in the patch projection, in pixels (ViTPose)
     pre_norm: bool = False  # whether a norm precedes the first block
     cls: bool = True  # whether there is a CLS token
     num_registers: int = 0  # prefix tokens that are neither CLS nor patch: registers, DeiT's distillation token
     # A learned table, a table of sinusoids, sinusoids computed for each grid, or a learned vector a row and a column
     position: Position = "learned"
     axis_positions: int = 0  # rows, and columns, that position="axes" has vectors for
+    position_grid: tuple[int, int] | None = None  # (h, w) of the position table; None is the grid of image_size
     resampling: Resampling = Resampling()
     rotary: Rotary | None = None
     relative_position: RelativePosition = "none"  # bias on attention: a table (BEiT), or rows plus columns (SAM)
@@ -160,10 +153,14 @@ class ViTConfig:
     norm_eps: float = 1e-6
     final_norm: bool = True  # whether a norm follows the last block
     fc_norm: bool = False  # whether a norm after mean pooling replaces the final norm
-    # The CLS token, the mean of CLS and registers (timm's distilled DeiT), the mean of the patches, attention pooling
-    # (SigLIP), or the mean of the neck's map (SAM).
+    # The CLS token, the mean of CLS and registers (timm's distilled DeiT, Pixio), some prefix tokens side by side
+    # (C-RADIO), the mean of the patches, CLS beside that mean (Virchow), attention pooling with an MLP (SigLIP) or
+    # without one (AIMv2), or the mean of the neck's map (SAM).
     pool: Pool = "cls"
-    map_pool: MapPool = MapPool()
+    pool_tokens: tuple[int, ...] = ()  # pool="tokens": 0-based indices of prefix tokens, CLS first
+    pool_heads: int = 0  # heads of attention pooling; 0 is num_heads
+    pool_mlp_dim: int = 0  # hidden width of the MLP of attention pooling; 0 is mlp_dim
+    pool_prefix: bool = False  # whether attention pooling reads CLS and registers too
     neck_dim: int = 0  # channels of SAM's neck; 0 is no neck
     projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
     projection_bias: bool = False
@@ -186,6 +183,12 @@ class ViTConfig:
             raise wrong(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         if self.stem and math.prod(stride for _, stride in self.stem) != self.patch_size:
             raise wrong(f"the strides of stem={self.stem} do not multiply to patch_size={self.patch_size}")
+        if not 0 <= 2 * self.patch_padding < self.patch_size or (self.patch_padding and self.stem):
+            raise wrong(
+                f"patch_padding={self.patch_padding} with patch_size={self.patch_size}; want less than half of it"
+            )
+        if self.position_grid is not None and (min(self.position_grid) < 1 or self.position == "none"):
+            raise wrong(f"position_grid={self.position_grid} with position={self.position!r}; want sides of at least 1")
         parts = {"sincos1d": 2, "sincos2d": 4, "computed2d": 4}.get(self.position, 1)
         if self.dim % parts:
             raise wrong(f"position={self.position!r} needs dim divisible by {parts}, got {self.dim}")
@@ -199,7 +202,10 @@ class ViTConfig:
             raise wrong("relative_position='decomposed' has no place for CLS or registers")
         if self.relative_position == "table" and self.num_prefix != 1:
             raise wrong(f"relative_position='table' has biases for one prefix token, got {self.num_prefix}")
-        for name in ("window", "neck_dim", "projection_dim", "head_dim", "num_kv_heads", "axis_positions"):
+        for name in (
+            *("window", "neck_dim", "projection_dim", "pool_heads", "pool_mlp_dim"),
+            *("head_dim", "num_kv_heads", "axis_positions"),
+        ):
             if getattr(self, name) < 0:
                 raise wrong(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.norm_eps <= 0:
@@ -223,10 +229,18 @@ class ViTConfig:
             raise wrong("window_edge='cut' goes with relative_position='none'")
         if self.num_kv_heads and self.qkv_bias == "qv":
             raise wrong("num_kv_heads goes with qkv_bias='qkv' or 'none'")
-        if self.pool in ("cls", "prefix") and not self.cls:
+        if self.pool in ("cls", "prefix", "cls_mean") and not self.cls:
             raise wrong(f"pool={self.pool!r} needs cls=True; use pool='mean'")
-        if self.pool == "map" and self.dim % (self.map_pool.num_heads or self.num_heads):
-            raise wrong(f"dim={self.dim} is not divisible by map_pool.num_heads={self.map_pool.num_heads}")
+        if bool(self.pool_tokens) != (self.pool == "tokens"):
+            raise wrong(f"pool_tokens={self.pool_tokens} with pool={self.pool!r}; want both, pool='tokens', or neither")
+        if any(not 0 <= i < self.num_prefix for i in self.pool_tokens):
+            raise wrong(f"pool_tokens={self.pool_tokens}; want indices of the {self.num_prefix} prefix tokens")
+        if self.pool not in ("map", "query") and (self.pool_heads or self.pool_prefix):
+            raise wrong(f"pool_heads and pool_prefix belong to pool='map' and pool='query', got {self.pool!r}")
+        if self.pool != "map" and self.pool_mlp_dim:
+            raise wrong(f"pool_mlp_dim={self.pool_mlp_dim} belongs to pool='map', got {self.pool!r}")
+        if self.pool_heads and self.dim % self.pool_heads:
+            raise wrong(f"dim={self.dim} is not divisible by pool_heads={self.pool_heads}")
         if self.pool == "neck" and not self.neck_dim:
             raise wrong("pool='neck' needs neck_dim; use pool='mean'")
         if self.fc_norm and (self.final_norm or self.pool != "mean"):
@@ -252,9 +266,20 @@ class ViTConfig:
         return self.num_kv_heads or self.num_heads
 
     @property
+    def table_grid(self) -> tuple[int, int]:
+        """(h, w) of the position table."""
+        return self.position_grid or self.grid
+
+    @property
     def num_prefix(self) -> int:
         """Number of tokens in front of the patches: CLS and registers."""
         return int(self.cls) + self.num_registers
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of the pooled vector before its projection."""
+        widths = {"tokens": len(self.pool_tokens) * self.dim, "cls_mean": 2 * self.dim, "neck": self.neck_dim}
+        return widths.get(self.pool, self.dim)
 
 
 KINDS = {

@@ -22,12 +22,17 @@ GRIDS = 32  # number of grids whose positions are kept: a batch of `extract` has
 
 
 class PatchEmbed(nn.Module):
-    """The linear projection of p x p patches to width D, as a convolution whose stride equals its kernel size."""
+    """The linear projection of p x p patches to width D, as a convolution whose stride equals its kernel size.
+
+    With zeros around the image, the patches lie that much further up and left; their number is the same.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         p = config.patch_size
-        self.proj = nn.Conv2d(3, config.dim, kernel_size=p, stride=p, bias=config.patch_bias)
+        self.proj = nn.Conv2d(
+            3, config.dim, kernel_size=p, stride=p, padding=config.patch_padding, bias=config.patch_bias
+        )
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
         return self.proj(images)
@@ -61,7 +66,7 @@ class PositionEmbedding(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.grid = config.grid
+        self.grid = config.table_grid
         self.resampling: Resampling = config.resampling
         shape = (self.grid[0] * self.grid[1], config.dim)
         if config.position == "learned":

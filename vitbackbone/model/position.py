@@ -107,7 +107,7 @@ def resample(
     """
     if how.as_square == "always":
         old = square(old)
-    if numbers(*new) and old == new:
+    if numbers(*new) and old == new and how.fit != "buckets":  # rounding moves a few rows to another bucket
         return table
     read_as = square(old) if how.as_square == "elsewhere" else old
     result = _resized(table.float(), read_as, new, how)
@@ -132,7 +132,7 @@ def _resized(
     table: Float[Tensor, "M D"], old: tuple[int, int], new: tuple[int, int], how: Resampling
 ) -> Float[Tensor, "N D"]:
     """Resize a table by torch's interpolation, or in a graph by matrices, which serve any size and need no `Resize`."""
-    if _traced(*new):
+    if _traced(*new) or how.fit in PICKED:
         return _multiplied(table, *resampling_matrices(old, new, how, table.device))
     # Channels last, with the strides that say so: of an image in another layout, torch's antialiased bicubic loses the
     # rows if it makes it one column wide.
@@ -143,7 +143,10 @@ def _resized(
         if tuple(image.shape[-2:]) != new:
             raise RuntimeError(f"resampling {old} to {new} with offset {how.offset} gave {tuple(image.shape[-2:])}")
     else:
-        image = F.interpolate(image, size=new, mode=how.mode, align_corners=how.align_corners, antialias=how.antialias)
+        size = (max(new),) * 2 if how.fit == "square" else new
+        image = F.interpolate(
+            image, size=size, mode=how.mode, align_corners=how.align_corners, antialias=how.antialias
+        )[:, :, : new[0], : new[1]]
     return rearrange(image, "1 d h w -> (h w) d")
 
 
@@ -156,11 +159,43 @@ def resampling_matrices(
     old: tuple[int, int], new: tuple[int, int], how: Resampling, device: torch.device
 ) -> tuple[Float[Tensor, "h y"], Float[Tensor, "w x"]]:
     """Return the matrices that resize the rows and the columns of a table, equal to torch's interpolation."""
-    rows, columns = (
-        resampling_matrix(m, n, how.mode, how.antialias, how.offset, device, how.align_corners)
-        for m, n in zip(old, new, strict=True)
-    )
+    if how.fit in PICKED:
+        rows, columns = (PICKED[how.fit](m, n, device) for m, n in zip(old, new, strict=True))
+    else:
+        longer = _longer(new, device) if how.fit == "square" else None
+        rows, columns = (
+            resampling_matrix(m, n, how.mode, how.antialias, how.offset, device, how.align_corners, longer)
+            for m, n in zip(old, new, strict=True)
+        )
     return rows, columns
+
+
+def _longer(grid: tuple[int, int], device: torch.device) -> int | Float[Tensor, ""]:
+    """Return the longer side of a grid, as a tensor if it is a symbol."""
+    return max(grid) if numbers(*grid) else torch.maximum(_count(grid[0], device), _count(grid[1], device))
+
+
+def _tiled(old: int, new: int, device: torch.device) -> Float[Tensor, "new old"]:
+    """Return the matrix that repeats `old` samples."""
+    places, samples = (torch.arange(n, device=device) for n in (new, old))
+    return (places[:, None] % old == samples).float()
+
+
+def _buckets(old: int, new: int, device: torch.device) -> Float[Tensor, "new old"]:
+    """Return the matrix that picks one of `old` samples for each of `new` places, by the fraction of the side.
+
+    The fractions and the bounds of the buckets are rounded to float32 as in transformers (modeling_idefics2.py),
+    because a fraction may lie on a bound.
+    """
+    bounds = torch.arange(1 / old, 1.0, 1 / old, dtype=torch.float32, device=device)
+    places, samples = torch.arange(new, dtype=torch.float32, device=device), torch.arange(old, device=device)
+    fractions = (places * (1.0 / _count(new, device))).clamp(max=1.0 - 1e-6)
+    picked = (fractions[:, None] >= bounds).sum(dim=1)
+    return (picked[:, None] == samples).float()
+
+
+# Fits that take the table's own values
+PICKED: dict[str, Callable[[int, int, torch.device], Tensor]] = {"tile": _tiled, "buckets": _buckets}
 
 
 def _multiplied(
@@ -200,22 +235,29 @@ def _hat(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 @kept(64)
 def resampling_matrix(
-    old: int, new: int, mode: Mode, antialias: bool, offset: float, device: torch.device, align_corners: bool = False
+    old: int,
+    new: int,
+    mode: Mode,
+    antialias: bool,
+    offset: float,
+    device: torch.device,
+    align_corners: bool = False,
+    span: int | Tensor | None = None,
 ) -> Float[Tensor, "new old"]:
     """Return the matrix that resizes `old` samples to `new`, as `F.interpolate` does.
 
     Each row holds the weights of all samples for one position. The matrix is built from plain arithmetic, which every
     exporter supports. torch's antialiased resize is missing or wrong in several runtimes.
+    `span`: resize to this many positions, and keep the first `new` of them; None is `new`.
     """
-    count = _count(new, device)
-    scale = old / (count + offset)
+    count = span if isinstance(span, Tensor) else _count(new if span is None else span, device)
     places, samples = (torch.arange(n, dtype=torch.float32, device=device) for n in (new, old))
+    scale = (old - 1) / (count - 1).clamp(min=1) if align_corners else old / (count + offset)
     if antialias:
         distance = (samples + 0.5 - (places[:, None] + 0.5) * scale) / scale.clamp(min=1)
         weights = _cubic(distance, -0.5) if mode == "bicubic" else _hat(distance)
         return weights / weights.sum(dim=1, keepdim=True)
-    corner = places * ((old - 1) / (count - 1).clamp(min=1))
-    centres = corner if align_corners else (places + 0.5) * scale - 0.5
+    centres = places * scale if align_corners else (places + 0.5) * scale - 0.5
     centres = centres if mode == "bicubic" else centres.clamp(min=0)
     first = centres.floor()
     matrix = torch.zeros((), device=device)

@@ -41,7 +41,7 @@ from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.layers import Block, ConvStem, PatchEmbed, position_embedding
 from vitbackbone.model.norms import make_norm, norm_or_identity
 from vitbackbone.model.packing import Grid, Layout, packing_order
-from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling
+from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling, PrefixVector, from_prefix
 from vitbackbone.model.position import copied
 
 Tokens = dict[Wanted, Float[Tensor, "B T D"]]  # of each requested layer
@@ -81,11 +81,11 @@ class ViT(BackboneModule):
         self.norm_pre = norm_or_identity(config.pre_norm, config)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
         self.norm = make_norm(config) if config.final_norm else None
-        self.attn_pool = AttentionPool(config) if config.pool == "map" else None
+        self.attn_pool = AttentionPool(config) if config.pool in ("map", "query") else None
         self.neck = Neck(config) if config.neck_dim else None
         self.fc_norm = norm_or_identity(config.fc_norm, config)
         bias, width = config.projection_bias, config.projection_dim
-        self.projection = nn.Linear(config.dim, width, bias=bias) if width else nn.Identity()
+        self.projection = nn.Linear(config.vector_dim, width, bias=bias) if width else nn.Identity()
         self.apply(_init)
 
     def forward(self, images: Images, asked: Asked | None = None) -> Any:
@@ -97,7 +97,7 @@ class ViT(BackboneModule):
             if asked.part == "attention":
                 return asked.answer(self._maps(images, geometry, asked))
             # Other poolings read the patches, so the deepest block must run for all tokens.
-            prefix = asked.part == "prefix" and self.config.pool in ("cls", "prefix")
+            prefix = asked.part == "prefix" and from_prefix(self.config) is not None
             run = self.tokens if self.engine is None else partial(self.engine, self)
             tokens = run(images, geometry, asked if prefix else replace(asked, part="features"))
             unpack = self._unpack_prefix if prefix else self.unpack
@@ -198,9 +198,9 @@ class ViT(BackboneModule):
         if not one_value(grids):
             x = rearrange(x, "1 (B P) D -> B P D", B=len(grids))
             x = x[torch.tensor(packing_order(grids), device=x.device).argsort()]
-        cls = x[:, 0]
-        pooled = cls if self.config.pool == "cls" else x.mean(dim=1)
-        return Prefix(cls, x[:, 1:], self.projection(self.fc_norm(pooled)))
+        pool, count = from_prefix(self.config), int(self.config.cls)
+        assert pool is not None
+        return Prefix(x[:, 0] if count else None, x[:, count:], self.projection(self.fc_norm(pool(x))))
 
     def _vector(self) -> Callable[[Features], Tensor]:
         """Return the function that pools the features, before the norm and the projection of the pooled vector."""
@@ -208,7 +208,8 @@ class ViT(BackboneModule):
             return self.attn_pool
         if self.neck is not None and self.config.pool == "neck":
             return NeckMean(self.neck)
-        return VECTORS[self.config.pool]
+        prefix = from_prefix(self.config)
+        return VECTORS[self.config.pool] if prefix is None else PrefixVector(prefix)
 
     def _first(self, count: int) -> list[Block]:
         return [cast(Block, block) for block in self.blocks[:count]]
@@ -226,7 +227,7 @@ def _spec(c: ViTConfig, name: str) -> BackboneSpec:
         has_norm=c.final_norm,
         image_size=c.image_size,
         settings=repr(c),
-        pooled_dim=c.projection_dim or (c.neck_dim if c.pool == "neck" else c.dim),
+        pooled_dim=c.projection_dim or c.vector_dim,
     )
 
 
