@@ -14,7 +14,7 @@ from torch import Tensor
 from vitbackbone.checkpoints.formats import FORMATS, TOWERS
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
 from vitbackbone.checkpoints.other_sizes import Size, at_size, resample_tables, trained_grid
-from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, convert
+from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, bind, convert
 from vitbackbone.checkpoints.sources import CONFIG, Directory, describe, find_weights, pin
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_directory import TimmDirectory
@@ -198,23 +198,22 @@ def _fill(
     if isinstance(found, Directory):
         entry, taken = found.find(state, options.tower, options.part)
     else:
-        entry, taken = (
-            found,
-            take(state, FORMATS[found.format], options.tower, options.part, must=found.format in TOWERS),
-        )
+        entry, must = found, found.format in TOWERS
+        taken = take(state, FORMATS[found.format], options.tower, options.part, must)
     config = options.apply(entry.at_other_sizes(options.positions))
     _log(place, taken.note)
     if isinstance(config, TimmConfig):
         swin = _build_timm(config, entry, name)
         return _assign(swin, convert(taken.tensors, taken.rules, swin.state_dict()))
-    grid = trained_grid(config, taken.rules, taken.tensors)
+    rules = bind(taken.rules, config)
+    grid = trained_grid(config, rules, taken.tensors)
     size = (grid[0] * config.patch_size, grid[1] * config.patch_size)
     if grid != config.grid and isinstance(found, Directory) and options.image_size is None:
         raise ConversionError(_two_sizes(entry.config, size))
     with torch.device("meta"):
         backbone = ViT(config, _preprocess(config, entry), name)
         expected = _build(replace(config, image_size=size), entry, name).state_dict()
-    parameters = convert(taken.tensors, taken.rules, expected)
+    parameters = convert(taken.tensors, rules, expected)
     if grid != config.grid:
         parameters = resample_tables(parameters, config, grid)
         height, width = config.image_size

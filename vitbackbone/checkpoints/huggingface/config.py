@@ -4,7 +4,6 @@ Each writer stands behind its reader and writes the settings that the class has.
 again, and refuses if the result differs.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,63 +33,14 @@ from vitbackbone.checkpoints.huggingface.records import (
     read_settings,
     read_tower,
 )
+from vitbackbone.checkpoints.huggingface.shared import ANTIALIASED, HIDDEN_ACT, PLAIN
+from vitbackbone.checkpoints.huggingface.shared import resampled_always as _always
+from vitbackbone.checkpoints.huggingface.shared import shared_fields as _shared
 from vitbackbone.checkpoints.huggingface.swin import read_swin, read_swinv2
 from vitbackbone.files import SHORT
 from vitbackbone.images import Preprocess
-from vitbackbone.model import AsSquare, MlpKind, Resampling, Rotary, ViTConfig
+from vitbackbone.model import Rotary, ViTConfig
 from vitbackbone.networks import TimmConfig
-
-# How transformers resamples positions (modeling_vit.py, modeling_dinov2.py; modeling_dinov2_with_registers.py).
-PLAIN = Resampling("bicubic", antialias=False, relative="bilinear")
-ANTIALIASED = Resampling("bicubic", antialias=True, relative="bilinear")
-
-
-def _shared(settings: Network, gated: bool = False) -> dict[str, Any]:
-    """Return the settings that every model type has."""
-    patch, activation = settings.patch_size[0], settings.hidden_act
-    if not gated and activation not in ACTIVATIONS:
-        raise ValueError(f"config.json has hidden_act={SHORT.repr(activation)}; want one of {', '.join(ACTIVATIONS)}")
-    rows, columns = (side // patch for side in settings.image_size)
-    as_square: AsSquare = "never" if rows == columns else "elsewhere"
-    return {
-        "image_size": (
-            rows * patch,
-            columns * patch,
-        ),  # the size that the positions cover: SigLIP at 384 has 27 patches of 14
-        "patch_size": patch,
-        "dim": settings.hidden_size,
-        "depth": settings.num_hidden_layers,
-        "num_heads": settings.num_attention_heads,
-        "mlp_dim": settings.intermediate_size,
-        "mlp": "swiglu" if gated else ACTIVATIONS[activation],
-        "qkv_bias": "qkv" if settings.qkv_bias else "none",
-        "norm_eps": settings.layer_norm_eps,
-        "resampling": replace(PLAIN, as_square=as_square),
-    }
-
-
-ACTIVATIONS: dict[str, MlpKind] = {
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-}
-HIDDEN_ACT = {**{ours: theirs for theirs, ours in ACTIVATIONS.items()}, "swiglu": "silu"}
-
-
-def _always(how: Resampling, image_size: tuple[int, int], patch_size: int) -> Resampling:
-    """Return the resampling of transformers' classes that resample at every size, even their own.
-
-    Raises `ValueError` if the positions do not fill a square.
-    """
-    rows, columns = (side // patch_size for side in image_size)
-    if rows == columns:
-        return how
-    if math.isqrt(rows * columns) ** 2 != rows * columns:
-        raise ValueError(
-            f"config.json has image_size={list(image_size)}, {rows} x {columns} patches. transformers reads these "
-            "positions as a square grid and cannot run this model; want as many patches as a square has"
-        )
-    return replace(how, as_square="always")
 
 
 def _write_shared(config: ViTConfig) -> dict[str, Any]:
