@@ -31,6 +31,7 @@ from tests.oracles import (
     timm_case,
     timm_model,
 )
+from tests.towers import TOWER_CASES
 from vitbackbone import ViTConfig, load_backbone
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.zoo import ZOO
@@ -69,7 +70,7 @@ def sized(case: Case) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize(("case", "size"), [param for case in CASES for param in sized(case)])
+@pytest.mark.parametrize(("case", "size"), [param for case in [*CASES, *TOWER_CASES] for param in sized(case)])
 def test_equals_its_upstream(case: Case, size: tuple[int, int], tmp_path: Path) -> None:
     model = case.model()
     case.save(model, tmp_path)
