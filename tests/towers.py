@@ -2,16 +2,22 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
+from pathlib import Path
 
+import timm
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.helpers import randomise
-from tests.oracles import HF_SIZES, MLP, SMALL, Case, Outputs, Size
-from vitbackbone import load_backbone
+from tests.oracles import HF_SIZES, MLP, SMALL, Case, Outputs, Size, save_timm
+from vitbackbone import BackboneModule, ViT, load_backbone
+from vitbackbone.checkpoints.formats import FORMATS
+from vitbackbone.checkpoints.rules import convert
+from vitbackbone.checkpoints.zoo import ZOO, Positions
 
 Run = Callable[[nn.Module, Tensor, list[int]], Outputs]
 
@@ -154,4 +160,44 @@ def tower_case(name: str) -> Case:
     )
 
 
-TOWER_CASES: list[Case] = [tower_case(name) for name in TOWERS]
+# ---- timm's NaFlexVit, small ---------------------------------------------------------------------------------------
+
+OTHER_SIZES: tuple[Size, ...] = ((96, 96), (80, 176), (61, 43), (144, 16))
+SIZE = {"dim": 48, "depth": 2, "num_heads": 3, "mlp_dim": 192}
+NAFLEX = {
+    "naflexvit_base_patch16_siglip.v2_webli": ("SigLIP 2 NaFlex", ((256, 256), *OTHER_SIZES)),
+    "naflexvit_base_patch16_radio_v3.c_radio": ("C-RADIOv3", ((512, 512), *OTHER_SIZES)),
+    "naflexvit_so400m_patch16_radio_v4.c_radio": ("C-RADIOv4", ((512, 512), *OTHER_SIZES)),
+}
+
+
+def naflex_case(name: str) -> Case:
+    family, sizes = NAFLEX[name]
+
+    def make() -> nn.Module:
+        small = {"embed_dim": 48, "depth": 2, "num_heads": 3, "mlp_ratio": 4.0}
+        return randomise(timm.create_model(name.split(".")[0], num_classes=0, **small))
+
+    def load(folder: Path, positions: Positions) -> BackboneModule:
+        entry = ZOO[name]
+        vit = ViT(replace(entry.at_other_sizes(positions), **SIZE))
+        state = load_file(folder / "model.safetensors")
+        vit.load_state_dict(convert(state, FORMATS[entry.format], vit.state_dict()))
+        return vit.eval()
+
+    return Case(family, "timm", name, sizes, make, load, save_timm, run_naflex, policy="timm", multiple=16)
+
+
+def run_naflex(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
+    options = {"intermediates_only": True, "return_prefix_tokens": True}
+    found = model.forward_intermediates(x, indices=layers, norm=False, **options)
+    raw = {
+        layer: torch.cat([*part[1:], part[0].flatten(2).mT], dim=1) if isinstance(part, tuple) else part.flatten(2).mT
+        for layer, part in zip(layers, found, strict=True)
+    }
+    last = model.forward_features(x)
+    last = last["patches"] if isinstance(last, dict) else last
+    return Outputs(last, raw, model.forward_head(last, pre_logits=True))
+
+
+TOWER_CASES: list[Case] = [tower_case(name) for name in TOWERS] + [naflex_case(name) for name in NAFLEX]
