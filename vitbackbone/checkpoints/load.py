@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
-from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, convert
+from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, bind, convert
 from vitbackbone.checkpoints.sources import CONFIG, Directory, describe, find_tower, find_weights, pin
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_names import timm_rules
@@ -134,6 +134,8 @@ def _fill(
         rules = timm_rules(backbone, entry.classifier)
     else:
         rules = FORMATS[entry.format]
+    if isinstance(config, ViTConfig):
+        rules = bind(rules, config)
     parameters = convert(state, rules, backbone.state_dict())
     head = {key: parameters.pop(key) for key in list(parameters) if key.startswith(HEADS)}
     backbone.load_state_dict(parameters, assign=True)

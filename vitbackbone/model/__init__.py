@@ -13,10 +13,10 @@ from vitbackbone.model.config import (
     check_kinds,
     vit_config,
 )
-from vitbackbone.model.layers import Block, ConvStem, LayerScale, Mlp, SwiGLU
+from vitbackbone.model.layers import Block, ConvStem, GatedMlp, LayerScale, Mlp
 from vitbackbone.model.packing import Grid, Layout
 from vitbackbone.model.pooling import ChannelNorm
-from vitbackbone.model.position import rotary_table
+from vitbackbone.model.position import rotary_row_with_cls, rotary_table
 from vitbackbone.model.vit import Tokens, ViT
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "ChannelNorm",
     "ConvStem",
     "DecomposedTables",
+    "GatedMlp",
     "Grid",
     "Indivisible",
     "LayerScale",
@@ -37,12 +38,12 @@ __all__ = [
     "Resampling",
     "Rotary",
     "SelfAttention",
-    "SwiGLU",
     "Tokens",
     "ViT",
     "ViTConfig",
     "WindowAttention",
     "check_kinds",
+    "rotary_row_with_cls",
     "rotary_table",
     "vit_config",
 ]

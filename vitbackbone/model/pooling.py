@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from vitbackbone.contract import Features, pool_cls, pool_mean
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.layers import mlp
+from vitbackbone.model.norms import make_norm
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class AttentionPool(nn.Module):
         self.q = nn.Linear(config.dim, config.dim) if whole else nn.Identity()
         self.kv = nn.Linear(config.dim, 2 * config.dim, bias=whole or config.qkv_bias == "qkv")
         self.proj = nn.Linear(config.dim, config.dim)
-        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if whole else None
+        self.norm = make_norm(config) if whole else None
         self.mlp = mlp(replace(config, mlp_dim=config.pool_mlp_dim or config.mlp_dim)) if whole else None
 
     def forward(self, features: Features) -> Float[Tensor, "B D"]:

@@ -23,7 +23,8 @@ from vitbackbone.model.packing import Layout
 
 def _angles(positions: Int[Tensor, " N"], dim: int) -> Float[Tensor, "N half"]:
     """Return the angles of dim/2 wavelengths from 2π to 10000·2π, in float64."""
-    frequency = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
+    steps = torch.arange(dim // 2, dtype=torch.float64, device=positions.device) / (dim / 2)
+    frequency = 10000.0**-steps
     return positions.double()[:, None] * frequency
 
 
@@ -79,6 +80,18 @@ def kept(count: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return call
 
     return decorate
+
+
+@kept(32)
+def computed2d(grid: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "N D"]:
+    """Return the table of `sincos2d` for a grid whose sides a tracer may leave open, (h*w, D)."""
+    (h, w), parts = grid, []
+    for side in (w, h):
+        angle = _angles(torch.arange(side, device=device), dim // 2)
+        parts.append(torch.cat([angle.sin(), angle.cos()], dim=1).float())
+    columns, rows = parts
+    both = [columns[None].expand(h, w, dim // 2), rows[:, None].expand(h, w, dim // 2)]
+    return torch.cat(both, dim=2).view(h * w, dim)
 
 
 # ---- tables of positions ------------------------------------------------------------------------------------------
@@ -262,16 +275,19 @@ def resampling_matrix(
 def rotary_table(rotary: Rotary, dim: int, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "2 N d"]:
     """Return cosines and sines of the rotation angles of each patch, for heads of width `dim`, in float32."""
     steps = torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4)
-    periods = rotary.theta**steps
+    between = 0.5 / (dim // 4) if rotary.interleaved else 0.0  # half a step of the progression
+    periods = [rotary.theta**steps, rotary.theta ** (steps + between)]
     if rotary.bfloat16:
-        periods = periods.bfloat16().float()
+        periods = [each.bfloat16().float() for each in periods]
     axes = [torch.arange(side, dtype=torch.float32, device=device) for side in grid]
     counts = [_count(side, device) for side in grid]
     if rotary.coordinates == "centred":
         axes = [2 * math.pi * (2 * (a + 0.5) / side - 1) for a, side in zip(axes, counts, strict=True)]
     else:
-        axes = [a / side * span for a, side, span in zip(axes, counts, rotary.reference, strict=True)]
-    rows, columns = (axis[:, None] / periods for axis in axes)
+        axes = [a + rotary.offset for a in axes]
+        if rotary.reference is not None:
+            axes = [a / side * span for a, side, span in zip(axes, counts, rotary.reference, strict=True)]
+    rows, columns = (axis[:, None] / each for axis, each in zip(axes, periods, strict=True))
     both = [rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)]
     angle = torch.cat(both, dim=2).view(grid[0] * grid[1], dim // 2)
     angle = torch.cat([angle, angle], 1) if rotary.pairs == "halves" else angle.repeat_interleave(2, dim=1)
@@ -289,6 +305,14 @@ def rotary_row(
     if len(layout.grids) == 1:
         return rotary_table(rotary, dim, layout.grids[0], device)
     return _rotary_row(rotary, dim, layout, num_prefix, device)
+
+
+def rotary_row_with_cls(rotary: Rotary, angles: Float[Tensor, " half"], layout: Layout) -> Float[Tensor, "2 T d"]:
+    """Return the rotary table of a row whose images have one prefix token each, which turns by `angles`."""
+    both = torch.cat([angles, angles]) if rotary.pairs == "halves" else angles.repeat_interleave(2)
+    cls = torch.stack([both.float().cos(), both.float().sin()])[:, None]
+    tables = [rotary_table(rotary, len(both), grid, angles.device) for grid in layout.grids]
+    return torch.cat([part for table in tables for part in (cls, table)], dim=1)
 
 
 @kept(2)

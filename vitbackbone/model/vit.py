@@ -38,7 +38,8 @@ from vitbackbone.contract import (
 )
 from vitbackbone.images import Preprocess
 from vitbackbone.model.config import ViTConfig
-from vitbackbone.model.layers import Block, ConvStem, PatchEmbed, PositionEmbedding
+from vitbackbone.model.layers import Block, ConvStem, PatchEmbed, position_embedding
+from vitbackbone.model.norms import make_norm, norm_or_identity
 from vitbackbone.model.packing import Grid, Layout, packing_order
 from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling, PrefixVector, from_prefix
 from vitbackbone.model.position import copied
@@ -72,16 +73,17 @@ class ViT(BackboneModule):
         self.engine = engine
         self.preprocess = preprocess or Preprocess(image_size=config.image_size)
         self.patch_embed = ConvStem(config) if config.stem else PatchEmbed(config)
-        self.pos_embed = PositionEmbedding(config) if config.position != "none" else None
+        self.embed_norm = norm_or_identity(config.embed_norm, config)
+        self.pos_embed = position_embedding(config)
         self.cls_token = nn.Parameter(torch.randn(1, 1, config.dim) * 0.02) if config.cls else None
         registers = torch.randn(1, config.num_registers, config.dim) * 0.02
         self.reg_token = nn.Parameter(registers) if config.num_registers else None
-        self.norm_pre = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        self.norm_pre = norm_or_identity(config.pre_norm, config)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
-        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.final_norm else None
+        self.norm = make_norm(config) if config.final_norm else None
         self.attn_pool = AttentionPool(config) if config.pool in ("map", "query") else None
         self.neck = Neck(config) if config.neck_dim else None
-        self.fc_norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.fc_norm else nn.Identity()
+        self.fc_norm = norm_or_identity(config.fc_norm, config)
         bias, width = config.projection_bias, config.projection_dim
         self.projection = nn.Linear(config.vector_dim, width, bias=bias) if width else nn.Identity()
         self.apply(_init)
@@ -170,9 +172,9 @@ class ViT(BackboneModule):
 
     def _embed(self, images: Float[Tensor, "B 3 H W"], grid: Grid) -> Float[Tensor, "B N D"]:
         images = images.to(self.patch_embed.proj.weight.dtype)
-        x = self.patch_embed(images).flatten(2).mT  # B (h w) D
+        x = self.embed_norm(self.patch_embed(images).flatten(2).mT)  # B (h w) D
         if self.pos_embed is not None:
-            x = x + self.pos_embed(grid)
+            x = x + self.pos_embed(grid, x)
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         return self.norm_pre(torch.cat([*prefix, x], dim=1))
 

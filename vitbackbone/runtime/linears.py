@@ -228,9 +228,12 @@ class Folded(LayerScale):
 
 
 def places(block: Block) -> list[tuple[nn.Module, str, str | None]]:
-    """List the linear layers of a block: module, name in it, and name of the LayerScale behind it."""
+    """List the linear layers of a block: module, name in it, and name of the LayerScale right behind it."""
     first, last = ("fc1", "fc2") if isinstance(block.mlp, Mlp) else ("w12", "w3")
-    return [(block.attn, "qkv", None), (block.attn, "proj", "ls1"), (block.mlp, first, None), (block.mlp, last, "ls2")]
+    ls1, ls2 = (
+        name if isinstance(norm, nn.Identity) else None for name, norm in (("ls1", block.post1), ("ls2", block.post2))
+    )
+    return [(block.attn, "qkv", None), (block.attn, "proj", ls1), (block.mlp, first, None), (block.mlp, last, ls2)]
 
 
 def replace_linears(block: Block, make: Make) -> None:
