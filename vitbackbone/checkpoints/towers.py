@@ -25,6 +25,7 @@ from vitbackbone.model import ViTConfig
 from vitbackbone.networks import TimmConfig
 
 DEEPEST = 8  # objects inside each other in a config.json
+SCALE = "blocks.{i}.ls1.gamma"
 PATCHES = {"patch_embed.proj.weight", "model.patch_embed.proj.weight"}  # a tower has one of these parameters
 
 
@@ -190,7 +191,7 @@ def within(state: State, prefix: str, rules: Rules) -> dict[str, Tensor]:
 
 def settle(config: ViTConfig, rules: Rules, keys: State, architecture: str = "") -> ViTConfig:
     """Return the configuration with the parts that a sibling class leaves out or adds: the final norm, the pooling, the
-    projection.
+    projection. LayerScale is there if the checkpoint has it, whatever the settings say.
 
     `architecture`: the class that saved the weights. One of `CLASSES` has all its parts, so a missing one is a fault.
     """
@@ -202,4 +203,12 @@ def settle(config: ViTConfig, rules: Rules, keys: State, architecture: str = "")
     fc_norm = config.fc_norm and "fc_norm.weight" in has
     final_norm = (config.final_norm or config.fc_norm) and not fc_norm and "norm.weight" in has
     pool = "mean" if config.pool == "map" and "attn_pool.latent" not in has else config.pool
-    return replace(config, fc_norm=fc_norm, final_norm=final_norm, pool=pool, projection_dim=widths[0])
+    scales = [source.replace("{i}", "0") for rule in rules if SCALE in rule.targets for source in rule.sources]
+    return replace(
+        config,
+        fc_norm=fc_norm,
+        final_norm=final_norm,
+        pool=pool,
+        projection_dim=widths[0],
+        layer_scale=config.layer_scale or any(key in keys for key in scales),
+    )

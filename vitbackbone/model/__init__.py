@@ -43,7 +43,10 @@ __all__ = [
     "ViTConfig",
     "WindowAttention",
     "check_kinds",
-from vitbackbone.model.position import resample, resample_line, resample_relative, rotary_row_with_cls, rotary_table
+    "resample",
+    "resample_line",
+    "resample_relative",
+    "rotary_row_with_cls",
     "rotary_table",
     "vit_config",
 ]

@@ -45,20 +45,20 @@ BERT: Rules = (
     drop("pooler.dense.bias"),
 )
 _POOLER: Rules = (unused("pooler.dense.weight", "dim", "dim"), unused("pooler.dense.bias", "dim"))
-_MLP = layers(BLOCK, {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"})
-_NORMS = layers(BLOCK, {"layernorm_before": "norm1", "layernorm_after": "norm2"})
+MLP = layers(BLOCK, {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"})
+NORMS = layers(BLOCK, {"layernorm_before": "norm1", "layernorm_after": "norm2"})
 _CLS, _POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"
 _REGISTERS = Rule(
     ("embeddings.register_tokens",), ("reg_token",), blank=(1, "num_registers", "dim")
 )  # present even if empty
 _WITH_CLS: Rules = (Rule((_CLS, _POSITIONS), ("cls_token", "pos_embed.table"), FOLD_CLS),)
 
-VIT: Rules = (*BERT, *_MLP, *_NORMS, *_WITH_CLS)
-IJEPA: Rules = (*BERT, *_MLP, *_NORMS, Rule((_POSITIONS,), ("pos_embed.table",), UNBATCH))
+VIT: Rules = (*BERT, *MLP, *NORMS, *_WITH_CLS)
+IJEPA: Rules = (*BERT, *MLP, *NORMS, Rule((_POSITIONS,), ("pos_embed.table",), UNBATCH))
 DEIT: Rules = (
     *BERT,
-    *_MLP,
-    *_NORMS,
+    *MLP,
+    *NORMS,
     Rule(
         (_CLS, "embeddings.distillation_token", _POSITIONS),
         ("cls_token", "reg_token", "pos_embed.table"),
@@ -77,8 +77,8 @@ DINOV2_WITH_REGISTERS: Rules = (*DINOV2, _REGISTERS)
 _TABLE = "relative_position_bias.relative_position_bias_table"
 _BEIT: Rules = (
     *BERT,
-    *_MLP,
-    *_NORMS,
+    *MLP,
+    *NORMS,
     rename(f"{BLOCK}.lambda_1", "blocks.{i}.ls1.gamma"),
     rename(f"{BLOCK}.lambda_2", "blocks.{i}.ls2.gamma"),
     *both("pooler.layernorm", "fc_norm"),

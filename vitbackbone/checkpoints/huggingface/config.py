@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.idefics import IDEFICS_EVAL, read_idefics
+from vitbackbone.checkpoints.huggingface.pixio import PIXIO_EVAL, read_pixio
 from vitbackbone.checkpoints.huggingface.processor import (
     CLIP_EVAL,
     DEIT_EVAL,
@@ -19,6 +21,7 @@ from vitbackbone.checkpoints.huggingface.processor import (
     SWIN_EVAL,
     VIT_EVAL,
 )
+from vitbackbone.checkpoints.huggingface.radio import RADIO_EVAL, read_radio
 from vitbackbone.checkpoints.huggingface.records import (
     Beit,
     Clip,
@@ -36,7 +39,12 @@ from vitbackbone.checkpoints.huggingface.records import (
 from vitbackbone.checkpoints.huggingface.shared import ANTIALIASED, HIDDEN_ACT, PLAIN
 from vitbackbone.checkpoints.huggingface.shared import resampled_always as _always
 from vitbackbone.checkpoints.huggingface.shared import shared_fields as _shared
+from vitbackbone.checkpoints.huggingface.siglip2 import NAFLEX_EVAL, read_siglip2
 from vitbackbone.checkpoints.huggingface.swin import read_swin, read_swinv2
+from vitbackbone.checkpoints.huggingface.tipsv2 import TIPSV2_EVAL, read_tipsv2
+from vitbackbone.checkpoints.huggingface.vit_kin import DPT_EVAL, YOLOS_EVAL, read_dpt, read_msn, read_yolos
+from vitbackbone.checkpoints.huggingface.vitdet import VITDET_EVAL, read_vitdet
+from vitbackbone.checkpoints.huggingface.vitpose import VITPOSE_EVAL, read_vitpose
 from vitbackbone.files import SHORT
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Rotary, ViTConfig
@@ -270,6 +278,22 @@ MODEL_TYPES: dict[str, ModelType] = {
     "swinv2": ModelType(read_swinv2, "hf_swinv2", SWIN_EVAL, fixed_input=True),
     "sam": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
     "sam_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
+    "sam_hq": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
+    "sam_hq_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
+    "vit_msn": ModelType(read_msn, "hf_vit", VIT_EVAL, fixed_input=True),
+    "dpt": ModelType(read_dpt, "hf_vit", DPT_EVAL, fixed_input=True),
+    "yolos": ModelType(read_yolos, "hf_yolos", YOLOS_EVAL, fixed_input=True),
+    "data2vec-vision": ModelType(_beit, "hf_beit", SIGLIP_EVAL, fixed_input=True),
+    "tipsv2_vision_model": ModelType(read_tipsv2, "hf_tipsv2", TIPSV2_EVAL, fixed_input=True),
+    "radio": ModelType(read_radio, "hf_radio", RADIO_EVAL, fixed_input=False),
+    "siglip2": ModelType(read_siglip2, "hf_siglip2", NAFLEX_EVAL, fixed_input=False),
+    "siglip2_vision_model": ModelType(read_siglip2, "hf_siglip2", NAFLEX_EVAL, fixed_input=False),
+    "idefics2_vision": ModelType(read_idefics, "hf_siglip", IDEFICS_EVAL, fixed_input=True),
+    "idefics3_vision": ModelType(read_idefics, "hf_siglip", IDEFICS_EVAL, fixed_input=True),
+    "smolvlm_vision": ModelType(read_idefics, "hf_siglip", IDEFICS_EVAL, fixed_input=True),
+    "pixio": ModelType(read_pixio, "hf_pixio", PIXIO_EVAL, fixed_input=False),
+    "vitdet": ModelType(read_vitdet, "hf_vitdet", VITDET_EVAL, fixed_input=True),
+    "vitpose_backbone": ModelType(read_vitpose, "hf_vitpose", VITPOSE_EVAL, fixed_input=True),
 }
 
 

@@ -16,7 +16,10 @@ from vitbackbone.checkpoints.huggingface.records import (
     read_settings,
 )
 from vitbackbone.checkpoints.huggingface.shared import PLAIN, resampled_always, shared_fields
+from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from vitbackbone.model import ViTConfig
+
+PIXIO_EVAL = Preprocess((256, 256), 1.0, "squash", "bicubic", IMAGENET_MEAN, IMAGENET_STD, crop_rounding="down")
 
 
 class Pixio(Network):

@@ -49,7 +49,6 @@ def read_radio(config: Json) -> ViTConfig:
         },
         position_grid=(side, side),
         num_registers=settings.num_cls_tokens + settings.num_registers - 1,
-        layer_scale=True,
         final_norm=False,
         pool="tokens",
         pool_tokens=settings.summary_idxs,

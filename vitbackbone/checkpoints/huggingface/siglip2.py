@@ -8,8 +8,12 @@ from pydantic import Field
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.huggingface.records import Network, read_tower
 from vitbackbone.checkpoints.huggingface.shared import shared_fields
+from vitbackbone.images import HALF, Preprocess
 from vitbackbone.model import Resampling, ViTConfig
 
+NAFLEX_EVAL = Preprocess(
+    (256, 256), 1.0, "squash", "bilinear", HALF, HALF, crop_rounding="down", resampling="torchvision"
+)
 NAFLEX_RESAMPLING = Resampling("bilinear", antialias=True)
 
 
