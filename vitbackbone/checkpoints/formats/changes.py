@@ -77,7 +77,7 @@ def _transpose(kernel: Tensor) -> Tensors:
     return (rearrange(kernel, "a b -> b a"),)
 
 
-def _join(*parts: Tensor) -> Tensors:
+def join(*parts: Tensor) -> Tensors:
     """Concatenate tensors of one shape. Raises `ValueError` on other shapes, which could sum up to the right one."""
     if len({part.shape for part in parts}) > 1:
         raise ValueError(f"the shapes {', '.join(str(tuple(part.shape)) for part in parts)}; want one shape")
@@ -85,11 +85,11 @@ def _join(*parts: Tensor) -> Tensors:
 
 
 def _heads_in(*kernels: Tensor) -> Tensors:
-    return _join(*(rearrange(kernel, "D heads d -> (heads d) D") for kernel in kernels))
+    return join(*(rearrange(kernel, "D heads d -> (heads d) D") for kernel in kernels))
 
 
 def _head_biases(*biases: Tensor) -> Tensors:
-    return _join(*(rearrange(bias, "heads d -> (heads d)") for bias in biases))
+    return join(*(rearrange(bias, "heads d -> (heads d)") for bias in biases))
 
 
 def _unstack_first(whole: Tensor) -> Tensors:
@@ -99,7 +99,7 @@ def _unstack_first(whole: Tensor) -> Tensors:
 
 def stack(count: int) -> Change:
     """Join linear layers that read the same input: q, k and v; or gate and value."""
-    return Change(_join, lambda whole: whole.chunk(count))
+    return Change(join, lambda whole: whole.chunk(count))
 
 
 # CLS (1, 1, D) and positions (1, 1 + N, D): the position of CLS is added to the token

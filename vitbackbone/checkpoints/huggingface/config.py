@@ -36,6 +36,7 @@ from vitbackbone.checkpoints.huggingface.records import (
     read_settings,
     read_tower,
 )
+from vitbackbone.checkpoints.huggingface.sam3 import SAM3_EVAL, read_sam3
 from vitbackbone.checkpoints.huggingface.shared import ANTIALIASED, HIDDEN_ACT, PLAIN
 from vitbackbone.checkpoints.huggingface.shared import resampled_always as _always
 from vitbackbone.checkpoints.huggingface.shared import shared_fields as _shared
@@ -280,6 +281,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     "sam_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
     "sam_hq": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
     "sam_hq_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
+    "sam3_vit_model": ModelType(read_sam3, "hf_sam3", SAM3_EVAL, fixed_input=True),
     "vit_msn": ModelType(read_msn, "hf_vit", VIT_EVAL, fixed_input=True),
     "dpt": ModelType(read_dpt, "hf_vit", DPT_EVAL, fixed_input=True),
     "yolos": ModelType(read_yolos, "hf_yolos", YOLOS_EVAL, fixed_input=True),
