@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.language import LANGUAGE
 from vitbackbone.checkpoints.huggingface.processor import (
     CLIP_EVAL,
     DEIT_EVAL,
@@ -270,6 +271,9 @@ MODEL_TYPES: dict[str, ModelType] = {
     "swinv2": ModelType(read_swinv2, "hf_swinv2", SWIN_EVAL, fixed_input=True),
     "sam": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
     "sam_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
+    "metaclip_2": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    "metaclip_2_vision_model": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    **{name: ModelType(*row) for name, row in LANGUAGE.items()},
 }
 
 
