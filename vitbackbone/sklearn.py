@@ -119,8 +119,6 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
                 inputs = [image.to(device) for image in made]
                 given = torch.stack(inputs) if len({image.shape for image in inputs}) == 1 else inputs
                 features = backbone.forward_layers(given, layers, norm=backbone.spec.norms(layers))
-                    torch.stack(inputs) if one_size else inputs, layers, norm=backbone.spec.norms(layers)
-                )
                 batches.append(POOLINGS[self.pooling].pool(*features).float().cpu().numpy())
         return np.concatenate(batches)
 
