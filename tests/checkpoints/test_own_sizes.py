@@ -17,7 +17,6 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np
 # wide, tall, exact, long and thin, smaller than the least
 SIZES = [(400, 259), (141, 290), (256, 256), (900, 31), (20, 25)]
 PHOTOS = [NOISE.resize(size, Image.Resampling.BICUBIC) for size in SIZES]
-]
 
 
 def image_of(name: str, out: dict[str, Tensor]) -> Tensor:
