@@ -14,6 +14,7 @@ from vitbackbone.model.config import (
     vit_config,
 )
 from vitbackbone.model.layers import Block, ConvStem, LayerScale, Mlp, SwiGLU
+from vitbackbone.model.maps import resize_maps
 from vitbackbone.model.packing import Grid, Layout
 from vitbackbone.model.pooling import ChannelNorm
 from vitbackbone.model.position import rotary_table
@@ -43,6 +44,7 @@ __all__ = [
     "ViTConfig",
     "WindowAttention",
     "check_kinds",
+    "resize_maps",
     "rotary_table",
     "vit_config",
 ]

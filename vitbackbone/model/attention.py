@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitbackbone.contract import copied
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.packing import Layout
-from vitbackbone.model.position import copied, relative_index, resample_line, resample_relative, rotary_row, rotate
+from vitbackbone.model.position import relative_index, resample_line, resample_relative, rotary_row, rotate
 from vitbackbone.model.varlen import attend_varlen, takes
 
 

@@ -12,11 +12,11 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitbackbone.contract import numbers
+from vitbackbone.contract import copied, numbers
 from vitbackbone.model.config import Mode, Resampling, Rotary
 from vitbackbone.model.packing import Layout
 
@@ -162,11 +162,6 @@ def _multiplied(
     return image.view(h * w, d)
 
 
-def copied(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Return a contiguous copy. `contiguous` would make tracers specialise on sides of size 1."""
-    return x.clone(memory_format=torch.contiguous_format)
-
-
 def _count(side: int, device: torch.device) -> Float[Tensor, ""]:
     """Return a side as a tensor, because exporters do not divide by a symbol."""
     return torch.full((), float(side), device=device) if numbers(side) else torch.ones(side, device=device).sum()
@@ -193,7 +188,7 @@ def resampling_matrix(
     Each row holds the weights of all samples for one position. The matrix is built from plain arithmetic, which every
     exporter supports. torch's antialiased resize is missing or wrong in several runtimes.
     """
-    scale = old / (_count(new, device) + offset)
+    scale = _count(old, device) / (_count(new, device) + offset)
     places, samples = (torch.arange(n, dtype=torch.float32, device=device) for n in (new, old))
     if antialias:
         distance = (samples + 0.5 - (places[:, None] + 0.5) * scale) / scale.clamp(min=1)

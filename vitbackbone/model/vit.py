@@ -31,6 +31,7 @@ from vitbackbone.contract import (
     Wanted,
     any_size,
     check_images,
+    copied,
     float32_default,
     numbers,
     one_value,
@@ -41,7 +42,6 @@ from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.layers import Block, ConvStem, PatchEmbed, PositionEmbedding
 from vitbackbone.model.packing import Grid, Layout, packing_order
 from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling
-from vitbackbone.model.position import copied
 
 Tokens = dict[Wanted, Float[Tensor, "B T D"]]  # of each requested layer
 TokenEngine = Callable[["ViT", Images, Geometry, Asked], Tokens]  # a faster `ViT.tokens`
