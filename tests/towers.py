@@ -24,7 +24,7 @@ Run = Callable[[nn.Module, Tensor, list[int]], Outputs]
 
 def plain(model: nn.Module, x: Tensor, layers: list[int], **options: object) -> Outputs:
     out = model(pixel_values=x, output_hidden_states=True, **options)
-    raw = {layer: out.hidden_states[layer + 1] for layer in layers}
+    raw = {layer: out.hidden_states[layer + 1].flatten(1, -2) for layer in layers}
     pooled = getattr(out, "pooler_output", None)
     return Outputs(out.last_hidden_state, raw, out.last_hidden_state[:, 0] if pooled is None else pooled)
 
@@ -92,6 +92,7 @@ class Tower:
 
 ODD_GRID: tuple[Size, ...] = ((200, 200), *HF_SIZES)  # 25 x 25 patches, whose fractions are not exact in float32
 WINDOWED = {"window_size": 3, "window_block_indices": [0, 2], "use_relative_position_embeddings": True}
+SAM3 = {"num_attention_heads": 4, "window_size": 3, "global_attn_indexes": [1], "pretrain_image_size": 24}
 FLEXIBLE = {"num_patches": 64, "image_size": None}
 DETECTION = {"image_size": [64, 80], "num_detection_tokens": 5, "use_mid_position_embeddings": False}
 TOWERS: dict[str, Tower] = {
@@ -121,6 +122,7 @@ TOWERS: dict[str, Tower] = {
     "dpt": Tower("DPT's encoder", "DPTConfig", "dpt.DPTModel", untrained_pooler, MLP),
     "yolos": Tower("YOLOS", "YolosConfig", "yolos.YolosModel", yolos, {**MLP, **DETECTION}, ((64, 80), *HF_SIZES)),
     "vitdet": Tower("ViTDet", "VitDetConfig", "vitdet.VitDetModel", maps, {**WINDOWED, "pretrain_image_size": 48}),
+    "sam3": Tower("SAM 3", "Sam3ViTConfig", "sam3.Sam3ViTModel", averaged, {**MLP, **SAM3}, ((64, 64),)),
     "vitpose": Tower(
         "ViTPose",
         "VitPoseBackboneConfig",

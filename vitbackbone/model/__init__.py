@@ -1,6 +1,7 @@
 """The Vision Transformer of this package, at any image size."""
 
 from vitbackbone.model.attention import DecomposedTables, RelativeTable, SelfAttention, WindowAttention
+from vitbackbone.model.clipped import ClippedLinear
 from vitbackbone.model.config import (
     AsSquare,
     Indivisible,
@@ -23,6 +24,7 @@ __all__ = [
     "AsSquare",
     "Block",
     "ChannelNorm",
+    "ClippedLinear",
     "ConvStem",
     "DecomposedTables",
     "GatedMlp",

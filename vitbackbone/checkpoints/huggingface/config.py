@@ -10,6 +10,7 @@ from typing import Any
 
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.huggingface.idefics import IDEFICS_EVAL, read_idefics
+from vitbackbone.checkpoints.huggingface.language import LANGUAGE
 from vitbackbone.checkpoints.huggingface.pixio import PIXIO_EVAL, read_pixio
 from vitbackbone.checkpoints.huggingface.processor import (
     CLIP_EVAL,
@@ -36,6 +37,7 @@ from vitbackbone.checkpoints.huggingface.records import (
     read_settings,
     read_tower,
 )
+from vitbackbone.checkpoints.huggingface.sam3 import SAM3_EVAL, read_sam3
 from vitbackbone.checkpoints.huggingface.shared import ANTIALIASED, HIDDEN_ACT, PLAIN
 from vitbackbone.checkpoints.huggingface.shared import resampled_always as _always
 from vitbackbone.checkpoints.huggingface.shared import shared_fields as _shared
@@ -280,6 +282,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     "sam_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
     "sam_hq": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
     "sam_hq_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
+    "sam3_vit_model": ModelType(read_sam3, "hf_sam3", SAM3_EVAL, fixed_input=True),
     "vit_msn": ModelType(read_msn, "hf_vit", VIT_EVAL, fixed_input=True),
     "dpt": ModelType(read_dpt, "hf_vit", DPT_EVAL, fixed_input=True),
     "yolos": ModelType(read_yolos, "hf_yolos", YOLOS_EVAL, fixed_input=True),
@@ -294,6 +297,9 @@ MODEL_TYPES: dict[str, ModelType] = {
     "pixio": ModelType(read_pixio, "hf_pixio", PIXIO_EVAL, fixed_input=False),
     "vitdet": ModelType(read_vitdet, "hf_vitdet", VITDET_EVAL, fixed_input=True),
     "vitpose_backbone": ModelType(read_vitpose, "hf_vitpose", VITPOSE_EVAL, fixed_input=True),
+    "metaclip_2": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    "metaclip_2_vision_model": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    **{name: ModelType(*row) for name, row in LANGUAGE.items()},
 }
 
 
