@@ -15,6 +15,7 @@ from vitbackbone.model.config import (
     vit_config,
 )
 from vitbackbone.model.layers import Block, ConvStem, GatedMlp, LayerScale, Mlp
+from vitbackbone.model.maps import resize_maps
 from vitbackbone.model.packing import Grid, Layout
 from vitbackbone.model.pooling import ChannelNorm
 from vitbackbone.model.position import resample, resample_line, resample_relative, rotary_row_with_cls, rotary_table
@@ -48,6 +49,7 @@ __all__ = [
     "resample",
     "resample_line",
     "resample_relative",
+    "resize_maps",
     "rotary_row_with_cls",
     "rotary_table",
     "vit_config",

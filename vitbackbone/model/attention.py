@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitbackbone.contract import copied
 from vitbackbone.model.clipped import make_linear
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.norms import norm_or_identity
 from vitbackbone.model.packing import Layout
 from vitbackbone.model.position import (
-    copied,
     relative_index,
     resample_line,
     resample_relative,
