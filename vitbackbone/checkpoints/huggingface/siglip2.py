@@ -12,7 +12,15 @@ from vitbackbone.images import HALF, Preprocess
 from vitbackbone.model import Resampling, ViTConfig
 
 NAFLEX_EVAL = Preprocess(
-    (256, 256), 1.0, "squash", "bilinear", HALF, HALF, crop_rounding="down", resampling="torchvision"
+    (256, 256),
+    1.0,
+    "patches",
+    "bilinear",
+    HALF,
+    HALF,
+    crop_rounding="down",
+    multiple=16,
+    most_pixels=256**2,
 )
 NAFLEX_RESAMPLING = Resampling("bilinear", antialias=True)
 

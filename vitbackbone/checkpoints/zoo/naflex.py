@@ -32,8 +32,7 @@ def _siglip2(variant: str) -> ViTConfig:
 
 def _timm_siglip2(name: str, variant: str) -> Entry:
     how = NAFLEX_RESAMPLING
-    preprocess = replace(NAFLEX_EVAL, resampling="pillow")
-    return Entry(_siglip2(variant), "timm_naflex", preprocess, "apache-2.0", f"timm/{name}", hf=how, timm=how)
+    return Entry(_siglip2(variant), "timm_naflex", NAFLEX_EVAL, "apache-2.0", f"timm/{name}", hf=how, timm=how)
 
 
 def _hf_siglip2(name: str, variant: str) -> Entry:
