@@ -43,6 +43,7 @@ VITS: dict[str, ViT] = {
     "grouped keys": tiny_vit(num_heads=4, num_kv_heads=2, rotary=PLAIN, qk_norm="head", norm="rms"),
     "cls angles": tiny_vit(position="none", rotary=replace(PLAIN, cls_angles=True, interleaved=True)),
     "offset rotary": tiny_vit(rotary=replace(PLAIN, offset=1.0, reference=(4, 4)), num_registers=1),
+    "clipped": tiny_vit(clipped=True, qkv_bias="none", mlp="geglu_tanh"),
     "axes": tiny_vit(**NO_CLS, position="axes", axis_positions=12, rotary=PLAIN),
     "computed2d": tiny_vit(**NO_CLS, position="computed2d"),
     "align corners": tiny_vit(resampling=Resampling("bilinear", align_corners=True)),
@@ -62,6 +63,11 @@ BACKBONES: dict[str, BackboneModule] = {
     **{name: TIMM[name] for name in ("swin sized", "swinv2 fixed", "hybrid", "r26", "resnet", "convnext")},
     "fused": FusedBackbone(MEMBERS),
 }
+
+
+with torch.no_grad():
+    for limits in (buffer for name, buffer in VITS["clipped"].named_buffers() if name.endswith("limits")):
+        limits.copy_(torch.tensor([[-1.0], [1.2], [-1.5], [1.4]]).expand_as(limits))
 
 
 # One of each kind of position, prefix, pooling and network: the others are slow where a test runs over all.

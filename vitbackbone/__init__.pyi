@@ -46,6 +46,7 @@ from .model import Resampling as Resampling
 from .model import Rotary as Rotary
 from .model import ViT as ViT
 from .model import ViTConfig as ViTConfig
+from .model import resize_maps as resize_maps
 from .model import vit_config as vit_config
 from .networks import FusedBackbone as FusedBackbone
 from .networks import FusedPreprocess as FusedPreprocess

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +47,8 @@ __all__ = [
     "unused",
 ]
 
-State = Mapping[str, Tensor]
+# Names to tensors. The type says `Any`, because a check of the values at run time would read files that are not needed
+State = Mapping[str, Any]
 
 # Targets under these prefixes belong to a classifier, whose size only the checkpoint knows. The prefix says what the
 # layer reads: the backbone's own pooling, DeiT's distillation token, or CLS beside the mean of the patches.

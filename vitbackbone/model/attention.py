@@ -13,11 +13,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitbackbone.contract import copied
+from vitbackbone.model.clipped import make_linear
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.norms import norm_or_identity
 from vitbackbone.model.packing import Layout
 from vitbackbone.model.position import (
-    copied,
     relative_index,
     resample_line,
     resample_relative,
@@ -96,7 +97,7 @@ def attend(
     q: Float[Tensor, "B heads Q d"],
     k: Float[Tensor, "B heads N d"],
     v: Float[Tensor, "B heads N d"],
-    bias: Float[Tensor, "#B #heads Q N"] | Bool[Tensor, "#B #heads Q N"] | None,
+    bias: Float[Tensor, "#B #heads #Q N"] | Bool[Tensor, "#B #heads #Q N"] | None,
 ) -> Float[Tensor, "B heads Q d"]:
     """Attend within images of equal token counts, with torch's fused kernel. A boolean bias is a mask."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -143,7 +144,7 @@ class SelfAttention(nn.Module):
         inner, shared = config.num_heads * self.width, config.kv_heads * self.width
         self.widths = (inner, shared, shared)  # of queries, keys and values
         self.repeats = inner // shared  # heads of queries for each head of keys and values
-        self.qkv = nn.Linear(config.dim, sum(self.widths), bias=config.qkv_bias == "qkv")
+        self.qkv = make_linear(config, config.dim, self.widths, config.qkv_bias == "qkv")
         self.q_bias = nn.Parameter(torch.zeros(inner)) if config.qkv_bias == "qv" else None
         self.v_bias = nn.Parameter(torch.zeros(inner)) if config.qkv_bias == "qv" else None
         self.qk_norm = config.qk_norm
@@ -155,7 +156,7 @@ class SelfAttention(nn.Module):
         relative = RELATIVE.get(config.relative_position)
         self.rel_pos = relative(config, grid) if relative else None
         self.norm = norm_or_identity(config.attn_norm, config, inner)
-        self.proj = nn.Linear(inner, config.dim, bias=config.proj_bias)
+        self.proj = make_linear(config, inner, [config.dim], config.proj_bias)
         self.attend = attend
 
     def forward(

@@ -144,6 +144,7 @@ class ViTConfig:
     qkv_bias: QkvBias = "qkv"  # which of queries, keys and values have a bias
     proj_bias: bool = True  # whether the projection behind attention has a bias
     mlp_bias: bool = True  # whether the linear layers of the MLP have biases
+    clipped: bool = False  # whether the linear layers of the blocks clamp their inputs and outputs
     qk_norm: QkNorm = "none"  # whether queries and keys have a norm, over each head or over all heads
     v_norm: bool = False  # whether the values of each head are divided by their root mean square
     attn_norm: bool = False  # whether a norm precedes the projection behind attention

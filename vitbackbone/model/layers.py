@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from vitbackbone.contract import numbers
 from vitbackbone.model.attention import SelfAttention, WindowAttention
+from vitbackbone.model.clipped import make_linear
 from vitbackbone.model.config import Resampling, ViTConfig
 from vitbackbone.model.norms import norm_or_identity
 from vitbackbone.model.packing import Layout
@@ -172,9 +173,9 @@ class Mlp(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.dim, config.mlp_dim, bias=config.mlp_bias)
+        self.fc1 = make_linear(config, config.dim, [config.mlp_dim], config.mlp_bias)
         self.activation = ACTIVATIONS[config.mlp]
-        self.fc2 = nn.Linear(config.mlp_dim, config.dim, bias=config.mlp_bias)
+        self.fc2 = make_linear(config, config.mlp_dim, [config.dim], config.mlp_bias)
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         return self.fc2(self.activation(self.fc1(x)))
@@ -189,10 +190,10 @@ class GatedMlp(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.w12 = nn.Linear(config.dim, 2 * config.mlp_dim, bias=config.mlp_bias)
+        self.w12 = make_linear(config, config.dim, [config.mlp_dim] * 2, config.mlp_bias)
         self.activation = GATES[config.mlp]
         self.norm = norm_or_identity(config.mlp_norm, config, config.mlp_dim)
-        self.w3 = nn.Linear(config.mlp_dim, config.dim, bias=config.mlp_bias)
+        self.w3 = make_linear(config, config.mlp_dim, [config.dim], config.mlp_bias)
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         gate, value = self.w12(x).chunk(2, dim=-1)

@@ -12,11 +12,11 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitbackbone.contract import numbers
+from vitbackbone.contract import copied, numbers
 from vitbackbone.model.config import Mode, Resampling, Rotary
 from vitbackbone.model.packing import Layout
 
@@ -211,11 +211,6 @@ def _multiplied(
     return image.view(h * w, d)
 
 
-def copied(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Return a contiguous copy. `contiguous` would make tracers specialise on sides of size 1."""
-    return x.clone(memory_format=torch.contiguous_format)
-
-
 def _count(side: int, device: torch.device) -> Float[Tensor, ""]:
     """Return a side as a tensor, because exporters do not divide by a symbol."""
     return torch.full((), float(side), device=device) if numbers(side) else torch.ones(side, device=device).sum()
@@ -252,7 +247,8 @@ def resampling_matrix(
     """
     count = span if isinstance(span, Tensor) else _count(new if span is None else span, device)
     places, samples = (torch.arange(n, dtype=torch.float32, device=device) for n in (new, old))
-    scale = (old - 1) / (count - 1).clamp(min=1) if align_corners else old / (count + offset)
+    known = _count(old, device)
+    scale = (known - 1) / (count - 1).clamp(min=1) if align_corners else known / (count + offset)
     if antialias:
         distance = (samples + 0.5 - (places[:, None] + 0.5) * scale) / scale.clamp(min=1)
         weights = _cubic(distance, -0.5) if mode == "bicubic" else _hat(distance)

@@ -31,6 +31,7 @@ from vitbackbone.contract import (
     Wanted,
     any_size,
     check_images,
+    copied,
     float32_default,
     numbers,
     one_value,
@@ -42,7 +43,6 @@ from vitbackbone.model.layers import Block, ConvStem, PatchEmbed, position_embed
 from vitbackbone.model.norms import make_norm, norm_or_identity
 from vitbackbone.model.packing import Grid, Layout, packing_order
 from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling, PrefixVector, from_prefix
-from vitbackbone.model.position import copied
 
 Tokens = dict[Wanted, Float[Tensor, "B T D"]]  # of each requested layer
 TokenEngine = Callable[["ViT", Images, Geometry, Asked], Tokens]  # a faster `ViT.tokens`

@@ -204,7 +204,7 @@ def attend_in_blocks(
                 rows = slice(start, start + QUERIES)
                 scores = q[image, some, rows] @ k[image, some].transpose(-2, -1)
                 if bias is not None:
-                    part = bias.expand(len(q), q.shape[1], -1, -1)[image, some, rows]
+                    part = bias.expand(*q.shape[:3], -1)[image, some, rows]
                     scores = scores.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else scores + part
                 mixed[image, some, rows] = scores.softmax(dim=-1).to(v.dtype) @ v[image, some]
     return mixed.to(given)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vitbackbone.contract import Wanted
 from vitbackbone.model import (
     Block,
+    ClippedLinear,
     ConvStem,
     DecomposedTables,
     GatedMlp,
@@ -209,7 +210,20 @@ class GraphBuilder:
     # ---- linear layers, norms, the MLP ----------------------------------------------------------------------------
 
     def linear(self, linear: nn.Linear, x: Value) -> Value:
-        return self.product(self.rounded(linear, x), linear.weight, linear.bias)
+        if not isinstance(linear, ClippedLinear):
+            return self.product(self.rounded(linear, x), linear.weight, linear.bias)
+        biases = [None] * len(linear.widths) if linear.bias is None else linear.bias.split(linear.widths)
+        each = zip(linear.weight.split(linear.widths), biases, strict=True)
+        rows = LinearInput(x, None)
+        parts = [self.part(linear, i, rows, weight, bias) for i, (weight, bias) in enumerate(each)]
+        return parts[0] if len(parts) == 1 else ops.concat(parts, -1)
+
+    def part(self, linear: nn.Linear, index: int, x: "LinearInput", weight: Tensor, bias: Tensor | None) -> Value:
+        """Multiply by one part of a layer that stands for several, within its limits if it has some."""
+        if not isinstance(linear, ClippedLinear):
+            return self.product(x, weight, bias)
+        low, high, least, most = linear.limits[:, index].tolist()
+        return ops.clamp(self.product(LinearInput(ops.clamp(x.value, low, high), x.factors), weight, bias), least, most)
 
     def rounded(self, linear: nn.Linear, x: Value) -> "LinearInput":
         """Round the input of the layer if it runs in 8 bits. OpenVINO computes a product in 8 bits if this operation
@@ -282,10 +296,12 @@ class GraphBuilder:
         given = self.rounded(attn.qkv, x)
         asked = self.rounded(attn.qkv, self.prefix(x)) if prefix else given
         parts = zip((asked, given, given), _qkv(attn, self.config), strict=True)
-        q, k, v = (self.product(rows, weight, bias) for rows, (weight, bias) in parts)
+        q, k, v = (self.part(attn.qkv, i, rows, weight, bias) for i, (rows, (weight, bias)) in enumerate(parts))
         q_norm, k_norm = _qk_norms(attn, self.config)
         if attn.qk_norm == "full":
             q, k = self.norm(q_norm, q), self.norm(k_norm, k)
+        elif attn.qk_norm == "none" and self.config.clipped:
+            k = ops.multiply(k, np.float32(self.width**-0.5))
         q, k, v = self.heads(q), self.heads(k), self.heads(v)
         if attn.qk_norm == "head":
             q, k = self.norm(q_norm, q), self.norm(k_norm, k)
@@ -390,7 +406,7 @@ def _block(vit: ViT, index: int) -> Block:
 
 def _qkv(attn: SelfAttention, config: ViTConfig) -> list[tuple[Tensor, Tensor | None]]:
     """Return weight and bias of the three projections. Queries and keys have their channels in the order of
-    `_channels`, and keys are pre-scaled by 1/√d unless a norm follows, which has the scale then."""
+    `_channels`, and keys are pre-scaled by 1/√d unless limits or a norm follow."""
     weights: list[Tensor] = list(attn.qkv.weight.detach().split(attn.widths))
     biases: list[Tensor | None] = (
         [None] * 3 if attn.qkv.bias is None else list(attn.qkv.bias.detach().split(attn.widths))
@@ -401,7 +417,7 @@ def _qkv(attn: SelfAttention, config: ViTConfig) -> list[tuple[Tensor, Tensor | 
         order = _order(attn.widths[part], config)
         weights[part], bias = weights[part][order], biases[part]
         biases[part] = bias if bias is None else bias[order]
-    if attn.qk_norm == "none":
+    if attn.qk_norm == "none" and not config.clipped:
         scale = config.head_width**-0.5
         weights[1], biases[1] = weights[1] * scale, None if biases[1] is None else biases[1] * scale
     return list(zip(weights, biases, strict=True))

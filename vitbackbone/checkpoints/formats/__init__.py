@@ -8,6 +8,7 @@ of a backbone, and `load_checkpoint` returns them beside it.
 from vitbackbone.checkpoints.formats.authors import AUTHORS
 from vitbackbone.checkpoints.formats.huggingface import CLASSES
 from vitbackbone.checkpoints.formats.huggingface import TOWERS as PLAIN
+from vitbackbone.checkpoints.formats.language import LANGUAGE
 from vitbackbone.checkpoints.formats.naflex import NAFLEX
 from vitbackbone.checkpoints.formats.pixio import PIXIO
 from vitbackbone.checkpoints.formats.prefix import PREFIX
@@ -26,6 +27,7 @@ from vitbackbone.checkpoints.rules import Rules
 TOWERS: dict[str, Rules] = {
     **PLAIN,
     **SWIN,
+    **LANGUAGE,
     "hf_pixio": PIXIO,
     "hf_radio": RADIO,
     "hf_sam3": SAM3,

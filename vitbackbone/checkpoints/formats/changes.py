@@ -124,6 +124,31 @@ HEADS_IN, HEAD_BIASES = Change(_heads_in), Change(_head_biases)
 HEADS_OUT = Change(lambda kernel: (rearrange(kernel, "heads d D -> D (heads d)"),))
 
 
+def _frames(kernel: Tensor) -> Tensors:
+    return (torch.stack([kernel / 2, kernel / 2], dim=2),)
+
+
+def _linear(kernel: Tensor) -> Tensors:
+    return (rearrange(kernel, "D c p q -> D (c p q)"),)
+
+
+def _patches(weight: Tensor) -> Tensors:
+    side = math.isqrt(weight.shape[1] // 3)
+    return (rearrange(weight, "D (c p q) -> D c p q", c=3, p=side),)
+
+
+def _patches_channels_last(weight: Tensor) -> Tensors:
+    side = math.isqrt(weight.shape[1] // 3)
+    return (rearrange(weight, "D (p q c) -> D c p q", c=3, p=side),)
+
+
+# a kernel over frames, (D, 3, t, p, p), of two equal frames: the sum of its slices
+FRAMES = Change(lambda kernel: (kernel.sum(dim=2),), _frames)
+# a linear layer of a patch's values, channel by channel, or pixel by pixel
+PATCHES = Change(_patches, _linear)
+PATCHES_CHANNELS_LAST = Change(_patches_channels_last, lambda kernel: (rearrange(kernel, "D c p q -> D (p q c)"),))
+
+
 def qkv(source: str, parts: tuple[str, str, str], target: str) -> tuple[Rule, ...]:
     """Join three linear layers into one. Each has a bias, or k has none, or none has."""
     q, _, v = (source + part for part in parts)

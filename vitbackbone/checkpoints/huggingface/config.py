@@ -10,6 +10,7 @@ from typing import Any
 
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.huggingface.idefics import IDEFICS_EVAL, read_idefics
+from vitbackbone.checkpoints.huggingface.language import LANGUAGE
 from vitbackbone.checkpoints.huggingface.pixio import PIXIO_EVAL, read_pixio
 from vitbackbone.checkpoints.huggingface.processor import (
     CLIP_EVAL,
@@ -296,6 +297,9 @@ MODEL_TYPES: dict[str, ModelType] = {
     "pixio": ModelType(read_pixio, "hf_pixio", PIXIO_EVAL, fixed_input=False),
     "vitdet": ModelType(read_vitdet, "hf_vitdet", VITDET_EVAL, fixed_input=True),
     "vitpose_backbone": ModelType(read_vitpose, "hf_vitpose", VITPOSE_EVAL, fixed_input=True),
+    "metaclip_2": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    "metaclip_2_vision_model": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    **{name: ModelType(*row) for name, row in LANGUAGE.items()},
 }
 
 

@@ -1,6 +1,7 @@
 """The settings that most model types of transformers share, as fields of `ViTConfig`."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -58,3 +59,34 @@ def resampled_always(how: Resampling, image_size: tuple[int, int], patch_size: i
             "positions as a square grid and cannot run this model; want as many patches as a square has"
         )
     return replace(how, as_square="always")
+
+
+GATES: dict[str, MlpKind] = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}
+
+
+def gate(activation: str) -> MlpKind:
+    """Return the kind of a gated MLP. Raises `ValueError` on an activation that this ViT lacks."""
+    if activation not in GATES:
+        raise ValueError(f"config.json has hidden_act={SHORT.repr(activation)}; want one of {', '.join(GATES)}")
+    return GATES[activation]
+
+
+def ungated(activation: str) -> MlpKind:
+    """Return the kind of a plain MLP. Raises `ValueError` on an activation that this ViT lacks."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"config.json has hidden_act={SHORT.repr(activation)}; want one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[activation]
+
+
+def rope_theta(parameters: Mapping[str, Any], alone: float | None = None, default: float = 10000.0) -> float:
+    """Return the base of the wavelengths from `rope_parameters`, or from the `rope_theta` of version 4.
+
+    Raises `ValueError` if the parameters ask for another kind of rotary positions than an axis for each half of a head.
+    """
+    kind = parameters.get("rope_type", parameters.get("type", "axial"))
+    if kind not in ("axial", "default", "mrope"):
+        raise ValueError(f"config.json has rope_type={SHORT.repr(kind)} in rope_parameters; want 'axial'")
+    theta = parameters.get("rope_theta", default if alone is None else alone)
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
+        raise ValueError(f"config.json has rope_theta={SHORT.repr(theta)}; want a number above 0")
+    return float(theta)
