@@ -11,6 +11,7 @@ from vitbackbone.checkpoints.formats.huggingface import TOWERS as PLAIN
 from vitbackbone.checkpoints.formats.language import LANGUAGE
 from vitbackbone.checkpoints.formats.naflex import NAFLEX
 from vitbackbone.checkpoints.formats.pixio import PIXIO
+from vitbackbone.checkpoints.formats.prefix import PREFIX
 from vitbackbone.checkpoints.formats.radio import RADIO
 from vitbackbone.checkpoints.formats.sam3 import SAM3
 from vitbackbone.checkpoints.formats.siglip2 import SIGLIP2
@@ -36,6 +37,6 @@ TOWERS: dict[str, Rules] = {
     "hf_vitpose": VITPOSE,
     "hf_yolos": YOLOS,
 }
-FORMATS: dict[str, Rules] = {**AUTHORS, **TIMM, **NAFLEX, **TOWERS, **CLASSES}
+FORMATS: dict[str, Rules] = {**AUTHORS, **TIMM, **NAFLEX, **PREFIX, **TOWERS, **CLASSES}
 
 __all__ = ["CLASSES", "FORMATS", "TOWERS"]
