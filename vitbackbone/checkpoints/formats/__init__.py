@@ -6,6 +6,7 @@ of a backbone, and `load_checkpoint` returns them beside it.
 """
 
 from vitbackbone.checkpoints.formats.authors import AUTHORS
+from vitbackbone.checkpoints.formats.eva import PERCEPTION, TIMM_EVA
 from vitbackbone.checkpoints.formats.huggingface import CLASSES
 from vitbackbone.checkpoints.formats.huggingface import TOWERS as PLAIN
 from vitbackbone.checkpoints.formats.language import LANGUAGE
@@ -15,6 +16,6 @@ from vitbackbone.checkpoints.rules import Rules
 
 # The layouts of transformers' towers: keys are relative to the tower, and `towers` finds its prefix
 TOWERS: dict[str, Rules] = {**PLAIN, **SWIN, **LANGUAGE}
-FORMATS: dict[str, Rules] = {**AUTHORS, **TIMM, **TOWERS, **CLASSES}
+FORMATS: dict[str, Rules] = {**AUTHORS, **PERCEPTION, **TIMM, **TIMM_EVA, **TOWERS, **CLASSES}
 
 __all__ = ["CLASSES", "FORMATS", "TOWERS"]
