@@ -17,12 +17,11 @@ from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
 from vitbackbone.checkpoints.hub import WeightsUnavailable, by_hand, download, download_config, download_if_there
 from vitbackbone.checkpoints.huggingface import PLAIN, read_config, read_format, read_labels, read_preprocess
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, convert
-from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_names import describe_timm, timm_rules
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry, Positions
 from vitbackbone.contract import BackboneModule, float32_default
-from vitbackbone.files import SHORT, Record, read_json
+from vitbackbone.files import SHORT, Record, did_you_mean, read_json
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Indivisible, ViT, ViTConfig
 from vitbackbone.networks import FusedBackbone, FusedConfig, TimmBackbone, TimmConfig, fuse
@@ -311,5 +310,5 @@ def _read_shards(index: Path, find: Callable[[str], Path | None]) -> dict[str, T
 
 
 def _unknown(known: str) -> str:
-    hint = did_you_mean(known, [*ZOO, *ADAPTED])
+    hint = did_you_mean(known, [*ZOO, *ADAPTED]) or "."
     return f"unknown backbone {known!r}{hint} Want a name of list_backbones(), 'hf:OWNER/REPOSITORY' or a directory."

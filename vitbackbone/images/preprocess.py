@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitbackbone.images.decode import Photo
 from vitbackbone.images.errors import TooThin as TooThin
-from vitbackbone.images.resize import Interpolation, Resampling, resized_crop
+from vitbackbone.images.resize import Interpolation, ResizeLibrary, resized_crop
 from vitbackbone.images.sources import ImageSource, naming, open_image
 from vitbackbone.images.view import Resolution, View, check_area, sides
 
@@ -27,7 +27,7 @@ CHOICES = {
     "interpolation": Interpolation,
     "crop_mode": CropMode,
     "crop_rounding": CropRounding,
-    "resampling": Resampling,
+    "resampling": ResizeLibrary,
 }
 
 
@@ -108,7 +108,7 @@ class Preprocess:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     crop_rounding: CropRounding = "even"
-    resampling: Resampling = "pillow"
+    resampling: ResizeLibrary = "pillow"
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_pct <= 1:
