@@ -10,6 +10,7 @@ from vitbackbone.checkpoints.load import (
     load_backbone,
     load_checkpoint,
 )
+from vitbackbone.checkpoints.text import load_text
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "list_backbones",
     "load_backbone",
     "load_checkpoint",
+    "load_text",
     "save_pretrained",
 ]

@@ -259,15 +259,15 @@ def _find_weights(known: str, revision: str | None, entry: Entry) -> dict[str, T
         return read_weights(NANO_FILE)
     if known.startswith("hf:"):
         repository = known.removeprefix("hf:")
-        return _read_weights_of(known, lambda file: download_if_there(known, repository, file, revision))
+        return read_weights_of(known, lambda file: download_if_there(known, repository, file, revision))
     if known not in ZOO and entry.classifier is None:
-        return _read_weights_of(known, lambda file: path if os.path.lexists(path := Path(known) / file) else None)
+        return read_weights_of(known, lambda file: path if os.path.lexists(path := Path(known) / file) else None)
     if not entry.on_hub:
         raise WeightsUnavailable(by_hand(known, f"these weights are not on the Hub; they are at {entry.source}"))
     return read_weights(download(known, entry.source, "model.safetensors", revision))
 
 
-def _read_weights_of(name: str, find: Callable[[str], Path | None]) -> dict[str, Tensor]:
+def read_weights_of(name: str, find: Callable[[str], Path | None]) -> dict[str, Tensor]:
     """Read the weights of a Hugging Face repository or directory, in one file or in shards. Safetensors come first.
     `find` returns the path of a file in it, or None."""
     if whole := find("model.safetensors"):

@@ -17,12 +17,24 @@ from vitbackbone.model.layers import Block, ConvStem, LayerScale, Mlp, SwiGLU
 from vitbackbone.model.packing import Grid, Layout
 from vitbackbone.model.pooling import ChannelNorm
 from vitbackbone.model.position import rotary_table
+from vitbackbone.model.text import (
+    PROMPT,
+    Cleaning,
+    Padding,
+    TextConfig,
+    TextTokenizer,
+    TextTower,
+    TextTransformer,
+    fill,
+)
 from vitbackbone.model.vit import Tokens, ViT
 
 __all__ = [
+    "PROMPT",
     "AsSquare",
     "Block",
     "ChannelNorm",
+    "Cleaning",
     "ConvStem",
     "DecomposedTables",
     "Grid",
@@ -31,6 +43,7 @@ __all__ = [
     "Layout",
     "Mlp",
     "MlpKind",
+    "Padding",
     "Pool",
     "QkvBias",
     "RelativeTable",
@@ -38,11 +51,16 @@ __all__ = [
     "Rotary",
     "SelfAttention",
     "SwiGLU",
+    "TextConfig",
+    "TextTokenizer",
+    "TextTower",
+    "TextTransformer",
     "Tokens",
     "ViT",
     "ViTConfig",
     "WindowAttention",
     "check_kinds",
+    "fill",
     "rotary_table",
     "vit_config",
 ]

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 Position = Literal["learned", "sincos1d", "sincos2d", "none"]
 RelativePosition = Literal["none", "table", "decomposed"]
 QkvBias = Literal["qkv", "qv", "none"]
-MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
+MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu"]
 Pool = Literal["cls", "prefix", "mean", "map", "neck"]
 Indivisible = Literal["pad", "refuse"]
 Mode = Literal["bicubic", "bilinear"]

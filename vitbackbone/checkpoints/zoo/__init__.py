@@ -7,6 +7,7 @@ from vitbackbone.checkpoints.zoo.adapted import ADAPTED
 from vitbackbone.checkpoints.zoo.authors import AUTHORS
 from vitbackbone.checkpoints.zoo.entry import Entry, Positions, evaluation
 from vitbackbone.checkpoints.zoo.huggingface import HUGGING_FACE
+from vitbackbone.checkpoints.zoo.text import OPENAI_TEXT, TEXT_REPOSITORIES
 from vitbackbone.checkpoints.zoo.timm import TIMM
 from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD
 from vitbackbone.model import ViTConfig
@@ -48,4 +49,4 @@ OPENVLA = Entry(
 
 ZOO: dict[str, Entry] = {"nano": NANO, **TIMM, **AUTHORS, **HUGGING_FACE, "openvla": OPENVLA}
 
-__all__ = ["ADAPTED", "ZOO", "Entry", "Positions"]
+__all__ = ["ADAPTED", "OPENAI_TEXT", "TEXT_REPOSITORIES", "ZOO", "Entry", "Positions"]
