@@ -21,7 +21,12 @@ TEXTS = (
     "cafés, naïve Ω ß 猫 🐈 <tag> &amp; _under_score_",
     "a very long sentence about a cat and a dog and a bird and a horse " * 4,
 )
-WORDS = (*TEXTS, "the cat sat on the mat with a dog", "photo of birds horses bowls and the sun in cafés", "sentence") * 20
+WORDS = (
+    *TEXTS,
+    "the cat sat on the mat with a dog",
+    "photo of birds horses bowls and the sun in cafés",
+    "sentence",
+) * 20
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 VISION = {**TEXT, "image_size": 32, "patch_size": 8}
 LENGTH = 16  # positions: some of the texts are longer
@@ -150,6 +155,7 @@ class Case:
 
 
 NAMES = {"model_input_names": ["input_ids"]}
+MASKED = ["input_ids", "attention_mask"]
 CASES: dict[str, Case] = {
     "clip": Case("CLIPModel", "CLIPConfig", clip_tokenizer, whole={"projection_dim": 24}),
     "clip gelu": Case("CLIPModel", "CLIPConfig", clip_tokenizer, text={"hidden_act": "gelu"}),
@@ -168,9 +174,10 @@ CASES: dict[str, Case] = {
         masked=False,
     ),
     "siglip 2 in siglip": Case("SiglipModel", "SiglipConfig", siglip2_tokenizer, "max_length", masked=False),
-    "tipsv2": Case(
-        "Tipsv2Model", "Tipsv2Config", tipsv2_tokenizer, "max_length", vision={"intermediate_size": None}
+    "siglip 2 masked": Case(
+        "SiglipModel", "SiglipConfig", lambda: siglip2_tokenizer(model_input_names=MASKED), "max_length"
     ),
+    "tipsv2": Case("Tipsv2Model", "Tipsv2Config", tipsv2_tokenizer, "max_length", vision={"intermediate_size": None}),
     "tipsv2 unscaled": Case(
         "Tipsv2Model",
         "Tipsv2Config",

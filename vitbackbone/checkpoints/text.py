@@ -27,7 +27,13 @@ from vitbackbone.checkpoints.load import read_weights_of
 from vitbackbone.checkpoints.rules import ConversionError, convert
 from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.checkpoints.tensor_files import read_weights
-from vitbackbone.checkpoints.tokenizer_files import Find, lowered, read_tokenizer, read_tokenizer_settings
+from vitbackbone.checkpoints.tokenizer_files import (
+    Find,
+    cleaned_before,
+    lowered,
+    read_tokenizer,
+    read_tokenizer_settings,
+)
 from vitbackbone.checkpoints.zoo import OPENAI_TEXT, TEXT_REPOSITORIES, ZOO
 from vitbackbone.contract import float32_default
 from vitbackbone.files import read_json
@@ -205,7 +211,7 @@ def _read_open_clip(source: _Source, given: Find | None) -> _Read:
 
 def _clip_tokenizer(config: TextConfig, find: Find, where: str, cleaning: Cleaning) -> TextTokenizer:
     """Return the tokenizer of OpenAI and open_clip: CLIP's words, padded to the full length with zeros."""
-    backend = read_tokenizer(find, where)
+    backend = cleaned_before(read_tokenizer(find, where))
     return TextTokenizer(backend, config.length, Padding(0, "!", whole=True), cleaning)
 
 

@@ -22,6 +22,8 @@ SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 LIMIT = 1 << 28  # bytes of a tokenizer; the 900,000 words of XLM-V have 60 MB
 CLIP_MERGES = 49152 - 256 - 2  # of the lines of OPEN_CLIP_MERGES
 START, END = "<|startoftext|>", "<|endoftext|>"
+SPECIAL_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|"
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def _content(value: Any) -> Any:
@@ -131,9 +133,7 @@ def _built(vocabulary: Mapping[str, int], merges: list[tuple[str, str]], file: P
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    words = rf"{START}|{END}".replace("|>", r"\|>").replace("<|", r"<\|")
-    words += r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    split = pre_tokenizers.Split(Regex(words), behavior="removed", invert=True)
+    split = pre_tokenizers.Split(Regex(SPECIAL_WORDS + WORDS), behavior="removed", invert=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([START, END])
@@ -147,6 +147,19 @@ def _letters() -> list[str]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return [*map(chr, printable), *(chr(256 + i) for i in range(len(others)))]
+
+
+def cleaned_before(tokenizer: "Tokenizer") -> "Tokenizer":
+    """Return CLIP's tokenizer for texts that are cleaned, as open_clip has it: it changes no letter, and the names of
+    its special tokens are words like others."""
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    tokenizer.normalizer = normalizers.Sequence([])
+    split = pre_tokenizers.Split(Regex(f"(?i:{WORDS})"), behavior="removed", invert=True)
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # a regex of its own would cut again
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def lowered(tokenizer: "Tokenizer") -> "Tokenizer":
