@@ -197,8 +197,10 @@ def _add_probing(command: Command) -> None:
     p = command(
         "classify",
         "classes.classify",
-        "Classify images with the classifier of a checkpoint. Print the most likely classes with probabilities.",
+        "Classify images with the classifier of a checkpoint, or by labels alone with an image-text model. Print the "
+        "most likely classes with probabilities.",
         "vitbackbone classify cat.jpg --model hf:google/vit-base-patch16-224",
+        "vitbackbone classify photos/ --model hf:openai/clip-vit-base-patch32 --labels cat,dog",
     )
     p.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGES)
     p.add_argument(
@@ -209,6 +211,13 @@ def _add_probing(command: Command) -> None:
     _max_pixels(p)
     add_json(p)
     p.add_argument("--device", default="cpu", help=DEVICE)
+    group = p.add_argument_group("by labels alone")
+    text = "classify by these labels, with commas between them, or a file with a label a line; needs a text tower"
+    group.add_argument("--labels", metavar="LABELS", help=text)
+    text = "sentence around a label, such as 'a photo of a {}.' (the default); give several to average them"
+    group.add_argument("--template", action="append", metavar="TEXT", help=text)
+    text = "tokenizer of the text tower, if it does not lie beside the weights"
+    group.add_argument("--tokenizer", metavar="PATH", help=text)
 
 
 def _add_looking(command: Command) -> None:

@@ -50,7 +50,7 @@ class TextTower(nn.Module):
         return torch.cat([self.transformer(some.to(device), where.to(device)) for some, where in batches])
 
     def logits(
-        self, pooled: Float[Tensor, "B P"], texts: str | Sequence[str] | Float[Tensor, "K P"]
+        self, pooled: Float[Tensor, "B P"], texts: str | Sequence[str] | Float[Tensor, "K _"]
     ) -> Float[Tensor, "B K"]:
         """Return the model's own logits of images and texts: scaled cosines, plus a bias if the model has one.
 
