@@ -68,9 +68,8 @@ def test_the_estimator_works_alone_and_in_a_pipeline(tmp_path: Path) -> None:
         wanted = text.logits(torch.from_numpy(X), text.class_vectors(LABELS, TEMPLATES)).softmax(dim=1)
     assert np.allclose(probabilities, wanted.numpy(), atol=1e-6)
     assert list(model.predict(X)) == [LABELS[i] for i in probabilities.argmax(axis=1)]
-    assert list(
-        make_pipeline(features, clone(ZeroShot(tmp_path / "model", LABELS, TEMPLATES))).predict(photos)
-    ) == list(model.predict(X))
+    pipeline = make_pipeline(features, clone(ZeroShot(tmp_path / "model", LABELS, TEMPLATES)))
+    assert list(pipeline.predict(photos)) == list(model.predict(X))
     assert model.score(X, model.predict(X)) == 1.0
 
 
