@@ -23,8 +23,8 @@ from vitbackbone.checkpoints.huggingface import (
     read_text,
     text_type,
 )
-from vitbackbone.checkpoints.load import read_weights_of
 from vitbackbone.checkpoints.rules import ConversionError, convert
+from vitbackbone.checkpoints.sources import read_weights_of
 from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.tokenizer_files import (

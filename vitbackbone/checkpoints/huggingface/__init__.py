@@ -5,11 +5,13 @@ from vitbackbone.checkpoints.huggingface.config import (
     CLASSES,
     MODEL_TYPES,
     PLAIN,
+    ModelType,
+    read_architecture,
     read_config,
-    read_format,
     read_labels,
     write_config,
     write_labels,
+    written_layout,
 )
 from vitbackbone.checkpoints.huggingface.processor import (
     CLIP_EVAL,
@@ -56,10 +58,11 @@ __all__ = [
     "Epsilon",
     "Heads",
     "Length",
+    "ModelType",
     "Vocabulary",
     "Width",
+    "read_architecture",
     "read_config",
-    "read_format",
     "read_labels",
     "read_preprocess",
     "read_temperature",
@@ -68,4 +71,5 @@ __all__ = [
     "write_config",
     "write_labels",
     "write_preprocess",
+    "written_layout",
 ]
