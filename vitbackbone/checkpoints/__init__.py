@@ -10,6 +10,8 @@ from vitbackbone.checkpoints.load import (
     load_backbone,
     load_checkpoint,
 )
+from vitbackbone.checkpoints.sources import read_published
+from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.text import load_text
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry
 
@@ -26,5 +28,7 @@ __all__ = [
     "load_backbone",
     "load_checkpoint",
     "load_text",
+    "read_published",
+    "read_weights",
     "save_pretrained",
 ]

@@ -160,6 +160,12 @@ def find_weights(known: str, revision: str | None, found: Entry | Directory) -> 
     return read_weights(download(known, found.source, "model.safetensors", revision))
 
 
+def read_published(name: str) -> State:
+    """Return the tensors of a name's own weights, by the keys of its file. Raises the errors of `load_backbone`."""
+    known, revision = pin(name)
+    return find_weights(known, revision, describe(known, revision, offline=False))
+
+
 def read_weights_of(name: str, find: Callable[[str], Path | None]) -> dict[str, Tensor]:
     """Read the weights of a Hugging Face repository or directory, in one file or in shards. Safetensors come first.
     `find` returns the path of a file in it, or None."""

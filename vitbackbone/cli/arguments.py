@@ -45,6 +45,7 @@ def parser() -> Parser:
     _add_extraction(command)
     _add_probing(command)
     _add_looking(command)
+    _add_checking(command)
     return whole
 
 
@@ -255,6 +256,24 @@ def _add_looking(command: Command) -> None:
     p.add_argument("name", metavar="NAME", help=MODEL)
     _resolution(p)
     p.add_argument("--trace", action="store_true", help="print the tensor after every step of the forward pass")
+    add_json(p)
+
+
+def _add_checking(command: Command) -> None:
+    p = command(
+        "check",
+        "checking.run_check",
+        "Compare a backbone with the library that its weights come from, timm or transformers, on two sample photos. "
+        "The exit code is 1 if they differ.",
+        "vitbackbone check vit_small_patch14_dinov2.lvd142m",
+        "vitbackbone check vit_small_patch16_224.augreg_in21k --random",
+    )
+    p.add_argument("name", metavar="NAME", help=MODEL)
+    group = p.add_mutually_exclusive_group()
+    group.add_argument("--weights", metavar="FILE", help="weights that you downloaded, instead of the published ones")
+    text = "compare on random weights, every parameter among them; needs no network"
+    group.add_argument("--random", action="store_true", help=text)
+    _resolution(p)
     add_json(p)
 
 
