@@ -49,6 +49,7 @@ from .model import TextConfig as TextConfig
 from .model import TextTower as TextTower
 from .model import ViT as ViT
 from .model import ViTConfig as ViTConfig
+from .model import resize_maps as resize_maps
 from .model import vit_config as vit_config
 from .networks import FusedBackbone as FusedBackbone
 from .networks import FusedPreprocess as FusedPreprocess

@@ -21,7 +21,7 @@ from vitbackbone.checkpoints.huggingface import (
     write_preprocess,
     written_layout,
 )
-from vitbackbone.checkpoints.rules import HEADS, ConversionError, Rules, revert
+from vitbackbone.checkpoints.rules import HEADS, ConversionError, Rules, bind, revert
 from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.contract import BackboneModule
 from vitbackbone.files import publish
@@ -65,7 +65,7 @@ def export_weights(backbone: BackboneModule, format: str, head: Mapping[str, Ten
         raise ValueError(_unknown("format", format, FORMATS))
     if stray := [name for name in head if not name.startswith(HEADS)]:
         raise ValueError(f"head has {', '.join(stray)}; want names under {' or '.join(HEADS)}")
-    rules, (height, width) = FORMATS[format], vit.config.grid
+    rules, (height, width) = bind(FORMATS[format], vit.config), vit.config.table_grid
     if height != width and any(rule.via is FLATTEN for rule in rules):
         raise ConversionError(f"pos_embed.table: {format} has a square of positions, the model {height} x {width}")
     weights = revert({**vit.state_dict(), **head}, rules)

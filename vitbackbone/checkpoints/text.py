@@ -23,8 +23,8 @@ from vitbackbone.checkpoints.huggingface import (
     read_text,
     text_type,
 )
-from vitbackbone.checkpoints.rules import ConversionError, convert
-from vitbackbone.checkpoints.sources import read_weights_of
+from vitbackbone.checkpoints.rules import ConversionError, Rules, State, convert
+from vitbackbone.checkpoints.shards import read_directory
 from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.tokenizer_files import (
@@ -74,10 +74,22 @@ def load_text(name: Place, weights: Place | None = None, *, tokenizer: Place | N
             return TextTower(TextTransformer(config), tokens, str(name)).eval()
         state = read_weights(weights) if weights is not None else source.weights()
         try:
-            transformer = _fill(config, layout, {**extra, **state})
+            transformer = _fill(config, layout, {**extra, **_needed(state, TEXT[layout])})
         except ConversionError as error:
             raise ConversionError(f"{source.name}: {error}") from error
         return TextTower(transformer, tokens, str(name)).eval()
+
+
+def _needed(state: State, rules: Rules) -> dict[str, Tensor]:
+    """Return the tensors that are not dropped with a whole part, such as the image tower. No other one is read."""
+    ends = "{rest}"
+    parts = tuple(
+        source.removesuffix(ends)
+        for rule in rules
+        for source in rule.sources
+        if not rule.targets and source.endswith(ends)
+    )
+    return {key: state[key] for key in state if not (parts and key.startswith(parts))}
 
 
 def _fill(config: TextConfig, layout: str, state: Mapping[str, Tensor]) -> TextTransformer:
@@ -96,7 +108,7 @@ class _Source:
 
     name: str
     find: Find
-    weights: Callable[[], dict[str, Tensor]]
+    weights: Callable[[], State]
 
 
 def _source(name: str) -> _Source:
@@ -117,14 +129,14 @@ def _source(name: str) -> _Source:
 
 
 def _files(name: str, find: Find) -> _Source:
-    def weights() -> dict[str, Tensor]:
+    def weights() -> State:
         found = next(filter(None, map(find, open_clip.WEIGHTS)), None) if _is_open_clip(find) else None
-        return read_weights(found) if found else read_weights_of(name, find)
+        return read_weights(found) if found else read_directory(name, find)
 
     return _Source(name, find, weights)
 
 
-def _by_hand(name: str) -> dict[str, Tensor]:
+def _by_hand(name: str) -> State:
     raise ValueError(f"the weights of {name} are not on the Hub; give weights=PATH, from {ZOO[name].source}")
 
 

@@ -1,10 +1,8 @@
 """Reading and writing `config.json` and `preprocessor_config.json` of Hugging Face checkpoints."""
 
 from vitbackbone.checkpoints.huggingface.config import (
-    ANTIALIASED,
     CLASSES,
     MODEL_TYPES,
-    PLAIN,
     ModelType,
     read_architecture,
     read_config,
@@ -24,6 +22,7 @@ from vitbackbone.checkpoints.huggingface.processor import (
     write_preprocess,
 )
 from vitbackbone.checkpoints.huggingface.records import LARGEST, Depth, Epsilon, Heads, Width
+from vitbackbone.checkpoints.huggingface.shared import ANTIALIASED, PLAIN
 from vitbackbone.checkpoints.huggingface.text import (
     CLEANING,
     LEFT,
