@@ -53,7 +53,7 @@ def test_a_difference_is_found_and_costs_the_exit_code(capsys: object, monkeypat
 
     def changed(self: upstreams.TimmUpstream, weights: Path) -> object:
         state = load_file(weights)
-        state["blocks.3.mlp.fc2.bias"] = state["blocks.3.mlp.fc2.bias"] + 0.1
+        state["blocks.3.mlp.fc2.bias"] = state["blocks.3.mlp.fc2.bias"] * 1.5
         save_file(state, weights)
         return original(self, weights)
 

@@ -161,6 +161,8 @@ CASES: dict[str, Case] = {
     "clip gelu": Case("CLIPModel", "CLIPConfig", clip_tokenizer, text={"hidden_act": "gelu"}),
     "clip legacy": Case("CLIPModel", "CLIPConfig", clip_tokenizer, text={"eos_token_id": 2}),
     "metaclip 2": Case("MetaClip2Model", "MetaClip2Config", xlm_tokenizer, whole={"projection_dim": 24}),
+    "aimv2": Case("Aimv2Model", "Aimv2Config", clip_tokenizer, whole={"projection_dim": 24}),
+    "aimv2 biased": Case("Aimv2Model", "Aimv2Config", clip_tokenizer, text={"qkv_bias": True, "mlp_bias": True}),
     "siglip": Case("SiglipModel", "SiglipConfig", siglip_tokenizer, "max_length", masked=False),
     "siglip projected": Case(
         "SiglipModel", "SiglipConfig", siglip_tokenizer, "max_length", text={"projection_size": 32}, masked=False

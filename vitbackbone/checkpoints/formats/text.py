@@ -4,7 +4,7 @@ Each table is relative to the tower. A whole model has it under a prefix, beside
 dropped.
 """
 
-from vitbackbone.checkpoints.formats.changes import TRANSPOSE, qkv
+from vitbackbone.checkpoints.formats.changes import TRANSPOSE, gated, qkv
 from vitbackbone.checkpoints.rules import Change, Rule, Rules, both, drop, inside, read_only, rename
 
 # The learned number of the logits is a vector of one number in some layouts
@@ -28,8 +28,10 @@ CLIP: Rules = (
     *both("final_layer_norm", "norm"),
 )
 SIGLIP: Rules = (*CLIP, *both("head", "projection"))
-_PROJECTED: Rules = (*inside("text_model.", CLIP), rename("text_projection.weight", "projection.weight"))
-_WHOLE_CLIP: Rules = (*_PROJECTED, *_LOGITS, drop("vision_model.{rest}"), drop("visual_projection.weight"))
+_PROJECTION: Rules = (rename("text_projection.weight", "projection.weight"),)
+_PROJECTED: Rules = (*inside("text_model.", CLIP), *_PROJECTION)
+_IMAGES: Rules = (drop("vision_model.{rest}"), drop("visual_projection.weight"))
+_WHOLE_CLIP: Rules = (*_PROJECTED, *_LOGITS, *_IMAGES)
 _WHOLE_SIGLIP: Rules = (*inside("text_model.", SIGLIP), *_LOGITS, drop("vision_model.{rest}"))
 
 
@@ -37,6 +39,17 @@ def _alone(rules: Rules) -> Rules:
     """Return the rules of a tower that was saved alone. Version 4 of transformers had it one level down."""
     return (*rules, *read_only(inside("text_model.", rules)))
 
+
+AIMV2: Rules = (
+    *CLIP[:3],
+    *qkv(f"{_LAYER}.attention.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
+    *both(f"{_LAYER}.attention.out_proj", "blocks.{i}.attn.proj"),
+    rename(f"{_LAYER}.rms_norm1.weight", "blocks.{i}.norm1.weight"),
+    rename(f"{_LAYER}.rms_norm2.weight", "blocks.{i}.norm2.weight"),
+    *gated(f"{_LAYER}.ffn.gate_proj", f"{_LAYER}.ffn.up_proj", "blocks.{i}.mlp.w12"),
+    *both(f"{_LAYER}.ffn.down_proj", "blocks.{i}.mlp.w3"),
+    rename("rms_norm.weight", "norm.weight"),
+)
 
 # ---- OpenAI and open_clip -----------------------------------------------------------------------------------------
 
@@ -77,6 +90,8 @@ TEXT: dict[str, Rules] = {
     "SiglipTextModel": _alone(SIGLIP),
     "Siglip2Model": _WHOLE_SIGLIP,
     "Siglip2TextModel": _alone(SIGLIP),
+    "Aimv2Model": (*inside("text_model.", AIMV2), *_PROJECTION, *_LOGITS, *_IMAGES),
+    "Aimv2TextModel": AIMV2,
     "Tipsv2Model": _WHOLE_TIPSV2,
     "Tipsv2TextModel": OPEN_CLIP,
     "open_clip": (*OPEN_CLIP, *_BESIDE),

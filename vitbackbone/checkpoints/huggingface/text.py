@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.huggingface.records import LARGEST, Depth, Epsilon, File, Heads, Width, read_settings
+from vitbackbone.checkpoints.huggingface.shared import gate
 from vitbackbone.files import SHORT, Record
 from vitbackbone.model import Cleaning, MlpKind, TextConfig
 
@@ -72,15 +73,27 @@ class Tipsv2Text(SiglipText):
     scale_sqrt_depth: bool = True
 
 
+class Aimv2Text(TextNetwork):
+    """The text tower of AIMv2."""
+
+    hidden_size: Width = 768
+    num_attention_heads: Heads = 6
+    hidden_act: str = "silu"
+    rms_norm_eps: Epsilon = 1e-5
+    qkv_bias: bool = False
+    mlp_bias: bool = False
+
+
 class Whole(Record):
     """The settings beside those of the towers."""
 
     projection_dim: Width = 512
+    max_logit_scale: Annotated[float, Field(ge=1)] = 100.0
     temperature_init_value: Annotated[float, Field(gt=0)] = 0.005065968260169029
 
 
-def _shared(settings: TextNetwork) -> dict[str, Any]:
-    if settings.hidden_act not in ACTIVATIONS:
+def _shared(settings: TextNetwork, gated: bool = False) -> dict[str, Any]:
+    if not gated and settings.hidden_act not in ACTIVATIONS:
         raise ValueError(
             f"config.json has hidden_act={SHORT.repr(settings.hidden_act)} in the text tower; want one of "
             f"{', '.join(ACTIVATIONS)}"
@@ -92,7 +105,7 @@ def _shared(settings: TextNetwork) -> dict[str, Any]:
         "depth": settings.num_hidden_layers,
         "num_heads": settings.num_attention_heads,
         "mlp_dim": settings.intermediate_size,
-        "mlp": ACTIVATIONS[settings.hidden_act],
+        "mlp": gate(settings.hidden_act) if gated else ACTIVATIONS[settings.hidden_act],
         "norm_eps": settings.layer_norm_eps,
     }
 
@@ -111,18 +124,32 @@ def _metaclip_2(config: Json, part: "Part") -> TextConfig:
 
 def _contrastive(config: Json, part: "Part", **fields: Any) -> TextConfig:
     """Return a causal tower that is read at its end token and projected (Radford et al. 2021)."""
-    settings = part.settings
+    settings, gated = part.settings, isinstance(part.settings, Aimv2Text)
     eos = settings.eos_token_id
     if eos is None:
         raise ValueError("config.json has no eos_token_id in the text tower, and its vector is that of the end token")
     width = read_settings(config, Whole).projection_dim if part.whole else settings.projection_dim
     plain = part.architecture.endswith("TextModel")
     return TextConfig(
-        **_shared(settings),
-        **fields,
+        **{**_shared(settings, gated), **fields},
         eos_id=eos,
         projection_dim=0 if plain else width,
         scale="exp" if part.whole else "none",
+    )
+
+
+def _aimv2(config: Json, part: "Part") -> TextConfig:
+    settings = part.settings
+    assert isinstance(settings, Aimv2Text)
+    return _contrastive(
+        config,
+        part,
+        pool="eos",
+        attn_bias=settings.qkv_bias,
+        mlp_bias=settings.mlp_bias,
+        norm="rms",
+        norm_eps=settings.rms_norm_eps,
+        largest_scale=read_settings(config, Whole).max_logit_scale,
     )
 
 
@@ -179,6 +206,7 @@ _CLIP = TextType(TextNetwork, _clip)
 _METACLIP_2 = TextType(TextNetwork, _metaclip_2, "XLMRobertaTokenizer")
 _SIGLIP = TextType(SiglipText, _siglip, "SiglipTokenizer", whole=True)
 _SIGLIP_2 = TextType(SiglipText, _siglip, "Siglip2Tokenizer", whole=True)
+_AIMV2 = TextType(Aimv2Text, _aimv2)
 _TIPSV2 = TextType(Tipsv2Text, _tipsv2, "Tipsv2Tokenizer", whole=True)
 TEXT_TYPES: dict[str, TextType] = {
     "clip": _CLIP,
@@ -189,6 +217,8 @@ TEXT_TYPES: dict[str, TextType] = {
     "siglip_text_model": _SIGLIP,
     "siglip2": _SIGLIP_2,
     "siglip2_text_model": _SIGLIP_2,
+    "aimv2": _AIMV2,
+    "aimv2_text_model": _AIMV2,
     "tipsv2": _TIPSV2,
     "tipsv2_text_model": _TIPSV2,
 }

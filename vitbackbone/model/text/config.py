@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from vitbackbone.model.config import MlpKind, ViTConfig, check_kinds
+from vitbackbone.model.config import MlpKind, NormKind, ViTConfig, check_kinds
 
 TextPosition = Literal["learned", "sinusoidal"]
 TextPool = Literal["eos", "argmax", "last", "first", "mean"]
@@ -25,7 +25,10 @@ class TextConfig:
     num_heads: int = 8
     mlp_dim: int = 2048
     mlp: MlpKind = "quick_gelu"
+    attn_bias: bool = True  # whether the linear layers of attention have biases
+    mlp_bias: bool = True  # whether the linear layers of the MLP have biases
     layer_scale: bool = False  # whether residual branches have a learned factor per channel
+    norm: NormKind = "layer"
     norm_eps: float = 1e-5
     causal: bool = True  # whether a token attends to no later token
     mask_padding: bool = False  # whether padding is left out of attention and of the mean
@@ -76,7 +79,11 @@ class TextConfig:
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
             mlp=self.mlp,
+            qkv_bias="qkv" if self.attn_bias else "none",
+            proj_bias=self.attn_bias,
+            mlp_bias=self.mlp_bias,
             layer_scale=self.layer_scale,
+            norm=self.norm,
             norm_eps=self.norm_eps,
             position="none",
             cls=False,

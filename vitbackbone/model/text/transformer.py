@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitbackbone.contract import float32_default
 from vitbackbone.model.layers import Block
+from vitbackbone.model.norms import make_norm
 from vitbackbone.model.packing import Layout
 from vitbackbone.model.text.config import TextConfig
 
@@ -32,7 +33,7 @@ class TextTransformer(nn.Module):
         self.pos_embed = nn.Parameter(table) if config.position == "learned" else None
         blocks = config.blocks
         self.blocks = nn.ModuleList(Block(blocks, index) for index in range(config.depth))
-        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.norm = make_norm(blocks)
         width, bias = config.projection_dim, config.projection_bias
         self.projection = nn.Linear(config.dim, width, bias=bias) if width else nn.Identity()
         self.logit_scale = nn.Parameter(torch.tensor(START[config.scale])) if config.scale != "none" else None
