@@ -161,6 +161,12 @@ def find_weights(known: str, revision: str | None, found: Entry | Directory | Ti
     return read_weights(download(known, found.source, "model.safetensors", revision))
 
 
+def read_published(name: str) -> State:
+    """Return the tensors of a name's own weights, by the keys of its file. Raises the errors of `load_backbone`."""
+    known, revision = pin(name)
+    return find_weights(known, revision, describe(known, revision, offline=False))
+
+
 def _unknown(known: str) -> str:
     hint = did_you_mean(known, [*ZOO, *ADAPTED]) or "."
     return f"unknown backbone {known!r}{hint} Want a name of list_backbones(), 'hf:OWNER/REPOSITORY' or a directory."

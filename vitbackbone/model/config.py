@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 Position = Literal["learned", "sincos1d", "sincos2d", "computed2d", "axes", "none"]
 RelativePosition = Literal["none", "table", "decomposed"]
 QkvBias = Literal["qkv", "qv", "none"]
-MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu", "geglu_tanh"]
+MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "geglu", "geglu_tanh"]
 GATED: tuple[MlpKind, ...] = ("swiglu", "geglu", "geglu_tanh")
 NormKind = Literal["layer", "rms"]
 BranchNorm = Literal["before", "after", "both"]
