@@ -135,7 +135,7 @@ def test_a_wrong_number_of_a_vision_tower_is_named(kind: str, value: object) -> 
         ("vit", {"hidden_size": 50}, ["hidden_size=50", "num_attention_heads=3"]),
         ("vit", {"image_size": 4}, ["image_size", "patch_size=8"]),
         ("vit", {"patch_size": [8, 4]}, ["patch_size=[8, 4]", "square"]),
-        ("vit", {"num_channels": 4}, ["num_channels=4"]),
+        ("vit", {"num_channels": 0}, ["num_channels"]),
         ("vit", {"qkv_bias": 1}, ["qkv_bias=1"]),
         ("vit", {"hidden_act": 3}, ["hidden_act=3"]),
         ("vit", {"num_hidden_layers": 1000, "hidden_size": 99999}, ["num_hidden_layers=1000", "hidden_size=99999"]),

@@ -331,7 +331,8 @@ CLASSES: dict[str, tuple[str, Callable[[ViTConfig], dict[str, Any]]]] = {
 def write_config(config: ViTConfig, architecture: str) -> dict[str, Any]:
     """Return a `config.json` for one of `CLASSES`, with the settings that this class has."""
     model_type, settings = CLASSES[architecture]
-    return {"architectures": [architecture], "model_type": model_type, "num_channels": 3, **settings(config)}
+    shared = {"architectures": [architecture], "model_type": model_type, "num_channels": config.channels}
+    return {**shared, **settings(config)}
 
 
 def read_config(config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:
