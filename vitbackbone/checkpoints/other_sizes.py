@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from vitbackbone.checkpoints.rules import ConversionError, Rules, State
+from vitbackbone.checkpoints.rules import Change, ConversionError, Rules, State
 from vitbackbone.model import ViTConfig, resample, resample_line, resample_relative
 from vitbackbone.networks import TimmConfig
 
@@ -60,10 +60,9 @@ def _positions(rules: Rules, tensors: State, own: Mapping[int, int]) -> int | No
         sources = [source.replace("{i}", "0") for source in rule.sources]
         if not {TABLE, BIASES} & set(rule.targets) or not all(source in tensors for source in sources):
             continue
+        given = tuple(tensors[source].float() for source in sources)
         try:
-            made = (
-                rule.via.there(*(tensors[source].float() for source in sources)) if rule.via else [tensors[sources[0]]]
-            )
+            made = rule.via.there(*given) if isinstance(rule.via, Change) else given
         except (RuntimeError, IndexError, ValueError):
             return None
         rows = len(made[[target in (TABLE, BIASES) for target in rule.targets].index(True)])

@@ -11,13 +11,12 @@ from vitbackbone.checkpoints.huggingface import PLAIN, read_architecture, read_l
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.rules import ConversionError, State
 from vitbackbone.checkpoints.shards import FindFile, read_directory
-from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_directory import TimmDirectory
 from vitbackbone.checkpoints.timm_names import describe_timm
 from vitbackbone.checkpoints.towers import Part, Taken, choose, find_parts, name_part, settle
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry
-from vitbackbone.files import SHORT, read_json
+from vitbackbone.files import SHORT, did_you_mean, read_json
 from vitbackbone.images import Preprocess
 from vitbackbone.model import ViTConfig
 
@@ -163,5 +162,5 @@ def find_weights(known: str, revision: str | None, found: Entry | Directory | Ti
 
 
 def _unknown(known: str) -> str:
-    hint = did_you_mean(known, [*ZOO, *ADAPTED])
+    hint = did_you_mean(known, [*ZOO, *ADAPTED]) or "."
     return f"unknown backbone {known!r}{hint} Want a name of list_backbones(), 'hf:OWNER/REPOSITORY' or a directory."

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from vitbackbone.checkpoints.rules import Change, Rule, drop, rename, together
-from vitbackbone.checkpoints.suggestions import did_you_mean
+from vitbackbone.files import did_you_mean
 from vitbackbone.images import Preprocess
 from vitbackbone.networks import TimmBackbone, TimmConfig, WindowBlock, Windows
 
@@ -57,7 +57,7 @@ def describe_timm(name: str) -> TimmEntry:
     try:
         cfg: Any = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
-        hint = did_you_mean(name, [*timm.list_pretrained(), *timm.list_models()])
+        hint = did_you_mean(name, [*timm.list_pretrained(), *timm.list_models()]) or "."
         raise ValueError(f"timm {timm.__version__} knows no model {name!r}{hint}") from error
     return describe_weights(architecture, cfg.to_dict())
 

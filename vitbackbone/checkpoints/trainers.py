@@ -112,15 +112,20 @@ def describe_taken(state: State, prefix: str, prefixes: Collection[str], unused:
     """Say which keys of a checkpoint were taken and which were left out; "" if it is the network alone."""
     parts = []
     if prefix:
-        others = [p for p in prefixes if p != prefix]
-        parts.append(
-            f"took the keys behind {prefix!r}" + (f" rather than {_listed(map(repr, others))}" if others else "")
-        )
-    outside = Counter(key.split(".")[0] for key in state if not key.startswith(prefix))
+        others = _listed(repr(p) for p in prefixes if p != prefix)
+        parts.append(f"took the keys behind {prefix!r}" + (f" rather than {others}" if others else ""))
+    outside = Counter(_branch(key, prefix) for key in state if not key.startswith(prefix))
     left = [f"{name} ({count})" for name, count in outside.items()] + [key.removeprefix(OUTSIDE) for key in unused]
     if left:
         parts.append(f"left out {_listed(left)}")
     return "; ".join(parts)
+
+
+def _branch(key: str, prefix: str) -> str:
+    """Return the beginning of a key up to the first word that differs from a prefix."""
+    words, ours = key.split("."), prefix.split(".")
+    same = next((n for n, pair in enumerate(zip(words, ours, strict=False)) if pair[0] != pair[1]), len(ours))
+    return ".".join(words[: same + 1])
 
 
 def _listed(names: Iterable[str], most: int = 6) -> str:

@@ -3,7 +3,17 @@
 from vitbackbone.contract.align import align, multiply_axes
 from vitbackbone.contract.backbone import Asked, Backbone, BackboneModule, check_images, one_by_one
 from vitbackbone.contract.dtypes import float32_default
-from vitbackbone.contract.features import Attention, Features, Pooled, Prefix, pool_cls, pool_mean, stack, stack_maps
+from vitbackbone.contract.features import (
+    Attention,
+    Features,
+    Pooled,
+    Prefix,
+    pool_cls,
+    pool_cls_or_mean,
+    pool_mean,
+    stack,
+    stack_maps,
+)
 from vitbackbone.contract.fingerprint import fingerprint, weights_sha256
 from vitbackbone.contract.geometry import Geometry, Images
 from vitbackbone.contract.inference import check_device, device_of, evaluating
@@ -45,6 +55,7 @@ __all__ = [
     "one_by_one",
     "one_value",
     "pool_cls",
+    "pool_cls_or_mean",
     "pool_mean",
     "stack",
     "stack_maps",

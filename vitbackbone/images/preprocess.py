@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitbackbone.images.decode import Photo
 from vitbackbone.images.errors import TooThin as TooThin
-from vitbackbone.images.resize import Interpolation, Resampling, resized_crop
+from vitbackbone.images.resize import Interpolation, ResizeLibrary, resized_crop
 from vitbackbone.images.sources import ImageSource, naming, open_image
 from vitbackbone.images.view import Resolution, View, check_area, sides
 
@@ -27,7 +27,7 @@ CHOICES = {
     "interpolation": Interpolation,
     "crop_mode": CropMode,
     "crop_rounding": CropRounding,
-    "resampling": Resampling,
+    "resampling": ResizeLibrary,
 }
 
 
@@ -113,7 +113,7 @@ class Preprocess:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     crop_rounding: CropRounding = "even"
-    resampling: Resampling = "pillow"
+    resampling: ResizeLibrary = "pillow"
     multiple: int = 1  # "patches" and "area": what divides both sides of an input, in pixels
     least_pixels: int = 0  # "area": pixels of the smallest input
     most_pixels: int = 0  # "patches" and "area": pixels of the largest input

@@ -17,7 +17,7 @@ from vitbackbone.images import (
     CropMode,
     Interpolation,
     Preprocess,
-    Resampling,
+    ResizeLibrary,
 )
 
 VIT_EVAL = Preprocess((224, 224), 1.0, "squash", "bilinear", HALF, HALF, crop_rounding="down")
@@ -49,7 +49,7 @@ class Processor:
     do_center_crop: bool = False
     default_to_square: bool = True  # whether `size` as one number means a square or the shorter edge
     own: Json = field(default_factory=dict)  # settings of this class alone, with their defaults
-    resampling: Resampling = "pillow"  # for files that do not name one
+    resampling: ResizeLibrary = "pillow"  # for files that do not name one
 
     def defaults(self) -> dict[str, Any]:
         return {
@@ -224,14 +224,14 @@ def write_preprocess(preprocess: Preprocess) -> dict[str, Any]:
 # ---- the class ----------------------------------------------------------------------------------------------------
 
 
-def _class(processor: Json) -> tuple[str | None, Resampling | None]:
+def _class(processor: Json) -> tuple[str | None, ResizeLibrary | None]:
     """Return the class that a file names, or None, and the resampling if the name implies one."""
     named = processor.get("image_processor_type")
     if named is None and isinstance(extractor := processor.get("feature_extractor_type"), str):
         named = extractor.replace("FeatureExtractor", "ImageProcessor")
     if named is None:
         return None, None
-    suffix: dict[str, Resampling] = {"Fast": "torchvision", "Pil": "pillow"}
+    suffix: dict[str, ResizeLibrary] = {"Fast": "torchvision", "Pil": "pillow"}
     name = str(named)
     for ending, resampling in suffix.items():
         if name.removesuffix(ending) in PROCESSORS and name.endswith(ending):
