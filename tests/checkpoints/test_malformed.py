@@ -72,6 +72,21 @@ SETTINGS = {
     "dinov3_vit": {"num_register_tokens": 4, "rope_theta": 100.0},
     "clip_vision_model": {},
     "siglip_vision_model": {},
+    "tipsv2_vision_model": {"mlp_ratio": 4, "num_register_tokens": 4},
+    "radio": {"mlp_ratio": 4, "max_img_size": 128, "num_cls_tokens": 3},
+    "siglip2_vision_model": {"num_patches": 64},
+    "idefics2_vision": {},
+    "idefics3_vision": {},
+    "smolvlm_vision": {},
+    "pixio": {"mlp_ratio": 4, "n_cls_tokens": 8},
+    "vit_msn": {},
+    "dpt": {},
+    "yolos": {"num_detection_tokens": 5},
+    "data2vec-vision": {"layer_scale_init_value": 0.1},
+    "vitdet": {"mlp_ratio": 4, "pretrain_image_size": 64},
+    "vitpose_backbone": {"mlp_ratio": 4},
+    "sam3_vit_model": {"pretrain_image_size": 64, "window_size": 3},
+    "sam_hq_vision_model": {"mlp_ratio": 4.0, "mlp_dim": 96, "window_size": 3, "output_channels": 16},
     "sam_vision_model": {"mlp_ratio": 4.0, "mlp_dim": 96, "window_size": 3, "output_channels": 16},
 }
 NETWORK = {
@@ -98,11 +113,12 @@ WRONG = [-1, 10**9, 10**30, True, "x", "8", [], [8], [8, 8, 8], {}, {"height": 8
 def whole(kind: str) -> dict[str, object]:
     if kind.startswith("swin"):
         return {"model_type": kind, "depths": [2, 2], "num_heads": [2, 4], **SWIN}
-    return {"model_type": kind, "global_attn_indexes": [1], **NETWORK, **SETTINGS[kind]}
+    fixed = {"model_type": kind, "global_attn_indexes": [1], "use_mid_position_embeddings": False}
+    return {**fixed, **NETWORK, **SETTINGS[kind]}
 
 
 def test_every_model_type_is_tried() -> None:
-    wrapped = {"clip", "siglip", "sam"}  # those that keep the same settings under vision_config
+    wrapped = {"clip", "siglip", "sam", "siglip2", "sam_hq"}  # those that keep the same settings under vision_config
     assert MODEL_TYPES.keys() - wrapped == SETTINGS.keys() | {"swin", "swinv2"}
 
 
