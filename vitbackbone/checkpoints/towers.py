@@ -183,9 +183,12 @@ def within(state: State, prefix: str, rules: Rules) -> dict[str, Tensor]:
     tower = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
     if prefix:
         above = re.sub(r"[^.]*\.$", "", prefix)
-        named = {source for rule in rules for source in rule.sources if source.startswith(OUTSIDE)}
-        places = {source: above + source.removeprefix(OUTSIDE) for source in named}
-        tower |= {source: state[place] for source, place in places.items() if place in state}
+        sources = (source for rule in rules for source in rule.sources if source.startswith(OUTSIDE))
+        named = Templates((source.removeprefix(OUTSIDE), (0, 0)) for source in sources)
+        for key in state:
+            beside = key.removeprefix(above)
+            if key.startswith(above) and not key.startswith(prefix) and any(named.match(beside)):
+                tower[OUTSIDE + beside] = state[key]
     return tower
 
 

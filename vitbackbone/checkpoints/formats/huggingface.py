@@ -184,6 +184,8 @@ def _without_norms(rules: Rules) -> Rules:
 _MIM_NORM = beside(both("layernorm", "norm"))  # BeitForMaskedImageModeling has its final norm beside the tower
 TOWERS: dict[str, Rules] = {
     "hf_vit": (*VIT, *beside(CLASSIFIER)),
+    # ViTMSNForImageClassification of transformers 5 writes its blocks beside the tower
+    "hf_vit_msn": (*VIT, *beside((*(rule for rule in VIT if "{i}" in rule.sources[0]), *CLASSIFIER))),
     "hf_ijepa": (*IJEPA, *beside(CLASSIFIER)),
     "hf_deit": (
         *DEIT,
