@@ -13,6 +13,7 @@ from vitbackbone.images.preprocess import (
     ImageTransform,
     Preprocess,
     enough,
+    prepare_images,
     stack_images,
 )
 from vitbackbone.images.resize import FILTERS, Interpolation, ResizeLibrary
@@ -44,6 +45,7 @@ __all__ = [
     "image_format",
     "load_image",
     "open_image",
+    "prepare_images",
     "sides",
     "stack_images",
 ]

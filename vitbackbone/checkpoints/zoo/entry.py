@@ -24,6 +24,7 @@ class Entry:
     licence: str
     source: str  # a Hub repository, or a URL for a download by hand
     hf: Resampling = PLAIN  # transformers' policy for this family
+    timm: Resampling = TIMM_RESAMPLING  # timm's policy for this model
     on_hub: bool = True  # whether `source` is a Hub repository
     num_classes: int = 0  # of the head that comes with the weights
     classifier: tuple[str, ...] | None = None  # the head's layers, for a timm model whose keys are converted by name
@@ -31,7 +32,7 @@ class Entry:
     def at_other_sizes(self, positions: Positions) -> ViTConfig | TimmConfig:
         """Return the configuration that follows the policy `positions` at other sizes than the native one."""
         if isinstance(self.config, ViTConfig):
-            policies = {"native": self.config.resampling, "timm": TIMM_RESAMPLING, "hf": self.hf}
+            policies = {"native": self.config.resampling, "timm": self.timm, "hf": self.hf}
             return replace(self.config, resampling=policies[positions])
         if isinstance(self.config, TimmConfig):
             swin = self.config.windows != "timm"
