@@ -33,7 +33,7 @@ class OpenVinoBackbone(ViT):
     """A ViT with the same weights, `spec` and `preprocess`, whose tokens OpenVINO computes. torch does the pooling.
 
     One graph serves all batches and sizes of images. The size of `sample` has two more graphs: one for all batches, one
-    for single images. A graph is compiled when a set of layers is first asked for. This takes up to a second, and fixes
+    for single images. A graph is compiled when a set of layers is first requested. This takes up to a second, and fixes
     `torch.get_num_threads()` threads. The last six graphs are kept in memory. None is kept on disk, because reading a
     compiled graph back takes longer than making it.
 
