@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vitbackbone.checkpoints.zoo import ZOO
 from vitbackbone.files import bars_are_hidden
@@ -60,16 +61,17 @@ def download(known: str, repository: str, file: str, revision: str | None) -> Pa
 @contextmanager
 def _hub_bars() -> Iterator[None]:
     """Hide the Hub's own progress bars where this package hides its bars."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    import huggingface_hub
 
-    if not bars_are_hidden() or are_progress_bars_disabled():
+    utils: Any = huggingface_hub.utils
+    if not bars_are_hidden() or utils.are_progress_bars_disabled():
         yield
         return
-    disable_progress_bars()
+    utils.disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        utils.enable_progress_bars()
 
 
 def by_hand(known: str, why: str) -> str:

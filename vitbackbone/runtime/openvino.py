@@ -97,7 +97,7 @@ class OpenVinoBackbone(ViT):
         self._compiled: dict[_Use, CompiledGraph] = {}
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raises `ValueError`: the graphs keep the weights that they were made with."""
+        """Raise `ValueError`, because the graphs keep the weights that they were made with."""
         raise ValueError("OpenVinoBackbone cannot change its weights; load these into a ViT and make a new one")
 
     def tokens(self, images: Images, geometry: Geometry, asked: Asked) -> Tokens:
