@@ -61,7 +61,7 @@ def load_backbone(
     The vision tower of a larger model is found by its keys, and nothing else is read. `@REVISION` after a name of the
     Hub pins a commit or tag.
     `weights`: a `.safetensors`, `.pth`, `.ckpt`, `.bin` or `.npz` file in the format of that name, or `"random"` for an
-    untrained model. A trainer's file may have the network behind any prefix; a line of the log says what was taken and
+    untrained model. A trainer's file may have the network under any prefix; a line of the log says what was taken and
     left out. Neither needs a network. The default takes the weights from the package (`nano`), from the directory, from
     the Hub's cache, or from the Hub. `HF_HUB_OFFLINE=1` forbids downloads.
     `positions`: how position tables are resampled at other sizes than the native one. `"native"` follows the authors of

@@ -128,7 +128,7 @@ def _only(prefixes: Collection[str]) -> str:
 def _none(anchors: Iterable[str], keys: Iterable[str]) -> ConversionError:
     wanted, some = " or ".join(sorted(set(anchors))), ", ".join(SHORT.repr(key) for key in islice(keys, 3))
     return ConversionError(
-        f"the checkpoint does not fit:\n  {wanted}: missing, behind any prefix; the file has {some or 'nothing'}"
+        f"the checkpoint does not fit:\n  {wanted}: missing under every prefix; the file has {some or 'nothing'}"
     )
 
 

@@ -203,6 +203,11 @@ class TimmBackbone(BackboneModule):
     def _pad(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 Hp Wp"]:
         """Pad the images at the right and bottom with the mean colour, and convert them to the network's dtype."""
         height, width = _size(images)
+        if not numbers(height, width) and any(isinstance(self.model, timm_class(name)) for name in ("Swin", "Swin V2")):
+            raise ValueError(
+                f"{self.spec.name} cuts and shifts its windows by a rule for each image size, so that no graph serves "
+                "several. Export one height and width; the batch may be dynamic"
+            )
         if self.sizes is None:
             if (height, width) != self.config.image_size:
                 native = " x ".join(map(str, self.config.image_size))
