@@ -62,6 +62,7 @@ class TimmConfig:
     arguments: tuple[tuple[str, Any], ...] = ()  # keyword arguments of timm's constructor
     any_size: bool = True  # False: the network accepts only images of `image_size`
     windows: Windows = "timm"
+    final_norm: bool = True  # False: the network's final norm is left out, for weights that have none
     indivisible: Indivisible = "pad"  # sizes that need padding: pad right and bottom, or refuse
 
     def __post_init__(self) -> None:
@@ -300,6 +301,8 @@ def _create(config: TimmConfig) -> Any:
     _replace_cosine_attention(model)
     if config.windows != "timm":
         _replace_windows(model, by_size=config.windows == "sized")
+    if not config.final_norm:
+        model.norm = nn.Identity()
     return model
 
 
