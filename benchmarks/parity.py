@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from tests.helpers import relative_error
 from tests.oracles import CASES, POLICIES, Case, Size, errors, images, timm_at, timm_case
+from tests.towers import TOWER_CASES
 from vitbackbone import WeightsUnavailable, load_backbone
 
 ROOT = Path(__file__).parent.parent
@@ -154,7 +155,7 @@ def replace_between(path: Path, mark: str, text: str) -> None:
 def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for number, case in enumerate(tqdm(CASES, unit="case")):
+        for number, case in enumerate(tqdm([*CASES, *TOWER_CASES], unit="case")):
             place = Path(folder) / str(number)
             place.mkdir()
             rows += measure(case, place)
@@ -168,8 +169,8 @@ LayerScale, norms, biases, positions. 0 is bit for bit. `layers` is the worst of
 `pooled` is the checkpoint's own pooling, with a projection where it has one. Sizes are the native one, another square,
 one that is not square, one that the patch does not divide (padded with zeros on both sides), and one patch wide.
 
-Where the policy is not the upstream's own, the oracle is timm at that size with its tables resampled beforehand by the
-formula of the implementation that is named. CLIP of transformers norms CLS alone; here the norm is on every token, and
+If upstream has no such policy, the oracle is timm at that size, and its tables are first resampled by the formula of
+the implementation that is named. CLIP of transformers norms CLS alone; here the norm is on every token, and
 the oracle's too. Written by `make parity` with {versions()}.
 
 Largest of all: {max(worst.found.values()):.0e} ({worst.name}, {worst.size[0]} x {worst.size[1]}).

@@ -168,17 +168,27 @@ POSITIONS = {
     "sincos1d": "a fixed 1-D sine-cosine vector",
     "sincos2d": "a fixed 2-D sine-cosine vector",
 }
+FITS = {
+    "resize": "resampled",
+    "square": "resampled to a square and cropped,",
+    "tile": "tiled",
+    "buckets": "picked by the fraction of each side,",
+}
 ACTIVATIONS = {
     "gelu": "GELU between",
     "gelu_tanh": "GELU between, by its tanh approximation",
     "quick_gelu": "x · sigmoid(1.702 x) between",
+    "relu": "ReLU between",
     "swiglu": "SiLU of one half times the other",
 }
 POOLS = {
     "cls": "CLS",
     "prefix": "the mean of CLS and the registers",
+    "tokens": "some prefix tokens side by side",
     "mean": "the mean of the patches",
+    "cls_mean": "CLS and the mean of the patches side by side",
     "map": "attention pooling",
+    "query": "attention pooling",
     "neck": "the mean of the neck",
 }
 
@@ -208,7 +218,8 @@ def trace_rows(
     for name, module in model.named_modules():
         module.register_forward_hook(partial(_remember, shapes, name))
     with torch.device("meta"):
-        features = model(torch.empty(1, 3, *(config.image_size if resolution is None else sides(resolution))))
+        size = config.image_size if resolution is None else sides(resolution)
+        features = model(torch.empty(1, config.channels, *size))
         rows = [*_entering(config, features, shapes), *_block(config, features.grid, shapes)]
         rows += _leaving(config, features, shapes)
     if num_classes is not None:
@@ -232,9 +243,10 @@ def _remember(shapes: Shapes, name: str, module: nn.Module, inputs: tuple[object
 def _entering(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row]:
     """Return the steps from pixels to the tokens that enter the first block."""
     p, (h, w), (size,) = config.patch_size, features.grid, features.geometry.sizes
-    rows = [("image", _by((*size, 3)), "")]
+    c = config.channels
+    rows = [("image", _by((*size, config.channels)), "")]
     if features.geometry.padded_size != size:
-        padded = _by((*features.geometry.padded_size, 3))
+        padded = _by((*features.geometry.padded_size, config.channels))
         rows.append(("padded", padded, "zeros at the bottom and right, to whole patches"))
     if config.stem:
         for i, (_, stride) in enumerate(config.stem):
@@ -243,13 +255,13 @@ def _entering(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row
         rows.append(("patches", f"{h} x {w} = {h * w}", f"patches of {p} x {p} pixels, {channels} channels each"))
         how = "linear projection of each patch (a 1 x 1 convolution)"
     else:
-        rows.append(("patches", f"{h} x {w} = {h * w}", f"patches of {p} x {p} x 3 = {3 * p * p} values each"))
+        rows.append(("patches", f"{h} x {w} = {h * w}", f"patches of {p} x {p} x {c} = {c * p * p} values each"))
         how = f"linear projection E of each patch (a convolution with kernel and stride {p})"
     rows.append(("patch embedding", _by((h * w, shapes["patch_embed"][1][0])), how))
     if config.position != "none":
         note = f"{POSITIONS[config.position]} per position"
-        if (h, w) != config.grid:
-            note += f", resampled from {_by(config.grid)} to {_by((h, w))}"
+        if (h, w) != config.table_grid:
+            note += f", {FITS[config.resampling.fit]} from {_by(config.table_grid)} to {_by((h, w))}"
         rows.append(("+ positions", _by((h * w, config.dim)), note))
     if config.num_prefix:
         folded = config.cls and config.position != "none"
@@ -310,8 +322,10 @@ def _leaving(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row]
     rows.append(("patches", _by(features.patches.shape[1:]), "features.patches, the map: channels, rows, columns"))
     note = f"features.pooled, run only when asked for: {POOLS[config.pool]}"
     rows.append(("pooled", _by(features.pooled.shape[1:]), note))
-    if config.pool == "map":
-        note = f"one learned query attends to the patches, {config.num_heads} heads; then x + MLP(LayerNorm(x))"
+    if config.pool in ("map", "query"):
+        read = "all tokens" if config.pool_prefix else "the patches"
+        note = f"one learned query attends to {read}, {config.pool_heads or config.num_heads} heads"
+        note += "; then x + MLP(LayerNorm(x))" * (config.pool == "map")
         rows.append(("  attention", _by(shapes["attn_pool"][1]), note))
     if config.pool == "neck":
         note = "convolutions 1 x 1 and 3 x 3, each with LayerNorm over the channels"

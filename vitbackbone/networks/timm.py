@@ -65,8 +65,9 @@ class TimmConfig:
     arguments: tuple[tuple[str, Any], ...] = ()  # keyword arguments of timm's constructor
     any_size: bool = True  # False: the network accepts only images of `image_size`
     rebuild: bool = False  # whether timm builds the network again for another size, and resizes its position tables
-    in_chans: int = 3  # channels of the images
+    channels: int = 3  # of the images
     windows: Windows = "timm"
+    final_norm: bool = True  # False: the network's final norm is left out, for weights that have none
     indivisible: Indivisible = "pad"  # sizes that need padding: pad right and bottom, or refuse
 
     def __post_init__(self) -> None:
@@ -78,8 +79,8 @@ class TimmConfig:
             raise wrong(f"architecture={self.architecture!r}; want timm's name without the tag of its weights")
         if min(self.image_size) < 1:
             raise wrong(f"image_size={self.image_size}; want (height, width) in pixels")
-        if self.in_chans < 1:
-            raise wrong(f"in_chans={self.in_chans}; want at least 1")
+        if self.channels < 1:
+            raise wrong(f"channels={self.channels}; want at least 1")
         if self.size_multiple is not None and self.size_multiple < 1:
             raise wrong(f"size_multiple={self.size_multiple}; want at least 1")
         names = [name for name, _ in self.arguments]
@@ -127,7 +128,7 @@ class TimmBackbone(BackboneModule):
         super().__init__()
         self.config = config
         self.preprocess = preprocess or Preprocess(image_size=config.image_size)
-        self.channels = (config.in_chans,)
+        self.channels = (config.channels,)
         if not timm.is_model(config.architecture):
             raise ValueError(f"timm {timm.__version__} has no architecture {config.architecture!r}")
         shapes = model or without_weights(config)
@@ -273,20 +274,20 @@ class TimmBackbone(BackboneModule):
     def _pad(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C Hp Wp"]:
         """Pad the images at the right and bottom with the mean colour, and convert them to the network's dtype."""
         height, width = _size(images)
-        if self.config.rebuild and numbers(height, width) and (height, width) == self.config.image_size:
+        swin = any(isinstance(self.model, timm_class(name)) for name in ("Swin", "Swin V2"))
+        if not numbers(height, width) and (swin or self.config.rebuild):
+            what = "cuts and shifts its windows by a rule" if swin else "is built again"
+            raise ValueError(
+                f"{self.spec.name} {what} for each image size, so that no graph serves several. Export one height and "
+                "width; the batch may be dynamic"
+            )
+        if (self.config.rebuild or self.sizes is None) and (height, width) == self.config.image_size:
             return images.to(self._dtype)
         if self.sizes is None:
-            if (height, width) == self.config.image_size:
-                return images.to(self._dtype)
             native = " x ".join(map(str, self.config.image_size))
             raise ValueError(
                 f"images are {height} x {width}; {self.spec.name} accepts only images of {native}, because its weights "
                 "depend on the number of patches. Resize the images, as backbone.preprocess does"
-            )
-        if self.config.rebuild and not numbers(height, width):
-            raise ValueError(
-                f"timm builds {self.config.architecture} for one image size, so one graph cannot serve several. Export "
-                "one height and width; the batch may be dynamic"
             )
         padded = self.sizes.padded((height, width))
         if numbers(height, width) and padded == (height, width):
@@ -327,12 +328,14 @@ def _create(config: TimmConfig, size: Size | None = None) -> Any:
     arguments = dict(config.arguments)
     if size is not None:
         arguments["img_size"] = size
-    if config.in_chans != 3:
-        arguments["in_chans"] = config.in_chans
+    if config.channels != 3:
+        arguments["in_chans"] = config.channels
     model = timm.create_model(config.architecture, pretrained=False, num_classes=0, **arguments)
     _replace_cosine_attention(model)
     if config.windows != "timm":
         _replace_windows(model, by_size=config.windows == "sized")
+    if not config.final_norm:
+        model.norm = nn.Identity()
     return model
 
 
