@@ -25,7 +25,7 @@ from vitbackbone.checkpoints.huggingface import (
 )
 from vitbackbone.checkpoints.rules import ConversionError, Rules, State, convert
 from vitbackbone.checkpoints.shards import read_directory
-from vitbackbone.checkpoints.suggestions import did_you_mean
+from vitbackbone.files import did_you_mean
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.tokenizer_files import (
     Find,
