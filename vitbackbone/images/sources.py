@@ -172,7 +172,7 @@ def _check_tensor(tensor: Tensor) -> UInt8[Tensor, "3 H W"]:
 def _check_dtype(dtype: str, right: bool, floats: bool, kind: str) -> None:
     if right:
         return
-    hint = f". Convert floats of 0 to 255 to uint8 first; the backbone itself takes a tensor that is normalised"
+    hint = ". Convert floats of 0 to 255 to uint8 first; the backbone itself takes a tensor that is normalised"
     text = f"the {kind}'s dtype is {dtype}; want uint8 from 0 to 255, because the range of other dtypes is unknown"
     raise ImageError(text + (hint if floats else ""))
 

@@ -2,6 +2,7 @@
 
 import json
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -86,6 +87,9 @@ class Parquet:
                 return []
             if not isinstance(found, list) or not all(isinstance(name, str | int) for name in found):
                 raise ValueError(f"want a list of names, got {str(found)[:80]}")
+            name, times = next(iter(Counter(map(str, found)).most_common(1)), ("", 1))
+            if times > 1:
+                raise ValueError(f"{times} classes are named {name!r}")
         except (ValueError, RecursionError) as error:
             raise LabelError(f"the class names in its metadata are invalid ({error})") from error
         return [str(name) for name in found]
