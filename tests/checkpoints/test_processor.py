@@ -174,6 +174,8 @@ def test_a_file_without_a_class_has_that_of_its_model(tmp_path: Path) -> None:
         ({"image_std": 0}, "image_std=0; want no zero"),
         ({"image_std": [1, 0, 1]}, "image_std="),
         ({"rescale_factor": 0}, "rescale_factor=0"),
+        ({"rescale_factor": 1e-300}, "rescale_factor=1e-300; want 0, or a number between"),
+        ({"image_mean": [1e300, 0, 0]}, r"image_mean=1e\+300"),
         ({"rescale_factor": float("nan")}, "rescale_factor=nan"),
         ({"resample": "bicubic"}, "resample='bicubic'"),
         ({"do_resize": False}, "do_resize=False"),

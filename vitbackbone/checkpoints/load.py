@@ -30,6 +30,7 @@ from vitbackbone.networks import FusedBackbone, FusedConfig, TimmBackbone, TimmC
 Weights = str | PathLike[str]
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin")  # of a directory, in the order of preference
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 NANO_FILE = Path(__file__).parent / "weights" / "nano.safetensors"
 
@@ -114,8 +115,10 @@ def _check_labels(head: Mapping[str, Tensor], labels: tuple[str, ...]) -> None:
 
 def _place(known: str, weights: Weights | None) -> str:
     """Name the files that do not go together: the weights, and the config.json of a directory."""
-    config = str(Path(known, CONFIG)) if Path(known, CONFIG).is_file() and known not in ZOO else known
-    return config if weights is None else f"{weights} and {config}"
+    if known in ZOO or not Path(known, CONFIG).is_file():
+        return known if weights is None else f"{weights} and {known}"
+    own = next((file for file in WEIGHTS if os.path.lexists(Path(known, file))), "")
+    return f"{weights or Path(known, own)} and {Path(known, CONFIG)}"
 
 
 def _build(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> ViT | TimmBackbone:
@@ -270,13 +273,10 @@ def _find_weights(known: str, revision: str | None, entry: Entry) -> dict[str, T
 def _read_weights_of(name: str, find: Callable[[str], Path | None]) -> dict[str, Tensor]:
     """Read the weights of a Hugging Face repository or directory, in one file or in shards. Safetensors come first.
     `find` returns the path of a file in it, or None."""
-    if whole := find("model.safetensors"):
-        return read_weights(whole)
-    if index := find(INDEX):
-        return _read_shards(index, find)
-    if pickled := find("pytorch_model.bin"):
-        return read_weights(pickled)
-    raise FileNotFoundError(f"{name} has no model.safetensors, no model.safetensors.index.json, no pytorch_model.bin")
+    for file in WEIGHTS:
+        if found := find(file):
+            return _read_shards(found, find) if file == INDEX else read_weights(found)
+    raise FileNotFoundError(f"{name} has no {', no '.join(WEIGHTS)}")
 
 
 class Index(Record):

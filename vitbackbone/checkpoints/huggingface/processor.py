@@ -121,6 +121,7 @@ NO_EFFECT = {
     *("num_channels", "name_or_path", "_name_or_path", "backend"),
 }
 FILE = "preprocessor_config.json"
+LARGEST = 1e6  # no mean, deviation or factor is larger, or smaller than its inverse
 
 
 def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
@@ -350,6 +351,8 @@ def _number(settings: Json, key: str) -> float:
     value = settings[key]
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"{FILE} has {key}={SHORT.repr(value)}; want a number")
+    if value and not 1 / LARGEST < abs(value) < LARGEST:
+        raise ValueError(f"{FILE} has {key}={value}; want 0, or a number between {1 / LARGEST:g} and {LARGEST:g}")
     return float(value)
 
 
