@@ -131,6 +131,8 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
 
     The result equals the processor of transformers, which resizes with Pillow or with torchvision. Classes whose name
     ends in "Fast", and classes that only torchvision implements, give `resampling="torchvision"`; others "pillow".
+    Files that do not scale pixels to 0 to 1 give "torchvision" too, the default of transformers: the resizings differ by
+    a level, and there a level may be 1.
     Raises `ValueError` that names the key if a class or a setting is unknown or not supported.
     """
     named, resampling = _class(processor)
@@ -162,7 +164,7 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
         mean,
         std,
         crop_rounding="down",
-        resampling=resampling or kind.resampling,
+        resampling=resampling or ("torchvision" if _scale(settings) != 1 else kind.resampling),
     )
     if mode != "pad" and preprocess.scaled(image_size) != resized:
         raise ValueError(f"{FILE} has size={settings['size']} and crop_size={settings['crop_size']}: not supported")
@@ -379,18 +381,21 @@ def _colour(settings: Json, key: str) -> Colour:
     return red, green, blue
 
 
+def _scale(settings: Json) -> float:
+    """Return the value of white after rescaling, 1 by default."""
+    if not settings["do_rescale"]:
+        return 255.0
+    scale = _number(settings, "rescale_factor") * 255
+    if scale <= 0:
+        raise ValueError(f"{FILE} has rescale_factor={SHORT.repr(settings['rescale_factor'])}; want more than 0")
+    return 1.0 if math.isclose(scale, 1, rel_tol=1e-6) else scale
+
+
 def _normalisation(settings: Json) -> tuple[Colour, Colour]:
     """Return the mean and std for pixels from 0 to 1 that equal all steps of the processor on pixels from 0 to 255: a
     rescaling, minus 1 (EfficientNet's `rescale_offset`), normalisation, another division by std (`include_top`)."""
-    scale, offset = 1.0, 0.0
-    if settings["do_rescale"]:
-        scale = _number(settings, "rescale_factor") * 255
-        scale = 1.0 if math.isclose(scale, 1, rel_tol=1e-6) else scale
-        if scale <= 0:
-            raise ValueError(f"{FILE} has rescale_factor={SHORT.repr(settings['rescale_factor'])}; want more than 0")
-        offset = float(settings.get("rescale_offset", False))
-    else:
-        scale = 255.0
+    scale = _scale(settings)
+    offset = float(settings["do_rescale"] and settings.get("rescale_offset", False))
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if settings["do_normalize"]:
         mean, std = _colour(settings, "image_mean"), _colour(settings, "image_std")
