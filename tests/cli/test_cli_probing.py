@@ -155,6 +155,23 @@ def test_groups_that_there_are_not_are_refused(by: str, store: Path, capsys: obj
     assert by.split(":")[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('path,burst\na.png,"one\n', "list.csv, line 2: unexpected end of data"),
+        ("path,burst\na.png," + "x" * 200_000, "list.csv, line 2: field larger than field limit"),
+        ("path,burst,burst\na.png,1,2\n", "2 columns are named 'burst'"),
+    ],
+    ids=["quote", "long", "twice"],
+)
+def test_a_malformed_list_of_groups_is_refused_in_a_sentence(
+    text: str, why: str, store: Path, tmp_path: Path, capsys: object
+) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    assert main(["probe", str(store), "--groups", f"{tmp_path / 'list.csv'}:burst"]) == 2
+    assert why in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def probe(store: Path) -> Path:
     assert main(["probe", str(store), "--out", str(store.parent / "probe")]) == 0

@@ -3,7 +3,7 @@
 import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import repeat
@@ -139,7 +139,7 @@ def image_column(schema: pa.Schema) -> str | None:
     return next(iter([*typed, *named, *(structs if len(structs) == 1 else []), *only]), None)
 
 
-def check_unique(columns: Sequence[str], wanted: Sequence[str]) -> None:
+def check_unique(columns: Sequence[str], wanted: Iterable[str]) -> None:
     """Raise `ValueError` if several columns have one of the names `wanted`."""
     for name in wanted:
         if columns.count(name) > 1:
