@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 from vitbackbone.images.errors import TooThin as TooThin
 
@@ -15,7 +16,8 @@ def sides(size: Resolution) -> tuple[int, int]:
 
     Raises `ValueError` on anything but one or two whole numbers of at least 1.
     """
-    pair = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
+    given: Any = size  # callers without a type checker pass anything
+    pair = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given, given)
     if len(pair) != 2 or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in pair):
         raise ValueError(f"resolution={size!r}; want a whole number of pixels, or (height, width)")
     height, width = int(pair[0]), int(pair[1])
