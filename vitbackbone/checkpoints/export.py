@@ -15,16 +15,15 @@ from vitbackbone.checkpoints.formats.changes import FLATTEN
 from vitbackbone.checkpoints.huggingface import (
     CLASSES,
     read_config,
-    read_format,
     read_preprocess,
     write_config,
     write_labels,
     write_preprocess,
+    written_layout,
 )
-from vitbackbone.checkpoints.rules import HEADS, ConversionError, Rules, revert
-from vitbackbone.checkpoints.suggestions import did_you_mean
+from vitbackbone.checkpoints.rules import HEADS, ConversionError, Rules, bind, revert
 from vitbackbone.contract import BackboneModule
-from vitbackbone.files import publish
+from vitbackbone.files import did_you_mean, publish
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Pool, Resampling, ViT, ViTConfig
 
@@ -65,7 +64,7 @@ def export_weights(backbone: BackboneModule, format: str, head: Mapping[str, Ten
         raise ValueError(_unknown("format", format, FORMATS))
     if stray := [name for name in head if not name.startswith(HEADS)]:
         raise ValueError(f"head has {', '.join(stray)}; want names under {' or '.join(HEADS)}")
-    rules, (height, width) = FORMATS[format], vit.config.grid
+    rules, (height, width) = bind(FORMATS[format], vit.config), vit.config.table_grid
     if height != width and any(rule.via is FLATTEN for rule in rules):
         raise ConversionError(f"pos_embed.table: {format} has a square of positions, the model {height} x {width}")
     weights = revert({**vit.state_dict(), **head}, rules)
@@ -101,7 +100,10 @@ def save_pretrained(
     if written.pool == TIMM_POOLS.get(architecture):
         written = replace(written, pool="cls")
     config, processor = write_config(written, architecture), write_preprocess(vit.preprocess)
+    layout = written_layout(config)
     read, default = read_config(config)
+    if not any("projection.weight" in rule.targets for rule in FORMATS[layout]):  # the file has the setting even then
+        read = replace(cast(ViTConfig, read), projection_dim=0)
     wrong = [
         *_differences("config", _lasting(written), _lasting(cast(ViTConfig, read))),
         *_differences("preprocess", _cutting(vit.preprocess), _cutting(read_preprocess(processor, default))),
@@ -109,7 +111,6 @@ def save_pretrained(
     if wrong:
         raise ValueError(f"{architecture} cannot express this backbone:\n  " + "\n  ".join(wrong))
 
-    layout = read_format(config)
     _check_head(architecture, FORMATS[layout], head, labels)
     weights = export_weights(vit, layout, head)
     if head:
@@ -188,4 +189,4 @@ def _num_classes(head: Mapping[str, Tensor]) -> int:
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    return f"unknown {what} {name!r}{did_you_mean(name, known)} Want one of {', '.join(known)}"
+    return f"unknown {what} {name!r}{did_you_mean(name, known) or '.'} Want one of {', '.join(known)}"

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from numbers import Integral
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -215,11 +216,12 @@ def limit_of(max_pixels: int | None) -> int | None:
 
     Raises `ValueError` on a limit that is no whole number of at least 1.
     """
-    if max_pixels is None:
+    given: Any = max_pixels  # callers without a type checker pass anything
+    if given is None:
         return Image.MAX_IMAGE_PIXELS
-    if not isinstance(max_pixels, Integral) or isinstance(max_pixels, bool) or max_pixels < 1:
-        raise ValueError(f"max_pixels must be at least 1, got {max_pixels!r}; want a whole number")
-    return int(max_pixels)
+    if not isinstance(given, Integral) or isinstance(given, bool) or int(given) < 1:
+        raise ValueError(f"max_pixels must be at least 1, got {given!r}; want a whole number")
+    return int(given)
 
 
 def _factory(kind: str) -> Callable[[BytesIO, str], ImageFile.ImageFile]:

@@ -1,6 +1,7 @@
-"""The layouts of transformers' `save_pretrained`, named after the class that saved them.
+"""The layouts of transformers' `save_pretrained`. (Version 5 still writes most names of version 4.)
 
-`config.json` lists this class under `architectures`. (Version 5 still writes the names of version 4.)
+`TOWERS` are read. Their keys are relative to the tower, so that one table serves every class that has the tower
+somewhere inside. `CLASSES` are written: the keys of one class, from the top of its file.
 """
 
 from vitbackbone.checkpoints.formats.changes import (
@@ -13,13 +14,14 @@ from vitbackbone.checkpoints.formats.changes import (
     gated,
     qkv,
 )
-from vitbackbone.checkpoints.rules import Rule, Rules, both, drop, inside, read_only, rename, unused
+from vitbackbone.checkpoints.rules import Rule, Rules, beside, both, drop, inside, rename, together, unused
 
 CLASSIFIER = both("classifier", "head")
+TEACHER = together(("cls_classifier", "head"), ("distillation_classifier", "head_dist"))
 CLASSIFIER_OF_BOTH = both("classifier", "head_concat")  # reads CLS and the mean of the patches
 
 
-def _layers(prefix: str, names: dict[str, str]) -> Rules:
+def layers(prefix: str, names: dict[str, str]) -> Rules:
     """Rename the weights and biases of layers, from names in a block of the checkpoint to names in our block."""
     return tuple(rule for theirs, ours in names.items() for rule in both(f"{prefix}.{theirs}", f"blocks.{{i}}.{ours}"))
 
@@ -32,31 +34,31 @@ def _having(extra: Rules, rules: Rules) -> Rules:
 
 # ---- ViT and the classes copied from its code ---------------------------------------------------------------------
 
-_BLOCK = "encoder.layer.{i}"
-_BERT: Rules = (
+BLOCK = "encoder.layer.{i}"
+BERT: Rules = (
     *both("embeddings.patch_embeddings.projection", "patch_embed.proj"),
-    *qkv(f"{_BLOCK}.attention.attention.", ("query", "key", "value"), "blocks.{i}.attn"),
-    *both(f"{_BLOCK}.attention.output.dense", "blocks.{i}.attn.proj"),
+    *qkv(f"{BLOCK}.attention.attention.", ("query", "key", "value"), "blocks.{i}.attn"),
+    *both(f"{BLOCK}.attention.output.dense", "blocks.{i}.attn.proj"),
     *both("layernorm", "norm"),
     drop("embeddings.mask_token"),  # replaces masked patches in pretraining only
     drop("pooler.dense.weight"),  # a tanh layer on CLS that transformers adds; untrained in most checkpoints
     drop("pooler.dense.bias"),
 )
 _POOLER: Rules = (unused("pooler.dense.weight", "dim", "dim"), unused("pooler.dense.bias", "dim"))
-_MLP = _layers(_BLOCK, {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"})
-_NORMS = _layers(_BLOCK, {"layernorm_before": "norm1", "layernorm_after": "norm2"})
+MLP = layers(BLOCK, {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"})
+NORMS = layers(BLOCK, {"layernorm_before": "norm1", "layernorm_after": "norm2"})
 _CLS, _POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"
 _REGISTERS = Rule(
     ("embeddings.register_tokens",), ("reg_token",), blank=(1, "num_registers", "dim")
 )  # present even if empty
 _WITH_CLS: Rules = (Rule((_CLS, _POSITIONS), ("cls_token", "pos_embed.table"), FOLD_CLS),)
 
-VIT: Rules = (*_BERT, *_MLP, *_NORMS, *_WITH_CLS)
-IJEPA: Rules = (*_BERT, *_MLP, *_NORMS, Rule((_POSITIONS,), ("pos_embed.table",), UNBATCH))
+VIT: Rules = (*BERT, *MLP, *NORMS, *_WITH_CLS)
+IJEPA: Rules = (*BERT, *MLP, *NORMS, Rule((_POSITIONS,), ("pos_embed.table",), UNBATCH))
 DEIT: Rules = (
-    *_BERT,
-    *_MLP,
-    *_NORMS,
+    *BERT,
+    *MLP,
+    *NORMS,
     Rule(
         (_CLS, "embeddings.distillation_token", _POSITIONS),
         ("cls_token", "reg_token", "pos_embed.table"),
@@ -64,28 +66,28 @@ DEIT: Rules = (
     ),
 )
 DINOV2: Rules = (
-    *_having((unused("embeddings.mask_token", 1, "dim"),), _BERT),
+    *_having((unused("embeddings.mask_token", 1, "dim"),), BERT),
     *_WITH_CLS,
-    *_layers(_BLOCK, {name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}),
-    *_layers(_BLOCK, {"mlp.weights_in": "mlp.w12", "mlp.weights_out": "mlp.w3"}),
-    rename(f"{_BLOCK}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma"),
-    rename(f"{_BLOCK}.layer_scale2.lambda1", "blocks.{i}.ls2.gamma"),
+    *layers(BLOCK, {name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}),
+    *layers(BLOCK, {"mlp.weights_in": "mlp.w12", "mlp.weights_out": "mlp.w3"}),
+    rename(f"{BLOCK}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma"),
+    rename(f"{BLOCK}.layer_scale2.lambda1", "blocks.{i}.ls2.gamma"),
 )
 DINOV2_WITH_REGISTERS: Rules = (*DINOV2, _REGISTERS)
 _TABLE = "relative_position_bias.relative_position_bias_table"
 _BEIT: Rules = (
-    *_BERT,
-    *_MLP,
-    *_NORMS,
-    rename(f"{_BLOCK}.lambda_1", "blocks.{i}.ls1.gamma"),
-    rename(f"{_BLOCK}.lambda_2", "blocks.{i}.ls2.gamma"),
+    *BERT,
+    *MLP,
+    *NORMS,
+    rename(f"{BLOCK}.lambda_1", "blocks.{i}.ls1.gamma"),
+    rename(f"{BLOCK}.lambda_2", "blocks.{i}.ls2.gamma"),
     *both("pooler.layernorm", "fc_norm"),
 )
 # Two switches of BeitConfig: absolute positions, and one table of relative ones for all blocks
 BEIT: dict[str, Rules] = {
     f"{absolute}{shared}": (*_BEIT, *positions, rename(table, "blocks.{i}.attn.rel_pos.table"))
     for absolute, positions in {"": (rename(_CLS, "cls_token"),), " absolute": _WITH_CLS}.items()
-    for shared, table in {"": f"{_BLOCK}.attention.attention.{_TABLE}", " shared": f"encoder.{_TABLE}"}.items()
+    for shared, table in {"": f"{BLOCK}.attention.attention.{_TABLE}", " shared": f"encoder.{_TABLE}"}.items()
 }
 
 # ---- DINOv3 -------------------------------------------------------------------------------------------------------
@@ -96,12 +98,12 @@ DINOV3: Rules = (
     _REGISTERS,
     unused("embeddings.mask_token", 1, 1, "dim"),
     *qkv("layer.{i}.attention.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
-    *_layers("layer.{i}", {"attention.o_proj": "attn.proj", "norm1": "norm1", "norm2": "norm2"}),
+    *layers("layer.{i}", {"attention.o_proj": "attn.proj", "norm1": "norm1", "norm2": "norm2"}),
     rename("layer.{i}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma"),
     rename("layer.{i}.layer_scale2.lambda1", "blocks.{i}.ls2.gamma"),
-    *_layers("layer.{i}", {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}),
+    *layers("layer.{i}", {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}),
     *gated("layer.{i}.mlp.gate_proj", "layer.{i}.mlp.up_proj", "blocks.{i}.mlp.w12"),
-    *_layers("layer.{i}", {"mlp.down_proj": "mlp.w3"}),
+    *layers("layer.{i}", {"mlp.down_proj": "mlp.w3"}),
     *both("norm", "norm"),
 )
 
@@ -110,7 +112,7 @@ DINOV3: Rules = (
 _TOWER = "encoder.layers.{i}"
 _CLIP_BLOCK: Rules = (
     *qkv(f"{_TOWER}.self_attn.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
-    *_layers(
+    *layers(
         _TOWER,
         {
             "self_attn.out_proj": "attn.proj",
@@ -147,20 +149,13 @@ SIGLIP: Rules = (
     ),
     *(rule for theirs, ours in _MAP.items() for rule in both(f"head.{theirs}", f"attn_pool.{ours}")),
 )
-# The other tower of a whole model, and the parameters of its loss
-_TEXT: Rules = (
-    drop("text_model.{rest}"),
-    drop("text_projection.weight"),
-    drop("logit_scale"),
-    drop("logit_bias"),
-)
 
 # ---- SAM ----------------------------------------------------------------------------------------------------------
 
 SAM: Rules = (
     *both("patch_embed.projection", "patch_embed.proj"),
     Rule(("pos_embed",), ("pos_embed.table",), FLATTEN),
-    *_layers(
+    *layers(
         "layers.{i}",
         {
             "layer_norm1": "norm1",
@@ -179,19 +174,50 @@ SAM: Rules = (
     *both("neck.layer_norm2", "neck.3"),
 )
 
-HUGGING_FACE: dict[str, Rules] = {
+
+def _without_norms(rules: Rules) -> Rules:
+    return tuple(rule for rule in rules if not rule.targets or not rule.targets[0].startswith(("norm.", "fc_norm.")))
+
+
+# ---- what is read -------------------------------------------------------------------------------------------------
+
+_MIM_NORM = beside(both("layernorm", "norm"))  # BeitForMaskedImageModeling has its final norm beside the tower
+TOWERS: dict[str, Rules] = {
+    "hf_vit": (*VIT, *beside(CLASSIFIER)),
+    "hf_ijepa": (*IJEPA, *beside(CLASSIFIER)),
+    "hf_deit": (
+        *DEIT,
+        *beside(CLASSIFIER),
+        *beside(TEACHER),
+    ),
+    "hf_dinov2": (*DINOV2_WITH_REGISTERS, *beside(CLASSIFIER_OF_BOTH)),
+    "hf_beit": (
+        *BEIT[""],
+        Rule((_CLS, _POSITIONS), ("cls_token", "pos_embed.table"), FOLD_CLS),
+        rename(f"encoder.{_TABLE}", "blocks.{i}.attn.rel_pos.table"),
+        *_MIM_NORM,
+        *beside(CLASSIFIER),
+    ),
+    "hf_dinov3": DINOV3,
+    "hf_clip": (*CLIP, *beside((rename("visual_projection.weight", "projection.weight"), *CLASSIFIER))),
+    "hf_siglip": (*SIGLIP, *beside(CLASSIFIER)),
+    "hf_sam": SAM,
+}
+
+# ---- what is written ----------------------------------------------------------------------------------------------
+
+CLASSES: dict[str, Rules] = {
     "ViTModel": _having(_POOLER, VIT),
     "ViTForImageClassification": (*inside("vit.", VIT), *CLASSIFIER),
     "ViTMAEModel": VIT,
-    "ViTMAEForPreTraining": (*inside("vit.", VIT), drop("decoder.{rest}")),
+    "ViTMAEForPreTraining": inside("vit.", VIT),
     "IJepaModel": IJEPA,
     "IJepaForImageClassification": (*inside("ijepa.", IJEPA), *CLASSIFIER),
     "DeiTModel": _having(_POOLER, DEIT),
     "DeiTForImageClassification": (*inside("deit.", DEIT), *CLASSIFIER),
     "DeiTForImageClassificationWithTeacher": (
         *inside("deit.", DEIT),
-        *both("cls_classifier", "head"),
-        *both("distillation_classifier", "head_dist"),
+        *TEACHER,
     ),
     "Dinov2Model": DINOV2,
     "Dinov2ForImageClassification": (*inside("dinov2.", DINOV2), *CLASSIFIER_OF_BOTH),
@@ -204,24 +230,24 @@ HUGGING_FACE: dict[str, Rules] = {
     **{f"BeitForImageClassification{kind}": (*inside("beit.", rules), *CLASSIFIER) for kind, rules in BEIT.items()},
     **{
         f"BeitForMaskedImageModeling{kind}": (
-            *inside("beit.", rules),
+            *inside(
+                "beit.",
+                (
+                    rule
+                    for rule in rules
+                    if not set(rule.targets) & {"norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias"}
+                ),
+            ),
             *both("layernorm", "norm"),
-            drop("lm_head.weight"),
-            drop("lm_head.bias"),
         )
         for kind, rules in BEIT.items()
     },
     "DINOv3ViTModel": DINOV3,
-    "CLIPVisionModel": (*CLIP, *read_only(inside("vision_model.", CLIP))),  # version 4 had it one level down
+    "CLIPVisionModel": CLIP,
     "CLIPVisionModelWithProjection": CLIP_PROJECTED,
-    "CLIPModel": (*CLIP_PROJECTED, *_TEXT),
-    "SiglipVisionModel": (*SIGLIP, *read_only(inside("vision_model.", SIGLIP))),
-    "SiglipModel": (*inside("vision_model.", SIGLIP), *_TEXT),
+    "CLIPModel": CLIP_PROJECTED,
+    "SiglipVisionModel": SIGLIP,
+    "SiglipModel": inside("vision_model.", SIGLIP),
     "SamVisionModel": inside("vision_encoder.", SAM),
-    "SamModel": (
-        *inside("vision_encoder.", SAM),
-        drop("prompt_encoder.{rest}"),
-        drop("mask_decoder.{rest}"),
-        drop("shared_image_embedding.{rest}"),
-    ),
+    "SamModel": inside("vision_encoder.", SAM),
 }

@@ -1,15 +1,15 @@
 """Reading and writing `config.json` and `preprocessor_config.json` of Hugging Face checkpoints."""
 
 from vitbackbone.checkpoints.huggingface.config import (
-    ANTIALIASED,
     CLASSES,
     MODEL_TYPES,
-    PLAIN,
+    ModelType,
+    read_architecture,
     read_config,
-    read_format,
     read_labels,
     write_config,
     write_labels,
+    written_layout,
 )
 from vitbackbone.checkpoints.huggingface.processor import (
     CLIP_EVAL,
@@ -21,6 +21,7 @@ from vitbackbone.checkpoints.huggingface.processor import (
     read_preprocess,
     write_preprocess,
 )
+from vitbackbone.checkpoints.huggingface.shared import ANTIALIASED, PLAIN
 
 __all__ = [
     "ANTIALIASED",
@@ -33,11 +34,13 @@ __all__ = [
     "PLAIN",
     "SIGLIP_EVAL",
     "VIT_EVAL",
+    "ModelType",
+    "read_architecture",
     "read_config",
-    "read_format",
     "read_labels",
     "read_preprocess",
     "write_config",
     "write_labels",
     "write_preprocess",
+    "written_layout",
 ]

@@ -4,12 +4,14 @@ Each writer stands behind its reader and writes the settings that the class has.
 again, and refuses if the result differs.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.idefics import IDEFICS_EVAL, read_idefics
+from vitbackbone.checkpoints.huggingface.language import LANGUAGE
+from vitbackbone.checkpoints.huggingface.pixio import PIXIO_EVAL, read_pixio
 from vitbackbone.checkpoints.huggingface.processor import (
     CLIP_EVAL,
     DEIT_EVAL,
@@ -20,6 +22,7 @@ from vitbackbone.checkpoints.huggingface.processor import (
     SWIN_EVAL,
     VIT_EVAL,
 )
+from vitbackbone.checkpoints.huggingface.radio import RADIO_EVAL, read_radio
 from vitbackbone.checkpoints.huggingface.records import (
     Beit,
     Clip,
@@ -34,63 +37,20 @@ from vitbackbone.checkpoints.huggingface.records import (
     read_settings,
     read_tower,
 )
+from vitbackbone.checkpoints.huggingface.sam3 import SAM3_EVAL, read_sam3
+from vitbackbone.checkpoints.huggingface.shared import ANTIALIASED, HIDDEN_ACT, PLAIN
+from vitbackbone.checkpoints.huggingface.shared import resampled_always as _always
+from vitbackbone.checkpoints.huggingface.shared import shared_fields as _shared
+from vitbackbone.checkpoints.huggingface.siglip2 import NAFLEX_EVAL, read_siglip2
 from vitbackbone.checkpoints.huggingface.swin import read_swin, read_swinv2
+from vitbackbone.checkpoints.huggingface.tipsv2 import TIPSV2_EVAL, read_tipsv2
+from vitbackbone.checkpoints.huggingface.vit_kin import DPT_EVAL, YOLOS_EVAL, read_dpt, read_msn, read_yolos
+from vitbackbone.checkpoints.huggingface.vitdet import VITDET_EVAL, read_vitdet
+from vitbackbone.checkpoints.huggingface.vitpose import VITPOSE_EVAL, read_vitpose
 from vitbackbone.files import SHORT
 from vitbackbone.images import Preprocess
-from vitbackbone.model import AsSquare, MlpKind, Resampling, Rotary, ViTConfig
+from vitbackbone.model import Rotary, ViTConfig
 from vitbackbone.networks import TimmConfig
-
-# How transformers resamples positions (modeling_vit.py, modeling_dinov2.py; modeling_dinov2_with_registers.py).
-PLAIN = Resampling("bicubic", antialias=False, relative="bilinear")
-ANTIALIASED = Resampling("bicubic", antialias=True, relative="bilinear")
-
-
-def _shared(settings: Network, gated: bool = False) -> dict[str, Any]:
-    """Return the settings that every model type has."""
-    patch, activation = settings.patch_size[0], settings.hidden_act
-    if not gated and activation not in ACTIVATIONS:
-        raise ValueError(f"config.json has hidden_act={SHORT.repr(activation)}; want one of {', '.join(ACTIVATIONS)}")
-    rows, columns = (side // patch for side in settings.image_size)
-    as_square: AsSquare = "never" if rows == columns else "elsewhere"
-    return {
-        "image_size": (
-            rows * patch,
-            columns * patch,
-        ),  # the size that the positions cover: SigLIP at 384 has 27 patches of 14
-        "patch_size": patch,
-        "dim": settings.hidden_size,
-        "depth": settings.num_hidden_layers,
-        "num_heads": settings.num_attention_heads,
-        "mlp_dim": settings.intermediate_size,
-        "mlp": "swiglu" if gated else ACTIVATIONS[activation],
-        "qkv_bias": "qkv" if settings.qkv_bias else "none",
-        "norm_eps": settings.layer_norm_eps,
-        "resampling": replace(PLAIN, as_square=as_square),
-    }
-
-
-ACTIVATIONS: dict[str, MlpKind] = {
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-}
-HIDDEN_ACT = {**{ours: theirs for theirs, ours in ACTIVATIONS.items()}, "swiglu": "silu"}
-
-
-def _always(how: Resampling, image_size: tuple[int, int], patch_size: int) -> Resampling:
-    """Return the resampling of transformers' classes that resample at every size, even their own.
-
-    Raises `ValueError` if the positions do not fill a square.
-    """
-    rows, columns = (side // patch_size for side in image_size)
-    if rows == columns:
-        return how
-    if math.isqrt(rows * columns) ** 2 != rows * columns:
-        raise ValueError(
-            f"config.json has image_size={list(image_size)}, {rows} x {columns} patches. transformers reads these "
-            "positions as a square grid and cannot run this model; want as many patches as a square has"
-        )
-    return replace(how, as_square="always")
 
 
 def _write_shared(config: ViTConfig) -> dict[str, Any]:
@@ -208,7 +168,6 @@ def _beit(config: Json) -> ViTConfig:
         raise ValueError(
             "config.json has use_relative_position_bias and use_shared_relative_position_bias at once; want one of them"
         )
-    pretraining = config.get("architectures") == ["BeitForMaskedImageModeling"]
     mean, absolute, ours = settings.use_mean_pooling, settings.use_absolute_position_embeddings, _shared(settings)
     if absolute:
         ours["resampling"] = _always(PLAIN, ours["image_size"], ours["patch_size"])
@@ -217,8 +176,8 @@ def _beit(config: Json) -> ViTConfig:
         position="learned" if absolute else "none",
         relative_position="table" if own or shared else "none",
         layer_scale=settings.layer_scale_init_value > 0,
-        final_norm=pretraining or not mean,
-        fc_norm=mean and not pretraining,
+        final_norm=not mean,
+        fc_norm=mean,
         pool="mean" if mean else "cls",
     )
 
@@ -235,12 +194,11 @@ def _write_beit(config: ViTConfig) -> dict[str, Any]:
 
 
 def _clip(config: Json) -> ViTConfig:
-    projected = config.get("architectures") in (["CLIPModel"], ["CLIPVisionModelWithProjection"])
     return ViTConfig(
         **_shared(read_tower(config, Clip)),
         patch_bias=False,
         pre_norm=True,
-        projection_dim=read_settings(config, Projected).projection_dim if projected else 0,
+        projection_dim=read_settings(config, Projected).projection_dim,
     )
 
 
@@ -285,40 +243,63 @@ def _write_sam(config: ViTConfig) -> dict[str, Any]:
     }
 
 
-def _beit_layout(config: Json) -> str:
-    """Return the suffix of the key layout, which depends on two switches; see `formats.huggingface.BEIT`."""
-    settings = read_settings(config, Beit)
-    absolute, shared = settings.use_absolute_position_embeddings, settings.use_shared_relative_position_bias
-    return " absolute" * absolute + " shared" * shared
-
-
 @dataclass(frozen=True)
 class ModelType:
-    """A `model_type` of transformers: how to read its config, and the defaults of its image processor."""
+    """A `model_type` of transformers: how to read its config and its weights, and the defaults of its image processor.
 
-    read: Callable[[Json], ViTConfig | TimmConfig]
+    The rest of a checkpoint does not matter: `towers` finds the settings in a composite `config.json`, and the tower's
+    keys among all keys.
+    """
+
+    read: Callable[[Json], ViTConfig | TimmConfig]  # of the settings of this type, wherever they lie in the file
+    layout: str  # a key of `formats.FORMATS`, whose rules are written in keys relative to the tower
     preprocess: Preprocess
     fixed_input: bool  # whether inputs have the network's `image_size` unless a processor file says otherwise
-    layout: Callable[[Json], str] = lambda config: ""  # the suffix to the class name in the name of the key layout
+
+    def read_whole(self, config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:
+        """Return the configuration and default preprocessing of settings of this type."""
+        network = self.read(config)
+        image_size = network.image_size if self.fixed_input else self.preprocess.image_size
+        return network, replace(self.preprocess, image_size=image_size)
 
 
 MODEL_TYPES: dict[str, ModelType] = {
-    "vit": ModelType(_vit, VIT_EVAL, fixed_input=True),
-    "vit_mae": ModelType(_mae, VIT_EVAL, fixed_input=True),
-    "ijepa": ModelType(_ijepa, VIT_EVAL, fixed_input=True),
-    "deit": ModelType(_deit, DEIT_EVAL, fixed_input=True),
-    "beit": ModelType(_beit, SIGLIP_EVAL, fixed_input=True, layout=_beit_layout),
-    "dinov2": ModelType(_dinov2, DINOV2_EVAL, fixed_input=False),
-    "dinov2_with_registers": ModelType(_dinov2_with_registers, DINOV2_EVAL, fixed_input=False),
-    "dinov3_vit": ModelType(_dinov3, DINOV3_EVAL, fixed_input=False),
-    "clip": ModelType(_clip, CLIP_EVAL, fixed_input=True),
-    "clip_vision_model": ModelType(_clip, CLIP_EVAL, fixed_input=True),
-    "siglip": ModelType(_siglip, SIGLIP_EVAL, fixed_input=True),
-    "siglip_vision_model": ModelType(_siglip, SIGLIP_EVAL, fixed_input=True),
-    "swin": ModelType(read_swin, SWIN_EVAL, fixed_input=True),
-    "swinv2": ModelType(read_swinv2, SWIN_EVAL, fixed_input=True),
-    "sam": ModelType(_sam, SAM_EVAL, fixed_input=True),
-    "sam_vision_model": ModelType(_sam, SAM_EVAL, fixed_input=True),
+    "vit": ModelType(_vit, "hf_vit", VIT_EVAL, fixed_input=True),
+    "vit_mae": ModelType(_mae, "hf_vit", VIT_EVAL, fixed_input=True),
+    "ijepa": ModelType(_ijepa, "hf_ijepa", VIT_EVAL, fixed_input=True),
+    "deit": ModelType(_deit, "hf_deit", DEIT_EVAL, fixed_input=True),
+    "beit": ModelType(_beit, "hf_beit", SIGLIP_EVAL, fixed_input=True),
+    "dinov2": ModelType(_dinov2, "hf_dinov2", DINOV2_EVAL, fixed_input=False),
+    "dinov2_with_registers": ModelType(_dinov2_with_registers, "hf_dinov2", DINOV2_EVAL, fixed_input=False),
+    "dinov3_vit": ModelType(_dinov3, "hf_dinov3", DINOV3_EVAL, fixed_input=False),
+    "clip": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    "clip_vision_model": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    "siglip": ModelType(_siglip, "hf_siglip", SIGLIP_EVAL, fixed_input=True),
+    "siglip_vision_model": ModelType(_siglip, "hf_siglip", SIGLIP_EVAL, fixed_input=True),
+    "swin": ModelType(read_swin, "hf_swin", SWIN_EVAL, fixed_input=True),
+    "swinv2": ModelType(read_swinv2, "hf_swinv2", SWIN_EVAL, fixed_input=True),
+    "sam": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
+    "sam_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
+    "sam_hq": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
+    "sam_hq_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
+    "sam3_vit_model": ModelType(read_sam3, "hf_sam3", SAM3_EVAL, fixed_input=True),
+    "vit_msn": ModelType(read_msn, "hf_vit", VIT_EVAL, fixed_input=True),
+    "dpt": ModelType(read_dpt, "hf_vit", DPT_EVAL, fixed_input=True),
+    "yolos": ModelType(read_yolos, "hf_yolos", YOLOS_EVAL, fixed_input=True),
+    "data2vec-vision": ModelType(_beit, "hf_beit", SIGLIP_EVAL, fixed_input=True),
+    "tipsv2_vision_model": ModelType(read_tipsv2, "hf_tipsv2", TIPSV2_EVAL, fixed_input=True),
+    "radio": ModelType(read_radio, "hf_radio", RADIO_EVAL, fixed_input=False),
+    "siglip2": ModelType(read_siglip2, "hf_siglip2", NAFLEX_EVAL, fixed_input=False),
+    "siglip2_vision_model": ModelType(read_siglip2, "hf_siglip2", NAFLEX_EVAL, fixed_input=False),
+    "idefics2_vision": ModelType(read_idefics, "hf_siglip", IDEFICS_EVAL, fixed_input=True),
+    "idefics3_vision": ModelType(read_idefics, "hf_siglip", IDEFICS_EVAL, fixed_input=True),
+    "smolvlm_vision": ModelType(read_idefics, "hf_siglip", IDEFICS_EVAL, fixed_input=True),
+    "pixio": ModelType(read_pixio, "hf_pixio", PIXIO_EVAL, fixed_input=False),
+    "vitdet": ModelType(read_vitdet, "hf_vitdet", VITDET_EVAL, fixed_input=True),
+    "vitpose_backbone": ModelType(read_vitpose, "hf_vitpose", VITPOSE_EVAL, fixed_input=True),
+    "metaclip_2": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    "metaclip_2_vision_model": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    **{name: ModelType(*row) for name, row in LANGUAGE.items()},
 }
 
 
@@ -359,21 +340,20 @@ def read_config(config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:
     Raises `ValueError` that names the key if the model type is unknown, a value does not fit its schema in
     `records.py`, or this ViT does not have a setting.
     """
-    model_type = _model_type(config)
-    network = model_type.read(config)
-    image_size = network.image_size if model_type.fixed_input else model_type.preprocess.image_size
-    return network, replace(model_type.preprocess, image_size=image_size)
+    return _model_type(config).read_whole(config)
 
 
-def read_format(config: Json) -> str:
-    """Return the checkpoint's key layout, named after the class that saved it. Raises `ValueError` if none is given."""
+def read_architecture(config: Json) -> str:
+    """Return the class that saved the weights, or "" if the file names none or several."""
     architectures = read_settings(config, File).architectures
-    if len(architectures) != 1:
-        raise ValueError(
-            f"config.json has architectures={SHORT.repr(list(architectures))}; want the one class that saved the "
-            "weights"
-        )
-    return architectures[0] + _model_type(config).layout(config)
+    return architectures[0] if len(architectures) == 1 else ""
+
+
+def written_layout(config: Json) -> str:
+    """Return the key layout of the class that a `config.json` of `write_config` names. BEiT's depends on a switch."""
+    (architecture,) = read_settings(config, File).architectures
+    absolute = architecture.startswith("Beit") and read_settings(config, Beit).use_absolute_position_embeddings
+    return architecture + " absolute" * absolute
 
 
 def _model_type(config: Json) -> ModelType:

@@ -1,0 +1,166 @@
+"""What a name leads to: an entry of the zoo, a model of timm, or a directory with a `config.json`, and its weights."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from vitbackbone.checkpoints.hub import WeightsUnavailable, by_hand, download, download_config, download_if_there
+from vitbackbone.checkpoints.huggingface import PLAIN, read_architecture, read_labels, read_preprocess
+from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.rules import ConversionError, State
+from vitbackbone.checkpoints.shards import FindFile, read_directory
+from vitbackbone.checkpoints.tensor_files import read_weights
+from vitbackbone.checkpoints.timm_directory import TimmDirectory
+from vitbackbone.checkpoints.timm_names import describe_timm
+from vitbackbone.checkpoints.towers import Part, Taken, choose, find_parts, name_part, settle
+from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry
+from vitbackbone.files import SHORT, did_you_mean, read_json
+from vitbackbone.images import Preprocess
+from vitbackbone.model import ViTConfig
+
+CONFIG = "config.json"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+NANO_FILE = Path(__file__).parent / "weights" / "nano.safetensors"
+
+
+class Directory:
+    """A Hugging Face directory: its `config.json`, which may describe several towers, and its image processor.
+
+    `find_file`: returns the path of a file of weights, or None.
+    Raises `ValueError` if `config.json` describes no known tower.
+    """
+
+    def __init__(self, directory: Path, saved: Json, find_file: FindFile) -> None:
+        self.path, self.saved, self.find_file = directory, saved, find_file
+        self.config_file = directory / CONFIG
+        with self._naming():
+            self.parts = find_parts(self.saved)
+            self.labels = read_labels(self.saved)
+            self.architecture = read_architecture(self.saved)
+
+    def entry(self, tower: str | None = None) -> Entry:
+        """Return the entry of a tower, without the weights. Raises `ValueError` if there are several and `tower` names
+        none."""
+        with self._naming():
+            return self._entry(name_part(self.parts, tower))
+
+    def find(self, state: State, tower: str | None, part: str | None) -> tuple[Entry, Taken]:
+        """Return the entry of the tower in a checkpoint, and its tensors under keys relative to it."""
+        with self._naming():
+            chosen, taken = choose(self.parts, state, tower, part)
+            entry = self._entry(chosen)
+        if isinstance(entry.config, ViTConfig):
+            entry = replace(entry, config=settle(entry.config, taken.rules, taken.tensors, self.architecture))
+        return entry, taken
+
+    def _entry(self, part: Part) -> Entry:
+        config, preprocess = part.model_type.read_whole(part.settings)
+        preprocess = _read_processor(self.path, preprocess)
+        hf = config.resampling if isinstance(config, ViTConfig) else PLAIN
+        return Entry(config, part.model_type.layout, preprocess, "", str(self.path), hf, on_hub=False)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Name the file in errors about its contents."""
+        try:
+            yield
+        except ConversionError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{self.config_file}: {str(error).removeprefix(f'{CONFIG} ')}") from error
+
+
+def open_directory(path: Path, find_file: FindFile | None = None) -> Directory | TimmDirectory:
+    """Return a directory in the format of transformers or of timm. `find_file` finds its weights; the default looks
+    into the directory. Raises `ValueError` if it has no `config.json`."""
+    config_file = path / CONFIG
+    if not os.path.lexists(config_file):
+        wanted = "want a directory of transformers or timm: config.json and safetensors"
+        raise ValueError(f"{path} has no config.json; {wanted}")
+    saved = read_json(config_file, dict)
+    find_file = find_file or (lambda name: file if os.path.lexists(file := path / name) else None)
+    if "architecture" in saved and "model_type" not in saved:
+        return TimmDirectory(path, saved, find_file)
+    return Directory(path, saved, find_file)
+
+
+def pin(name: str) -> tuple[str, str | None]:
+    """Split a name of the zoo or the Hub from the revision after its `@`. The path of a directory stays whole. timm's
+    `hf-hub:` and `local-dir:` are read, too."""
+    if name.startswith("local-dir:"):
+        return name.removeprefix("local-dir:"), None
+    if name.startswith("hf-hub:"):
+        name = f"hf:{name.removeprefix('hf-hub:')}"
+    known, _, revision = name.partition("@")
+    if revision and (known in ZOO or known in ADAPTED or known.startswith(("hf:", "timm:"))):
+        if known in ZOO and not ZOO[known].on_hub:
+            raise ValueError(f"{known!r} has no repository on the Hub, so no revision {revision!r}; leave out the '@'")
+        return known, revision
+    return name, None
+
+
+def describe(known: str, revision: str | None, offline: bool) -> Entry | Directory | TimmDirectory:
+    """Return the entry of a name, or its directory. `offline`: read a Hub repository's entry from the zoo."""
+    if known in ZOO and (offline or not known.startswith("hf:")):
+        return ZOO[known]
+    if known in ADAPTED or known.startswith("timm:"):
+        return _read_timm(known.removeprefix("timm:"))
+    if known.startswith("hf:"):
+        repository = known.removeprefix("hf:")
+        return open_directory(
+            download_config(known, revision), lambda file: download_if_there(known, repository, file, revision)
+        )
+    if Path(known).is_dir():
+        return open_directory(Path(known))
+    raise ValueError(_unknown(known))
+
+
+def _read_timm(name: str) -> Entry:
+    """Return the entry of a timm model that runs in the adapter."""
+    known = describe_timm(name)
+    return Entry(
+        known.config,
+        "timm",
+        known.preprocess,
+        known.licence,
+        known.source,
+        num_classes=known.num_classes,
+        classifier=known.classifier,
+    )
+
+
+def _read_processor(directory: Path, default: Preprocess) -> Preprocess:
+    """Return the image processor's settings, or `default` if no file has them. A processor for images and text keeps
+    them under `image_processor`."""
+    file = next((path for path in (directory / name for name in PROCESSORS) if os.path.lexists(path)), None)
+    if file is None:
+        return default
+    settings = read_json(file, dict)
+    if file.name == PROCESSORS[-1]:
+        settings = settings.get("image_processor") or {}
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{file} has image_processor={SHORT.repr(settings)}; want an object")
+    try:
+        return read_preprocess(settings, default) if settings else default
+    except ValueError as error:
+        raise ValueError(f"{file}: {str(error).removeprefix(f'{PROCESSORS[0]} ')}") from error
+    except (TypeError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
+        raise ValueError(f"{file} has a value of the wrong type: {error!r}") from error
+
+
+def find_weights(known: str, revision: str | None, found: Entry | Directory | TimmDirectory) -> State:
+    """Return the tensors of a name's own weights: from the package, its directory, the Hub's cache, or the Hub."""
+    if known == "nano":
+        return read_weights(NANO_FILE)
+    if not isinstance(found, Entry):
+        return read_directory(known, found.find_file)
+    if not found.on_hub:
+        raise WeightsUnavailable(by_hand(known, f"these weights are not on the Hub; they are at {found.source}"))
+    return read_weights(download(known, found.source, "model.safetensors", revision))
+
+
+def _unknown(known: str) -> str:
+    hint = did_you_mean(known, [*ZOO, *ADAPTED]) or "."
+    return f"unknown backbone {known!r}{hint} Want a name of list_backbones(), 'hf:OWNER/REPOSITORY' or a directory."
