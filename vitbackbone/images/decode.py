@@ -219,7 +219,7 @@ def limit_of(max_pixels: int | None) -> int | None:
     given: Any = max_pixels  # callers without a type checker pass anything
     if given is None:
         return Image.MAX_IMAGE_PIXELS
-    if not isinstance(given, Integral) or isinstance(given, bool) or int(given) < 1:
+    if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < 1:
         raise ValueError(f"max_pixels must be at least 1, got {given!r}; want a whole number")
     return int(given)
 
