@@ -173,8 +173,10 @@ def _check_labels(head: Mapping[str, Tensor], labels: tuple[str, ...]) -> None:
 
 def _place(known: str, weights: Weights | None) -> str:
     """Name the files that do not go together: the weights, and the config.json of a directory."""
-    config = str(Path(known, CONFIG)) if Path(known, CONFIG).is_file() and known not in ZOO else known
-    return config if weights is None else f"{weights} and {config}"
+    if known in ZOO or not Path(known, CONFIG).is_file():
+        return known if weights is None else f"{weights} and {known}"
+    own = Path(known, "model.safetensors")
+    return f"{weights or (own if own.is_file() else known)} and {Path(known, CONFIG)}"
 
 
 def _build(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> ViT | TimmBackbone:
