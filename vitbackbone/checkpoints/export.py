@@ -189,4 +189,4 @@ def _num_classes(head: Mapping[str, Tensor]) -> int:
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    return f"unknown {what} {name!r}{did_you_mean(name, known) or "."} Want one of {', '.join(known)}"
+    return f"unknown {what} {name!r}{did_you_mean(name, known) or '.'} Want one of {', '.join(known)}"
