@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitbackbone.contract import tree_leaves
 from vitbackbone.model import ViT, ViTConfig
 
 aten = torch.ops.aten

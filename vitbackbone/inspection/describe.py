@@ -178,6 +178,7 @@ ACTIVATIONS = {
     "gelu": "GELU between",
     "gelu_tanh": "GELU between, by its tanh approximation",
     "quick_gelu": "x · sigmoid(1.702 x) between",
+    "relu": "ReLU between",
     "swiglu": "SiLU of one half times the other",
 }
 POOLS = {

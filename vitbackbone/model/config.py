@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 Position = Literal["learned", "sincos1d", "sincos2d", "computed2d", "axes", "none"]
 RelativePosition = Literal["none", "table", "decomposed"]
 QkvBias = Literal["qkv", "qv", "none"]
-MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu", "geglu_tanh"]
+MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "geglu", "geglu_tanh"]
 GATED: tuple[MlpKind, ...] = ("swiglu", "geglu", "geglu_tanh")
 NormKind = Literal["layer", "rms"]
 BranchNorm = Literal["before", "after", "both"]
@@ -143,12 +143,12 @@ class ViTConfig:
     window_edge: WindowEdge = "pad"  # windows over the edge are padded with zeros (SAM), or smaller (Qwen2.5-VL)
     global_blocks: tuple[int, ...] = ()  # 0-based indices of the blocks without windows
     qkv_bias: QkvBias = "qkv"  # which of queries, keys and values have a bias
-    proj_bias: bool = True  # whether the projection behind attention has a bias
+    proj_bias: bool = True  # whether the projection after attention has a bias
     mlp_bias: bool = True  # whether the linear layers of the MLP have biases
     clipped: bool = False  # whether the linear layers of the blocks clamp their inputs and outputs
     qk_norm: QkNorm = "none"  # whether queries and keys have a norm, over each head or over all heads
     v_norm: bool = False  # whether the values of each head are divided by their root mean square
-    attn_norm: bool = False  # whether a norm precedes the projection behind attention
+    attn_norm: bool = False  # whether a norm precedes the projection after attention
     norm: NormKind = "layer"  # layer norm, or root mean square without a bias
     branch_norm: BranchNorm = "before"  # norms of a block: before attention and MLP, after them, or both
     layer_scale: bool = False  # whether residual branches have a learned factor per channel

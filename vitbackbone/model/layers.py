@@ -160,6 +160,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": quick_gelu,
+    "relu": F.relu,
 }
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": F.silu,

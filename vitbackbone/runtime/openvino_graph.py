@@ -48,6 +48,7 @@ ACTIVATIONS: dict[str, Callable[[Value], Value]] = {
     "gelu": lambda x: ops.gelu(x, "ERF"),
     "gelu_tanh": lambda x: ops.gelu(x, "TANH"),
     "quick_gelu": lambda x: ops.swish(x, np.float32(1.702)),
+    "relu": ops.relu,
 }
 GATES: dict[str, Callable[[Value], Value]] = {
     "swiglu": ops.swish,
