@@ -21,6 +21,7 @@ from vitbackbone import ConversionError
 from vitbackbone.checkpoints.formats.swin import SWIN as SWIN_FORMATS
 from vitbackbone.checkpoints.huggingface.swin import read_swin, read_swinv2
 from vitbackbone.checkpoints.rules import convert
+from vitbackbone.checkpoints.towers import find_prefixes, within
 from vitbackbone.networks.timm import TimmBackbone, TimmConfig
 
 HF = {
@@ -57,7 +58,9 @@ def from_hugging_face(name: str, directory: Path) -> tuple[torch.nn.Module, Timm
         model.save_pretrained(directory)
         backbone = TimmBackbone(read(model.config.to_dict()), name=name)
     state = load_file(directory / "model.safetensors")
-    parameters = convert(state, SWIN_FORMATS[make_model.__name__], backbone.state_dict())
+    rules = SWIN_FORMATS[f"hf_{name.split()[0]}"]
+    (prefix,) = find_prefixes(state, rules)
+    parameters = convert(within(state, prefix, rules), rules, backbone.state_dict())
     parameters = {key: value for key, value in parameters.items() if not key.startswith("head.")}
     backbone.load_state_dict(parameters, assign=True)
     return model, backbone.eval()
@@ -146,7 +149,7 @@ def test_a_swin_of_hugging_face_is_read_with_its_defaults() -> None:
 
 @pytest.mark.parametrize("name", ["swin", "swinv2"])
 def test_what_older_files_hold_besides_is_dropped(name: str, tmp_path: Path) -> None:
-    model, backbone = from_hugging_face(name, tmp_path)
+    _, backbone = from_hugging_face(name, tmp_path)
     attention = "encoder.layers.1.blocks.0.attention.self"
     old = {
         "swin": [f"{attention}.relative_position_index"],
@@ -154,7 +157,7 @@ def test_what_older_files_hold_besides_is_dropped(name: str, tmp_path: Path) -> 
     }[name]
     state = load_file(tmp_path / "model.safetensors")
     besides = {key: torch.zeros(1) for key in ["embeddings.mask_token", *old]}
-    rules = SWIN_FORMATS[type(model).__name__]
+    rules = SWIN_FORMATS[f"hf_{name}"]
     assert convert({**state, **besides}, rules, backbone.state_dict()).keys() == backbone.state_dict().keys()
 
 
@@ -166,4 +169,4 @@ def test_a_swin_whose_keys_are_not_all_there_is_refused(tmp_path: Path) -> None:
     state = load_file(tmp_path / "model.safetensors")
     del state["encoder.layers.1.blocks.0.attention.self.key.bias"]
     with pytest.raises(ConversionError, match="layers.1.blocks.0.attention.self.key.bias: missing"):
-        convert(state, SWIN_FORMATS["SwinModel"], backbone.state_dict())
+        convert(state, SWIN_FORMATS["hf_swin"], backbone.state_dict())

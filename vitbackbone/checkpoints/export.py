@@ -15,11 +15,11 @@ from vitbackbone.checkpoints.formats.changes import FLATTEN
 from vitbackbone.checkpoints.huggingface import (
     CLASSES,
     read_config,
-    read_format,
     read_preprocess,
     write_config,
     write_labels,
     write_preprocess,
+    written_layout,
 )
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, Rules, revert
 from vitbackbone.checkpoints.suggestions import did_you_mean
@@ -101,7 +101,10 @@ def save_pretrained(
     if written.pool == TIMM_POOLS.get(architecture):
         written = replace(written, pool="cls")
     config, processor = write_config(written, architecture), write_preprocess(vit.preprocess)
+    layout = written_layout(config)
     read, default = read_config(config)
+    if not any("projection.weight" in rule.targets for rule in FORMATS[layout]):  # the file has the setting even then
+        read = replace(cast(ViTConfig, read), projection_dim=0)
     wrong = [
         *_differences("config", _lasting(written), _lasting(cast(ViTConfig, read))),
         *_differences("preprocess", _cutting(vit.preprocess), _cutting(read_preprocess(processor, default))),
@@ -109,7 +112,6 @@ def save_pretrained(
     if wrong:
         raise ValueError(f"{architecture} cannot express this backbone:\n  " + "\n  ".join(wrong))
 
-    layout = read_format(config)
     _check_head(architecture, FORMATS[layout], head, labels)
     weights = export_weights(vit, layout, head)
     if head:

@@ -1,12 +1,16 @@
 """The conversion engine: a table of rules turns checkpoint keys into parameters. It guesses and ignores nothing.
 
+Keys are relative to the tower, the part of a checkpoint that the rules describe. `../` in front of a key means the
+module that holds the tower: `../classifier.weight` is `classifier.weight` if the tower lies under `vit.`.
+
 Parameters are float32, whatever the precision of the file. A tensor becomes float32 before a rule computes with it,
 because a sum in half precision would lose digits that the file holds.
 
 A rule names source keys and target parameters. `{i}` stands for a block's number, and `{rest}` at the end for any rest.
-A rule applies if the model has all its targets, so one table can serve a plain MLP and a gated one. Every source key
-must match exactly one rule that applies, and every parameter must be filled exactly once. Otherwise one error lists
-both sides. `revert` runs the same table backwards.
+A rule applies if the model has all its targets, so one table can serve a plain MLP and a gated one. If several rules
+match a key, the one that takes the most keys of the checkpoint applies: a CLS token with a position beside it, and one
+without. Every source key must match exactly one rule that applies, and every parameter must be filled exactly once.
+Otherwise one error lists both sides. `revert` runs the same table backwards.
 """
 
 import re
@@ -23,11 +27,13 @@ from vitbackbone.checkpoints.faults import ConversionError, Faults
 
 __all__ = [
     "HEADS",
+    "OUTSIDE",
     "Change",
     "ConversionError",
     "Rule",
     "Rules",
     "State",
+    "beside",
     "both",
     "convert",
     "drop",
@@ -35,6 +41,7 @@ __all__ = [
     "read_only",
     "rename",
     "revert",
+    "together",
     "unused",
 ]
 
@@ -43,6 +50,7 @@ State = Mapping[str, Tensor]
 # Targets under these prefixes belong to a classifier, whose size only the checkpoint knows. The prefix says what the
 # layer reads: the backbone's own pooling, DeiT's distillation token, or CLS beside the mean of the patches.
 HEADS = ("head.", "head_dist.", "head_concat.")
+OUTSIDE = "../"  # in front of keys that lie beside the tower
 OPTIONAL = ("head.hidden.",)  # the tanh layer of the pretrained head, which fine-tuning removes
 
 
@@ -99,9 +107,23 @@ def both(source: str, target: str) -> Rules:
     return rename(f"{source}.weight", f"{target}.weight"), rename(f"{source}.bias", f"{target}.bias")
 
 
+def together(*layers: tuple[str, str]) -> Rules:
+    """Rename layers, source and target, that a checkpoint has all or none of."""
+    sources, targets = zip(*layers, strict=True)
+    return tuple(
+        Rule(tuple(f"{name}.{kind}" for name in sources), tuple(f"{name}.{kind}" for name in targets))
+        for kind in ("weight", "bias")
+    )
+
+
 def inside(prefix: str, rules: Iterable[Rule]) -> Rules:
     """Return the same rules for a checkpoint whose keys have a prefix."""
     return tuple(replace(rule, sources=tuple(prefix + source for source in rule.sources)) for rule in rules)
+
+
+def beside(rules: Iterable[Rule]) -> Rules:
+    """Return the same rules for keys that lie beside the tower, in the module that holds it."""
+    return inside(OUTSIDE, rules)
 
 
 def read_only(rules: Iterable[Rule]) -> Rules:
@@ -158,6 +180,8 @@ def _match(state: State, table: Sequence[Rule], expected: State, faults: Faults)
             continue
         lacking = {n: _lacking(table[n], block, expected) for (n, _), block in matches}
         fitting = [(n, part, block) for (n, part), block in matches if lacking[n] is None]
+        if len(fitting) > 1:
+            fitting = _widest(fitting, table, state)
         if len(fitting) == 1:
             n, part, block = fitting[0]
             groups.setdefault((n, block), Group(table[n], block, {})).keys[part] = key
@@ -168,6 +192,13 @@ def _match(state: State, table: Sequence[Rule], expected: State, faults: Faults)
         else:
             faults.add(key, "no rule of the format knows this key")
     return list(groups.values())
+
+
+def _widest(fitting: list[tuple[int, int, str]], table: Sequence[Rule], state: State) -> list[tuple[int, int, str]]:
+    """Return the rules that take the most keys, among those whose keys are all there."""
+    whole = [row for row in fitting if all(source.replace("{i}", row[2]) in state for source in table[row[0]].sources)]
+    most = max((len(table[n].sources) for n, _, _ in whole), default=0)
+    return [row for row in whole if len(table[row[0]].sources) == most] or fitting
 
 
 def _apply(group: Group, state: State, expected: State, faults: Faults) -> Iterator[tuple[str, Made]]:
@@ -209,8 +240,8 @@ def _compute(
 def _check_filled(made: Mapping[str, Made], table: Sequence[Rule], expected: State, faults: Faults) -> None:
     """Note the parameters that nothing filled. A classifier must be there whole or not at all."""
     empty = expected.keys() - made.keys()
-    if any(name.startswith(HEADS) for name in made):
-        heads = {target for rule in table for target in rule.targets if target.startswith(HEADS)}
+    if begun := tuple(head for head in HEADS if any(name.startswith(head) for name in made)):
+        heads = {target for rule in table for target in rule.targets if target.startswith(begun)}
         empty |= {name for name in heads - made.keys() if not name.startswith(OPTIONAL)}
     for name in sorted(empty, key=lambda name: (name.startswith("blocks."), name)):  # blocks would hide the others
         detail = partial(_missing_sources, name, table, expected)

@@ -1,11 +1,11 @@
 """Models by timm's names: their configuration, preprocessing, licence and source, and the keys of their files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from vitbackbone.checkpoints.rules import Change, Rule, both, drop, rename
+from vitbackbone.checkpoints.rules import Change, Rule, drop, rename, together
 from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.images import Preprocess
 from vitbackbone.networks import TimmBackbone, TimmConfig, WindowBlock, Windows
@@ -95,20 +95,17 @@ def timm_rules(backbone: TimmBackbone, classifier: tuple[str, ...]) -> tuple[Rul
     ours = backbone.state_dict().keys()
     computed = {name for name, _ in backbone.named_buffers()} - ours  # older files hold them
     masks = {f"{name}.attn_mask" for name, module in backbone.named_modules() if isinstance(module, WindowBlock)}
+    heads = tuple(zip(classifier, ("head", "head_dist"), strict=False))
     return (
         *(rename(name.removeprefix("model."), name) for name in ours),
         *(drop(name.removeprefix("model.")) for name in sorted(computed | masks)),
-        *(
-            Rule(rule.sources, rule.targets, AS_LINEAR)
-            for layer, head in zip(classifier, ("head", "head_dist"), strict=False)
-            for rule in both(layer, head)
-        ),
+        *(replace(rule, via=AS_LINEAR) for rule in (together(*heads) if heads else ())),
     )
 
 
-def _as_linear(parameter: Tensor) -> tuple[Tensor, ...]:
+def _as_linear(*parameters: Tensor) -> tuple[Tensor, ...]:
     """Flatten the weight of a 1x1 convolution, which some timm classifiers are, to the weight of a linear layer."""
-    return (parameter.flatten(1) if parameter.ndim > 2 else parameter,)
+    return tuple(parameter.flatten(1) if parameter.ndim > 2 else parameter for parameter in parameters)
 
 
 AS_LINEAR = Change(_as_linear)

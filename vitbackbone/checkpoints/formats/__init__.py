@@ -6,11 +6,14 @@ of a backbone, and `load_checkpoint` returns them beside it.
 """
 
 from vitbackbone.checkpoints.formats.authors import AUTHORS
-from vitbackbone.checkpoints.formats.huggingface import HUGGING_FACE
+from vitbackbone.checkpoints.formats.huggingface import CLASSES
+from vitbackbone.checkpoints.formats.huggingface import TOWERS as PLAIN
 from vitbackbone.checkpoints.formats.swin import SWIN
 from vitbackbone.checkpoints.formats.timm import TIMM
 from vitbackbone.checkpoints.rules import Rules
 
-FORMATS: dict[str, Rules] = {**AUTHORS, **TIMM, **HUGGING_FACE, **SWIN}
+# The layouts of transformers' towers: keys are relative to the tower, and `towers` finds its prefix
+TOWERS: dict[str, Rules] = {**PLAIN, **SWIN}
+FORMATS: dict[str, Rules] = {**AUTHORS, **TIMM, **TOWERS, **CLASSES}
 
-__all__ = ["FORMATS"]
+__all__ = ["CLASSES", "FORMATS", "TOWERS"]

@@ -1,6 +1,7 @@
-"""The layouts of transformers' `save_pretrained`, named after the class that saved them.
+"""The layouts of transformers' `save_pretrained`. (Version 5 still writes most names of version 4.)
 
-`config.json` lists this class under `architectures`. (Version 5 still writes the names of version 4.)
+`TOWERS` are read. Their keys are relative to the tower, so that one table serves every class that has the tower
+somewhere inside. `CLASSES` are written: the keys of one class, from the top of its file.
 """
 
 from vitbackbone.checkpoints.formats.changes import (
@@ -13,9 +14,10 @@ from vitbackbone.checkpoints.formats.changes import (
     gated,
     qkv,
 )
-from vitbackbone.checkpoints.rules import Rule, Rules, both, drop, inside, read_only, rename, unused
+from vitbackbone.checkpoints.rules import Rule, Rules, beside, both, drop, inside, rename, together, unused
 
 CLASSIFIER = both("classifier", "head")
+TEACHER = together(("cls_classifier", "head"), ("distillation_classifier", "head_dist"))
 CLASSIFIER_OF_BOTH = both("classifier", "head_concat")  # reads CLS and the mean of the patches
 
 
@@ -147,13 +149,6 @@ SIGLIP: Rules = (
     ),
     *(rule for theirs, ours in _MAP.items() for rule in both(f"head.{theirs}", f"attn_pool.{ours}")),
 )
-# The other tower of a whole model, and the parameters of its loss
-_TEXT: Rules = (
-    drop("text_model.{rest}"),
-    drop("text_projection.weight"),
-    drop("logit_scale"),
-    drop("logit_bias"),
-)
 
 # ---- SAM ----------------------------------------------------------------------------------------------------------
 
@@ -179,19 +174,50 @@ SAM: Rules = (
     *both("neck.layer_norm2", "neck.3"),
 )
 
-HUGGING_FACE: dict[str, Rules] = {
+
+def _without_norms(rules: Rules) -> Rules:
+    return tuple(rule for rule in rules if not rule.targets or not rule.targets[0].startswith(("norm.", "fc_norm.")))
+
+
+# ---- what is read -------------------------------------------------------------------------------------------------
+
+_MIM_NORM = beside(both("layernorm", "norm"))  # BeitForMaskedImageModeling has its final norm beside the tower
+TOWERS: dict[str, Rules] = {
+    "hf_vit": (*VIT, *beside(CLASSIFIER)),
+    "hf_ijepa": (*IJEPA, *beside(CLASSIFIER)),
+    "hf_deit": (
+        *DEIT,
+        *beside(CLASSIFIER),
+        *beside(TEACHER),
+    ),
+    "hf_dinov2": (*DINOV2_WITH_REGISTERS, *beside(CLASSIFIER_OF_BOTH)),
+    "hf_beit": (
+        *BEIT[""],
+        Rule((_CLS, _POSITIONS), ("cls_token", "pos_embed.table"), FOLD_CLS),
+        rename(f"encoder.{_TABLE}", "blocks.{i}.attn.rel_pos.table"),
+        *_MIM_NORM,
+        *beside(CLASSIFIER),
+    ),
+    "hf_dinov3": DINOV3,
+    "hf_clip": (*CLIP, *beside((rename("visual_projection.weight", "projection.weight"), *CLASSIFIER))),
+    "hf_siglip": (*SIGLIP, *beside(CLASSIFIER)),
+    "hf_sam": SAM,
+}
+
+# ---- what is written ----------------------------------------------------------------------------------------------
+
+CLASSES: dict[str, Rules] = {
     "ViTModel": _having(_POOLER, VIT),
     "ViTForImageClassification": (*inside("vit.", VIT), *CLASSIFIER),
     "ViTMAEModel": VIT,
-    "ViTMAEForPreTraining": (*inside("vit.", VIT), drop("decoder.{rest}")),
+    "ViTMAEForPreTraining": inside("vit.", VIT),
     "IJepaModel": IJEPA,
     "IJepaForImageClassification": (*inside("ijepa.", IJEPA), *CLASSIFIER),
     "DeiTModel": _having(_POOLER, DEIT),
     "DeiTForImageClassification": (*inside("deit.", DEIT), *CLASSIFIER),
     "DeiTForImageClassificationWithTeacher": (
         *inside("deit.", DEIT),
-        *both("cls_classifier", "head"),
-        *both("distillation_classifier", "head_dist"),
+        *TEACHER,
     ),
     "Dinov2Model": DINOV2,
     "Dinov2ForImageClassification": (*inside("dinov2.", DINOV2), *CLASSIFIER_OF_BOTH),
@@ -204,24 +230,24 @@ HUGGING_FACE: dict[str, Rules] = {
     **{f"BeitForImageClassification{kind}": (*inside("beit.", rules), *CLASSIFIER) for kind, rules in BEIT.items()},
     **{
         f"BeitForMaskedImageModeling{kind}": (
-            *inside("beit.", rules),
+            *inside(
+                "beit.",
+                (
+                    rule
+                    for rule in rules
+                    if not set(rule.targets) & {"norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias"}
+                ),
+            ),
             *both("layernorm", "norm"),
-            drop("lm_head.weight"),
-            drop("lm_head.bias"),
         )
         for kind, rules in BEIT.items()
     },
     "DINOv3ViTModel": DINOV3,
-    "CLIPVisionModel": (*CLIP, *read_only(inside("vision_model.", CLIP))),  # version 4 had it one level down
+    "CLIPVisionModel": CLIP,
     "CLIPVisionModelWithProjection": CLIP_PROJECTED,
-    "CLIPModel": (*CLIP_PROJECTED, *_TEXT),
-    "SiglipVisionModel": (*SIGLIP, *read_only(inside("vision_model.", SIGLIP))),
-    "SiglipModel": (*inside("vision_model.", SIGLIP), *_TEXT),
+    "CLIPModel": CLIP_PROJECTED,
+    "SiglipVisionModel": SIGLIP,
+    "SiglipModel": inside("vision_model.", SIGLIP),
     "SamVisionModel": inside("vision_encoder.", SAM),
-    "SamModel": (
-        *inside("vision_encoder.", SAM),
-        drop("prompt_encoder.{rest}"),
-        drop("mask_decoder.{rest}"),
-        drop("shared_image_embedding.{rest}"),
-    ),
+    "SamModel": inside("vision_encoder.", SAM),
 }

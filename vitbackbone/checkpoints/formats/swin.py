@@ -5,7 +5,7 @@ and swin_transformer_v2.py. Downsampling ends a stage in transformers, and start
 """
 
 from vitbackbone.checkpoints.formats.changes import stack
-from vitbackbone.checkpoints.rules import Rule, Rules, both, drop, inside, rename
+from vitbackbone.checkpoints.rules import Rule, Rules, beside, both, drop, rename
 
 STAGES = 4  # in every published Swin; the tables also serve fewer
 
@@ -61,9 +61,5 @@ _SWIN: Rules = (*_ENDS, *(rule for s in range(STAGES) for rule in _swin_stage(s)
 _SWINV2: Rules = (*_ENDS, *(rule for s in range(STAGES) for rule in _swinv2_stage(s)))
 
 
-SWIN: dict[str, Rules] = {
-    "SwinModel": _SWIN,
-    "SwinForImageClassification": (*inside("swin.", _SWIN), *both("classifier", "head")),
-    "Swinv2Model": _SWINV2,
-    "Swinv2ForImageClassification": (*inside("swinv2.", _SWINV2), *both("classifier", "head")),
-}
+_HEAD = beside(both("classifier", "head"))
+SWIN: dict[str, Rules] = {"hf_swin": (*_SWIN, *_HEAD), "hf_swinv2": (*_SWINV2, *_HEAD)}

@@ -2,7 +2,7 @@
 vision_transformer_sam.py)."""
 
 from vitbackbone.checkpoints.formats.changes import FLATTEN, FOLD_CLS, FOLD_DISTILLED, UNBATCH, gated, qkv
-from vitbackbone.checkpoints.rules import Rule, Rules, both, rename
+from vitbackbone.checkpoints.rules import Rule, Rules, both, rename, together
 
 # ---- the parts of a layout ----------------------------------------------------------------------------------------
 
@@ -63,8 +63,7 @@ TIMM: dict[str, Rules] = {
     "timm_distilled": (
         *_VIT,
         Rule(("cls_token", "dist_token", "pos_embed"), ("cls_token", "reg_token", "pos_embed.table"), FOLD_DISTILLED),
-        *HEAD,
-        *both("head_dist", "head_dist"),
+        *together(("head", "head"), ("head_dist", "head_dist")),
     ),
     "timm_clip": (*_VIT, *POSITIONS_WITH_CLS, *both("head", "projection")),  # CLIP's projection is timm's head
     "timm_beit": (

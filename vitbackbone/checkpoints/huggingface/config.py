@@ -208,7 +208,6 @@ def _beit(config: Json) -> ViTConfig:
         raise ValueError(
             "config.json has use_relative_position_bias and use_shared_relative_position_bias at once; want one of them"
         )
-    pretraining = config.get("architectures") == ["BeitForMaskedImageModeling"]
     mean, absolute, ours = settings.use_mean_pooling, settings.use_absolute_position_embeddings, _shared(settings)
     if absolute:
         ours["resampling"] = _always(PLAIN, ours["image_size"], ours["patch_size"])
@@ -217,8 +216,8 @@ def _beit(config: Json) -> ViTConfig:
         position="learned" if absolute else "none",
         relative_position="table" if own or shared else "none",
         layer_scale=settings.layer_scale_init_value > 0,
-        final_norm=pretraining or not mean,
-        fc_norm=mean and not pretraining,
+        final_norm=not mean,
+        fc_norm=mean,
         pool="mean" if mean else "cls",
     )
 
@@ -235,12 +234,11 @@ def _write_beit(config: ViTConfig) -> dict[str, Any]:
 
 
 def _clip(config: Json) -> ViTConfig:
-    projected = config.get("architectures") in (["CLIPModel"], ["CLIPVisionModelWithProjection"])
     return ViTConfig(
         **_shared(read_tower(config, Clip)),
         patch_bias=False,
         pre_norm=True,
-        projection_dim=read_settings(config, Projected).projection_dim if projected else 0,
+        projection_dim=read_settings(config, Projected).projection_dim,
     )
 
 
@@ -285,40 +283,43 @@ def _write_sam(config: ViTConfig) -> dict[str, Any]:
     }
 
 
-def _beit_layout(config: Json) -> str:
-    """Return the suffix of the key layout, which depends on two switches; see `formats.huggingface.BEIT`."""
-    settings = read_settings(config, Beit)
-    absolute, shared = settings.use_absolute_position_embeddings, settings.use_shared_relative_position_bias
-    return " absolute" * absolute + " shared" * shared
-
-
 @dataclass(frozen=True)
 class ModelType:
-    """A `model_type` of transformers: how to read its config, and the defaults of its image processor."""
+    """A `model_type` of transformers: how to read its config and its weights, and the defaults of its image processor.
 
-    read: Callable[[Json], ViTConfig | TimmConfig]
+    The rest of a checkpoint does not matter: `towers` finds the settings in a composite `config.json`, and the tower's
+    keys among all keys.
+    """
+
+    read: Callable[[Json], ViTConfig | TimmConfig]  # of the settings of this type, wherever they lie in the file
+    layout: str  # a key of `formats.FORMATS`, whose rules are written in keys relative to the tower
     preprocess: Preprocess
     fixed_input: bool  # whether inputs have the network's `image_size` unless a processor file says otherwise
-    layout: Callable[[Json], str] = lambda config: ""  # the suffix to the class name in the name of the key layout
+
+    def read_whole(self, config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:
+        """Return the configuration and default preprocessing of settings of this type."""
+        network = self.read(config)
+        image_size = network.image_size if self.fixed_input else self.preprocess.image_size
+        return network, replace(self.preprocess, image_size=image_size)
 
 
 MODEL_TYPES: dict[str, ModelType] = {
-    "vit": ModelType(_vit, VIT_EVAL, fixed_input=True),
-    "vit_mae": ModelType(_mae, VIT_EVAL, fixed_input=True),
-    "ijepa": ModelType(_ijepa, VIT_EVAL, fixed_input=True),
-    "deit": ModelType(_deit, DEIT_EVAL, fixed_input=True),
-    "beit": ModelType(_beit, SIGLIP_EVAL, fixed_input=True, layout=_beit_layout),
-    "dinov2": ModelType(_dinov2, DINOV2_EVAL, fixed_input=False),
-    "dinov2_with_registers": ModelType(_dinov2_with_registers, DINOV2_EVAL, fixed_input=False),
-    "dinov3_vit": ModelType(_dinov3, DINOV3_EVAL, fixed_input=False),
-    "clip": ModelType(_clip, CLIP_EVAL, fixed_input=True),
-    "clip_vision_model": ModelType(_clip, CLIP_EVAL, fixed_input=True),
-    "siglip": ModelType(_siglip, SIGLIP_EVAL, fixed_input=True),
-    "siglip_vision_model": ModelType(_siglip, SIGLIP_EVAL, fixed_input=True),
-    "swin": ModelType(read_swin, SWIN_EVAL, fixed_input=True),
-    "swinv2": ModelType(read_swinv2, SWIN_EVAL, fixed_input=True),
-    "sam": ModelType(_sam, SAM_EVAL, fixed_input=True),
-    "sam_vision_model": ModelType(_sam, SAM_EVAL, fixed_input=True),
+    "vit": ModelType(_vit, "hf_vit", VIT_EVAL, fixed_input=True),
+    "vit_mae": ModelType(_mae, "hf_vit", VIT_EVAL, fixed_input=True),
+    "ijepa": ModelType(_ijepa, "hf_ijepa", VIT_EVAL, fixed_input=True),
+    "deit": ModelType(_deit, "hf_deit", DEIT_EVAL, fixed_input=True),
+    "beit": ModelType(_beit, "hf_beit", SIGLIP_EVAL, fixed_input=True),
+    "dinov2": ModelType(_dinov2, "hf_dinov2", DINOV2_EVAL, fixed_input=False),
+    "dinov2_with_registers": ModelType(_dinov2_with_registers, "hf_dinov2", DINOV2_EVAL, fixed_input=False),
+    "dinov3_vit": ModelType(_dinov3, "hf_dinov3", DINOV3_EVAL, fixed_input=False),
+    "clip": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    "clip_vision_model": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    "siglip": ModelType(_siglip, "hf_siglip", SIGLIP_EVAL, fixed_input=True),
+    "siglip_vision_model": ModelType(_siglip, "hf_siglip", SIGLIP_EVAL, fixed_input=True),
+    "swin": ModelType(read_swin, "hf_swin", SWIN_EVAL, fixed_input=True),
+    "swinv2": ModelType(read_swinv2, "hf_swinv2", SWIN_EVAL, fixed_input=True),
+    "sam": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
+    "sam_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
 }
 
 
@@ -359,21 +360,20 @@ def read_config(config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:
     Raises `ValueError` that names the key if the model type is unknown, a value does not fit its schema in
     `records.py`, or this ViT does not have a setting.
     """
-    model_type = _model_type(config)
-    network = model_type.read(config)
-    image_size = network.image_size if model_type.fixed_input else model_type.preprocess.image_size
-    return network, replace(model_type.preprocess, image_size=image_size)
+    return _model_type(config).read_whole(config)
 
 
-def read_format(config: Json) -> str:
-    """Return the checkpoint's key layout, named after the class that saved it. Raises `ValueError` if none is given."""
+def read_architecture(config: Json) -> str:
+    """Return the class that saved the weights, or "" if the file names none or several."""
     architectures = read_settings(config, File).architectures
-    if len(architectures) != 1:
-        raise ValueError(
-            f"config.json has architectures={SHORT.repr(list(architectures))}; want the one class that saved the "
-            "weights"
-        )
-    return architectures[0] + _model_type(config).layout(config)
+    return architectures[0] if len(architectures) == 1 else ""
+
+
+def written_layout(config: Json) -> str:
+    """Return the key layout of the class that a `config.json` of `write_config` names. BEiT's depends on a switch."""
+    (architecture,) = read_settings(config, File).architectures
+    absolute = architecture.startswith("Beit") and read_settings(config, Beit).use_absolute_position_embeddings
+    return architecture + " absolute" * absolute
 
 
 def _model_type(config: Json) -> ModelType:

@@ -17,12 +17,12 @@ from vitbackbone.checkpoints.zoo.timm import clip_config, dinov2_config, dinov3_
 from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD
 from vitbackbone.model import MlpKind, QkvBias, vit_config
 
-#    name                                         variant px  architecture                classes processor
+#    name                                         variant px classes
 _HF_VIT = {
-    "google/vit-base-patch16-224": ("B/16", 224, "ViTForImageClassification", 1000),
-    "google/vit-base-patch16-224-in21k": ("B/16", 224, "ViTModel", 0),
-    "google/vit-base-patch16-384": ("B/16", 384, "ViTForImageClassification", 1000),
-    "google/vit-large-patch16-224": ("L/16", 224, "ViTForImageClassification", 1000),
+    "google/vit-base-patch16-224": ("B/16", 224, 1000),
+    "google/vit-base-patch16-224-in21k": ("B/16", 224, 0),
+    "google/vit-base-patch16-384": ("B/16", 384, 1000),
+    "google/vit-large-patch16-224": ("L/16", 224, 1000),
 }
 _HF_DEIT = {
     "facebook/deit-tiny-distilled-patch16-224": "Ti/16",
@@ -48,29 +48,27 @@ _HF_DINOV2 = {
 }
 
 
-def _hf_vit(name: str, variant: str, side: int, architecture: str, num_classes: int) -> Entry:
+def _hf_vit(name: str, variant: str, side: int, num_classes: int) -> Entry:
     config = vit_config(variant, side, norm_eps=1e-12, resampling=PLAIN)
     preprocess = replace(VIT_EVAL, image_size=(side, side))
-    return Entry(config, architecture, preprocess, "apache-2.0", name, PLAIN, num_classes=num_classes)
+    return Entry(config, "hf_vit", preprocess, "apache-2.0", name, PLAIN, num_classes=num_classes)
 
 
 def _hf_deit(name: str, variant: str) -> Entry:
     config = vit_config(variant, norm_eps=1e-12, num_registers=1, resampling=PLAIN)
-    layout = "DeiTForImageClassificationWithTeacher"
-    return Entry(config, layout, DEIT_EVAL, "apache-2.0", name, PLAIN, num_classes=1000)
+    return Entry(config, "hf_deit", DEIT_EVAL, "apache-2.0", name, PLAIN, num_classes=1000)
 
 
 def _hf_dino(name: str, variant: str) -> Entry:
     config = vit_config(variant, norm_eps=1e-12, resampling=PLAIN)
     preprocess = replace(VIT_EVAL, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    return Entry(config, "ViTModel", preprocess, "apache-2.0", name, PLAIN)
+    return Entry(config, "hf_vit", preprocess, "apache-2.0", name, PLAIN)
 
 
 def _hf_dinov2(name: str, size: str, registers: int) -> Entry:
     policy = ANTIALIASED if registers else PLAIN
-    architecture = "Dinov2WithRegistersModel" if registers else "Dinov2Model"
     config = replace(dinov2_config(size, registers), resampling=policy)
-    return Entry(config, architecture, DINOV2_EVAL, "apache-2.0", name, policy)
+    return Entry(config, "hf_dinov2", DINOV2_EVAL, "apache-2.0", name, policy)
 
 
 _HF_DINOV3: dict[str, tuple[str, QkvBias]] = {
@@ -105,17 +103,17 @@ _HF_SIGLIP = {
 
 def _hf_dinov3(name: str, size: str, qkv_bias: QkvBias) -> Entry:
     config = replace(dinov3_config(size, qkv_bias, rounded=False), image_size=(224, 224), resampling=PLAIN)
-    return Entry(config, "DINOv3ViTModel", DINOV3_EVAL, "dinov3-license", name)
+    return Entry(config, "hf_dinov3", DINOV3_EVAL, "dinov3-license", name)
 
 
 def _hf_clip(name: str, variant: str, side: int, mlp: MlpKind, projection_dim: int) -> Entry:
     config = replace(clip_config(variant, side, mlp, projection_dim), resampling=PLAIN)
-    return Entry(config, "CLIPModel", replace(CLIP_EVAL, image_size=(side, side)), "mit", name)
+    return Entry(config, "hf_clip", replace(CLIP_EVAL, image_size=(side, side)), "mit", name)
 
 
 def _hf_siglip(name: str, variant: str, side: int) -> Entry:
     config = replace(siglip_config(variant, side, "gelu_tanh"), resampling=PLAIN)
-    return Entry(config, "SiglipModel", replace(SIGLIP_EVAL, image_size=(side, side)), "apache-2.0", name)
+    return Entry(config, "hf_siglip", replace(SIGLIP_EVAL, image_size=(side, side)), "apache-2.0", name)
 
 
 HUGGING_FACE: dict[str, Entry] = {

@@ -1,0 +1,176 @@
+"""Finding the vision tower: its settings in a `config.json`, which may be composite, and its keys among all keys.
+
+A new family of transformers needs a reader of its settings, rules in keys relative to the tower, and one line in
+`MODEL_TYPES` and in `FORMATS`. The reader gets the settings of its own `model_type`, wherever they lie in the file.
+Every prefix in front of the key of the patch embedding is a candidate; the numbers of blocks and the shapes decide.
+A parameter beside the tower, such as a classifier or a projection, has a key that begins with `../`.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from torch import Tensor
+
+from vitbackbone.checkpoints.faults import ConversionError
+from vitbackbone.checkpoints.formats import CLASSES, FORMATS
+from vitbackbone.checkpoints.huggingface import MODEL_TYPES, ModelType
+from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.records import File, read_settings
+from vitbackbone.checkpoints.rules import OUTSIDE, Rules, State, Templates
+from vitbackbone.files import SHORT
+from vitbackbone.model import ViTConfig
+from vitbackbone.networks import TimmConfig
+
+DEEPEST = 8  # objects inside each other in a config.json
+PATCHES = "patch_embed.proj.weight"  # every tower has this parameter
+
+
+@dataclass(frozen=True)
+class Part:
+    """The settings of one tower in a `config.json`. `path` names the object that holds them; "" is the whole file."""
+
+    path: str
+    settings: Json
+    model_type: ModelType
+
+    @property
+    def rules(self) -> Rules:
+        """The rules for the tower's keys."""
+        return FORMATS[self.model_type.layout]
+
+
+def find_parts(saved: Json) -> list[Part]:
+    """Return the towers that a `config.json` describes, in its order. Raises `ValueError` if it describes none."""
+    name = read_settings(saved, File).model_type
+    parts = list(_parts(saved, "", DEEPEST))
+    if not parts:
+        raise ValueError(f"config.json has model_type={SHORT.repr(name)}; want one of {', '.join(MODEL_TYPES)}")
+    return parts
+
+
+def _parts(settings: Json, path: str, deep: int) -> Iterator[Part]:
+    name = settings.get("model_type")
+    known = MODEL_TYPES.get(name) if isinstance(name, str) else None
+    if known is not None and not isinstance(settings.get("backbone_config"), Mapping):
+        yield Part(path, settings, known)
+        return
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and deep:
+            yield from _parts(value, f"{path}.{key}".removeprefix("."), deep - 1)
+
+
+def choose(parts: Sequence[Part], state: State, tower: str | None) -> tuple[Part, str]:
+    """Return the settings of the tower, and the prefix of its keys in a checkpoint.
+
+    `tower`: a prefix, or the name of an object in `config.json`, if there are several towers.
+    Raises `ValueError` that lists the towers if there are several, and `ConversionError` if there is none.
+    """
+    pairs = [(part, prefix) for part in parts for prefix in find_prefixes(state, part.rules)]
+    if not pairs:
+        raise _none((anchor for part in parts for anchor in _anchors(part.rules)), state)
+    if tower is not None:
+        named = [pair for pair in pairs if tower.rstrip(".") in (pair[0].path, pair[1].rstrip("."))]
+        if not named:
+            raise ValueError(f"no tower={tower!r} in the checkpoint; want one of {_names(p for _, p in pairs)}")
+        pairs = named
+    fitting = [pair for pair in pairs if _fits(*pair, state)] if len(pairs) > 1 else pairs
+    prefixes = {prefix: part for part, prefix in reversed(fitting or pairs)}
+    prefix = _only(prefixes)
+    return prefixes[prefix], prefix
+
+
+def choose_prefix(state: State, rules: Rules, tower: str | None) -> str:
+    """Return the prefix of the tower in a checkpoint whose settings are known. The errors are those of `choose`."""
+    prefixes = find_prefixes(state, rules)
+    if not prefixes:
+        raise _none(_anchors(rules), state)
+    named = [prefix for prefix in prefixes if tower is None or tower.rstrip(".") == prefix.rstrip(".")]
+    if not named:
+        raise ValueError(f"no tower={tower!r} in the checkpoint; want one of {_names(prefixes)}")
+    return _only(named)
+
+
+def _only(prefixes: Collection[str]) -> str:
+    if len(prefixes) > 1:
+        raise ValueError(f"the checkpoint has several vision towers; choose one by tower=: {_names(prefixes)}")
+    return next(iter(prefixes))
+
+
+def _none(anchors: Iterable[str], keys: Iterable[str]) -> ConversionError:
+    wanted, some = " or ".join(sorted(set(anchors))), ", ".join(SHORT.repr(key) for key in islice(keys, 3))
+    return ConversionError(
+        f"the checkpoint does not fit:\n  {wanted}: missing, behind any prefix; the file has {some or 'nothing'}"
+    )
+
+
+def name_part(parts: Sequence[Part], tower: str | None) -> Part:
+    """Return the settings of the only tower, or of the one that `tower` names, without looking at the weights."""
+    named = [part for part in parts if tower in (None, part.path)]
+    if len(named) != 1:
+        names = ", ".join(repr(part.path) for part in parts)
+        raise ValueError(f"config.json describes several vision towers; choose one by tower=: {names}")
+    return named[0]
+
+
+def _names(prefixes: Iterable[str]) -> str:
+    return ", ".join(sorted({repr(prefix.rstrip(".")) for prefix in prefixes}))
+
+
+def _fits(part: Part, prefix: str, state: State) -> bool:
+    """Whether a prefix has the blocks and the patch embedding that the settings describe."""
+    config = part.model_type.read(part.settings)
+    kernels = [state[prefix + anchor] for anchor in _anchors(part.rules) if prefix + anchor in state]
+    if isinstance(config, TimmConfig):
+        return all(len(kernel) == dict(config.arguments)["embed_dim"] for kernel in kernels)
+    return count_blocks(state, prefix, part.rules) == config.depth and all(len(k) == config.dim for k in kernels)
+
+
+def count_blocks(keys: Iterable[str], prefix: str, rules: Rules) -> int:
+    """Return the number of blocks under a prefix."""
+    blocks = Templates((source, (0, 0)) for rule in rules for source in rule.sources if "{i}" in source)
+    inner = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
+    return len({block for key in inner for _, block in blocks.match(key)})
+
+
+def find_prefixes(keys: Iterable[str], rules: Rules) -> list[str]:
+    """Return every prefix that stands in front of the patch embedding's key. It is empty, or ends with a dot."""
+    anchors = _anchors(rules)
+    found = (key.removesuffix(anchor) for key in keys for anchor in anchors if key.endswith(anchor))
+    return sorted({prefix for prefix in found if not prefix or prefix.endswith(".")})
+
+
+def _anchors(rules: Rules) -> set[str]:
+    return {
+        source for rule in rules if any(target.endswith(PATCHES) for target in rule.targets) for source in rule.sources
+    }
+
+
+def within(state: State, prefix: str, rules: Rules) -> dict[str, Tensor]:
+    """Return the tensors of a tower under keys relative to it, and those beside it that the rules name. No other tensor
+    is read."""
+    tower = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+    if prefix:
+        above = re.sub(r"[^.]*\.$", "", prefix)
+        named = {source for rule in rules for source in rule.sources if source.startswith(OUTSIDE)}
+        places = {source: above + source.removeprefix(OUTSIDE) for source in named}
+        tower |= {source: state[place] for source, place in places.items() if place in state}
+    return tower
+
+
+def settle(config: ViTConfig, rules: Rules, keys: State, architecture: str = "") -> ViTConfig:
+    """Return the configuration with the parts that a sibling class leaves out or adds: the final norm, the pooling, the
+    projection.
+
+    `architecture`: the class that saved the weights. One of `CLASSES` has all its parts, so a missing one is a fault.
+    """
+    filled = {target for rule in rules if all(source in keys for source in rule.sources) for target in rule.targets}
+    whole = {target for rule in CLASSES.get(architecture, ()) for target in rule.targets}
+    has = filled | whole
+    projections = [rule.sources[0] for rule in rules if rule.targets == ("projection.weight",)]
+    widths = [len(keys[key]) for key in projections if key in keys] or [0]
+    fc_norm = config.fc_norm and "fc_norm.weight" in has
+    final_norm = (config.final_norm or config.fc_norm) and not fc_norm and "norm.weight" in has
+    pool = "mean" if config.pool == "map" and "attn_pool.latent" not in has else config.pool
+    return replace(config, fc_norm=fc_norm, final_norm=final_norm, pool=pool, projection_dim=widths[0])
