@@ -10,25 +10,81 @@ WIDTH, HEADS, LAYERS, VOCABULARY, SIDE = 32, 2, 2, 320, 4
 LARGEST: tuple[tuple[str, int], ...] = (
     (r".*(vocab_size|vocab_size_or_.*|num_embeddings_text)", VOCABULARY),
     (r".*token_(id|index)|.*_token_idx", VOCABULARY - 20),
-    (r".*(num_key_value_heads|num_attention_heads|num_heads|attention_heads|n_heads?|nheads?|n_head|kv_heads|.*_heads)", HEADS),
+    (
+        r".*(num_key_value_heads|num_attention_heads|num_heads|attention_heads|n_heads?|nheads?|n_head|kv_heads|.*_heads)",
+        HEADS,
+    ),
     (r".*(head_dim|head_width|kv_channels|rotary_dim|qk_rope_head_dim|qk_nope_head_dim|v_head_dim)", WIDTH // HEADS),
     (r".*(intermediate_size|ffn_dim|mlp_dim|ffn_hidden_size|feedforward_dim|inner_dim|n_inner|d_ff)", 2 * WIDTH),
     (r".*(num_hidden_layers|num_layers|_layers|n_layers?|depth|n_layer|num_blocks|layers)", LAYERS),
     (r".*(num_experts_per_tok|top_k|moe_topk|n_group|topk_group|num_experts_per_token)", 1),
     (r".*(experts|num_queries|num_query_tokens|num_latents|num_labels)", 4),
-    (r".*(hidden_size|d_model|hidden_dim|embed_dim|embedding_dim|width|_dim|dim|channels|_size_per_layer_input|_channel)", WIDTH),
+    (
+        r".*(hidden_size|d_model|hidden_dim|embed_dim|embedding_dim|width|_dim|dim|channels|_size_per_layer_input|_channel)",
+        WIDTH,
+    ),
     (r"(max_position_embeddings|max_.*positions|n_positions|.*max_len.*|n_ctx|max_seq_len.*)", 512),
 )
 STAGES = ("stage_names", "out_features", "out_indices")
 DROPPED = {*STAGES, "per_layer_config"}  # they name blocks that are left out
 PIXELS = ("image_size", "img_size", "input_size", "image_resolution", "crop_size")
-KEPT = {"num_channels", "in_channels", "in_chans", "input_channels", "in_channel", "num_image_channels", "channels", "out_channels", "stem_channels"}
+KEPT = {
+    "num_channels",
+    "in_channels",
+    "in_chans",
+    "input_channels",
+    "in_channel",
+    "num_image_channels",
+    "channels",
+    "out_channels",
+    "stem_channels",
+    "stage_in_channels",
+    "stage_mid_channels",
+    "stage_out_channels",
+}
 LISTS = {
     r".*(depths|num_layers|layer_counts|num_blocks|layers|stage_.*blocks|blocks_per_stage)": "depth",
     r".*(heads)": "heads",
     r".*(hidden_sizes|embed_dims?|dims|channels|widths|hidden_channels|neck_hidden_sizes)": "width",
 }
 INDICES = r".*(indexes|indices|_layers|layer_ids|layers_block_type|_layer|layer_idx|cross_attention_layers|intermediate_layers_indices)"
+
+
+# What the names do not tell: settings that must agree with each other, or that have no default.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "apertus1p5": {"text_config": {"vocab_size": 266500}},
+    "bit": {"num_groups": 4},
+    "bridgetower": {"hidden_size": 64, "vision_config": {"hidden_size": 64}, "text_config": {"hidden_size": 64}},
+    "bridgetower_vision_model": {"hidden_size": 64},
+    "chameleon": {"vocabulary_map": {"<image>": 9}},
+    "dots3_note": {"audio_config": {"adapter_input_size": 32}},
+    "efficientloftr": {"hidden_size": 256},
+    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {"mrope_section": [3, 3, 2]}}},
+    "llama4": {"vision_config": {"intermediate_size": 128, "projector_input_dim": 32, "projector_output_dim": 32}},
+    "llama4_vision_model": {"intermediate_size": 128, "projector_input_dim": 32, "projector_output_dim": 32},
+    "muse_spark": {"audio_config": {"num_hidden_layers": 4}},
+    "neomme": {"layer_types": None},
+    "emu3": {"vocabulary_map": {"<image>": 9}},
+}
+
+
+def tiny(config_class: Any) -> Any:
+    """Return a small config of a class."""
+    default = config_class()
+    settings = default.to_dict()
+    for key, part in getattr(config_class, "sub_configs", {}).items():
+        if settings.get(key) is None and key.startswith("vision") and hasattr(part, "model_type"):
+            settings[key] = part().to_dict()
+    small = _merged(shrink(settings), OVERRIDES.get(config_class.model_type, {}))
+    return config_class.from_dict(small)
+
+
+def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(settings)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def shrink(settings: Mapping[str, Any], patch: int = 0) -> dict[str, Any]:

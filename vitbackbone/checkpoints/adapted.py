@@ -1,51 +1,98 @@
-"""Weights of the adapter over transformers: the image encoder's tensors out of a checkpoint of the whole model.
+"""Checkpoints that the adapter over transformers loads: settings, preprocessing, and the image encoder's tensors.
 
 transformers' own table says how the names on disk become names of the model. Only the encoder's tensors are read.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from vitbackbone.checkpoints.rules import ConversionError
+from vitbackbone.checkpoints.huggingface import read_preprocess
+from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.rules import ConversionError, State
 from vitbackbone.images import Preprocess
 from vitbackbone.networks.transformers import TransformersBackbone, TransformersConfig, build_tower
-from vitbackbone.networks.transformers_parts import private
+from vitbackbone.networks.transformers_input import processor_settings
+from vitbackbone.networks.transformers_parts import (
+    config_of,
+    encoder_config,
+    image_size,
+    knows,
+    make_config,
+    private,
+)
 
-Read = Callable[[list[str]], Mapping[str, Tensor]]
+LABELS = ("id2label", "label2id")  # long, and they change no feature
+COLOURS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
+
+
+def adapted_config(saved: Json) -> TransformersConfig | None:
+    """Return the configuration of a `config.json` for the adapter, or None if transformers has no such model type.
+
+    Raises `ImportError` if transformers is not installed.
+    """
+    if not knows(saved.get("model_type")):
+        return None
+    kept = {key: value for key, value in saved.items() if key not in LABELS}
+    architectures = saved.get("architectures")
+    named = isinstance(architectures, list) and architectures and isinstance(architectures[0], str)
+    return TransformersConfig(json.dumps(kept, sort_keys=True), architectures[0] if named else "")
+
+
+def default_preprocess(config: TransformersConfig) -> Preprocess:
+    """Return the preprocessing of a model type's own image processor, at the size of the image encoder."""
+    whole = make_config(config.settings)
+    size = image_size(encoder_config(whole))
+    default = Preprocess(image_size=size, crop_pct=1.0, crop_mode="squash")
+    return read_adapted(processor_settings(config.model_type, whole), default)
+
+
+def read_adapted(settings: Json, default: Preprocess) -> Preprocess:
+    """Return the preprocessing of an image processor's settings.
+
+    If it resizes in a way that `Preprocess` lacks, such as to a number of patches, the photo is resized to the
+    encoder's own size, and only the interpolation and the normalisation are the processor's.
+    """
+    height, width = default.image_size
+    colours = {key: settings[key] for key in COLOURS if settings.get(key) is not None}
+    plain = {**colours, "image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
+    for each in (settings, plain):
+        try:
+            return read_preprocess(each, default)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError):
+            continue
+    return default
 
 
 def load_adapted(
-    config: TransformersConfig, preprocess: Preprocess | None, name: str, names: Iterable[str], read: Read
+    config: TransformersConfig, preprocess: Preprocess | None, name: str, state: State
 ) -> tuple[TransformersBackbone, list[str]]:
     """Return the image encoder of a checkpoint in the adapter, and the names of the tensors that were dropped.
 
-    `names`: of all tensors of the checkpoint. `read`: returns the tensors of some names.
     Raises `ConversionError` unless the checkpoint fills every parameter of the encoder exactly once.
     """
     model, tower = build_tower(config)
-    names = list(names)
-    used = fill(model, tower, names, read)
-    encoder = model.get_submodule(tower)
-    backbone = TransformersBackbone(replace(config, tower=tower), preprocess, name, encoder)
-    return backbone.eval(), sorted(set(names) - used)
+    used = fill(model, tower, state)
+    settings, encoder = config_of(model, tower), model.get_submodule(tower)
+    backbone = TransformersBackbone(replace(config, tower=tower), preprocess, name, encoder, settings)
+    return backbone.eval(), sorted(set(state) - used)
 
 
-def fill(model: Any, tower: str, names: list[str], read: Read) -> set[str]:
+def fill(model: Any, tower: str, checkpoint: State) -> set[str]:
     """Fill the parameters at the path `tower` of a model on the meta device, and return the names that were used."""
-    state = model.state_dict()
+    names, state = list(checkpoint), model.state_dict()
     inside = {key for key in state if not tower or key.startswith(f"{tower}.")}
     mapping = private("conversion_mapping", "get_model_conversion_mapping")(model)
     targets = _renamed(model, names, state, mapping)
     chosen = [name for name in names if targets[name] in inside]
     if {targets[name] for name in chosen} != inside and (direct := _by_suffix(tower, inside, names)):
         chosen, mapping = list(direct), []
-        tensors = {direct[name]: tensor for name, tensor in read(chosen).items()}
+        tensors = {direct[name]: checkpoint[name] for name in chosen}
     else:
-        tensors = dict(read(chosen))
+        tensors = {name: checkpoint[name] for name in chosen}
         strange = [name for name in names if targets[name] not in state and _is_in(targets[name], tower, inside)]
         if strange:
             raise ConversionError(_misfit("tensors that the encoder lacks", strange))

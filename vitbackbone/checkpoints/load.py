@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from vitbackbone.checkpoints.adapted import load_adapted
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, convert
@@ -19,7 +20,15 @@ from vitbackbone.checkpoints.timm_names import timm_rules
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry, Positions
 from vitbackbone.contract import BackboneModule, float32_default
 from vitbackbone.model import Indivisible, ViT, ViTConfig
-from vitbackbone.networks import FusedBackbone, FusedConfig, TimmBackbone, TimmConfig, fuse
+from vitbackbone.networks import (
+    FusedBackbone,
+    FusedConfig,
+    TimmBackbone,
+    TimmConfig,
+    TransformersBackbone,
+    TransformersConfig,
+    fuse,
+)
 
 Weights = str | PathLike[str]
 
@@ -118,16 +127,23 @@ def _place(known: str, weights: Weights | None) -> str:
     return config if weights is None else f"{weights} and {config}"
 
 
-def _build(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> ViT | TimmBackbone:
+Network = ViT | TimmBackbone | TransformersBackbone
+
+
+def _build(config: ViTConfig | TimmConfig | TransformersConfig, entry: Entry, name: str) -> Network:
+    if isinstance(config, TransformersConfig):
+        return TransformersBackbone(config, entry.preprocess, name)
     if isinstance(config, TimmConfig):
         return TimmBackbone(config, entry.preprocess, name)
     return ViT(config, entry.preprocess, name)
 
 
 def _fill(
-    config: ViTConfig | TimmConfig, entry: Entry, name: str, state: State
-) -> tuple[ViT | TimmBackbone, dict[str, Tensor]]:
+    config: ViTConfig | TimmConfig | TransformersConfig, entry: Entry, name: str, state: State
+) -> tuple[Network, dict[str, Tensor]]:
     """Return the backbone with a checkpoint's weights, and the parameters of its head."""
+    if isinstance(config, TransformersConfig):
+        return load_adapted(config, entry.preprocess, name, state)[0], {}
     with torch.device("meta"):
         backbone = _build(config, entry, name)
     if entry.classifier is not None and isinstance(backbone, TimmBackbone):

@@ -10,18 +10,21 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
+from vitbackbone.checkpoints.adapted import adapted_config, default_preprocess, read_adapted
 from vitbackbone.checkpoints.formats import TOWERS
 from vitbackbone.checkpoints.hub import WeightsUnavailable, by_hand, download, download_config, download_if_there
 from vitbackbone.checkpoints.huggingface import PLAIN, read_architecture, read_labels, read_preprocess
+from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.rules import ConversionError, State
 from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_names import describe_timm
-from vitbackbone.checkpoints.towers import Part, choose, choose_prefix, find_parts, name_part, settle, within
+from vitbackbone.checkpoints.towers import NoTower, Part, choose, choose_prefix, find_parts, name_part, settle, within
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry
 from vitbackbone.files import SHORT, Record, read_json
 from vitbackbone.images import Preprocess
 from vitbackbone.model import ViTConfig
+from vitbackbone.networks import TransformersConfig
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -74,10 +77,40 @@ class Directory:
         """Name the file in errors about its contents."""
         try:
             yield
-        except ConversionError:
+        except (ConversionError, NoTower):
             raise
         except ValueError as error:
             raise ValueError(f"{self.config_file}: {str(error).removeprefix(f'{CONFIG} ')}") from error
+
+
+class AdaptedDirectory(Directory):
+    """A Hugging Face directory of a model type that has no native configuration, but that transformers knows."""
+
+    def __init__(self, directory: Path, config: TransformersConfig) -> None:
+        self.path, self.config, self.labels = directory, config, ()
+        self.config_file = directory / CONFIG
+
+    def entry(self, tower: str | None = None) -> Entry:
+        """See `Directory`."""
+        with self._naming():
+            config = replace(self.config, tower=tower or "")
+            preprocess = _read_processor(self.path, default_preprocess(config), read_adapted)
+            return Entry(config, "transformers", preprocess, "", str(self.path), on_hub=False)
+
+    def find(self, state: State, tower: str | None) -> tuple[Entry, dict[str, Tensor]]:
+        """See `Directory`."""
+        return self.entry(tower), dict(state)
+
+
+def open_directory(path: Path) -> Directory:
+    """Return a Hugging Face directory: natively if a tower in it has a native configuration, or else in the adapter."""
+    try:
+        return Directory(path)
+    except NoTower as error:
+        config = adapted_config(error.saved)
+        if config is None:
+            raise ValueError(f"{path / CONFIG}: {str(error).removeprefix(f'{CONFIG} ')}") from error
+        return AdaptedDirectory(path, config)
 
 
 def find_tower(found: Entry | Directory, state: State, tower: str | None) -> tuple[Entry, State]:
@@ -107,9 +140,9 @@ def describe(known: str, revision: str | None, offline: bool) -> Entry | Directo
     if known in ADAPTED or known.startswith("timm:"):
         return _read_timm(known.removeprefix("timm:"))
     if known.startswith("hf:"):
-        return Directory(download_config(known, revision))
+        return open_directory(download_config(known, revision))
     if Path(known).is_dir():
-        return Directory(Path(known))
+        return open_directory(Path(known))
     raise ValueError(_unknown(known))
 
 
@@ -127,7 +160,9 @@ def _read_timm(name: str) -> Entry:
     )
 
 
-def _read_processor(directory: Path, default: Preprocess) -> Preprocess:
+def _read_processor(
+    directory: Path, default: Preprocess, read: Callable[[Json, Preprocess], Preprocess] = read_preprocess
+) -> Preprocess:
     """Return the image processor's settings, or `default` if no file has them. A processor for images and text keeps
     them under `image_processor`."""
     file = next((path for path in (directory / name for name in PROCESSORS) if os.path.lexists(path)), None)
@@ -139,7 +174,7 @@ def _read_processor(directory: Path, default: Preprocess) -> Preprocess:
     if not isinstance(settings, Mapping):
         raise ValueError(f"{file} has image_processor={SHORT.repr(settings)}; want an object")
     try:
-        return read_preprocess(settings, default) if settings else default
+        return read(settings, default) if settings else default
     except ValueError as error:
         raise ValueError(f"{file}: {str(error).removeprefix(f'{PROCESSORS[0]} ')}") from error
     except (TypeError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:

@@ -38,7 +38,15 @@ from vitbackbone.model import Indivisible
 from vitbackbone.networks.timm_sizes import Sizes, find_sizes
 from vitbackbone.networks.transformers_input import feed_of
 from vitbackbone.networks.transformers_layout import Size, as_map, grid_of, others
-from vitbackbone.networks.transformers_parts import build, find_towers, float_dtype, image_size, make_config, setting
+from vitbackbone.networks.transformers_parts import (
+    build,
+    config_of,
+    find_towers,
+    float_dtype,
+    image_size,
+    make_config,
+    setting,
+)
 from vitbackbone.networks.transformers_runs import Encoder, Shapes
 
 
@@ -90,7 +98,7 @@ class TransformersBackbone(BackboneModule):
     An image runs at its own size if the encoder accepts that size. Otherwise the image is padded with the mean colour
     at the right and bottom, to the smallest size that fits. An encoder that accepts only its own size says so.
 
-    `model`: the encoder with its weights; None builds an untrained one.
+    `model`: the encoder with its weights, and `settings`, its config in transformers; None builds an untrained one.
     Raises `ValueError` if transformers has no such encoder, or if its layers are no maps of an image.
     """
 
@@ -101,20 +109,20 @@ class TransformersBackbone(BackboneModule):
         preprocess: Preprocess | None = None,
         name: str = "transformers",
         model: nn.Module | None = None,
+        settings: Any = None,
     ) -> None:
         super().__init__()
         if model is None:
             whole, path = build_tower(config)
             config = replace(config, tower=path)
-            model = untrained(whole.get_submodule(path))
+            model, settings = untrained(whole.get_submodule(path)), config_of(whole, path)
         self.config = config
-        settings = getattr(model, "config", None)
-        feed = feed_of(model, config.model_type, config.image_size or image_size(settings))
+        feed = feed_of(model, settings, config.model_type, config.image_size or image_size(settings))
         native = config.image_size or image_size(settings)
         native = (-(-native[0] // feed.unit) * feed.unit, -(-native[1] // feed.unit) * feed.unit)
         self.preprocess = preprocess or Preprocess(image_size=native)
         self.model: Any = model
-        self.encoder = Encoder(model, feed)
+        self.encoder = Encoder(model, settings, feed)
         shapes, self.sizes = _measure(self.encoder, native)
         self.shapes = shapes
         self.has_cls = shapes.layers[-1].others > 0 and any(
@@ -232,17 +240,29 @@ def untrained(model: Any) -> nn.Module:
     return model.eval()
 
 
+def _first_run(encoder: Encoder, native: Size) -> tuple[Encoder, Shapes]:
+    """Return the encoder that trial runs take, and the shapes of its layers."""
+    feeds = [encoder.feed, *([replace(encoder.feed, lead=True)] if encoder.feed.packed else [])]
+    errors: list[Exception] = []
+    for feed in feeds:
+        encoder.feed = feed
+        for trial in (encoder.on_meta(), encoder):
+            try:
+                return trial, trial.shapes(native)
+            except Exception as error:  # an encoder that reads values of tensors fails on the meta device, in its way
+                errors.append(error)
+    encoder.feed = feeds[0]
+    raise ValueError(
+        f"the image encoder does not run on an image of {native[0]} x {native[1]}: {errors[1]}"
+    ) from errors[1]
+
+
 def _measure(encoder: Encoder, native: Size) -> tuple[Shapes, Sizes | None]:
     """Return the shapes of an encoder's layers at its own size, and the sizes that it accepts.
 
     Trial runs find both, on a copy on the meta device if the encoder runs there.
     """
-    try:
-        trial = encoder.on_meta()
-        shapes = trial.shapes(native)
-    except Exception:  # an encoder that reads the values of its tensors has its own error on the meta device
-        trial = encoder
-        shapes = trial.shapes(native)
+    trial, shapes = _first_run(encoder, native)
     strides = [layer.stride for layer in shapes.layers]
 
     def fits(size: Size) -> bool:
@@ -260,5 +280,3 @@ def _measure(encoder: Encoder, native: Size) -> tuple[Shapes, Sizes | None]:
         wider = (-(-native[0] // multiple) * multiple, (-(-native[1] // multiple) + 1) * multiple)
         return shapes, Sizes(multiple, multiple) if fits(wider) else None
     return shapes, find_sizes(fits, native, max(strides))
-
-

@@ -31,7 +31,8 @@ PROCESSED = {
     "aspect_ratio_ids": ("aspect_ratio_ids",),
     "aspect_ratio_mask": ("aspect_ratio_mask",),
 }
-OFF = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad", "do_center_crop", "do_image_splitting")
+OFF = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_center_crop", "do_image_splitting")
+MASKS = ("attention_mask", "bool_masked_pos", "head_mask")
 ANY_SIZE = "interpolate_pos_encoding"
 
 
@@ -42,7 +43,10 @@ class Feed:
     first: str  # the argument that takes the pixels
     extras: tuple[str, ...] = ()  # the arguments that an image processor makes beside the pixels
     processor: Any = None  # None: the encoder takes the batch as it is
+    patch: int = 1  # side of a packed patch in pixels
     unit: int = 1  # sides of images are multiples of it
+    lead: bool = False  # whether packed patches have an axis of length 1 in front
+    absent: tuple[str, ...] = ()  # masks that must be given, as None
     any_size: bool = False  # whether the encoder has a switch for other sizes than its own
     native: Size = (224, 224)
 
@@ -54,14 +58,16 @@ class Feed:
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Any]:
         """Return the encoder's arguments."""
         size = (images.shape[2], images.shape[3])
-        options = {ANY_SIZE: True} if self.any_size and size != self.native else {}
+        options: dict[str, Any] = dict.fromkeys(self.absent)
+        if self.any_size and size != self.native:
+            options[ANY_SIZE] = True
         if self.processor is None:
             return {self.first: images, **options}
         return {**self._processed(images), **options}
 
     def _processed(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Any]:
-        count = (images.shape[2] // self.unit) * (images.shape[3] // self.unit)
-        # The processor's tables are on the CPU, and so are its images
+        count = (images.shape[2] // self.patch) * (images.shape[3] // self.patch)
+        # The processor's tables are on the CPU
         made = self.processor(images=list(images), return_tensors="pt", **_limits(self.processor, count))
         named = dict(made)
         pixels = next((named[key] for key in (*PIXELS, self.first) if key in named), None)
@@ -69,16 +75,19 @@ class Feed:
             raise ValueError(f"{type(self.processor).__name__} returns {', '.join(named)}, and no pixels")
         arguments = {self.first: _tensor(pixels).to(images.device, images.dtype)}
         for extra in self.extras:
-            for key in PROCESSED[extra]:
-                if key in named:
-                    arguments[extra] = _tensor(named[key])
-                    break
+            key = next((key for key in PROCESSED[extra] if key in named), None)
+            if key is not None:
+                arguments[extra] = _tensor(named[key])
         if GRID in arguments and arguments[GRID].shape[-1] == 2:
             arguments[GRID] = torch.nn.functional.pad(arguments[GRID], (1, 0), value=1)
-        return {
-            key: value if key == self.first or images.device.type == "meta" else value.to(images.device)
-            for key, value in arguments.items()
-        }
+        for key, value in arguments.items():
+            if value.ndim > 1 and value.shape[0] == len(images) and value.shape[1] > count and value.ndim < 4:
+                arguments[key] = value[:, :count]  # the processor pads to its budget
+            if images.device.type != "meta":
+                arguments[key] = arguments[key].to(images.device)
+        if self.lead:
+            arguments[self.first] = arguments[self.first][None]
+        return arguments
 
 
 def _tensor(value: Any) -> Tensor:
@@ -89,14 +98,20 @@ def _tensor(value: Any) -> Tensor:
 
 def _limits(processor: Any, count: int) -> dict[str, Any]:
     """Return the options that keep a processor from changing the number of patches."""
-    names = ("max_num_patches", "max_patches", "max_soft_tokens")
-    return {name: count for name in names if getattr(processor, name, None) is not None}
+    names = ("max_num_patches", "max_patches")
+    taken = getattr(type(processor).valid_kwargs, "__annotations__", {})
+    options = {name: count for name in names if name in taken}
+    if getattr(processor, "max_soft_tokens", None) is not None:  # a token is a square of patches
+        tokens = -(-count // processor.pooling_kernel_size**2)
+        allowed = (70, 140, 280, 560, 1120)
+        options["max_soft_tokens"] = next((each for each in allowed if each >= tokens), allowed[-1])
+    return options
 
 
-def feed_of(tower: Any, model_type: str, native: Size) -> Feed:
+def feed_of(tower: Any, config: Any, model_type: str, native: Size) -> Feed:
     """Return the way of a batch into an encoder.
 
-    `model_type`: of the whole model, whose image processor packs the patches if the encoder takes packed patches.
+    `config`: of the encoder. `model_type`: of the whole model, whose image processor packs the patches if the encoder takes packed patches.
     Raises `ValueError` if the encoder takes videos alone, or arguments that no image processor makes.
     """
     parameters = inspect.signature(tower.forward).parameters
@@ -110,30 +125,60 @@ def feed_of(tower: Any, model_type: str, native: Size) -> Feed:
     if first == "pixel_values_videos":
         raise ValueError(f"{type(tower).__name__} takes videos alone")
     extras = tuple(name for name in names[1:] if name in PROCESSED)
+    absent = tuple(name for name in required if name in MASKS)
+    required = [name for name in required if name not in MASKS]
     if unknown := [name for name in required if name not in PROCESSED]:
         raise ValueError(f"{type(tower).__name__} wants {', '.join(unknown)} beside the images")
-    packs = first != "pixel_values" or any(name in required for name in extras)
-    packs = packs or bool({"pixel_position_ids", "image_grid_hw"} & set(extras))
+    packs = first == "flattened_patches" or GRID in names or any(name in required for name in extras)
+    packs = packs or bool({"pixel_position_ids", "image_grid_hw", "target_sizes", "spatial_shapes"} & set(extras))
     if not packs:
-        return Feed(first, any_size=has_switch, native=native)
-    config = tower.config
-    patch, merge = setting(config, "patch_size") or 1, setting(config, "spatial_merge_size", "merge_size") or 1
-    processor = _processor(model_type, config, patch, merge)
-    return Feed(first, extras, processor, patch * merge, has_switch, native)
+        return Feed(first, any_size=has_switch, native=native, absent=absent)
+    patch, merge = setting(config, "patch_size") or 1, _merge(config)
+    processor = _processor(model_type, config, patch, merge, GRID in names)
+    return Feed(first, extras, processor, patch, patch * merge, any_size=has_switch, native=native)
 
 
-def _processor(model_type: str, config: Any, patch: int, merge: int) -> Any:
+def processor_settings(model_type: str, config: Any) -> dict[str, Any]:
+    """Return the settings of the image processor of a model type, or {} if transformers has none."""
+    names: Mapping[str, Any] = private("models.auto.image_processing_auto", "IMAGE_PROCESSOR_MAPPING_NAMES")
+    for each in _names_of(model_type, config, gridded=False):
+        name = names.get(each)
+        name = name.get("torchvision") if isinstance(name, Mapping) else name
+        if isinstance(name, str):
+            made = private("models.auto.image_processing_auto", "get_image_processor_class_from_name")(name)
+            return made().to_dict()
+    return {}
+
+
+def _merge(config: Any) -> int:
+    """Return the patches along each side of a square that becomes one token."""
+    merge = setting(config, "spatial_merge_size", "merge_size", "pooling_kernel_size")
+    kernel = getattr(config, "merge_kernel_size", None)
+    return merge or (kernel[-1] if isinstance(kernel, list | tuple) else 1)
+
+
+def _processor(model_type: str, config: Any, patch: int, merge: int, gridded: bool) -> Any:
     """Return the image processor of a model type, set to the encoder's patches."""
     names: Mapping[str, Any] = private("models.auto.image_processing_auto", "IMAGE_PROCESSOR_MAPPING_NAMES")
-    package = private("models.auto.configuration_auto", "model_type_to_module_name")
-    near = [each for each in names if package(each) in {package(model_type), package(config.model_type)}]
-    for each in dict.fromkeys((model_type, config.model_type, *near)):
+    for each in _names_of(model_type, config, gridded):
         name = names.get(each)
         name = name.get("torchvision") if isinstance(name, Mapping) else name
         if isinstance(name, str):
             made = private("models.auto.image_processing_auto", "get_image_processor_class_from_name")(name)
             sizes = {"patch_size": patch, "merge_size": merge}
-            sizes |= {"temporal_patch_size": setting(config, "temporal_patch_size") or 1}
+            if (frames := setting(config, "temporal_patch_size")) is not None:
+                sizes["temporal_patch_size"] = frames
             options: dict[str, Any] = {key: value for key, value in sizes.items() if hasattr(made, key)}
             return made(**options, **{key: False for key in OFF if hasattr(made, key)})
     raise ValueError(f"transformers has no image processor of {model_type!r}, which packs the patches of its images")
+
+
+def _names_of(model_type: str, config: Any, gridded: bool) -> list[str]:
+    """Return the model types whose image processor packs the patches of an encoder, the best one first.
+
+    Those of one package share it. Encoders with a grid that have none take Qwen2-VL's patches, which came first.
+    """
+    names: Mapping[str, Any] = private("models.auto.image_processing_auto", "IMAGE_PROCESSOR_MAPPING_NAMES")
+    package = private("models.auto.configuration_auto", "model_type_to_module_name")
+    near = [each for each in names if package(each) in {package(model_type), package(config.model_type)}]
+    return list(dict.fromkeys((model_type, config.model_type, *near, *("qwen2_vl",) * gridded)))

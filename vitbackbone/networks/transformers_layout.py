@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Size = tuple[int, int]  # (H, W)
-Kind = Literal["NCHW", "NHWC", "tokens", "packed"]
+Kind = Literal["NCHW", "NHWC", "tokens"]
 MOST_PREFIX = 160  # tokens that are no patches: YOLOS has 101, OWL-ViT 1
 
 
@@ -18,7 +18,7 @@ MOST_PREFIX = 160  # tokens that are no patches: YOLOS has 101, OWL-ViT 1
 class Layout:
     """The layout of one layer.
 
-    `"NCHW"` (B, D, h, w), `"NHWC"` (B, h, w, D), `"tokens"` (B, N, D), `"packed"` (B·N, D) or (1, B·N, D).
+    `"NCHW"` (B, D, h, w), `"NHWC"` (B, h, w, D), `"tokens"` (B, N, D), (B·N, D) or (1, B·N, D).
     """
 
     kind: Kind
@@ -60,14 +60,14 @@ def layout_of(tensor: Tensor, size: Size, batch: int, patch: int | None, packed:
     if tokens is not None:
         for stride in _strides(size, patch):
             h, w = grid_of(size, stride)
-            if 0 <= (others := tokens - h * w) <= (0 if packed else MOST_PREFIX):
-                return Layout("packed" if packed else "tokens", shape[-1], stride, others)
+            if 0 <= (others := tokens - h * w) <= MOST_PREFIX:
+                return Layout("tokens", shape[-1], stride, others)
     raise ValueError(f"a layer of shape {shape} is no map of an image of {size[0]} x {size[1]} pixels")
 
 
 def _count(shape: tuple[int, ...], batch: int, packed: bool) -> int | None:
     """Return the tokens of one image, or None if the shape has none."""
-    if packed and len(shape) == 2:
+    if len(shape) == 2:
         return shape[0] // batch
     if packed and len(shape) == 3 and shape[0] == 1:
         return shape[1] // batch
@@ -77,7 +77,8 @@ def _count(shape: tuple[int, ...], batch: int, packed: bool) -> int | None:
 def _strides(size: Size, patch: int | None) -> Iterator[int]:
     if patch is not None:
         yield from (patch * times for times in range(1, max(size) // patch + 1))
-    yield from range(1, max(size) + 1)
+    else:
+        yield from range(1, max(size) + 1)
 
 
 def as_map(

@@ -77,6 +77,8 @@ def make_config(settings: str) -> Any:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:  # transformers' way to write what JSON cannot
+            return float(value["__float__"])
         kept = {key: _plain(item) for key, item in value.items() if key not in DROPPED}
         return {key: False if key == "use_pretrained_backbone" else item for key, item in kept.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
@@ -156,7 +158,10 @@ def _arguments(module: Any) -> list[str]:
 def takes_pixels(module: Any) -> bool:
     """Return whether a module's first argument is images, or packed patches with their grid."""
     names = _arguments(module)
-    return bool(names) and (names[0] in PIXELS or (names[0] == "hidden_states" and GRID in names))
+    if not names:
+        return False
+    main = getattr(module, "main_input_name", "")
+    return names[0] in PIXELS or (names[0] == "hidden_states" and (GRID in names or main in PIXELS))
 
 
 def find_towers(model: Any) -> list[str]:
@@ -166,6 +171,7 @@ def find_towers(model: Any) -> list[str]:
     within the config, these count, each without the encoders within it that share its config. An encoder that holds
     another one as its `backbone_config` or under another name of `ENCODER_KEYS` gives way to it. If none has its own
     config, the innermost model counts. An encoder under an earlier key comes first, then the one with more parameters.
+    If no model takes pixels, the outermost modules with blocks that do so count.
     """
     pretrained = require_transformers().PreTrainedModel
     found = {
@@ -173,30 +179,51 @@ def find_towers(model: Any) -> list[str]:
         for path, module in model.named_modules()
         if isinstance(module, pretrained) and takes_pixels(module) and next(module.parameters(), None) is not None
     }
+    if not found:
+        return _plain_towers(model)
     own = {path: module for path, module in found.items() if type(module.config) is not type(model.config)}
     if not own:
-        return [path for path in found if not any(other != path and _within(other, path) for other in found)]
+        return [path for path in found if not any(_holds(path, other) for other in found)]
     outer = {
         path: module
         for path, module in own.items()
-        if not any(
-            other != path and _within(path, other) and type(own[other].config) is type(module.config) for other in own
-        )
+        if not any(_holds(other, path) and type(own[other].config) is type(module.config) for other in own)
     }
     ranks = {type(config): rank for rank, config in reversed(list(_encoders(model.config)))}
+    known = {path for path, module in outer.items() if type(module.config) in ranks}
     inner = {
         path: module
         for path, module in outer.items()
-        if not any(
-            other != path and _within(other, path) and type(outer[other].config) in ranks for other in outer
-        )
-        and not any(
-            other != path and _within(path, other) and type(module.config) not in ranks for other in outer
-        )
+        if not any(_holds(path, other) and other in known for other in outer)
+        and not any(_holds(other, path) and path not in known for other in outer)
     }
     counts = {path: sum(each.numel() for each in module.parameters()) for path, module in inner.items()}
     worst = len(ENCODER_KEYS)
     return sorted(inner, key=lambda path: (ranks.get(type(inner[path].config), worst), -counts[path]))
+
+
+def _plain_towers(model: Any) -> list[str]:
+    """Return the outermost modules that take pixels first and have blocks, though they are no models of their own."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        if path and takes_pixels(module) and not any(_holds(outer, path) for outer in found) and find_layers(module):
+            found.append(path)
+    return found
+
+
+def config_of(model: Any, tower: str) -> Any:
+    """Return the config of the image encoder at a path: its own, or the first one under a key of `ENCODER_KEYS`."""
+    return getattr(model.get_submodule(tower), "config", None) or encoder_config(model.config)
+
+
+def encoder_config(config: Any) -> Any:
+    """Return the config of the image encoder within a config: the first one under a key of `ENCODER_KEYS`, or itself."""
+    ranked = sorted(_encoders(config), key=lambda pair: pair[0])
+    return next((found for _, found in ranked), config)
+
+
+def _holds(outer: str, inner: str) -> bool:
+    return outer != inner and _within(inner, outer)
 
 
 def _within(inner: str, outer: str) -> bool:
@@ -229,6 +256,8 @@ def find_layers(tower: Any) -> list[nn.Module]:
         if not isinstance(module, nn.ModuleList | nn.Sequential) or any(_within(path, outer) for outer in lists):
             continue
         members = list(module)
+        if members and all(isinstance(each, nn.ModuleList) and len(each) for each in members):
+            members = [list(each)[-1] for each in members]  # a stage ends with its last block
         runs = [type(each).forward is not nn.Module.forward for each in members if not isinstance(each, nn.ModuleList)]
         if members and len({type(each) for each in members}) == 1 and len(runs) == len(members) and all(runs):
             lists[path] = members
@@ -269,7 +298,7 @@ def setting(config: Any, *names: str) -> int | None:
 
 def image_size(config: Any) -> tuple[int, int]:
     """Return (H, W) that a config says the encoder was trained at, or 224 pixels."""
-    for name in ("image_size", "img_size", "input_size", "image_resolution"):
+    for name in ("image_size", "img_size", "input_size", "image_resolution", "resolution"):
         value = getattr(config, name, None)
         if isinstance(value, Mapping):
             value = (value.get("height"), value.get("width"))

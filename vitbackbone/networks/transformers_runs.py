@@ -43,8 +43,8 @@ class _Done(Exception):
 class Encoder:
     """An encoder, the way of images into it, and its blocks."""
 
-    def __init__(self, model: Any, feed: Feed) -> None:
-        self.model, self.feed = model, feed
+    def __init__(self, model: Any, config: Any, feed: Feed) -> None:
+        self.model, self.config, self.feed = model, config, feed
         self.known: dict[tuple[Size, int, int], Tensor] = {}
 
     @property
@@ -54,7 +54,8 @@ class Encoder:
     def on_meta(self) -> "Encoder":
         """Return a copy that computes shapes alone."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
-        return Encoder(copy.deepcopy(self.model, {id(each): _empty(each) for each in tensors}), self.feed)
+        model = copy.deepcopy(self.model, {id(each): _empty(each) for each in tensors})
+        return Encoder(model, self.config, self.feed)
 
     @property
     def _parameter(self) -> Tensor:
@@ -74,7 +75,7 @@ class Encoder:
 
     def _shapes(self, size: Size, hidden: bool) -> Shapes:
         image = self._parameter.new_zeros(1, 3, *size)
-        patch, packed = setting(self.model.config, *PATCH), self.feed.packed
+        patch, packed = setting(self.config, *PATCH), self.feed.packed
         seen: dict[int, Tensor] = {}
         norms: list[tuple[str, Any, Any]] = []
         blocks = self.blocks
@@ -93,7 +94,11 @@ class Encoder:
         outputs, source = [seen[i] for i in range(len(blocks)) if isinstance(seen.get(i), Tensor)], "blocks"
         if len(outputs) < len(blocks) or len({tuple(each.shape) for each in outputs}) != 1:
             outputs, source = _levels(result, outputs, size, patch, packed)
-        layouts = [layout_of(each, size, 1, patch, packed) for each in outputs]
+        try:
+            layouts = _fitting(outputs, size, patch, packed)
+        except ValueError:  # such as blocks that see windows in place of images
+            outputs, source = _levels(result, [], size, patch, packed)
+            layouts = _fitting(outputs, size, patch, packed)
         if not layouts and final is None:
             raise ValueError(f"{type(self.model).__name__} returns no map")
         pooled = None if packed else _pooled_width(result)
@@ -104,7 +109,7 @@ class Encoder:
         if path is not None and source == "blocks":
             return replace(shapes, norm=path)
         try:
-            own = layout_of(final, size, 1, patch, packed)
+            own = _fitting([*outputs, final], size, patch, packed)[-1]
         except ValueError:
             if not layouts:
                 raise
@@ -131,7 +136,9 @@ class Encoder:
                 for i in inner:
                     hooks.append(self.blocks[i].register_forward_hook(lambda _m, _a, out, i=i: keep(i, out)))
             try:
-                result = self._call(images, output_hidden_states=shapes.hidden and (shapes.source != "blocks" or shapes.final))
+                result = self._call(
+                    images, output_hidden_states=shapes.hidden and (shapes.source != "blocks" or shapes.final)
+                )
             except _Done:
                 return Run(got)
         if shapes.source != "blocks":
@@ -144,7 +151,7 @@ class Encoder:
 
     def attentions(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the attention of every block, computed without a fused kernel, or () if the encoder returns none."""
-        before = getattr(self.model.config, "_attn_implementation", None)
+        before = getattr(self.config, "_attn_implementation", None)
         try:
             if hasattr(self.model, "set_attn_implementation"):
                 self.model.set_attn_implementation("eager")
@@ -266,14 +273,26 @@ def _levels(
     for name in ("feature_maps", "reshaped_hidden_states", "hidden_states"):
         found = _field(result, name)
         try:
-            for each in found:
-                layout_of(each, size, 1, patch, packed)
+            _fitting(found, size, patch, packed)
         except ValueError:
             continue
         if found:
             return found, name
     final = _final(result)
     return (outputs, "blocks") if outputs else ([], "blocks") if final is not None else ([], "blocks")
+
+
+def _fitting(tensors: list[Tensor], size: Size, patch: int | None, packed: bool) -> list[Layout]:
+    """Return the layouts of the layers.
+
+    Raises `ValueError` if a layer is no map, or if a layer that is coarser than the first one has tokens of its own
+    beside the patches: tokens that were grouped by their content are no map.
+    """
+    layouts = [layout_of(each, size, 1, patch, packed) for each in tensors]
+    for each in layouts:
+        if each.stride > layouts[0].stride and each.others not in (0, layouts[0].others):
+            raise ValueError(f"a layer of {each.others} tokens and patches of {each.stride} pixels is no map")
+    return layouts
 
 
 def _final(result: Any) -> Tensor | None:

@@ -6,7 +6,7 @@ from typing import Literal
 from vitbackbone.checkpoints.huggingface import PLAIN
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Resampling, ViTConfig
-from vitbackbone.networks import FusedConfig, TimmConfig
+from vitbackbone.networks import FusedConfig, TimmConfig, TransformersConfig
 
 Triple = tuple[float, float, float]
 Positions = Literal["native", "timm", "hf"]
@@ -18,7 +18,7 @@ TIMM_RESAMPLING = Resampling("bicubic", antialias=True, relative="geometric")  #
 class Entry:
     """A named model. Its `config` has the native policies, those of the authors of the weights."""
 
-    config: ViTConfig | TimmConfig | FusedConfig
+    config: ViTConfig | TimmConfig | TransformersConfig | FusedConfig
     format: str  # a key of formats.FORMATS
     preprocess: Preprocess
     licence: str
@@ -28,7 +28,7 @@ class Entry:
     num_classes: int = 0  # of the head that comes with the weights
     classifier: tuple[str, ...] | None = None  # the head's layers, for a timm model whose keys are converted by name
 
-    def at_other_sizes(self, positions: Positions) -> ViTConfig | TimmConfig:
+    def at_other_sizes(self, positions: Positions) -> ViTConfig | TimmConfig | TransformersConfig:
         """Return the configuration that follows the policy `positions` at other sizes than the native one."""
         if isinstance(self.config, ViTConfig):
             policies = {"native": self.config.resampling, "timm": TIMM_RESAMPLING, "hf": self.hf}
@@ -38,6 +38,10 @@ class Entry:
             if positions == "hf" and not swin:
                 raise ValueError(f"positions='hf': transformers has none for {self.config.architecture}; use 'native'")
             return replace(self.config, windows="timm") if positions == "timm" else self.config
+        if isinstance(self.config, TransformersConfig):
+            if positions == "timm":
+                raise ValueError("positions='timm': this encoder runs as in transformers; use 'native'")
+            return self.config
         raise ValueError("a fused backbone takes the positions of its members")
 
 
