@@ -41,6 +41,7 @@ KEPT = {
     "stage_in_channels",
     "stage_mid_channels",
     "stage_out_channels",
+    "pos_emb_width",
 }
 LISTS = {
     r".*(depths|num_layers|layer_counts|num_blocks|layers|stage_.*blocks|blocks_per_stage)": "depth",

@@ -76,7 +76,8 @@ def randomised(model: nn.Module) -> nn.Module:
     """Give every parameter and statistic a random value, so that a tensor that is dropped shows."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, tensor in model.state_dict(keep_vars=True).items():
+        tensors = [*model.named_parameters(), *(each for each in model.named_buffers() if "running_" in each[0])]
+        for name, tensor in tensors:
             if tensor.is_floating_point() and tensor.numel():
                 noise = torch.randn(tensor.shape, generator=generator)
                 scaled = 0.05 * noise if tensor.ndim > 1 else 0.1 * noise + float(name.endswith("weight"))
@@ -140,6 +141,8 @@ def _outputs(result: Any) -> list[Tensor]:
     """Return an encoder's own output, and its last map if it is a list."""
     if isinstance(result, Tensor):
         return [result]
+    if isinstance(result, list | tuple):
+        return [each for each in result if isinstance(each, Tensor)][-1:]
     own = getattr(result, "last_hidden_state", None)
     own = getattr(result, "feature_maps", None) if own is None else own
     own = own[-1] if isinstance(own, list | tuple) else own

@@ -4,7 +4,8 @@ transformers' own table says how the names on disk become names of the model. On
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -97,9 +98,23 @@ def fill(model: Any, tower: str, checkpoint: State) -> set[str]:
         if strange:
             raise ConversionError(_misfit("tensors that the encoder lacks", strange))
     options = private("modeling_utils", "LoadStateDictConfig")(weight_mapping=mapping, dtype=torch.float32)
-    info, _ = private("core_model_loading", "convert_and_load_state_dict_in_model")(model, tensors, options)
+    with _quietly():
+        info, _ = private("core_model_loading", "convert_and_load_state_dict_in_model")(model, tensors, options)
     _check(model.get_submodule(tower), tower, info, inside)
     return set(chosen)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Show no progress bar of transformers."""
+    shown = private("utils", "logging")
+    active = shown.is_progress_bar_enabled()
+    shown.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if active:
+            shown.enable_progress_bar()
 
 
 def _renamed(model: Any, names: list[str], state: Mapping[str, Any], mapping: list[Any]) -> dict[str, str]:

@@ -236,7 +236,8 @@ def untrained(model: Any) -> nn.Module:
             if parameter.device.type == "meta":
                 empty = torch.zeros(parameter.shape, dtype=parameter.dtype)
                 setattr(module, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
-    model.init_weights()
+    if hasattr(model, "init_weights"):
+        model.init_weights()
     return model.eval()
 
 

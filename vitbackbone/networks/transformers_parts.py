@@ -170,7 +170,7 @@ def find_towers(model: Any) -> list[str]:
     An image encoder is a model within the model whose first argument is pixels. If some have a config of their own
     within the config, these count, each without the encoders within it that share its config. An encoder that holds
     another one as its `backbone_config` or under another name of `ENCODER_KEYS` gives way to it. If none has its own
-    config, the innermost model counts. An encoder under an earlier key comes first, then the one with more parameters.
+    config, an encoder of timm counts, or else the innermost model. An encoder under an earlier key comes first, then the one with more parameters.
     If no model takes pixels, the outermost modules with blocks that do so count.
     """
     pretrained = require_transformers().PreTrainedModel
@@ -183,7 +183,7 @@ def find_towers(model: Any) -> list[str]:
         return _plain_towers(model)
     own = {path: module for path, module in found.items() if type(module.config) is not type(model.config)}
     if not own:
-        return [path for path in found if not any(_holds(path, other) for other in found)]
+        return _of_timm(model) or [path for path in found if not any(_holds(path, other) for other in found)]
     outer = {
         path: module
         for path, module in own.items()
@@ -200,6 +200,16 @@ def find_towers(model: Any) -> list[str]:
     counts = {path: sum(each.numel() for each in module.parameters()) for path, module in inner.items()}
     worst = len(ENCODER_KEYS)
     return sorted(inner, key=lambda path: (ranks.get(type(inner[path].config), worst), -counts[path]))
+
+
+def _of_timm(model: Any) -> list[str]:
+    """Return the outermost modules that are networks of timm."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        of_timm = type(module).__module__.startswith("timm.models.")
+        if path and of_timm and not any(_holds(outer, path) for outer in found):
+            found.append(path)
+    return found
 
 
 def _plain_towers(model: Any) -> list[str]:

@@ -70,7 +70,7 @@ class Encoder:
         """
         try:
             return self._shapes(size, hidden=True)
-        except (TypeError, ValueError):
+        except Exception:  # encoders without `output_hidden_states` have errors of many types
             return self._shapes(size, hidden=False)
 
     def _shapes(self, size: Size, hidden: bool) -> Shapes:
@@ -90,6 +90,8 @@ class Encoder:
                         )
                     )
             result = self._call(image, output_hidden_states=hidden)
+        if getattr(result, "encoder_last_hidden_state", None) is not None:
+            raise ValueError(f"{type(self.model).__name__} returns the queries of a decoder, which are no map")
         final = _final(result)
         outputs, source = [seen[i] for i in range(len(blocks)) if isinstance(seen.get(i), Tensor)], "blocks"
         if len(outputs) < len(blocks) or len({tuple(each.shape) for each in outputs}) != 1:
@@ -262,7 +264,8 @@ def _hooks() -> Iterator[list[Any]]:
 
 
 def _field(result: Any, name: str) -> list[Tensor]:
-    value = result.get(name) if isinstance(result, dict) else getattr(result, name, None)
+    """Return the tensors in a field of an encoder's output; of "" in the output itself, if it is a list."""
+    value = (result.get(name) if isinstance(result, dict) else getattr(result, name, None)) if name else result
     return [each for each in value if isinstance(each, Tensor)] if isinstance(value, list | tuple) else []
 
 
@@ -270,7 +273,7 @@ def _levels(
     result: Any, outputs: list[Tensor], size: Size, patch: int | None, packed: bool
 ) -> tuple[list[Tensor], str]:
     """Return the maps of a hierarchy, and where they are: in a field of the output, or at the blocks."""
-    for name in ("feature_maps", "reshaped_hidden_states", "hidden_states"):
+    for name in ("feature_maps", "reshaped_hidden_states", "hidden_states", ""):
         found = _field(result, name)
         try:
             _fitting(found, size, patch, packed)
@@ -278,8 +281,7 @@ def _levels(
             continue
         if found:
             return found, name
-    final = _final(result)
-    return (outputs, "blocks") if outputs else ([], "blocks") if final is not None else ([], "blocks")
+    return outputs, "blocks"
 
 
 def _fitting(tensors: list[Tensor], size: Size, patch: int | None, packed: bool) -> list[Layout]:
@@ -290,7 +292,7 @@ def _fitting(tensors: list[Tensor], size: Size, patch: int | None, packed: bool)
     """
     layouts = [layout_of(each, size, 1, patch, packed) for each in tensors]
     for each in layouts:
-        if each.stride > layouts[0].stride and each.others not in (0, layouts[0].others):
+        if each.others and each.stride > (patch or layouts[0].stride):
             raise ValueError(f"a layer of {each.others} tokens and patches of {each.stride} pixels is no map")
     return layouts
 
@@ -302,7 +304,7 @@ def _final(result: Any) -> Tensor | None:
     found = getattr(result, "last_hidden_state", None)
     if isinstance(found, Tensor):
         return found
-    maps = _field(result, "feature_maps")
+    maps = _field(result, "feature_maps") or _field(result, "")
     return maps[-1] if maps else first_tensor(result)
 
 
