@@ -48,7 +48,7 @@ LISTS = {
     r".*(heads)": "heads",
     r".*(hidden_sizes|embed_dims?|dims|channels|widths|hidden_channels|neck_hidden_sizes)": "width",
 }
-INDICES = r".*(indexes|indices|_layers|layer_ids|layers_block_type|_layer|layer_idx|cross_attention_layers|intermediate_layers_indices)"
+INDICES = r".*(indexes|indices|_layers?|layer_ids|layer_idx|layers_block_type)"
 
 
 # What the names do not tell: settings that must agree with each other, or that have no default.
@@ -58,6 +58,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "bridgetower": {"hidden_size": 64, "vision_config": {"hidden_size": 64}, "text_config": {"hidden_size": 64}},
     "bridgetower_vision_model": {"hidden_size": 64},
     "chameleon": {"vocabulary_map": {"<image>": 9}},
+    "donut-swin": {"image_size": 224},  # the last stage must hold a window
     "dots3_note": {"audio_config": {"adapter_input_size": 32}},
     "efficientloftr": {"hidden_size": 256},
     "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {"mrope_section": [3, 3, 2]}}},

@@ -111,7 +111,8 @@ def _limits(processor: Any, count: int) -> dict[str, Any]:
 def feed_of(tower: Any, config: Any, model_type: str, native: Size) -> Feed:
     """Return the way of a batch into an encoder.
 
-    `config`: of the encoder. `model_type`: of the whole model, whose image processor packs the patches if the encoder takes packed patches.
+    `config`: of the encoder.
+    `model_type`: of the whole model, whose image processor packs the patches if the encoder wants packed patches.
     Raises `ValueError` if the encoder takes videos alone, or arguments that no image processor makes.
     """
     parameters = inspect.signature(tower.forward).parameters

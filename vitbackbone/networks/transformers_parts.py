@@ -6,6 +6,7 @@ this package reads goes through this module, so that a transformers that renamed
 
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -20,6 +21,7 @@ GRID = "grid_thw"  # (time, height, width) in patches of each image, for encoder
 DROPPED = frozenset(
     {"auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "dtype", "torch_dtype"}
 )
+MOST_LAYERS = 4096
 # The names under which a config holds the config of its image encoder, the preferred one first
 ENCODER_KEYS = (
     "vision_config", "image_config", "backbone_config", "encoder", "vision_tower_config", "image_encoder_config",
@@ -66,6 +68,7 @@ def make_config(settings: str) -> Any:
     Raises `ValueError` on an unknown model type or settings that transformers refuses.
     """
     saved = _plain(json.loads(settings))
+    _check_depth(saved)
     model_type = saved.get("model_type")
     if not knows(model_type):
         raise ValueError(f"transformers {require_transformers().__version__} has no model type {model_type!r}")
@@ -73,6 +76,19 @@ def make_config(settings: str) -> Any:
         return private("models.auto.configuration_auto", "CONFIG_MAPPING")[model_type].from_dict(saved)
     except Exception as error:  # each config class has its own errors
         raise ValueError(f"transformers refuses this config.json of {model_type!r}: {_first_line(error)}") from error
+
+
+def _check_depth(value: Any) -> None:
+    """Raise `ValueError` on a number of layers that would take forever to build."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            many = isinstance(item, int) and not isinstance(item, bool) and item > MOST_LAYERS
+            if many and re.search("layers|depth|blocks|stages", str(key)):
+                raise ValueError(f"config.json has {key}={item}; want at most {MOST_LAYERS}")
+            _check_depth(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_depth(item)
 
 
 def _plain(value: Any) -> Any:
@@ -170,8 +186,8 @@ def find_towers(model: Any) -> list[str]:
     An image encoder is a model within the model whose first argument is pixels. If some have a config of their own
     within the config, these count, each without the encoders within it that share its config. An encoder that holds
     another one as its `backbone_config` or under another name of `ENCODER_KEYS` gives way to it. If none has its own
-    config, an encoder of timm counts, or else the innermost model. An encoder under an earlier key comes first, then the one with more parameters.
-    If no model takes pixels, the outermost modules with blocks that do so count.
+    config, a network of timm counts, or else the innermost model. An encoder under an earlier key comes first, then
+    the one with more parameters. If no model takes pixels, the outermost modules with blocks that do so count.
     """
     pretrained = require_transformers().PreTrainedModel
     found = {
@@ -227,7 +243,7 @@ def config_of(model: Any, tower: str) -> Any:
 
 
 def encoder_config(config: Any) -> Any:
-    """Return the config of the image encoder within a config: the first one under a key of `ENCODER_KEYS`, or itself."""
+    """Return the config of the image encoder in a config: the first under a key of `ENCODER_KEYS`, or itself."""
     ranked = sorted(_encoders(config), key=lambda pair: pair[0])
     return next((found for _, found in ranked), config)
 

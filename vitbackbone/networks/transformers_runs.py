@@ -13,6 +13,7 @@ from vitbackbone.networks.transformers_input import Feed
 from vitbackbone.networks.transformers_layout import Layout, Size, first_tensor, grid_of, layout_of
 from vitbackbone.networks.transformers_parts import find_layers, setting
 
+WINDOWS = ("window_size", "shift_size")
 PATCH = ("patch_size", "spatial_patch_size", "patch_stride")
 
 
@@ -167,7 +168,13 @@ class Encoder:
         return tuple(each for each in found if isinstance(each, Tensor))
 
     def _call(self, images: Tensor, **options: bool) -> Any:
-        return self.model(**self.feed(images), **{key: value for key, value in options.items() if value})
+        """Run the encoder. A Swin of transformers that saw a small map would keep a smaller window for later ones."""
+        kept = [(vars(m), name, vars(m)[name]) for m in self.model.modules() for name in WINDOWS if name in vars(m)]
+        try:
+            return self.model(**self.feed(images), **{key: value for key, value in options.items() if value})
+        finally:
+            for attributes, name, value in kept:
+                attributes[name] = value
 
     # ---- places of patches ------------------------------------------------------------------------------------
 
