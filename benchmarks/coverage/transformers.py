@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks.coverage.tiny_configs import tiny
 
 TOLERANCE = 1e-5
-SECONDS, BYTES = 90, 12 << 30
+SECONDS, BYTES = 90, 12 << 30  # of CPU time, and of memory
 PIXELS = {"pixel_values", "pixel_values_videos", "flattened_patches", "grid_thw"}
 How = Literal["native", "adapter", "refused", "different", "not built"]
 
@@ -175,7 +175,7 @@ def _line(error: Exception) -> str:
 
 
 def run(names: Iterable[str]) -> Iterator[Row]:
-    """Yield the row of each type. Each runs in a process of its own, which may take 90 seconds."""
+    """Yield the row of each type. Each runs in a process of its own, which may take 90 seconds of CPU time."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)
     for name in names:
@@ -188,13 +188,14 @@ def run(names: Iterable[str]) -> Iterator[Row]:
         with os.fdopen(reading) as answer:
             text = answer.read()
         os.waitpid(child, 0)
-        ended = Row(name, "refused", reason=f"it took more than {SECONDS} seconds, or ran out of memory")
+        ended = Row(name, "refused", reason=f"it took more than {SECONDS} seconds of CPU time, or ran out of memory")
         yield Row(**json.loads(text)) if text else ended
 
 
 def _answer(name: str, writing: int) -> None:
     """Write the row of a type, and end this process."""
-    signal.alarm(SECONDS)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    signal.alarm(10 * SECONDS)  # of waiting
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     torch.set_num_threads(1)
     try:
@@ -212,7 +213,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("types", nargs="*", help="model types; all by default")
     parser.add_argument("--out", type=Path, help="a file for the rows, one JSON object a line")
     options = parser.parse_args(arguments)
-    os.nice(19 - os.nice(0))
     file = options.out.open("a") if options.out else sys.stdout
     for row in run(options.types or model_types()):
         print(json.dumps(asdict(row)), file=file, flush=True)

@@ -143,7 +143,12 @@ def _fill(
 ) -> tuple[Network, dict[str, Tensor]]:
     """Return the backbone with a checkpoint's weights, and the parameters of its head."""
     if isinstance(config, TransformersConfig):
-        return load_adapted(config, entry.preprocess, name, state)[0], {}
+        try:
+            return load_adapted(config, entry.preprocess, name, state)[0], {}
+        except ConversionError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{Path(entry.source, CONFIG)}: {error}") from error
     with torch.device("meta"):
         backbone = _build(config, entry, name)
     if entry.classifier is not None and isinstance(backbone, TimmBackbone):

@@ -187,7 +187,8 @@ class Encoder:
         if layout.kind in ("NCHW", "NHWC"):
             return torch.empty(0, dtype=torch.long, device=device)
         if key not in self.known:
-            self.known[key] = self._find_places(size, layout)
+            with torch.inference_mode(False):  # later calls may be trained
+                self.known[key] = self._find_places(size, layout)
         return self.known[key].to(device)
 
     def _find_places(self, size: Size, layout: Layout) -> Tensor:
