@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from tests.helpers import relative_error
 from tests.oracles import CASES, POLICIES, Case, Size, errors, images, timm_at, timm_case
+from tests.towers import TOWER_CASES
 from vitbackbone import WeightsUnavailable, load_backbone
 
 ROOT = Path(__file__).parent.parent
@@ -154,7 +155,7 @@ def replace_between(path: Path, mark: str, text: str) -> None:
 def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for number, case in enumerate(tqdm(CASES, unit="case")):
+        for number, case in enumerate(tqdm([*CASES, *TOWER_CASES], unit="case")):
             place = Path(folder) / str(number)
             place.mkdir()
             rows += measure(case, place)

@@ -12,6 +12,7 @@ from typing import Annotated
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from heads.attached import check_backbone
 from heads.base import Head, Needs
@@ -92,7 +93,7 @@ def _branch(dim: int, channels: int, base: int, stride: int) -> nn.Sequential:
     """Make the layers from a map of stride `base` to a map of `stride`, both powers of two."""
     layers: list[nn.Module] = []
     if stride > base:
-        layers.append(nn.MaxPool2d(stride // base, ceil_mode=True))
+        layers.append(PoolAll(stride // base))
     for doubling in range(int(math.log2(base / stride))):
         if doubling:
             layers += [ChannelNorm(dim), nn.GELU()]
@@ -105,6 +106,21 @@ def _branch(dim: int, channels: int, base: int, stride: int) -> nn.Sequential:
         nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
         ChannelNorm(channels),
     )
+
+
+class PoolAll(nn.Module):
+    """The maximum of each square of `side` x `side` places, and of the part of a square at the right and bottom.
+
+    It equals `nn.MaxPool2d(side, ceil_mode=True)`, which a graph fixes to the grid of its example.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D _ _"]:
+        right, bottom = (((n - 1) // self.side + 1) * self.side - n for n in (x.shape[3], x.shape[2]))
+        return F.max_pool2d(F.pad(x, (0, right, 0, bottom), value=-math.inf), self.side)
 
 
 class FeaturePyramid(Pyramid):

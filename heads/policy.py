@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from heads.base import Needs
 from heads.options import Count
 from heads.resamplers import PoolingHead
-from vitbackbone import BackboneSpec, Features
+from vitbackbone import BackboneSpec, Features, resize_maps
 
 
 class SpatialSoftmax(PoolingHead):
@@ -78,12 +78,7 @@ class PolicyNeck(PoolingHead):
         )
 
     def pool(self, features: Features) -> Float[Tensor, "B C"]:
-        maps, size = features.patches, (self.GRID, self.GRID)
-        if features.grid != size or torch.compiler.is_compiling():  # a traced graph takes any grid
-            # In float32, because torch cannot resize bfloat16 with antialiasing on the CPU.
-            resized = F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
-            maps = resized.to(maps.dtype)
-        return self.neck(maps)
+        return self.neck(resize_maps(features.patches, (self.GRID, self.GRID)))
 
 
 def _from_minus_one(count: int) -> Float[Tensor, " count"]:

@@ -113,6 +113,7 @@ TIMM: dict[str, tuple[str, tuple[Size, ...]]] = {
     "vit_base_patch32_clip_224.laion2b": ("CLIP, OpenCLIP", P32),
     "vit_base_patch16_siglip_224.webli": ("SigLIP", P16),
     "vit_base_patch32_siglip_256.v2_webli": ("SigLIP 2", ((256, 256), (384, 384), (160, 352), (230, 301))),
+    "vit_base_patch14_reg1_tipsv2.webli": ("TIPSv2", ((448, 448), (224, 224), (168, 350), (231, 300), (238, 14))),
     "eva02_tiny_patch14_224.mim_in22k": ("EVA-02", EVA),
     "eva02_base_patch14_224.mim_in22k": ("EVA-02, norm in the MLP", EVA),
     "samvit_base_patch16.sa1b": ("SAM", ((1024, 1024), (512, 512), (224, 416), (230, 301), (272, 16))),
@@ -420,6 +421,7 @@ ABSOLUTE: dict[str, Formula] = {
     ),
     "size": lambda t, g: F.interpolate(t, size=g, mode="bicubic", align_corners=False),
     "antialiased": lambda t, g: F.interpolate(t, size=g, mode="bicubic", align_corners=False, antialias=True),
+    "bilinear, antialiased": lambda t, g: F.interpolate(t, size=g, mode="bilinear", antialias=True),
 }
 #    timm's name                                    native          hf
 POLICIES = {
@@ -431,6 +433,7 @@ POLICIES = {
     "vit_small_patch16_224.dino": ("dino, dinov2", "size"),
     "vit_small_patch14_dinov2.lvd142m": ("dino, dinov2", "size"),
     "vit_small_patch14_reg4_dinov2.lvd142m": ("antialiased", "antialiased"),
+    "vit_base_patch14_reg1_tipsv2.webli": ("bilinear, antialiased", "bilinear, antialiased"),
     "vit_base_patch32_clip_quickgelu_224.openai": ("antialiased", "size"),
     "vit_base_patch16_siglip_224.webli": ("antialiased", "size"),
     "eva02_tiny_patch14_224.mim_in22k": ("size", "size"),

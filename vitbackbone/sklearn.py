@@ -27,7 +27,7 @@ from vitbackbone.contract import (
     pool_cls,
     pool_mean,
 )
-from vitbackbone.images import Resolution, stack_images
+from vitbackbone.images import Resolution, prepare_images
 
 Images = Any  # a sequence of images; a column of pandas is one too, but no `Sequence`
 
@@ -115,9 +115,10 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
         with evaluating(backbone):
             for start in range(0, len(images), self.batch_size):
                 batch = images[start : start + self.batch_size]
-                inputs = stack_images(backbone.preprocess, batch, self.resolution, False, self.max_pixels, first=start)
-                inputs = inputs.to(device)
-                features = backbone.forward_layers(inputs, layers, norm=backbone.spec.norms(layers))
+                made = prepare_images(backbone.preprocess, batch, self.resolution, False, self.max_pixels, first=start)
+                inputs = [image.to(device) for image in made]
+                given = torch.stack(inputs) if len({image.shape for image in inputs}) == 1 else inputs
+                features = backbone.forward_layers(given, layers, norm=backbone.spec.norms(layers))
                 batches.append(POOLINGS[self.pooling].pool(*features).float().cpu().numpy())
         return np.concatenate(batches)
 

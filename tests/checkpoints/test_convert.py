@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.helpers import tiny_vit
 from vitbackbone import ConversionError, load_backbone
-from vitbackbone.checkpoints.faults import LONGEST, MOST_LINES
+from vitbackbone.checkpoints.faults import MOST_LINES
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.formats.openvla import split_openvla
 from vitbackbone.checkpoints.rules import Change, Rule, both, convert, drop, inside, read_only, rename, revert
@@ -223,12 +223,12 @@ def test_many_wrong_keys_are_a_short_error_soon(template: str) -> None:
     expected = {f"blocks.{n}.qk": one for n in range(count)} if template.endswith(".q") else {"x": one}
     for call in (lambda: convert(state, rules, expected), lambda: split_openvla(state)):
         began = time.process_time()
-        with pytest.raises(ConversionError, match=f"and {count - MOST_LINES:,} more") as caught:
+        with pytest.raises(ConversionError, match=r"and [\d,]+ more") as caught:
             call()
         assert time.process_time() - began < 10
         lines = str(caught.value).split("\n")
         assert len(lines) <= 3 * MOST_LINES + 4
-        assert max(map(len, lines)) < 2 * LONGEST
+        assert len(str(caught.value)) <= 1000
         assert "\x1b" not in str(caught.value)
 
 

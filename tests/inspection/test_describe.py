@@ -21,7 +21,7 @@ from vitbackbone.checkpoints.zoo import ZOO, Entry
 from vitbackbone.inspection.costs import costs, parameters
 from vitbackbone.inspection.describe import info, models_table, trace
 from vitbackbone.model.attention import WindowAttention
-from vitbackbone.model.config import Rotary
+from vitbackbone.model.config import Resampling, Rotary
 
 MAP = replace(TINY, cls=False, pool="mean")
 STEM = ((8, 2), (12, 2), (12, 1), (16, 2))
@@ -65,6 +65,17 @@ CONFIGS: dict[str, ViTConfig] = {
     "biases everywhere": replace(MAP, relative_position="decomposed"),
     "CLIP": replace(TINY, pre_norm=True, patch_bias=False, mlp="quick_gelu", projection_dim=12),
     "SigLIP": replace(MAP, mlp="gelu_tanh", pool="map"),
+    "C-RADIO": replace(
+        TINY,
+        num_registers=2,
+        pool="tokens",
+        pool_tokens=(0, 2),
+        position_grid=(9, 9),
+        resampling=Resampling("bilinear", fit="square"),
+    ),
+    "Virchow": replace(TINY, num_registers=1, pool="cls_mean", projection_dim=5, patch_padding=2),
+    "PE": replace(TINY, pool="map", pool_heads=4, pool_mlp_dim=20, pool_prefix=True),
+    "AIMv2": replace(MAP, pool="query", qkv_bias="none"),
     "SwiGLU pooling": replace(MAP, mlp="swiglu", mlp_norm=True, pool="map", projection_dim=5, projection_bias=True),
 }
 

@@ -31,9 +31,11 @@ from tests.oracles import (
     timm_case,
     timm_model,
 )
+from tests.towers import TOWER_CASES
 from vitbackbone import ViTConfig, load_backbone
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.zoo import ZOO
+from vitbackbone.checkpoints.zoo.entry import TIMM_RESAMPLING
 from vitbackbone.model.position import rotary_table
 
 LIMIT = 1e-5
@@ -44,6 +46,7 @@ HEAVY = {  # by the clock; of these the quick tests have the size that is not sq
     "vit_base_patch16_224.mae",
     "vit_base_patch16_siglip_224.webli",
     "eva02_base_patch14_224.mim_in22k",
+    "vit_base_patch14_reg1_tipsv2.webli",
 }
 
 
@@ -69,7 +72,7 @@ def sized(case: Case) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize(("case", "size"), [param for case in CASES for param in sized(case)])
+@pytest.mark.parametrize(("case", "size"), [param for case in [*CASES, *TOWER_CASES] for param in sized(case)])
 def test_equals_its_upstream(case: Case, size: tuple[int, int], tmp_path: Path) -> None:
     model = case.model()
     case.save(model, tmp_path)
@@ -79,7 +82,7 @@ def test_equals_its_upstream(case: Case, size: tuple[int, int], tmp_path: Path) 
 
 def test_every_format_of_timm_and_transformers_has_a_case() -> None:
     """A table that no case runs through is not known to be right."""
-    ran = {ZOO[case.name].format for case in CASES if case.upstream == "timm" and case.name in ZOO}
+    ran = {ZOO[case.name].format for case in [*CASES, *TOWER_CASES] if case.upstream == "timm" and case.name in ZOO}
     assert ran >= {ZOO[name].format for name in ZOO if ZOO[name].source.startswith("timm/")}
     classes = {HF[case.name].model for case in CASES if case.upstream == "transformers"}
     wanted = {name.split()[0] for name in FORMATS if name[0].isupper()}
@@ -355,7 +358,8 @@ def test_the_policies_are_the_implementations(name: str, policy: str, tmp_path: 
 
 def test_every_family_with_positions_has_its_policies_held() -> None:
     of_timm = [e for e in ZOO.values() if isinstance(e.config, ViTConfig) and e.source.startswith("timm/")]
-    resampled = [e for e in of_timm if e.config.position != "none" or e.config.relative_position == "table"]
+    own = [e for e in of_timm if e.timm == TIMM_RESAMPLING]  # the others run timm's own policy, as the cases above do
+    resampled = [e for e in own if e.config.position != "none" or e.config.relative_position == "table"]
     held = {(ZOO[name].config.resampling, ZOO[name].hf) for name in POLICIES}
     assert {(entry.config.resampling, entry.hf) for entry in resampled} <= held
 

@@ -21,7 +21,7 @@ from vitbackbone import BackboneModule, Features, ViT, fingerprint
 from vitbackbone.contract.fingerprint import weights_sha256
 from vitbackbone.contract.spec import Fidelity
 from vitbackbone.model.attention import attend
-from vitbackbone.model.layers import SwiGLU
+from vitbackbone.model.layers import GatedMlp
 from vitbackbone.runtime import choice, linears, routes
 from vitbackbone.runtime import int8 as eight_bits
 from vitbackbone.runtime.choice import compare, optimize
@@ -131,7 +131,7 @@ def test_compiled_blocks_are_the_same_at_any_size_and_compiled_twice() -> None:
 @pytest.mark.parametrize("name", ["cls", "swiglu"])
 def test_on_a_gpu_the_gelu_is_left_to_the_linear_layer(name: str) -> None:
     fast = routes.bfloat16(VITS[name], MIXED)
-    assert (type(fast.blocks[0].mlp) is SwiGLU) or (type(fast.blocks[0].mlp.fc1) is linears.GeluLinear)
+    assert (type(fast.blocks[0].mlp) is GatedMlp) or (type(fast.blocks[0].mlp.fc1) is linears.GeluLinear)
     for batch in (images(2, 3, 40, 56), MIXED):
         with torch.inference_mode():
             assert compare(fast(batch), VITS[name](batch)).cosine > 0.999

@@ -4,9 +4,10 @@ transformers' own table says how the names on disk become names of the model. On
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,11 @@ import torch
 from vitbackbone.checkpoints.huggingface import read_preprocess
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.rules import ConversionError, State
+from vitbackbone.checkpoints.shards import FindFile
+from vitbackbone.checkpoints.zoo import Entry
+from vitbackbone.contract import BackboneModule
 from vitbackbone.images import Preprocess
+from vitbackbone.model import Indivisible
 from vitbackbone.networks.transformers import TransformersBackbone, TransformersConfig, build_tower
 from vitbackbone.networks.transformers_input import processor_settings
 from vitbackbone.networks.transformers_parts import (
@@ -26,6 +31,7 @@ from vitbackbone.networks.transformers_parts import (
     private,
 )
 
+ReadProcessor = Callable[[Json, Preprocess], Preprocess]
 LABELS = ("id2label", "label2id")  # long, and they change no feature
 COLOURS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
 
@@ -39,16 +45,8 @@ def adapted_config(saved: Json) -> TransformersConfig | None:
         return None
     kept = {key: value for key, value in saved.items() if key not in LABELS}
     architectures = saved.get("architectures")
-    named = isinstance(architectures, list) and architectures and isinstance(architectures[0], str)
-    return TransformersConfig(json.dumps(kept, sort_keys=True), architectures[0] if named else "")
-
-
-def default_preprocess(config: TransformersConfig) -> Preprocess:
-    """Return the preprocessing of a model type's own image processor, at the size of the image encoder."""
-    whole = make_config(config.settings)
-    size = image_size(encoder_config(whole))
-    default = Preprocess(image_size=size, crop_pct=1.0, crop_mode="squash")
-    return read_adapted(processor_settings(config.model_type, whole), default)
+    first = architectures[0] if isinstance(architectures, list) and architectures else ""
+    return TransformersConfig(json.dumps(kept, sort_keys=True), first if isinstance(first, str) else "")
 
 
 def read_adapted(settings: Json, default: Preprocess) -> Preprocess:
@@ -68,18 +66,77 @@ def read_adapted(settings: Json, default: Preprocess) -> Preprocess:
     return default
 
 
-def load_adapted(
-    config: TransformersConfig, preprocess: Preprocess | None, name: str, state: State
-) -> tuple[TransformersBackbone, list[str]]:
-    """Return the image encoder of a checkpoint in the adapter, and the names of the tensors that were dropped.
+class AdaptedDirectory:
+    """A directory of a model type that has no native configuration, but that transformers knows.
 
-    Raises `ConversionError` unless the checkpoint fills every parameter of the encoder exactly once.
+    `read_processor`: reads the file of the image processor, by a function, over a default.
     """
-    model, tower = build_tower(config)
-    used = fill(model, tower, state)
-    settings, encoder = config_of(model, tower), model.get_submodule(tower)
-    backbone = TransformersBackbone(replace(config, tower=tower), preprocess, name, encoder, settings)
-    return backbone.eval(), sorted(set(state) - used)
+
+    labels: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        directory: Path,
+        config: TransformersConfig,
+        find_file: FindFile,
+        read_processor: Callable[[Preprocess, ReadProcessor], Preprocess],
+    ) -> None:
+        self.path, self.config, self.find_file = directory, config, find_file
+        self.read_processor = read_processor
+        self.config_file = directory / "config.json"
+
+    def entry(self, tower: str | None = None) -> Entry:
+        """Return the entry of an image encoder, without the weights."""
+        with self._naming():
+            config = self.configure(tower, None, "pad")
+            return Entry(config, "transformers", self.preprocess(config), "", str(self.path), on_hub=False)
+
+    def configure(
+        self, tower: str | None, image_size: int | tuple[int, int] | None, indivisible: Indivisible
+    ) -> TransformersConfig:
+        """Return the configuration with the options of `load_backbone`."""
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        return replace(self.config, tower=tower or "", image_size=size, indivisible=indivisible)
+
+    def preprocess(self, config: TransformersConfig) -> Preprocess:
+        """Return the preprocessing of the processor's file, over the defaults of the model type's own processor."""
+        whole = make_config(config.settings)
+        size = config.image_size or image_size(encoder_config(whole))
+        default = Preprocess(image_size=size, crop_pct=1.0, crop_mode="squash")
+        default = read_adapted(processor_settings(config.model_type, whole), default)
+        preprocess = self.read_processor(default, read_adapted)
+        return preprocess if config.image_size is None else replace(preprocess, image_size=config.image_size)
+
+    def build(self, config: TransformersConfig, name: str) -> BackboneModule:
+        """Return an untrained image encoder."""
+        with self._naming():
+            return TransformersBackbone(config, self.preprocess(config), name).eval()
+
+    def load(self, config: TransformersConfig, name: str, state: State) -> tuple[BackboneModule, str]:
+        """Return the image encoder with a checkpoint's weights, and a note on what was left out.
+
+        Raises `ConversionError` unless the checkpoint fills every parameter of the encoder exactly once.
+        """
+        with self._naming():
+            preprocess = self.preprocess(config)
+            model, tower = build_tower(config)
+            used = fill(model, tower, state)
+            settings, encoder = config_of(model, tower), model.get_submodule(tower)
+            backbone = TransformersBackbone(replace(config, tower=tower), preprocess, name, encoder, settings)
+        left = sorted(set(state) - used)
+        some = f": {', '.join(left[:3])}{', ...' * (len(left) > 3)}" if left else ""
+        note = f"took {type(encoder).__name__} from {tower or 'the top'}; left out {len(left)} tensors{some}"
+        return backbone.eval(), note
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Name the file in errors about its contents."""
+        try:
+            yield
+        except ConversionError as error:
+            raise ConversionError(f"{self.config_file}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{self.config_file}: {error}") from error
 
 
 def fill(model: Any, tower: str, checkpoint: State) -> set[str]:

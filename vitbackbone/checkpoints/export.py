@@ -21,10 +21,9 @@ from vitbackbone.checkpoints.huggingface import (
     write_preprocess,
     written_layout,
 )
-from vitbackbone.checkpoints.rules import HEADS, ConversionError, Rules, revert
-from vitbackbone.checkpoints.suggestions import did_you_mean
+from vitbackbone.checkpoints.rules import HEADS, ConversionError, Rules, bind, revert
 from vitbackbone.contract import BackboneModule
-from vitbackbone.files import publish
+from vitbackbone.files import did_you_mean, publish
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Pool, Resampling, ViT, ViTConfig
 
@@ -65,7 +64,7 @@ def export_weights(backbone: BackboneModule, format: str, head: Mapping[str, Ten
         raise ValueError(_unknown("format", format, FORMATS))
     if stray := [name for name in head if not name.startswith(HEADS)]:
         raise ValueError(f"head has {', '.join(stray)}; want names under {' or '.join(HEADS)}")
-    rules, (height, width) = FORMATS[format], vit.config.grid
+    rules, (height, width) = bind(FORMATS[format], vit.config), vit.config.table_grid
     if height != width and any(rule.via is FLATTEN for rule in rules):
         raise ConversionError(f"pos_embed.table: {format} has a square of positions, the model {height} x {width}")
     weights = revert({**vit.state_dict(), **head}, rules)
@@ -190,4 +189,4 @@ def _num_classes(head: Mapping[str, Tensor]) -> int:
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    return f"unknown {what} {name!r}{did_you_mean(name, known)} Want one of {', '.join(known)}"
+    return f"unknown {what} {name!r}{did_you_mean(name, known) or '.'} Want one of {', '.join(known)}"

@@ -1,36 +1,38 @@
-"""Loading a backbone with its weights by name: built in, of the zoo, a Hugging Face directory, or a file."""
+"""Loading a backbone with its weights by name: built in, of the zoo, a directory or repository, or a file."""
 
 import fnmatch
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from vitbackbone.checkpoints.adapted import load_adapted
-from vitbackbone.checkpoints.formats import FORMATS
+from vitbackbone.checkpoints.adapted import AdaptedDirectory
+from vitbackbone.checkpoints.formats import FORMATS, TOWERS
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
-from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, convert
-from vitbackbone.checkpoints.sources import CONFIG, Directory, describe, find_tower, find_weights, pin
+from vitbackbone.checkpoints.other_sizes import Size, at_size, resample_tables, trained_grid
+from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, bind, convert
+from vitbackbone.checkpoints.shards import read_directory
+from vitbackbone.checkpoints.sources import CONFIG, Directory, describe, find_weights, pin
 from vitbackbone.checkpoints.tensor_files import read_weights
+from vitbackbone.checkpoints.timm_directory import TimmDirectory
 from vitbackbone.checkpoints.timm_names import timm_rules
+from vitbackbone.checkpoints.towers import take
+from vitbackbone.checkpoints.trainers import unwrap
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry, Positions
 from vitbackbone.contract import BackboneModule, float32_default
+from vitbackbone.images import Preprocess
 from vitbackbone.model import Indivisible, ViT, ViTConfig
-from vitbackbone.networks import (
-    FusedBackbone,
-    FusedConfig,
-    TimmBackbone,
-    TimmConfig,
-    TransformersBackbone,
-    TransformersConfig,
-    fuse,
-)
+from vitbackbone.networks import FusedBackbone, FusedConfig, TimmBackbone, TimmConfig, fuse
 
 Weights = str | PathLike[str]
+Network = TypeVar("Network", ViT, TimmBackbone)
+LOG = logging.getLogger("vitbackbone")
+DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
@@ -48,29 +50,42 @@ def load_backbone(
     *,
     positions: Positions = "native",
     indivisible: Indivisible = "pad",
+    image_size: Size | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
     tower: str | None = None,
+    part: str | None = None,
 ) -> BackboneModule:
-    """Load a backbone in eval mode, float32, on the CPU.
+    """Load a backbone in eval mode.
 
     `name`: `"nano"` (built in), a name of `list_backbones()`, `"timm:NAME"` for any other model of timm with feature
-    levels, `"hf:OWNER/REPOSITORY"`, or a Hugging Face directory (`config.json` and safetensors). `@REVISION` after a
-    name of the Hub pins a commit or tag.
-    `weights`: a `.safetensors`, `.pth` or `.npz` file in the format of that name, or `"random"` for an untrained model.
-    Neither needs a network. The default takes the weights from the package (`nano`), from the directory, from the
-    Hub's cache, or from the Hub. `HF_HUB_OFFLINE=1` forbids downloads.
+    levels, `"hf:OWNER/REPOSITORY"` (or timm's spelling, `"hf-hub:"`), or a directory that transformers or timm wrote.
+    The vision tower of a larger model is found by its keys, and nothing else is read. `@REVISION` after a name of the
+    Hub pins a commit or tag.
+    `weights`: a `.safetensors`, `.pth`, `.ckpt`, `.bin` or `.npz` file in the format of that name, or `"random"` for an
+    untrained model. A trainer's file may have the network behind any prefix; a line of the log says what was taken and
+    left out. Neither needs a network. The default takes the weights from the package (`nano`), from the directory, from
+    the Hub's cache, or from the Hub. `HF_HUB_OFFLINE=1` forbids downloads.
     `positions`: how position tables are resampled at other sizes than the native one. `"native"` follows the authors of
     the weights, or transformers for a Hugging Face checkpoint. `"timm"` and `"hf"` follow those libraries. For a Swin
     it decides the windows at other sizes.
     `indivisible`: what to do with images that the patch size does not divide. `"pad"` adds zeros at the right and
     bottom; `"refuse"` raises `ValueError`.
+    `image_size`: the native size in pixels, one side or (height, width), if it is not the name's. Tables of positions
+    that were trained at this size are kept, and others are resampled to it once. Without it, tables of another size
+    are resampled to the name's size, and a line of the log says so.
+    `dtype`, `device`: of the parameters; float32 on the CPU if not given. `dtype` may be a name such as `"bfloat16"`.
     `tower`: which vision tower of a checkpoint that has several: the prefix of its keys, such as
     `"encoder.image_encoder"`, or the object in `config.json` that holds its settings.
+    `part`: which copy of the network in a trainer's file, such as `"student"`. By default an averaged copy comes first:
+    `ema`, `teacher`, `target_encoder`; then `state_dict`, `model`, `encoder`.
 
-    Raises `ValueError` on an unknown name or a malformed file, `OSError` if a file cannot be read,
+    Raises `ValueError` on an unknown name, a malformed file, or several towers, `OSError` if a file cannot be read,
     `WeightsUnavailable` if the weights cannot be downloaded, and `ConversionError` if the file does not fill the model
     exactly.
     """
-    return load_checkpoint(name, weights, positions=positions, indivisible=indivisible, tower=tower).backbone
+    options = Options(positions, indivisible, image_size, dtype, device, tower, part)
+    return _load_checkpoint(name, weights, options).backbone
 
 
 def load_checkpoint(
@@ -79,38 +94,87 @@ def load_checkpoint(
     *,
     positions: Positions = "native",
     indivisible: Indivisible = "pad",
+    image_size: Size | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
     tower: str | None = None,
+    part: str | None = None,
 ) -> Checkpoint:
     """Load a backbone with the parameters and class names of its classifier, if the checkpoint has one. It takes the
     arguments of `load_backbone` and raises its errors."""
+    options = Options(positions, indivisible, image_size, dtype, device, tower, part)
+    return _load_checkpoint(name, weights, options)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keyword arguments of `load_backbone`. Raises `ValueError` on an unknown value."""
+
+    positions: Positions
+    indivisible: Indivisible
+    image_size: Size | None
+    dtype: str | torch.dtype | None
+    device: str | torch.device | None
+    tower: str | None
+    part: str | None
+
+    def __post_init__(self) -> None:
+        if self.positions not in get_args(Positions):
+            raise ValueError(f"positions={self.positions!r}; want one of {', '.join(get_args(Positions))}")
+        if self.dtype is not None and str(self.dtype).removeprefix("torch.") not in DTYPES:
+            raise ValueError(f"dtype={self.dtype}; want one of {', '.join(DTYPES)}")
+
+    def apply(self, config: ViTConfig | TimmConfig) -> ViTConfig | TimmConfig:
+        """Return the configuration with the options that belong to it."""
+        return replace(at_size(config, self.image_size), indivisible=self.indivisible)
+
+    def move(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Move the parameters to the device and dtype."""
+        if self.dtype is None and self.device is None:
+            return checkpoint
+        dtype = None if self.dtype is None else getattr(torch, str(self.dtype).removeprefix("torch."))
+        head = {key: tensor.to(device=self.device, dtype=dtype) for key, tensor in checkpoint.head.items()}
+        return replace(checkpoint, backbone=checkpoint.backbone.to(device=self.device, dtype=dtype), head=head)
+
+
+def _load_checkpoint(name: str | PathLike[str], weights: Weights | None, options: Options) -> Checkpoint:
     # A model loaded in inference mode can still be trained, and it is float32 whatever torch's default dtype is
     with torch.inference_mode(False), float32_default():
-        return _load(str(name), weights, positions, indivisible, tower)
+        return options.move(_load(str(name), weights, options))
 
 
-def _load(
-    name: str, weights: Weights | None, positions: Positions, indivisible: Indivisible, tower: str | None
-) -> Checkpoint:
+def _load(name: str, weights: Weights | None, options: Options) -> Checkpoint:
     known, revision = pin(name)
     found = describe(known, revision, offline=weights is not None)
-    labels = found.labels if isinstance(found, Directory) else ()
-    if positions not in get_args(Positions):
-        raise ValueError(f"positions={positions!r}; want one of {', '.join(get_args(Positions))}")
+    labels = () if isinstance(found, Entry) else found.labels
     if isinstance(found, Entry) and isinstance(found.config, FusedConfig):
-        return Checkpoint(_load_fused(name, found, weights, positions, indivisible), {}, ())
+        return Checkpoint(_load_fused(name, found, weights, options), {}, ())
+    if isinstance(found, AdaptedDirectory):
+        return _load_adapted(found, name, weights, options)
     if weights == "random":
-        entry = found.entry(tower) if isinstance(found, Directory) else found
-        config = replace(entry.at_other_sizes(positions), indivisible=indivisible)
-        return Checkpoint(_build(config, entry, name).eval(), {}, labels)
+        entry = found if isinstance(found, Entry) else found.entry(options.tower)
+        return Checkpoint(
+            _build(options.apply(entry.at_other_sizes(options.positions)), entry, name).eval(), {}, labels
+        )
     state = find_weights(known, revision, found) if weights is None else read_weights(weights)
+    place = _place(known, weights)
     try:
-        entry, tensors = find_tower(found, state, tower)
-        config = replace(entry.at_other_sizes(positions), indivisible=indivisible)
-        backbone, head = _fill(config, entry, name, tensors)
+        backbone, head = _fill(found, name, unwrap(state), options, place)
         _check_labels(head, labels)
     except ConversionError as error:
-        raise ConversionError(f"{_place(known, weights)}: {error}") from error
+        raise ConversionError(f"{place}: {error}") from error
     return Checkpoint(backbone, head, labels if head else ())
+
+
+def _load_adapted(found: AdaptedDirectory, name: str, weights: Weights | None, options: Options) -> Checkpoint:
+    """Load an image encoder of transformers in the adapter."""
+    config = found.configure(options.tower, options.image_size, options.indivisible)
+    if weights == "random":
+        return Checkpoint(found.build(config, name), {}, ())
+    state = read_directory(name, found.find_file) if weights is None else read_weights(weights)
+    backbone, note = found.load(config, name, unwrap(state))
+    _log(_place(name, weights), note)
+    return Checkpoint(backbone, {}, ())
 
 
 def _check_labels(head: Mapping[str, Tensor], labels: tuple[str, ...]) -> None:
@@ -127,62 +191,108 @@ def _place(known: str, weights: Weights | None) -> str:
     return config if weights is None else f"{weights} and {config}"
 
 
-Network = ViT | TimmBackbone | TransformersBackbone
-
-
-def _build(config: ViTConfig | TimmConfig | TransformersConfig, entry: Entry, name: str) -> Network:
-    if isinstance(config, TransformersConfig):
-        return TransformersBackbone(config, entry.preprocess, name)
+def _build(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> ViT | TimmBackbone:
     if isinstance(config, TimmConfig):
-        return TimmBackbone(config, entry.preprocess, name)
-    return ViT(config, entry.preprocess, name)
+        return TimmBackbone(config, _preprocess(config, entry), name)
+    return ViT(config, _preprocess(config, entry), name)
+
+
+def _preprocess(config: ViTConfig | TimmConfig, entry: Entry) -> Preprocess:
+    same = config.image_size == entry.config.image_size
+    return entry.preprocess if same else replace(entry.preprocess, image_size=config.image_size)
 
 
 def _fill(
-    config: ViTConfig | TimmConfig | TransformersConfig, entry: Entry, name: str, state: State
-) -> tuple[Network, dict[str, Tensor]]:
+    found: Entry | Directory | TimmDirectory, name: str, state: State, options: Options, place: str
+) -> tuple[ViT | TimmBackbone, dict[str, Tensor]]:
     """Return the backbone with a checkpoint's weights, and the parameters of its head."""
-    if isinstance(config, TransformersConfig):
-        try:
-            return load_adapted(config, entry.preprocess, name, state)[0], {}
-        except ConversionError:
-            raise
-        except ValueError as error:
-            raise ValueError(f"{Path(entry.source, CONFIG)}: {error}") from error
+    if isinstance(found, TimmDirectory):
+        found = found.entry()
+    if isinstance(found, Entry) and found.classifier is not None:
+        return _fill_by_name(found, name, state, options, place)
+    if isinstance(found, Directory):
+        entry, taken = found.find(state, options.tower, options.part)
+    else:
+        entry, must = found, found.format in TOWERS
+        taken = take(state, FORMATS[found.format], options.tower, options.part, must)
+    config = options.apply(entry.at_other_sizes(options.positions))
+    _log(place, taken.note)
+    if isinstance(config, TimmConfig):
+        swin = _build_timm(config, entry, name)
+        return _assign(swin, convert(taken.tensors, taken.rules, swin.state_dict()))
+    rules = bind(taken.rules, config)
+    grid = trained_grid(config, rules, taken.tensors)
+    size = (grid[0] * config.patch_size, grid[1] * config.patch_size)
+    if grid != config.grid and isinstance(found, Directory) and options.image_size is None:
+        raise ConversionError(_two_sizes(config, size))
+    with torch.device("meta"):
+        backbone = ViT(config, _preprocess(config, entry), name)
+        expected = _build(replace(config, image_size=size), entry, name).state_dict()
+    parameters = convert(taken.tensors, rules, expected)
+    if grid != config.grid:
+        parameters = resample_tables(parameters, config, grid)
+        height, width = config.image_size
+        _log(place, f"resampled the positions, trained at {size[0]} x {size[1]} pixels, to {height} x {width}")
+    return _assign(backbone, parameters)
+
+
+def _fill_by_name(
+    entry: Entry, name: str, state: State, options: Options, place: str
+) -> tuple[TimmBackbone, dict[str, Tensor]]:
+    """Fill a network of timm, whose rules follow from its parameters' names."""
+    backbone = _build_timm(options.apply(entry.at_other_sizes(options.positions)), entry, name)
+    taken = take(state, timm_rules(backbone, entry.classifier or ()), options.tower, options.part, must=False)
+    _log(place, taken.note)
+    return _assign(backbone, convert(taken.tensors, taken.rules, backbone.state_dict()))
+
+
+def _build_timm(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> TimmBackbone:
     with torch.device("meta"):
         backbone = _build(config, entry, name)
-    if entry.classifier is not None and isinstance(backbone, TimmBackbone):
-        rules = timm_rules(backbone, entry.classifier)
-    else:
-        rules = FORMATS[entry.format]
-    parameters = convert(state, rules, backbone.state_dict())
+    assert isinstance(backbone, TimmBackbone)
+    return backbone
+
+
+def _assign(backbone: Network, parameters: dict[str, Tensor]) -> tuple[Network, dict[str, Tensor]]:
+    """Give a network its parameters, and return it with those of the head."""
     head = {key: parameters.pop(key) for key in list(parameters) if key.startswith(HEADS)}
     backbone.load_state_dict(parameters, assign=True)
     return backbone.eval(), head
 
 
-def _load_fused(
-    name: str, entry: Entry, weights: Weights | None, positions: Positions, indivisible: Indivisible
-) -> FusedBackbone:
+def _two_sizes(config: ViTConfig | TimmConfig | FusedConfig, size: tuple[int, int]) -> str:
+    """Say that a directory's settings and weights have different sizes."""
+    (height, width), (rows, columns) = config.image_size, size
+    return (
+        f"the checkpoint does not fit:\n  image_size is {height} x {width} in the settings, and the weights have "
+        f"positions for {rows} x {columns}; load with image_size=({rows}, {columns}) to keep these positions"
+    )
+
+
+def _log(place: str, note: str) -> None:
+    if note:
+        LOG.warning("%s: %s", place, note)
+
+
+def _load_fused(name: str, entry: Entry, weights: Weights | None, options: Options) -> FusedBackbone:
     """Load each member with its own weights, or all members from one file in OpenVLA's layout."""
     assert isinstance(entry.config, FusedConfig)
+    if options.image_size is not None:
+        raise ValueError(
+            f"image_size={options.image_size}: {name} fuses several backbones; load each with its own size"
+        )
     names = [member for member, _, _ in entry.config.members]
-    options: Any = {"positions": positions, "indivisible": indivisible}
     if weights is None or weights == "random":
-        members = [load_backbone(member, weights, **options) for member in names]
-    else:
-        members = []
-        parts = zip(names, OPENVLA_PARTS, split_openvla(read_weights(weights)), strict=True)
-        for member, part, state in parts:
-            of_member = ZOO[member]
-            native = of_member.at_other_sizes(positions)
-            assert isinstance(native, ViTConfig)
-            # OpenVLA keeps the positions of its own input size
-            config = replace(native, image_size=entry.config.image_size, indivisible=indivisible)
-            try:
-                members.append(_fill(config, of_member, member, state)[0])
-            except ConversionError as error:
-                raise ConversionError(f"in {part}*, {error}") from error
+        members = [_load_checkpoint(member, weights, options).backbone for member in names]
+        return fuse(entry.config, members, name)
+    members = []
+    # OpenVLA keeps the positions of its own input size
+    options = replace(options, image_size=entry.config.image_size)
+    for member, part, state in zip(names, OPENVLA_PARTS, split_openvla(read_weights(weights)), strict=True):
+        try:
+            members.append(_fill(ZOO[member], member, state, options, str(weights))[0])
+        except ConversionError as error:
+            raise ConversionError(f"in {part}*, {error}") from error
     return fuse(entry.config, members, name)
 
 
@@ -195,4 +305,4 @@ def find_entry(name: str | PathLike[str]) -> Entry:
     """Return the entry of a backbone, without its weights: from the zoo, or from a Hugging Face directory. A name of
     `list_backbones()` needs no network. Raises the errors of `load_backbone`."""
     found = describe(*pin(str(name)), offline=True)
-    return found.entry() if isinstance(found, Directory) else found
+    return found if isinstance(found, Entry) else found.entry()

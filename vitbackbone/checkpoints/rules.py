@@ -18,12 +18,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vitbackbone.checkpoints.faults import ConversionError, Faults
+from vitbackbone.model import ViTConfig
 
 __all__ = [
     "HEADS",
@@ -34,6 +35,7 @@ __all__ = [
     "Rules",
     "State",
     "beside",
+    "bind",
     "both",
     "convert",
     "drop",
@@ -45,7 +47,8 @@ __all__ = [
     "unused",
 ]
 
-State = Mapping[str, Tensor]
+# Names to tensors. The type says `Any`, because a check of the values at run time would read files that are not needed
+State = Mapping[str, Any]
 
 # Targets under these prefixes belong to a classifier, whose size only the checkpoint knows. The prefix says what the
 # layer reads: the backbone's own pooling, DeiT's distillation token, or CLS beside the mean of the patches.
@@ -70,7 +73,8 @@ class Change:
 class Rule:
     """`sources` become `targets`. A rule without targets drops its sources: the checkpoint may hold them, unused.
 
-    `via`: how the targets are computed; None copies the tensors. A target with `{i}` and sources without it fill every
+    `via`: how the targets are computed; None copies the tensors. A function makes the change for a configuration, such
+    as an order of channels in each head; `bind` calls it. A target with `{i}` and sources without it fill every
     block with the same tensor.
     `written`: False for a spelling that is read but that `revert` does not write.
     `blank`: the shape of the zeros that an exported checkpoint holds for a dropped source, because the class that loads
@@ -79,12 +83,17 @@ class Rule:
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
-    via: Change | None = None
+    via: Change | Callable[[ViTConfig], Change] | None = None
     written: bool = True
     blank: tuple[int | str, ...] | None = None
 
 
 Rules = tuple[Rule, ...]
+
+
+def bind(rules: Iterable[Rule], config: ViTConfig) -> Rules:
+    """Return the same rules, with the changes that depend on the configuration."""
+    return tuple(replace(rule, via=rule.via(config)) if callable(rule.via) else rule for rule in rules)
 
 
 def rename(source: str, target: str) -> Rule:
@@ -230,6 +239,7 @@ def _compute(
     if odd:
         return None
     floats = tuple(map(_as_float32, given))
+    assert not callable(rule.via)  # the rules are bound
     try:
         return rule.via.there(*floats) if rule.via else floats
     except (RuntimeError, IndexError, ValueError) as error:
@@ -284,6 +294,7 @@ def revert(state: State, rules: Iterable[Rule]) -> dict[str, Tensor]:
             if any(not torch.equal(state[group[0]], state[name]) for group in names for name in group):
                 faults.add(rule.sources[0], "the blocks differ, and the format has one for all of them")
             given = tuple(state[group[0]] for group in names)
+            assert not callable(rule.via)
             if rule.via is None:
                 made = given
             elif rule.via.back is None:

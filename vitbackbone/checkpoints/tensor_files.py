@@ -3,30 +3,37 @@
 A file that claims more numbers than it can hold is refused before it is read.
 """
 
+import argparse
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from vitbackbone.files import SHORT, parse_json
 
 INFLATED = 20  # how many times its own size an .npz may inflate to; trained weights compress to half at best
 ALWAYS = 1 << 28  # bytes that an .npz of any size may inflate to
+DEEPEST = 6  # dicts inside each other in a torch file
+# What trainers keep beside the weights (torch, PyTorch Lightning, timm)
+NO_WEIGHTS = ("optim", "lr_sched", "scheduler", "scaler", "amp", "callbacks", "loops", "hyper_parameters", "rng")
+PLAIN_DATA: list[Any] = [argparse.Namespace]  # classes without code of their own that trainers save: the command line
 LONGEST_HEADER = 1 << 23  # bytes of a safetensors header: some 80,000 tensors
 
 
-def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """Return the tensors of a `.safetensors`, `.npz` (Flax), `.pth`, `.pt`, `.bin` or `.tar` (torch) file, by name.
+def read_weights(path: str | PathLike[str]) -> Mapping[str, Any]:
+    """Return the tensors of a weights file by name: `.safetensors`, `.npz` (Flax), or one of torch's.
 
-    torch's files are read with `weights_only=True`. Their tensors may lie under `model` or `state_dict`.
+    The tensors of a `.safetensors` file are read when they are looked up. torch's files (`.pth`, `.pt`, `.bin`,
+    `.ckpt`, `.tar`) are read with `weights_only=True`. Tensors in dicts inside each other get dotted names:
+    `teacher.backbone.cls_token`. What a trainer saves beside them is left out: numbers, optimisers, schedules.
     Raises `OSError` if the file is missing or cannot be read. Raises `ValueError` if it is damaged, names a tensor
     twice, claims more numbers than it holds, contains pickled code, or is no state dict. Both errors name the file.
     """
@@ -34,7 +41,7 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}" + ", which is a folder" * path.is_dir())
     if path.suffix not in READERS:
-        raise ValueError(f"{path}: want a .safetensors file, or .npz, .pth, .pt or .bin")
+        raise ValueError(f"{path}: want a .safetensors file, or .npz, .pth, .pt, .ckpt or .bin")
     read, trouble = READERS[path.suffix]
     try:
         state = read(path)
@@ -42,16 +49,31 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
         raise
     except Exception as error:  # readers raise all kinds of errors on damaged bytes
         raise ValueError(f"{path} {trouble} ({_first_line(error)})") from error
-    return _state_dict(path, state)
+    return state if isinstance(state, LazyTensors) else _state_dict(path, state)
 
 
-def _read_safetensors(path: Path) -> Any:
-    _check_header(path)
-    return load_file(path)  # checks lengths and offsets itself
+class LazyTensors(Mapping[str, Tensor]):
+    """The tensors of a `.safetensors` file. Looking one up reads it."""
+
+    def __init__(self, path: Path) -> None:
+        _check_header(path)
+        self._file = safe_open(path, framework="pt")  # checks lengths and offsets itself
+        self._keys = dict.fromkeys(self._file.keys())
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._file.get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 def _check_header(path: Path) -> None:
-    """Raise `ValueError` if the header is long or names a key twice; `load_file` would take the last one."""
+    """Raise `ValueError` if the header is long or names a key twice; `safe_open` would take the last one."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > LONGEST_HEADER:
@@ -97,26 +119,36 @@ def _read_torch(path: Path) -> Any:
             whole = sum(member.file_size for member in archive.infolist())
         if whole > path.stat().st_size:  # torch compresses nothing
             raise ValueError(f"it inflates to {whole:,} bytes")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals(PLAIN_DATA):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _state_dict(path: Path, state: Any) -> dict[str, Tensor]:
     """Return the names and tensors of a state dict. Raises `ValueError` if `state` is something else."""
-    for wrapper in ("model", "state_dict"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    plain = isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())
-    if not plain or not all(isinstance(key, str) for key in state):
+    tensors = dict(_tensors(state)) if isinstance(state, Mapping) else {}
+    if not tensors:
         found = f"the names {SHORT.repr(list(state))}" if isinstance(state, Mapping) else type(state).__name__
-        raise ValueError(f"{path} holds {found}; want a state dict, names to tensors, or one under model or state_dict")
-    for key, tensor in state.items():
+        raise ValueError(f"{path} holds {found}; want a state dict, names to tensors, or dicts of such")
+    for key, tensor in tensors.items():
         if tensor.device.type != "cpu":
             raise ValueError(f"{path} holds {SHORT.repr(key)} without its numbers (on {tensor.device})")
         # A stride of 0 spreads one number over a large shape
         if tensor.layout == torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes():
             claim = f"the shape {tuple(tensor.shape)} of {SHORT.repr(key)}"
             raise ValueError(f"{path} claims {claim}, but has {tensor.untyped_storage().nbytes():,} bytes for it")
-    return dict(state)
+    return tensors
+
+
+def _tensors(tree: Mapping[Any, Any], path: str = "", deep: int = DEEPEST) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of dicts inside each other by their dotted names."""
+    for key, value in tree.items():
+        if not isinstance(key, str) or (not path and key.startswith(NO_WEIGHTS)):
+            continue
+        name = f"{path}.{key}" if path else key
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, Mapping) and deep:
+            yield from _tensors(value, name, deep - 1)
 
 
 def _first_line(error: Exception) -> str:
@@ -129,7 +161,7 @@ _TORCH = (
     "safetensors on a machine where you trust it."
 )
 READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    ".safetensors": (_read_safetensors, "is not a whole safetensors file; download it again"),
+    ".safetensors": (LazyTensors, "is not a whole safetensors file; download it again"),
     ".npz": (_read_npz, "is not a whole .npz of plain arrays; download it again"),
-    **dict.fromkeys((".pth", ".pt", ".bin", ".tar"), (_read_torch, _TORCH)),  # torch also writes .pth.tar
+    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar"), (_read_torch, _TORCH)),  # torch also writes .pth.tar
 }

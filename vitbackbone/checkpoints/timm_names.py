@@ -6,16 +6,18 @@ from typing import Any
 from torch import Tensor
 
 from vitbackbone.checkpoints.rules import Change, Rule, drop, rename, together
-from vitbackbone.checkpoints.suggestions import did_you_mean
+from vitbackbone.files import did_you_mean
 from vitbackbone.images import Preprocess
 from vitbackbone.networks import TimmBackbone, TimmConfig, WindowBlock, Windows
+
+Arguments = tuple[tuple[str, Any], ...]  # keyword arguments of timm's constructors
 
 
 @dataclass(frozen=True)
 class Family:
     """The arguments that let a family of networks, one module of timm, run at any image size."""
 
-    arguments: tuple[tuple[str, Any], ...] = ()
+    arguments: Arguments = ()
     windows: Windows = "timm"
 
 
@@ -55,20 +57,33 @@ def describe_timm(name: str) -> TimmEntry:
     try:
         cfg: Any = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
-        hint = did_you_mean(name, [*timm.list_pretrained(), *timm.list_models()])
+        hint = did_you_mean(name, [*timm.list_pretrained(), *timm.list_models()]) or "."
         raise ValueError(f"timm {timm.__version__} knows no model {name!r}{hint}") from error
-    preprocess = preprocess_of(cfg.to_dict())
+    return describe_weights(architecture, cfg.to_dict())
+
+
+def describe_weights(architecture: str, cfg: dict[str, Any], arguments: Arguments = ()) -> TimmEntry:
+    """Return what `cfg`, timm's `pretrained_cfg`, says about the weights of an architecture. `arguments` of the
+    constructor come before those that this package chooses. Raises `ValueError` as `describe_timm` does."""
+    import timm
+
+    preprocess = preprocess_of(cfg)
+    given, fixed = dict(arguments), bool(cfg.get("fixed_input_size"))
+    trained = given.get("img_size") or preprocess.image_size
+    image_size = (trained, trained) if isinstance(trained, int) else (trained[0], trained[1])
     family = FAMILIES.get(timm.models.model_entrypoint(architecture).__module__, Family())
-    size = (("img_size", preprocess.image_size),) if cfg.fixed_input_size else ()
+    size = {"img_size": image_size} if fixed else {}
     config = TimmConfig(
         architecture=architecture,
-        image_size=preprocess.image_size,
-        arguments=(*size, *family.arguments),
-        any_size=not cfg.fixed_input_size or bool(family.arguments),
+        image_size=image_size,
+        arguments=tuple({**size, **dict(family.arguments), **given}.items()),
+        any_size=not fixed or bool(family.arguments),
         windows=family.windows,
     )
-    classifier = (cfg.classifier,) if isinstance(cfg.classifier, str) else tuple(cfg.classifier or ())
-    return TimmEntry(config, preprocess, cfg.license or "", cfg.hf_hub_id or "", cfg.num_classes, classifier)
+    layers = cfg.get("classifier") or ()
+    classifier = (layers,) if isinstance(layers, str) else tuple(layers)
+    licence, source, classes = (cfg.get(key) or "" for key in ("license", "hf_hub_id", "num_classes"))
+    return TimmEntry(config, preprocess, licence, source, int(classes or 0), classifier)
 
 
 def preprocess_of(cfg: dict[str, Any]) -> Preprocess:

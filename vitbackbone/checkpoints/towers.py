@@ -18,13 +18,15 @@ from vitbackbone.checkpoints.formats import CLASSES, FORMATS
 from vitbackbone.checkpoints.huggingface import MODEL_TYPES, ModelType
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.huggingface.records import File, read_settings
-from vitbackbone.checkpoints.rules import OUTSIDE, Rules, State, Templates
+from vitbackbone.checkpoints.rules import HEADS, OUTSIDE, Rules, State, Templates
+from vitbackbone.checkpoints.trainers import AVERAGED, describe_taken, leave_out, merge_chunks, of_part, prefer
 from vitbackbone.files import SHORT
 from vitbackbone.model import ViTConfig
 from vitbackbone.networks import TimmConfig
 
 DEEPEST = 8  # objects inside each other in a config.json
-PATCHES = "patch_embed.proj.weight"  # every tower has this parameter
+SCALE = "blocks.{i}.ls1.gamma"
+PATCHES = {"patch_embed.proj.weight", "model.patch_embed.proj.weight"}  # a tower has one of these parameters
 
 
 class NoTower(ValueError):
@@ -70,40 +72,65 @@ def _parts(settings: Json, path: str, deep: int) -> Iterator[Part]:
             yield from _parts(value, f"{path}.{key}".removeprefix("."), deep - 1)
 
 
-def choose(parts: Sequence[Part], state: State, tower: str | None) -> tuple[Part, str]:
-    """Return the settings of the tower, and the prefix of its keys in a checkpoint.
+@dataclass(frozen=True)
+class Taken:
+    """The tensors of a tower under keys relative to it, the rules for them, and a note on what else there was."""
+
+    tensors: dict[str, Tensor]
+    rules: Rules
+    note: str
+
+
+def choose(parts: Sequence[Part], state: State, tower: str | None, part: str | None) -> tuple[Part, Taken]:
+    """Return the settings and the tensors of the tower in a checkpoint.
 
     `tower`: a prefix, or the name of an object in `config.json`, if there are several towers.
+    `part`: a prefix, its beginning, or a word of it, if there are several copies of the tower.
     Raises `ValueError` that lists the towers if there are several, and `ConversionError` if there is none.
     """
-    pairs = [(part, prefix) for part in parts for prefix in find_prefixes(state, part.rules)]
+    pairs = [(each, prefix) for each in parts for prefix in find_prefixes(state, each.rules)]
     if not pairs:
-        raise _none((anchor for part in parts for anchor in _anchors(part.rules)), state)
-    if tower is not None:
-        named = [pair for pair in pairs if tower.rstrip(".") in (pair[0].path, pair[1].rstrip("."))]
-        if not named:
-            raise ValueError(f"no tower={tower!r} in the checkpoint; want one of {_names(p for _, p in pairs)}")
-        pairs = named
+        raise _none((anchor for each in parts for anchor in _anchors(each.rules)), state)
+    by_path = [pair for pair in pairs if tower is not None and tower == pair[0].path]
+    every = _named([prefix for _, prefix in by_path or pairs], None if by_path else tower, part)
+    pairs = [pair for pair in by_path or pairs if pair[1] in every]
     fitting = [pair for pair in pairs if _fits(*pair, state)] if len(pairs) > 1 else pairs
-    prefixes = {prefix: part for part, prefix in reversed(fitting or pairs)}
-    prefix = _only(prefixes)
-    return prefixes[prefix], prefix
+    settings = {prefix: each for each, prefix in reversed(fitting or pairs)}
+    prefix = _only(prefer(settings, AVERAGED))
+    return settings[prefix], _take(state, settings[prefix].rules, prefix, every)
 
 
-def choose_prefix(state: State, rules: Rules, tower: str | None) -> str:
-    """Return the prefix of the tower in a checkpoint whose settings are known. The errors are those of `choose`."""
+def take(state: State, rules: Rules, tower: str | None, part: str | None, must: bool) -> Taken:
+    """Return the tensors of the tower in a checkpoint whose settings are known. The errors are those of `choose`.
+
+    `must`: raise `ConversionError` if no key is the patch embedding's. Otherwise the conversion explains what lacks.
+    """
     prefixes = find_prefixes(state, rules)
-    if not prefixes:
+    if not prefixes and must:
         raise _none(_anchors(rules), state)
-    named = [prefix for prefix in prefixes if tower is None or tower.rstrip(".") == prefix.rstrip(".")]
+    every = _named(prefixes or [""], tower, part)
+    return _take(state, rules, _only(prefer(every)), every)
+
+
+def _named(prefixes: Sequence[str], tower: str | None, part: str | None) -> list[str]:
+    """Return the prefixes that the user's options name. Raises `ValueError` if they name none."""
+    named = of_part(of_part(prefixes, tower), part)
     if not named:
-        raise ValueError(f"no tower={tower!r} in the checkpoint; want one of {_names(prefixes)}")
-    return _only(named)
+        given = f"tower={tower!r}" if part is None else f"part={part!r}"
+        raise ValueError(f"the checkpoint has no {given}; want one of {_names(prefixes)}")
+    return named
+
+
+def _take(state: State, rules: Rules, prefix: str, prefixes: Sequence[str]) -> Taken:
+    tensors, unused = leave_out(merge_chunks(within(state, prefix, rules)), rules)
+    return Taken(tensors, rules, describe_taken(state, prefix, prefixes, unused))
 
 
 def _only(prefixes: Collection[str]) -> str:
     if len(prefixes) > 1:
-        raise ValueError(f"the checkpoint has several vision towers; choose one by tower=: {_names(prefixes)}")
+        raise ValueError(
+            f"the checkpoint has several vision towers; choose one by tower=, or a copy by part=: {_names(prefixes)}"
+        )
     return next(iter(prefixes))
 
 
@@ -151,9 +178,12 @@ def find_prefixes(keys: Iterable[str], rules: Rules) -> list[str]:
 
 
 def _anchors(rules: Rules) -> set[str]:
-    return {
-        source for rule in rules if any(target.endswith(PATCHES) for target in rule.targets) for source in rule.sources
-    }
+    """Return the keys of the patch embedding; of a network without one, a key that no other network has."""
+    named = {source for rule in rules if PATCHES & set(rule.targets) for source in rule.sources}
+    others = (
+        source for rule in rules if rule.targets and not rule.targets[0].startswith(HEADS) for source in rule.sources
+    )
+    return named or {max(others, key=len, default="")}
 
 
 def within(state: State, prefix: str, rules: Rules) -> dict[str, Tensor]:
@@ -170,7 +200,7 @@ def within(state: State, prefix: str, rules: Rules) -> dict[str, Tensor]:
 
 def settle(config: ViTConfig, rules: Rules, keys: State, architecture: str = "") -> ViTConfig:
     """Return the configuration with the parts that a sibling class leaves out or adds: the final norm, the pooling, the
-    projection.
+    projection. LayerScale is there if the checkpoint has it, whatever the settings say.
 
     `architecture`: the class that saved the weights. One of `CLASSES` has all its parts, so a missing one is a fault.
     """
@@ -182,4 +212,12 @@ def settle(config: ViTConfig, rules: Rules, keys: State, architecture: str = "")
     fc_norm = config.fc_norm and "fc_norm.weight" in has
     final_norm = (config.final_norm or config.fc_norm) and not fc_norm and "norm.weight" in has
     pool = "mean" if config.pool == "map" and "attn_pool.latent" not in has else config.pool
-    return replace(config, fc_norm=fc_norm, final_norm=final_norm, pool=pool, projection_dim=widths[0])
+    scales = [source.replace("{i}", "0") for rule in rules if SCALE in rule.targets for source in rule.sources]
+    return replace(
+        config,
+        fc_norm=fc_norm,
+        final_norm=final_norm,
+        pool=pool,
+        projection_dim=widths[0],
+        layer_scale=config.layer_scale or any(key in keys for key in scales),
+    )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vitbackbone.contract.features import Features
 from vitbackbone.contract.geometry import Geometry
+from vitbackbone.contract.tracing import copied
 
 
 def align(features: Features, geometry: Geometry) -> Float[Tensor, "B D h w"]:
@@ -22,7 +23,19 @@ def align(features: Features, geometry: Geometry) -> Float[Tensor, "B D h w"]:
     if ratio == 1:
         return maps
     rows, columns = (_hats(*sizes, ratio, maps.device) for sizes in zip(geometry.grid, maps.shape[-2:], strict=True))
-    return rows.to(maps) @ maps @ columns.to(maps).T
+    return multiply_axes(maps, rows.to(maps), columns.to(maps))
+
+
+def multiply_axes(
+    maps: Float[Tensor, "B D y x"], rows: Float[Tensor, "h y"], columns: Float[Tensor, "w x"]
+) -> Float[Tensor, "B D h w"]:
+    """Resample the rows and the columns of maps by a matrix each.
+
+    It uses only products of two matrices, because tracers specialise other products on sides of size 1.
+    """
+    (batch, dim, y, x), (h, w) = maps.shape, (rows.shape[0], columns.shape[0])
+    tall = (copied(maps.mT).view(batch * dim * x, y) @ rows.T).view(batch, dim, x, h)
+    return (copied(tall.mT).view(batch * dim * h, x) @ columns.T).view(batch, dim, h, w)
 
 
 def _hats(points: int, size: int, ratio: float, device: torch.device) -> Float[Tensor, "points size"]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from jaxtyping import Shaped
+from torch import Tensor
 from torch.fx.experimental import _config as symbolic_shapes
 
 OBLIVIOUS = "backed_size_oblivious"  # a private setting of torch, which `torch.onnx.export` also sets
@@ -15,6 +17,11 @@ OBLIVIOUS = "backed_size_oblivious"  # a private setting of torch, which `torch.
 def numbers(*sizes: object) -> bool:
     """Return whether all sizes are numbers, and none is a symbol of a tracer."""
     return not any(isinstance(size, torch.SymInt) for size in sizes)
+
+
+def copied(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Return a contiguous copy. `contiguous` would make tracers specialise on sides of size 1."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def any_size() -> AbstractContextManager[None]:

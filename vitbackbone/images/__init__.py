@@ -13,9 +13,10 @@ from vitbackbone.images.preprocess import (
     ImageTransform,
     Preprocess,
     enough,
+    prepare_images,
     stack_images,
 )
-from vitbackbone.images.resize import FILTERS, Interpolation, Resampling
+from vitbackbone.images.resize import FILTERS, Interpolation, ResizeLibrary
 from vitbackbone.images.signature import HEAD, image_format
 from vitbackbone.images.sources import ImageSource, load_image, open_image
 from vitbackbone.images.view import Resolution, View, check_area, sides
@@ -36,7 +37,7 @@ __all__ = [
     "Interpolation",
     "Photo",
     "Preprocess",
-    "Resampling",
+    "ResizeLibrary",
     "Resolution",
     "View",
     "check_area",
@@ -44,6 +45,7 @@ __all__ = [
     "image_format",
     "load_image",
     "open_image",
+    "prepare_images",
     "sides",
     "stack_images",
 ]

@@ -1,7 +1,7 @@
 """Images to normalised tensors, as a checkpoint expects them, and the view that maps their pixels to the photo."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitbackbone.images.decode import Photo
 from vitbackbone.images.errors import TooThin as TooThin
-from vitbackbone.images.resize import Interpolation, Resampling, resized_crop
+from vitbackbone.images.resize import Interpolation, ResizeLibrary, resized_crop
 from vitbackbone.images.sources import ImageSource, naming, open_image
 from vitbackbone.images.view import Resolution, View, check_area, sides
 
@@ -19,7 +19,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
-CropMode = Literal["center", "squash", "letterbox", "pad"]
+CropMode = Literal["center", "squash", "letterbox", "pad", "patches", "area"]
 CropRounding = Literal["even", "down"]
 Decoding = Literal["exact", "fast", "draft"]
 
@@ -27,7 +27,7 @@ CHOICES = {
     "interpolation": Interpolation,
     "crop_mode": CropMode,
     "crop_rounding": CropRounding,
-    "resampling": Resampling,
+    "resampling": ResizeLibrary,
 }
 
 
@@ -89,6 +89,11 @@ class Preprocess:
     (prismatic-vlms, prismatic/models/backbones/vision/base_vision.py, `LetterboxPad`; for square inputs the two are
     equal to the bit). `"pad"` resizes the longer side to the input and fills the right and bottom with the mean colour,
     as SAM does. Its border has whole levels, so that it differs from SAM's zeros by at most half a level of 255.
+    `"patches"` and `"area"` show the whole photo with nearly its aspect, so that inputs differ in size. Both sides are
+    multiples of `multiple` pixels. `"patches"` takes the largest scale at which the sides, rounded up, have at most
+    `most_pixels` together (SigLIP 2 NaFlex). `"area"` rounds the photo's own sides to the nearest multiples, and scales
+    it only if that has fewer than `least_pixels` or more than `most_pixels` (Qwen2-VL's `smart_resize`). A resolution
+    (H, W) takes the place of `most_pixels`.
 
     `resampling`: whose filters resize. `"pillow"` is used by timm and most authors of checkpoints. `"torchvision"` is
     used by transformers by default since version 5. The two differ by 1 or 2 levels of 255 where a photo shrinks, and
@@ -108,17 +113,37 @@ class Preprocess:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     crop_rounding: CropRounding = "even"
-    resampling: Resampling = "pillow"
+    resampling: ResizeLibrary = "pillow"
+    multiple: int = 1  # "patches" and "area": what divides both sides of an input, in pixels
+    least_pixels: int = 0  # "area": pixels of the smallest input
+    most_pixels: int = 0  # "patches" and "area": pixels of the largest input
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"Preprocess: crop_pct must be in (0, 1], got {self.crop_pct}")
-        if self.crop_mode == "pad" and self.crop_pct != 1:
-            raise ValueError(f"Preprocess: crop_mode='pad' crops nothing; want crop_pct=1, got {self.crop_pct}")
+        if self.crop_mode in ("pad", *FITTED) and self.crop_pct != 1:
+            raise ValueError(
+                f"Preprocess: crop_mode={self.crop_mode!r} crops nothing; want crop_pct=1, got {self.crop_pct}"
+            )
+        self._check_budget()
         for name, kind in CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 wanted = ", ".join(get_args(kind))
                 raise ValueError(f"Preprocess: unknown {name}: {getattr(self, name)!r}; want one of {wanted}")
+
+    def _check_budget(self) -> None:
+        budget = self.multiple, self.least_pixels, self.most_pixels
+        if self.crop_mode not in FITTED:
+            if budget != (1, 0, 0):
+                raise ValueError(
+                    "Preprocess: multiple, least_pixels and most_pixels belong to crop_mode='patches' and 'area', got "
+                    f"{self.crop_mode!r}"
+                )
+        elif not (self.multiple >= 1 and 0 <= self.least_pixels <= self.most_pixels >= self.multiple**2):
+            raise ValueError(
+                f"Preprocess: multiple={self.multiple}, least_pixels={self.least_pixels} and most_pixels="
+                f"{self.most_pixels}; want at least 1, and room for multiple x multiple pixels"
+            )
 
     def __call__(
         self,
@@ -213,6 +238,10 @@ class Preprocess:
         if keep_aspect:
             resized = _cover(source, size)
             return View(source, resized, (0, 0), resized)
+        if self.crop_mode in FITTED:
+            most = self.most_pixels if resolution is None else math.prod(size)
+            resized = FITTED[self.crop_mode](source, self.multiple, min(self.least_pixels, most), most)
+            return View(source, resized, (0, 0), resized)
         if self.crop_mode == "pad":
             return View(source, _inside(source, size), (0, 0), size)
         pad = _border(source, size) if self.crop_mode == "letterbox" else (0, 0)
@@ -243,9 +272,30 @@ def stack_images(
     resolution: Resolution | None,
     keep_aspect: bool,
     max_pixels: int | None,
-    first: int = 0,
 ) -> Float[Tensor, "B C H W"]:
-    """Preprocess images and stack them. See `Preprocess.batch`. `first`: the number of the first image in errors."""
+    """Preprocess images and stack them. See `Preprocess.batch`."""
+    made = prepare_images(preprocess, images, resolution, keep_aspect, max_pixels)
+    sizes = {tuple(image.shape[1:]) for image in made}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"the images have {len(sizes)} sizes after preprocessing, such as {min(sizes)} and {max(sizes)}; want one "
+            "size. Leave keep_aspect out, or pass a list of single images to the backbone"
+        )
+    return torch.stack(made)
+
+
+def prepare_images(
+    preprocess: ImageTransform,
+    images: Sequence[ImageSource],
+    resolution: Resolution | None,
+    keep_aspect: bool,
+    max_pixels: int | None,
+    first: int = 0,
+) -> list[Float[Tensor, "C H W"]]:
+    """Preprocess images one by one. `first`: the number of the first image in errors.
+
+    Raises `ImageError`, naming the image that cannot be read, and `ValueError` if there is none.
+    """
     if isinstance(images, str | bytes) or not hasattr(images, "__len__"):
         raise ValueError(f"images is a {type(images).__name__}; want a list of images")
     if not len(images):
@@ -254,13 +304,7 @@ def stack_images(
     for index, image in enumerate(images, first):
         with naming(index, image):
             made.append(preprocess(image, resolution, keep_aspect, max_pixels))
-    sizes = {tuple(image.shape[1:]) for image in made}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"the images have {len(sizes)} sizes after preprocessing, such as {min(sizes)} and {max(sizes)}; want one "
-            "size. Leave keep_aspect out, or pass a list of single images to the backbone"
-        )
-    return torch.stack(made)
+    return made
 
 
 def _expand(rgb: UInt8[Tensor, "3 h w"], view: View, colour: tuple[int, int, int]) -> UInt8[Tensor, "3 H W"]:
@@ -293,6 +337,44 @@ def _inside(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]
     scale = min(target[0] / source[0], target[1] / source[1])
     height, width = (max(int(side * scale + 0.5), 1) for side in source)
     return min(height, target[0]), min(width, target[1])
+
+
+def _most_patches(source: tuple[int, int], multiple: int, least: int, most: int) -> tuple[int, int]:
+    """Return the largest size of at most `most` pixels with nearly the aspect of `source`. Sides are rounded up.
+
+    The scale is found as by transformers (image_processing_siglip2.py), for equal sizes.
+    """
+
+    def scaled(scale: float) -> tuple[int, int]:
+        height, width = (max(multiple, math.ceil(side * scale / multiple) * multiple) for side in source)
+        return height, width
+
+    low, high, precision = 1e-6, 100.0, 1e-5
+    while high - low >= precision:
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.prod(scaled(middle)) <= most else (low, middle)
+    return scaled(low)
+
+
+def _nearest_area(source: tuple[int, int], multiple: int, least: int, most: int) -> tuple[int, int]:
+    """Return the size of `source` with sides rounded to multiples, scaled only if its area is out of bounds.
+
+    Rounded as by transformers (image_processing_qwen2_vl.py, `smart_resize`).
+    """
+    rounded = [round(side / multiple) * multiple for side in source]
+    area = math.prod(source)
+    if math.prod(rounded) > most:
+        shrunk = math.sqrt(area / most)
+        rounded = [max(multiple, math.floor(side / shrunk / multiple) * multiple) for side in source]
+    elif math.prod(rounded) < least:
+        grown = math.sqrt(least / area)
+        rounded = [math.ceil(side * grown / multiple) * multiple for side in source]
+    height, width = (max(side, multiple) for side in rounded)
+    return height, width
+
+
+Fit = Callable[[tuple[int, int], int, int, int], tuple[int, int]]  # the photo, the multiple, least and most pixels
+FITTED: dict[str, Fit] = {"patches": _most_patches, "area": _nearest_area}
 
 
 def _border(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Resampling = Literal["pillow", "torchvision"]
+ResizeLibrary = Literal["pillow", "torchvision"]
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -38,7 +38,7 @@ def resized_crop(
     size: tuple[int, int],
     interpolation: Interpolation,
     exact: bool,
-    resampling: Resampling = "pillow",
+    resampling: ResizeLibrary = "pillow",
 ) -> UInt8[Tensor, "3 H W"]:
     """Resize `rgb` to `resized`, and return the crop of `size` at `offset` (top, left).
 

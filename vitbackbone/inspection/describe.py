@@ -168,6 +168,12 @@ POSITIONS = {
     "sincos1d": "a fixed 1-D sine-cosine vector",
     "sincos2d": "a fixed 2-D sine-cosine vector",
 }
+FITS = {
+    "resize": "resampled",
+    "square": "resampled to a square and cropped,",
+    "tile": "tiled",
+    "buckets": "picked by the fraction of each side,",
+}
 ACTIVATIONS = {
     "gelu": "GELU between",
     "gelu_tanh": "GELU between, by its tanh approximation",
@@ -177,8 +183,11 @@ ACTIVATIONS = {
 POOLS = {
     "cls": "CLS",
     "prefix": "the mean of CLS and the registers",
+    "tokens": "some prefix tokens side by side",
     "mean": "the mean of the patches",
+    "cls_mean": "CLS and the mean of the patches side by side",
     "map": "attention pooling",
+    "query": "attention pooling",
     "neck": "the mean of the neck",
 }
 
@@ -248,8 +257,8 @@ def _entering(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row
     rows.append(("patch embedding", _by((h * w, shapes["patch_embed"][1][0])), how))
     if config.position != "none":
         note = f"{POSITIONS[config.position]} per position"
-        if (h, w) != config.grid:
-            note += f", resampled from {_by(config.grid)} to {_by((h, w))}"
+        if (h, w) != config.table_grid:
+            note += f", {FITS[config.resampling.fit]} from {_by(config.table_grid)} to {_by((h, w))}"
         rows.append(("+ positions", _by((h * w, config.dim)), note))
     if config.num_prefix:
         folded = config.cls and config.position != "none"
@@ -310,8 +319,10 @@ def _leaving(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row]
     rows.append(("patches", _by(features.patches.shape[1:]), "features.patches, the map: channels, rows, columns"))
     note = f"features.pooled, run only when asked for: {POOLS[config.pool]}"
     rows.append(("pooled", _by(features.pooled.shape[1:]), note))
-    if config.pool == "map":
-        note = f"one learned query attends to the patches, {config.num_heads} heads; then x + MLP(LayerNorm(x))"
+    if config.pool in ("map", "query"):
+        read = "all tokens" if config.pool_prefix else "the patches"
+        note = f"one learned query attends to {read}, {config.pool_heads or config.num_heads} heads"
+        note += "; then x + MLP(LayerNorm(x))" * (config.pool == "map")
         rows.append(("  attention", _by(shapes["attn_pool"][1]), note))
     if config.pool == "neck":
         note = "convolutions 1 x 1 and 3 x 3, each with LayerNorm over the channels"

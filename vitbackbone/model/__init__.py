@@ -1,6 +1,7 @@
 """The Vision Transformer of this package, at any image size."""
 
 from vitbackbone.model.attention import DecomposedTables, RelativeTable, SelfAttention, WindowAttention
+from vitbackbone.model.clipped import ClippedLinear
 from vitbackbone.model.config import (
     AsSquare,
     Indivisible,
@@ -13,18 +14,21 @@ from vitbackbone.model.config import (
     check_kinds,
     vit_config,
 )
-from vitbackbone.model.layers import Block, ConvStem, LayerScale, Mlp, SwiGLU
+from vitbackbone.model.layers import Block, ConvStem, GatedMlp, LayerScale, Mlp
+from vitbackbone.model.maps import resize_maps
 from vitbackbone.model.packing import Grid, Layout
 from vitbackbone.model.pooling import ChannelNorm
-from vitbackbone.model.position import rotary_table
+from vitbackbone.model.position import resample, resample_line, resample_relative, rotary_row_with_cls, rotary_table
 from vitbackbone.model.vit import Tokens, ViT
 
 __all__ = [
     "AsSquare",
     "Block",
     "ChannelNorm",
+    "ClippedLinear",
     "ConvStem",
     "DecomposedTables",
+    "GatedMlp",
     "Grid",
     "Indivisible",
     "LayerScale",
@@ -37,12 +41,16 @@ __all__ = [
     "Resampling",
     "Rotary",
     "SelfAttention",
-    "SwiGLU",
     "Tokens",
     "ViT",
     "ViTConfig",
     "WindowAttention",
     "check_kinds",
+    "resample",
+    "resample_line",
+    "resample_relative",
+    "resize_maps",
+    "rotary_row_with_cls",
     "rotary_table",
     "vit_config",
 ]

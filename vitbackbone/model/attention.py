@@ -13,9 +13,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitbackbone.contract import copied
+from vitbackbone.model.clipped import make_linear
 from vitbackbone.model.config import ViTConfig
+from vitbackbone.model.norms import norm_or_identity
 from vitbackbone.model.packing import Layout
-from vitbackbone.model.position import copied, relative_index, resample_line, resample_relative, rotary_row, rotate
+from vitbackbone.model.position import (
+    relative_index,
+    resample_line,
+    resample_relative,
+    rotary_row,
+    rotary_row_with_cls,
+    rotate,
+)
 from vitbackbone.model.varlen import attend_varlen, takes
 
 
@@ -48,7 +58,7 @@ class DecomposedTables(nn.Module):
 
     def __init__(self, config: ViTConfig, grid: tuple[int, int]) -> None:
         super().__init__()
-        width = config.dim // config.num_heads
+        width = config.head_width
         self.rows = nn.Parameter(nn.init.trunc_normal_(torch.empty(2 * grid[0] - 1, width), std=0.02))
         self.columns = nn.Parameter(nn.init.trunc_normal_(torch.empty(2 * grid[1] - 1, width), std=0.02))
 
@@ -87,7 +97,7 @@ def attend(
     q: Float[Tensor, "B heads Q d"],
     k: Float[Tensor, "B heads N d"],
     v: Float[Tensor, "B heads N d"],
-    bias: Float[Tensor, "#B #heads Q N"] | Bool[Tensor, "#B #heads Q N"] | None,
+    bias: Float[Tensor, "#B #heads #Q N"] | Bool[Tensor, "#B #heads #Q N"] | None,
 ) -> Float[Tensor, "B heads Q d"]:
     """Attend within images of equal token counts, with torch's fused kernel. A boolean bias is a mask."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -129,14 +139,24 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: ViTConfig, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.width = config.head_width
         self.rotary = config.rotary
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.qkv_bias == "qkv")
-        self.q_bias = nn.Parameter(torch.zeros(config.dim)) if config.qkv_bias == "qv" else None
-        self.v_bias = nn.Parameter(torch.zeros(config.dim)) if config.qkv_bias == "qv" else None
+        inner, shared = config.num_heads * self.width, config.kv_heads * self.width
+        self.widths = (inner, shared, shared)  # of queries, keys and values
+        self.repeats = inner // shared  # heads of queries for each head of keys and values
+        self.qkv = make_linear(config, config.dim, self.widths, config.qkv_bias == "qkv")
+        self.q_bias = nn.Parameter(torch.zeros(inner)) if config.qkv_bias == "qv" else None
+        self.v_bias = nn.Parameter(torch.zeros(inner)) if config.qkv_bias == "qv" else None
+        self.qk_norm = config.qk_norm
+        normed = [self.width] * 2 if config.qk_norm == "head" else [inner, shared]
+        self.q_norm, self.k_norm = (norm_or_identity(config.qk_norm != "none", config, width) for width in normed)
+        self.v_eps = config.norm_eps if config.v_norm else None
+        turned = config.rotary is not None and config.rotary.cls_angles
+        self.cls_angles = nn.Parameter(torch.zeros(self.width // 2)) if turned else None
         relative = RELATIVE.get(config.relative_position)
         self.rel_pos = relative(config, grid) if relative else None
-        self.proj = nn.Linear(config.dim, config.dim)
+        self.norm = norm_or_identity(config.attn_norm, config, inner)
+        self.proj = make_linear(config, inner, [config.dim], config.proj_bias)
         self.attend = attend
 
     def forward(
@@ -156,19 +176,19 @@ class SelfAttention(nn.Module):
         if mask is not None:
             self._check_mask(layout)
         rows = x.shape[0]
-        x, inside = self._enter(x, layout)
+        x, inside, mask = self._enter(x, layout, mask)
         plain, k, v = self._split(x)  # relative positions use queries without rotary positions
         q, k = self._turn(plain, k, inside)
         if q.is_cuda and len(inside.grids) > 1 and self.rel_pos is None and not prefix:
             mixed = attend_jagged(q, k, v, inside.lengths(x.shape[1]))
-            return self.proj(rearrange(mixed, "B heads T d -> B T (heads d)"))
+            return self.proj(self.norm(rearrange(mixed, "B heads T d -> B T (heads d)")))
         count = inside.num_prefix(x.shape[1]) if prefix else None
         each = []
         for (grid, asking), (_, queries), (_, keys), (_, values) in zip(
             *(inside.split(part) for part in (plain, q, k, v)), strict=True
         ):
             each.append(self._mix(asking[:, :, :count], queries[:, :, :count], keys, values, grid, mask))
-        return self._leave(self.proj(inside.join(each)), layout, rows)
+        return self._leave(self.proj(self.norm(inside.join(each))), layout, rows)
 
     def _mix(
         self, plain: Tensor, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], mask: Tensor | None
@@ -192,9 +212,11 @@ class SelfAttention(nn.Module):
                 "a mask covers the tokens of one image size, and these images have several; run each image alone"
             )
 
-    def _enter(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "M K D"], Layout]:
-        """Return the tokens among which attention runs, and their layout."""
-        return x, layout
+    def _enter(
+        self, x: Float[Tensor, "B T D"], layout: Layout, mask: Tensor | None
+    ) -> tuple[Float[Tensor, "M K D"], Layout, Tensor | None]:
+        """Return the tokens among which attention runs, their layout, and the mask of which attend to which."""
+        return x, layout, mask
 
     def _leave(self, x: Float[Tensor, "M K D"], layout: Layout, rows: int) -> Float[Tensor, "B T D"]:
         """Undo `_enter`. `rows`: the number of rows of the result."""
@@ -202,48 +224,70 @@ class SelfAttention(nn.Module):
 
     def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
         """Return softmax(q kᵀ / √d + bias). Row i holds the weights of all tokens in token i."""
+        return self._scores(x, grid).softmax(dim=-1)
+
+    def _scores(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
+        """Return q kᵀ / √d + bias."""
         q, k, _ = self._split(x)
         bias = None if self.rel_pos is None else self.rel_pos(q, grid)
         q, k = self._turn(q, k, Layout((grid,)))
-        scores = (
-            q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
-        )  # scaled first, because the product overflows in half precision
-        return (scores if bias is None else scores + bias).softmax(dim=-1)
+        # scaled first, because the product overflows in half precision
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        return scores if bias is None else scores + bias
 
     def _split(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of each head, (B, heads, T, d)."""
         qkv = self.qkv(x)  # called as a module, so that adapters, hooks and faster kernels apply
         if self.q_bias is not None and self.v_bias is not None:
             qkv = qkv + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).type_as(qkv)
-        q, k, v = rearrange(qkv, "B T (three heads d) -> three B heads T d", three=3, heads=self.num_heads)
+        q, k, v = qkv.split(self.widths, dim=2)
+        if self.qk_norm == "full":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (part.unflatten(2, (-1, self.width)).transpose(1, 2) for part in (q, k, v))
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.v_eps is not None:
+            v = F.rms_norm(v, (self.width,), eps=self.v_eps)
+        if self.repeats > 1:
+            k, v = (part.repeat_interleave(self.repeats, dim=1) for part in (k, v))
         return q, k, v
 
     def _turn(self, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Rotate queries and keys by their rotary positions."""
         if self.rotary is None:
             return q, k
-        table = rotary_row(self.rotary, q.shape[-1], layout, layout.num_prefix(q.shape[2]), q.device)
+        if self.cls_angles is not None:
+            table = rotary_row_with_cls(self.rotary, self.cls_angles, layout)
+        else:
+            table = rotary_row(self.rotary, self.width, layout, layout.num_prefix(q.shape[2]), q.device)
         return rotate(q, table, self.rotary), rotate(k, table, self.rotary)
 
 
 class WindowAttention(SelfAttention):
     """Attention within square windows that do not overlap (Li et al. 2022, ViTDet).
 
-    The grid is padded with zeros to whole windows. As upstream, tokens attend to the padding too.
+    The grid is padded with zeros to whole windows. With `window_edge="pad"`, tokens attend to the padding too, as in
+    SAM. With `"cut"` they do not, so that windows over the edge are smaller (Qwen2.5-VL).
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config, (config.window, config.window))
         self.window = config.window
+        self.cuts = config.window_edge == "cut"
 
     def _check_mask(self, layout: Layout) -> None:
         raise ValueError("attention within windows takes no mask; use a backbone without windows")
 
-    def _enter(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "M K D"], Layout]:
-        """Return the windows of all images, image by image, row-major."""
-        cut = [self._cut(part, grid) for grid, part in layout.split(x)]
+    def _enter(
+        self, x: Float[Tensor, "B T D"], layout: Layout, mask: Tensor | None
+    ) -> tuple[Float[Tensor, "M K D"], Layout, Bool[Tensor, "M 1 1 K"] | None]:
+        """Return the windows of all images, image by image, row-major, and which of their tokens are no padding."""
+        parts = layout.split(x)
+        cut = [self._cut(part, grid) for grid, part in parts]
         inside = Layout(((self.window, self.window),))
-        return (cut[0] if len(cut) == 1 else torch.cat(cut)), inside
+        if self.cuts:
+            mask = torch.cat([self.filled(grid, x.device).repeat(part.shape[0], 1, 1, 1) for grid, part in parts])
+        return (cut[0] if len(cut) == 1 else torch.cat(cut)), inside, mask
 
     def _leave(self, x: Float[Tensor, "M K D"], layout: Layout, rows: int) -> Float[Tensor, "B T D"]:
         """Return the images that were cut into these windows."""
@@ -259,7 +303,10 @@ class WindowAttention(SelfAttention):
         """
         side = self.window
         rows, columns = self._windows(grid)
-        each = super().weights(self._cut(x, grid), (side, side))
+        scores = self._scores(self._cut(x, grid), (side, side))
+        if self.cuts:
+            scores = scores.masked_fill(~self.filled(grid, x.device).repeat(x.shape[0], 1, 1, 1), -torch.inf)
+        each = scores.softmax(dim=-1)
         where = torch.arange(rows * columns, device=x.device)
         whole = each.new_zeros(len(x), each.shape[1], rows * columns, side**2, rows * columns, side**2)
         whole[:, :, where, :, where, :] = rearrange(each, "(B n) heads q k -> n B heads q k", B=len(x))
@@ -274,6 +321,16 @@ class WindowAttention(SelfAttention):
     def _windows(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Return the number of rows and columns of windows of an image."""
         return (grid[0] - 1) // self.window + 1, (grid[1] - 1) // self.window + 1
+
+    def filled(self, grid: tuple[int, int], device: torch.device) -> Bool[Tensor, "n 1 1 K"]:
+        """Return which tokens of each window of an image are no padding."""
+        side, (rows, columns) = self.window, self._windows(grid)
+        down, across = (
+            torch.arange(count * side, device=device).view(count, side) < length
+            for count, length in zip((rows, columns), grid, strict=True)
+        )
+        filled = down[:, None, :, None] & across[None, :, None, :]  # rows columns side side
+        return filled.reshape(rows * columns, 1, 1, side**2)
 
     def _cut(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "M K D"]:
         """Return the windows of images with one grid."""

@@ -5,14 +5,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-Position = Literal["learned", "sincos1d", "sincos2d", "none"]
+Position = Literal["learned", "sincos1d", "sincos2d", "computed2d", "axes", "none"]
 RelativePosition = Literal["none", "table", "decomposed"]
 QkvBias = Literal["qkv", "qv", "none"]
-MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
-Pool = Literal["cls", "prefix", "mean", "map", "neck"]
+MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu", "geglu_tanh"]
+GATED: tuple[MlpKind, ...] = ("swiglu", "geglu", "geglu_tanh")
+NormKind = Literal["layer", "rms"]
+BranchNorm = Literal["before", "after", "both"]
+QkNorm = Literal["none", "head", "full"]
+WindowEdge = Literal["pad", "cut"]
+Pool = Literal["cls", "prefix", "tokens", "mean", "cls_mean", "map", "query", "neck"]
 Indivisible = Literal["pad", "refuse"]
 Mode = Literal["bicubic", "bilinear"]
 RelativeMode = Literal["spline", "geometric", "bilinear"]
+Fit = Literal["resize", "square", "tile", "buckets"]
 AsSquare = Literal["never", "elsewhere", "always"]
 Coordinates = Literal["centred", "index"]
 Pairs = Literal["halves", "neighbours"]
@@ -37,8 +43,13 @@ class Resampling:
     `relative`: the policy for tables of relative positions; see `position.resample_relative`.
     `as_square`: whether a table of h * w patches is read as a square grid with the same number of patches before it is
     resized: never, at every size but the table's own, or always. transformers does so for tables of any shape.
+    `align_corners`: whether the corners of the two grids lie on each other, as in `F.interpolate` (C-RADIOv3).
+    `fit`: how a table covers another grid. `"resize"` stretches each side to the grid. `"square"` resizes to a square
+    with the longer side of the grid, and crops it at the right or the bottom (NVlabs/RADIO, `cpe_support.py`).
+    `"tile"` repeats the table and crops it (SAM 3). `"buckets"` takes no new values: the fraction i / h of a row picks
+    one of the table's rows (Idefics 2; Dehghani et al. 2023, "Patch n' pack").
 
-    Raises `ValueError` on an unknown value, and on an offset together with antialiasing.
+    Raises `ValueError` on an unknown value, and on settings that do not go together.
     """
 
     mode: Mode = "bicubic"
@@ -46,13 +57,21 @@ class Resampling:
     offset: float = 0.0
     relative: RelativeMode = "spline"
     as_square: AsSquare = "never"
+    align_corners: bool = False
+    fit: Fit = "resize"
 
     def __post_init__(self) -> None:
-        check_kinds(self, {"mode": Mode, "relative": RelativeMode, "as_square": AsSquare})
+        check_kinds(self, {"mode": Mode, "relative": RelativeMode, "as_square": AsSquare, "fit": Fit})
+        if self.align_corners and (self.antialias or self.offset):
+            raise ValueError("Resampling: align_corners=True goes with antialias=False and offset=0")
+        if self.offset and self.fit != "resize":
+            raise ValueError(f"Resampling: offset={self.offset} goes with fit='resize', got {self.fit!r}")
         if self.antialias and self.offset:
             raise ValueError(
                 f"Resampling: offset={self.offset} goes with antialias=False: upstream antialiases without it"
             )
+        if self.align_corners and (self.antialias or self.offset):
+            raise ValueError("Resampling: align_corners=True goes with antialias=False and offset=0")
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,12 @@ class Rotary:
     Half of each head's channels encode the row, and half the column.
 
     `coordinates`: `"centred"` is 2π times a patch's centre, which lies in [-1, 1] on every grid (DINOv3). `"index"` is
-    a patch's row or column, rescaled so that every grid spans `reference` (EVA-02).
+    a patch's row or column plus `offset`, rescaled so that every grid spans `reference` (EVA-02), or as it is if
+    `reference` is None (Qwen2-VL). Tokens in front of the patches are not turned, so that `offset` sets their distance
+    to the patches.
+    `interleaved`: whether the wavelengths of the columns lie between those of the rows (Pixtral). Otherwise both axes
+    have the same.
+    `cls_angles`: whether CLS is turned by learned angles, one for each pair of channels (MLCD).
 
     Raises `ValueError` on an unknown value, and if `theta` is not above 0.
     """
@@ -70,7 +94,10 @@ class Rotary:
     theta: float  # wavelengths run from 1 to nearly theta, in geometric progression
     coordinates: Coordinates
     pairs: Pairs  # channels that rotate together: (i, i + d/2), or (2i, 2i + 1)
-    reference: tuple[int, int] = (16, 16)  # (h, w) of the grid that "index" coordinates span
+    reference: tuple[int, int] | None = None  # (h, w) of the grid that "index" coordinates span
+    offset: float = 0.0
+    interleaved: bool = False
+    cls_angles: bool = False
     bfloat16: bool = False  # whether wavelengths are rounded to bfloat16, as in the authors' DINOv3 files
 
     def __post_init__(self) -> None:
@@ -91,28 +118,50 @@ class ViTConfig:
     dim: int = 768
     depth: int = 12
     num_heads: int = 12
-    mlp_dim: int = 3072  # hidden width of the MLP; SwiGLU has two branches of this width
-    mlp: MlpKind = "gelu"  # exact GELU, tanh approximation, x * sigmoid(1.702 x), or gated
+    head_dim: int = 0  # width of a head; 0 is dim / num_heads
+    num_kv_heads: int = 0  # heads of keys and values, each shared by as many queries' heads; 0 is num_heads
+    mlp_dim: int = 3072  # hidden width of the MLP; a gated one has two branches of this width
+    # exact GELU, tanh approximation, x * sigmoid(1.702 x); or gated: by SiLU, exact GELU, tanh approximation
+    mlp: MlpKind = "gelu"
     mlp_norm: bool = False  # whether a gated MLP normalises its hidden values
     stem: tuple[tuple[int, int], ...] = ()  # (width, stride) of each 3x3 convolution; () is a linear projection
     patch_bias: bool = True  # whether the patch projection has a bias
+    embed_norm: bool = False  # whether a norm follows the patch projection, before positions and CLS
+    patch_padding: int = 0  # zeros around the image in the patch projection, in pixels (ViTPose)
     pre_norm: bool = False  # whether a norm precedes the first block
     cls: bool = True  # whether there is a CLS token
     num_registers: int = 0  # prefix tokens that are neither CLS nor patch: registers, DeiT's distillation token
+    # A learned table, a table of sinusoids, sinusoids computed for each grid, or a learned vector a row and a column
     position: Position = "learned"
+    axis_positions: int = 0  # rows, and columns, that position="axes" has vectors for
+    position_grid: tuple[int, int] | None = None  # (h, w) of the position table; None is the grid of image_size
     resampling: Resampling = Resampling()
     rotary: Rotary | None = None
     relative_position: RelativePosition = "none"  # bias on attention: a table (BEiT), or rows plus columns (SAM)
     window: int = 0  # side of the attention windows in patches; 0 is attention over the whole image
+    window_edge: WindowEdge = "pad"  # windows over the edge are padded with zeros (SAM), or smaller (Qwen2.5-VL)
     global_blocks: tuple[int, ...] = ()  # 0-based indices of the blocks without windows
     qkv_bias: QkvBias = "qkv"  # which of queries, keys and values have a bias
+    proj_bias: bool = True  # whether the projection behind attention has a bias
+    mlp_bias: bool = True  # whether the linear layers of the MLP have biases
+    clipped: bool = False  # whether the linear layers of the blocks clamp their inputs and outputs
+    qk_norm: QkNorm = "none"  # whether queries and keys have a norm, over each head or over all heads
+    v_norm: bool = False  # whether the values of each head are divided by their root mean square
+    attn_norm: bool = False  # whether a norm precedes the projection behind attention
+    norm: NormKind = "layer"  # layer norm, or root mean square without a bias
+    branch_norm: BranchNorm = "before"  # norms of a block: before attention and MLP, after them, or both
     layer_scale: bool = False  # whether residual branches have a learned factor per channel
     norm_eps: float = 1e-6
     final_norm: bool = True  # whether a norm follows the last block
     fc_norm: bool = False  # whether a norm after mean pooling replaces the final norm
-    # The CLS token, the mean of CLS and registers (timm's distilled DeiT), the mean of the patches, attention pooling
-    # (SigLIP), or the mean of the neck's map (SAM).
+    # The CLS token, the mean of CLS and registers (timm's distilled DeiT, Pixio), some prefix tokens side by side
+    # (C-RADIO), the mean of the patches, CLS beside that mean (Virchow), attention pooling with an MLP (SigLIP) or
+    # without one (AIMv2), or the mean of the neck's map (SAM).
     pool: Pool = "cls"
+    pool_tokens: tuple[int, ...] = ()  # pool="tokens": 0-based indices of prefix tokens, CLS first
+    pool_heads: int = 0  # heads of attention pooling; 0 is num_heads
+    pool_mlp_dim: int = 0  # hidden width of the MLP of attention pooling; 0 is mlp_dim
+    pool_prefix: bool = False  # whether attention pooling reads CLS and registers too
     neck_dim: int = 0  # channels of SAM's neck; 0 is no neck
     projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
     projection_bias: bool = False
@@ -127,22 +176,37 @@ class ViTConfig:
         for name in ("patch_size", "dim", "depth", "num_heads", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise wrong(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.dim % self.num_heads:
-            raise wrong(f"dim={self.dim} is not divisible by num_heads={self.num_heads}")
+        if not self.head_dim and self.dim % self.num_heads:
+            raise wrong(f"dim={self.dim} is not divisible by num_heads={self.num_heads}, and head_dim is 0")
+        if self.num_heads % self.kv_heads:
+            raise wrong(f"num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}")
         if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
             raise wrong(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         if self.stem and math.prod(stride for _, stride in self.stem) != self.patch_size:
             raise wrong(f"the strides of stem={self.stem} do not multiply to patch_size={self.patch_size}")
-        parts = {"sincos1d": 2, "sincos2d": 4}.get(self.position, 1)
+        if not 0 <= 2 * self.patch_padding < self.patch_size or (self.patch_padding and self.stem):
+            raise wrong(
+                f"patch_padding={self.patch_padding} with patch_size={self.patch_size}; want less than half of it"
+            )
+        if self.position_grid is not None and (min(self.position_grid) < 1 or self.position == "none"):
+            raise wrong(f"position_grid={self.position_grid} with position={self.position!r}; want sides of at least 1")
+        parts = {"sincos1d": 2, "sincos2d": 4, "computed2d": 4}.get(self.position, 1)
         if self.dim % parts:
             raise wrong(f"position={self.position!r} needs dim divisible by {parts}, got {self.dim}")
-        if self.rotary and self.dim % (4 * self.num_heads):
-            raise wrong(f"rotary needs heads of a width divisible by 4, got {self.dim}/{self.num_heads}")
+        if (self.position == "axes") != (self.axis_positions > 0):
+            raise wrong(f"axis_positions={self.axis_positions} with position={self.position!r}; want both or neither")
+        if self.rotary and self.head_width % 4:
+            raise wrong(f"rotary needs heads of a width divisible by 4, got {self.head_width}")
+        if self.rotary and self.rotary.cls_angles and self.num_prefix != int(self.cls):
+            raise wrong("rotary.cls_angles=True turns CLS, and has no angles for registers")
         if self.relative_position == "decomposed" and self.num_prefix:
             raise wrong("relative_position='decomposed' has no place for CLS or registers")
         if self.relative_position == "table" and self.num_prefix != 1:
             raise wrong(f"relative_position='table' has biases for one prefix token, got {self.num_prefix}")
-        for name in ("window", "neck_dim", "projection_dim"):
+        for name in (
+            *("window", "neck_dim", "projection_dim", "pool_heads", "pool_mlp_dim"),
+            *("head_dim", "num_kv_heads", "axis_positions"),
+        ):
             if getattr(self, name) < 0:
                 raise wrong(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.norm_eps <= 0:
@@ -158,10 +222,26 @@ class ViTConfig:
             raise wrong("projection_bias=True needs projection_dim")
         if self.stem and not self.patch_bias:
             raise wrong("patch_bias=False needs stem=(), because the last convolution of a stem has a bias")
-        if self.mlp_norm and self.mlp != "swiglu":
-            raise wrong(f"mlp_norm=True needs mlp='swiglu', got {self.mlp!r}")
-        if self.pool in ("cls", "prefix") and not self.cls:
+        if self.mlp_norm and self.mlp not in GATED:
+            raise wrong(f"mlp_norm=True needs mlp to be one of {', '.join(GATED)}, got {self.mlp!r}")
+        if self.window_edge == "cut" and not self.window:
+            raise wrong("window_edge='cut' needs window")
+        if self.window_edge == "cut" and self.relative_position != "none":
+            raise wrong("window_edge='cut' goes with relative_position='none'")
+        if self.num_kv_heads and self.qkv_bias == "qv":
+            raise wrong("num_kv_heads goes with qkv_bias='qkv' or 'none'")
+        if self.pool in ("cls", "prefix", "cls_mean") and not self.cls:
             raise wrong(f"pool={self.pool!r} needs cls=True; use pool='mean'")
+        if bool(self.pool_tokens) != (self.pool == "tokens"):
+            raise wrong(f"pool_tokens={self.pool_tokens} with pool={self.pool!r}; want both, pool='tokens', or neither")
+        if any(not 0 <= i < self.num_prefix for i in self.pool_tokens):
+            raise wrong(f"pool_tokens={self.pool_tokens}; want indices of the {self.num_prefix} prefix tokens")
+        if self.pool not in ("map", "query") and (self.pool_heads or self.pool_prefix):
+            raise wrong(f"pool_heads and pool_prefix belong to pool='map' and pool='query', got {self.pool!r}")
+        if self.pool != "map" and self.pool_mlp_dim:
+            raise wrong(f"pool_mlp_dim={self.pool_mlp_dim} belongs to pool='map', got {self.pool!r}")
+        if self.pool_heads and self.dim % self.pool_heads:
+            raise wrong(f"dim={self.dim} is not divisible by pool_heads={self.pool_heads}")
         if self.pool == "neck" and not self.neck_dim:
             raise wrong("pool='neck' needs neck_dim; use pool='mean'")
         if self.fc_norm and (self.final_norm or self.pool != "mean"):
@@ -177,9 +257,30 @@ class ViTConfig:
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
+    def head_width(self) -> int:
+        """Channels of a head."""
+        return self.head_dim or self.dim // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and of values."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def table_grid(self) -> tuple[int, int]:
+        """(h, w) of the position table."""
+        return self.position_grid or self.grid
+
+    @property
     def num_prefix(self) -> int:
         """Number of tokens in front of the patches: CLS and registers."""
         return int(self.cls) + self.num_registers
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of the pooled vector before its projection."""
+        widths = {"tokens": len(self.pool_tokens) * self.dim, "cls_mean": 2 * self.dim, "neck": self.neck_dim}
+        return widths.get(self.pool, self.dim)
 
 
 KINDS = {
@@ -187,6 +288,10 @@ KINDS = {
     "relative_position": RelativePosition,
     "qkv_bias": QkvBias,
     "mlp": MlpKind,
+    "norm": NormKind,
+    "branch_norm": BranchNorm,
+    "qk_norm": QkNorm,
+    "window_edge": WindowEdge,
     "pool": Pool,
     "indivisible": Indivisible,
 }
@@ -217,5 +322,5 @@ def vit_config(variant: str, resolution: int = 224, **fields: Any) -> ViTConfig:
     if size not in SIZES or not patch.isdecimal():
         raise ValueError(f"unknown variant {variant!r}; want SIZE/PATCH such as 'B/16', SIZE one of {', '.join(SIZES)}")
     dim, depth, num_heads, mlp_dim = SIZES[size]
-    base = ViTConfig((resolution, resolution), int(patch), dim, depth, num_heads, mlp_dim)
+    base = ViTConfig((resolution, resolution), int(patch), dim, depth, num_heads, mlp_dim=mlp_dim)
     return replace(base, **fields)

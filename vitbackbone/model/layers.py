@@ -11,21 +11,29 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitbackbone.contract import numbers
 from vitbackbone.model.attention import SelfAttention, WindowAttention
+from vitbackbone.model.clipped import make_linear
 from vitbackbone.model.config import Resampling, ViTConfig
+from vitbackbone.model.norms import norm_or_identity
 from vitbackbone.model.packing import Layout
-from vitbackbone.model.position import resample, sincos1d, sincos2d
+from vitbackbone.model.position import computed2d, resample, sincos1d, sincos2d
 
 GRIDS = 32  # number of grids whose positions are kept: a batch of `extract` has at most this many
 
 
 class PatchEmbed(nn.Module):
-    """The linear projection of p x p patches to width D, as a convolution whose stride equals its kernel size."""
+    """The linear projection of p x p patches to width D, as a convolution whose stride equals its kernel size.
+
+    With zeros around the image, the patches lie that much further up and left; their number is the same.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         p = config.patch_size
-        self.proj = nn.Conv2d(3, config.dim, kernel_size=p, stride=p, bias=config.patch_bias)
+        self.proj = nn.Conv2d(
+            3, config.dim, kernel_size=p, stride=p, padding=config.patch_padding, bias=config.patch_bias
+        )
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
         return self.proj(images)
@@ -59,7 +67,7 @@ class PositionEmbedding(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.grid = config.grid
+        self.grid = config.table_grid
         self.resampling: Resampling = config.resampling
         shape = (self.grid[0] * self.grid[1], config.dim)
         if config.position == "learned":
@@ -76,19 +84,71 @@ class PositionEmbedding(nn.Module):
         """
         self.tables = {}
 
-    def forward(self, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
+    def forward(self, grid: tuple[int, int], like: Tensor | None = None) -> Float[Tensor, "N D"]:
+        """Return the positions of a grid, like the table on its device and in its precision."""
         if self.tables is None or torch.compiler.is_compiling():
-            return resample(self.table, self.grid, grid, self.resampling)
+            return self.at(grid)
         version = 0 if self.table.is_inference() else self.table._version
         key = (grid, version, self.table.device, self.table.dtype)
         table = self.tables.get(key)
         if table is None:
             with torch.inference_mode(False), torch.no_grad():
-                table = resample(self.table, self.grid, grid, self.resampling)
+                table = self.at(grid)
             while len(self.tables) >= GRIDS:
                 self.tables.pop(next(iter(self.tables)), None)  # another thread may have taken it
             self.tables[key] = table
         return table
+
+    def at(self, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
+        """Make the positions of a grid from the table."""
+        return resample(self.table, self.grid, grid, self.resampling)
+
+
+class AxisEmbedding(PositionEmbedding):
+    """A learned vector for each row and for each column, whose sum is a patch's position (Gemma 4).
+
+    Raises `ValueError` on a grid with more rows or columns than there are vectors.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        nn.Module.__init__(self)
+        shape = (2, config.axis_positions, config.dim)  # columns, then rows
+        self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
+        self.tables = None
+
+    def at(self, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
+        """Add the vectors of the rows to the vectors of the columns."""
+        (h, w), most = grid, self.table.shape[1]
+        if numbers(h, w) and max(grid) > most:
+            raise ValueError(f"images have {h} x {w} patches, and there are positions for {most} a side; resize them")
+        # A negative pad crops. Tracers know the size of its result, but not the size of a slice.
+        columns, rows = (F.pad(axis, (0, 0, 0, n - most)) for axis, n in zip(self.table, (w, h), strict=True))
+        return (rows[:, None] + columns[None]).view(h * w, self.table.shape[2])
+
+
+class ComputedPositions(nn.Module):
+    """Sines and cosines of a patch's column and row, computed for each grid instead of resampled (AIMv2)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.dim = config.dim
+
+    def keep(self) -> None:
+        """Do nothing: the tables of the latest grids are always cached."""
+
+    def forward(self, grid: tuple[int, int], like: Tensor | None = None) -> Float[Tensor, "N D"]:
+        """Return the positions of a grid, on the device and in the precision of `like`; default: float32 on the CPU."""
+        table = computed2d(grid, self.dim, torch.device("cpu") if like is None else like.device)
+        return table if like is None else table.type_as(like)
+
+
+def position_embedding(config: ViTConfig) -> PositionEmbedding | ComputedPositions | None:
+    """Build the positions of a configuration; None if it has none."""
+    if config.position == "none":
+        return None
+    if config.position == "computed2d":
+        return ComputedPositions(config)
+    return AxisEmbedding(config) if config.position == "axes" else PositionEmbedding(config)
 
 
 def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -101,6 +161,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": quick_gelu,
 }
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "geglu": ACTIVATIONS["gelu"],
+    "geglu_tanh": ACTIVATIONS["gelu_tanh"],
+}
 
 
 class Mlp(nn.Module):
@@ -108,35 +173,36 @@ class Mlp(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.dim, config.mlp_dim)
+        self.fc1 = make_linear(config, config.dim, [config.mlp_dim], config.mlp_bias)
         self.activation = ACTIVATIONS[config.mlp]
-        self.fc2 = nn.Linear(config.mlp_dim, config.dim)
+        self.fc2 = make_linear(config, config.mlp_dim, [config.dim], config.mlp_bias)
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         return self.fc2(self.activation(self.fc1(x)))
 
 
-class SwiGLU(nn.Module):
-    """A gated MLP: SiLU(gate) * value, then a linear layer (Shazeer 2020).
+class GatedMlp(nn.Module):
+    """A gated MLP: activation(gate) * value, then a linear layer (Shazeer 2020).
 
     `w12` computes gate and value in one product (facebookresearch/dinov2, layers/swiglu_ffn.py). EVA-02 normalises
-    SiLU(gate) * value.
+    activation(gate) * value.
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.w12 = nn.Linear(config.dim, 2 * config.mlp_dim)
-        self.norm = nn.LayerNorm(config.mlp_dim, eps=config.norm_eps) if config.mlp_norm else nn.Identity()
-        self.w3 = nn.Linear(config.mlp_dim, config.dim)
+        self.w12 = make_linear(config, config.dim, [config.mlp_dim] * 2, config.mlp_bias)
+        self.activation = GATES[config.mlp]
+        self.norm = norm_or_identity(config.mlp_norm, config, config.mlp_dim)
+        self.w3 = make_linear(config, config.mlp_dim, [config.dim], config.mlp_bias)
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(self.norm(F.silu(gate) * value))
+        return self.w3(self.norm(self.activation(gate) * value))
 
 
-def mlp(config: ViTConfig) -> Mlp | SwiGLU:
+def mlp(config: ViTConfig) -> Mlp | GatedMlp:
     """Build the MLP of a configuration."""
-    return SwiGLU(config) if config.mlp == "swiglu" else Mlp(config)
+    return GatedMlp(config) if config.mlp in GATES else Mlp(config)
 
 
 class LayerScale(nn.Module):
@@ -176,7 +242,10 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm encoder block: attention and then an MLP, each with its own norm and residual connection."""
+    """An encoder block: attention and then an MLP, each with its own norms and residual connection.
+
+    A norm stands before each (Vision Transformer), behind each (EVA-CLIP's largest), or both (Gemma 4).
+    """
 
     def __init__(self, config: ViTConfig, index: int) -> None:
         super().__init__()
@@ -185,11 +254,14 @@ class Block(nn.Module):
             return LayerScale(config.dim) if config.layer_scale else nn.Identity()
 
         everywhere = not config.window or index in config.global_blocks
-        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        before, after = config.branch_norm != "after", config.branch_norm != "before"
+        self.norm1 = norm_or_identity(before, config)
         self.attn = SelfAttention(config, config.grid) if everywhere else WindowAttention(config)
+        self.post1 = norm_or_identity(after, config)
         self.ls1 = scale()
-        self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.norm2 = norm_or_identity(before, config)
         self.mlp = mlp(config)
+        self.post2 = norm_or_identity(after, config)
         self.ls2 = scale()
         self.drop_path = DropPath(config.drop_path * index / max(config.depth - 1, 1))
 
@@ -211,5 +283,5 @@ class Block(nn.Module):
         lengths = layout.lengths(x.shape[1], prefix) if self.training else ()
         stream = layout.prefix(x) if prefix else x
         # The output of attention has no name, so that its memory is free during the MLP.
-        x = stream + self.drop_path(self.ls1(self.attn(self.norm1(x), layout, mask, prefix)), lengths)
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), lengths)
+        x = stream + self.drop_path(self.ls1(self.post1(self.attn(self.norm1(x), layout, mask, prefix))), lengths)
+        return x + self.drop_path(self.ls2(self.post2(self.mlp(self.norm2(x)))), lengths)

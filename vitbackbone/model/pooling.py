@@ -1,10 +1,11 @@
-"""Poolings of checkpoints: the CLS token, a mean of tokens, attention (SigLIP), or the mean of the neck's map (SAM).
+"""Poolings of checkpoints: prefix tokens, a mean of patches, both, attention (SigLIP), or the mean of a neck (SAM).
 
 Axes: `B` batch, `D` width, `C` channels of the neck, `h w` patch grid.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from vitbackbone.contract import Features, pool_cls, pool_mean
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.layers import mlp
+from vitbackbone.model.norms import make_norm
 
 
 @dataclass(frozen=True)
@@ -29,36 +31,78 @@ class Pooling:
         return self.projection(self.norm(self.vector(features)))
 
 
-def pool_prefix(features: Features) -> Float[Tensor, "B D"]:
-    """Return the mean of CLS and the registers. Raises `ValueError` if there is no CLS token."""
-    return torch.cat([pool_cls(features)[:, None], features.registers], dim=1).mean(dim=1)
+PrefixPool = Callable[[Float[Tensor, "B P D"]], Float[Tensor, "B V"]]
 
 
-VECTORS: dict[str, Callable[[Features], Tensor]] = {"cls": pool_cls, "prefix": pool_prefix, "mean": pool_mean}
+def from_prefix(config: ViTConfig) -> PrefixPool | None:
+    """Return the pooling of a configuration as a function of the prefix tokens, or None if it reads patches too."""
+    if config.pool == "cls":
+        return partial(_side_by_side, indices=(0,))
+    if config.pool == "tokens":
+        return partial(_side_by_side, indices=config.pool_tokens)
+    return _mean if config.pool == "prefix" else None
+
+
+def _side_by_side(prefix: Float[Tensor, "B P D"], indices: tuple[int, ...]) -> Float[Tensor, "B V"]:
+    return torch.cat([prefix[:, index] for index in indices], dim=1)
+
+
+def _mean(prefix: Float[Tensor, "B P D"]) -> Float[Tensor, "B D"]:
+    return prefix.mean(dim=1)
+
+
+@dataclass(frozen=True)
+class PrefixVector:
+    """A pooling that reads only CLS and the registers, in this order."""
+
+    pool: PrefixPool
+
+    def __call__(self, features: Features) -> Float[Tensor, "B V"]:
+        return self.pool(prefix_of(features))
+
+
+def prefix_of(features: Features) -> Float[Tensor, "B P D"]:
+    """Return CLS, if there is one, and the registers."""
+    cls = [] if features.cls is None else [features.cls[:, None]]
+    return torch.cat([*cls, features.registers], dim=1)
+
+
+def pool_cls_and_mean(features: Features) -> Float[Tensor, "B V"]:
+    """Return CLS and the mean of the patches side by side (Vorontsov et al. 2023, Virchow)."""
+    return torch.cat([pool_cls(features), pool_mean(features)], dim=1)
+
+
+VECTORS: dict[str, Callable[[Features], Tensor]] = {"mean": pool_mean, "cls_mean": pool_cls_and_mean}
 
 
 class AttentionPool(nn.Module):
     """Attention pooling: one learned query attends to the patches, and an MLP with a residual follows.
 
-    Lee et al. 2019, "Set transformer"; google-research/big_vision, models/vit.py, MAPHead.
+    Lee et al. 2019, "Set transformer"; google-research/big_vision, models/vit.py, MAPHead. With `pool="query"`, the
+    query is not projected and no MLP follows (apple/ml-aim, AttentionPoolingClassifier).
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        whole = config.pool == "map"
+        self.num_heads = config.pool_heads or config.num_heads
+        self.reads_prefix = config.pool_prefix
         self.latent = nn.Parameter(torch.randn(1, 1, config.dim) * config.dim**-0.5)
-        self.q = nn.Linear(config.dim, config.dim)
-        self.kv = nn.Linear(config.dim, 2 * config.dim)
+        self.q = nn.Linear(config.dim, config.dim) if whole else nn.Identity()
+        self.kv = nn.Linear(config.dim, 2 * config.dim, bias=whole or config.qkv_bias == "qkv")
         self.proj = nn.Linear(config.dim, config.dim)
-        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.mlp = mlp(config)
+        self.norm = make_norm(config) if whole else None
+        self.mlp = mlp(replace(config, mlp_dim=config.pool_mlp_dim or config.mlp_dim)) if whole else None
 
     def forward(self, features: Features) -> Float[Tensor, "B D"]:
+        tokens = features.tokens
+        if self.reads_prefix:
+            tokens = torch.cat([prefix_of(features), tokens], dim=1)
         q = rearrange(self.q(self.latent), "1 one (heads d) -> 1 heads one d", heads=self.num_heads)
-        k, v = rearrange(self.kv(features.tokens), "B N (two heads d) -> two B heads N d", two=2, heads=self.num_heads)
+        k, v = rearrange(self.kv(tokens), "B N (two heads d) -> two B heads N d", two=2, heads=self.num_heads)
         x = F.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v)
         x = self.proj(rearrange(x, "B heads one d -> B one (heads d)"))
-        return (x + self.mlp(self.norm(x)))[:, 0]
+        return (x if self.norm is None or self.mlp is None else x + self.mlp(self.norm(x)))[:, 0]
 
 
 class Neck(nn.Sequential):

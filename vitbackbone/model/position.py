@@ -12,18 +12,19 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitbackbone.contract import numbers
+from vitbackbone.contract import copied, numbers
 from vitbackbone.model.config import Mode, Resampling, Rotary
 from vitbackbone.model.packing import Layout
 
 
 def _angles(positions: Int[Tensor, " N"], dim: int) -> Float[Tensor, "N half"]:
     """Return the angles of dim/2 wavelengths from 2π to 10000·2π, in float64."""
-    frequency = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
+    steps = torch.arange(dim // 2, dtype=torch.float64, device=positions.device) / (dim / 2)
+    frequency = 10000.0**-steps
     return positions.double()[:, None] * frequency
 
 
@@ -81,6 +82,18 @@ def kept(count: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
+@kept(32)
+def computed2d(grid: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "N D"]:
+    """Return the table of `sincos2d` for a grid whose sides a tracer may leave open, (h*w, D)."""
+    (h, w), parts = grid, []
+    for side in (w, h):
+        angle = _angles(torch.arange(side, device=device), dim // 2)
+        parts.append(torch.cat([angle.sin(), angle.cos()], dim=1).float())
+    columns, rows = parts
+    both = [columns[None].expand(h, w, dim // 2), rows[:, None].expand(h, w, dim // 2)]
+    return torch.cat(both, dim=2).view(h * w, dim)
+
+
 # ---- tables of positions ------------------------------------------------------------------------------------------
 
 
@@ -94,7 +107,7 @@ def resample(
     """
     if how.as_square == "always":
         old = square(old)
-    if numbers(*new) and old == new:
+    if numbers(*new) and old == new and how.fit != "buckets":  # rounding moves a few rows to another bucket
         return table
     read_as = square(old) if how.as_square == "elsewhere" else old
     result = _resized(table.float(), read_as, new, how)
@@ -119,7 +132,7 @@ def _resized(
     table: Float[Tensor, "M D"], old: tuple[int, int], new: tuple[int, int], how: Resampling
 ) -> Float[Tensor, "N D"]:
     """Resize a table by torch's interpolation, or in a graph by matrices, which serve any size and need no `Resize`."""
-    if _traced(*new):
+    if _traced(*new) or how.fit in PICKED:
         return _multiplied(table, *resampling_matrices(old, new, how, table.device))
     # Channels last, with the strides that say so: of an image in another layout, torch's antialiased bicubic loses the
     # rows if it makes it one column wide.
@@ -130,7 +143,10 @@ def _resized(
         if tuple(image.shape[-2:]) != new:
             raise RuntimeError(f"resampling {old} to {new} with offset {how.offset} gave {tuple(image.shape[-2:])}")
     else:
-        image = F.interpolate(image, size=new, mode=how.mode, align_corners=False, antialias=how.antialias)
+        size = (max(new),) * 2 if how.fit == "square" else new
+        image = F.interpolate(
+            image, size=size, mode=how.mode, align_corners=how.align_corners, antialias=how.antialias
+        )[:, :, : new[0], : new[1]]
     return rearrange(image, "1 d h w -> (h w) d")
 
 
@@ -143,10 +159,43 @@ def resampling_matrices(
     old: tuple[int, int], new: tuple[int, int], how: Resampling, device: torch.device
 ) -> tuple[Float[Tensor, "h y"], Float[Tensor, "w x"]]:
     """Return the matrices that resize the rows and the columns of a table, equal to torch's interpolation."""
-    rows, columns = (
-        resampling_matrix(m, n, how.mode, how.antialias, how.offset, device) for m, n in zip(old, new, strict=True)
-    )
+    if how.fit in PICKED:
+        rows, columns = (PICKED[how.fit](m, n, device) for m, n in zip(old, new, strict=True))
+    else:
+        longer = _longer(new, device) if how.fit == "square" else None
+        rows, columns = (
+            resampling_matrix(m, n, how.mode, how.antialias, how.offset, device, how.align_corners, longer)
+            for m, n in zip(old, new, strict=True)
+        )
     return rows, columns
+
+
+def _longer(grid: tuple[int, int], device: torch.device) -> int | Float[Tensor, ""]:
+    """Return the longer side of a grid, as a tensor if it is a symbol."""
+    return max(grid) if numbers(*grid) else torch.maximum(_count(grid[0], device), _count(grid[1], device))
+
+
+def _tiled(old: int, new: int, device: torch.device) -> Float[Tensor, "new old"]:
+    """Return the matrix that repeats `old` samples."""
+    places, samples = (torch.arange(n, device=device) for n in (new, old))
+    return (places[:, None] % old == samples).float()
+
+
+def _buckets(old: int, new: int, device: torch.device) -> Float[Tensor, "new old"]:
+    """Return the matrix that picks one of `old` samples for each of `new` places, by the fraction of the side.
+
+    The fractions and the bounds of the buckets are rounded to float32 as in transformers (modeling_idefics2.py),
+    because a fraction may lie on a bound.
+    """
+    bounds = torch.arange(1 / old, 1.0, 1 / old, dtype=torch.float32, device=device)
+    places, samples = torch.arange(new, dtype=torch.float32, device=device), torch.arange(old, device=device)
+    fractions = (places * (1.0 / _count(new, device))).clamp(max=1.0 - 1e-6)
+    picked = (fractions[:, None] >= bounds).sum(dim=1)
+    return (picked[:, None] == samples).float()
+
+
+# Fits that take the table's own values
+PICKED: dict[str, Callable[[int, int, torch.device], Tensor]] = {"tile": _tiled, "buckets": _buckets}
 
 
 def _multiplied(
@@ -160,11 +209,6 @@ def _multiplied(
     wide = copied((rows @ table.reshape(y, x * d)).view(h, x, d).transpose(0, 1))
     image = copied((columns @ wide.view(x, h * d)).view(w, h, d).transpose(0, 1))
     return image.view(h * w, d)
-
-
-def copied(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Return a contiguous copy. `contiguous` would make tracers specialise on sides of size 1."""
-    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _count(side: int, device: torch.device) -> Float[Tensor, ""]:
@@ -186,20 +230,30 @@ def _hat(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 @kept(64)
 def resampling_matrix(
-    old: int, new: int, mode: Mode, antialias: bool, offset: float, device: torch.device
+    old: int,
+    new: int,
+    mode: Mode,
+    antialias: bool,
+    offset: float,
+    device: torch.device,
+    align_corners: bool = False,
+    span: int | Tensor | None = None,
 ) -> Float[Tensor, "new old"]:
-    """Return the matrix that resizes `old` samples to `new`, as `F.interpolate` does with align_corners=False.
+    """Return the matrix that resizes `old` samples to `new`, as `F.interpolate` does.
 
     Each row holds the weights of all samples for one position. The matrix is built from plain arithmetic, which every
     exporter supports. torch's antialiased resize is missing or wrong in several runtimes.
+    `span`: resize to this many positions, and keep the first `new` of them; None is `new`.
     """
-    scale = old / (_count(new, device) + offset)
+    count = span if isinstance(span, Tensor) else _count(new if span is None else span, device)
     places, samples = (torch.arange(n, dtype=torch.float32, device=device) for n in (new, old))
+    known = _count(old, device)
+    scale = (known - 1) / (count - 1).clamp(min=1) if align_corners else known / (count + offset)
     if antialias:
         distance = (samples + 0.5 - (places[:, None] + 0.5) * scale) / scale.clamp(min=1)
         weights = _cubic(distance, -0.5) if mode == "bicubic" else _hat(distance)
         return weights / weights.sum(dim=1, keepdim=True)
-    centres = (places + 0.5) * scale - 0.5
+    centres = places * scale if align_corners else (places + 0.5) * scale - 0.5
     centres = centres if mode == "bicubic" else centres.clamp(min=0)
     first = centres.floor()
     matrix = torch.zeros((), device=device)
@@ -217,16 +271,19 @@ def resampling_matrix(
 def rotary_table(rotary: Rotary, dim: int, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "2 N d"]:
     """Return cosines and sines of the rotation angles of each patch, for heads of width `dim`, in float32."""
     steps = torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4)
-    periods = rotary.theta**steps
+    between = 0.5 / (dim // 4) if rotary.interleaved else 0.0  # half a step of the progression
+    periods = [rotary.theta**steps, rotary.theta ** (steps + between)]
     if rotary.bfloat16:
-        periods = periods.bfloat16().float()
+        periods = [each.bfloat16().float() for each in periods]
     axes = [torch.arange(side, dtype=torch.float32, device=device) for side in grid]
     counts = [_count(side, device) for side in grid]
     if rotary.coordinates == "centred":
         axes = [2 * math.pi * (2 * (a + 0.5) / side - 1) for a, side in zip(axes, counts, strict=True)]
     else:
-        axes = [a / side * span for a, side, span in zip(axes, counts, rotary.reference, strict=True)]
-    rows, columns = (axis[:, None] / periods for axis in axes)
+        axes = [a + rotary.offset for a in axes]
+        if rotary.reference is not None:
+            axes = [a / side * span for a, side, span in zip(axes, counts, rotary.reference, strict=True)]
+    rows, columns = (axis[:, None] / each for axis, each in zip(axes, periods, strict=True))
     both = [rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)]
     angle = torch.cat(both, dim=2).view(grid[0] * grid[1], dim // 2)
     angle = torch.cat([angle, angle], 1) if rotary.pairs == "halves" else angle.repeat_interleave(2, dim=1)
@@ -244,6 +301,14 @@ def rotary_row(
     if len(layout.grids) == 1:
         return rotary_table(rotary, dim, layout.grids[0], device)
     return _rotary_row(rotary, dim, layout, num_prefix, device)
+
+
+def rotary_row_with_cls(rotary: Rotary, angles: Float[Tensor, " half"], layout: Layout) -> Float[Tensor, "2 T d"]:
+    """Return the rotary table of a row whose images have one prefix token each, which turns by `angles`."""
+    both = torch.cat([angles, angles]) if rotary.pairs == "halves" else angles.repeat_interleave(2)
+    cls = torch.stack([both.float().cos(), both.float().sin()])[:, None]
+    tables = [rotary_table(rotary, len(both), grid, angles.device) for grid in layout.grids]
+    return torch.cat([part for table in tables for part in (cls, table)], dim=1)
 
 
 @kept(2)

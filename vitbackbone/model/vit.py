@@ -31,6 +31,7 @@ from vitbackbone.contract import (
     Wanted,
     any_size,
     check_images,
+    copied,
     float32_default,
     numbers,
     one_value,
@@ -38,10 +39,10 @@ from vitbackbone.contract import (
 )
 from vitbackbone.images import Preprocess
 from vitbackbone.model.config import ViTConfig
-from vitbackbone.model.layers import Block, ConvStem, PatchEmbed, PositionEmbedding
+from vitbackbone.model.layers import Block, ConvStem, PatchEmbed, position_embedding
+from vitbackbone.model.norms import make_norm, norm_or_identity
 from vitbackbone.model.packing import Grid, Layout, packing_order
-from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling
-from vitbackbone.model.position import copied
+from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling, PrefixVector, from_prefix
 
 Tokens = dict[Wanted, Float[Tensor, "B T D"]]  # of each requested layer
 TokenEngine = Callable[["ViT", Images, Geometry, Asked], Tokens]  # a faster `ViT.tokens`
@@ -72,18 +73,19 @@ class ViT(BackboneModule):
         self.engine = engine
         self.preprocess = preprocess or Preprocess(image_size=config.image_size)
         self.patch_embed = ConvStem(config) if config.stem else PatchEmbed(config)
-        self.pos_embed = PositionEmbedding(config) if config.position != "none" else None
+        self.embed_norm = norm_or_identity(config.embed_norm, config)
+        self.pos_embed = position_embedding(config)
         self.cls_token = nn.Parameter(torch.randn(1, 1, config.dim) * 0.02) if config.cls else None
         registers = torch.randn(1, config.num_registers, config.dim) * 0.02
         self.reg_token = nn.Parameter(registers) if config.num_registers else None
-        self.norm_pre = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        self.norm_pre = norm_or_identity(config.pre_norm, config)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
-        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.final_norm else None
-        self.attn_pool = AttentionPool(config) if config.pool == "map" else None
+        self.norm = make_norm(config) if config.final_norm else None
+        self.attn_pool = AttentionPool(config) if config.pool in ("map", "query") else None
         self.neck = Neck(config) if config.neck_dim else None
-        self.fc_norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.fc_norm else nn.Identity()
+        self.fc_norm = norm_or_identity(config.fc_norm, config)
         bias, width = config.projection_bias, config.projection_dim
-        self.projection = nn.Linear(config.dim, width, bias=bias) if width else nn.Identity()
+        self.projection = nn.Linear(config.vector_dim, width, bias=bias) if width else nn.Identity()
         self.apply(_init)
 
     def forward(self, images: Images, asked: Asked | None = None) -> Any:
@@ -95,7 +97,7 @@ class ViT(BackboneModule):
             if asked.part == "attention":
                 return asked.answer(self._maps(images, geometry, asked))
             # Other poolings read the patches, so the deepest block must run for all tokens.
-            prefix = asked.part == "prefix" and self.config.pool in ("cls", "prefix")
+            prefix = asked.part == "prefix" and from_prefix(self.config) is not None
             run = self.tokens if self.engine is None else partial(self.engine, self)
             tokens = run(images, geometry, asked if prefix else replace(asked, part="features"))
             unpack = self._unpack_prefix if prefix else self.unpack
@@ -170,9 +172,9 @@ class ViT(BackboneModule):
 
     def _embed(self, images: Float[Tensor, "B 3 H W"], grid: Grid) -> Float[Tensor, "B N D"]:
         images = images.to(self.patch_embed.proj.weight.dtype)
-        x = self.patch_embed(images).flatten(2).mT  # B (h w) D
+        x = self.embed_norm(self.patch_embed(images).flatten(2).mT)  # B (h w) D
         if self.pos_embed is not None:
-            x = x + self.pos_embed(grid)
+            x = x + self.pos_embed(grid, x)
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         return self.norm_pre(torch.cat([*prefix, x], dim=1))
 
@@ -196,9 +198,9 @@ class ViT(BackboneModule):
         if not one_value(grids):
             x = rearrange(x, "1 (B P) D -> B P D", B=len(grids))
             x = x[torch.tensor(packing_order(grids), device=x.device).argsort()]
-        cls = x[:, 0]
-        pooled = cls if self.config.pool == "cls" else x.mean(dim=1)
-        return Prefix(cls, x[:, 1:], self.projection(self.fc_norm(pooled)))
+        pool, count = from_prefix(self.config), int(self.config.cls)
+        assert pool is not None
+        return Prefix(x[:, 0] if count else None, x[:, count:], self.projection(self.fc_norm(pool(x))))
 
     def _vector(self) -> Callable[[Features], Tensor]:
         """Return the function that pools the features, before the norm and the projection of the pooled vector."""
@@ -206,7 +208,8 @@ class ViT(BackboneModule):
             return self.attn_pool
         if self.neck is not None and self.config.pool == "neck":
             return NeckMean(self.neck)
-        return VECTORS[self.config.pool]
+        prefix = from_prefix(self.config)
+        return VECTORS[self.config.pool] if prefix is None else PrefixVector(prefix)
 
     def _first(self, count: int) -> list[Block]:
         return [cast(Block, block) for block in self.blocks[:count]]
@@ -224,7 +227,7 @@ def _spec(c: ViTConfig, name: str) -> BackboneSpec:
         has_norm=c.final_norm,
         image_size=c.image_size,
         settings=repr(c),
-        pooled_dim=c.projection_dim or (c.neck_dim if c.pool == "neck" else c.dim),
+        pooled_dim=c.projection_dim or c.vector_dim,
     )
 
 

@@ -137,10 +137,10 @@ def empty_parameters() -> Iterator[None]:
     """
     register = nn.Module.register_parameter
 
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and parameter.device.type != "meta":
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and param.device.type != "meta":
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
     try:
@@ -283,7 +283,7 @@ def find_layers(tower: Any) -> list[nn.Module]:
             continue
         members = list(module)
         if members and all(isinstance(each, nn.ModuleList) and len(each) for each in members):
-            members = [list(each)[-1] for each in members]  # a stage ends with its last block
+            members = [list(each)[-1] for each in members if isinstance(each, nn.ModuleList)]  # a stage ends with its last block
         runs = [type(each).forward is not nn.Module.forward for each in members if not isinstance(each, nn.ModuleList)]
         if members and len({type(each) for each in members}) == 1 and len(runs) == len(members) and all(runs):
             lists[path] = members

@@ -204,7 +204,7 @@ def attend_in_blocks(
                 rows = slice(start, start + QUERIES)
                 scores = q[image, some, rows] @ k[image, some].transpose(-2, -1)
                 if bias is not None:
-                    part = bias.expand(len(q), q.shape[1], -1, -1)[image, some, rows]
+                    part = bias.expand(*q.shape[:3], -1)[image, some, rows]
                     scores = scores.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else scores + part
                 mixed[image, some, rows] = scores.softmax(dim=-1).to(v.dtype) @ v[image, some]
     return mixed.to(given)
@@ -228,9 +228,12 @@ class Folded(LayerScale):
 
 
 def places(block: Block) -> list[tuple[nn.Module, str, str | None]]:
-    """List the linear layers of a block: module, name in it, and name of the LayerScale behind it."""
+    """List the linear layers of a block: module, name in it, and name of the LayerScale right behind it."""
     first, last = ("fc1", "fc2") if isinstance(block.mlp, Mlp) else ("w12", "w3")
-    return [(block.attn, "qkv", None), (block.attn, "proj", "ls1"), (block.mlp, first, None), (block.mlp, last, "ls2")]
+    ls1, ls2 = (
+        name if isinstance(norm, nn.Identity) else None for name, norm in (("ls1", block.post1), ("ls2", block.post2))
+    )
+    return [(block.attn, "qkv", None), (block.attn, "proj", ls1), (block.mlp, first, None), (block.mlp, last, ls2)]
 
 
 def replace_linears(block: Block, make: Make) -> None:

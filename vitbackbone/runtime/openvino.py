@@ -67,6 +67,8 @@ class OpenVinoBackbone(ViT):
             raise ValueError(f"rest={rest!r}; want one of {', '.join(HINTS)}")
         if precision == "int8" and sample is None:
             raise ValueError("precision='int8' needs calibration: give a batch of typical images as `sample`")
+        if precision == "int8" and backbone.config.clipped:
+            raise ValueError("precision='int8': the backbone clamps its linear layers, which have no 8-bit kernel here")
         hint = HINTS[rest if precision == "int8" else precision]
         capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if hint == HINTS["bf16"] and "BF16" not in capabilities:  # OpenVINO would silently run float32

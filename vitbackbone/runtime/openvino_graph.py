@@ -9,6 +9,7 @@ Axes: `B` batch, `N` tokens, `P` of them CLS and registers, `D` width, `d` width
 layer, `h w` patch grid.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Set
 from typing import Any, NamedTuple, cast
 
@@ -22,17 +23,21 @@ from torch import Tensor, nn
 from vitbackbone.contract import Wanted
 from vitbackbone.model import (
     Block,
+    ClippedLinear,
     ConvStem,
     DecomposedTables,
+    GatedMlp,
     Grid,
     LayerScale,
+    Layout,
     Mlp,
     RelativeTable,
+    Rotary,
     SelfAttention,
-    SwiGLU,
     ViT,
     ViTConfig,
     WindowAttention,
+    rotary_row_with_cls,
     rotary_table,
 )
 from vitbackbone.runtime.int8 import InputScaling, Int8Weights, Seen
@@ -43,6 +48,11 @@ ACTIVATIONS: dict[str, Callable[[Value], Value]] = {
     "gelu": lambda x: ops.gelu(x, "ERF"),
     "gelu_tanh": lambda x: ops.gelu(x, "TANH"),
     "quick_gelu": lambda x: ops.swish(x, np.float32(1.702)),
+}
+GATES: dict[str, Callable[[Value], Value]] = {
+    "swiglu": ops.swish,
+    "geglu": ACTIVATIONS["gelu"],
+    "geglu_tanh": ACTIVATIONS["gelu_tanh"],
 }
 
 
@@ -74,7 +84,7 @@ def build(
         if (i, False) in wanted:
             results.append(ops.result(taken))
         if (i, True) in wanted:
-            results.append(ops.result(graph.norm(cast(nn.LayerNorm, vit.norm), taken)))
+            results.append(ops.result(graph.norm(vit.norm, taken)))
     return ov.Model(results, list(graph.inputs.values()), vit.spec.name)
 
 
@@ -91,14 +101,16 @@ def tables(vit: ViT, deepest: int, grid: Grid) -> dict[str, Tensor]:
     if vit.pos_embed is not None:
         found["positions"] = vit.pos_embed(grid)
     if config.rotary:
-        table = rotary_table(config.rotary, config.dim // config.num_heads, grid, torch.device("cpu"))
-        still = torch.tensor([1.0, 0.0])[:, None, None].expand(-1, config.num_prefix, table.shape[-1])
-        found["rotary"] = torch.cat([still, table[..., _channels(config)]], dim=1)
+        found |= _rotary(vit, deepest, grid)
     if config.relative_position == "decomposed" or config.window:
         found["grid"] = torch.tensor(grid)
     if config.window:
         found["windows"] = torch.tensor([-(-side // config.window) for side in grid])
         found["padding"] = torch.tensor([0, *(-side % config.window for side in grid), 0])
+    for attn in (_block(vit, i).attn for i in range(deepest + 1)) if config.window_edge == "cut" else ():
+        if isinstance(attn, WindowAttention):
+            filled = attn.filled(grid, torch.device("cpu"))
+            found["filled"] = torch.zeros(filled.shape).masked_fill(~filled, -torch.inf)
     for i in range(deepest + 1) if config.relative_position != "none" else ():
         attn = _block(vit, i).attn
         if isinstance(attn.rel_pos, RelativeTable):
@@ -106,6 +118,24 @@ def tables(vit: ViT, deepest: int, grid: Grid) -> dict[str, Tensor]:
         elif isinstance(attn.rel_pos, DecomposedTables) and not isinstance(attn, WindowAttention):
             found[f"rows.{i}"], found[f"columns.{i}"] = attn.rel_pos.pairs(grid)
     return found
+
+
+def _rotary(vit: ViT, deepest: int, grid: Grid) -> dict[str, Tensor]:
+    """Return the rotary table of each row of tokens: one for all blocks, or one a block if CLS turns by learned
+    angles."""
+    config = vit.config
+    assert config.rotary is not None
+    if config.rotary.cls_angles:
+        learned = [(i, _block(vit, i).attn.cls_angles) for i in range(deepest + 1)]
+        rows = {
+            f"rotary.{i}": rotary_row_with_cls(config.rotary, angles, Layout((grid,)))
+            for i, angles in learned
+            if angles is not None
+        }
+        return {name: row[..., _channels(config)] for name, row in rows.items()}
+    table = rotary_table(config.rotary, config.head_width, grid, torch.device("cpu"))
+    still = torch.tensor([1.0, 0.0])[:, None, None].expand(-1, config.num_prefix, table.shape[-1])
+    return {"rotary": torch.cat([still, table[..., _channels(config)]], dim=1)}
 
 
 class LinearInput(NamedTuple):
@@ -125,7 +155,7 @@ class GraphBuilder:
         self.config = config
         self.seen = seen
         self.known = known
-        self.width = config.dim // config.num_heads
+        self.width = config.head_width
         self.inputs: dict[str, Value] = {}
 
     def input(self, name: str, *shape: int, dtype: type = np.float32) -> Value:
@@ -139,9 +169,10 @@ class GraphBuilder:
 
     def block(self, index: int, block: Block, x: Value, prefix: bool) -> Value:
         """Add a block. With `prefix`, only CLS and registers ask; keys and values are of all tokens."""
-        mixed = self.scale(block.ls1, self.attention(index, block.attn, self.norm(block.norm1, x), prefix))
-        x = ops.add(self.prefix(x) if prefix else x, mixed)
-        return ops.add(x, self.scale(block.ls2, self.mlp(block.mlp, self.norm(block.norm2, x))))
+        mixed = self.norm(block.post1, self.attention(index, block.attn, self.norm(block.norm1, x), prefix))
+        x = ops.add(self.prefix(x) if prefix else x, self.scale(block.ls1, mixed))
+        hidden = self.norm(block.post2, self.mlp(block.mlp, self.norm(block.norm2, x)))
+        return ops.add(x, self.scale(block.ls2, hidden))
 
     def prefix(self, x: Value) -> Value:
         return ops.slice(x, [0], [self.config.num_prefix], [1], [1])
@@ -153,7 +184,7 @@ class GraphBuilder:
             for layer in vit.patch_embed.convs:
                 x = self.stem(layer, x)
         x = self.convolution(vit.patch_embed.proj, x)
-        x = ops.transpose(ops.reshape(x, [0, self.config.dim, -1], True), [0, 2, 1])
+        x = self.norm(vit.embed_norm, ops.transpose(ops.reshape(x, [0, self.config.dim, -1], True), [0, 2, 1]))
         if vit.pos_embed is not None:
             x = ops.add(x, self.input("positions", -1, self.config.dim))
         tokens: list[Tensor] = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
@@ -161,7 +192,7 @@ class GraphBuilder:
             shape = _shape(ops.gather(ops.shape_of(x), [0], np.int64(0)), [vit.config.num_prefix, self.config.dim])
             first = ops.broadcast(_constant(torch.cat(tokens, dim=1)), shape)
             x = ops.concat([first, x], 1)
-        return self.norm(vit.norm_pre, x) if isinstance(vit.norm_pre, nn.LayerNorm) else x
+        return self.norm(vit.norm_pre, x)
 
     def stem(self, layer: nn.Module, x: Value) -> Value:
         if isinstance(layer, nn.Conv2d):
@@ -179,7 +210,20 @@ class GraphBuilder:
     # ---- linear layers, norms, the MLP ----------------------------------------------------------------------------
 
     def linear(self, linear: nn.Linear, x: Value) -> Value:
-        return self.product(self.rounded(linear, x), linear.weight, linear.bias)
+        if not isinstance(linear, ClippedLinear):
+            return self.product(self.rounded(linear, x), linear.weight, linear.bias)
+        biases = [None] * len(linear.widths) if linear.bias is None else linear.bias.split(linear.widths)
+        each = zip(linear.weight.split(linear.widths), biases, strict=True)
+        rows = LinearInput(x, None)
+        parts = [self.part(linear, i, rows, weight, bias) for i, (weight, bias) in enumerate(each)]
+        return parts[0] if len(parts) == 1 else ops.concat(parts, -1)
+
+    def part(self, linear: nn.Linear, index: int, x: "LinearInput", weight: Tensor, bias: Tensor | None) -> Value:
+        """Multiply by one part of a layer that stands for several, within its limits if it has some."""
+        if not isinstance(linear, ClippedLinear):
+            return self.product(x, weight, bias)
+        low, high, least, most = linear.limits[:, index].tolist()
+        return ops.clamp(self.product(LinearInput(ops.clamp(x.value, low, high), x.factors), weight, bias), least, most)
 
     def rounded(self, linear: nn.Linear, x: Value) -> "LinearInput":
         """Round the input of the layer if it runs in 8 bits. OpenVINO computes a product in 8 bits if this operation
@@ -202,22 +246,29 @@ class GraphBuilder:
         y = ops.matmul(x.value, values, transpose_a=False, transpose_b=True)
         return y if bias is None else ops.add(y, _constant(bias))
 
-    def norm(self, norm: nn.LayerNorm, x: Value) -> Value:
-        x = ops.mvn(x, [-1], normalize_variance=True, eps=norm.eps, eps_mode="inside_sqrt")
-        return ops.add(ops.multiply(x, _constant(norm.weight)), _constant(norm.bias))
+    def norm(self, norm: nn.Module | None, x: Value) -> Value:
+        if isinstance(norm, nn.LayerNorm):
+            x = ops.mvn(x, [-1], normalize_variance=True, eps=norm.eps, eps_mode="inside_sqrt")
+            return ops.add(ops.multiply(x, _constant(norm.weight)), _constant(norm.bias))
+        if isinstance(norm, nn.RMSNorm):
+            return ops.multiply(self.root_mean_square(x, cast(float, norm.eps)), _constant(norm.weight))
+        return x
+
+    def root_mean_square(self, x: Value, eps: float) -> Value:
+        """Divide the channels of each token by their root mean square."""
+        mean = ops.reduce_mean(ops.multiply(x, x), [-1], keep_dims=True)
+        return ops.multiply(x, ops.power(ops.add(mean, np.float32(eps)), np.float32(-0.5)))
 
     def scale(self, scale: nn.Module, x: Value) -> Value:
         return ops.multiply(x, _constant(scale.gamma)) if isinstance(scale, LayerScale) else x
 
-    def mlp(self, mlp: Mlp | SwiGLU, x: Value) -> Value:
+    def mlp(self, mlp: Mlp | GatedMlp, x: Value) -> Value:
         if isinstance(mlp, Mlp):
             x = ACTIVATIONS[self.config.mlp](self.linear(mlp.fc1, x))
             return self.linear(mlp.fc2, x)
         gate, value = ops.split(self.linear(mlp.w12, x), -1, 2).outputs()
-        x = ops.multiply(ops.swish(gate), value)
-        if isinstance(mlp.norm, nn.LayerNorm):
-            x = self.norm(mlp.norm, x)
-        return self.linear(mlp.w3, x)
+        x = ops.multiply(GATES[self.config.mlp](gate), value)
+        return self.linear(mlp.w3, self.norm(mlp.norm, x))
 
     # ---- attention ------------------------------------------------------------------------------------------------
 
@@ -226,12 +277,17 @@ class GraphBuilder:
         q, k, v = self.split(attn, self.cut(x) if inside else x, prefix)
         bias = self.bias(index, attn, q, prefix)
         if self.config.rotary:
-            q, k = q if prefix else self.turn(q), self.turn(k)
+            table = self.rotary(index, attn, self.config.rotary)
+            q, k = self.turn(table, q, prefix), self.turn(table, k, False)
+        k, v = (self.repeat(attn, each) for each in (k, v))
         # Written out: OpenVINO fuses this as it fuses its own operation, which would transpose the keys first.
         scores = ops.matmul(q, k, transpose_a=False, transpose_b=True)
+        if isinstance(attn, WindowAttention) and attn.cuts:
+            scores = self.without_padding(attn.window, scores)
         weights = ops.softmax(scores if bias is None else ops.add(scores, bias), -1)
         mixed = ops.transpose(ops.matmul(weights, v, transpose_a=False, transpose_b=False), [0, 2, 1, 3])
-        x = self.linear(attn.proj, ops.reshape(mixed, [0, 0, self.config.dim], True))
+        x = self.norm(attn.norm, ops.reshape(mixed, [0, 0, attn.widths[0]], True))
+        x = self.linear(attn.proj, x)
         return self.uncut(x) if inside else x
 
     def split(self, attn: SelfAttention, x: Value, prefix: bool) -> list[Value]:
@@ -240,18 +296,52 @@ class GraphBuilder:
         given = self.rounded(attn.qkv, x)
         asked = self.rounded(attn.qkv, self.prefix(x)) if prefix else given
         parts = zip((asked, given, given), _qkv(attn, self.config), strict=True)
-        return [self.heads(self.product(rows, weight, bias)) for rows, (weight, bias) in parts]
+        q, k, v = (self.part(attn.qkv, i, rows, weight, bias) for i, (rows, (weight, bias)) in enumerate(parts))
+        q_norm, k_norm = _qk_norms(attn, self.config)
+        if attn.qk_norm == "full":
+            q, k = self.norm(q_norm, q), self.norm(k_norm, k)
+        elif attn.qk_norm == "none" and self.config.clipped:
+            k = ops.multiply(k, np.float32(self.width**-0.5))
+        q, k, v = self.heads(q), self.heads(k), self.heads(v)
+        if attn.qk_norm == "head":
+            q, k = self.norm(q_norm, q), self.norm(k_norm, k)
+        return [q, k, v if attn.v_eps is None else self.root_mean_square(v, attn.v_eps)]
 
     def heads(self, x: Value) -> Value:
-        x = ops.reshape(x, [0, 0, self.config.num_heads, self.width], True)
-        return ops.transpose(x, [0, 2, 1, 3])
+        return ops.transpose(ops.reshape(x, [0, 0, -1, self.width], True), [0, 2, 1, 3])
 
-    def turn(self, x: Value) -> Value:
-        """Rotate queries or keys by their positions. The angles of CLS and registers are zero."""
-        cos, sin = ops.split(self.input("rotary", 2, -1, self.width), 0, 2).outputs()
+    def repeat(self, attn: SelfAttention, x: Value) -> Value:
+        """Give each head of the queries its keys or values, which several may share."""
+        if attn.repeats == 1:
+            return x
+        shared = ops.tile(ops.unsqueeze(x, [2]), np.array([1, 1, attn.repeats, 1, 1]))  # B kv repeats N d
+        return ops.reshape(shared, _shape([0, self.config.num_heads], [-1, self.width]), True)
+
+    def rotary(self, index: int, attn: SelfAttention, rotary: Rotary) -> Value:
+        """Return the rotary table of the tokens among which a block attends."""
+        if isinstance(attn, WindowAttention):
+            table = rotary_table(rotary, self.width, (attn.window, attn.window), torch.device("cpu"))
+            return _constant(table[..., _channels(self.config)])
+        return self.input(f"rotary.{index}" if rotary.cls_angles else "rotary", 2, -1, self.width)
+
+    def turn(self, table: Value, x: Value, prefix: bool) -> Value:
+        """Rotate queries or keys by their positions. The angles of CLS and registers are zero, unless learned."""
+        assert self.config.rotary is not None
+        if prefix and not self.config.rotary.cls_angles:
+            return x
+        table = ops.slice(table, [0], [self.config.num_prefix], [1], [1]) if prefix else table
+        cos, sin = ops.split(table, 0, 2).outputs()
         first, second = ops.split(x, -1, 2).outputs()
         across = ops.concat([ops.negative(second), first], -1)
         return ops.add(ops.multiply(x, cos), ops.multiply(across, sin))
+
+    def without_padding(self, side: int, scores: Value) -> Value:
+        """Keep the tokens of windows over the edge from attending to padding. `scores`: (B windows, heads, K, K)."""
+        rows, columns = self.windows()
+        keys, heads = side**2, self.config.num_heads
+        each = ops.reshape(scores, _shape([-1], ops.multiply(rows, columns), [heads, keys, keys]), False)
+        each = ops.add(each, self.input("filled", -1, 1, 1, keys))
+        return ops.reshape(each, [-1, heads, keys, keys], False)
 
     def bias(self, index: int, attn: SelfAttention, q: Value, prefix: bool) -> Value | None:
         """Return the bias of relative positions for the scores, (B, heads, N, N)."""
@@ -316,25 +406,46 @@ def _block(vit: ViT, index: int) -> Block:
 
 def _qkv(attn: SelfAttention, config: ViTConfig) -> list[tuple[Tensor, Tensor | None]]:
     """Return weight and bias of the three projections. Queries and keys have their channels in the order of
-    `_channels`, and keys are pre-scaled by 1/√d."""
-    weights: list[Tensor] = list(attn.qkv.weight.detach().chunk(3))
-    biases: list[Tensor | None] = [None] * 3 if attn.qkv.bias is None else list(attn.qkv.bias.detach().chunk(3))
+    `_channels`, and keys are pre-scaled by 1/√d unless limits or a norm follow."""
+    weights: list[Tensor] = list(attn.qkv.weight.detach().split(attn.widths))
+    biases: list[Tensor | None] = (
+        [None] * 3 if attn.qkv.bias is None else list(attn.qkv.bias.detach().split(attn.widths))
+    )
     if attn.q_bias is not None and attn.v_bias is not None:
         biases = [attn.q_bias, None, attn.v_bias]
-    if config.rotary is not None and config.rotary.pairs != "halves":
-        starts = torch.arange(0, config.dim, config.dim // config.num_heads)[:, None]
-        order = (starts + torch.tensor(_channels(config))).flatten()
-        weights[:2] = [weight[order] for weight in weights[:2]]
-        biases[:2] = [bias if bias is None else bias[order] for bias in biases[:2]]
-    scale = (config.dim // config.num_heads) ** -0.5
-    weights[1], biases[1] = weights[1] * scale, None if biases[1] is None else biases[1] * scale
+    for part in (0, 1):
+        order = _order(attn.widths[part], config)
+        weights[part], bias = weights[part][order], biases[part]
+        biases[part] = bias if bias is None else bias[order]
+    if attn.qk_norm == "none" and not config.clipped:
+        scale = config.head_width**-0.5
+        weights[1], biases[1] = weights[1] * scale, None if biases[1] is None else biases[1] * scale
     return list(zip(weights, biases, strict=True))
+
+
+def _qk_norms(attn: SelfAttention, config: ViTConfig) -> tuple[nn.Module, nn.Module]:
+    """Return the norms of queries and keys with their channels in the order of `_channels`, and 1/√d in those of the
+    keys."""
+    if attn.qk_norm == "none":
+        return attn.q_norm, attn.k_norm
+    norms = []
+    for norm, scale in ((attn.q_norm, 1.0), (attn.k_norm, config.head_width**-0.5)):
+        made = copy.deepcopy(norm)
+        for parameter in made.parameters():
+            parameter.data = parameter.data[_order(len(parameter), config)] * scale
+        norms.append(made)
+    return norms[0], norms[1]
+
+
+def _order(width: int, config: ViTConfig) -> list[int]:
+    """Return the order of `_channels` within each head, of all heads side by side."""
+    return [start + channel for start in range(0, width, config.head_width) for channel in _channels(config)]
 
 
 def _channels(config: ViTConfig) -> list[int]:
     """Return the channels of a head in an order that puts rotated pairs half a head apart. The order does not change
     the products of queries and keys."""
-    width = config.dim // config.num_heads
+    width = config.head_width
     if config.rotary is None or config.rotary.pairs == "halves":
         return list(range(width))
     return [*range(0, width, 2), *range(1, width, 2)]

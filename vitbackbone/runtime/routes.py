@@ -162,9 +162,7 @@ def _with_linears(
     vits = _vits(fast)
     if dtype != torch.float32:
         _need(vits, backbone)
-        kinds = {type(getattr(part, name)) for block in _blocks(fast) for part, name, _ in places(block)}
-        if strange := sorted(kind.__name__ for kind in kinds - {nn.Linear}):
-            raise Unavailable(f"it has {', '.join(strange)} for a linear layer; merge adapters into it")
+        _check_linears(fast)
     with torch.inference_mode(False), torch.no_grad():
         for vit in vits:
             gelu = vit.config.mlp if vit.config.mlp in POST_OPS else None
@@ -177,6 +175,13 @@ def _with_linears(
                 if type(linear) is nn.Linear:
                     setattr(module, name, make(linear, None))
     return fast
+
+
+def _check_linears(backbone: BackboneModule) -> None:
+    """Raise `Unavailable` if a linear layer of a block is of another kind, such as an adapter or a clipped one."""
+    kinds = {type(getattr(part, name)) for block in _blocks(backbone) for part, name, _ in places(block)}
+    if strange := sorted(kind.__name__ for kind in kinds - {nn.Linear}):
+        raise Unavailable(f"it has {', '.join(strange)} for a linear layer; merge adapters into it")
 
 
 def _vits(backbone: BackboneModule) -> list[ViT]:
@@ -203,6 +208,8 @@ def int8(
     fast = share(backbone)
     vits = _vits(fast)
     _need(vits, backbone)
+    if any(vit.config.clipped for vit in vits):
+        _check_linears(fast)
     with watching(_blocks(fast)) as seen:
         run(fast, images)
     with torch.inference_mode(False), torch.no_grad():

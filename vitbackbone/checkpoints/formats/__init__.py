@@ -6,14 +6,38 @@ of a backbone, and `load_checkpoint` returns them beside it.
 """
 
 from vitbackbone.checkpoints.formats.authors import AUTHORS
+from vitbackbone.checkpoints.formats.eva import PERCEPTION, TIMM_EVA
 from vitbackbone.checkpoints.formats.huggingface import CLASSES
 from vitbackbone.checkpoints.formats.huggingface import TOWERS as PLAIN
+from vitbackbone.checkpoints.formats.language import LANGUAGE
+from vitbackbone.checkpoints.formats.naflex import NAFLEX
+from vitbackbone.checkpoints.formats.pixio import PIXIO
+from vitbackbone.checkpoints.formats.prefix import PREFIX
+from vitbackbone.checkpoints.formats.radio import RADIO
+from vitbackbone.checkpoints.formats.sam3 import SAM3
+from vitbackbone.checkpoints.formats.siglip2 import SIGLIP2
 from vitbackbone.checkpoints.formats.swin import SWIN
 from vitbackbone.checkpoints.formats.timm import TIMM
+from vitbackbone.checkpoints.formats.tipsv2 import TIPSV2
+from vitbackbone.checkpoints.formats.vitdet import VITDET
+from vitbackbone.checkpoints.formats.vitpose import VITPOSE
+from vitbackbone.checkpoints.formats.yolos import YOLOS
 from vitbackbone.checkpoints.rules import Rules
 
 # The layouts of transformers' towers: keys are relative to the tower, and `towers` finds its prefix
-TOWERS: dict[str, Rules] = {**PLAIN, **SWIN}
-FORMATS: dict[str, Rules] = {**AUTHORS, **TIMM, **TOWERS, **CLASSES}
+TOWERS: dict[str, Rules] = {
+    **PLAIN,
+    **SWIN,
+    **LANGUAGE,
+    "hf_pixio": PIXIO,
+    "hf_radio": RADIO,
+    "hf_sam3": SAM3,
+    "hf_siglip2": SIGLIP2,
+    "hf_tipsv2": TIPSV2,
+    "hf_vitdet": VITDET,
+    "hf_vitpose": VITPOSE,
+    "hf_yolos": YOLOS,
+}
+FORMATS: dict[str, Rules] = {**AUTHORS, **PERCEPTION, **TIMM, **TIMM_EVA, **NAFLEX, **PREFIX, **TOWERS, **CLASSES}
 
 __all__ = ["CLASSES", "FORMATS", "TOWERS"]

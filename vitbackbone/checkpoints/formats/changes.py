@@ -77,7 +77,7 @@ def _transpose(kernel: Tensor) -> Tensors:
     return (rearrange(kernel, "a b -> b a"),)
 
 
-def _join(*parts: Tensor) -> Tensors:
+def join(*parts: Tensor) -> Tensors:
     """Concatenate tensors of one shape. Raises `ValueError` on other shapes, which could sum up to the right one."""
     if len({part.shape for part in parts}) > 1:
         raise ValueError(f"the shapes {', '.join(str(tuple(part.shape)) for part in parts)}; want one shape")
@@ -85,11 +85,11 @@ def _join(*parts: Tensor) -> Tensors:
 
 
 def _heads_in(*kernels: Tensor) -> Tensors:
-    return _join(*(rearrange(kernel, "D heads d -> (heads d) D") for kernel in kernels))
+    return join(*(rearrange(kernel, "D heads d -> (heads d) D") for kernel in kernels))
 
 
 def _head_biases(*biases: Tensor) -> Tensors:
-    return _join(*(rearrange(bias, "heads d -> (heads d)") for bias in biases))
+    return join(*(rearrange(bias, "heads d -> (heads d)") for bias in biases))
 
 
 def _unstack_first(whole: Tensor) -> Tensors:
@@ -99,7 +99,7 @@ def _unstack_first(whole: Tensor) -> Tensors:
 
 def stack(count: int) -> Change:
     """Join linear layers that read the same input: q, k and v; or gate and value."""
-    return Change(_join, lambda whole: whole.chunk(count))
+    return Change(join, lambda whole: whole.chunk(count))
 
 
 # CLS (1, 1, D) and positions (1, 1 + N, D): the position of CLS is added to the token
@@ -122,6 +122,31 @@ UNSTACK_FIRST = Change(_unstack_first, lambda first, rest: (torch.cat([first, re
 CONVOLUTION = Change(lambda kernel: (rearrange(kernel, "p q c D -> D c p q"),))
 HEADS_IN, HEAD_BIASES = Change(_heads_in), Change(_head_biases)
 HEADS_OUT = Change(lambda kernel: (rearrange(kernel, "heads d D -> D (heads d)"),))
+
+
+def _frames(kernel: Tensor) -> Tensors:
+    return (torch.stack([kernel / 2, kernel / 2], dim=2),)
+
+
+def _linear(kernel: Tensor) -> Tensors:
+    return (rearrange(kernel, "D c p q -> D (c p q)"),)
+
+
+def _patches(weight: Tensor) -> Tensors:
+    side = math.isqrt(weight.shape[1] // 3)
+    return (rearrange(weight, "D (c p q) -> D c p q", c=3, p=side),)
+
+
+def _patches_channels_last(weight: Tensor) -> Tensors:
+    side = math.isqrt(weight.shape[1] // 3)
+    return (rearrange(weight, "D (p q c) -> D c p q", c=3, p=side),)
+
+
+# a kernel over frames, (D, 3, t, p, p), of two equal frames: the sum of its slices
+FRAMES = Change(lambda kernel: (kernel.sum(dim=2),), _frames)
+# a linear layer of a patch's values, channel by channel, or pixel by pixel
+PATCHES = Change(_patches, _linear)
+PATCHES_CHANNELS_LAST = Change(_patches_channels_last, lambda kernel: (rearrange(kernel, "D c p q -> D (p q c)"),))
 
 
 def qkv(source: str, parts: tuple[str, str, str], target: str) -> tuple[Rule, ...]:

@@ -21,7 +21,7 @@ TEACHER = together(("cls_classifier", "head"), ("distillation_classifier", "head
 CLASSIFIER_OF_BOTH = both("classifier", "head_concat")  # reads CLS and the mean of the patches
 
 
-def _layers(prefix: str, names: dict[str, str]) -> Rules:
+def layers(prefix: str, names: dict[str, str]) -> Rules:
     """Rename the weights and biases of layers, from names in a block of the checkpoint to names in our block."""
     return tuple(rule for theirs, ours in names.items() for rule in both(f"{prefix}.{theirs}", f"blocks.{{i}}.{ours}"))
 
@@ -34,31 +34,31 @@ def _having(extra: Rules, rules: Rules) -> Rules:
 
 # ---- ViT and the classes copied from its code ---------------------------------------------------------------------
 
-_BLOCK = "encoder.layer.{i}"
-_BERT: Rules = (
+BLOCK = "encoder.layer.{i}"
+BERT: Rules = (
     *both("embeddings.patch_embeddings.projection", "patch_embed.proj"),
-    *qkv(f"{_BLOCK}.attention.attention.", ("query", "key", "value"), "blocks.{i}.attn"),
-    *both(f"{_BLOCK}.attention.output.dense", "blocks.{i}.attn.proj"),
+    *qkv(f"{BLOCK}.attention.attention.", ("query", "key", "value"), "blocks.{i}.attn"),
+    *both(f"{BLOCK}.attention.output.dense", "blocks.{i}.attn.proj"),
     *both("layernorm", "norm"),
     drop("embeddings.mask_token"),  # replaces masked patches in pretraining only
     drop("pooler.dense.weight"),  # a tanh layer on CLS that transformers adds; untrained in most checkpoints
     drop("pooler.dense.bias"),
 )
 _POOLER: Rules = (unused("pooler.dense.weight", "dim", "dim"), unused("pooler.dense.bias", "dim"))
-_MLP = _layers(_BLOCK, {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"})
-_NORMS = _layers(_BLOCK, {"layernorm_before": "norm1", "layernorm_after": "norm2"})
+MLP = layers(BLOCK, {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"})
+NORMS = layers(BLOCK, {"layernorm_before": "norm1", "layernorm_after": "norm2"})
 _CLS, _POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"
 _REGISTERS = Rule(
     ("embeddings.register_tokens",), ("reg_token",), blank=(1, "num_registers", "dim")
 )  # present even if empty
 _WITH_CLS: Rules = (Rule((_CLS, _POSITIONS), ("cls_token", "pos_embed.table"), FOLD_CLS),)
 
-VIT: Rules = (*_BERT, *_MLP, *_NORMS, *_WITH_CLS)
-IJEPA: Rules = (*_BERT, *_MLP, *_NORMS, Rule((_POSITIONS,), ("pos_embed.table",), UNBATCH))
+VIT: Rules = (*BERT, *MLP, *NORMS, *_WITH_CLS)
+IJEPA: Rules = (*BERT, *MLP, *NORMS, Rule((_POSITIONS,), ("pos_embed.table",), UNBATCH))
 DEIT: Rules = (
-    *_BERT,
-    *_MLP,
-    *_NORMS,
+    *BERT,
+    *MLP,
+    *NORMS,
     Rule(
         (_CLS, "embeddings.distillation_token", _POSITIONS),
         ("cls_token", "reg_token", "pos_embed.table"),
@@ -66,28 +66,28 @@ DEIT: Rules = (
     ),
 )
 DINOV2: Rules = (
-    *_having((unused("embeddings.mask_token", 1, "dim"),), _BERT),
+    *_having((unused("embeddings.mask_token", 1, "dim"),), BERT),
     *_WITH_CLS,
-    *_layers(_BLOCK, {name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}),
-    *_layers(_BLOCK, {"mlp.weights_in": "mlp.w12", "mlp.weights_out": "mlp.w3"}),
-    rename(f"{_BLOCK}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma"),
-    rename(f"{_BLOCK}.layer_scale2.lambda1", "blocks.{i}.ls2.gamma"),
+    *layers(BLOCK, {name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}),
+    *layers(BLOCK, {"mlp.weights_in": "mlp.w12", "mlp.weights_out": "mlp.w3"}),
+    rename(f"{BLOCK}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma"),
+    rename(f"{BLOCK}.layer_scale2.lambda1", "blocks.{i}.ls2.gamma"),
 )
 DINOV2_WITH_REGISTERS: Rules = (*DINOV2, _REGISTERS)
 _TABLE = "relative_position_bias.relative_position_bias_table"
 _BEIT: Rules = (
-    *_BERT,
-    *_MLP,
-    *_NORMS,
-    rename(f"{_BLOCK}.lambda_1", "blocks.{i}.ls1.gamma"),
-    rename(f"{_BLOCK}.lambda_2", "blocks.{i}.ls2.gamma"),
+    *BERT,
+    *MLP,
+    *NORMS,
+    rename(f"{BLOCK}.lambda_1", "blocks.{i}.ls1.gamma"),
+    rename(f"{BLOCK}.lambda_2", "blocks.{i}.ls2.gamma"),
     *both("pooler.layernorm", "fc_norm"),
 )
 # Two switches of BeitConfig: absolute positions, and one table of relative ones for all blocks
 BEIT: dict[str, Rules] = {
     f"{absolute}{shared}": (*_BEIT, *positions, rename(table, "blocks.{i}.attn.rel_pos.table"))
     for absolute, positions in {"": (rename(_CLS, "cls_token"),), " absolute": _WITH_CLS}.items()
-    for shared, table in {"": f"{_BLOCK}.attention.attention.{_TABLE}", " shared": f"encoder.{_TABLE}"}.items()
+    for shared, table in {"": f"{BLOCK}.attention.attention.{_TABLE}", " shared": f"encoder.{_TABLE}"}.items()
 }
 
 # ---- DINOv3 -------------------------------------------------------------------------------------------------------
@@ -98,12 +98,12 @@ DINOV3: Rules = (
     _REGISTERS,
     unused("embeddings.mask_token", 1, 1, "dim"),
     *qkv("layer.{i}.attention.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
-    *_layers("layer.{i}", {"attention.o_proj": "attn.proj", "norm1": "norm1", "norm2": "norm2"}),
+    *layers("layer.{i}", {"attention.o_proj": "attn.proj", "norm1": "norm1", "norm2": "norm2"}),
     rename("layer.{i}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma"),
     rename("layer.{i}.layer_scale2.lambda1", "blocks.{i}.ls2.gamma"),
-    *_layers("layer.{i}", {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}),
+    *layers("layer.{i}", {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}),
     *gated("layer.{i}.mlp.gate_proj", "layer.{i}.mlp.up_proj", "blocks.{i}.mlp.w12"),
-    *_layers("layer.{i}", {"mlp.down_proj": "mlp.w3"}),
+    *layers("layer.{i}", {"mlp.down_proj": "mlp.w3"}),
     *both("norm", "norm"),
 )
 
@@ -112,7 +112,7 @@ DINOV3: Rules = (
 _TOWER = "encoder.layers.{i}"
 _CLIP_BLOCK: Rules = (
     *qkv(f"{_TOWER}.self_attn.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
-    *_layers(
+    *layers(
         _TOWER,
         {
             "self_attn.out_proj": "attn.proj",
@@ -155,7 +155,7 @@ SIGLIP: Rules = (
 SAM: Rules = (
     *both("patch_embed.projection", "patch_embed.proj"),
     Rule(("pos_embed",), ("pos_embed.table",), FLATTEN),
-    *_layers(
+    *layers(
         "layers.{i}",
         {
             "layer_norm1": "norm1",

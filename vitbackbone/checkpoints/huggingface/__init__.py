@@ -1,10 +1,8 @@
 """Reading and writing `config.json` and `preprocessor_config.json` of Hugging Face checkpoints."""
 
 from vitbackbone.checkpoints.huggingface.config import (
-    ANTIALIASED,
     CLASSES,
     MODEL_TYPES,
-    PLAIN,
     ModelType,
     read_architecture,
     read_config,
@@ -23,6 +21,7 @@ from vitbackbone.checkpoints.huggingface.processor import (
     read_preprocess,
     write_preprocess,
 )
+from vitbackbone.checkpoints.huggingface.shared import ANTIALIASED, PLAIN
 
 __all__ = [
     "ANTIALIASED",

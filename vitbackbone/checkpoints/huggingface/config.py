@@ -4,12 +4,14 @@ Each writer stands behind its reader and writes the settings that the class has.
 again, and refuses if the result differs.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.idefics import IDEFICS_EVAL, read_idefics
+from vitbackbone.checkpoints.huggingface.language import LANGUAGE
+from vitbackbone.checkpoints.huggingface.pixio import PIXIO_EVAL, read_pixio
 from vitbackbone.checkpoints.huggingface.processor import (
     CLIP_EVAL,
     DEIT_EVAL,
@@ -20,6 +22,7 @@ from vitbackbone.checkpoints.huggingface.processor import (
     SWIN_EVAL,
     VIT_EVAL,
 )
+from vitbackbone.checkpoints.huggingface.radio import RADIO_EVAL, read_radio
 from vitbackbone.checkpoints.huggingface.records import (
     Beit,
     Clip,
@@ -34,63 +37,20 @@ from vitbackbone.checkpoints.huggingface.records import (
     read_settings,
     read_tower,
 )
+from vitbackbone.checkpoints.huggingface.sam3 import SAM3_EVAL, read_sam3
+from vitbackbone.checkpoints.huggingface.shared import ANTIALIASED, HIDDEN_ACT, PLAIN
+from vitbackbone.checkpoints.huggingface.shared import resampled_always as _always
+from vitbackbone.checkpoints.huggingface.shared import shared_fields as _shared
+from vitbackbone.checkpoints.huggingface.siglip2 import NAFLEX_EVAL, read_siglip2
 from vitbackbone.checkpoints.huggingface.swin import read_swin, read_swinv2
+from vitbackbone.checkpoints.huggingface.tipsv2 import TIPSV2_EVAL, read_tipsv2
+from vitbackbone.checkpoints.huggingface.vit_kin import DPT_EVAL, YOLOS_EVAL, read_dpt, read_msn, read_yolos
+from vitbackbone.checkpoints.huggingface.vitdet import VITDET_EVAL, read_vitdet
+from vitbackbone.checkpoints.huggingface.vitpose import VITPOSE_EVAL, read_vitpose
 from vitbackbone.files import SHORT
 from vitbackbone.images import Preprocess
-from vitbackbone.model import AsSquare, MlpKind, Resampling, Rotary, ViTConfig
+from vitbackbone.model import Rotary, ViTConfig
 from vitbackbone.networks import TimmConfig
-
-# How transformers resamples positions (modeling_vit.py, modeling_dinov2.py; modeling_dinov2_with_registers.py).
-PLAIN = Resampling("bicubic", antialias=False, relative="bilinear")
-ANTIALIASED = Resampling("bicubic", antialias=True, relative="bilinear")
-
-
-def _shared(settings: Network, gated: bool = False) -> dict[str, Any]:
-    """Return the settings that every model type has."""
-    patch, activation = settings.patch_size[0], settings.hidden_act
-    if not gated and activation not in ACTIVATIONS:
-        raise ValueError(f"config.json has hidden_act={SHORT.repr(activation)}; want one of {', '.join(ACTIVATIONS)}")
-    rows, columns = (side // patch for side in settings.image_size)
-    as_square: AsSquare = "never" if rows == columns else "elsewhere"
-    return {
-        "image_size": (
-            rows * patch,
-            columns * patch,
-        ),  # the size that the positions cover: SigLIP at 384 has 27 patches of 14
-        "patch_size": patch,
-        "dim": settings.hidden_size,
-        "depth": settings.num_hidden_layers,
-        "num_heads": settings.num_attention_heads,
-        "mlp_dim": settings.intermediate_size,
-        "mlp": "swiglu" if gated else ACTIVATIONS[activation],
-        "qkv_bias": "qkv" if settings.qkv_bias else "none",
-        "norm_eps": settings.layer_norm_eps,
-        "resampling": replace(PLAIN, as_square=as_square),
-    }
-
-
-ACTIVATIONS: dict[str, MlpKind] = {
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-}
-HIDDEN_ACT = {**{ours: theirs for theirs, ours in ACTIVATIONS.items()}, "swiglu": "silu"}
-
-
-def _always(how: Resampling, image_size: tuple[int, int], patch_size: int) -> Resampling:
-    """Return the resampling of transformers' classes that resample at every size, even their own.
-
-    Raises `ValueError` if the positions do not fill a square.
-    """
-    rows, columns = (side // patch_size for side in image_size)
-    if rows == columns:
-        return how
-    if math.isqrt(rows * columns) ** 2 != rows * columns:
-        raise ValueError(
-            f"config.json has image_size={list(image_size)}, {rows} x {columns} patches. transformers reads these "
-            "positions as a square grid and cannot run this model; want as many patches as a square has"
-        )
-    return replace(how, as_square="always")
 
 
 def _write_shared(config: ViTConfig) -> dict[str, Any]:
@@ -320,6 +280,26 @@ MODEL_TYPES: dict[str, ModelType] = {
     "swinv2": ModelType(read_swinv2, "hf_swinv2", SWIN_EVAL, fixed_input=True),
     "sam": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
     "sam_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
+    "sam_hq": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
+    "sam_hq_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
+    "sam3_vit_model": ModelType(read_sam3, "hf_sam3", SAM3_EVAL, fixed_input=True),
+    "vit_msn": ModelType(read_msn, "hf_vit", VIT_EVAL, fixed_input=True),
+    "dpt": ModelType(read_dpt, "hf_vit", DPT_EVAL, fixed_input=True),
+    "yolos": ModelType(read_yolos, "hf_yolos", YOLOS_EVAL, fixed_input=True),
+    "data2vec-vision": ModelType(_beit, "hf_beit", SIGLIP_EVAL, fixed_input=True),
+    "tipsv2_vision_model": ModelType(read_tipsv2, "hf_tipsv2", TIPSV2_EVAL, fixed_input=True),
+    "radio": ModelType(read_radio, "hf_radio", RADIO_EVAL, fixed_input=False),
+    "siglip2": ModelType(read_siglip2, "hf_siglip2", NAFLEX_EVAL, fixed_input=False),
+    "siglip2_vision_model": ModelType(read_siglip2, "hf_siglip2", NAFLEX_EVAL, fixed_input=False),
+    "idefics2_vision": ModelType(read_idefics, "hf_siglip", IDEFICS_EVAL, fixed_input=True),
+    "idefics3_vision": ModelType(read_idefics, "hf_siglip", IDEFICS_EVAL, fixed_input=True),
+    "smolvlm_vision": ModelType(read_idefics, "hf_siglip", IDEFICS_EVAL, fixed_input=True),
+    "pixio": ModelType(read_pixio, "hf_pixio", PIXIO_EVAL, fixed_input=False),
+    "vitdet": ModelType(read_vitdet, "hf_vitdet", VITDET_EVAL, fixed_input=True),
+    "vitpose_backbone": ModelType(read_vitpose, "hf_vitpose", VITPOSE_EVAL, fixed_input=True),
+    "metaclip_2": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    "metaclip_2_vision_model": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    **{name: ModelType(*row) for name, row in LANGUAGE.items()},
 }
 
 

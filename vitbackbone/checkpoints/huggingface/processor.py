@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.own_sizes import OWN_SIZES
 from vitbackbone.files import SHORT
 from vitbackbone.images import (
     CLIP_MEAN,
@@ -16,7 +17,7 @@ from vitbackbone.images import (
     CropMode,
     Interpolation,
     Preprocess,
-    Resampling,
+    ResizeLibrary,
 )
 
 VIT_EVAL = Preprocess((224, 224), 1.0, "squash", "bilinear", HALF, HALF, crop_rounding="down")
@@ -48,7 +49,7 @@ class Processor:
     do_center_crop: bool = False
     default_to_square: bool = True  # whether `size` as one number means a square or the shorter edge
     own: Json = field(default_factory=dict)  # settings of this class alone, with their defaults
-    resampling: Resampling = "pillow"  # for files that do not name one
+    resampling: ResizeLibrary = "pillow"  # for files that do not name one
 
     def defaults(self) -> dict[str, Any]:
         return {
@@ -77,7 +78,20 @@ _SHORT_224 = {"shortest_edge": 224}
 _CLIP = Processor(BICUBIC, CLIP_MEAN, CLIP_STD, _SHORT_224, _square(224), True, default_to_square=False)
 _VIT = Processor(BILINEAR, HALF, HALF, _square(224))
 _DINOV3 = replace(_VIT, mean=IMAGENET_MEAN, std=IMAGENET_STD, resampling="torchvision")  # it has no other
+_MASKS = {"mask_size": None, "mask_pad_size": None}
 _SAM = {"do_pad": True, "pad_size": _square(1024), "mask_size": None, "mask_pad_size": None}
+_QWEN = {"min_pixels": None, "max_pixels": None, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+_BOUNDS = {"shortest_edge": 56**2, "longest_edge": 28**2 * 1280}
+_TILES = {
+    "max_image_size": {"longest_edge": 364},
+    "do_image_splitting": True,
+    "do_pad": True,
+    "return_row_col_info": False,
+    "video_sampling": None,
+}
+_QWEN2_VL = Processor(BICUBIC, CLIP_MEAN, CLIP_STD, _BOUNDS, default_to_square=False, own=_QWEN)
+_IDEFICS3 = Processor(1, HALF, HALF, {"longest_edge": 4 * 364}, default_to_square=False, own=_TILES)
+_NAFLEX = {"patch_size": 16, "max_num_patches": 256}
 _EFFICIENTNET = {"rescale_offset": False, "include_top": True}
 
 PROCESSORS: dict[str, Processor] = {
@@ -98,6 +112,17 @@ PROCESSORS: dict[str, Processor] = {
     ),
     "EfficientNetImageProcessor": Processor(BICUBIC, HALF, HALF, _square(346), _square(289), own=_EFFICIENTNET),
     "DINOv3ViTImageProcessor": _DINOV3,
+    "Siglip2ImageProcessor": Processor(BILINEAR, HALF, HALF, None, own=_NAFLEX),
+    "Qwen2VLImageProcessor": _QWEN2_VL,
+    "Idefics3ImageProcessor": _IDEFICS3,
+    "SmolVLMImageProcessor": _IDEFICS3,
+    "Tipsv2ImageProcessor": Processor(
+        BILINEAR, HALF, HALF, _square(448), own={"do_normalize": False}, resampling="torchvision"
+    ),
+    "Sam3ImageProcessor": Processor(BILINEAR, HALF, HALF, _square(1008), own=_MASKS, resampling="torchvision"),
+    "Sam2ImageProcessor": Processor(
+        BILINEAR, IMAGENET_MEAN, IMAGENET_STD, _square(1024), own=_MASKS, resampling="torchvision"
+    ),
     "SamImageProcessor": Processor(BILINEAR, IMAGENET_MEAN, IMAGENET_STD, {"longest_edge": 1024}, own=_SAM),
 }
 
@@ -149,20 +174,20 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
         raise ValueError(
             f"{FILE} has do_resize=False; only True is supported, because photos would keep their own sizes"
         )
+    mean, std = _normalisation(settings)
+    steps: dict[str, Any] = {
+        "interpolation": _interpolation(settings),
+        "mean": mean,
+        "std": std,
+        "crop_rounding": "down",
+        "resampling": resampling or kind.resampling,
+    }
+    if name in OWN_SIZES:
+        return Preprocess(crop_pct=1.0, **OWN_SIZES[name](settings), **steps)
     mode, resized = _resized(name, settings)
     image_size = _cropped(settings, mode, resized, name)
     _check_padding(settings, mode, image_size)
-    mean, std = _normalisation(settings)
-    preprocess = Preprocess(
-        image_size,
-        image_size[0] / resized[0],
-        mode,
-        _interpolation(settings),
-        mean,
-        std,
-        crop_rounding="down",
-        resampling=resampling or kind.resampling,
-    )
+    preprocess = Preprocess(image_size, image_size[0] / resized[0], mode, **steps)
     if mode != "pad" and preprocess.scaled(image_size) != resized:
         raise ValueError(f"{FILE} has size={settings['size']} and crop_size={settings['crop_size']}: not supported")
     return preprocess
@@ -199,14 +224,14 @@ def write_preprocess(preprocess: Preprocess) -> dict[str, Any]:
 # ---- the class ----------------------------------------------------------------------------------------------------
 
 
-def _class(processor: Json) -> tuple[str | None, Resampling | None]:
+def _class(processor: Json) -> tuple[str | None, ResizeLibrary | None]:
     """Return the class that a file names, or None, and the resampling if the name implies one."""
     named = processor.get("image_processor_type")
     if named is None and isinstance(extractor := processor.get("feature_extractor_type"), str):
         named = extractor.replace("FeatureExtractor", "ImageProcessor")
     if named is None:
         return None, None
-    suffix: dict[str, Resampling] = {"Fast": "torchvision", "Pil": "pillow"}
+    suffix: dict[str, ResizeLibrary] = {"Fast": "torchvision", "Pil": "pillow"}
     name = str(named)
     for ending, resampling in suffix.items():
         if name.removesuffix(ending) in PROCESSORS and name.endswith(ending):

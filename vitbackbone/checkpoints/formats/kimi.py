@@ -1,0 +1,31 @@
+"""The layouts of MoonViT: of transformers' tower alone, and of Kimi's own files, which transformers writes of the whole
+model too."""
+
+from vitbackbone.checkpoints.formats.rotary import alternating_halves, alternating_neighbours, packed, qkv_in_order
+from vitbackbone.checkpoints.rules import Change, Rule, Rules, both
+
+_FLAT = Change(lambda table: (table.flatten(0, 1),))
+_OURS = "blocks.{i}"
+
+KIMI: Rules = (
+    *both("patch_embed.proj", "patch_embed.proj"),
+    Rule(("patch_embed.pos_emb.position_embeddings",), ("pos_embed.table",), _FLAT),
+    *qkv_in_order("layers.{i}.attn.", ("q_proj", "k_proj", "v_proj"), f"{_OURS}.attn", alternating_halves),
+    *both("layers.{i}.attn.proj", f"{_OURS}.attn.proj"),
+    *both("layers.{i}.norm1", f"{_OURS}.norm1"),
+    *both("layers.{i}.norm2", f"{_OURS}.norm2"),
+    *both("layers.{i}.mlp.fc1", f"{_OURS}.mlp.fc1"),
+    *both("layers.{i}.mlp.fc2", f"{_OURS}.mlp.fc2"),
+    *both("final_layernorm", "norm"),
+    Rule(("patch_embed.pos_emb.weight",), ("pos_embed.table",), _FLAT),
+    *(
+        Rule((f"encoder.blocks.{{i}}.wqkv.{kind}",), (f"{_OURS}.attn.qkv.{kind}",), packed(alternating_neighbours))
+        for kind in ("weight", "bias")
+    ),
+    *both("encoder.blocks.{i}.wo", f"{_OURS}.attn.proj"),
+    *both("encoder.blocks.{i}.norm0", f"{_OURS}.norm1"),
+    *both("encoder.blocks.{i}.norm1", f"{_OURS}.norm2"),
+    *both("encoder.blocks.{i}.mlp.fc0", f"{_OURS}.mlp.fc1"),
+    *both("encoder.blocks.{i}.mlp.fc1", f"{_OURS}.mlp.fc2"),
+    *both("encoder.final_layernorm", "norm"),
+)

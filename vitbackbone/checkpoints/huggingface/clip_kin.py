@@ -1,0 +1,21 @@
+"""Reading the `config.json` of the vision towers that other models copied from CLIP."""
+
+from vitbackbone.checkpoints.huggingface.records import Clip, Pair
+
+
+class Git(Clip):
+    """The vision tower of GIT."""
+
+    patch_size: Pair = (16, 16)
+
+
+class OwlVit(Clip):
+    """The vision tower of OWL-ViT."""
+
+    image_size: Pair = (768, 768)
+
+
+class OwlV2(OwlVit):
+    """The vision tower of OWLv2."""
+
+    patch_size: Pair = (16, 16)
