@@ -52,7 +52,12 @@ INDICES = r".*(indexes|indices|_layers?|layer_ids|layer_idx|layers_block_type)"
 
 
 # What the names do not tell: settings that must agree with each other, or that have no default.
+SLIM = {"width_coefficient": 0.5, "depth_coefficient": 0.5}
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "align": {"vision_config": SLIM},
+    "align_vision_model": SLIM,
+    "efficientnet": SLIM,
+    "cohere_compass": {"text_config": {"layer_types": ["sliding_attention", "sliding_attention"]}},
     "apertus1p5": {"text_config": {"vocab_size": 266500}},
     "bit": {"num_groups": 4},
     "bridgetower": {"hidden_size": 64, "vision_config": {"hidden_size": 64}, "text_config": {"hidden_size": 64}},

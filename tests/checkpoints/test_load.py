@@ -519,7 +519,7 @@ def edit(directory: Path, **fields: object) -> None:
     [
         ({"model_type": "bert"}, "model_type='bert'; want one of vit, vit_mae"),
         ({"hidden_act": "relu"}, "hidden_act='relu'; want one of gelu, gelu_pytorch_tanh"),
-        ({"num_hidden_layers": 2}, "blocks.1.norm1.weight: the checkpoint does not fill"),
+        ({"num_hidden_layers": 2}, "blocks: 2 in the settings, 1 in the weights"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(directory: Path, fields: dict[str, object], message: str) -> None:

@@ -16,12 +16,13 @@ from vitbackbone.checkpoints.formats import FORMATS, TOWERS
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
 from vitbackbone.checkpoints.other_sizes import Size, at_size, resample_tables, trained_grid
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, bind, convert
+from vitbackbone.checkpoints.shapes import settle
 from vitbackbone.checkpoints.shards import read_directory
 from vitbackbone.checkpoints.sources import CONFIG, Directory, describe, find_weights, pin
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_directory import TimmDirectory
 from vitbackbone.checkpoints.timm_names import timm_rules
-from vitbackbone.checkpoints.towers import take
+from vitbackbone.checkpoints.towers import count_blocks, take
 from vitbackbone.checkpoints.trainers import unwrap
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry, Positions
 from vitbackbone.contract import BackboneModule, float32_default
@@ -63,7 +64,7 @@ def load_backbone(
     The vision tower of a larger model is found by its keys, and nothing else is read. `@REVISION` after a name of the
     Hub pins a commit or tag.
     `weights`: a `.safetensors`, `.pth`, `.ckpt`, `.bin` or `.npz` file in the format of that name, or `"random"` for an
-    untrained model. A trainer's file may have the network behind any prefix; a line of the log says what was taken and
+    untrained model. A trainer's file may have the network under any prefix; a line of the log says what was taken and
     left out. Neither needs a network. The default takes the weights from the package (`nano`), from the directory, from
     the Hub's cache, or from the Hub. `HF_HUB_OFFLINE=1` forbids downloads.
     `positions`: how position tables are resampled at other sizes than the native one. `"native"` follows the authors of
@@ -206,6 +207,7 @@ def _fill(
     found: Entry | Directory | TimmDirectory, name: str, state: State, options: Options, place: str
 ) -> tuple[ViT | TimmBackbone, dict[str, Tensor]]:
     """Return the backbone with a checkpoint's weights, and the parameters of its head."""
+    timm_written = isinstance(found, TimmDirectory)
     if isinstance(found, TimmDirectory):
         found = found.entry()
     if isinstance(found, Entry) and found.classifier is not None:
@@ -215,6 +217,9 @@ def _fill(
     else:
         entry, must = found, found.format in TOWERS
         taken = take(state, FORMATS[found.format], options.tower, options.part, must)
+        if timm_written and isinstance(entry.config, ViTConfig):
+            blocks = count_blocks(taken.tensors, "", taken.rules)
+            entry = replace(entry, config=settle(entry.config, taken.rules, taken.tensors, blocks, {}))
     config = options.apply(entry.at_other_sizes(options.positions))
     _log(place, taken.note)
     if isinstance(config, TimmConfig):

@@ -12,15 +12,17 @@ from vitbackbone.checkpoints.hub import WeightsUnavailable, by_hand, download, d
 from vitbackbone.checkpoints.huggingface import PLAIN, read_architecture, read_labels, read_preprocess
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.rules import ConversionError, State
+from vitbackbone.checkpoints.shapes import settle, settle_swin
 from vitbackbone.checkpoints.shards import FindFile, read_directory
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_directory import TimmDirectory
 from vitbackbone.checkpoints.timm_names import describe_timm
-from vitbackbone.checkpoints.towers import NoTower, Part, Taken, choose, find_parts, name_part, settle
+from vitbackbone.checkpoints.towers import NoTower, Part, Taken, choose, count_blocks, find_parts, name_part
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry
 from vitbackbone.files import SHORT, did_you_mean, read_json
 from vitbackbone.images import Preprocess
 from vitbackbone.model import ViTConfig
+from vitbackbone.networks import TimmConfig
 
 CONFIG = "config.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -54,7 +56,12 @@ class Directory:
             chosen, taken = choose(self.parts, state, tower, part)
             entry = self._entry(chosen)
         if isinstance(entry.config, ViTConfig):
-            entry = replace(entry, config=settle(entry.config, taken.rules, taken.tensors, self.architecture))
+            blocks = count_blocks(taken.tensors, "", taken.rules)
+            settings, saved_by = chosen.settings, self.architecture
+            config = settle(entry.config, taken.rules, taken.tensors, blocks, settings, saved_by)
+            entry = replace(entry, config=config)
+        elif isinstance(entry.config, TimmConfig) and (chosen.path or self.architecture.endswith("Backbone")):
+            entry = replace(entry, config=settle_swin(entry.config, taken.rules, taken.tensors))
         return entry, taken
 
     def _entry(self, part: Part) -> Entry:
@@ -173,6 +180,12 @@ def find_weights(known: str, revision: str | None, found: Entry | AnyDirectory) 
     if not found.on_hub:
         raise WeightsUnavailable(by_hand(known, f"these weights are not on the Hub; they are at {found.source}"))
     return read_weights(download(known, found.source, "model.safetensors", revision))
+
+
+def read_published(name: str) -> State:
+    """Return the tensors of a name's own weights, by the keys of its file. Raises the errors of `load_backbone`."""
+    known, revision = pin(name)
+    return find_weights(known, revision, describe(known, revision, offline=False))
 
 
 def _unknown(known: str) -> str:

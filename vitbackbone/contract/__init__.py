@@ -17,7 +17,7 @@ from vitbackbone.contract.features import (
 from vitbackbone.contract.fingerprint import fingerprint, weights_sha256
 from vitbackbone.contract.geometry import Geometry, Images
 from vitbackbone.contract.inference import check_device, device_of, evaluating
-from vitbackbone.contract.pytrees import register
+from vitbackbone.contract.pytrees import register, tree_leaves
 from vitbackbone.contract.repeated import Repeated, one_value
 from vitbackbone.contract.spec import BackboneSpec, Engine, Fidelity, Precision, Runtime, Wanted
 from vitbackbone.contract.tracing import any_size, copied, numbers
@@ -59,5 +59,6 @@ __all__ = [
     "pool_mean",
     "stack",
     "stack_maps",
+    "tree_leaves",
     "weights_sha256",
 ]

@@ -29,7 +29,12 @@ def progress_bar(
 
     interval = INTERVAL if sys.stderr.isatty() else LOGGED
     short = {"delay": DELAY, "leave": False} if passing else {}
-    return tqdm(items, what, disable=_hidden.get() or not shown, mininterval=interval, **short, **options)
+    return tqdm(items, what, disable=bars_are_hidden() or not shown, mininterval=interval, **short, **options)
+
+
+def bars_are_hidden() -> bool:
+    """Whether `no_progress_bars` hides all bars. Bars of other libraries should follow it."""
+    return _hidden.get()
 
 
 @contextmanager

@@ -62,6 +62,7 @@ class TimmConfig:
     arguments: tuple[tuple[str, Any], ...] = ()  # keyword arguments of timm's constructor
     any_size: bool = True  # False: the network accepts only images of `image_size`
     windows: Windows = "timm"
+    final_norm: bool = True  # False: the network's final norm is left out, for weights that have none
     indivisible: Indivisible = "pad"  # sizes that need padding: pad right and bottom, or refuse
 
     def __post_init__(self) -> None:
@@ -203,6 +204,11 @@ class TimmBackbone(BackboneModule):
     def _pad(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 Hp Wp"]:
         """Pad the images at the right and bottom with the mean colour, and convert them to the network's dtype."""
         height, width = _size(images)
+        if not numbers(height, width) and any(isinstance(self.model, timm_class(name)) for name in ("Swin", "Swin V2")):
+            raise ValueError(
+                f"{self.spec.name} cuts and shifts its windows by a rule for each image size, so that no graph serves "
+                "several. Export one height and width; the batch may be dynamic"
+            )
         if self.sizes is None:
             if (height, width) != self.config.image_size:
                 native = " x ".join(map(str, self.config.image_size))
@@ -295,6 +301,8 @@ def _create(config: TimmConfig) -> Any:
     _replace_cosine_attention(model)
     if config.windows != "timm":
         _replace_windows(model, by_size=config.windows == "sized")
+    if not config.final_norm:
+        model.norm = nn.Identity()
     return model
 
 

@@ -283,7 +283,9 @@ def find_layers(tower: Any) -> list[nn.Module]:
             continue
         members = list(module)
         if members and all(isinstance(each, nn.ModuleList) and len(each) for each in members):
-            members = [list(each)[-1] for each in members if isinstance(each, nn.ModuleList)]  # a stage ends with its last block
+            members = [
+                list(each)[-1] for each in members if isinstance(each, nn.ModuleList)
+            ]  # a stage ends with its last block
         runs = [type(each).forward is not nn.Module.forward for each in members if not isinstance(each, nn.ModuleList)]
         if members and len({type(each) for each in members}) == 1 and len(runs) == len(members) and all(runs):
             lists[path] = members

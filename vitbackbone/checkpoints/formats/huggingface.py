@@ -14,7 +14,7 @@ from vitbackbone.checkpoints.formats.changes import (
     gated,
     qkv,
 )
-from vitbackbone.checkpoints.rules import Rule, Rules, beside, both, drop, inside, rename, together, unused
+from vitbackbone.checkpoints.rules import Rule, Rules, beside, both, drop, inside, read_only, rename, together, unused
 
 CLASSIFIER = both("classifier", "head")
 TEACHER = together(("cls_classifier", "head"), ("distillation_classifier", "head_dist"))
@@ -133,6 +133,7 @@ CLIP: Rules = (
     ),
     drop("embeddings.position_ids"),
     *both("pre_layrnorm", "norm_pre"),  # sic
+    *read_only(both("pre_layernorm", "norm_pre")),  # OWL-ViT
     *_CLIP_BLOCK,
 )
 CLIP_PROJECTED: Rules = (*inside("vision_model.", CLIP), rename("visual_projection.weight", "projection.weight"))
@@ -184,6 +185,8 @@ def _without_norms(rules: Rules) -> Rules:
 _MIM_NORM = beside(both("layernorm", "norm"))  # BeitForMaskedImageModeling has its final norm beside the tower
 TOWERS: dict[str, Rules] = {
     "hf_vit": (*VIT, *beside(CLASSIFIER)),
+    # ViTMSNForImageClassification of transformers 5 writes its blocks beside the tower
+    "hf_vit_msn": (*VIT, *beside((*(rule for rule in VIT if "{i}" in rule.sources[0]), *CLASSIFIER))),
     "hf_ijepa": (*IJEPA, *beside(CLASSIFIER)),
     "hf_deit": (
         *DEIT,

@@ -10,6 +10,7 @@ from vitbackbone.checkpoints.zoo.eva import EVA
 from vitbackbone.checkpoints.zoo.huggingface import HUGGING_FACE
 from vitbackbone.checkpoints.zoo.naflex import NAFLEX
 from vitbackbone.checkpoints.zoo.pathology import PATHOLOGY
+from vitbackbone.checkpoints.zoo.text import OPENAI_TEXT, TEXT_REPOSITORIES
 from vitbackbone.checkpoints.zoo.timm import TIMM
 from vitbackbone.checkpoints.zoo.tipsv2 import TIPSV2
 from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD
@@ -62,4 +63,4 @@ ZOO: dict[str, Entry] = {
     "openvla": OPENVLA,
 }
 
-__all__ = ["ADAPTED", "ZOO", "Entry", "Positions"]
+__all__ = ["ADAPTED", "OPENAI_TEXT", "TEXT_REPOSITORIES", "ZOO", "Entry", "Positions"]
