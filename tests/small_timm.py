@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from tests.helpers import randomise
 from tests.oracles import Case, Outputs, Size, save_timm
-from vitbackbone import BackboneModule
-from vitbackbone.checkpoints.load import _fill
+from vitbackbone import BackboneModule, ViT
+from vitbackbone.checkpoints.formats import FORMATS
+from vitbackbone.checkpoints.rules import bind, convert
 from vitbackbone.checkpoints.zoo import ZOO, Entry, Positions
 from vitbackbone.model import ViTConfig
 
@@ -73,8 +74,10 @@ def small_model(name: str) -> nn.Module:
 
 def load_small(name: str, folder: Path, positions: Positions) -> BackboneModule:
     entry = shrunk(name)
-    config = entry.at_other_sizes(positions)
-    return _fill(config, entry, name, load_file(folder / "model.safetensors"))[0]
+    vit = ViT(entry.at_other_sizes(positions), entry.preprocess, name)
+    state = load_file(folder / "model.safetensors")
+    vit.load_state_dict(convert(state, bind(FORMATS[entry.format], vit.config), vit.state_dict()))
+    return vit.eval()
 
 
 def run_small(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:

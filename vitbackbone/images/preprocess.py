@@ -269,11 +269,9 @@ class Preprocess:
     def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
         """Return the view that `__call__` cuts out of a photo of (H, W) pixels, for `Geometry.through`.
 
-        Raises `ValueError` on a resolution below 1.
+        Raises `ValueError` on a resolution that is no size.
         """
         size = self.image_size if resolution is None else sides(resolution)
-        if min(size) < 1:
-            raise ValueError(f"resolution must be at least 1 pixel, got {resolution}")
         if keep_aspect:
             resized = _cover(source, size)
             return View(source, resized, (0, 0), resized)

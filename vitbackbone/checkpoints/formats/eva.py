@@ -26,19 +26,20 @@ _NORMS_AFTER: Rules = (
     *both(f"{_OURS}.norm2", f"{_OURS}.post2"),
 )
 
+_TIMM_PE: Rules = (
+    *EMBED,
+    *BLOCK,
+    *(Rule((f"{_OURS}.attn.qkv.{kind}",), (f"{_OURS}.attn.qkv.{kind}",), _IN_ORDER) for kind in ("weight", "bias")),
+    *GAMMA,
+    *MLP,
+    *NORM,
+    *ATTENTION_POOL,
+    *_PROJECTION,
+)
+
 TIMM_EVA: dict[str, Rules] = {
-    "timm_pe": (
-        *EMBED,
-        *BLOCK,
-        *(Rule((f"{_OURS}.attn.qkv.{kind}",), (f"{_OURS}.attn.qkv.{kind}",), _IN_ORDER) for kind in ("weight", "bias")),
-        *GAMMA,
-        *MLP,
-        *NORM,
-        *POSITIONS_WITH_CLS,
-        *POSITIONS,
-        *ATTENTION_POOL,
-        *_PROJECTION,
-    ),
+    "timm_pe": (*_TIMM_PE, *POSITIONS_WITH_CLS),
+    "timm_pe_no_cls": (*_TIMM_PE, *POSITIONS),
     "timm_eva_clip": (  # the giant one, and the largest with norms behind the branches
         *EMBED,
         *BLOCK,
@@ -77,8 +78,6 @@ _POOL = {"attn.out_proj": "proj", "layernorm": "norm", "mlp.c_fc": "mlp.fc1", "m
 
 _PE: Rules = (
     rename("conv1.weight", "patch_embed.proj.weight"),
-    Rule(("class_embedding", "positional_embedding"), ("cls_token", "pos_embed.table"), FOLD_FLAT),
-    rename("positional_embedding", "pos_embed.table"),
     *both("ln_pre", "norm_pre"),
     *both("ln_post", "norm"),
     *(
@@ -100,11 +99,16 @@ _PE: Rules = (
     *(rule for theirs, ours in _POOL.items() for rule in both(f"attn_pool.{theirs}", f"attn_pool.{ours}")),
     Rule(("proj",), ("projection.weight",), TRANSPOSE),
 )
+_POSITIONS: dict[str, Rules] = {
+    "": (Rule(("class_embedding", "positional_embedding"), ("cls_token", "pos_embed.table"), FOLD_FLAT),),
+    "_no_cls": (rename("positional_embedding", "pos_embed.table"),),
+}
+# The core models hold the text tower too, which is left out
+_TEXT: Rules = (
+    *(drop(f"{part}.{{rest}}") for part in ("transformer", "token_embedding", "ln_final")),
+    *map(drop, ("positional_embedding", "text_projection", "logit_scale", "logit_bias", "attn_mask")),
+)
 PERCEPTION: dict[str, Rules] = {
-    "pe": _PE,
-    "pe_core": (  # which hold the text tower too
-        *inside("visual.", _PE),
-        *(drop(f"{part}.{{rest}}") for part in ("transformer", "token_embedding", "ln_final")),
-        *map(drop, ("positional_embedding", "text_projection", "logit_scale", "logit_bias", "attn_mask")),
-    ),
+    **{f"pe{cls}": (*_PE, *positions) for cls, positions in _POSITIONS.items()},
+    **{f"pe_core{cls}": (*inside("visual.", (*_PE, *positions)), *_TEXT) for cls, positions in _POSITIONS.items()},
 }

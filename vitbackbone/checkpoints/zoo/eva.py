@@ -82,7 +82,8 @@ def _pe(name: str, variant: str, side: int, fields: dict[str, object], projectio
     assert config.rotary is not None
     rescaled = replace(config.rotary, reference=config.grid)
     preprocess = evaluation(side, 1.0, HALF, HALF)
-    return Entry(config, "timm_pe", preprocess, "apache-2.0", f"timm/{name}", timm_rotary=rescaled)
+    layout = "timm_pe" if config.cls else "timm_pe_no_cls"
+    return Entry(config, layout, preprocess, "apache-2.0", f"timm/{name}", timm_rotary=rescaled)
 
 
 def _pe_of_its_authors(variant: str, side: int, fields: dict[str, object], projection_dim: int, name: str) -> Entry:
@@ -91,7 +92,7 @@ def _pe_of_its_authors(variant: str, side: int, fields: dict[str, object], proje
     preprocess = replace(evaluation(side, 1.0, HALF, HALF), crop_mode="squash", interpolation="bilinear")
     return Entry(
         config,
-        "pe_core" if projection_dim else "pe",
+        ("pe_core" if projection_dim else "pe") + "_no_cls" * (not config.cls),
         preprocess,
         "apache-2.0",
         f"https://huggingface.co/facebook/{name}/resolve/main/{name}.pt",
