@@ -156,6 +156,7 @@ class TimmBackbone(BackboneModule):
             has_cls=levels.has_cls,
             has_norm=levels.has_norm,
             image_size=config.image_size,
+            in_chans=config.channels,
             settings=repr(config),
             dims=levels.dims,
             strides=levels.strides,
