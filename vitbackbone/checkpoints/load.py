@@ -206,7 +206,8 @@ def _fill(
             blocks = count_blocks(taken.tensors, "", taken.rules)
             entry = replace(entry, config=settle(entry.config, taken.rules, taken.tensors, blocks, {}))
     config = options.apply(entry.at_other_sizes(options.positions))
-    _log(place, taken.note)
+    # A directory is a larger model as a rule; a file was given as the network's own
+    _log(place, taken.note, logging.INFO if isinstance(found, Directory) else logging.WARNING)
     if isinstance(config, TimmConfig):
         swin = _build_timm(config, entry, name)
         return _assign(swin, convert(taken.tensors, taken.rules, swin.state_dict()))
@@ -259,9 +260,9 @@ def _two_sizes(config: ViTConfig | TimmConfig | FusedConfig, size: tuple[int, in
     )
 
 
-def _log(place: str, note: str) -> None:
+def _log(place: str, note: str, level: int = logging.WARNING) -> None:
     if note:
-        LOG.warning("%s: %s", place, note)
+        LOG.log(level, "%s: %s", place, note)
 
 
 def _load_fused(name: str, entry: Entry, weights: Weights | None, options: Options) -> FusedBackbone:
