@@ -7,6 +7,7 @@ from .checkpoints import export_weights as export_weights
 from .checkpoints import list_backbones as list_backbones
 from .checkpoints import load_backbone as load_backbone
 from .checkpoints import load_checkpoint as load_checkpoint
+from .checkpoints import load_text as load_text
 from .checkpoints import save_pretrained as save_pretrained
 from .contract import Asked as Asked
 from .contract import Attention as Attention
@@ -46,6 +47,8 @@ from .model import ChannelNorm as ChannelNorm
 from .model import Layout as Layout
 from .model import Resampling as Resampling
 from .model import Rotary as Rotary
+from .model import TextConfig as TextConfig
+from .model import TextTower as TextTower
 from .model import ViT as ViT
 from .model import ViTConfig as ViTConfig
 from .model import resize_maps as resize_maps

@@ -36,6 +36,8 @@ def trained_grid(config: ViTConfig, rules: Rules, tensors: State) -> tuple[int, 
     A table does not hold its shape: it has the configuration's grid if their numbers agree, and else is a square.
     Raises `ConversionError` if it can be neither.
     """
+    if config.position_grid is not None:  # the table has a grid of its own at every size
+        return config.grid
     h, w = config.grid
     count = _positions(rules, tensors, {h * w: h * w, (2 * h - 1) * (2 * w - 1) + 3: h * w})
     if count is None or count == h * w:
@@ -58,9 +60,9 @@ def _positions(rules: Rules, tensors: State, own: Mapping[int, int]) -> int | No
         sources = [source.replace("{i}", "0") for source in rule.sources]
         if not {TABLE, BIASES} & set(rule.targets) or not all(source in tensors for source in sources):
             continue
+        given = tuple(tensors[source].float() for source in sources)
         try:
-            given = [tensors[source].float() for source in sources]
-            made = rule.via.there(*given) if isinstance(rule.via, Change) else given[:1]
+            made = rule.via.there(*given) if isinstance(rule.via, Change) else given
         except (RuntimeError, IndexError, ValueError):
             return None
         rows = len(made[[target in (TABLE, BIASES) for target in rule.targets].index(True)])

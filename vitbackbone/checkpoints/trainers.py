@@ -7,11 +7,12 @@ keeps, such as a teacher and a student, are towers behind several prefixes.
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable
 
 from torch import Tensor
 
 from vitbackbone.checkpoints.faults import ConversionError
+from vitbackbone.checkpoints.lazy import Renamed
 from vitbackbone.checkpoints.rules import OUTSIDE, Rules, State, Templates
 
 LOG = logging.getLogger("vitbackbone")
@@ -49,22 +50,6 @@ def unwrap(state: State) -> State:
     if twice:
         raise ConversionError(f"the checkpoint does not fit:\n  {twice[0]}: twice, with a wrapper's prefix and without")
     return Renamed(state, {new: old for old, new in plain.items()})
-
-
-class Renamed(Mapping[str, Tensor]):
-    """The tensors of a checkpoint under other keys: `places` has the old key of each new one."""
-
-    def __init__(self, state: State, places: Mapping[str, str]) -> None:
-        self._state, self._places = state, places
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self._state[self._places[key]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
 
 def of_part(prefixes: Iterable[str], part: str | None) -> list[str]:
@@ -112,15 +97,20 @@ def describe_taken(state: State, prefix: str, prefixes: Collection[str], unused:
     """Say which keys of a checkpoint were taken and which were left out; "" if it is the network alone."""
     parts = []
     if prefix:
-        others = [p for p in prefixes if p != prefix]
-        parts.append(
-            f"took the keys behind {prefix!r}" + (f" rather than {_listed(map(repr, others))}" if others else "")
-        )
-    outside = Counter(key.split(".")[0] for key in state if not key.startswith(prefix))
+        others = _listed(repr(p) for p in prefixes if p != prefix)
+        parts.append(f"took the keys behind {prefix!r}" + (f" rather than {others}" if others else ""))
+    outside = Counter(_branch(key, prefix) for key in state if not key.startswith(prefix))
     left = [f"{name} ({count})" for name, count in outside.items()] + [key.removeprefix(OUTSIDE) for key in unused]
     if left:
         parts.append(f"left out {_listed(left)}")
     return "; ".join(parts)
+
+
+def _branch(key: str, prefix: str) -> str:
+    """Return the beginning of a key up to the first word that differs from a prefix."""
+    words, ours = key.split("."), prefix.split(".")
+    same = next((n for n, pair in enumerate(zip(words, ours, strict=False)) if pair[0] != pair[1]), len(ours))
+    return ".".join(words[: same + 1])
 
 
 def _listed(names: Iterable[str], most: int = 6) -> str:

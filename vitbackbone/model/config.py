@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 Position = Literal["learned", "sincos1d", "sincos2d", "computed2d", "axes", "none"]
 RelativePosition = Literal["none", "table", "decomposed"]
 QkvBias = Literal["qkv", "qv", "none"]
-MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu", "geglu_tanh"]
+MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "geglu", "geglu_tanh"]
 GATED: tuple[MlpKind, ...] = ("swiglu", "geglu", "geglu_tanh")
 NormKind = Literal["layer", "rms"]
 BranchNorm = Literal["before", "after", "both"]
@@ -124,6 +124,7 @@ class ViTConfig:
     # exact GELU, tanh approximation, x * sigmoid(1.702 x); or gated: by SiLU, exact GELU, tanh approximation
     mlp: MlpKind = "gelu"
     mlp_norm: bool = False  # whether a gated MLP normalises its hidden values
+    channels: int = 3  # of the images
     stem: tuple[tuple[int, int], ...] = ()  # (width, stride) of each 3x3 convolution; () is a linear projection
     patch_bias: bool = True  # whether the patch projection has a bias
     embed_norm: bool = False  # whether a norm follows the patch projection, before positions and CLS
@@ -173,7 +174,7 @@ class ViTConfig:
             return ValueError(f"ViTConfig: {text}")
 
         check_kinds(self, KINDS)
-        for name in ("patch_size", "dim", "depth", "num_heads", "mlp_dim"):
+        for name in ("patch_size", "channels", "dim", "depth", "num_heads", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise wrong(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.head_dim and self.dim % self.num_heads:

@@ -139,7 +139,7 @@ class OpenVinoBackbone(ViT):
                     # OpenVINO (2026.4) fits its kernels to the first shapes. If those had a single token, later
                     # features of longer rows would be wrong.
                     grid, side = (3, 5), self.config.patch_size
-                    images = torch.zeros(2, 3, side * grid[0], side * grid[1])
+                    images = torch.zeros(2, self.config.channels, side * grid[0], side * grid[1])
                     graph.infer({"images": images, **tables(self, use.deepest, grid)})
                 self._compiled[use] = graph
             return self._compiled[use]
