@@ -61,5 +61,6 @@ from .segmentation import segmentation_loss as segmentation_loss
 from .splits import hold_out as hold_out
 from .splits import join_groups as join_groups
 from .upernet import UPerNet as UPerNet
+from .zero_shot import ZeroShot as ZeroShot
 
 __all__: list[str]

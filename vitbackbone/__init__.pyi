@@ -7,6 +7,7 @@ from .checkpoints import export_weights as export_weights
 from .checkpoints import list_backbones as list_backbones
 from .checkpoints import load_backbone as load_backbone
 from .checkpoints import load_checkpoint as load_checkpoint
+from .checkpoints import load_text as load_text
 from .checkpoints import save_pretrained as save_pretrained
 from .contract import Asked as Asked
 from .contract import Attention as Attention
@@ -29,7 +30,9 @@ from .contract import pool_cls as pool_cls
 from .contract import pool_mean as pool_mean
 from .contract import stack_maps as stack_maps
 from .files import Record as Record
+from .files import did_you_mean as did_you_mean
 from .files import parse_json as parse_json
+from .files import progress_bar as progress_bar
 from .files import publish as publish
 from .files import publish_text as publish_text
 from .files import publish_together as publish_together
@@ -44,6 +47,8 @@ from .model import ChannelNorm as ChannelNorm
 from .model import Layout as Layout
 from .model import Resampling as Resampling
 from .model import Rotary as Rotary
+from .model import TextConfig as TextConfig
+from .model import TextTower as TextTower
 from .model import ViT as ViT
 from .model import ViTConfig as ViTConfig
 from .model import resize_maps as resize_maps

@@ -130,7 +130,7 @@ def test_drop_path_drops_whole_images_in_training_alone_and_keeps_the_expectatio
         ({"relative_position": "table", "num_registers": 1}, "biases for one prefix token, got 2"),
         ({"relative_position": "decomposed"}, "no place for CLS"),
         ({"rotary": Rotary(100.0, "centred", "halves"), "dim": 18, "num_heads": 3}, "heads of a width divisible by 4"),
-        ({"mlp_norm": True}, "mlp_norm=True needs mlp='swiglu'"),
+        ({"mlp_norm": True}, "mlp_norm=True needs mlp to be one of swiglu"),
         ({"pool": "neck"}, "pool='neck' needs neck_dim"),
         ({"projection_bias": True}, "needs projection_dim"),
         ({"norm_eps": 0.0}, "norm_eps must be above 0"),

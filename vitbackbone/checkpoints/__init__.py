@@ -10,6 +10,9 @@ from vitbackbone.checkpoints.load import (
     load_backbone,
     load_checkpoint,
 )
+from vitbackbone.checkpoints.sources import read_published
+from vitbackbone.checkpoints.tensor_files import read_weights
+from vitbackbone.checkpoints.text import load_text
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry
 
 __all__ = [
@@ -24,5 +27,8 @@ __all__ = [
     "list_backbones",
     "load_backbone",
     "load_checkpoint",
+    "load_text",
+    "read_published",
+    "read_weights",
     "save_pretrained",
 ]

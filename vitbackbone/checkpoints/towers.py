@@ -27,6 +27,14 @@ DEEPEST = 8  # objects inside each other in a config.json
 PATCHES = {"patch_embed.proj.weight", "model.patch_embed.proj.weight"}  # a tower has one of these parameters
 
 
+class NoTower(ValueError):
+    """A `config.json` describes no tower that has a native configuration. `saved` is its contents."""
+
+    def __init__(self, text: str, saved: Json) -> None:
+        super().__init__(text)
+        self.saved = saved
+
+
 @dataclass(frozen=True)
 class Part:
     """The settings of one tower in a `config.json`. `path` names the object that holds them; "" is the whole file."""
@@ -42,11 +50,12 @@ class Part:
 
 
 def find_parts(saved: Json) -> list[Part]:
-    """Return the towers that a `config.json` describes, in its order. Raises `ValueError` if it describes none."""
+    """Return the towers that a `config.json` describes, in its order. Raises `NoTower` if it describes none."""
     name = read_settings(saved, File).model_type
     parts = list(_parts(saved, "", DEEPEST))
     if not parts:
-        raise ValueError(f"config.json has model_type={SHORT.repr(name)}; want one of {', '.join(MODEL_TYPES)}")
+        text = f"config.json has model_type={SHORT.repr(name)}; want one of {', '.join(MODEL_TYPES)}"
+        raise NoTower(text, saved)
     return parts
 
 
@@ -126,7 +135,7 @@ def _only(prefixes: Collection[str]) -> str:
 def _none(anchors: Iterable[str], keys: Iterable[str]) -> ConversionError:
     wanted, some = " or ".join(sorted(set(anchors))), ", ".join(SHORT.repr(key) for key in islice(keys, 3))
     return ConversionError(
-        f"the checkpoint does not fit:\n  {wanted}: missing, behind any prefix; the file has {some or 'nothing'}"
+        f"the checkpoint does not fit:\n  {wanted}: missing under every prefix; the file has {some or 'nothing'}"
     )
 
 
@@ -182,7 +191,10 @@ def within(state: State, prefix: str, rules: Rules) -> dict[str, Tensor]:
     tower = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
     if prefix:
         above = re.sub(r"[^.]*\.$", "", prefix)
-        named = {source for rule in rules for source in rule.sources if source.startswith(OUTSIDE)}
-        places = {source: above + source.removeprefix(OUTSIDE) for source in named}
-        tower |= {source: state[place] for source, place in places.items() if place in state}
+        sources = (source for rule in rules for source in rule.sources if source.startswith(OUTSIDE))
+        named = Templates((source.removeprefix(OUTSIDE), (0, 0)) for source in sources)
+        for key in state:
+            beside = key.removeprefix(above)
+            if key.startswith(above) and not key.startswith(prefix) and any(named.match(beside)):
+                tower[OUTSIDE + beside] = state[key]
     return tower

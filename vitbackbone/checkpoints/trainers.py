@@ -48,7 +48,7 @@ def unwrap(state: State) -> State:
     plain = {key: WRAPPERS.sub("", key) for key in state}
     twice = [key for key, count in Counter(plain.values()).items() if count > 1]
     if twice:
-        raise ConversionError(f"the checkpoint does not fit:\n  {twice[0]}: there with a wrapper's name and without")
+        raise ConversionError(f"the checkpoint does not fit:\n  {twice[0]}: twice, with a wrapper's prefix and without")
     return Renamed(state, {new: old for old, new in plain.items()})
 
 

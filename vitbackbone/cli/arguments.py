@@ -45,6 +45,7 @@ def parser() -> Parser:
     _add_extraction(command)
     _add_probing(command)
     _add_looking(command)
+    _add_checking(command)
     return whole
 
 
@@ -197,8 +198,10 @@ def _add_probing(command: Command) -> None:
     p = command(
         "classify",
         "classes.classify",
-        "Classify images with the classifier of a checkpoint. Print the most likely classes with probabilities.",
+        "Classify images with the classifier of a checkpoint, or by labels alone with an image-text model. Print the "
+        "most likely classes with probabilities.",
         "vitbackbone classify cat.jpg --model hf:google/vit-base-patch16-224",
+        "vitbackbone classify photos/ --model hf:openai/clip-vit-base-patch32 --labels cat,dog",
     )
     p.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGES)
     p.add_argument(
@@ -209,6 +212,13 @@ def _add_probing(command: Command) -> None:
     _max_pixels(p)
     add_json(p)
     p.add_argument("--device", default="cpu", help=DEVICE)
+    group = p.add_argument_group("by labels alone")
+    text = "classify by these labels, with commas between them, or a file with a label a line; needs a text tower"
+    group.add_argument("--labels", metavar="LABELS", help=text)
+    text = "sentence around a label, such as 'a photo of a {}.' (the default); give several to average them"
+    group.add_argument("--template", action="append", metavar="TEXT", help=text)
+    text = "tokenizer of the text tower, if it does not lie beside the weights"
+    group.add_argument("--tokenizer", metavar="PATH", help=text)
 
 
 def _add_looking(command: Command) -> None:
@@ -246,6 +256,24 @@ def _add_looking(command: Command) -> None:
     p.add_argument("name", metavar="NAME", help=MODEL)
     _resolution(p)
     p.add_argument("--trace", action="store_true", help="print the tensor after every step of the forward pass")
+    add_json(p)
+
+
+def _add_checking(command: Command) -> None:
+    p = command(
+        "check",
+        "checking.run_check",
+        "Compare a backbone with the library that its weights come from, timm or transformers, on two sample photos. "
+        "The exit code is 1 if they differ.",
+        "vitbackbone check vit_small_patch14_dinov2.lvd142m",
+        "vitbackbone check vit_small_patch16_224.augreg_in21k --random",
+    )
+    p.add_argument("name", metavar="NAME", help=MODEL)
+    group = p.add_mutually_exclusive_group()
+    group.add_argument("--weights", metavar="FILE", help="weights that you downloaded, instead of the published ones")
+    text = "compare on random weights, every parameter among them; needs no network"
+    group.add_argument("--random", action="store_true", help=text)
+    _resolution(p)
     add_json(p)
 
 

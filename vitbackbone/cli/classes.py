@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitbackbone.cli.labels import read_labels
 from vitbackbone.cli.output import print_json
 from vitbackbone.cli.text import escaped, printable
 
@@ -30,6 +31,10 @@ def classify(args: argparse.Namespace) -> int:
             "--weights random is an untrained model without a classifier; give a file, or leave --weights out"
         )
     check_device(args.device)
+    if args.labels is not None:
+        return classify_by_labels(args)
+    if args.template or args.tokenizer:
+        raise ValueError("--template and --tokenizer go with --labels, the classes to choose from")
     checkpoint = load_checkpoint(args.model, args.weights)
     backbone, head = checkpoint.backbone.to(args.device), checkpoint_head(checkpoint).to(args.device)
     model = attach(backbone, {"classes": head})
@@ -43,11 +48,31 @@ def classify(args: argparse.Namespace) -> int:
     return print_classes(photos, classify, names, args.top, args.json)
 
 
+def classify_by_labels(args: argparse.Namespace) -> int:
+    """Classify images by the labels of the command line, with the image tower and the text tower of one model."""
+    from heads.zero_shot import ZeroShot
+    from vitbackbone.checkpoints import load_backbone, load_text
+    from vitbackbone.contract import evaluating
+    from vitbackbone.store import read_photos
+
+    labels = read_labels(args.labels)
+    text = load_text(args.model, args.weights, tokenizer=args.tokenizer).to(args.device)
+    model = ZeroShot(text, labels, *([args.template] if args.template else [])).fit()
+    backbone = load_backbone(args.model, args.weights).to(args.device)
+
+    def classify(pixels: "Tensor") -> "NDArray[Any]":
+        with evaluating(backbone):
+            return model.predict_proba(backbone(pixels[None].to(args.device)).pooled)[0]
+
+    photos = read_photos(args.images, backbone.preprocess, max_pixels=args.max_pixels)
+    return print_classes(photos, classify, labels, args.top, args.json)
+
+
 def _class_names(model: str, checkpoint: "Checkpoint", num_classes: int) -> Sequence[str]:
     """Return a name for each output of a classifier.
 
-    They are the checkpoint's own. A model of the zoo whose files hold no names gets those of ImageNet. The outputs of
-    any other model are called by their indices.
+    They are the checkpoint's own. A model of the zoo whose files hold no names gets the names of ImageNet. The
+    outputs of any other model are called by their indices.
     """
     from heads.classification import imagenet_labels
     from vitbackbone.checkpoints import find_entry

@@ -19,12 +19,24 @@ from vitbackbone.model.maps import resize_maps
 from vitbackbone.model.packing import Grid, Layout
 from vitbackbone.model.pooling import ChannelNorm
 from vitbackbone.model.position import resample, resample_line, resample_relative, rotary_row_with_cls, rotary_table
-from vitbackbone.model.vit import Tokens, ViT
+from vitbackbone.model.text import (
+    PROMPT,
+    Cleaning,
+    Padding,
+    TextConfig,
+    TextTokenizer,
+    TextTower,
+    TextTransformer,
+    fill,
+)
+from vitbackbone.model.vit import Mask, Tokens, ViT
 
 __all__ = [
+    "PROMPT",
     "AsSquare",
     "Block",
     "ChannelNorm",
+    "Cleaning",
     "ClippedLinear",
     "ConvStem",
     "DecomposedTables",
@@ -33,19 +45,26 @@ __all__ = [
     "Indivisible",
     "LayerScale",
     "Layout",
+    "Mask",
     "Mlp",
     "MlpKind",
+    "Padding",
     "Pool",
     "QkvBias",
     "RelativeTable",
     "Resampling",
     "Rotary",
     "SelfAttention",
+    "TextConfig",
+    "TextTokenizer",
+    "TextTower",
+    "TextTransformer",
     "Tokens",
     "ViT",
     "ViTConfig",
     "WindowAttention",
     "check_kinds",
+    "fill",
     "resample",
     "resample_line",
     "resample_relative",

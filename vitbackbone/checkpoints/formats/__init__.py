@@ -6,11 +6,13 @@ of a backbone, and `load_checkpoint` returns them beside it.
 """
 
 from vitbackbone.checkpoints.formats.authors import AUTHORS
+from vitbackbone.checkpoints.formats.eva import PERCEPTION, TIMM_EVA
 from vitbackbone.checkpoints.formats.huggingface import CLASSES
 from vitbackbone.checkpoints.formats.huggingface import TOWERS as PLAIN
 from vitbackbone.checkpoints.formats.language import LANGUAGE
 from vitbackbone.checkpoints.formats.naflex import NAFLEX
 from vitbackbone.checkpoints.formats.pixio import PIXIO
+from vitbackbone.checkpoints.formats.prefix import PREFIX
 from vitbackbone.checkpoints.formats.radio import RADIO
 from vitbackbone.checkpoints.formats.sam3 import SAM3
 from vitbackbone.checkpoints.formats.siglip2 import SIGLIP2
@@ -36,6 +38,6 @@ TOWERS: dict[str, Rules] = {
     "hf_vitpose": VITPOSE,
     "hf_yolos": YOLOS,
 }
-FORMATS: dict[str, Rules] = {**AUTHORS, **TIMM, **NAFLEX, **TOWERS, **CLASSES}
+FORMATS: dict[str, Rules] = {**AUTHORS, **PERCEPTION, **TIMM, **TIMM_EVA, **NAFLEX, **PREFIX, **TOWERS, **CLASSES}
 
 __all__ = ["CLASSES", "FORMATS", "TOWERS"]

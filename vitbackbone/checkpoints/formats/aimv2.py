@@ -1,7 +1,7 @@
 """The layout of AIMv2 in transformers."""
 
 from vitbackbone.checkpoints.formats.changes import gated, qkv, stack
-from vitbackbone.checkpoints.rules import Rule, Rules, both, rename
+from vitbackbone.checkpoints.rules import Rule, Rules, beside, both, rename
 
 _BLOCK, _OURS = "encoder.layers.{i}", "blocks.{i}"
 
@@ -22,4 +22,5 @@ AIMV2: Rules = (
         for kind in ("weight", "bias")
     ),
     *both("head.output_proj", "attn_pool.proj"),
+    *beside([rename("visual_projection.weight", "projection.weight")]),
 )

@@ -1,5 +1,7 @@
 """The layouts of the authors' own files, and of this package's files."""
 
+from dataclasses import replace
+
 from vitbackbone.checkpoints.formats.changes import (
     CONVOLUTION,
     FLATTEN,
@@ -26,11 +28,12 @@ from vitbackbone.checkpoints.formats.timm import (
     QV_BIAS,
     TOKENS,
 )
-from vitbackbone.checkpoints.rules import Rule, Rules, both, drop, inside, read_only, rename, unused
+from vitbackbone.checkpoints.rules import Rule, Rules, both, drop, inside, mask_token, read_only, rename
 
 _PLAIN: Rules = (*EMBED, *BLOCK, *QKV, *MLP, *NORM)
 _GATED: Rules = (*both("blocks.{i}.mlp.w12", "blocks.{i}.mlp.w12"), *both("blocks.{i}.mlp.w3", "blocks.{i}.mlp.w3"))
 
+LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "mlp.w12", "mlp.w3")  # of a block
 # This package's files: every parameter under its own name. The stem has running statistics
 NATIVE: Rules = (
     *_PLAIN,
@@ -45,7 +48,16 @@ NATIVE: Rules = (
     rename("patch_embed.convs.{i}.running_var", "patch_embed.convs.{i}.running_var"),
     rename("patch_embed.convs.{i}.num_batches_tracked", "patch_embed.convs.{i}.num_batches_tracked"),
     *(rename(name, name) for name in (f"blocks.{{i}}.attn.rel_pos.{part}" for part in ("table", "rows", "columns"))),
-    *both("blocks.{i}.mlp.norm", "blocks.{i}.mlp.norm"),
+    *(
+        rule
+        for part in ("mlp.norm", "post1", "post2", "attn.norm", "attn.q_norm", "attn.k_norm")
+        for rule in both(f"blocks.{{i}}.{part}", f"blocks.{{i}}.{part}")
+    ),
+    *(
+        rename(f"blocks.{{i}}.{part}", f"blocks.{{i}}.{part}")
+        for part in ("attn.cls_angles", *(f"{layer}.limits" for layer in LINEARS))
+    ),
+    *both("embed_norm", "embed_norm"),
     *ATTENTION_POOL,
     *(rule for part in ("w12", "norm", "w3") for rule in both(f"attn_pool.mlp.{part}", f"attn_pool.mlp.{part}")),
     *both("neck.{i}", "neck.{i}"),
@@ -101,7 +113,7 @@ BEIT: Rules = (
     *read_only([rename("rel_pos_bias.relative_position_bias_table", "blocks.{i}.attn.rel_pos.table")]),
     drop("blocks.{i}.attn.relative_position_index"),
     drop("rel_pos_bias.relative_position_index"),
-    drop("mask_token"),
+    replace(mask_token("mask_token", 1, 1, "dim"), blank=None),
     drop("lm_head.weight"),
     drop("lm_head.bias"),
 )
@@ -132,7 +144,7 @@ DINOV2: Rules = (
     *LAYER_SCALE,
     *POSITIONS_WITH_CLS,
     rename("register_tokens", "reg_token"),
-    unused("mask_token", 1, "dim"),  # replaces masked patches in pretraining only
+    mask_token("mask_token", 1, "dim"),
 )
 # facebookresearch/dinov2, hub/classifiers.py
 DINOV2_CLASSIFIER: Rules = (*inside("backbone.", DINOV2), *both("linear_head", "head_concat"))
@@ -150,7 +162,7 @@ DINOV3: Rules = (
     ),
     *gated("blocks.{i}.mlp.w1", "blocks.{i}.mlp.w2", "blocks.{i}.mlp.w12"),
     *both("blocks.{i}.mlp.w3", "blocks.{i}.mlp.w3"),
-    unused("mask_token", 1, "dim"),
+    mask_token("mask_token", 1, "dim"),
     drop("rope_embed.periods"),  # `Rotary` computes them
     drop("local_cls_norm.weight"),  # for small crops in pretraining
     drop("local_cls_norm.bias"),

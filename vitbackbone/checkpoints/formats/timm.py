@@ -54,18 +54,18 @@ HEAD = both("head", "head")
 
 # ---- the layouts --------------------------------------------------------------------------------------------------
 
-_VIT: Rules = (*EMBED, *BLOCK, *QKV, *LAYER_SCALE, *MLP, *PACKED_GATED, *NORM, *ATTENTION_POOL)
+VIT: Rules = (*EMBED, *BLOCK, *QKV, *LAYER_SCALE, *MLP, *PACKED_GATED, *NORM, *ATTENTION_POOL)
 _BEIT: Rules = (*EMBED, *BLOCK, *QKV, *QV_BIAS, *GAMMA, *NORM, *HEAD)
 
 TIMM: dict[str, Rules] = {
-    "timm": (*_VIT, *POSITIONS_WITH_CLS, *HEAD),
-    "timm_no_embed_class": (*_VIT, *TOKENS, *POSITIONS, *HEAD),  # timm's name: only patches have positions
+    "timm": (*VIT, *POSITIONS_WITH_CLS, *HEAD),
+    "timm_no_embed_class": (*VIT, *TOKENS, *POSITIONS, *HEAD),  # timm's name: only patches have positions
     "timm_distilled": (
-        *_VIT,
+        *VIT,
         Rule(("cls_token", "dist_token", "pos_embed"), ("cls_token", "reg_token", "pos_embed.table"), FOLD_DISTILLED),
         *together(("head", "head"), ("head_dist", "head_dist")),
     ),
-    "timm_clip": (*_VIT, *POSITIONS_WITH_CLS, *both("head", "projection")),  # CLIP's projection is timm's head
+    "timm_clip": (*VIT, *POSITIONS_WITH_CLS, *both("head", "projection")),  # CLIP's projection is timm's head
     "timm_beit": (
         *_BEIT,
         *MLP,

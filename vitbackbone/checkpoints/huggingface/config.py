@@ -291,7 +291,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     "sam_hq": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
     "sam_hq_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
     "sam3_vit_model": ModelType(read_sam3, "hf_sam3", SAM3_EVAL, fixed_input=True),
-    "vit_msn": ModelType(read_msn, "hf_vit", VIT_EVAL, fixed_input=True),
+    "vit_msn": ModelType(read_msn, "hf_vit_msn", VIT_EVAL, fixed_input=True),
     "dpt": ModelType(read_dpt, "hf_vit", DPT_EVAL, fixed_input=True),
     "yolos": ModelType(read_yolos, "hf_yolos", YOLOS_EVAL, fixed_input=True),
     "data2vec-vision": ModelType(_beit, "hf_beit", SIGLIP_EVAL, fixed_input=True),
@@ -339,7 +339,8 @@ CLASSES: dict[str, tuple[str, Callable[[ViTConfig], dict[str, Any]]]] = {
 def write_config(config: ViTConfig, architecture: str) -> dict[str, Any]:
     """Return a `config.json` for one of `CLASSES`, with the settings that this class has."""
     model_type, settings = CLASSES[architecture]
-    return {"architectures": [architecture], "model_type": model_type, "num_channels": 3, **settings(config)}
+    shared = {"architectures": [architecture], "model_type": model_type, "num_channels": config.channels}
+    return {**shared, **settings(config)}
 
 
 def read_config(config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:

@@ -6,8 +6,11 @@ This is data only. Names are timm's, the authors' own, and `hf:` with a Hugging 
 from vitbackbone.checkpoints.zoo.adapted import ADAPTED
 from vitbackbone.checkpoints.zoo.authors import AUTHORS
 from vitbackbone.checkpoints.zoo.entry import Entry, Positions, evaluation
+from vitbackbone.checkpoints.zoo.eva import EVA
 from vitbackbone.checkpoints.zoo.huggingface import HUGGING_FACE
 from vitbackbone.checkpoints.zoo.naflex import NAFLEX
+from vitbackbone.checkpoints.zoo.pathology import PATHOLOGY
+from vitbackbone.checkpoints.zoo.text import OPENAI_TEXT, TEXT_REPOSITORIES
 from vitbackbone.checkpoints.zoo.timm import TIMM
 from vitbackbone.checkpoints.zoo.tipsv2 import TIPSV2
 from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD
@@ -48,6 +51,16 @@ OPENVLA = Entry(
     on_hub=False,
 )
 
-ZOO: dict[str, Entry] = {"nano": NANO, **TIMM, **TIPSV2, **NAFLEX, **AUTHORS, **HUGGING_FACE, "openvla": OPENVLA}
+ZOO: dict[str, Entry] = {
+    "nano": NANO,
+    **TIMM,
+    **EVA,
+    **TIPSV2,
+    **NAFLEX,
+    **PATHOLOGY,
+    **AUTHORS,
+    **HUGGING_FACE,
+    "openvla": OPENVLA,
+}
 
-__all__ = ["ADAPTED", "ZOO", "Entry", "Positions"]
+__all__ = ["ADAPTED", "OPENAI_TEXT", "TEXT_REPOSITORIES", "ZOO", "Entry", "Positions"]

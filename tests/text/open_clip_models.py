@@ -1,0 +1,77 @@
+"""Tiny models of open_clip with random parameters, saved as open_clip writes them to the Hub."""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe
+from safetensors.torch import save_file
+from torch import nn
+
+from tests.helpers import randomise
+from tests.text.models import LENGTH, siglip_tokenizer, xlm_tokenizer
+
+TEXT = {"context_length": LENGTH, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2}
+VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8}
+SIGLIP = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+NORMALISATION = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
+
+
+@dataclass(frozen=True)
+class OpenClipCase:
+    """A configuration of open_clip. `tokenizer`: one of transformers, or None for CLIP's own."""
+
+    text: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    vision: dict[str, Any] = field(default_factory=dict)
+    tokenizer: Callable[[], Any] | None = None
+    preprocess: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        text = {**TEXT, **self.text}
+        if self.tokenizer is not None:
+            text |= {"hf_tokenizer_name": "somebody/something", "vocab_size": len(self.tokenizer().get_vocab())}
+        return {"embed_dim": 24, "vision_cfg": self.vision or VIT, "text_cfg": text, **self.options}
+
+    def save(self, folder: Path, seed: int = 0) -> tuple[nn.Module, Any]:
+        """Save a model, and return it with its tokenizer."""
+        config = copy.deepcopy(self.config)
+        custom = config.pop("custom_text", False)
+        model = randomise((CustomTextCLIP if custom else CLIP)(**config), seed)
+        save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+        whole = {"model_cfg": self.config, "preprocess_cfg": {**NORMALISATION, **self.preprocess}}
+        (folder / "open_clip_config.json").write_text(json.dumps(whole))
+        options = self.text.get("tokenizer_kwargs", {})
+        if self.tokenizer is None:
+            shutil.copy(default_bpe(), folder)
+            return model, SimpleTokenizer(context_length=LENGTH, **options)
+        self.tokenizer().save_pretrained(folder)
+        return model, HFTokenizer(str(folder), context_length=LENGTH, **options)
+
+
+_TIMM = {"image_size": 224, "timm_pool": "map", "timm_proj": "none"}
+OPEN_CLIP: dict[str, OpenClipCase] = {
+    "clip": OpenClipCase(),
+    "clip quick": OpenClipCase(options={"quick_gelu": True}),
+    "custom text": OpenClipCase(options={"custom_text": True}),
+    "mobile": OpenClipCase({"no_causal_mask": True}, {"custom_text": True}),
+    "scaled layers": OpenClipCase({"ls_init_value": 0.1, "mlp_ratio": 3.0}, {"custom_text": True}),
+    "first": OpenClipCase({"pool_type": "first", "no_causal_mask": True}),
+    "no projection": OpenClipCase({"proj_type": "none", "width": 24}),
+    "tanh": OpenClipCase({"act_kwargs": {"approximate": "tanh"}}),
+    "kept case": OpenClipCase({"tokenizer_kwargs": {"clean": "whitespace"}}),
+    "siglip": OpenClipCase(
+        {**SIGLIP, "tokenizer_kwargs": {"clean": "canonicalize"}},
+        {"custom_text": True, "init_logit_bias": -10},
+        tokenizer=siglip_tokenizer,
+    ),
+    "worldwide": OpenClipCase({"pool_type": "eos", "eos_id": 2}, {"quick_gelu": True}, tokenizer=xlm_tokenizer),
+    "stripped": OpenClipCase({"tokenizer_kwargs": {"strip_sep_token": True}}, tokenizer=xlm_tokenizer),
+}

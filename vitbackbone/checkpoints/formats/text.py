@@ -1,0 +1,99 @@
+"""The key layouts of text towers, as tables to the parameters of `TextTransformer`.
+
+Each table is relative to the tower. A whole model has it under a prefix, beside an image tower, whose keys are
+dropped.
+"""
+
+from vitbackbone.checkpoints.formats.changes import TRANSPOSE, gated, qkv
+from vitbackbone.checkpoints.rules import Change, Rule, Rules, both, drop, inside, read_only, rename
+
+# The learned number of the logits is a vector of one number in some layouts
+SCALAR = Change(lambda number: (number.reshape(()),), lambda number: (number.reshape(1),))
+_LOGITS: Rules = tuple(Rule((name,), (name,), SCALAR) for name in ("logit_scale", "logit_bias"))
+
+# ---- transformers -------------------------------------------------------------------------------------------------
+
+_LAYER = "encoder.layers.{i}"
+_PARTS = {"self_attn.out_proj": "attn.proj", "layer_norm1": "norm1", "layer_norm2": "norm2"}
+CLIP: Rules = (
+    rename("embeddings.token_embedding.weight", "token_embed.weight"),
+    rename("embeddings.position_embedding.weight", "pos_embed"),
+    drop("embeddings.position_ids"),
+    *qkv(f"{_LAYER}.self_attn.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
+    *(
+        rule
+        for theirs, ours in {**_PARTS, "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}.items()
+        for rule in both(f"{_LAYER}.{theirs}", f"blocks.{{i}}.{ours}")
+    ),
+    *both("final_layer_norm", "norm"),
+)
+SIGLIP: Rules = (*CLIP, *both("head", "projection"))
+_PROJECTION: Rules = (rename("text_projection.weight", "projection.weight"),)
+_PROJECTED: Rules = (*inside("text_model.", CLIP), *_PROJECTION)
+_IMAGES: Rules = (drop("vision_model.{rest}"), drop("visual_projection.weight"))
+_WHOLE_CLIP: Rules = (*_PROJECTED, *_LOGITS, *_IMAGES)
+_WHOLE_SIGLIP: Rules = (*inside("text_model.", SIGLIP), *_LOGITS, drop("vision_model.{rest}"))
+
+
+def _alone(rules: Rules) -> Rules:
+    """Return the rules of a tower that was saved alone. Version 4 of transformers had it one level down."""
+    return (*rules, *read_only(inside("text_model.", rules)))
+
+
+AIMV2: Rules = (
+    *CLIP[:3],
+    *qkv(f"{_LAYER}.attention.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
+    *both(f"{_LAYER}.attention.out_proj", "blocks.{i}.attn.proj"),
+    rename(f"{_LAYER}.rms_norm1.weight", "blocks.{i}.norm1.weight"),
+    rename(f"{_LAYER}.rms_norm2.weight", "blocks.{i}.norm2.weight"),
+    *gated(f"{_LAYER}.ffn.gate_proj", f"{_LAYER}.ffn.up_proj", "blocks.{i}.mlp.w12"),
+    *both(f"{_LAYER}.ffn.down_proj", "blocks.{i}.mlp.w3"),
+    rename("rms_norm.weight", "norm.weight"),
+)
+
+# ---- OpenAI and open_clip -----------------------------------------------------------------------------------------
+
+_RESBLOCK = "transformer.resblocks.{i}"
+OPEN_CLIP: Rules = (
+    rename("token_embedding.weight", "token_embed.weight"),
+    rename("positional_embedding", "pos_embed"),
+    *both(f"{_RESBLOCK}.ln_1", "blocks.{i}.norm1"),
+    rename(f"{_RESBLOCK}.attn.in_proj_weight", "blocks.{i}.attn.qkv.weight"),
+    rename(f"{_RESBLOCK}.attn.in_proj_bias", "blocks.{i}.attn.qkv.bias"),
+    *both(f"{_RESBLOCK}.attn.out_proj", "blocks.{i}.attn.proj"),
+    rename(f"{_RESBLOCK}.ls_1.gamma", "blocks.{i}.ls1.gamma"),
+    *both(f"{_RESBLOCK}.ln_2", "blocks.{i}.norm2"),
+    *both(f"{_RESBLOCK}.mlp.c_fc", "blocks.{i}.mlp.fc1"),
+    *both(f"{_RESBLOCK}.mlp.c_proj", "blocks.{i}.mlp.fc2"),
+    rename(f"{_RESBLOCK}.ls_2.gamma", "blocks.{i}.ls2.gamma"),
+    *both("ln_final", "norm"),
+    Rule(("text_projection",), ("projection.weight",), TRANSPOSE),
+    *both("text_projection", "projection"),
+    drop("attn_mask"),
+)
+_OF_OPENAI = ("input_resolution", "context_length", "vocab_size")  # settings, as tensors in OpenAI's own files
+_BESIDE: Rules = (*_LOGITS, drop("visual.{rest}"), *map(drop, _OF_OPENAI))
+_WHOLE_TIPSV2: Rules = (
+    *inside("text_encoder.", OPEN_CLIP),
+    Rule(("temperature",), ("logit_scale",), SCALAR),
+    drop("vision_encoder.{rest}"),
+)
+
+TEXT: dict[str, Rules] = {
+    "CLIPModel": _WHOLE_CLIP,
+    "CLIPTextModel": _alone(CLIP),
+    "CLIPTextModelWithProjection": _PROJECTED,
+    "MetaClip2Model": _WHOLE_CLIP,
+    "MetaClip2TextModel": _alone(CLIP),
+    "MetaClip2TextModelWithProjection": _PROJECTED,
+    "SiglipModel": _WHOLE_SIGLIP,
+    "SiglipTextModel": _alone(SIGLIP),
+    "Siglip2Model": _WHOLE_SIGLIP,
+    "Siglip2TextModel": _alone(SIGLIP),
+    "Aimv2Model": (*inside("text_model.", AIMV2), *_PROJECTION, *_LOGITS, *_IMAGES),
+    "Aimv2TextModel": AIMV2,
+    "Tipsv2Model": _WHOLE_TIPSV2,
+    "Tipsv2TextModel": OPEN_CLIP,
+    "open_clip": (*OPEN_CLIP, *_BESIDE),
+    "open_clip custom_text": (*inside("text.", OPEN_CLIP), *_BESIDE),
+}

@@ -1,0 +1,174 @@
+"""Reading tokenizers from the files beside a checkpoint: `tokenizer.json`, or CLIP's vocabulary and merges."""
+
+import gzip
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from vitbackbone.files import SHORT, Record, read_bytes, read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Find = Callable[[str], Path | None]  # the path of a file beside the checkpoint, or None
+
+TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
+OPEN_CLIP_MERGES = "bpe_simple_vocab_16e6.txt.gz"  # openai/CLIP and open_clip ship it
+SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+LIMIT = 1 << 28  # bytes of a tokenizer; the 900,000 words of XLM-V have 60 MB
+CLIP_MERGES = 49152 - 256 - 2  # of the lines of OPEN_CLIP_MERGES
+START, END = "<|startoftext|>", "<|endoftext|>"
+SPECIAL_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|"
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def _content(value: Any) -> Any:
+    """Return the text of a token, which may stand in an object with its options."""
+    return value.get("content") if isinstance(value, Mapping) else value
+
+
+class TokenizerSettings(Record):
+    """`tokenizer_config.json`."""
+
+    tokenizer_class: str | None = None
+    pad_token: Annotated[str | None, BeforeValidator(_content)] = None
+    padding_side: Literal["left", "right"] | None = None
+    model_max_length: Annotated[float, Field(ge=1)] | None = None  # 1e30 means that there is no limit
+    model_input_names: tuple[str, ...] | None = None
+    sep_token: Annotated[str | None, BeforeValidator(_content)] = None
+    do_lower_case: bool | None = None
+
+
+class _SpecialTokens(Record):
+    pad_token: Annotated[str | None, BeforeValidator(_content)] = None
+    sep_token: Annotated[str | None, BeforeValidator(_content)] = None
+
+
+def read_tokenizer_settings(find: Find) -> TokenizerSettings:
+    """Return the settings of a tokenizer, or the defaults if there is no file. Raises `ValueError` on wrong values."""
+    file, special = find(SETTINGS), find(SPECIAL)
+    settings = read_json(file, TokenizerSettings) if file else TokenizerSettings()
+    if special:  # older files have the tokens apart
+        apart = read_json(special, _SpecialTokens)
+        pad, sep = settings.pad_token or apart.pad_token, settings.sep_token or apart.sep_token
+        settings = settings.model_copy(update={"pad_token": pad, "sep_token": sep})
+    return settings
+
+
+def read_tokenizer(find: Find, where: str) -> "Tokenizer":
+    """Return the tokenizer of the files that `find` finds. `where` names their place in errors.
+
+    Raises `ValueError` if there is none, or if a file is damaged, and `ImportError` without the library.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise ImportError("texts need the library tokenizers: pip install 'vitbackbone[text]'") from error
+    if file := find(TOKENIZER):
+        data = read_bytes(file, LIMIT)
+        try:
+            return Tokenizer.from_buffer(data)
+        except Exception as error:  # the library has no error type of its own
+            raise ValueError(f"{file} is not a tokenizer that the library tokenizers reads: {error}") from error
+    if (vocabulary := find(VOCABULARY)) and (merges := find(MERGES)):
+        return _built(read_json(vocabulary, dict[str, int], LIMIT), _pairs(merges, read_bytes(merges, LIMIT)), merges)
+    if packed := find(OPEN_CLIP_MERGES):
+        return _read_packed(packed)
+    raise ValueError(f"{where} has no tokenizer: {_wanted(find)}")
+
+
+def _wanted(find: Find) -> str:
+    """Say what to do without a tokenizer that is readable here."""
+    found = next((name for name in SENTENCEPIECE if find(name)), None)
+    if found is None:
+        return f"want {TOKENIZER}, {VOCABULARY} with {MERGES}, or {OPEN_CLIP_MERGES}; or give tokenizer=PATH"
+    return (
+        f"{found} is a sentencepiece model, which is not read here. Write it as {TOKENIZER}, by "
+        "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR), or give tokenizer=PATH"
+    )
+
+
+def _read_packed(file: Path) -> "Tokenizer":
+    """Read open_clip's compressed list of merges, from which the vocabulary follows."""
+    try:
+        with gzip.open(file) as opened:
+            data = opened.read(LIMIT)
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{file} is not a whole gzip file ({error}); download it again") from error
+    merges = _pairs(file, data)[:CLIP_MERGES]
+    letters = _letters()
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), START, END]
+    return _built({word: index for index, word in enumerate(words)}, merges, file)
+
+
+def _pairs(file: Path, data: bytes) -> list[tuple[str, str]]:
+    """Return the pairs of a list of merges, one a line behind a line about the version."""
+    try:
+        _, *lines = data.decode().splitlines() if data.startswith((b"#", b'"')) else ["", *data.decode().splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error}); download it again") from error
+    pairs = [tuple(line.split()) for line in lines if line.strip()]
+    for number, pair in enumerate(pairs):
+        if len(pair) != 2:
+            raise ValueError(f"{file} has {SHORT.repr(' '.join(pair))} as merge {number}; want two words")
+    return [(pair[0], pair[1]) for pair in pairs]
+
+
+def _built(vocabulary: Mapping[str, int], merges: list[tuple[str, str]], file: Path) -> "Tokenizer":
+    """Build CLIP's tokenizer (transformers, models/clip/tokenization_clip.py)."""
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import BPE
+
+    if missing := [token for token in (START, END) if token not in vocabulary]:
+        raise ValueError(f"{file.parent} has a vocabulary without {missing[0]}; want CLIP's")
+    try:
+        model = BPE(dict(vocabulary), merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END)
+    except Exception as error:  # the library has no error type of its own
+        raise ValueError(f"{file} does not fit its vocabulary: {error}") from error
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    split = pre_tokenizers.Split(Regex(SPECIAL_WORDS + WORDS), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([START, END])
+    end, start = (END, vocabulary[END]), (START, vocabulary[START])
+    tokenizer.post_processor = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
+    return tokenizer
+
+
+def _letters() -> list[str]:
+    """Return the printable letter of each byte, in the order of CLIP's vocabulary (openai/gpt-2, src/encoder.py)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [*map(chr, printable), *(chr(256 + i) for i in range(len(others)))]
+
+
+def cleaned_before(tokenizer: "Tokenizer") -> "Tokenizer":
+    """Return CLIP's tokenizer for texts that are cleaned, as open_clip has it: it changes no letter, and the names of
+    its special tokens are words like others."""
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    tokenizer.normalizer = normalizers.Sequence([])
+    split = pre_tokenizers.Split(Regex(f"(?i:{WORDS})"), behavior="removed", invert=True)
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # a regex of its own would cut again
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def lowered(tokenizer: "Tokenizer") -> "Tokenizer":
+    """Return a tokenizer that turns texts to lower case first, whatever its file says."""
+    from tokenizers import normalizers
+
+    normalizer = tokenizer.normalizer
+    steps = json.loads(tokenizer.to_str())["normalizer"]
+    if '"Lowercase"' not in json.dumps(steps):
+        lower = normalizers.Lowercase()
+        tokenizer.normalizer = lower if normalizer is None else normalizers.Sequence([lower, normalizer])
+    return tokenizer
