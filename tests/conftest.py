@@ -19,7 +19,7 @@ torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it bri
 # The environments of `make test-oldest` and `make test-lerobot` lack these libraries. Each pattern finds the test files
 # that import one.
 WANTED = {
-    "transformers": r"^(import|from) (transformers|tests\.oracles)",
+    "transformers": r"^(import|from) (transformers|tests\.oracles|tests\.text)",
     "torchmetrics": r"\"(segment|detect)\"",
     "peft": r"^import finetune",
 }

@@ -465,6 +465,9 @@ def test_weights_that_do_not_fit_are_named_with_both_files(directory: Path, tmp_
     text = assert_refused(lambda: load_backbone(directory, tmp_path / "other.safetensors"), "other.safetensors")
     assert str(directory / "config.json") in text
     assert "patch_embeddings.projection.weight: missing" in text
+    save_file(tiny_vit().state_dict(), directory / "model.safetensors")
+    text = assert_refused(lambda: load_backbone(directory), str(directory / "model.safetensors"))
+    assert str(directory / "config.json") in text
 
 
 @pytest.mark.parametrize("name", covering([*HF], quick=first_of_each(HF, lambda name: HF[name].config)))

@@ -1,5 +1,6 @@
 """`check`: a backbone against its upstream, and what the command says of it."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.helpers import cases, randomise
+from tests.oracles import HF, hf_model
+from tests.text.models import CASES
 from vitbackbone.cli import main
 from vitbackbone.inspection import check, upstreams
 
@@ -34,6 +37,24 @@ def test_a_backbone_equals_its_upstream_on_random_weights(name: str) -> None:
     assert result.verdict.startswith("equal:")
     assert {"patches", "pooled"} <= result.errors.keys()
     assert result.errors.keys() | result.left_out.keys() == {"cls", "registers", "patches", "pooled"}
+
+
+DIRECTORIES = {name: functools.partial(hf_model, name) for name in HF}
+WHOLE = {name: functools.partial(lambda each: CASES[each].make()[0], name) for name in ("clip", "siglip", "aimv2")}
+
+
+KINDS = (*DIRECTORIES, *(f"whole {name}" for name in WHOLE))
+
+
+@pytest.mark.parametrize("kind", cases(KINDS, ("clip", "vit", "mae", "swin", "sam", "whole clip")))
+def test_a_directory_of_transformers_is_checked(kind: str, tmp_path: Path) -> None:
+    model = WHOLE[kind.removeprefix("whole ")]() if kind.startswith("whole") else DIRECTORIES[kind]()
+    model.save_pretrained(tmp_path)
+    for random in (False, True):
+        result = check(tmp_path, random=random)
+        assert result.largest < 1e-5
+        assert result.errors.keys() & {"patches", "pooled"}
+        assert result.upstream.startswith("transformers ")
 
 
 def test_the_command_checks_a_file_at_another_size(tmp_path: Path, capsys: object) -> None:

@@ -11,11 +11,13 @@ from typing import TypeVar, get_args
 import torch
 from torch import Tensor
 
+from vitbackbone.checkpoints.adapted import AdaptedDirectory
 from vitbackbone.checkpoints.formats import FORMATS, TOWERS
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
 from vitbackbone.checkpoints.other_sizes import Size, at_size, resample_tables, trained_grid
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, bind, convert
 from vitbackbone.checkpoints.shapes import settle
+from vitbackbone.checkpoints.shards import read_directory
 from vitbackbone.checkpoints.sources import CONFIG, Directory, describe, find_weights, pin
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_directory import TimmDirectory
@@ -148,6 +150,8 @@ def _load(name: str, weights: Weights | None, options: Options) -> Checkpoint:
     labels = () if isinstance(found, Entry) else found.labels
     if isinstance(found, Entry) and isinstance(found.config, FusedConfig):
         return Checkpoint(_load_fused(name, found, weights, options), {}, ())
+    if isinstance(found, AdaptedDirectory):
+        return _load_adapted(found, name, weights, options)
     if weights == "random":
         entry = found if isinstance(found, Entry) else found.entry(options.tower)
         return Checkpoint(
@@ -163,6 +167,17 @@ def _load(name: str, weights: Weights | None, options: Options) -> Checkpoint:
     return Checkpoint(backbone, head, labels if head else ())
 
 
+def _load_adapted(found: AdaptedDirectory, name: str, weights: Weights | None, options: Options) -> Checkpoint:
+    """Load an image encoder of transformers in the adapter."""
+    config = found.configure(options.tower, options.image_size, options.indivisible)
+    if weights == "random":
+        return Checkpoint(found.build(config, name), {}, ())
+    state = read_directory(name, found.find_file) if weights is None else read_weights(weights)
+    backbone, note = found.load(config, name, unwrap(state))
+    _log(_place(name, weights), note)
+    return Checkpoint(backbone, {}, ())
+
+
 def _check_labels(head: Mapping[str, Tensor], labels: tuple[str, ...]) -> None:
     outputs = len(next(iter(head.values()))) if head else 0
     if head and labels and len(labels) != outputs:
@@ -173,8 +188,10 @@ def _check_labels(head: Mapping[str, Tensor], labels: tuple[str, ...]) -> None:
 
 def _place(known: str, weights: Weights | None) -> str:
     """Name the files that do not go together: the weights, and the config.json of a directory."""
-    config = str(Path(known, CONFIG)) if Path(known, CONFIG).is_file() and known not in ZOO else known
-    return config if weights is None else f"{weights} and {config}"
+    if known in ZOO or not Path(known, CONFIG).is_file():
+        return known if weights is None else f"{weights} and {known}"
+    own = Path(known, "model.safetensors")
+    return f"{weights or (own if own.is_file() else known)} and {Path(known, CONFIG)}"
 
 
 def _build(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> ViT | TimmBackbone:
@@ -214,7 +231,7 @@ def _fill(
     grid = trained_grid(config, rules, taken.tensors)
     size = (grid[0] * config.patch_size, grid[1] * config.patch_size)
     if grid != config.grid and isinstance(found, Directory) and options.image_size is None:
-        raise ConversionError(_two_sizes(entry.config, size))
+        raise ConversionError(_two_sizes(config, size))
     with torch.device("meta"):
         backbone = ViT(config, _preprocess(config, entry), name)
         expected = _build(replace(config, image_size=size), entry, name).state_dict()

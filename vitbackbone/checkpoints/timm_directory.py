@@ -22,6 +22,7 @@ from vitbackbone.checkpoints.zoo.entry import TIMM_RESAMPLING
 from vitbackbone.files import SHORT, did_you_mean
 from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD
 from vitbackbone.model import ViT, ViTConfig
+from vitbackbone.networks import TimmConfig
 
 LARGEST, MOST_BLOCKS, LONGEST = 1 << 17, 1000, 64  # a number, a depth and a list among the arguments of a constructor
 SIZES = {"img_size", "dynamic_img_size", "strict_img_size"}  # arguments that are settings of any native network, too
@@ -90,6 +91,7 @@ class TimmDirectory:
         named = [entry for name, entry in ZOO.items() if name.partition(".")[0] == self.architecture]
         if not named or not isinstance(named[0].config, ViTConfig) or self.arguments.keys() - SIZES:
             return None
+        assert isinstance(given.config, TimmConfig)
         size = given.config.image_size
         config = replace(named[0].config, image_size=size, resampling=TIMM_RESAMPLING)
         try:

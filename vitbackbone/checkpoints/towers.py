@@ -27,6 +27,14 @@ DEEPEST = 8  # objects inside each other in a config.json
 PATCHES = {"patch_embed.proj.weight", "model.patch_embed.proj.weight"}  # a tower has one of these parameters
 
 
+class NoTower(ValueError):
+    """A `config.json` describes no tower that has a native configuration. `saved` is its contents."""
+
+    def __init__(self, text: str, saved: Json) -> None:
+        super().__init__(text)
+        self.saved = saved
+
+
 @dataclass(frozen=True)
 class Part:
     """The settings of one tower in a `config.json`. `path` names the object that holds them; "" is the whole file."""
@@ -42,11 +50,12 @@ class Part:
 
 
 def find_parts(saved: Json) -> list[Part]:
-    """Return the towers that a `config.json` describes, in its order. Raises `ValueError` if it describes none."""
+    """Return the towers that a `config.json` describes, in its order. Raises `NoTower` if it describes none."""
     name = read_settings(saved, File).model_type
     parts = list(_parts(saved, "", DEEPEST))
     if not parts:
-        raise ValueError(f"config.json has model_type={SHORT.repr(name)}; want one of {', '.join(MODEL_TYPES)}")
+        text = f"config.json has model_type={SHORT.repr(name)}; want one of {', '.join(MODEL_TYPES)}"
+        raise NoTower(text, saved)
     return parts
 
 

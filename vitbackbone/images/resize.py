@@ -45,15 +45,14 @@ def resized_crop(
     `resampling`: whose result to match, to the bit.
     `exact`: if False and both sides shrink, torch's kernels may replace Pillow's, within 1 of 255 (bicubic: seldom 2).
 
-    The crop is black outside the resized picture. If that would have more than `PIL.Image.MAX_IMAGE_PIXELS`, only the
+    The crop lies inside the resized picture. If that would have more than `PIL.Image.MAX_IMAGE_PIXELS`, only the
     crop is made, within 2 of 255 (rarely more than 1); "nearest" may then take the next pixel in a tie.
     """
     if resampling == "torchvision":
         return _by_torchvision(rgb, resized, offset, size, interpolation)
     height, width = rgb.shape[1:]
     shrinks = resized[0] <= height and resized[1] <= width
-    inside = all(o >= 0 and o + n <= r for o, n, r in zip(offset, size, resized, strict=True))
-    if not exact and interpolation in TORCH and shrinks and inside:
+    if not exact and interpolation in TORCH and shrinks:
         return _by_torch(rgb, resized, offset, size, interpolation)
     return _by_pillow(rgb, resized, offset, size, interpolation)
 
@@ -65,7 +64,7 @@ def _by_torchvision(
     size: tuple[int, int],
     interpolation: Interpolation,
 ) -> UInt8[Tensor, "3 H W"]:
-    """Resize and crop as the processors of transformers do. The crop is black outside the resized picture."""
+    """Resize and crop as the processors of transformers do."""
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as TVF
 

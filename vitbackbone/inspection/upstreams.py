@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitbackbone.checkpoints import Entry, find_entry, load_backbone, read_published, read_weights
+from vitbackbone.checkpoints import Entry, load_backbone, read_published, read_weights
 from vitbackbone.contract import BackboneModule, BackboneSpec
 from vitbackbone.model import ViTConfig
 from vitbackbone.networks import TimmConfig
@@ -20,7 +20,7 @@ Place = str | PathLike[str]
 class Outputs:
     """What an upstream returns for images.
 
-    `raw`: whether the tokens are without the final norm, as some classes return them.
+    `raw`: whether the tokens are without the final norm, as some classes return them; None if it is not known.
     `missing`: why a part is None.
     """
 
@@ -28,7 +28,7 @@ class Outputs:
     registers: Tensor | None
     patches: Tensor | None  # (B, D, h, w)
     pooled: Tensor | None
-    raw: bool = False
+    raw: bool | None = False
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -52,17 +52,6 @@ class Upstream(ABC):
     @abstractmethod
     def run(self, model: nn.Module, images: Tensor, spec: BackboneSpec) -> Outputs:
         """Run the model on images (B, 3, H, W)."""
-
-
-def upstream_of(name: str) -> Upstream:
-    """Return the upstream of a backbone. Raises `ValueError` if there is none here."""
-    entry = find_entry(name)
-    if isinstance(entry.config, TimmConfig) or entry.format.startswith("timm"):
-        return TimmUpstream(name, entry)
-    raise ValueError(
-        f"{name} has no upstream to check against; want one of timm's names, timm:NAME, hf:OWNER/REPOSITORY or a "
-        "directory of transformers"
-    )
 
 
 # ---- timm ---------------------------------------------------------------------------------------------------------
@@ -117,10 +106,10 @@ class TimmUpstream(Upstream):
         if not isinstance(last, Tensor):
             why = "timm returns several maps"
             return Outputs(None, None, None, pooled, missing=dict.fromkeys(("cls", "registers", "patches"), why))
-        return _unpacked(last, images, pooled, spec)
+        return unpacked(last, images, pooled, spec)
 
 
-def _unpacked(last: Tensor, images: Tensor, pooled: Tensor, spec: BackboneSpec) -> Outputs:
+def unpacked(last: Tensor, images: Tensor, pooled: Tensor | None, spec: BackboneSpec) -> Outputs:
     """Turn tokens (B, N, D) or a map, (B, D, h, w) or (B, h, w, D), into the parts of features."""
     grid = tuple(-(-side // spec.stride) for side in images.shape[-2:])
     if last.ndim == 3:

@@ -109,21 +109,24 @@ DINOV3: Rules = (
 
 # ---- CLIP and SigLIP ----------------------------------------------------------------------------------------------
 
-_TOWER = "encoder.layers.{i}"
-_CLIP_BLOCK: Rules = (
-    *qkv(f"{_TOWER}.self_attn.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
-    *layers(
-        _TOWER,
-        {
-            "self_attn.out_proj": "attn.proj",
-            "layer_norm1": "norm1",
-            "layer_norm2": "norm2",
-            "mlp.fc1": "mlp.fc1",
-            "mlp.fc2": "mlp.fc2",
-        },
-    ),
-    *both("post_layernorm", "norm"),
-)
+
+def _clip_block(theirs: str) -> Rules:
+    return (
+        *qkv(f"{theirs}.self_attn.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
+        *layers(
+            theirs,
+            {
+                "self_attn.out_proj": "attn.proj",
+                "layer_norm1": "norm1",
+                "layer_norm2": "norm2",
+                "mlp.fc1": "mlp.fc1",
+                "mlp.fc2": "mlp.fc2",
+            },
+        ),
+    )
+
+
+_CLIP_BLOCK: Rules = (*_clip_block("encoder.layers.{i}"), *both("post_layernorm", "norm"))
 CLIP: Rules = (
     rename("embeddings.patch_embedding.weight", "patch_embed.proj.weight"),
     Rule(
@@ -202,7 +205,11 @@ TOWERS: dict[str, Rules] = {
         *beside(CLASSIFIER),
     ),
     "hf_dinov3": DINOV3,
-    "hf_clip": (*CLIP, *beside((rename("visual_projection.weight", "projection.weight"), *CLASSIFIER))),
+    "hf_clip": (
+        *CLIP,
+        *read_only(_clip_block("encoder.layer.{i}")),  # AltCLIP
+        *beside((rename("visual_projection.weight", "projection.weight"), *CLASSIFIER)),
+    ),
     "hf_siglip": (*SIGLIP, *beside(CLASSIFIER)),
     "hf_sam": SAM,
 }

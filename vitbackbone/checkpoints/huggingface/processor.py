@@ -146,6 +146,7 @@ NO_EFFECT = {
     *("num_channels", "name_or_path", "_name_or_path", "backend"),
 }
 FILE = "preprocessor_config.json"
+LARGEST = 1e6  # no mean, deviation or factor is larger, or smaller than its inverse
 
 
 def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
@@ -155,6 +156,8 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
 
     The result equals the processor of transformers, which resizes with Pillow or with torchvision. Classes whose name
     ends in "Fast", and classes that only torchvision implements, give `resampling="torchvision"`; others "pillow".
+    Files that do not scale pixels to 0 to 1 give "torchvision" too, the default of transformers. The two resizings
+    differ by a level, which is then a large number.
     Raises `ValueError` that names the key if a class or a setting is unknown or not supported.
     """
     named, resampling = _class(processor)
@@ -180,7 +183,7 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
         "mean": mean,
         "std": std,
         "crop_rounding": "down",
-        "resampling": resampling or kind.resampling,
+        "resampling": resampling or ("torchvision" if _scale(settings) != 1 else kind.resampling),
     }
     if name in OWN_SIZES:
         return Preprocess(crop_pct=1.0, **OWN_SIZES[name](settings), **steps)
@@ -375,6 +378,8 @@ def _number(settings: Json, key: str) -> float:
     value = settings[key]
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"{FILE} has {key}={SHORT.repr(value)}; want a number")
+    if value and not 1 / LARGEST < abs(value) < LARGEST:
+        raise ValueError(f"{FILE} has {key}={value}; want 0, or a number between {1 / LARGEST:g} and {LARGEST:g}")
     return float(value)
 
 
@@ -401,18 +406,21 @@ def _colour(settings: Json, key: str) -> Colour:
     return red, green, blue
 
 
+def _scale(settings: Json) -> float:
+    """Return the value of white after rescaling, 1 by default."""
+    if not settings["do_rescale"]:
+        return 255.0
+    scale = _number(settings, "rescale_factor") * 255
+    if scale <= 0:
+        raise ValueError(f"{FILE} has rescale_factor={SHORT.repr(settings['rescale_factor'])}; want more than 0")
+    return 1.0 if math.isclose(scale, 1, rel_tol=1e-6) else scale
+
+
 def _normalisation(settings: Json) -> tuple[Colour, Colour]:
     """Return the mean and std for pixels from 0 to 1 that equal all steps of the processor on pixels from 0 to 255: a
     rescaling, minus 1 (EfficientNet's `rescale_offset`), normalisation, another division by std (`include_top`)."""
-    scale, offset = 1.0, 0.0
-    if settings["do_rescale"]:
-        scale = _number(settings, "rescale_factor") * 255
-        scale = 1.0 if math.isclose(scale, 1, rel_tol=1e-6) else scale
-        if scale <= 0:
-            raise ValueError(f"{FILE} has rescale_factor={SHORT.repr(settings['rescale_factor'])}; want more than 0")
-        offset = float(settings.get("rescale_offset", False))
-    else:
-        scale = 255.0
+    scale = _scale(settings)
+    offset = float(settings["do_rescale"] and settings.get("rescale_offset", False))
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if settings["do_normalize"]:
         mean, std = _colour(settings, "image_mean"), _colour(settings, "image_std")

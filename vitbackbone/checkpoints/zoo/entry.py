@@ -6,7 +6,7 @@ from typing import Literal
 from vitbackbone.checkpoints.huggingface import PLAIN
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Resampling, Rotary, ViTConfig
-from vitbackbone.networks import FusedConfig, TimmConfig
+from vitbackbone.networks import FusedConfig, TimmConfig, TransformersConfig
 
 Triple = tuple[float, float, float]
 Positions = Literal["native", "timm", "hf"]
@@ -18,7 +18,7 @@ TIMM_RESAMPLING = Resampling("bicubic", antialias=True, relative="geometric")  #
 class Entry:
     """A named model. Its `config` has the native policies, those of the authors of the weights."""
 
-    config: ViTConfig | TimmConfig | FusedConfig
+    config: ViTConfig | TimmConfig | TransformersConfig | FusedConfig
     format: str  # a key of formats.FORMATS
     preprocess: Preprocess
     licence: str
@@ -41,6 +41,8 @@ class Entry:
             if positions == "hf" and not swin:
                 raise ValueError(f"positions='hf': transformers has none for {self.config.architecture}; use 'native'")
             return replace(self.config, windows="timm") if positions == "timm" else self.config
+        if isinstance(self.config, TransformersConfig):
+            raise ValueError("an encoder in the adapter over transformers runs as in transformers at every size")
         raise ValueError("a fused backbone takes the positions of its members")
 
 
