@@ -25,7 +25,6 @@ from vitbackbone.checkpoints.huggingface import (
 )
 from vitbackbone.checkpoints.rules import ConversionError, Rules, State, convert
 from vitbackbone.checkpoints.shards import read_directory
-from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.tokenizer_files import (
     Find,
@@ -36,7 +35,7 @@ from vitbackbone.checkpoints.tokenizer_files import (
 )
 from vitbackbone.checkpoints.zoo import OPENAI_TEXT, TEXT_REPOSITORIES, ZOO
 from vitbackbone.contract import float32_default
-from vitbackbone.files import read_json
+from vitbackbone.files import did_you_mean, read_json
 from vitbackbone.model import Cleaning, Padding, TextConfig, TextTokenizer, TextTower, TextTransformer
 
 if TYPE_CHECKING:
