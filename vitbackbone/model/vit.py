@@ -142,7 +142,8 @@ class ViT(BackboneModule):
         with torch.device("meta"):
             network = ViT(changed, self.preprocess, self.spec.name)
         network.load_state_dict(self.state_dict(keep_vars=True), assign=True)
-        return network.train(self.training)
+        network.train(self.training)
+        return network
 
     def _maps(self, images: Images, geometry: Geometry, asked: Asked) -> dict[Wanted, Attention]:
         """Return the attention maps of each requested layer, with B * num_heads * N² numbers each."""
