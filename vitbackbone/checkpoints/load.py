@@ -13,9 +13,10 @@ from torch import Tensor
 
 from vitbackbone.checkpoints.formats import FORMATS, TOWERS
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
+from vitbackbone.checkpoints.open_clip_images import OpenClipDirectory
 from vitbackbone.checkpoints.other_sizes import Size, at_size, resample_tables, trained_grid
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, bind, convert
-from vitbackbone.checkpoints.sources import CONFIG, Directory, describe, find_weights, pin
+from vitbackbone.checkpoints.sources import CONFIG, Directory, Found, describe, find_weights, pin
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_directory import TimmDirectory
 from vitbackbone.checkpoints.timm_names import timm_rules
@@ -188,10 +189,10 @@ def _preprocess(config: ViTConfig | TimmConfig, entry: Entry) -> Preprocess:
 
 
 def _fill(
-    found: Entry | Directory | TimmDirectory, name: str, state: State, options: Options, place: str
+    found: Found, name: str, state: State, options: Options, place: str
 ) -> tuple[ViT | TimmBackbone, dict[str, Tensor]]:
     """Return the backbone with a checkpoint's weights, and the parameters of its head."""
-    if isinstance(found, TimmDirectory):
+    if isinstance(found, TimmDirectory | OpenClipDirectory):
         found = found.entry()
     if isinstance(found, Entry) and found.classifier is not None:
         return _fill_by_name(found, name, state, options, place)

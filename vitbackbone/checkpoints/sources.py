@@ -9,6 +9,8 @@ from pathlib import Path
 from vitbackbone.checkpoints.hub import WeightsUnavailable, by_hand, download, download_config, download_if_there
 from vitbackbone.checkpoints.huggingface import PLAIN, read_architecture, read_labels, read_preprocess
 from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.open_clip import CONFIG as OPEN_CLIP
+from vitbackbone.checkpoints.open_clip_images import OpenClipDirectory
 from vitbackbone.checkpoints.rules import ConversionError, State
 from vitbackbone.checkpoints.shards import FindFile, read_directory
 from vitbackbone.checkpoints.suggestions import did_you_mean
@@ -73,12 +75,18 @@ class Directory:
             raise ValueError(f"{self.config_file}: {str(error).removeprefix(f'{CONFIG} ')}") from error
 
 
-def open_directory(path: Path, find_file: FindFile | None = None) -> Directory | TimmDirectory:
-    """Return a directory in the format of transformers or of timm. `find_file` finds its weights; the default looks
-    into the directory. Raises `ValueError` if it has no `config.json`."""
+Found = Entry | Directory | TimmDirectory | OpenClipDirectory
+
+
+def open_directory(path: Path, find_file: FindFile | None = None) -> Directory | TimmDirectory | OpenClipDirectory:
+    """Return a directory in the format of transformers, timm or open_clip. `find_file` finds its weights; the default
+    looks into the directory. Raises `ValueError` if it has no `config.json` and no `open_clip_config.json`."""
     config_file = path / CONFIG
     if not os.path.lexists(config_file):
-        wanted = "want a directory of transformers or timm: config.json and safetensors"
+        here = find_file or (lambda name: file if os.path.lexists(file := path / name) else None)
+        if os.path.lexists(file := path / OPEN_CLIP):
+            return OpenClipDirectory(file, here)
+        wanted = "want a directory of transformers, timm or open_clip: config.json and safetensors"
         raise ValueError(f"{path} has no config.json; {wanted}")
     saved = read_json(config_file, dict)
     find_file = find_file or (lambda name: file if os.path.lexists(file := path / name) else None)
@@ -102,7 +110,7 @@ def pin(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def describe(known: str, revision: str | None, offline: bool) -> Entry | Directory | TimmDirectory:
+def describe(known: str, revision: str | None, offline: bool) -> Found:
     """Return the entry of a name, or its directory. `offline`: read a Hub repository's entry from the zoo."""
     if known in ZOO and (offline or not known.startswith("hf:")):
         return ZOO[known]
@@ -151,7 +159,7 @@ def _read_processor(directory: Path, default: Preprocess) -> Preprocess:
         raise ValueError(f"{file} has a value of the wrong type: {error!r}") from error
 
 
-def find_weights(known: str, revision: str | None, found: Entry | Directory | TimmDirectory) -> State:
+def find_weights(known: str, revision: str | None, found: Found) -> State:
     """Return the tensors of a name's own weights: from the package, its directory, the Hub's cache, or the Hub."""
     if known == "nano":
         return read_weights(NANO_FILE)
