@@ -169,8 +169,8 @@ LayerScale, norms, biases, positions. 0 is bit for bit. `layers` is the worst of
 `pooled` is the checkpoint's own pooling, with a projection where it has one. Sizes are the native one, another square,
 one that is not square, one that the patch does not divide (padded with zeros on both sides), and one patch wide.
 
-Where the policy is not the upstream's own, the oracle is timm at that size with its tables resampled beforehand by the
-formula of the implementation that is named. CLIP of transformers norms CLS alone; here the norm is on every token, and
+If upstream has no such policy, the oracle is timm at that size, and its tables are first resampled by the formula of
+the implementation that is named. CLIP of transformers norms CLS alone; here the norm is on every token, and
 the oracle's too. Written by `make parity` with {versions()}.
 
 Largest of all: {max(worst.found.values()):.0e} ({worst.name}, {worst.size[0]} x {worst.size[1]}).

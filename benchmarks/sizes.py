@@ -62,7 +62,7 @@ def mixed(seconds: float) -> str:
     waste = max(tokens) * len(tokens) / sum(tokens)
     rows = [(name, f"{1000 * value:.0f}", f"{first / value:.2f}") for name, value in t.items()]
     return (
-        f"ViT-S/16 on {len(MIXED)} images of {min(tokens)} to {max(tokens)} patches, of which padding makes "
+        f"ViT-S/16 on {len(MIXED)} images of {min(tokens)} to {max(tokens)} patches; padding makes "
         f"{waste:.2f} times as many.\n\n{markdown(['', 'ms', 'against padding'], rows)}"
     )
 

@@ -3,7 +3,6 @@
 Axes: `B` batch, `T` tokens, `D` width, `K` classes, `N` samples.
 """
 
-import sys
 from collections.abc import Iterator
 from typing import Any, no_type_check
 
@@ -15,12 +14,12 @@ from sklearn.utils import Tags, check_consistent_length, column_or_1d
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from heads.attentive import FORMS
 from heads.blocks import Array
 from heads.parameters import choice, count, device, flag, positive, seed
 from heads.probe_base import FLOATS, Probe, Tensors, check_no_label_missing, check_tensor, encode_labels, labelled
+from vitbackbone import progress_bar
 
 HEAD_WIDTH = 64  # the width of an attention head in nearly every Vision Transformer
 
@@ -103,8 +102,7 @@ class AttentiveProbe(Probe):
         steps = self.epochs * -(-len(samples) // self.batch_size)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         order = np.random.default_rng(self.random_state)
-        shown = {"disable": not self.progress, "mininterval": 0.1 if sys.stderr.isatty() else 10}
-        with tqdm(total=self.epochs * len(samples), unit="sample", **shown) as bar:
+        with progress_bar(shown=self.progress, total=self.epochs * len(samples), unit="sample") as bar:
             for _ in range(self.epochs):
                 total = 0.0
                 for rows in self._batches(order.permutation(len(samples))):

@@ -3,19 +3,17 @@
 Axes: `N` samples, `F` features, `n` rows of a block.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+
+from vitbackbone import progress_bar
 
 Array = NDArray[Any]
 ROWS = 4096  # rows of a block: 13 MB of 768 features in float32, and 64 MB of similarities between two blocks
-DELAY = 2  # seconds of reading before a progress bar is shown
-INTERVAL = 0.1 if sys.stderr.isatty() else 10  # seconds between two updates of the bar
 
 
 @runtime_checkable
@@ -69,16 +67,7 @@ def precision(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def read(rows: Rows, work: str) -> Iterator[Array]:
     """Yield the blocks of rows. If reading stored rows takes a while, a progress bar names the `work`."""
     stored = not isinstance(rows, InMemory)
-    with tqdm(
-        total=len(rows),
-        desc=work,
-        unit="row",
-        unit_scale=True,
-        leave=False,
-        delay=DELAY,
-        mininterval=INTERVAL,
-        disable=not stored,
-    ) as bar:
+    with progress_bar(what=work, shown=stored, passing=True, total=len(rows), unit="row", unit_scale=True) as bar:
         for block in rows.blocks(ROWS):
             yield block
             bar.update(len(block))

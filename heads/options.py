@@ -5,10 +5,9 @@ for errors. Plain `int`, `float`, `bool`, `str`, `Literal`, sequences and unions
 integer. Under any other annotation, a value must be an instance of it.
 """
 
-import difflib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from reprlib import Repr
 from types import NoneType, UnionType
@@ -17,6 +16,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import numpy as np
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+
+from vitbackbone import did_you_mean
 
 LARGEST = 1_000_000  # larger than any real width or count; a damaged file may claim any
 
@@ -82,12 +83,6 @@ def signature_text(parameter: inspect.Parameter, hint: Any) -> str:
     """Return an option as errors list it: its name, its type and its default."""
     default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
     return f"{parameter.name}: {_type_text(hint)}{default}" if hint is not None else f"{parameter.name}{default}"
-
-
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return ", did you mean 'this'?", or nothing if no known name is close."""
-    close = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
-    return f", did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def _plain(value: Any) -> Any:

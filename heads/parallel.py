@@ -65,7 +65,7 @@ def _ddp_in_forward() -> DistributedDataParallel | None:
 def together(module: nn.Module, sizes: Sequence[tuple[int, int]]) -> Iterator[None]:
     """Run a forward of `module` on images of these sizes.
 
-    If DDP or FSDP runs it for training, `total` sums over the processes meanwhile.
+    While DDP or FSDP runs it for training, `total` sums over the processes.
     """
     group = _group(module)
     if group is None:

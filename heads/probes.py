@@ -15,14 +15,14 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.special import expit, softmax
 from sklearn.exceptions import ConvergenceWarning
-from tqdm import tqdm
 
-from heads.blocks import DELAY, INTERVAL, Array, InMemory, Rows, precision, read, read_checked
+from heads.blocks import Array, InMemory, Rows, precision, read, read_checked
 from heads.logistic import ROUGH, Curvature, Objective, Solution, extrapolate
 from heads.parameters import choice, count, flag, positive
 from heads.probe_base import FLOATS, Probe, Tensors, check_tensor
 from heads.scaling import Scaled, Scaling, unit_length
 from heads.splits import as_codes, hold_out, join_groups
+from vitbackbone import progress_bar
 
 # The values of C that a preset tries, ascending.
 PRESETS: dict[str, tuple[float, ...]] = {
@@ -186,7 +186,7 @@ def _sweep(
     path: list[Solution] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate that did not converge is still compared
-        for C in tqdm(candidates, "values of C", leave=False, unit="fit", delay=DELAY, mininterval=INTERVAL):
+        for C in progress_bar(candidates, "values of C", passing=True, unit="fit"):
             path = [*path[-1:], train.minimum(C, curvature, extrapolate(path), ROUGH)]
             right, loss = test.measure(path[-1])
             stale = 0 if right > most or loss <= lowest else stale + 1

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from heads.base import Head
 from heads.names import BUILT_IN
-from heads.options import check, did_you_mean, hints_of, signature_text
-from vitbackbone import BackboneSpec, float32_default
+from heads.options import check, hints_of, signature_text
+from vitbackbone import BackboneSpec, did_you_mean, float32_default
 
 GROUP = "vitbackbone.heads"  # of entry points: name = "package.module:Class"
 

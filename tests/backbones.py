@@ -50,6 +50,7 @@ VITS: dict[str, ViT] = {
     "cut windows": tiny_vit(
         **NO_CLS, position="none", rotary=PLAIN, window=3, window_edge="cut", global_blocks=(1,), norm="rms"
     ),
+    "padded patches": tiny_vit(**NO_CLS, patch_padding=2, position_grid=(3, 5), resampling=TILED),
     "query pool": tiny_vit(pool="query", pool_heads=4, pool_prefix=True, num_registers=1, resampling=TILED),
     "pool tokens": tiny_vit(pool="tokens", pool_tokens=(0, 2), num_registers=2, resampling=SQUARE, final_norm=False),
     "cls and mean": tiny_vit(pool="cls_mean", num_registers=1, resampling=BUCKETS, projection_dim=12),
@@ -72,7 +73,7 @@ with torch.no_grad():
 
 # One of each kind of position, prefix, pooling and network: the others are slow where a test runs over all.
 QUICK = {"registers", "offset", "rotary halves", "relative bilinear", "windows", "neck", "attention pool"}
-QUICK |= {"projection", "nano", "swin sized", "hybrid", "fused"}
+QUICK |= {"pool tokens", "projection", "nano", "swin sized", "hybrid", "fused"}
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:

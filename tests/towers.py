@@ -16,7 +16,7 @@ from tests.helpers import randomise
 from tests.oracles import HF_SIZES, MLP, SMALL, Case, Outputs, Size, save_timm
 from vitbackbone import BackboneModule, ViT, load_backbone
 from vitbackbone.checkpoints.formats import FORMATS
-from vitbackbone.checkpoints.rules import convert
+from vitbackbone.checkpoints.rules import bind, convert
 from vitbackbone.checkpoints.zoo import ZOO, Positions
 
 Run = Callable[[nn.Module, Tensor, list[int]], Outputs]
@@ -184,7 +184,7 @@ def naflex_case(name: str) -> Case:
         entry = ZOO[name]
         vit = ViT(replace(entry.at_other_sizes(positions), **SIZE))
         state = load_file(folder / "model.safetensors")
-        vit.load_state_dict(convert(state, FORMATS[entry.format], vit.state_dict()))
+        vit.load_state_dict(convert(state, bind(FORMATS[entry.format], vit.config), vit.state_dict()))
         return vit.eval()
 
     return Case(family, "timm", name, sizes, make, load, save_timm, run_naflex, policy="timm", multiple=16)

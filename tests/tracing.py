@@ -26,18 +26,21 @@ from tests.timm_networks import BACKBONES as NETWORKS
 
 MAPS = {"neck"}  # whose convolutions on the map want two patches a side or more
 LEVELS = {"head:simple_pyramid"}  # whose coarsest level wants two places a side or more
-ONE_SIZE = {"relative spline", *NETWORKS}  # docs/how-to/export.md says why
-MULTIPLES = {"head:space_to_depth"}  # that want a grid which they can divide
+CNNS = {"resnet", "convnext", "hybrid"}
+ONE_SIZE = {"relative spline", *NETWORKS} - CNNS  # docs/how-to/export.md says why
+# The sides of images must be multiples of so many pixels.
+MULTIPLES = {"head:space_to_depth": 16} | dict.fromkeys([*CNNS, "head:fpn"], 32)
 TALL = [(1, 40, 47), (3, 64, 40), (5, 33, 70)]
 SIZES = [(1, 33, 47), (3, 64, 40), (5, 17, 70)]
-DIVISIBLE = [(1, 32, 48), (3, 64, 32)]
+MANY = [(1, 2, 3), (3, 4, 2)]  # in multiples
 
 
 def network(name: str) -> nn.Module:
     if not name.startswith("head:"):
         return BACKBONES[name].eval()
     side, head = 64 if name in LEVELS else 32, name.removeprefix("head:")
-    backbone = tiny_vit(depth=6, num_registers=1, image_size=side)
+    vit = tiny_vit(depth=6, num_registers=1, image_size=(side, side))
+    backbone = BACKBONES["resnet"] if head == "fpn" else vit  # fpn reads levels of several strides
     return attach(backbone, {"head": randomise(create_head(head, backbone.spec, **OPTIONS[head]))}).eval()
 
 
@@ -54,7 +57,9 @@ def sizes(name: str, module: nn.Module) -> list[tuple[int, int, int]]:
         return [(batch, *native(module)) for batch in (1, 3, 5)]
     if name in LEVELS:
         return TALL
-    return DIVISIBLE if name in MULTIPLES else SIZES
+    if name in MULTIPLES:
+        return [(batch, h * MULTIPLES[name], w * MULTIPLES[name]) for batch, h, w in MANY]
+    return SIZES
 
 
 def exported(name: str, module: nn.Module) -> ExportedProgram:
@@ -62,7 +67,7 @@ def exported(name: str, module: nn.Module) -> ExportedProgram:
     least = 33 if name in LEVELS else 17 if name.startswith("head:") else 9 if name in MAPS else None
     height, width = (Dim(side, min=least) for side in "hw")
     if name in MULTIPLES:
-        height, width = 16 * Dim("h"), 16 * Dim("w")
+        height, width = (MULTIPLES[name] * Dim(side, min=2) for side in "hw")
     dynamic = {0: Dim("b")} if name in ONE_SIZE else {0: Dim("b"), 2: height, 3: width}
     with torch.no_grad():
         return torch.export.export(module, (images(2, *native(module)),), dynamic_shapes=(dynamic,))
@@ -125,8 +130,13 @@ def onnx(name: str) -> float:
     return worst
 
 
-def compile(name: str) -> float:
-    """How many graphs nine batch sizes take."""
+def compile(name: str) -> int:
+    """How many graphs nine batch sizes take. Unless it is told, torch makes one more, for the first size alone."""
+    assert _graphs(name, None) <= 2
+    return _graphs(name, True)
+
+
+def _graphs(name: str, dynamic: bool | None) -> int:
     graphs = 0
 
     def count(graph: torch.fx.GraphModule, _: object) -> Any:
@@ -135,11 +145,12 @@ def compile(name: str) -> float:
         return graph.forward
 
     module = network(name)
-    compiled = torch.compile(module, backend=count, fullgraph=True, dynamic=True)
+    torch.compiler.reset()
+    compiled = torch.compile(module, backend=count, fullgraph=True, dynamic=dynamic)
     with torch.no_grad():
         for batch in range(2, 11):
-            x = images(batch, 32, 32)
-            assert error(leaves(compiled(x)), leaves(module(x))) == 0
+            x = images(batch, *(native(module) if name in ONE_SIZE else (32, 32)))
+            assert error(leaves(compiled(x)), leaves(module(x))) < 1e-5
     return graphs
 
 

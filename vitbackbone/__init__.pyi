@@ -30,7 +30,9 @@ from .contract import pool_cls as pool_cls
 from .contract import pool_mean as pool_mean
 from .contract import stack_maps as stack_maps
 from .files import Record as Record
+from .files import did_you_mean as did_you_mean
 from .files import parse_json as parse_json
+from .files import progress_bar as progress_bar
 from .files import publish as publish
 from .files import publish_text as publish_text
 from .files import publish_together as publish_together

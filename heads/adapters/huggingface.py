@@ -90,7 +90,7 @@ class PyramidBackbone(BackboneMixin, PreTrainedModel):
     ) -> BackboneOutput | tuple[Any, ...]:
         """Return the `feature_maps` of the levels in `out_features`, without padding: stride s gives ceil(H / s) rows.
 
-        Raises `ValueError` if hidden states or attentions are asked for, or a level that the model was made without.
+        Raises `ValueError` if a call asks for hidden states, for attentions, or for a level that the model lacks.
         """
         if output_hidden_states or output_attentions:
             raise ValueError("PyramidBackbone returns only feature maps; leave out hidden states and attentions")

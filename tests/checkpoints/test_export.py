@@ -34,7 +34,7 @@ from vitbackbone import (
 )
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.huggingface import CLASSES, DEIT_EVAL, DINOV2_EVAL, PLAIN, VIT_EVAL, write_config
-from vitbackbone.checkpoints.rules import HEADS, convert
+from vitbackbone.checkpoints.rules import HEADS, bind, convert
 from vitbackbone.model.config import Rotary
 
 LIMIT = 1e-5
@@ -293,7 +293,18 @@ SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_head
 DYNAMIC = {"dynamic_img_size": True}
 OURS = ViTConfig((32, 32), 8, dim=48, depth=2, num_heads=3, mlp_dim=192)
 MEAN = {"final_norm": False, "fc_norm": True, "pool": "mean"}
-EVA02 = {**MEAN, "qkv_bias": "qv", "mlp": "swiglu", "mlp_dim": 128, "rotary": Rotary(1e4, "index", "neighbours")}
+ROTARY = Rotary(1e4, "index", "neighbours", reference=(16, 16))
+EVA02 = {**MEAN, "qkv_bias": "qv", "mlp": "swiglu", "mlp_dim": 128, "rotary": ROTARY}
+CLIP = {"projection_dim": 5, "projection_bias": True, "qkv_bias": "qv"}
+PE = {
+    **{"projection_dim": 5, "projection_bias": True, "norm_eps": 1e-5, "patch_bias": False, "pre_norm": True},
+    **{"pool": "map", "pool_heads": 8, "pool_prefix": True},
+    "rotary": Rotary(1e4, "index", "halves", reference=(4, 4), offset=1.0),
+}
+AIMV2 = {
+    **{"norm": "rms", "norm_eps": 1e-5, "embed_norm": True, "cls": False, "pool": "mean", "mlp": "swiglu"},
+    **{"mlp_dim": 132, "qkv_bias": "none", "proj_bias": False, "mlp_bias": False},
+}
 DINOV3 = {"position": "none", "rotary": Rotary(100.0, "centred", "halves"), "norm_eps": 1e-5, "num_registers": 4}
 SAM = {"window": 3, "global_blocks": (1,), "relative_position": "decomposed", "neck_dim": 256, "pool": "neck"}
 
@@ -347,6 +358,31 @@ TIMM: dict[str, tuple[str, dict[str, object], str, dict[str, object]]] = {  # ca
     ),
     "eva02": ("eva02_tiny_patch14_224", DYNAMIC, "timm_eva02", EVA02),
     "eva02, apart": ("eva02_base_patch14_224", DYNAMIC, "timm_eva02_split", {**EVA02, "mlp_norm": True}),
+    "perception encoder": (
+        "vit_pe_core_tiny_patch16_384",
+        {**DYNAMIC, "ref_feat_shape": (4, 4)},
+        "timm_pe",
+        PE,
+    ),
+    "perception encoder, no cls": (
+        "vit_pe_core_gigantic_patch14_448",
+        {**DYNAMIC, "mlp_ratio": 4.0, "ref_feat_shape": (4, 4)},
+        "timm_pe_no_cls",
+        {**PE, "cls": False, "rotary": Rotary(1e4, "index", "halves", reference=(4, 4))},
+    ),
+    "eva clip": (
+        "eva02_enormous_patch14_clip_224",
+        {**DYNAMIC, "mlp_ratio": 4.0},
+        "timm_eva_clip",
+        {**CLIP, "branch_norm": "after"},
+    ),
+    "eva02 clip": (
+        "eva02_base_patch16_clip_224",
+        DYNAMIC,
+        "timm_eva02_clip",
+        {**CLIP, "mlp": "swiglu", "mlp_dim": 128, "mlp_norm": True, "attn_norm": True, "rotary": ROTARY},
+    ),
+    "aimv2": ("aimv2_large_patch14_224", DYNAMIC, "timm_aimv2", AIMV2),
     "sam": ("samvit_base_patch16", {"global_attn_indexes": [1], "window_size": 3}, "timm_sam", SAM),
 }
 
@@ -368,12 +404,13 @@ def test_timm_loads_what_is_exported(case: str) -> None:
     classes = 0 if case == "sam" else 5
     model = timm_model(name, **{**settings, "num_classes": classes})
     expected = ViT(ViTConfig(**{**vars(OURS), **{"cls": case != "sam", "final_norm": case != "sam"}, **ours}))
-    parameters = convert(model.state_dict(), FORMATS[layout], expected.state_dict())
+    rules = bind(FORMATS[layout], expected.config)
+    parameters = convert(model.state_dict(), rules, expected.state_dict())
     head = {key: parameters.pop(key) for key in list(parameters) if key.startswith(HEADS)}
     expected.load_state_dict(parameters)
 
     exported = export_weights(expected.eval(), layout, head)
-    assert_same(convert(exported, FORMATS[layout], expected.state_dict()), {**expected.state_dict(), **head})
+    assert_same(convert(exported, rules, expected.state_dict()), {**expected.state_dict(), **head})
     other = timm.create_model(name, pretrained=False, **{**SMALL, **settings, "num_classes": classes}).eval()
     other.load_state_dict(exported, strict=True)
     for side in (32,) if case == "beit" else (32, 48):  # timm's BEiT takes its own size alone

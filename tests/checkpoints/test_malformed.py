@@ -72,6 +72,21 @@ SETTINGS = {
     "dinov3_vit": {"num_register_tokens": 4, "rope_theta": 100.0},
     "clip_vision_model": {},
     "siglip_vision_model": {},
+    "tipsv2_vision_model": {"mlp_ratio": 4, "num_register_tokens": 4},
+    "radio": {"mlp_ratio": 4, "max_img_size": 128, "num_cls_tokens": 3},
+    "siglip2_vision_model": {"num_patches": 64},
+    "idefics2_vision": {},
+    "idefics3_vision": {},
+    "smolvlm_vision": {},
+    "pixio": {"mlp_ratio": 4, "n_cls_tokens": 8},
+    "vit_msn": {},
+    "dpt": {},
+    "yolos": {"num_detection_tokens": 5},
+    "data2vec-vision": {"layer_scale_init_value": 0.1},
+    "vitdet": {"mlp_ratio": 4, "pretrain_image_size": 64},
+    "vitpose_backbone": {"mlp_ratio": 4},
+    "sam3_vit_model": {"pretrain_image_size": 64, "window_size": 3},
+    "sam_hq_vision_model": {"mlp_ratio": 4.0, "mlp_dim": 96, "window_size": 3, "output_channels": 16},
     "sam_vision_model": {"mlp_ratio": 4.0, "mlp_dim": 96, "window_size": 3, "output_channels": 16},
 }
 NETWORK = {
@@ -98,11 +113,12 @@ WRONG = [-1, 10**9, 10**30, True, "x", "8", [], [8], [8, 8, 8], {}, {"height": 8
 def whole(kind: str) -> dict[str, object]:
     if kind.startswith("swin"):
         return {"model_type": kind, "depths": [2, 2], "num_heads": [2, 4], **SWIN}
-    return {"model_type": kind, "global_attn_indexes": [1], **NETWORK, **SETTINGS[kind]}
+    fixed = {"model_type": kind, "global_attn_indexes": [1], "use_mid_position_embeddings": False}
+    return {**fixed, **NETWORK, **SETTINGS[kind]}
 
 
 def test_every_model_type_is_tried() -> None:
-    wrapped = {"clip", "siglip", "sam"}  # those that keep the same settings under vision_config
+    wrapped = {"clip", "siglip", "sam", "siglip2", "sam_hq"}  # those that keep the same settings under vision_config
     assert MODEL_TYPES.keys() - wrapped == SETTINGS.keys() | {"swin", "swinv2"}
 
 
@@ -135,7 +151,7 @@ def test_a_wrong_number_of_a_vision_tower_is_named(kind: str, value: object) -> 
         ("vit", {"hidden_size": 50}, ["hidden_size=50", "num_attention_heads=3"]),
         ("vit", {"image_size": 4}, ["image_size", "patch_size=8"]),
         ("vit", {"patch_size": [8, 4]}, ["patch_size=[8, 4]", "square"]),
-        ("vit", {"num_channels": 4}, ["num_channels=4"]),
+        ("vit", {"num_channels": 0}, ["num_channels"]),
         ("vit", {"qkv_bias": 1}, ["qkv_bias=1"]),
         ("vit", {"hidden_act": 3}, ["hidden_act=3"]),
         ("vit", {"num_hidden_layers": 1000, "hidden_size": 99999}, ["num_hidden_layers=1000", "hidden_size=99999"]),
@@ -449,6 +465,9 @@ def test_weights_that_do_not_fit_are_named_with_both_files(directory: Path, tmp_
     text = assert_refused(lambda: load_backbone(directory, tmp_path / "other.safetensors"), "other.safetensors")
     assert str(directory / "config.json") in text
     assert "patch_embeddings.projection.weight: missing" in text
+    save_file(tiny_vit().state_dict(), directory / "model.safetensors")
+    text = assert_refused(lambda: load_backbone(directory), str(directory / "model.safetensors"))
+    assert str(directory / "config.json") in text
 
 
 @pytest.mark.parametrize("name", covering([*HF], quick=first_of_each(HF, lambda name: HF[name].config)))

@@ -140,7 +140,8 @@ def test_flax_arrays_in_half_become_float32(tmp_path: Path) -> None:
         (torch.zeros(2).to_sparse(), "a: float32 sparse_coo"),
         (torch.zeros(1, dtype=torch.float4_e2m1fn_x2), "a: float4_e2m1fn_x2"),
         (torch.zeros(2, dtype=torch.int64), "x: torch.int64 in the checkpoint, torch.float32 in the model"),
-        (torch.zeros(2, dtype=torch.bool), "x: torch.bool in the checkpoint"),
+        (torch.zeros(2, dtype=torch.bool), "a: bool strided in the checkpoint"),
+        (torch.zeros(2, dtype=torch.int8), "a: int8 strided in the checkpoint"),
     ],
 )
 def test_other_kinds_of_numbers_are_refused_by_name(tensor: Tensor, message: str) -> None:

@@ -143,6 +143,18 @@ def follow(settings: dict[str, Any], names: list[str], tmp_path: Path) -> int:
     return followed
 
 
+@pytest.mark.parametrize("settings", [{"do_rescale": False}, {"rescale_factor": 1.0}], ids=str)
+def test_pixels_that_are_not_scaled_are_those_of_the_default_of_transformers(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    given = {"image_processor_type": "ViTImageProcessor", "size": {"height": 64, "width": 64}, **settings}
+    processor = theirs(given, tmp_path, "torchvision")
+    for photo in PHOTOS:  # a level of Pillow would be 2
+        want = processor(photo, return_tensors="pt")["pixel_values"][0]
+        assert (read_preprocess(given, VIT_EVAL)(photo) - want).abs().max() < 1e-3
+    assert read_preprocess({**given, "image_processor_type": "ViTImageProcessorPil"}, VIT_EVAL).resampling == "pillow"
+
+
 @pytest.mark.parametrize("named", ["ViTFeatureExtractor", "CLIPFeatureExtractor", "BeitFeatureExtractor"])
 def test_older_files_name_an_extractor(named: str, tmp_path: Path) -> None:
     settings = {"feature_extractor_type": named, "size": {"height": 64, "width": 64}, "do_center_crop": False}
@@ -177,6 +189,8 @@ def test_a_file_without_a_class_has_that_of_its_model(tmp_path: Path) -> None:
         ({"image_std": 0}, "image_std=0; want no zero"),
         ({"image_std": [1, 0, 1]}, "image_std="),
         ({"rescale_factor": 0}, "rescale_factor=0"),
+        ({"rescale_factor": 1e-300}, "rescale_factor=1e-300; want 0, or a number between"),
+        ({"image_mean": [1e300, 0, 0]}, r"image_mean=1e\+300"),
         ({"rescale_factor": float("nan")}, "rescale_factor=nan"),
         ({"resample": "bicubic"}, "resample='bicubic'"),
         ({"do_resize": False}, "do_resize=False"),

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from heads import LinearProbe, load_probe, save_probe
 from vitbackbone import FeatureStore
 from vitbackbone.cli import main
+from vitbackbone.cli.measured import SIDE, _fitting
 
 
 def picture(rng: np.random.Generator, low: int = 0) -> Image.Image:
@@ -77,6 +78,15 @@ def test_the_contact_sheet_shows_the_misclassified_photos(store: Path, photos: P
         first = np.asarray(sheet.convert("RGB"))[8 + 64 : 8 + 96, 8 + 64 : 8 + 96].mean()
     with Image.open(photos / wrong[0]["path"]) as photo:
         assert abs(first - np.asarray(photo.convert("RGB")).mean()) < 60
+
+
+def test_a_long_name_on_the_sheet_is_cut_and_its_probability_is_not() -> None:
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    text = _fitting(draw, "found: ", "a class with quite a long name", " (0.96)")
+    assert text.startswith("found: a class")
+    assert text.endswith("... (0.96)")
+    assert draw.textlength(text) <= SIDE
+    assert _fitting(draw, "found: ", "cat", " (0.96)") == "found: cat (0.96)"
 
 
 def test_a_sheet_of_photos_that_moved_needs_their_folder(
@@ -153,6 +163,23 @@ def test_groups_stay_on_one_side(how: str, store: Path, photos: Path, tmp_path: 
 def test_groups_that_there_are_not_are_refused(by: str, store: Path, capsys: object) -> None:
     assert main(["probe", str(store), "--groups", by]) == 2
     assert by.split(":")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('path,burst\na.png,"one\n', "list.csv, line 2: unexpected end of data"),
+        ("path,burst\na.png," + "x" * 200_000, "list.csv, line 2: field larger than field limit"),
+        ("path,burst,burst\na.png,1,2\n", "2 columns are named 'burst'"),
+    ],
+    ids=["quote", "long", "twice"],
+)
+def test_a_malformed_list_of_groups_is_refused_in_a_sentence(
+    text: str, why: str, store: Path, tmp_path: Path, capsys: object
+) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    assert main(["probe", str(store), "--groups", f"{tmp_path / 'list.csv'}:burst"]) == 2
+    assert why in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_a_wrong_option_is_one_line_that_names_it(command: str, capsys: pytest.C
     code, out, err = said([*minimal(command, capsys), "--verbos"], capsys)
     assert (code, out) == (2, "")
     assert err.splitlines() == [
-        f"vitbackbone {command}: unknown option '--verbos'; did you mean '--verbose'? "
+        f"vitbackbone {command}: unknown option '--verbos', did you mean '--verbose'? "
         f"See `vitbackbone {command} --help`"
     ]
     code, out, err = said([*minimal(command, capsys), "-Z"], capsys)
@@ -115,8 +115,8 @@ def test_a_file_in_the_place_of_the_output_folder_is_named(
     ("arguments", "message"),
     [
         ([], "want a command: extract, verify"),
-        (["extrct", "photos"], "unknown command 'extrct'; did you mean 'extract'?"),
-        (["--versio"], "unknown option '--versio'; did you mean '--version'?"),
+        (["extrct", "photos"], "unknown command 'extrct', did you mean 'extract'?"),
+        (["--versio"], "unknown option '--versio', did you mean '--version'?"),
         (
             ["extract", "a.jpg", "b.jpg", "c.jpg", "--out", "x"],
             "unexpected argument 'b.jpg' and 1 more; put quotes around a glob",

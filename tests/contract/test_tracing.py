@@ -10,13 +10,13 @@ import torch
 from torch.utils import _pytree as pytree
 
 from heads import list_heads
-from tests.backbones import BACKBONES, VITS
+from tests.backbones import BACKBONES
 from tests.helpers import cases, tiny_vit
 from vitbackbone import Features, Geometry, View
 from vitbackbone.contract.repeated import Repeated
 
 QUICK = {"cls", "offset", "head:linear"}
-HEADS = [f"head:{name}" for name in list_heads() if name != "fpn"]  # which reads levels of several strides
+HEADS = [f"head:{name}" for name in list_heads()]
 
 
 def traced(kind: str, name: str) -> float:
@@ -37,7 +37,7 @@ def test_onnx_runtime_and_openvino_compute_the_same(name: str) -> None:
     assert traced("onnx", name) < 1e-5
 
 
-@pytest.mark.parametrize("name", cases([*VITS, *HEADS], {"nano"}))
+@pytest.mark.parametrize("name", cases([*BACKBONES, *HEADS], {"nano"}))
 def test_one_compiled_graph_serves_all_batches(name: str) -> None:
     assert traced("compile", name) == 1
 

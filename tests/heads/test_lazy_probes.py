@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from heads import KnnProbe, LinearProbe, blocks, load_probe, probes, report, save_probe
 from heads.blocks import Rows
+from vitbackbone.files import progress
 
 BLOCK = 32
 
@@ -124,9 +125,8 @@ def test_long_reading_shows_a_bar_with_rate_and_time_left(stored, monkeypatch, c
     X, y, _ = samples(400, 5)
     LinearProbe().fit(stored(X), y)
     assert capsys.readouterr().err == ""  # not for what takes less than two seconds
-    for module in (blocks, probes):
-        monkeypatch.setattr(module, "DELAY", 0)
-        monkeypatch.setattr(module, "INTERVAL", 0)
+    for name in ("DELAY", "INTERVAL", "LOGGED"):
+        monkeypatch.setattr(progress, name, 0)
     LinearProbe().fit(stored(X), y)
     shown = capsys.readouterr().err
     assert re.search(r"mean and variance: +\d+%.* 384/400 \[.*<.*row/s\]", shown)

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -194,6 +195,32 @@ def test_a_limit_below_one_is_refused(limit: int) -> None:
         PREPROCESS(encode(photo(8, 8), "PNG"), max_pixels=limit)
 
 
+WRONG_SIZES = """
+from PIL import Image
+from vitbackbone import Preprocess
+
+for name, values in {"resolution": ["a", 2.5, True, (32,), (1, 2, 3)], "max_pixels": ["a", 2.5, True]}.items():
+    for value in values:
+        for image in (Image.new("RGB", (8, 8)), "missing.png"):
+            try:
+                Preprocess()(image, **{name: value})
+            except (FileNotFoundError, ValueError) as error:
+                assert isinstance(error, FileNotFoundError) or f"{name}" in str(error), error
+            else:
+                raise AssertionError((name, value))
+"""
+
+
+def test_a_size_that_is_none_is_refused_in_words() -> None:
+    subprocess.run([sys.executable, "-c", WRONG_SIZES], check=True)  # the types are not checked there
+
+
+def test_the_limit_holds_for_arrays_too() -> None:
+    for image in (np.zeros((8, 8, 3), np.uint8), torch.zeros(3, 8, 8, dtype=torch.uint8), photo(8, 8)):
+        with pytest.raises(TooManyPixels, match="8 x 8 pixels are more than the limit of 63"):
+            PREPROCESS(image, max_pixels=63)
+
+
 # ---- metadata -----------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +315,7 @@ def test_an_orientation_beside_garbage_is_applied(kind: str, block: str, tmp_pat
 
 
 CHUNKS = (b"eXIf", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"acTL", b"tIME", b"sBIT")
+CHUNKS += (b"tRNS",)
 
 
 BODIES = [b"", b"\0", b"x" * 5, b"\xff" * 40, b"key\0\0not deflate", b"key\0\1" + b"\xff" * 9]
@@ -392,7 +420,7 @@ def test_the_callers_array_is_not_written_to() -> None:
         (np.zeros((8, 8, 4), np.uint8), r"\(8, 8, 4\)"),
         (np.zeros((0, 8), np.uint8), r"\(0, 8\)"),
         (np.zeros((2, 8, 8, 3), np.uint8), r"\(2, 8, 8, 3\)"),
-        (torch.rand(3, 8, 8) * 255, "float32; want uint8.*normalised already to the backbone"),
+        (torch.rand(3, 8, 8) * 255, "float32; want uint8.*backbone itself takes a tensor that is normalised"),
         (torch.zeros(8, 8, 3, dtype=torch.uint8), r"\(8, 8, 3\); want \(3, H, W\)"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"\(2, 3, 8, 8\)"),
         (torch.zeros(3, 0, 8, dtype=torch.uint8), r"\(3, 0, 8\)"),
@@ -400,6 +428,7 @@ def test_the_callers_array_is_not_written_to() -> None:
         (torch.zeros(3, 8, 8, dtype=torch.uint8, device="meta"), "meta; want one that holds its pixels"),
         (io.StringIO("text"), "gives str; open it in binary mode"),
         (b"no image", "cannot identify"),
+        (Image.new("RGB", (0, 5)), "0 x 5 pixels; want at least one"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )

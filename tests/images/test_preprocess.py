@@ -29,11 +29,20 @@ def timms(size: tuple[int, int], interpolation: str, **settings: object) -> Comp
 
 @pytest.mark.parametrize(
     ("source", "crop_pct", "crop_mode", "interpolation", "size"),
-    grid(SIZES, [1.0, 0.9, 0.875], ["center", "squash"], ["bicubic", "bilinear"], [(96, 96), (64, 112)], rounds=4),
+    grid(
+        SIZES,
+        [1.0, 0.9, 0.875, 1.15, 1.03],
+        ["center", "squash", "border"],
+        ["bicubic", "bilinear"],
+        [(96, 96), (64, 112), (33, 50)],
+        rounds=4,
+    ),
 )
 def test_equals_timm(
     source: tuple[int, int], crop_pct: float, crop_mode: str, interpolation: str, size: tuple[int, int]
 ) -> None:
+    if crop_mode == "border" and source == (7, 400):
+        pytest.skip("timm fails where a side rounds to 0")
     image = photo(*source)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     theirs = timms(size, interpolation, crop_pct=crop_pct, crop_mode=crop_mode, mean=mean, std=std)(image)
@@ -201,9 +210,9 @@ def test_files_that_are_no_images_raise_oserror(tmp_path: Path, make: object) ->
         Preprocess()(tmp_path / "a.jpg")
 
 
-@pytest.mark.parametrize("fields", [{"crop_pct": 0}, {"crop_pct": 1.5}])
+@pytest.mark.parametrize("fields", [{"crop_pct": 0}, {"crop_pct": 2.5}])
 def test_impossible_settings_are_refused(fields: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="crop_pct must be in"):
+    with pytest.raises(ValueError, match="crop_pct must be above 0"):
         Preprocess(**fields)
     with pytest.raises(ValueError, match="resolution must be at least 1"):
         Preprocess()(photo(8, 8), 0)

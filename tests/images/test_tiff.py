@@ -82,13 +82,15 @@ def test_layouts_of_colours(
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "int16"])
-def test_grey_of_every_type(order: str, big: bool, photometric: str, dtype: str) -> None:
+@pytest.mark.parametrize("compression", [None, "lzw"])
+def test_grey_of_every_type(order: str, big: bool, photometric: str, dtype: str, compression: str | None) -> None:
     bits = 8 * np.dtype(dtype).itemsize - (dtype[0] == "i")
     unit = UNIT[..., 0]
     values = integers(1 - unit if photometric == "miniswhite" else unit, dtype, min(bits, 50))
     if bits > 50:
         values = (values.astype(object) * (2**bits - 1) // (2**50 - 1)).astype(dtype)
-    check(write(values, byteorder=order, bigtiff=big, photometric=photometric), unit, most=2 if dtype == "int8" else 1)
+    data = write(values, byteorder=order, bigtiff=big, photometric=photometric, compression=compression)
+    check(data, unit, most=2 if dtype == "int8" else 1)
 
 
 def by_hand(samples: np.ndarray, bits: int, photometric: int, order: str = "<", extra: dict | None = None) -> bytes:

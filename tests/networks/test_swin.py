@@ -1,5 +1,6 @@
 """Swin and Swin V2 at every size: equal to transformers, and to timm where its masks are right."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,19 @@ def test_opposite_borders_do_not_see_each_other(name: str) -> None:
     assert moved.tolist() == [True] * 2 + [False] * 15
     theirs = BACKBONES[name.split()[0]].model.layers[0].blocks[1]
     assert ((theirs(changed) - theirs(x)).abs().amax(dim=(0, 2, 3)) > 1e-6)[-2:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_padding_of_windows_is_finite_in_half_precision(dtype: torch.dtype) -> None:
+    """On a map that the window does not divide, whole keys are zero vectors, if the network has no biases."""
+    block = copy.deepcopy(BACKBONES["swinv2 fixed"].model.layers[0].blocks[1])
+    for bias in (block.attn.q_bias, block.attn.v_bias):
+        torch.nn.init.zeros_(bias)
+    x = images(1, 17, 17, 24)
+    with torch.inference_mode():
+        want, got = block(x), block.to(dtype)(x.to(dtype)).float()
+    assert got.isfinite().all()
+    assert F.cosine_similarity(got.flatten(), want.flatten(), dim=0) > 0.99
 
 
 def test_a_swin_of_hugging_face_is_read_with_its_defaults() -> None:

@@ -18,9 +18,13 @@ ARCHITECTURES = """
 beit: beit_base_patch16_224
 byoanet: botnet26t_256, halonet26t
 byobnet: mobileone_s0, resnet50_clip
+cait: cait_xxs24_224
+coat: coat_lite_tiny, coat_tiny
+convit: convit_tiny
 convmixer: convmixer_768_32
 convnext: convnext_atto
 cpubone: cpubone_nano
+crossvit: crossvit_9_240
 csatv2: csatv2
 cspnet: cs3darknet_focus_s
 cspnext: cspnext_tiny
@@ -62,6 +66,7 @@ mvitv2: mvitv2_tiny
 nest: nest_tiny
 nextvit: nextvit_small
 nfnet: nf_regnet_b0
+pit: pit_xs_224, pit_ti_distilled_224
 pvt_v2: pvt_v2_b0
 rdnet: rdnet_tiny
 regnet: regnetx_002
@@ -90,31 +95,22 @@ vision_transformer: vit_tiny_patch16_224, test_vit4
 vision_transformer_hybrid: vit_tiny_r_s16_p8_224
 vision_transformer_relpos: vit_relpos_small_patch16_224
 visformer: visformer_tiny
+volo: volo_d1_224
 vovnet: ese_vovnet19b_slim_dw
 xception: legacy_xception
 xception_aligned: xception41
+xcit: xcit_nano_12_p16_224
 """
 MODULES = {
     module: names.split(", ") for module, names in (line.split(": ") for line in ARCHITECTURES.strip().splitlines())
 }
 # One of each way to pool: CLS, layers between the last map and the classifier, a mean of tokens, a mean of the map.
-QUICK = {"deit_tiny_distilled_patch16_224", "lcnet_035", "resnet10t", "swin_tiny_patch4_window7_224"}
+QUICK = {"deit_tiny_distilled_patch16_224", "lcnet_035", "resnet10t", "swin_tiny_patch4_window7_224", "crossvit_9_240"}
 # Nothing of these modules is small enough for each run of the tests.
 LARGE = ("deepseek_vit", "gemma4_vit", "mobilenetv5", "nasnet", "pnasnet", "qwen3_vit", "vgg", "vision_transformer_sam")
 LARGE += ("naflexvit", "vitamin")
-CLS, BORDER = "does not return the CLS token", "its layers crop the border of the image"
-REFUSED = {
-    "cait_xxs24_224": CLS,
-    "coat_tiny": CLS,
-    "convit_tiny": CLS,
-    "crossvit_tiny_240": CLS,
-    "inception_resnet_v2": BORDER,
-    "inception_v3": BORDER,
-    "inception_v4": BORDER,
-    "pit_xs_224": CLS,
-    "volo_d1_224": CLS,
-    "xcit_nano_12_p16_224": CLS,
-}
+BORDER = "its layers crop the border of the image"
+REFUSED = {"inception_resnet_v2": BORDER, "inception_v3": BORDER, "inception_v4": BORDER}
 
 
 class PooledTokens(Head):
@@ -206,7 +202,7 @@ def test_pooled_of_other_layers_is_cls_or_the_mean_of_the_patches() -> None:
             assert features.pooled.shape[1] == spec.pooled_dims[layer]
 
 
-@pytest.mark.parametrize("name", cases(REFUSED, {"pit_xs_224", "inception_v3"}))
+@pytest.mark.parametrize("name", cases(REFUSED, {"inception_v3"}))
 def test_networks_without_one_map_and_its_tokens_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=REFUSED[name]):
         load_backbone(f"timm:{name}", weights="random")

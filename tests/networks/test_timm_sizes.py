@@ -12,6 +12,7 @@ from tests.helpers import randomise, relative_error
 from tests.timm_networks import TOLERANCE, images
 from vitbackbone import load_backbone
 from vitbackbone.checkpoints.timm_names import FAMILIES, Family
+from vitbackbone.networks.timm_levels import read_levels
 from vitbackbone.networks.timm_sizes import Sizes, find_sizes, sizes_of
 
 Layer = Callable[[int], int]
@@ -97,7 +98,7 @@ def test_a_network_runs_at_its_own_size_without_padding(architecture: str, size:
     family = FAMILIES.get(timm.models.model_entrypoint(architecture).__module__, Family())
     with torch.device("meta"):
         model = timm.create_model(architecture, num_classes=0, **dict(family.arguments)).eval()
-    sizes = sizes_of(model, architecture, size, any_size=True)
+    sizes = sizes_of(lambda _: model, size, read_levels(model, architecture, size))
     assert sizes is not None
     assert sizes.padded(size) == size
 

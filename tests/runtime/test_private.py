@@ -20,6 +20,10 @@ PLACES = {
     "torch.ops.onednn.": "runtime/int8.py",
     "torch.fx.experimental": "contract/tracing.py",
     "torch.nn.attention.varlen": "model/varlen.py",
+    "import _pytree": "contract/pytrees.py",
+    "torch.utils._python_dispatch": "inspection/costs.py",
+    "_option_string_actions": "cli/usage.py",
+    "try_to_load_from_cache(": "checkpoints/hub.py",
 }
 ARGUMENTS = {
     "mkldnn._reorder_linear_weight": "self batch_size",

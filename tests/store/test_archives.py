@@ -493,6 +493,12 @@ def test_class_names_of_several_shards_may_stand_in_any_order(tmp_path: Path) ->
         list_inputs(tmp_path / "*.parquet")
 
 
+def test_a_name_of_several_classes_is_refused(tmp_path: Path) -> None:
+    file = table(tmp_path / "a.parquet", ["cat", "dog", "cat"], label=[0, 2])
+    with pytest.raises(ValueError, match=r"a\.parquet: .* invalid \(2 classes are named 'cat'\)"):
+        list_inputs(file)
+
+
 @pytest.mark.parametrize("label", [2, 100, -2])
 def test_an_index_beyond_the_names_is_refused_with_its_file_and_row(tmp_path: Path, label: int) -> None:
     file = table(tmp_path / "a.parquet", ["cat", "dog"], label=[0, label])

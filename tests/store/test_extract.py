@@ -850,6 +850,7 @@ def test_a_shard_stays_small_enough_to_hold_in_memory(
 
 
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="device='warp'"):
-        extract(backbone(), photos, tmp_path / "f", device="warp", progress=False)
+    for device in ("warp", "meta"):
+        with pytest.raises(ValueError, match=f"device='{device}'"):
+            extract(backbone(), photos, tmp_path / "f", device=device, progress=False)
     assert not (tmp_path / "f").exists()

@@ -145,6 +145,13 @@ def test_a_clique_of_links_lists_each_file_once(tmp_path: Path, pattern: str | N
     assert said(source, "links", "not followed")
 
 
+def test_a_link_to_the_source_itself_is_no_class(tmp_path: Path) -> None:
+    root = fill(tmp_path / "in", "cat/0.jpg", "dog/1.jpg")
+    (root / "again").symlink_to(root)
+    assert list_inputs(root).paths == ("cat/0.jpg", "dog/1.jpg")
+    assert said(root, "circles", "not followed")
+
+
 def test_a_clique_outside_the_source_ends_and_loses_no_file(tmp_path: Path) -> None:
     pool = clique(tmp_path / "pool", 12)
     (tmp_path / "in" / "a").mkdir(parents=True)

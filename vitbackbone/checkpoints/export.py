@@ -22,9 +22,8 @@ from vitbackbone.checkpoints.huggingface import (
     written_layout,
 )
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, Rules, bind, revert
-from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.contract import BackboneModule
-from vitbackbone.files import publish
+from vitbackbone.files import did_you_mean, publish
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Pool, Resampling, ViT, ViTConfig
 
@@ -190,4 +189,4 @@ def _num_classes(head: Mapping[str, Tensor]) -> int:
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    return f"unknown {what} {name!r}{did_you_mean(name, known)} Want one of {', '.join(known)}"
+    return f"unknown {what} {name!r}{did_you_mean(name, known) or '.'} Want one of {', '.join(known)}"

@@ -1,12 +1,16 @@
 """Files from the Hugging Face Hub, or from its cache on disk."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vitbackbone.checkpoints.zoo import ZOO
+from vitbackbone.files import bars_are_hidden
 
 
 class WeightsUnavailable(OSError):
-    """The weights could not be had. The message says what to do without a network."""
+    """The weights could not be found or downloaded. The message says what to do without a network."""
 
 
 def download_config(known: str, revision: str | None) -> Path:
@@ -50,10 +54,27 @@ def download(known: str, repository: str, file: str, revision: str | None) -> Pa
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repository, file, revision=revision))
+        with _hub_bars():
+            return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as error:  # no network, not in the cache, gated, a broken proxy: the client has no one error type
         why = f"{repository}/{file} could not be downloaded from the Hub: {error}"
         raise WeightsUnavailable(by_hand(known, why)) from error
+
+
+@contextmanager
+def _hub_bars() -> Iterator[None]:
+    """Hide the Hub's own progress bars where this package hides its bars."""
+    import huggingface_hub
+
+    utils: Any = huggingface_hub.utils
+    if not bars_are_hidden() or utils.are_progress_bars_disabled():
+        yield
+        return
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()
 
 
 def by_hand(known: str, why: str) -> str:

@@ -11,16 +11,19 @@ from typing import TypeVar, get_args
 import torch
 from torch import Tensor
 
+from vitbackbone.checkpoints.adapted import AdaptedDirectory
 from vitbackbone.checkpoints.formats import FORMATS, TOWERS
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
 from vitbackbone.checkpoints.open_clip_images import OpenClipDirectory
 from vitbackbone.checkpoints.other_sizes import Size, at_size, resample_tables, trained_grid
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, bind, convert
-from vitbackbone.checkpoints.sources import CONFIG, Directory, Found, describe, find_weights, pin
+from vitbackbone.checkpoints.shapes import settle
+from vitbackbone.checkpoints.shards import read_directory
+from vitbackbone.checkpoints.sources import CONFIG, Directory, describe, find_weights, pin
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_directory import TimmDirectory
 from vitbackbone.checkpoints.timm_names import timm_rules
-from vitbackbone.checkpoints.towers import take
+from vitbackbone.checkpoints.towers import count_blocks, take
 from vitbackbone.checkpoints.trainers import unwrap
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry, Positions
 from vitbackbone.contract import BackboneModule, float32_default
@@ -62,7 +65,7 @@ def load_backbone(
     The vision tower of a larger model is found by its keys, and nothing else is read. `@REVISION` after a name of the
     Hub pins a commit or tag.
     `weights`: a `.safetensors`, `.pth`, `.ckpt`, `.bin` or `.npz` file in the format of that name, or `"random"` for an
-    untrained model. A trainer's file may have the network behind any prefix; a line of the log says what was taken and
+    untrained model. A trainer's file may have the network under any prefix; a line of the log says what was taken and
     left out. Neither needs a network. The default takes the weights from the package (`nano`), from the directory, from
     the Hub's cache, or from the Hub. `HF_HUB_OFFLINE=1` forbids downloads.
     `positions`: how position tables are resampled at other sizes than the native one. `"native"` follows the authors of
@@ -148,6 +151,8 @@ def _load(name: str, weights: Weights | None, options: Options) -> Checkpoint:
     labels = () if isinstance(found, Entry) else found.labels
     if isinstance(found, Entry) and isinstance(found.config, FusedConfig):
         return Checkpoint(_load_fused(name, found, weights, options), {}, ())
+    if isinstance(found, AdaptedDirectory):
+        return _load_adapted(found, name, weights, options)
     if weights == "random":
         entry = found if isinstance(found, Entry) else found.entry(options.tower)
         return Checkpoint(
@@ -163,6 +168,17 @@ def _load(name: str, weights: Weights | None, options: Options) -> Checkpoint:
     return Checkpoint(backbone, head, labels if head else ())
 
 
+def _load_adapted(found: AdaptedDirectory, name: str, weights: Weights | None, options: Options) -> Checkpoint:
+    """Load an image encoder of transformers in the adapter."""
+    config = found.configure(options.tower, options.image_size, options.indivisible)
+    if weights == "random":
+        return Checkpoint(found.build(config, name), {}, ())
+    state = read_directory(name, found.find_file) if weights is None else read_weights(weights)
+    backbone, note = found.load(config, name, unwrap(state))
+    _log(_place(name, weights), note)
+    return Checkpoint(backbone, {}, ())
+
+
 def _check_labels(head: Mapping[str, Tensor], labels: tuple[str, ...]) -> None:
     outputs = len(next(iter(head.values()))) if head else 0
     if head and labels and len(labels) != outputs:
@@ -173,8 +189,10 @@ def _check_labels(head: Mapping[str, Tensor], labels: tuple[str, ...]) -> None:
 
 def _place(known: str, weights: Weights | None) -> str:
     """Name the files that do not go together: the weights, and the config.json of a directory."""
-    config = str(Path(known, CONFIG)) if Path(known, CONFIG).is_file() and known not in ZOO else known
-    return config if weights is None else f"{weights} and {config}"
+    if known in ZOO or not Path(known, CONFIG).is_file():
+        return known if weights is None else f"{weights} and {known}"
+    own = Path(known, "model.safetensors")
+    return f"{weights or (own if own.is_file() else known)} and {Path(known, CONFIG)}"
 
 
 def _build(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> ViT | TimmBackbone:
@@ -189,9 +207,10 @@ def _preprocess(config: ViTConfig | TimmConfig, entry: Entry) -> Preprocess:
 
 
 def _fill(
-    found: Found, name: str, state: State, options: Options, place: str
+    found: Entry | Directory | TimmDirectory | OpenClipDirectory, name: str, state: State, options: Options, place: str
 ) -> tuple[ViT | TimmBackbone, dict[str, Tensor]]:
     """Return the backbone with a checkpoint's weights, and the parameters of its head."""
+    timm_written = isinstance(found, TimmDirectory)
     if isinstance(found, TimmDirectory | OpenClipDirectory):
         found = found.entry()
     if isinstance(found, Entry) and found.classifier is not None:
@@ -201,6 +220,9 @@ def _fill(
     else:
         entry, must = found, found.format in TOWERS
         taken = take(state, FORMATS[found.format], options.tower, options.part, must)
+        if timm_written and isinstance(entry.config, ViTConfig):
+            blocks = count_blocks(taken.tensors, "", taken.rules)
+            entry = replace(entry, config=settle(entry.config, taken.rules, taken.tensors, blocks, {}))
     config = options.apply(entry.at_other_sizes(options.positions))
     _log(place, taken.note)
     if isinstance(config, TimmConfig):
@@ -210,7 +232,7 @@ def _fill(
     grid = trained_grid(config, rules, taken.tensors)
     size = (grid[0] * config.patch_size, grid[1] * config.patch_size)
     if grid != config.grid and isinstance(found, Directory) and options.image_size is None:
-        raise ConversionError(_two_sizes(entry.config, size))
+        raise ConversionError(_two_sizes(config, size))
     with torch.device("meta"):
         backbone = ViT(config, _preprocess(config, entry), name)
         expected = _build(replace(config, image_size=size), entry, name).state_dict()

@@ -385,11 +385,11 @@ def _missing_sources(name: str, table: Iterable[Rule], expected: State) -> str:
 
 # Narrower floats need the scales that a checkpoint keeps beside them
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COUNTS = (torch.int16, torch.int32, torch.int64)  # narrower integers are quantised weights, or packed bits
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    kept = tensor.dtype in FLOATS or not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized)
-    return kept and tensor.layout == torch.strided
+    return tensor.dtype in (*FLOATS, *COUNTS) and tensor.layout == torch.strided
 
 
 def _kind(tensor: Tensor) -> str:

@@ -3,13 +3,14 @@
 A shard is opened, or downloaded, when one of its tensors is looked up.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
+from vitbackbone.checkpoints.lazy import LazyState
 from vitbackbone.checkpoints.rules import State
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.files import SHORT, Record, read_json
@@ -45,7 +46,7 @@ def read_directory(name: str, find: FindFile) -> State:
     raise FileNotFoundError(f"{name} has no model.safetensors, no model.safetensors.index.json, no pytorch_model.bin")
 
 
-class Shards(Mapping[str, Tensor]):
+class Shards(LazyState):
     """The tensors of all files that an index names.
 
     Raises `ValueError` if a file lies in another folder than the index. Looking up a tensor raises `ValueError` if its
@@ -53,8 +54,8 @@ class Shards(Mapping[str, Tensor]):
     """
 
     def __init__(self, index: Path, find: FindFile) -> None:
+        super().__init__(read_json(index, Index).weight_map)
         self._index, self._find = index, find
-        self._places = read_json(index, Index).weight_map
         self._open: dict[str, State] = {}
         for name in set(self._places.values()):
             if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name:
@@ -65,12 +66,6 @@ class Shards(Mapping[str, Tensor]):
         if name not in self._open:
             self._open[name] = self._read(name)
         return self._open[name][key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
     def _read(self, name: str) -> State:
         index = self._index

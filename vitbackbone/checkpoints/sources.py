@@ -1,27 +1,30 @@
 """What a name leads to: an entry of the zoo, a model of timm, or a directory with a `config.json`, and its weights."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from vitbackbone.checkpoints.adapted import AdaptedDirectory, adapted_config
 from vitbackbone.checkpoints.hub import WeightsUnavailable, by_hand, download, download_config, download_if_there
 from vitbackbone.checkpoints.huggingface import PLAIN, read_architecture, read_labels, read_preprocess
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.open_clip import CONFIG as OPEN_CLIP
 from vitbackbone.checkpoints.open_clip_images import OpenClipDirectory
 from vitbackbone.checkpoints.rules import ConversionError, State
+from vitbackbone.checkpoints.shapes import settle, settle_swin
 from vitbackbone.checkpoints.shards import FindFile, read_directory
-from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_directory import TimmDirectory
 from vitbackbone.checkpoints.timm_names import describe_timm
-from vitbackbone.checkpoints.towers import Part, Taken, choose, find_parts, name_part, settle
+from vitbackbone.checkpoints.towers import NoTower, Part, Taken, choose, count_blocks, find_parts, name_part
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry
-from vitbackbone.files import SHORT, read_json
+from vitbackbone.files import SHORT, did_you_mean, read_json
 from vitbackbone.images import Preprocess
 from vitbackbone.model import ViTConfig
+from vitbackbone.networks import TimmConfig
 
 CONFIG = "config.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -55,7 +58,12 @@ class Directory:
             chosen, taken = choose(self.parts, state, tower, part)
             entry = self._entry(chosen)
         if isinstance(entry.config, ViTConfig):
-            entry = replace(entry, config=settle(entry.config, taken.rules, taken.tensors, self.architecture))
+            blocks = count_blocks(taken.tensors, "", taken.rules)
+            settings, saved_by = chosen.settings, self.architecture
+            config = settle(entry.config, taken.rules, taken.tensors, blocks, settings, saved_by)
+            entry = replace(entry, config=config)
+        elif isinstance(entry.config, TimmConfig) and (chosen.path or self.architecture.endswith("Backbone")):
+            entry = replace(entry, config=settle_swin(entry.config, taken.rules, taken.tensors))
         return entry, taken
 
     def _entry(self, part: Part) -> Entry:
@@ -69,18 +77,20 @@ class Directory:
         """Name the file in errors about its contents."""
         try:
             yield
-        except ConversionError:
+        except (ConversionError, NoTower):
             raise
         except ValueError as error:
             raise ValueError(f"{self.config_file}: {str(error).removeprefix(f'{CONFIG} ')}") from error
 
 
-Found = Entry | Directory | TimmDirectory | OpenClipDirectory
+AnyDirectory = Directory | TimmDirectory | OpenClipDirectory | AdaptedDirectory
 
 
-def open_directory(path: Path, find_file: FindFile | None = None) -> Directory | TimmDirectory | OpenClipDirectory:
+def open_directory(path: Path, find_file: FindFile | None = None) -> AnyDirectory:
     """Return a directory in the format of transformers, timm or open_clip. `find_file` finds its weights; the default
-    looks into the directory. Raises `ValueError` if it has no `config.json` and no `open_clip_config.json`."""
+    looks into the directory. A model type of transformers without a native configuration runs in the adapter.
+
+    Raises `ValueError` if there is no `config.json`, or if it describes no image encoder that is known."""
     config_file = path / CONFIG
     if not os.path.lexists(config_file):
         here = find_file or (lambda name: file if os.path.lexists(file := path / name) else None)
@@ -92,7 +102,12 @@ def open_directory(path: Path, find_file: FindFile | None = None) -> Directory |
     find_file = find_file or (lambda name: file if os.path.lexists(file := path / name) else None)
     if "architecture" in saved and "model_type" not in saved:
         return TimmDirectory(path, saved, find_file)
-    return Directory(path, saved, find_file)
+    try:
+        return Directory(path, saved, find_file)
+    except NoTower as error:
+        if (config := adapted_config(saved)) is None:
+            raise ValueError(f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}") from error
+        return AdaptedDirectory(path, config, find_file, partial(_read_processor, path))
 
 
 def pin(name: str) -> tuple[str, str | None]:
@@ -110,7 +125,7 @@ def pin(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def describe(known: str, revision: str | None, offline: bool) -> Found:
+def describe(known: str, revision: str | None, offline: bool) -> Entry | AnyDirectory:
     """Return the entry of a name, or its directory. `offline`: read a Hub repository's entry from the zoo."""
     if known in ZOO and (offline or not known.startswith("hf:")):
         return ZOO[known]
@@ -140,7 +155,9 @@ def _read_timm(name: str) -> Entry:
     )
 
 
-def _read_processor(directory: Path, default: Preprocess) -> Preprocess:
+def _read_processor(
+    directory: Path, default: Preprocess, read: Callable[[Json, Preprocess], Preprocess] = read_preprocess
+) -> Preprocess:
     """Return the image processor's settings, or `default` if no file has them. A processor for images and text keeps
     them under `image_processor`."""
     file = next((path for path in (directory / name for name in PROCESSORS) if os.path.lexists(path)), None)
@@ -152,14 +169,14 @@ def _read_processor(directory: Path, default: Preprocess) -> Preprocess:
     if not isinstance(settings, Mapping):
         raise ValueError(f"{file} has image_processor={SHORT.repr(settings)}; want an object")
     try:
-        return read_preprocess(settings, default) if settings else default
+        return read(settings, default) if settings else default
     except ValueError as error:
         raise ValueError(f"{file}: {str(error).removeprefix(f'{PROCESSORS[0]} ')}") from error
     except (TypeError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
         raise ValueError(f"{file} has a value of the wrong type: {error!r}") from error
 
 
-def find_weights(known: str, revision: str | None, found: Found) -> State:
+def find_weights(known: str, revision: str | None, found: Entry | AnyDirectory) -> State:
     """Return the tensors of a name's own weights: from the package, its directory, the Hub's cache, or the Hub."""
     if known == "nano":
         return read_weights(NANO_FILE)
@@ -177,5 +194,5 @@ def read_published(name: str) -> State:
 
 
 def _unknown(known: str) -> str:
-    hint = did_you_mean(known, [*ZOO, *ADAPTED])
+    hint = did_you_mean(known, [*ZOO, *ADAPTED]) or "."
     return f"unknown backbone {known!r}{hint} Want a name of list_backbones(), 'hf:OWNER/REPOSITORY' or a directory."

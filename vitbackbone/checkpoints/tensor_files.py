@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from vitbackbone.checkpoints.lazy import LazyState
 from vitbackbone.files import SHORT, parse_json
 
 INFLATED = 20  # how many times its own size an .npz may inflate to; trained weights compress to half at best
@@ -52,24 +53,16 @@ def read_weights(path: str | PathLike[str]) -> Mapping[str, Any]:
     return state if isinstance(state, LazyTensors) else _state_dict(path, state)
 
 
-class LazyTensors(Mapping[str, Tensor]):
+class LazyTensors(LazyState):
     """The tensors of a `.safetensors` file. Looking one up reads it."""
 
     def __init__(self, path: Path) -> None:
         _check_header(path)
         self._file = safe_open(path, framework="pt")  # checks lengths and offsets itself
-        self._keys = dict.fromkeys(self._file.keys())
+        super().__init__({key: key for key in self._file.keys()})
 
     def __getitem__(self, key: str) -> Tensor:
-        if key not in self._keys:
-            raise KeyError(key)
-        return self._file.get_tensor(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
+        return self._file.get_tensor(self._places[key])
 
 
 def _check_header(path: Path) -> None:

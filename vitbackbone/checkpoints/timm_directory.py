@@ -15,14 +15,14 @@ from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.rules import convert
 from vitbackbone.checkpoints.shards import FindFile
-from vitbackbone.checkpoints.suggestions import did_you_mean
 from vitbackbone.checkpoints.timm_names import describe_weights
 from vitbackbone.checkpoints.timm_vit import native_vit
 from vitbackbone.checkpoints.zoo import ZOO, Entry
 from vitbackbone.checkpoints.zoo.entry import TIMM_RESAMPLING
-from vitbackbone.files import SHORT
+from vitbackbone.files import SHORT, did_you_mean
 from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD
 from vitbackbone.model import ViT, ViTConfig
+from vitbackbone.networks import TimmConfig
 
 LARGEST, MOST_BLOCKS, LONGEST = 1 << 17, 1000, 64  # a number, a depth and a list among the arguments of a constructor
 SIZES = {"img_size", "dynamic_img_size", "strict_img_size"}  # arguments that are settings of any native network, too
@@ -91,6 +91,7 @@ class TimmDirectory:
         named = [entry for name, entry in ZOO.items() if name.partition(".")[0] == self.architecture]
         if not named or not isinstance(named[0].config, ViTConfig) or self.arguments.keys() - SIZES:
             return None
+        assert isinstance(given.config, TimmConfig)
         size = given.config.image_size
         config = replace(named[0].config, image_size=size, resampling=TIMM_RESAMPLING)
         try:
@@ -106,7 +107,7 @@ class TimmDirectory:
 
         name = saved.get("architecture")
         if not isinstance(name, str) or not timm.is_model(name.partition(".")[0]):
-            hint = did_you_mean(str(name)[:LONGEST], timm.list_models())
+            hint = did_you_mean(str(name)[:LONGEST], timm.list_models()) or "."
             known = f"timm {timm.__version__} knows no architecture {SHORT.repr(name)}{hint}"
             raise ValueError(f"{self.config_file}: {known}")
         return name.partition(".")[0]

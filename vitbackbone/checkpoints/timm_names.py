@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from vitbackbone.checkpoints.rules import Change, Rule, drop, rename, together
-from vitbackbone.checkpoints.suggestions import did_you_mean
+from vitbackbone.files import did_you_mean
 from vitbackbone.images import Preprocess
 from vitbackbone.networks import TimmBackbone, TimmConfig, WindowBlock, Windows
 
@@ -19,6 +19,7 @@ class Family:
 
     arguments: Arguments = ()
     windows: Windows = "timm"
+    size_multiple: int | None = None  # where trial runs cannot find it, or take long
 
 
 DYNAMIC = Family(arguments=(("dynamic_img_size", True),))  # timm resamples the position table for each size
@@ -30,6 +31,10 @@ FAMILIES: dict[str, Family] = {
     "timm.models.vision_transformer": DYNAMIC,
     "timm.models.deit": DYNAMIC,
     "timm.models.eva": DYNAMIC,
+    "timm.models.vitamin": DYNAMIC,
+    "timm.models.mvitv2": Family(size_multiple=32),
+    "timm.models.sequencer": Family(size_multiple=14),
+    "timm.models.gemma4_vit": Family(size_multiple=48),  # it pools 3 x 3 patches of 16 pixels
 }
 
 
@@ -57,7 +62,7 @@ def describe_timm(name: str) -> TimmEntry:
     try:
         cfg: Any = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
-        hint = did_you_mean(name, [*timm.list_pretrained(), *timm.list_models()])
+        hint = did_you_mean(name, [*timm.list_pretrained(), *timm.list_models()]) or "."
         raise ValueError(f"timm {timm.__version__} knows no model {name!r}{hint}") from error
     return describe_weights(architecture, cfg.to_dict())
 
@@ -77,8 +82,9 @@ def describe_weights(architecture: str, cfg: dict[str, Any], arguments: Argument
         architecture=architecture,
         image_size=image_size,
         arguments=tuple({**size, **dict(family.arguments), **given}.items()),
-        any_size=not fixed or bool(family.arguments),
+        rebuild=fixed and not family.arguments,
         windows=family.windows,
+        size_multiple=family.size_multiple,
     )
     layers = cfg.get("classifier") or ()
     classifier = (layers,) if isinstance(layers, str) else tuple(layers)
@@ -92,8 +98,8 @@ def preprocess_of(cfg: dict[str, Any]) -> Preprocess:
     if channels != 3:
         raise ValueError(f"timm's input_size={cfg['input_size']} has {channels} channels; only RGB is supported")
     crop_mode = cfg.get("crop_mode", "center")
-    if crop_mode not in ("center", "squash"):
-        raise ValueError(f"timm's crop_mode={crop_mode!r} is not supported; want 'center' or 'squash'")
+    if crop_mode not in ("center", "squash", "border"):
+        raise ValueError(f"timm's crop_mode={crop_mode!r} is not supported; want 'center', 'squash' or 'border'")
     return Preprocess(
         image_size=(height, width),
         crop_pct=cfg["crop_pct"],

@@ -8,25 +8,31 @@ A parameter beside the tower, such as a classifier or a projection, has a key th
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 from torch import Tensor
 
 from vitbackbone.checkpoints.faults import ConversionError
-from vitbackbone.checkpoints.formats import CLASSES, FORMATS
+from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.huggingface import MODEL_TYPES, ModelType
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.huggingface.records import File, read_settings
 from vitbackbone.checkpoints.rules import HEADS, OUTSIDE, Rules, State, Templates
 from vitbackbone.checkpoints.trainers import AVERAGED, describe_taken, leave_out, merge_chunks, of_part, prefer
 from vitbackbone.files import SHORT
-from vitbackbone.model import ViTConfig
 from vitbackbone.networks import TimmConfig
 
 DEEPEST = 8  # objects inside each other in a config.json
-SCALE = "blocks.{i}.ls1.gamma"
 PATCHES = {"patch_embed.proj.weight", "model.patch_embed.proj.weight"}  # a tower has one of these parameters
+
+
+class NoTower(ValueError):
+    """A `config.json` describes no tower that has a native configuration. `saved` is its contents."""
+
+    def __init__(self, text: str, saved: Json) -> None:
+        super().__init__(text)
+        self.saved = saved
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,12 @@ class Part:
 
 
 def find_parts(saved: Json) -> list[Part]:
-    """Return the towers that a `config.json` describes, in its order. Raises `ValueError` if it describes none."""
+    """Return the towers that a `config.json` describes, in its order. Raises `NoTower` if it describes none."""
     name = read_settings(saved, File).model_type
     parts = list(_parts(saved, "", DEEPEST))
     if not parts:
-        raise ValueError(f"config.json has model_type={SHORT.repr(name)}; want one of {', '.join(MODEL_TYPES)}")
+        text = f"config.json has model_type={SHORT.repr(name)}; want one of {', '.join(MODEL_TYPES)}"
+        raise NoTower(text, saved)
     return parts
 
 
@@ -128,7 +135,7 @@ def _only(prefixes: Collection[str]) -> str:
 def _none(anchors: Iterable[str], keys: Iterable[str]) -> ConversionError:
     wanted, some = " or ".join(sorted(set(anchors))), ", ".join(SHORT.repr(key) for key in islice(keys, 3))
     return ConversionError(
-        f"the checkpoint does not fit:\n  {wanted}: missing, behind any prefix; the file has {some or 'nothing'}"
+        f"the checkpoint does not fit:\n  {wanted}: missing under every prefix; the file has {some or 'nothing'}"
     )
 
 
@@ -156,7 +163,8 @@ def _fits(part: Part, prefix: str, state: State) -> bool:
 
 def count_blocks(keys: Iterable[str], prefix: str, rules: Rules) -> int:
     """Return the number of blocks under a prefix."""
-    blocks = Templates((source, (0, 0)) for rule in rules for source in rule.sources if "{i}" in source)
+    filling = [rule for rule in rules if any(target.startswith("blocks.{i}.") for target in rule.targets)]
+    blocks = Templates((source, (0, 0)) for rule in filling for source in rule.sources)
     inner = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
     return len({block for key in inner for _, block in blocks.match(key)})
 
@@ -183,32 +191,10 @@ def within(state: State, prefix: str, rules: Rules) -> dict[str, Tensor]:
     tower = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
     if prefix:
         above = re.sub(r"[^.]*\.$", "", prefix)
-        named = {source for rule in rules for source in rule.sources if source.startswith(OUTSIDE)}
-        places = {source: above + source.removeprefix(OUTSIDE) for source in named}
-        tower |= {source: state[place] for source, place in places.items() if place in state}
+        sources = (source for rule in rules for source in rule.sources if source.startswith(OUTSIDE))
+        named = Templates((source.removeprefix(OUTSIDE), (0, 0)) for source in sources)
+        for key in state:
+            beside = key.removeprefix(above)
+            if key.startswith(above) and not key.startswith(prefix) and any(named.match(beside)):
+                tower[OUTSIDE + beside] = state[key]
     return tower
-
-
-def settle(config: ViTConfig, rules: Rules, keys: State, architecture: str = "") -> ViTConfig:
-    """Return the configuration with the parts that a sibling class leaves out or adds: the final norm, the pooling, the
-    projection. LayerScale is there if the checkpoint has it, whatever the settings say.
-
-    `architecture`: the class that saved the weights. One of `CLASSES` has all its parts, so a missing one is a fault.
-    """
-    filled = {target for rule in rules if all(source in keys for source in rule.sources) for target in rule.targets}
-    whole = {target for rule in CLASSES.get(architecture, ()) for target in rule.targets}
-    has = filled | whole
-    projections = [rule.sources[0] for rule in rules if rule.targets == ("projection.weight",)]
-    widths = [len(keys[key]) for key in projections if key in keys] or [0]
-    fc_norm = config.fc_norm and "fc_norm.weight" in has
-    final_norm = (config.final_norm or config.fc_norm) and not fc_norm and "norm.weight" in has
-    pool = "mean" if config.pool == "map" and "attn_pool.latent" not in has else config.pool
-    scales = [source.replace("{i}", "0") for rule in rules if SCALE in rule.targets for source in rule.sources]
-    return replace(
-        config,
-        fc_norm=fc_norm,
-        final_norm=final_norm,
-        pool=pool,
-        projection_dim=widths[0],
-        layer_scale=config.layer_scale or any(key in keys for key in scales),
-    )

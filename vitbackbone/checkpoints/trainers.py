@@ -7,11 +7,12 @@ keeps, such as a teacher and a student, are towers behind several prefixes.
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable
 
 from torch import Tensor
 
 from vitbackbone.checkpoints.faults import ConversionError
+from vitbackbone.checkpoints.lazy import Renamed
 from vitbackbone.checkpoints.rules import OUTSIDE, Rules, State, Templates
 
 LOG = logging.getLogger("vitbackbone")
@@ -47,24 +48,8 @@ def unwrap(state: State) -> State:
     plain = {key: WRAPPERS.sub("", key) for key in state}
     twice = [key for key, count in Counter(plain.values()).items() if count > 1]
     if twice:
-        raise ConversionError(f"the checkpoint does not fit:\n  {twice[0]}: there with a wrapper's name and without")
+        raise ConversionError(f"the checkpoint does not fit:\n  {twice[0]}: twice, with a wrapper's prefix and without")
     return Renamed(state, {new: old for old, new in plain.items()})
-
-
-class Renamed(Mapping[str, Tensor]):
-    """The tensors of a checkpoint under other keys: `places` has the old key of each new one."""
-
-    def __init__(self, state: State, places: Mapping[str, str]) -> None:
-        self._state, self._places = state, places
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self._state[self._places[key]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
 
 def of_part(prefixes: Iterable[str], part: str | None) -> list[str]:

@@ -71,8 +71,8 @@ def classify_by_labels(args: argparse.Namespace) -> int:
 def _class_names(model: str, checkpoint: "Checkpoint", num_classes: int) -> Sequence[str]:
     """Return a name for each output of a classifier.
 
-    They are the checkpoint's own. A model of the zoo whose files hold no names gets those of ImageNet. The outputs of
-    any other model are called by their indices.
+    They are the checkpoint's own. A model of the zoo whose files hold no names gets the names of ImageNet. The
+    outputs of any other model are called by their indices.
     """
     from heads.classification import imagenet_labels
     from vitbackbone.checkpoints import find_entry

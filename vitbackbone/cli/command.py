@@ -39,8 +39,10 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
+    from vitbackbone.files import no_progress_bars  # here, because its imports would slow down --help
+
     try:
-        with _log_on_stderr(arguments), own_heads():
+        with _log_on_stderr(arguments), no_progress_bars(arguments.quiet), own_heads():
             check_places(arguments)
             check_device_name(arguments)
             code: int = arguments.run(arguments)

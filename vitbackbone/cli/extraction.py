@@ -89,7 +89,7 @@ def run_export(args: argparse.Namespace) -> int:
     out = Path(args.out or Path(args.store) / f"export-{args.format}")
     files = export(FeatureStore(args.store), args.format, out, progress=not args.quiet)
     if not args.quiet:
-        print(f"{len(files)} files: {escaped(str(out))}")
+        print(f"{len(files)} file{'s' * (len(files) != 1)}: {escaped(str(out))}")
     return 0
 
 

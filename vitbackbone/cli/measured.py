@@ -88,10 +88,14 @@ class Measured:
             x, y = MARGIN + i % columns * width, MARGIN + i // columns * height
             thumbnail = _thumbnail(data)
             sheet.paste(thumbnail, (x + (SIDE - thumbnail.width) // 2, y + (SIDE - thumbnail.height) // 2))
-            said = f"{self.names[self.predicted[row]]} ({self.probabilities[row]:.2f})"
-            lines = [Path(self.store.paths[int(self.images[row])]).name, f"is {self.names[self.truth[row]]}", said]
-            for number, (line, ink) in enumerate(zip(lines, ("gray", "black", "firebrick"), strict=True)):
-                draw.text((x, y + SIDE + number * LINE), _fitting(draw, escaped(line)), fill=ink)
+            lines = [
+                ("gray", "", Path(self.store.paths[int(self.images[row])]).name, ""),
+                ("black", "true: ", self.names[self.truth[row]], ""),
+                ("firebrick", "found: ", self.names[self.predicted[row]], f" ({self.probabilities[row]:.2f})"),
+            ]
+            for number, (ink, before, name, behind) in enumerate(lines):
+                text = _fitting(draw, before, escaped(name), behind)
+                draw.text((x, y + SIDE + number * LINE), text, fill=ink)
         return sheet
 
 
@@ -111,24 +115,22 @@ def confusion_table(report: "Report") -> str:
 
 
 def _thumbnail(data: bytes | None) -> "Image":
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     from vitbackbone.images import Photo
 
     if data is None:  # missing, or changed since the store was made
         return Image.new("RGB", (SIDE, SIDE), "lightgray")
     picture = Image.fromarray(Photo(data).decode().permute(1, 2, 0).contiguous().numpy())
-    picture.thumbnail((SIDE, SIDE))
-    return picture
+    return ImageOps.contain(picture, (SIDE, SIDE))
 
 
-def _fitting(draw: Any, text: str) -> str:
-    """Cut a text to the width of a thumbnail."""
-    if draw.textlength(text) <= SIDE:
-        return text
-    while text and draw.textlength(text + "...") > SIDE:
-        text = text[:-1]
-    return text + "..."
+def _fitting(draw: Any, before: str, name: str, behind: str) -> str:
+    """Return the three texts, with the name cut if they are wider than a thumbnail."""
+    dots = ""
+    while name and draw.textlength(before + name + dots + behind) > SIDE:
+        name, dots = name[:-1], "..."
+    return before + name + dots + behind
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> bytes:

@@ -4,7 +4,6 @@ import argparse
 import re
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from difflib import get_close_matches
 from typing import IO, Any, NoReturn, TypeAlias
 
 from vitbackbone.cli.text import printable
@@ -84,7 +83,8 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 def _meant(given: str, names: Iterable[str]) -> str:
     """Return the end of a sentence that suggests the closest name, or nothing."""
+    from vitbackbone.files import did_you_mean
+
     word = given.split("=")[0]
     longer = [name for name in names if word.strip("-") and name.startswith(word)]
-    close = longer or get_close_matches(word, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return did_you_mean(word if not longer else longer[0], longer or names, most=1)

@@ -3,11 +3,21 @@
 from vitbackbone.contract.align import align, multiply_axes
 from vitbackbone.contract.backbone import Asked, Backbone, BackboneModule, check_images, one_by_one
 from vitbackbone.contract.dtypes import float32_default
-from vitbackbone.contract.features import Attention, Features, Pooled, Prefix, pool_cls, pool_mean, stack, stack_maps
+from vitbackbone.contract.features import (
+    Attention,
+    Features,
+    Pooled,
+    Prefix,
+    pool_cls,
+    pool_cls_or_mean,
+    pool_mean,
+    stack,
+    stack_maps,
+)
 from vitbackbone.contract.fingerprint import fingerprint, weights_sha256
 from vitbackbone.contract.geometry import Geometry, Images
 from vitbackbone.contract.inference import check_device, device_of, evaluating
-from vitbackbone.contract.pytrees import register
+from vitbackbone.contract.pytrees import register, tree_leaves
 from vitbackbone.contract.repeated import Repeated, one_value
 from vitbackbone.contract.spec import BackboneSpec, Engine, Fidelity, Precision, Runtime, Wanted
 from vitbackbone.contract.tracing import any_size, copied, numbers
@@ -45,8 +55,10 @@ __all__ = [
     "one_by_one",
     "one_value",
     "pool_cls",
+    "pool_cls_or_mean",
     "pool_mean",
     "stack",
     "stack_maps",
+    "tree_leaves",
     "weights_sha256",
 ]

@@ -8,9 +8,9 @@ from torch import nn
 
 
 def check_device(device: torch.device | str) -> None:
-    """Raise `ValueError` if this machine has no such device."""
+    """Raise `ValueError` if this machine has no such device, or if it holds no data, as "meta" does."""
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # torch raises one or the other, depending on the device
         raise ValueError(f"device={str(device)!r}: {str(error).splitlines()[0]}") from error
 

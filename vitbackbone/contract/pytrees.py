@@ -106,6 +106,11 @@ def _register(
     )
 
 
+def tree_leaves(tree: Any) -> list[Any]:
+    """Return the leaves of a tree, such as the tensors of a call's arguments."""
+    return pytree.tree_leaves(tree)
+
+
 def register() -> None:
     """Register all results with torch. Called once, when the package is imported."""
     _register(

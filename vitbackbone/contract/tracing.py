@@ -5,11 +5,12 @@ No Python branch may depend on a symbol.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
-from torch.fx.experimental import _config as symbolic_shapes
 
 OBLIVIOUS = "backed_size_oblivious"  # a private setting of torch, which `torch.onnx.export` also sets
 
@@ -35,14 +36,24 @@ def any_size() -> AbstractContextManager[None]:
     return _size_oblivious()
 
 
+def _symbolic_shapes() -> ModuleType | None:
+    """Return torch's private settings of symbolic shapes, or None if this torch lacks the one that is used here."""
+    try:
+        settings = import_module("torch.fx.experimental._config")
+    except ImportError:
+        return None
+    return settings if hasattr(settings, OBLIVIOUS) else None
+
+
 @contextmanager
 def _size_oblivious() -> Iterator[None]:
-    if not hasattr(symbolic_shapes, OBLIVIOUS):  # without it, torch exports maps of at least two patches a side
+    settings = _symbolic_shapes()
+    if settings is None:  # torch then exports maps of at least two patches a side
         yield
         return
-    before = getattr(symbolic_shapes, OBLIVIOUS)
-    setattr(symbolic_shapes, OBLIVIOUS, True)
+    before = getattr(settings, OBLIVIOUS)
+    setattr(settings, OBLIVIOUS, True)
     try:
         yield
     finally:
-        setattr(symbolic_shapes, OBLIVIOUS, before)
+        setattr(settings, OBLIVIOUS, before)

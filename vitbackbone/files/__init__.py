@@ -1,14 +1,20 @@
-"""Files: writing them whole or not at all, and reading JSON from outside through a schema."""
+"""Files written whole or not at all, JSON read through a schema, and the progress bars and hints of all packages."""
 
 from vitbackbone.files.atomic import leftovers, publish, publish_text, publish_together, read_together
+from vitbackbone.files.progress import bars_are_hidden, no_progress_bars, progress_bar
 from vitbackbone.files.records import SHORT, Record, check_record, parse_json, read_bytes, read_json
+from vitbackbone.files.suggestions import did_you_mean
 
 __all__ = [
     "SHORT",
     "Record",
+    "bars_are_hidden",
     "check_record",
+    "did_you_mean",
     "leftovers",
+    "no_progress_bars",
     "parse_json",
+    "progress_bar",
     "publish",
     "publish_text",
     "publish_together",

@@ -16,7 +16,7 @@ from vitbackbone.images.preprocess import (
     prepare_images,
     stack_images,
 )
-from vitbackbone.images.resize import FILTERS, Interpolation, Resampling
+from vitbackbone.images.resize import FILTERS, Interpolation, ResizeLibrary
 from vitbackbone.images.signature import HEAD, image_format
 from vitbackbone.images.sources import ImageSource, load_image, open_image
 from vitbackbone.images.view import Resolution, View, check_area, sides
@@ -37,7 +37,7 @@ __all__ = [
     "Interpolation",
     "Photo",
     "Preprocess",
-    "Resampling",
+    "ResizeLibrary",
     "Resolution",
     "View",
     "check_area",

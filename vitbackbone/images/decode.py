@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from numbers import Integral
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,9 +80,7 @@ class Photo:
     size: tuple[int, int]  # (H, W) in pixels, upright
 
     def __init__(self, data: bytes, max_pixels: int | None = None) -> None:
-        if max_pixels is not None and max_pixels < 1:
-            raise ValueError(f"max_pixels must be at least 1, got {max_pixels}")
-        self.max_pixels = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+        self.max_pixels = limit_of(max_pixels)
         self._data, self._kind = data, image_format(data)
         with as_image_errors():
             if self._kind == "TIFF":
@@ -126,6 +126,8 @@ class Photo:
         return ORIENTATIONS[self._orientation][0]
 
     def _check_size(self, height: int, width: int) -> None:
+        if not height or not width:
+            raise DamagedImage(f"{width} x {height} pixels; want at least one")
         if self.max_pixels is not None and height * width > self.max_pixels:
             raise TooManyPixels(
                 f"{width} x {height} pixels are more than the limit of {self.max_pixels}, which guards against "
@@ -207,6 +209,19 @@ class Photo:
                 yield
             finally:
                 Image.MAX_IMAGE_PIXELS = before
+
+
+def limit_of(max_pixels: int | None) -> int | None:
+    """Return the most pixels that are decoded: Pillow's limit by default, and None if that is lifted.
+
+    Raises `ValueError` on a limit that is no whole number of at least 1.
+    """
+    given: Any = max_pixels  # callers without a type checker pass anything
+    if given is None:
+        return Image.MAX_IMAGE_PIXELS
+    if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < 1:
+        raise ValueError(f"max_pixels must be at least 1, got {given!r}; want a whole number")
+    return int(given)
 
 
 def _factory(kind: str) -> Callable[[BytesIO, str], ImageFile.ImageFile]:

@@ -126,7 +126,7 @@ def _strip_jpeg(data: bytes) -> bytes:
     return b"".join([*kept, data[at:]])
 
 
-PNG_KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")
+PNG_KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # alpha, of tRNS, is dropped anyway
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

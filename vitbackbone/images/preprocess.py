@@ -11,15 +11,16 @@ from torch import Tensor
 
 from vitbackbone.images.decode import Photo
 from vitbackbone.images.errors import TooThin as TooThin
-from vitbackbone.images.resize import Interpolation, Resampling, resized_crop
+from vitbackbone.images.resize import Interpolation, ResizeLibrary, resized_crop
 from vitbackbone.images.sources import ImageSource, naming, open_image
 from vitbackbone.images.view import Resolution, View, check_area, sides
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
+MOST_CROP = 2.0  # of `crop_pct`: beyond, the photo would fill less than a quarter of the input
 
-CropMode = Literal["center", "squash", "letterbox", "pad", "patches", "area"]
+CropMode = Literal["center", "squash", "border", "letterbox", "pad", "patches", "area"]
 CropRounding = Literal["even", "down"]
 Decoding = Literal["exact", "fast", "draft"]
 
@@ -27,7 +28,7 @@ CHOICES = {
     "interpolation": Interpolation,
     "crop_mode": CropMode,
     "crop_rounding": CropRounding,
-    "resampling": Resampling,
+    "resampling": ResizeLibrary,
 }
 
 
@@ -82,18 +83,21 @@ class Preprocess:
     With Pillow's resampling, the result equals timm's `create_transform(is_training=False)` for the same settings
     (timm/data/transforms_factory.py).
 
-    `crop_mode`: how the photo is fitted to the input. The first three modes resize it to `image_size / crop_pct` and
+    `crop_mode`: how the photo is fitted to the input. The first four modes resize it to `image_size / crop_pct` and
     crop the centre. `"center"` keeps the aspect, so that the longer side is cropped more. `"squash"` ignores the
-    aspect. `"letterbox"` first puts a border of the mean colour around the photo, equal at opposite sides, so that the
-    photo has the aspect of the crop. With `crop_pct=1` the whole photo is then seen, but for rounding to whole pixels
-    (prismatic-vlms, prismatic/models/backbones/vision/base_vision.py, `LetterboxPad`; for square inputs the two are
-    equal to the bit). `"pad"` resizes the longer side to the input and fills the right and bottom with the mean colour,
-    as SAM does. Its border has whole levels, so that it differs from SAM's zeros by at most half a level of 255.
+    aspect. `"border"` keeps the aspect and makes the longer side fit; the mean colour fills the rest. `"letterbox"`
+    first puts a border of the mean colour around the photo, equal at opposite sides, so that the photo has the aspect
+    of the crop. With `crop_pct=1` the whole photo is then seen, but for rounding to whole pixels (prismatic-vlms,
+    prismatic/models/backbones/vision/base_vision.py, `LetterboxPad`; for square inputs the two are equal to the bit).
+    `"pad"` resizes the longer side to the input and fills the right and bottom with the mean colour, as SAM does. Its
+    border has whole levels, so that it differs from SAM's zeros by at most half a level of 255.
     `"patches"` and `"area"` show the whole photo with nearly its aspect, so that inputs differ in size. Both sides are
     multiples of `multiple` pixels. `"patches"` takes the largest scale at which the sides, rounded up, have at most
     `most_pixels` together (SigLIP 2 NaFlex). `"area"` rounds the photo's own sides to the nearest multiples, and scales
     it only if that has fewer than `least_pixels` or more than `most_pixels` (Qwen2-VL's `smart_resize`). A resolution
     (H, W) takes the place of `most_pixels`.
+
+    `crop_pct`: above 1, `"center"` and `"squash"` leave a black border around the photo, as timm does for VOLO.
 
     `resampling`: whose filters resize. `"pillow"` is used by timm and most authors of checkpoints. `"torchvision"` is
     used by transformers by default since version 5. The two differ by 1 or 2 levels of 255 where a photo shrinks, and
@@ -113,14 +117,14 @@ class Preprocess:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     crop_rounding: CropRounding = "even"
-    resampling: Resampling = "pillow"
+    resampling: ResizeLibrary = "pillow"
     multiple: int = 1  # "patches" and "area": what divides both sides of an input, in pixels
     least_pixels: int = 0  # "area": pixels of the smallest input
     most_pixels: int = 0  # "patches" and "area": pixels of the largest input
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"Preprocess: crop_pct must be in (0, 1], got {self.crop_pct}")
+        if not 0 < self.crop_pct <= MOST_CROP:
+            raise ValueError(f"Preprocess: crop_pct must be above 0 and at most {MOST_CROP}, got {self.crop_pct}")
         if self.crop_mode in ("pad", *FITTED) and self.crop_pct != 1:
             raise ValueError(
                 f"Preprocess: crop_mode={self.crop_mode!r} crops nothing; want crop_pct=1, got {self.crop_pct}"
@@ -200,18 +204,21 @@ class Preprocess:
         """Cut the view out of a decoded photo. A photo that was decoded at a lower scale is resized by less."""
         if view.pad != (0, 0):
             rgb = _expand(rgb, view, self.border)
-        kept = view.size
-        if self.crop_mode == "pad":
-            kept = min(view.size[0], view.resized[0]), min(view.size[1], view.resized[1])
-        picture = resized_crop(rgb, view.resized, view.offset, kept, self.interpolation, exact, self.resampling)
-        return picture if kept == view.size else self._padded(picture, view.size)
+        top, left = (max(first, 0) for first in view.offset)
+        bottom, right = (min(o + n, r) for o, n, r in zip(view.offset, view.size, view.resized, strict=True))
+        inside = bottom - top, right - left
+        picture = resized_crop(rgb, view.resized, (top, left), inside, self.interpolation, exact, self.resampling)
+        return picture if inside == view.size else self._filled(picture, view)
 
-    def _padded(self, picture: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
-        """Add the mean colour at the right and bottom, in whole levels."""
-        colour = [min(max(round(255 * value), 0), 255) for value in self.mean]
-        padded = torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1).repeat(1, *size)
-        padded[:, : picture.shape[1], : picture.shape[2]] = picture
-        return padded
+    def _filled(self, picture: UInt8[Tensor, "3 h w"], view: View) -> UInt8[Tensor, "3 H W"]:
+        """Place a picture that is smaller than the view. The mean colour in whole levels, or black, fills the rest."""
+        colour = [0] * 3
+        if self.crop_mode in ("border", "pad"):
+            colour = [min(max(round(255 * value), 0), 255) for value in self.mean]
+        filled = torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1).repeat(1, *view.size)
+        top, left = (max(-first, 0) for first in view.offset)
+        filled[:, top : top + picture.shape[1], left : left + picture.shape[2]] = picture
+        return filled
 
     def normalise(self, pixels: UInt8[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
         """Scale pixels to [0, 1] and normalise them, in float32, on their device."""
@@ -230,11 +237,9 @@ class Preprocess:
     def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
         """Return the view that `__call__` cuts out of a photo of (H, W) pixels, for `Geometry.through`.
 
-        Raises `ValueError` on a resolution below 1.
+        Raises `ValueError` on a resolution that is no size.
         """
         size = self.image_size if resolution is None else sides(resolution)
-        if min(size) < 1:
-            raise ValueError(f"resolution must be at least 1 pixel, got {resolution}")
         if keep_aspect:
             resized = _cover(source, size)
             return View(source, resized, (0, 0), resized)
@@ -246,15 +251,23 @@ class Preprocess:
             return View(source, _inside(source, size), (0, 0), size)
         pad = _border(source, size) if self.crop_mode == "letterbox" else (0, 0)
         padded = source[0] + 2 * pad[0], source[1] + 2 * pad[1]
-        resized = self.scaled(size) if self.crop_mode == "squash" else _cover(padded, self.scaled(size))
-        top, left = (resized[0] - size[0]) / 2, (resized[1] - size[1]) / 2
-        down = self.crop_rounding == "down"
-        offset = (math.floor(top), math.floor(left)) if down else (round(top), round(left))
-        return View(source, resized, offset, size, pad)
+        scaled = self.scaled(size)
+        if self.crop_mode == "border":
+            resized = _longest(source, scaled)
+        else:
+            resized = scaled if self.crop_mode == "squash" else _cover(padded, scaled)
+        return View(source, resized, (self._offset(resized[0], size[0]), self._offset(resized[1], size[1])), size, pad)
+
+    def _offset(self, resized: int, side: int) -> int:
+        """Return the first row or column of the centre. It is negative where the photo is smaller than the input."""
+        if self.crop_rounding == "down":
+            return (resized - side) // 2
+        return round((resized - side) / 2) if resized >= side else -((side - resized) // 2)
 
     def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (H, W) divided by `crop_pct`. The rounding of `crop_pct` itself must not cost a pixel."""
-        return math.floor(size[0] / self.crop_pct + 1e-6), math.floor(size[1] / self.crop_pct + 1e-6)
+        height, width = (max(math.floor(side / self.crop_pct + 1e-6), 1) for side in size)
+        return height, width
 
 
 def enough(view: View) -> tuple[int, int]:
@@ -330,6 +343,12 @@ def _cover(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
         return (target[0], scaled) if source[0] <= source[1] else (scaled, target[0])
     ratio = min(source[0] / target[0], source[1] / target[1])
     return round(source[0] / ratio), round(source[1] / ratio)
+
+
+def _longest(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Return the size with the aspect of `source` whose sides are at most those of `target`, rounded as by timm."""
+    ratio = max(source[0] / target[0], source[1] / target[1])
+    return max(round(source[0] / ratio), 1), max(round(source[1] / ratio), 1)
 
 
 def _inside(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:

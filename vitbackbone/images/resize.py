@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Resampling = Literal["pillow", "torchvision"]
+ResizeLibrary = Literal["pillow", "torchvision"]
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -38,22 +38,21 @@ def resized_crop(
     size: tuple[int, int],
     interpolation: Interpolation,
     exact: bool,
-    resampling: Resampling = "pillow",
+    resampling: ResizeLibrary = "pillow",
 ) -> UInt8[Tensor, "3 H W"]:
     """Resize `rgb` to `resized`, and return the crop of `size` at `offset` (top, left).
 
     `resampling`: whose result to match, to the bit.
     `exact`: if False and both sides shrink, torch's kernels may replace Pillow's, within 1 of 255 (bicubic: seldom 2).
 
-    The crop is black outside the resized picture. If that would have more than `PIL.Image.MAX_IMAGE_PIXELS`, only the
+    The crop lies inside the resized picture. If that would have more than `PIL.Image.MAX_IMAGE_PIXELS`, only the
     crop is made, within 2 of 255 (rarely more than 1); "nearest" may then take the next pixel in a tie.
     """
     if resampling == "torchvision":
         return _by_torchvision(rgb, resized, offset, size, interpolation)
     height, width = rgb.shape[1:]
     shrinks = resized[0] <= height and resized[1] <= width
-    inside = all(o >= 0 and o + n <= r for o, n, r in zip(offset, size, resized, strict=True))
-    if not exact and interpolation in TORCH and shrinks and inside:
+    if not exact and interpolation in TORCH and shrinks:
         return _by_torch(rgb, resized, offset, size, interpolation)
     return _by_pillow(rgb, resized, offset, size, interpolation)
 
@@ -65,7 +64,7 @@ def _by_torchvision(
     size: tuple[int, int],
     interpolation: Interpolation,
 ) -> UInt8[Tensor, "3 H W"]:
-    """Resize and crop as the processors of transformers do. The crop is black outside the resized picture."""
+    """Resize and crop as the processors of transformers do."""
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as TVF
 

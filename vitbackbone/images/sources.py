@@ -19,8 +19,8 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from vitbackbone.images.colours import to_rgb
-from vitbackbone.images.decode import ORIENTATIONS, Photo, as_image_errors
-from vitbackbone.images.errors import ImageError, TooManyPixels
+from vitbackbone.images.decode import ORIENTATIONS, Photo, as_image_errors, limit_of
+from vitbackbone.images.errors import DamagedImage, ImageError, TooManyPixels
 from vitbackbone.images.metadata import read_orientation
 
 Bytes = bytes | bytearray | memoryview
@@ -88,8 +88,9 @@ class HeldPhoto(Photo):
     """A photo whose pixels are already in memory, upright and in RGB."""
 
     def __init__(self, pixels: UInt8[Tensor, "3 H W"], max_pixels: int | None = None) -> None:
-        self.max_pixels = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+        self.max_pixels = limit_of(max_pixels)
         self.size = pixels.shape[1], pixels.shape[2]
+        self._check_size(*self.size)
         self._pixels = pixels
 
     def decode(self, at_least: tuple[int, int] | None = None) -> UInt8[Tensor, "3 H W"]:
@@ -131,9 +132,11 @@ def _from_pil(image: Image.Image, max_pixels: int | None) -> Photo:
             raise ImageError(f"a {image.format} image may start another program when it is loaded; convert it first")
         if image.format == "TIFF" and image.tell() == 0:
             return Photo(_read_all(image.fp), max_pixels)
-    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    limit = limit_of(max_pixels)
     if limit is not None and image.width * image.height > limit:
         raise TooManyPixels(f"{image.width} x {image.height} pixels are more than the limit of {limit}")
+    if not image.width or not image.height:
+        raise DamagedImage(f"{image.width} x {image.height} pixels; want at least one")
     with as_image_errors():
         orientation = read_orientation(image, b"")
         pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
@@ -169,7 +172,7 @@ def _check_tensor(tensor: Tensor) -> UInt8[Tensor, "3 H W"]:
 def _check_dtype(dtype: str, right: bool, floats: bool, kind: str) -> None:
     if right:
         return
-    hint = f". Convert floats of 0 to 255 to uint8 first; pass a {kind} that is normalised already to the backbone"
+    hint = ". Convert floats of 0 to 255 to uint8 first; the backbone itself takes a tensor that is normalised"
     text = f"the {kind}'s dtype is {dtype}; want uint8 from 0 to 255, because the range of other dtypes is unknown"
     raise ImageError(text + (hint if floats else ""))
 

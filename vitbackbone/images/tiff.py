@@ -21,6 +21,7 @@ from vitbackbone.images.tiff_directory import Layout, first_page
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB, ICCLAB = 0, 1, 2, 3, 5, 6, 8, 9
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3, CIELAB: 3, ICCLAB: 3}
+RAW = 1  # no compression
 JPEGS = (6, 7)  # compressions whose codec converts YCbCr to RGB
 ASSOCIATED = 1  # an extra sample that is alpha; the colours are multiplied by it
 CMYK_INKS = 1
@@ -54,10 +55,12 @@ def decode_tiff(data: bytes, layout: Layout) -> Image.Image:
 def _open_by_pillow(data: bytes, layout: Layout) -> Image.Image | None:
     """Open the page. Return None if Pillow does not support its pixels, or would decode them wrong.
 
-    Pillow reads every separate plane as bytes, whatever its depth.
+    Pillow reads every separate plane as bytes, whatever its depth. It swaps the bytes of signed big-endian integers
+    that libtiff, which decompresses them, has swapped already.
     """
     byte_planes = layout.photometric in (RGB, CMYK) and set(layout.bits) == {8} and layout.extra[:1] != (ASSOCIATED,)
-    if layout.planes and not byte_planes:
+    swapped_twice = layout.signed and layout.bits[0] > 8 and layout.compression != RAW and data.startswith(b"MM")
+    if swapped_twice or (layout.planes and not byte_planes):
         return None
     try:
         return TiffImageFile(BytesIO(first_page(data)))

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitbackbone.contract import tree_leaves
 from vitbackbone.model import ViT, ViTConfig
 
 aten = torch.ops.aten
@@ -90,12 +90,12 @@ def costs(config: ViTConfig, size: tuple[int, int], batch: int = 1) -> Costs:
     model, kinds = _one_of_each_kind(config)
     with torch.inference_mode(False), torch.no_grad(), torch.device("meta"):
         with FlopCounterMode(display=False) as forward:
-            features = model(torch.empty(batch, 3, *size))
+            features = model(torch.empty(batch, config.channels, *size))
         with FlopCounterMode(display=False) as pooling:
             _ = features.pooled
         del features
         with _Memory() as memory, _FusedAttention() as fused:  # in a second forward, the tables that stay exist already
-            model(torch.empty(batch, 3, *size))
+            model(torch.empty(batch, config.channels, *size))
 
     counts: dict[str, dict[Any, int]] = forward.get_flop_counts()  # by module and operation
     linear = attention = 0

@@ -218,7 +218,8 @@ def trace_rows(
     for name, module in model.named_modules():
         module.register_forward_hook(partial(_remember, shapes, name))
     with torch.device("meta"):
-        features = model(torch.empty(1, 3, *(config.image_size if resolution is None else sides(resolution))))
+        size = config.image_size if resolution is None else sides(resolution)
+        features = model(torch.empty(1, config.channels, *size))
         rows = [*_entering(config, features, shapes), *_block(config, features.grid, shapes)]
         rows += _leaving(config, features, shapes)
     if num_classes is not None:
@@ -242,9 +243,10 @@ def _remember(shapes: Shapes, name: str, module: nn.Module, inputs: tuple[object
 def _entering(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row]:
     """Return the steps from pixels to the tokens that enter the first block."""
     p, (h, w), (size,) = config.patch_size, features.grid, features.geometry.sizes
-    rows = [("image", _by((*size, 3)), "")]
+    c = config.channels
+    rows = [("image", _by((*size, config.channels)), "")]
     if features.geometry.padded_size != size:
-        padded = _by((*features.geometry.padded_size, 3))
+        padded = _by((*features.geometry.padded_size, config.channels))
         rows.append(("padded", padded, "zeros at the bottom and right, to whole patches"))
     if config.stem:
         for i, (_, stride) in enumerate(config.stem):
@@ -253,7 +255,7 @@ def _entering(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row
         rows.append(("patches", f"{h} x {w} = {h * w}", f"patches of {p} x {p} pixels, {channels} channels each"))
         how = "linear projection of each patch (a 1 x 1 convolution)"
     else:
-        rows.append(("patches", f"{h} x {w} = {h * w}", f"patches of {p} x {p} x 3 = {3 * p * p} values each"))
+        rows.append(("patches", f"{h} x {w} = {h * w}", f"patches of {p} x {p} x {c} = {c * p * p} values each"))
         how = f"linear projection E of each patch (a convolution with kernel and stride {p})"
     rows.append(("patch embedding", _by((h * w, shapes["patch_embed"][1][0])), how))
     if config.position != "none":

@@ -294,8 +294,10 @@ def _panels(pictures: Sequence[Image.Image], titles: Sequence[str], legend: bool
         draw.text((x + width // 2, y + header // 2), title, fill=INK, font=font, anchor="mm")
         sheet.paste(picture, (x, y + header))
     if legend:
-        small, (least, most) = ImageFont.load_default(round(0.7 * text)), LEGEND
-        side = text // 2
+        (least, most), side = LEGEND, text // 2
+        small = ImageFont.load_default(max(11, round(0.7 * text)))
+        if draw.textlength(least + most, small) + 16 * side + 4 * gap > sheet.width:
+            small = ImageFont.load_default(round(0.7 * text))
         bar = overlay(Image.new("RGB", (16 * side, side)), torch.linspace(0, 1, 16)[None], side)
         left = max(gap, (sheet.width - bar.width - round(draw.textlength(least + most, small))) // 2)
         left += round(draw.textlength(least, small))

@@ -129,6 +129,14 @@ def attend_jagged(
     return rearrange(mixed.values(), "T heads d -> 1 heads T d")
 
 
+def _side_by_side(mixed: Float[Tensor, "B heads Q d"]) -> Float[Tensor, "B Q D"]:
+    """Return the outputs of all heads in one row for each token."""
+    rows = mixed.transpose(1, 2)
+    if torch.compiler.is_exporting():
+        rows = copied(rows)  # exporters expand attention with a bias to operations with another memory layout
+    return rows.flatten(2)
+
+
 class SelfAttention(nn.Module):
     """Attention among all tokens of an image. The forward uses torch's fused kernel; `weights` recomputes the map.
 
@@ -187,24 +195,17 @@ class SelfAttention(nn.Module):
         for (grid, asking), (_, queries), (_, keys), (_, values) in zip(
             *(inside.split(part) for part in (plain, q, k, v)), strict=True
         ):
-            each.append(self._mix(asking[:, :, :count], queries[:, :, :count], keys, values, grid, mask))
+            # A bias is as large as the map. No name holds it, so that it is freed after the call.
+            mixed = self.attend(queries[:, :, :count], keys, values, self._bias(asking[:, :, :count], grid, mask))
+            each.append(_side_by_side(mixed))
         return self._leave(self.proj(self.norm(inside.join(each))), layout, rows)
 
-    def _mix(
-        self, plain: Tensor, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], mask: Tensor | None
-    ) -> Float[Tensor, "B Q D"]:
-        """Return the heads' outputs side by side. `plain`: the queries without rotary positions.
-
-        The bias, as large as the map, is freed on return.
-        """
-        bias = mask
-        if self.rel_pos is not None:
-            bias = self.rel_pos(plain, grid)
-            bias = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
-        mixed = self.attend(q, k, v, bias).transpose(1, 2)  # B Q heads d
-        if bias is not None and torch.compiler.is_exporting():
-            mixed = copied(mixed)  # exporters expand attention to operations with another memory layout
-        return mixed.flatten(2)
+    def _bias(self, plain: Tensor, grid: tuple[int, int], mask: Tensor | None) -> Tensor | None:
+        """Return what is added to the logits, or the mask alone. `plain`: the queries without rotary positions."""
+        if self.rel_pos is None:
+            return mask
+        bias = self.rel_pos(plain, grid)
+        return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
 
     def _check_mask(self, layout: Layout) -> None:
         if len(layout.grids) > 1:

@@ -124,6 +124,7 @@ class ViTConfig:
     # exact GELU, tanh approximation, x * sigmoid(1.702 x); or gated: by SiLU, exact GELU, tanh approximation
     mlp: MlpKind = "gelu"
     mlp_norm: bool = False  # whether a gated MLP normalises its hidden values
+    channels: int = 3  # of the images
     stem: tuple[tuple[int, int], ...] = ()  # (width, stride) of each 3x3 convolution; () is a linear projection
     patch_bias: bool = True  # whether the patch projection has a bias
     embed_norm: bool = False  # whether a norm follows the patch projection, before positions and CLS
@@ -142,12 +143,12 @@ class ViTConfig:
     window_edge: WindowEdge = "pad"  # windows over the edge are padded with zeros (SAM), or smaller (Qwen2.5-VL)
     global_blocks: tuple[int, ...] = ()  # 0-based indices of the blocks without windows
     qkv_bias: QkvBias = "qkv"  # which of queries, keys and values have a bias
-    proj_bias: bool = True  # whether the projection behind attention has a bias
+    proj_bias: bool = True  # whether the projection after attention has a bias
     mlp_bias: bool = True  # whether the linear layers of the MLP have biases
     clipped: bool = False  # whether the linear layers of the blocks clamp their inputs and outputs
     qk_norm: QkNorm = "none"  # whether queries and keys have a norm, over each head or over all heads
     v_norm: bool = False  # whether the values of each head are divided by their root mean square
-    attn_norm: bool = False  # whether a norm precedes the projection behind attention
+    attn_norm: bool = False  # whether a norm precedes the projection after attention
     norm: NormKind = "layer"  # layer norm, or root mean square without a bias
     branch_norm: BranchNorm = "before"  # norms of a block: before attention and MLP, after them, or both
     layer_scale: bool = False  # whether residual branches have a learned factor per channel
@@ -173,7 +174,7 @@ class ViTConfig:
             return ValueError(f"ViTConfig: {text}")
 
         check_kinds(self, KINDS)
-        for name in ("patch_size", "dim", "depth", "num_heads", "mlp_dim"):
+        for name in ("patch_size", "channels", "dim", "depth", "num_heads", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise wrong(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.head_dim and self.dim % self.num_heads:

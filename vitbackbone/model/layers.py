@@ -32,10 +32,10 @@ class PatchEmbed(nn.Module):
         super().__init__()
         p = config.patch_size
         self.proj = nn.Conv2d(
-            3, config.dim, kernel_size=p, stride=p, padding=config.patch_padding, bias=config.patch_bias
+            config.channels, config.dim, kernel_size=p, stride=p, padding=config.patch_padding, bias=config.patch_bias
         )
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         return self.proj(images)
 
 
@@ -48,14 +48,14 @@ class ConvStem(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        width = 3
+        width = config.channels
         for out, stride in config.stem:
             layers += [nn.Conv2d(width, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.GELU()]
             width = out
         self.convs = nn.Sequential(*layers)
         self.proj = nn.Conv2d(width, config.dim, kernel_size=1)
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         return self.proj(self.convs(images))
 
 

@@ -243,7 +243,7 @@ def resampling_matrix(
 
     Each row holds the weights of all samples for one position. The matrix is built from plain arithmetic, which every
     exporter supports. torch's antialiased resize is missing or wrong in several runtimes.
-    `span`: resize to this many positions, and keep the first `new` of them; None is `new`.
+    `span`: resize to this many positions, and keep the first `new` of them. None stands for `new`.
     """
     count = span if isinstance(span, Tensor) else _count(new if span is None else span, device)
     places, samples = (torch.arange(n, dtype=torch.float32, device=device) for n in (new, old))

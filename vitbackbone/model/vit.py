@@ -1,10 +1,10 @@
 """The Vision Transformer (Dosovitskiy et al. 2021, "An image is worth 16x16 words"), any size of image.
 
-    images (B, 3, H, W) -> patches (B, h*w, D) -> + positions -> CLS and registers in front -> blocks -> Features
+    images (B, C, H, W) -> patches (B, h*w, D) -> + positions -> CLS and registers in front -> blocks -> Features
 
 Images of different sizes share one row of tokens (1, T, D); see `packing.py`.
 
-Axes: `B` batch, `N` tokens, `T` tokens of a row, `D` width, `h w` patch grid, `H W` pixels.
+Axes: `B` batch, `N` tokens, `T` tokens of a row, `D` width, `h w` patch grid, `C` channels and `H W` pixels.
 """
 
 from collections.abc import Callable
@@ -70,6 +70,7 @@ class ViT(BackboneModule):
         super().__init__()
         self.config = config
         self.spec = _spec(config, name)
+        self.channels = (config.channels,)
         self.engine = engine
         self.preprocess = preprocess or Preprocess(image_size=config.image_size)
         self.patch_embed = ConvStem(config) if config.stem else PatchEmbed(config)
@@ -91,7 +92,7 @@ class ViT(BackboneModule):
     def forward(self, images: Images, asked: Asked | None = None) -> Any:
         """See `BackboneModule`."""
         asked = asked or self.last
-        check_images(images)
+        check_images(images, self.channels)
         geometry = Geometry.of(images, self.config.patch_size)
         with any_size():
             if asked.part == "attention":
@@ -144,7 +145,7 @@ class ViT(BackboneModule):
         rows = [self._embed(batch, grid) for grid, batch in self.batches(images, geometry)]
         return rows[0] if len(rows) == 1 else torch.cat([row.flatten(0, 1) for row in rows])[None], geometry
 
-    def batches(self, images: Images, geometry: Geometry) -> list[tuple[Grid, Float[Tensor, "B 3 H W"]]]:
+    def batches(self, images: Images, geometry: Geometry) -> list[tuple[Grid, Float[Tensor, "B C H W"]]]:
         """Return each grid with its images, padded to whole patches, in the order of packing."""
         if isinstance(images, Tensor):
             return [(geometry.grid, self._pad(images, geometry.grid))]
@@ -154,7 +155,7 @@ class ViT(BackboneModule):
             for grid, same in groupby(packing_order(grids), key=grids.__getitem__)
         ]
 
-    def _pad(self, images: Float[Tensor, "B 3 _ _"], grid: Grid) -> Float[Tensor, "B 3 H W"]:
+    def _pad(self, images: Float[Tensor, "B C _ _"], grid: Grid) -> Float[Tensor, "B C H W"]:
         """Pad the images at the bottom and right to whole patches, with the mean colour, which is 0 here."""
         height, width = images.shape[-2:]
         tall, wide = (side * self.config.patch_size for side in grid)
@@ -170,7 +171,7 @@ class ViT(BackboneModule):
             torch._check(wide == width)
         return F.pad(images, (0, wide - width, 0, tall - height))
 
-    def _embed(self, images: Float[Tensor, "B 3 H W"], grid: Grid) -> Float[Tensor, "B N D"]:
+    def _embed(self, images: Float[Tensor, "B C H W"], grid: Grid) -> Float[Tensor, "B N D"]:
         images = images.to(self.patch_embed.proj.weight.dtype)
         x = self.embed_norm(self.patch_embed(images).flatten(2).mT)  # B (h w) D
         if self.pos_embed is not None:

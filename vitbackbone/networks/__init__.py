@@ -4,6 +4,7 @@ from vitbackbone.networks.fused import FusedBackbone, FusedConfig, FusedPreproce
 from vitbackbone.networks.swin_windows import WindowBlock
 from vitbackbone.networks.tiling import tile
 from vitbackbone.networks.timm import TimmBackbone, TimmConfig, Windows
+from vitbackbone.networks.transformers import TransformersBackbone, TransformersConfig
 
 __all__ = [
     "FusedBackbone",
@@ -12,6 +13,8 @@ __all__ = [
     "Member",
     "TimmBackbone",
     "TimmConfig",
+    "TransformersBackbone",
+    "TransformersConfig",
     "WindowBlock",
     "Windows",
     "fuse",

@@ -24,6 +24,7 @@ from vitbackbone.contract import (
     align,
     any_size,
     check_images,
+    pool_cls_or_mean,
     stack,
 )
 from vitbackbone.images import (
@@ -253,7 +254,9 @@ def _join(parts: Sequence[Features]) -> Features:
     patches = torch.cat([align(part, finest) for part in parts], dim=1)
     tokens = [part.cls for part in parts if part.cls is not None]
     cls = torch.cat(tokens, dim=1) if len(tokens) == len(parts) else None
-    return Features(cls, patches.new_empty(patches.shape[0], 0, patches.shape[1]), patches, finest)
+    registers = patches.new_empty(patches.shape[0], 0, patches.shape[1])
+    # Compilers cannot return a function that is the default of a field.
+    return Features(cls, registers, patches, finest, pool_cls_or_mean)
 
 
 def _renormalise(images: Float[Tensor, "B 3 H W"], old: Preprocess, new: Preprocess) -> Float[Tensor, "B 3 H W"]:

@@ -79,7 +79,7 @@ class WindowBlock(nn.Module):
     def mask(self, rows: int, columns: int, up: int, left: int, like: Tensor) -> Float[Tensor, "v N N"]:
         """Return the bias on the logits of a shifted map of `rows` x `columns` windows.
 
-        It is `APART` between tokens that come from opposite borders of the map, and else 0.
+        It is `APART` between tokens that come from opposite borders of the map, and 0 elsewhere.
         """
         p, q = self.window_size
         below = torch.arange(rows * p, device=like.device) >= rows * p - up

@@ -44,8 +44,8 @@ def tile(
     float32 map on the CPU. `pooled` is the mean of the patches. The result has no CLS token and no registers, because
     each window has its own.
 
-    `image`: a tensor or an array: uint8 pixels of a photo (H, W, 3), which are not resized, or floats (3, H, W),
-    normalised as `backbone.preprocess` does. A `numpy.memmap` stays on disk.
+    `image`: uint8 pixels of a photo (H, W, 3), which are not resized, or floats (3, H, W), normalised as
+    `backbone.preprocess` does. Either is a tensor or an array. A `numpy.memmap` stays on disk.
     `size`: side or (H, W) of the windows in pixels. A smaller image is one window.
     `overlap`: pixels that neighbouring windows share. The last window of a row or column may share more, because it
     ends at the border of the image.

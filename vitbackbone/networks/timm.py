@@ -1,4 +1,4 @@
-"""timm networks that are no plain ViT, behind the same contract: Swin, hybrids of ResNet and ViT, CNNs.
+"""Every network of timm behind the same contract: Swin, Hiera, hybrids of ResNet and ViT, CNNs, and so on.
 
 A layer is one level of timm's `feature_info`: a stage of a Swin, a block of a ViT, or the stem or a stage of a ResNet.
 Each layer has its own width and stride, `spec.dims` and `spec.strides`.
@@ -7,9 +7,9 @@ Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens, `
 """
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, replace
-from functools import partial
-from inspect import signature
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -39,10 +39,13 @@ from vitbackbone.contract import (
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Indivisible, check_kinds
 from vitbackbone.networks.swin_windows import CosineAttention, WindowBlock
+from vitbackbone.networks.timm_levels import Outputs, Size, crop, level_maps, pool, prefix_of, read_levels, run
+from vitbackbone.networks.timm_network import SizedCopies, WithoutInit, differing, for_size
 from vitbackbone.networks.timm_parts import VIT_ATTENTION, require, timm_class
-from vitbackbone.networks.timm_sizes import Size, Sizes, level_maps, pooled_width, sizes_of
+from vitbackbone.networks.timm_sizes import Sizes, sizes_of
 
 Windows = Literal["timm", "sized", "fixed"]
+TRIAL = 128  # pixels of a side
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,10 @@ class TimmConfig:
     size_multiple: int | None = None  # images are padded to a multiple of it; None finds what the network needs
     arguments: tuple[tuple[str, Any], ...] = ()  # keyword arguments of timm's constructor
     any_size: bool = True  # False: the network accepts only images of `image_size`
+    rebuild: bool = False  # whether timm builds the network again for another size, and resizes its position tables
+    channels: int = 3  # of the images
     windows: Windows = "timm"
+    final_norm: bool = True  # False: the network's final norm is left out, for weights that have none
     indivisible: Indivisible = "pad"  # sizes that need padding: pad right and bottom, or refuse
 
     def __post_init__(self) -> None:
@@ -73,6 +79,8 @@ class TimmConfig:
             raise wrong(f"architecture={self.architecture!r}; want timm's name without the tag of its weights")
         if min(self.image_size) < 1:
             raise wrong(f"image_size={self.image_size}; want (height, width) in pixels")
+        if self.channels < 1:
+            raise wrong(f"channels={self.channels}; want at least 1")
         if self.size_multiple is not None and self.size_multiple < 1:
             raise wrong(f"size_multiple={self.size_multiple}; want at least 1")
         names = [name for name, _ in self.arguments]
@@ -83,8 +91,13 @@ class TimmConfig:
 class TimmBackbone(BackboneModule):
     """A timm network that returns features. The network is `model`, and its parameters keep timm's names.
 
-    `norm=True` applies the network's final norm, timm's `norm`. If layers differ in width, the norm fits only layers of
-    the last one's width, and `norm=True` raises `ValueError` for the others. Most CNNs have no final norm.
+    `norm=True` applies the network's final norm. If layers differ in width, the norm fits only layers of the last one's
+    width, and `norm=True` raises `ValueError` for the others. Most CNNs have no final norm.
+
+    `cls` and `registers` are the tokens in front of the patches. Some networks have them only in the output of
+    `forward_features`, because they join the patches after the last block (CaiT, VOLO, XCiT) or because timm does not
+    return them elsewhere. There, the last layer with its final norm has them; other layers have `cls=None` and no
+    registers.
 
     `pooled` of the last layer, with the final norm if there is one, is what timm's classifier reads:
     `model.forward_head(model.forward_features(images), pre_logits=True)`. The network's own modules compute it,
@@ -93,88 +106,143 @@ class TimmBackbone(BackboneModule):
 
     An image runs at its own size if the network accepts that size. Otherwise the image is padded with the mean colour
     at the right and bottom, to the smallest size at which every layer has ceil(side / stride) patches along each axis.
+    With `config.rebuild`, other sizes run in a copy that timm builds for that size. The copy shares the parameters,
+    except that its position tables are resized (`timm_tables.py`).
 
-    Raises `ValueError` if timm does not know the architecture or does not return its feature levels or its CLS token,
-    and if no image size gives maps whose patches lie one stride apart.
+    `model`: a network that is built already, as `config` says. On the meta device it computes shapes alone.
+
+    Raises `ValueError` if timm does not know the architecture, and if no image size gives maps whose patches lie one
+    stride apart.
     """
 
     @float32_default()
-    def __init__(self, config: TimmConfig, preprocess: Preprocess | None = None, name: str = "timm") -> None:
+    def __init__(
+        self,
+        config: TimmConfig,
+        preprocess: Preprocess | None = None,
+        name: str = "timm",
+        model: nn.Module | None = None,
+    ) -> None:
         import timm
 
         super().__init__()
         self.config = config
         self.preprocess = preprocess or Preprocess(image_size=config.image_size)
+        self.channels = (config.channels,)
         if not timm.is_model(config.architecture):
             raise ValueError(f"timm {timm.__version__} has no architecture {config.architecture!r}")
-        # Not on the meta device, which would lose buffers that no checkpoint holds, such as Swin's position tables.
-        with torch.device("cpu"):
-            model = _create(config)
-        levels = getattr(model, "feature_info", None)
-        if levels is None or not hasattr(model, "forward_intermediates"):
-            raise ValueError(
-                f"timm's {config.architecture} returns no feature levels; want a network with forward_intermediates"
-            )
-        self.num_prefix = int(getattr(model, "num_prefix_tokens", 0))
-        self.has_cls = self.num_prefix > 0 and getattr(model, "cls_token", None) is not None
-        handed_out = "return_prefix_tokens" in signature(model.forward_intermediates).parameters
-        by_token = (
-            getattr(model, "global_pool", "") == "token"
-        )  # "token" may also mean attention, in a network without a CLS token
-        self.pools_cls = by_token and self.has_cls
-        holds_cls = any("cls_token" in name for name, _ in model.named_parameters(recurse=False))
-        if (self.num_prefix and not handed_out) or (by_token and holds_cls and not self.has_cls):
-            raise ValueError(f"timm does not return the CLS token of {config.architecture}, which its classifier reads")
-        self.dims = tuple(int(level["num_chs"]) for level in levels)
-        self.strides = tuple(int(level["reduction"]) for level in levels)
+        shapes = model or without_weights(config)
+        model = model or _create_on_cpu(config)
         self.model: Any = model
-        heads = [m.num_heads for m in model.modules() if isinstance(getattr(m, "num_heads", None), int)]
-        shapes = (_without_weights(config) or model).eval()
-        self.sizes = (
-            Sizes(config.size_multiple)
-            if config.any_size and config.size_multiple is not None
-            else sizes_of(shapes, config.architecture, config.image_size, config.any_size)
-        )
-        self.own_pooled_dim = pooled_width(shapes, config.image_size)
+        shapes = shapes or model
+        self.levels = read_levels(shapes.eval(), config.architecture, _trial_size(config))
         model.train()
+        self.copies = SizedCopies(partial(_for_size, config), config.image_size) if config.rebuild else None
+        if not config.rebuild:
+            self.sizes = self._find_sizes(shapes)
+        levels = self.levels
+        self.dims, self.strides = levels.dims, levels.strides
+        by_token = getattr(model, "global_pool", "") == "token"  # in a network without CLS it may mean attention
+        self.pools_cls = by_token and levels.has_cls
+        heads = [m.num_heads for m in model.modules() if isinstance(getattr(m, "num_heads", None), int)]
+        pooled_dim = levels.pooled_dim or levels.dims[-1]
         self.spec = BackboneSpec(
             name=name,
-            dim=self.dims[-1],
-            depth=len(self.dims),
+            dim=levels.dims[-1],
+            depth=levels.depth,
             num_heads=heads[-1] if heads else 0,
-            stride=self.strides[-1],
-            num_registers=self.num_prefix - int(self.has_cls),
-            has_cls=self.has_cls,
-            has_norm=not isinstance(getattr(model, "norm", None), nn.Identity | None),
+            stride=levels.strides[-1],
+            num_registers=levels.num_prefix - int(levels.has_cls),
+            has_cls=levels.has_cls,
+            has_norm=levels.has_norm,
             image_size=config.image_size,
             settings=repr(config),
-            dims=self.dims,
-            strides=self.strides,
-            pooled_dim=self.own_pooled_dim or self.dims[-1],
-            pooled_dims=(*self.dims[:-1], self.own_pooled_dim or self.dims[-1]),
+            dims=levels.dims,
+            strides=levels.strides,
+            pooled_dim=pooled_dim,
+            pooled_dims=(*levels.dims[:-1], pooled_dim),
         )
+
+    @cached_property
+    def sizes(self) -> Sizes | None:
+        """The image sizes that the network accepts without padding, or None if it accepts only its own.
+
+        They are found when they are first needed, because a network that is rebuilt for each size takes seconds.
+        """
+        return self._find_sizes(self.model)
+
+    def _find_sizes(self, model: nn.Module) -> Sizes | None:
+        config = self.config
+        if not config.any_size:
+            return None
+        if config.size_multiple is not None:
+            return Sizes(config.size_multiple)
+        build = self._rebuilt if config.rebuild else lambda _: model
+        return sizes_of(build, config.image_size, self.levels, min(self.strides) if config.rebuild else 1)
+
+    def _rebuilt(self, size: Size) -> Any:
+        """Build the network for a size, without weights. Raises `SizeRefused` if its weights do not fit."""
+        network = without_weights(self.config, size) or _for_size(self.config, size).eval()
+        differing(network, self.model)
+        return network
 
     def forward(self, images: Images, asked: Asked | None = None) -> Any:
         """See `BackboneModule`. The images of a list run one by one."""
         asked = asked or self.last
-        check_images(images)
+        check_images(images, self.channels)
         with any_size():
             if asked.part == "attention":
                 return asked.answer(self._maps(images, asked))
             return asked.answer(one_by_one(partial(self._features, wanted=set(asked.wanted)), images))
 
+    def network(self, size: Size) -> Any:
+        """Return the network that runs images of `size`: `model`, or a copy that shares its parameters."""
+        return self.model if self.copies is None else self.copies.at(self.model, size)
+
     def _features(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
         padded = self._pad(images)
+        model = self.network(_size(padded))
         outputs: dict[Wanted, Features] = {}
         for norm in sorted({norm for _, norm in wanted}):  # timm norms all levels or none, so both need two runs
             layers = sorted(layer for layer, asked in wanted if asked == norm)
-            levels, final = self._levels(padded, layers, norm)
-            for layer, parts in zip(layers, levels, strict=True):
-                outputs[layer, norm] = self._unpack(*parts, layer, images, padded)
-            if final is not None:
-                last = layers[-1], norm
-                outputs[last] = replace(outputs[last], pool=Pooled(self._pool(final, outputs[last].grid, padded)))
+            last = layers[-1] == self.levels.depth - 1 and norm == self.levels.has_norm
+            found = run(model, padded, layers, norm, final=last and self.levels.reads_final)
+            for i, layer in enumerate(layers):
+                outputs[layer, norm] = self._unpack(found, i, layer, model, images, padded)
         return outputs
+
+    def _unpack(self, found: Outputs, i: int, layer: int, model: Any, images: Tensor, padded: Tensor) -> Features:
+        """Turn the network's result for `padded` into the `Features` of `images`."""
+        patches, prefix = found.maps[i], found.prefixes[i]
+        given, ran = (Geometry.of(x, self.strides[layer]) for x in (images, padded))
+        if patches.shape[-2:] != ran.grid:
+            raise ValueError(
+                f"layer {layer} of {self.spec.name} is a map of {patches.shape[2]} x {patches.shape[3]} for images of "
+                f"{padded.shape[2]} x {padded.shape[3]}, which contradicts its stride of {self.strides[layer]}"
+            )
+        h, w = given.grid
+        final = found.final if layer == self.levels.depth - 1 else None
+        if prefix is None and final is not None and self.levels.num_prefix:
+            prefix = prefix_of(final, ran.grid, patches.shape[1], self.levels.num_prefix)
+        has_cls = self.levels.has_cls and prefix is not None
+        if prefix is None:
+            prefix = patches.new_zeros(patches.shape[0], 0, patches.shape[1])
+        pooling: Any = pool_cls if self.pools_cls and has_cls else pool_mean
+        if final is not None and self.levels.pooled_dim is not None:
+            pooling = Pooled(self._pool(model, final, ran.grid, given.grid))
+        cls = prefix[:, 0] if has_cls else None
+        return Features(cls, prefix[:, int(has_cls) :], patches[:, :, :h, :w], given, pooling)
+
+    def _pool(self, model: Any, final: Any, ran: Size, grid: Size) -> Float[Tensor, "B P"]:
+        """Pool the output of `forward_features` with the network's own head.
+
+        Patches beyond `grid` show only padding and are left out.
+        """
+        if ran != grid:
+            final = crop(final, ran, grid, self.levels.num_prefix, getattr(model, "output_fmt", "NCHW"))
+        pooled = pool(model, final)
+        assert pooled is not None
+        return pooled
 
     def _maps(self, images: Images, asked: Asked) -> Mapping[Wanted, Attention]:
         """Return the attention maps of each requested layer.
@@ -183,31 +251,44 @@ class TimmBackbone(BackboneModule):
         no attention.
         """
         indices = [layer for layer, _ in asked.wanted]
-        blocks = self._plain_blocks()
         if not isinstance(images, Tensor):
             raise ValueError("attention maps of a list of images do not stack; call once per image")
+        self._plain_blocks(self.model)
         padded = self._pad(images)
+        model = self.network(_size(padded))
+        blocks = self._plain_blocks(model)
         entering: dict[int, Tensor] = {}
         hooks = [
             blocks[i].attn.register_forward_pre_hook(lambda _, given, i=i: entering.update({i: given[0]}))
             for i in set(indices)
         ]
         try:
-            self._levels(padded, [max(indices)], norm=False)
+            run(model, padded, [max(indices)], norm=False, final=False)
         finally:
             for hook in hooks:
                 hook.remove()
         grid = (padded.shape[-2] // self.strides[-1], padded.shape[-1] // self.strides[-1])
-        return {(i, False): Attention(_weights(blocks[i].attn, x), self.num_prefix, grid) for i, x in entering.items()}
+        prefix = self.levels.num_prefix
+        return {(i, False): Attention(_weights(blocks[i].attn, x), prefix, grid) for i, x in entering.items()}
 
-    def _pad(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 Hp Wp"]:
+    def _pad(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C Hp Wp"]:
         """Pad the images at the right and bottom with the mean colour, and convert them to the network's dtype."""
         height, width = _size(images)
-        if self.sizes is None:
-            if (height, width) != self.config.image_size:
-                native = " x ".join(map(str, self.config.image_size))
-                raise ValueError(f"images are {height} x {width}; {self.spec.name} accepts only images of {native}")
+        swin = any(isinstance(self.model, timm_class(name)) for name in ("Swin", "Swin V2"))
+        if not numbers(height, width) and (swin or self.config.rebuild):
+            what = "cuts and shifts its windows by a rule" if swin else "is built again"
+            raise ValueError(
+                f"{self.spec.name} {what} for each image size, so that no graph serves several. Export one height and "
+                "width; the batch may be dynamic"
+            )
+        if (self.config.rebuild or self.sizes is None) and (height, width) == self.config.image_size:
             return images.to(self._dtype)
+        if self.sizes is None:
+            native = " x ".join(map(str, self.config.image_size))
+            raise ValueError(
+                f"images are {height} x {width}; {self.spec.name} accepts only images of {native}, because its weights "
+                "depend on the number of patches. Resize the images, as backbone.preprocess does"
+            )
         padded = self.sizes.padded((height, width))
         if numbers(height, width) and padded == (height, width):
             return images.to(self._dtype)
@@ -223,57 +304,10 @@ class TimmBackbone(BackboneModule):
     def _dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
-    def _levels(
-        self, images: Float[Tensor, "B 3 H W"], layers: list[int], norm: bool
-    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
-        """Return the map (B, D, h, w) and the prefix tokens (B, P, D) of each of `layers`, which ascend.
-
-        The second result is the output of `forward_features` if the network's own pooling needs it, or else None.
-        """
-        whole = layers[-1] == len(self.dims) - 1 and norm == self.has_norm and self.own_pooled_dim is not None
-        options: dict[str, Any] = {"indices": layers, "norm": norm}
-        if self.num_prefix:
-            options["return_prefix_tokens"] = True
-        found = self.model.forward_intermediates(images, stop_early=not whole, intermediates_only=not whole, **options)
-        final, levels = found if whole else (None, found)
-        if self.num_prefix:
-            return levels, final
-        return [(patches, patches.new_zeros(patches.shape[0], 0, patches.shape[1])) for patches in levels], final
-
-    def _pool(self, final: Tensor, grid: Size, padded: Tensor) -> Float[Tensor, "B P"]:
-        """Pool the output of `forward_features` with the network's own head.
-
-        Patches beyond `grid` show only padding and are left out.
-        """
-        run = Geometry((_size(padded),), self.strides[-1]).grid
-        if run != grid:
-            final = _crop(final, run, grid, self.num_prefix, getattr(self.model, "output_fmt", "NCHW"))
-        return self.model.forward_head(final, pre_logits=True)
-
-    def _unpack(
-        self,
-        patches: Float[Tensor, "B D hp wp"],
-        prefix: Float[Tensor, "B P D"],
-        layer: int,
-        images: Tensor,
-        padded: Tensor,
-    ) -> Features:
-        """Turn the network's result for `padded` into the `Features` of `images`."""
-        given, run = (Geometry.of(x, self.strides[layer]) for x in (images, padded))
-        if patches.shape[-2:] != run.grid:
-            raise ValueError(
-                f"layer {layer} of {self.spec.name} is a map of {patches.shape[2]} x {patches.shape[3]} for images of "
-                f"{padded.shape[2]} x {padded.shape[3]}, which contradicts its stride of {self.strides[layer]}"
-            )
-        h, w = given.grid
-        cls = prefix[:, 0] if self.has_cls else None
-        registers = prefix[:, int(self.has_cls) :]
-        return Features(cls, registers, patches[:, :, :h, :w], given, pool_cls if self.pools_cls else pool_mean)
-
-    def _plain_blocks(self) -> list[Any]:
+    def _plain_blocks(self, model: Any) -> list[Any]:
         """Return the blocks of a ViT whose attention is softmax(q kᵀ) over all tokens."""
         block_class, attention_class = timm_class("ViT block"), timm_class("ViT attention")
-        blocks = list(getattr(self.model, "blocks", ()))
+        blocks = list(getattr(model, "blocks", ()))
         plain = [type(block) is block_class and type(block.attn) is attention_class for block in blocks]
         if len(blocks) != len(self.dims) or not all(plain):
             raise ValueError(
@@ -287,42 +321,59 @@ def _size(images: Tensor) -> tuple[int, int]:
     return images.shape[-2], images.shape[-1]
 
 
-def _create(config: TimmConfig) -> Any:
-    """Build the network, untrained, on the default device."""
+def _create(config: TimmConfig, size: Size | None = None) -> Any:
+    """Build the network, untrained, on the default device. `size`: the image size, if it is not the network's own."""
     import timm
 
-    model = timm.create_model(config.architecture, pretrained=False, num_classes=0, **dict(config.arguments))
+    arguments = dict(config.arguments)
+    if size is not None:
+        arguments["img_size"] = size
+    if config.channels != 3:
+        arguments["in_chans"] = config.channels
+    model = timm.create_model(config.architecture, pretrained=False, num_classes=0, **arguments)
     _replace_cosine_attention(model)
     if config.windows != "timm":
         _replace_windows(model, by_size=config.windows == "sized")
+    if not config.final_norm:
+        model.norm = nn.Identity()
     return model
 
 
-def _without_weights(config: TimmConfig) -> Any | None:
-    """Build the network on the meta device, or return None if it reads values of tensors and cannot run there."""
+def _trial_size(config: TimmConfig) -> Size:
+    """Return the size of the image that shows what the network returns: small, if it is known to accept other sizes."""
+    if config.rebuild or not config.any_size or config.size_multiple is None:
+        return config.image_size
+    side = config.size_multiple * -(-TRIAL // config.size_multiple)
+    return (side, side) if side < min(config.image_size) else config.image_size
+
+
+def _for_size(config: TimmConfig, size: Size) -> Any:
+    return for_size(partial(_create, config), size)
+
+
+def _create_on_cpu(config: TimmConfig) -> Any:
+    """Build the network on the CPU, whatever the default device, without initial values if that is the meta device.
+
+    The meta device would lose buffers that no checkpoint holds, such as Swin's position tables.
+    """
+    empty = torch.get_default_device().type == "meta"
+    with torch.device("cpu"), WithoutInit() if empty else nullcontext():
+        return _create(config)
+
+
+def without_weights(config: TimmConfig, size: Size | None = None) -> Any | None:
+    """Build the network on the meta device, or return None if it cannot run there: it reads values of tensors, or has a
+    recurrent layer, which that device computes step by step in Python."""
     try:
         with torch.device("meta"):
-            model = _create(config).eval()
-        level_maps(model, config.image_size)
+            with WithoutInit():
+                model = (_create(config) if size is None else _for_size(config, size)).eval()
+            if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+                return None
+            level_maps(model, size or _trial_size(config))
     except (NotImplementedError, RuntimeError):
         return None
     return model
-
-
-def _crop(final: Tensor, run: Size, grid: Size, num_prefix: int, layout: str) -> Tensor:
-    """Crop the output of `forward_features`, a map or tokens, from the grid `run` to `grid`.
-
-    Any other output has no part that shows only padding, and is returned unchanged.
-    """
-    h, w = grid
-    if final.ndim == 4 and layout == "NHWC" and final.shape[1:3] == run:
-        return final[:, :h, :w]
-    if final.ndim == 4 and final.shape[2:] == run:
-        return final[:, :, :h, :w]
-    if final.ndim == 3 and final.shape[1] == num_prefix + run[0] * run[1]:
-        patches = rearrange(final[:, num_prefix:], "B (h w) D -> B h w D", h=run[0])[:, :h, :w]
-        return torch.cat([final[:, :num_prefix], patches.flatten(1, 2)], dim=1)
-    return final
 
 
 def _weights(attention: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N N"]:

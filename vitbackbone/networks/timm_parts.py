@@ -13,6 +13,8 @@ CLASSES = {
     "Swin": "timm.models.swin_transformer.SwinTransformer",
     "Swin V2": "timm.models.swin_transformer_v2.SwinTransformerV2",
     "Swin V2 block": "timm.models.swin_transformer_v2.SwinTransformerV2Block",
+    "ConViT attention": "timm.models.convit.GPSA",
+    "EfficientFormer attention": "timm.models.efficientformer.Attention",
 }
 
 VIT_ATTENTION = ("qkv", "q_norm", "k_norm", "num_heads", "scale")

@@ -1,6 +1,6 @@
-"""The image sizes that a timm network accepts, and the width of its pooled vector.
+"""The image sizes that a timm network accepts.
 
-Trial runs find both, on a copy of the network on the meta device, which computes shapes alone.
+Trial runs find them, on a copy of the network on the meta device, which computes shapes alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,24 +8,26 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from vitbackbone.contract import numbers
+from vitbackbone.networks.timm_levels import Levels, Size, grid_at, level_maps
 
-Size = tuple[int, int]  # (H, W)
 Fits = Callable[[Size], bool]
+Build = Callable[[Size], Any]  # returns the network that runs images of a size
 
 
 @dataclass(frozen=True)
 class Sizes:
     """The image sizes that a network accepts.
 
-    These are `native` and every size whose sides are multiples of `multiple` and at least `smallest`.
+    These are `native` and every size whose sides are multiples of `multiple` and at least `smallest`. With `square`,
+    both sides are equal.
     """
 
     multiple: int
     smallest: int = 1
     native: Size | None = None
+    square: bool = False
 
     def padded(self, size: Size) -> Size:
         """Return the smallest accepted size that holds an image of `size`."""
@@ -34,7 +36,7 @@ class Sizes:
         if size == self.native:
             return size
         height, width = (max(-(-side // self.multiple) * self.multiple, self.smallest) for side in size)
-        return height, width
+        return (max(height, width),) * 2 if self.square else (height, width)
 
     def _traced(self, size: Size) -> Size:
         """Return `padded` for the symbolic sizes of a tracer, on which no branch of Python may depend."""
@@ -49,38 +51,30 @@ class Sizes:
         return height, width
 
 
-def sizes_of(model: Any, name: str, native: Size, any_size: bool) -> Sizes | None:
+def sizes_of(build: Build, native: Size, levels: Levels, least: int = 1) -> Sizes | None:
     """Return the sizes that a network accepts, or None if it accepts only `native`.
 
-    If no size fits all levels, the sizes that fit the last level count.
-    `model`: the network, on the meta device if it runs there.
-    `any_size`: whether to try other sizes than `native`.
-    Raises `ValueError` if not even `native` fits the last level.
+    `build`: returns the network for a size, on the meta device if it runs there.
+    Only levels that lie on the grid of their stride at the native size count. A network that accepts no size with
+    unequal sides may accept squares. `least`: the smallest multiple to try.
     """
-    for last_alone in (False, True):
-        fits = grids_fit(model, last_alone)
-        sizes = find_sizes(fits, native, max(_strides(model))) if any_size else None
-        if sizes is not None or fits(native):
-            return sizes
-    h, w = level_maps(model, native)[-1].shape[2:]
-    height, width = (-(-side // _strides(model)[-1]) for side in native)
-    raise ValueError(
-        f"timm's {name} is not supported: for images of {native[0]} x {native[1]} its last map is {h} x {w}, not "
-        f"{height} x {width}, because its layers crop the border of the image. Use a network whose layers pad"
-    )
+    fits, stride = grids_fit(build, levels), max(levels.strides)
+    return find_sizes(fits, native, stride, least) or find_sizes(fits, native, stride, least, square=True)
 
 
-def find_sizes(fits: Fits, native: Size, stride: int) -> Sizes | None:
+def find_sizes(fits: Fits, native: Size, stride: int, least: int = 1, square: bool = False) -> Sizes | None:
     """Return the sizes that fit, with the smallest possible multiple, or None if no multiple fits.
 
-    `native`: the network's own size. `stride`: the largest stride of its levels.
+    `native`: the network's own size. `stride`: the largest stride of its levels. `least`: the smallest multiple to try.
+    `square`: whether to try only squares.
     """
-    for multiple in _multiples(stride):
-        if all(fits(size) for size in _samples(native, multiple, stride)):
+    for multiple in (each for each in _multiples(stride) if each >= least):
+        samples = _samples(native, multiple, stride)
+        if all(fits((height, height) if square else (height, width)) for height, width in samples):
             sides = _growing(multiple, max(native))
             smallest = next((side for side in sides if fits((side, side))), multiple)
             by_itself = any(side % multiple for side in native) and fits(native)
-            return Sizes(multiple, smallest, native if by_itself else None)
+            return Sizes(multiple, smallest, native if by_itself else None, square)
     return None
 
 
@@ -107,44 +101,18 @@ def _growing(multiple: int, native: int) -> Iterator[int]:
     yield -(-native // multiple) * multiple
 
 
-def grids_fit(model: Any, last_alone: bool) -> Fits:
-    """Return a test of image sizes: the network runs, and its maps have ceil(side / stride) patches along each axis.
-
-    `last_alone`: test only the map of the last level.
-    """
+def grids_fit(build: Build, levels: Levels) -> Fits:
+    """Return a test of image sizes: the network runs, and its maps have ceil(side / stride) patches along each axis."""
 
     def fits(size: Size) -> bool:
         try:
-            maps = level_maps(model, size)
+            maps = level_maps(build(size), size)
         except Exception:  # every network has its own error for a size that it does not accept
             return False
-        pairs = list(zip(maps, _strides(model), strict=True))
         return all(
-            tuple(each.shape[2:]) == (-(-size[0] // stride), -(-size[1] // stride))
-            for each, stride in pairs[-1 if last_alone else 0 :]
+            tuple(each.shape[2:]) == grid_at(size, stride)
+            for each, stride, counts in zip(maps, levels.strides, levels.fitting, strict=False)
+            if counts
         )
 
     return fits
-
-
-def _strides(model: Any) -> list[int]:
-    return [int(level["reduction"]) for level in model.feature_info]
-
-
-def level_maps(model: Any, size: Size) -> list[Tensor]:
-    """Return the map of each level, (1, D, h, w), for one image of `size`."""
-    parameter = next(model.parameters())
-    with torch.no_grad():
-        return model.forward_intermediates(parameter.new_zeros(1, 3, *size), intermediates_only=True)
-
-
-def pooled_width(model: Any, size: Size) -> int | None:
-    """Return the width of the vector that timm's classifier reads, or None if the network has no head that pools."""
-    parameter = next(model.parameters())
-    with torch.no_grad():
-        final = model.forward_features(parameter.new_zeros(1, 3, *size))
-        try:
-            pooled = model.forward_head(final, pre_logits=True)
-        except NotImplementedError:  # an encoder alone
-            return None
-    return pooled.shape[1] if isinstance(pooled, Tensor) and pooled.ndim == 2 else None

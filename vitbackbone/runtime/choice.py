@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from vitbackbone.contract import (
     BackboneModule,
-    BackboneSpec,
     Engine,
     Features,
     Fidelity,
@@ -66,7 +65,7 @@ def optimize(
     backbone, if an argument is unknown, or if the backbone is optimised already or not in float32.
     """
     device = _check(backbone, precision, engine)
-    images = _noise(backbone.spec) if sample is None else sample
+    images = _noise(backbone) if sample is None else sample
     check_images(images, backbone.channels)
     images = images[:SAMPLE]
     images = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
@@ -109,7 +108,7 @@ def rebuild(backbone: BackboneModule, runtime: Runtime, sample: Images | None = 
     Raises `ValueError` if this machine cannot run it, or if the result does not reach the default floor.
     """
     device = _check(backbone, runtime.precision, runtime.engine)
-    images = (_noise(backbone.spec) if sample is None else sample)[:SAMPLE]
+    images = (_noise(backbone) if sample is None else sample)[:SAMPLE]
     images = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
     routes = [route for route in ROUTES if route.device == device.type and route.runtime == runtime]
     built, refused = _build_all(routes, backbone, images, FLOORS)
@@ -135,11 +134,12 @@ def _check(backbone: BackboneModule, precision: str, engine: str) -> torch.devic
     return next(iter(kinds))[1] if kinds else torch.device("cpu")
 
 
-def _noise(spec: BackboneSpec) -> Tensor:
+def _noise(backbone: BackboneModule) -> Tensor:
     """Return one image of coarse and fine noise, of the size that the backbone was trained for."""
     generator = torch.Generator().manual_seed(0)
-    coarse, fine = (torch.randn(1, 3, *size, generator=generator) for size in ((7, 7), spec.image_size))
-    return F.interpolate(coarse, size=spec.image_size, mode="bicubic") + 0.3 * fine
+    native, channels = backbone.spec.image_size, backbone.channels[0]
+    coarse, fine = (torch.randn(1, channels, *size, generator=generator) for size in ((7, 7), native))
+    return F.interpolate(coarse, size=native, mode="bicubic") + 0.3 * fine
 
 
 # ---- comparing routes ---------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ class OpenVinoBackbone(ViT):
     """A ViT with the same weights, `spec` and `preprocess`, whose tokens OpenVINO computes. torch does the pooling.
 
     One graph serves all batches and sizes of images. The size of `sample` has two more graphs: one for all batches, one
-    for single images. A graph is compiled when a set of layers is first asked for. This takes up to a second, and fixes
+    for single images. A graph is compiled when a set of layers is first requested. This takes up to a second, and fixes
     `torch.get_num_threads()` threads. The last six graphs are kept in memory. None is kept on disk, because reading a
     compiled graph back takes longer than making it.
 
@@ -97,7 +97,7 @@ class OpenVinoBackbone(ViT):
         self._compiled: dict[_Use, CompiledGraph] = {}
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raises `ValueError`: the graphs keep the weights that they were made with."""
+        """Raise `ValueError`, because the graphs keep the weights that they were made with."""
         raise ValueError("OpenVinoBackbone cannot change its weights; load these into a ViT and make a new one")
 
     def tokens(self, images: Images, geometry: Geometry, asked: Asked) -> Tokens:
@@ -139,7 +139,7 @@ class OpenVinoBackbone(ViT):
                     # OpenVINO (2026.4) fits its kernels to the first shapes. If those had a single token, later
                     # features of longer rows would be wrong.
                     grid, side = (3, 5), self.config.patch_size
-                    images = torch.zeros(2, 3, side * grid[0], side * grid[1])
+                    images = torch.zeros(2, self.config.channels, side * grid[0], side * grid[1])
                     graph.infer({"images": images, **tables(self, use.deepest, grid)})
                 self._compiled[use] = graph
             return self._compiled[use]

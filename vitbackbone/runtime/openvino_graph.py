@@ -65,7 +65,7 @@ def build(
     grid: Grid | None = None,
     batch: int = -1,
 ) -> ov.Model:
-    """Build the graph from images (B, 3, H, W) to the tokens (B, N, D) of each layer of `wanted`, in ascending order.
+    """Build the graph from images (B, C, H, W) to the tokens (B, N, D) of each layer of `wanted`, in ascending order.
 
     `prefix`: give only CLS and registers, (B, P, D), and skip work for patches that these do not need.
     `seen`: the linear layers that run in 8 bits, with their input ranges.
@@ -77,7 +77,7 @@ def build(
     graph = GraphBuilder(vit.config, seen, {} if grid is None else tables(vit, deepest, grid))
     side = vit.config.patch_size
     height, width = (-1, -1) if grid is None else (side * grid[0], side * grid[1])
-    x = graph.embed(vit, graph.input("images", batch, 3, height, width))
+    x = graph.embed(vit, graph.input("images", batch, vit.config.channels, height, width))
     results = []
     for i in range(deepest + 1):
         x = graph.block(i, _block(vit, i), x, prefix and i == deepest)

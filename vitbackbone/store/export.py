@@ -16,9 +16,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
-from tqdm import tqdm
 
-from vitbackbone.files import publish
+from vitbackbone.files import progress_bar, publish
 from vitbackbone.store.parquet import write_parquet
 from vitbackbone.store.publication import check_folder
 from vitbackbone.store.store import FeatureStore
@@ -46,7 +45,7 @@ def export(store: FeatureStore, format: Format, out: str | PathLike[str], progre
     spans = [range(start, min(start + size, len(store))) for start in range(0, len(store), size)]
     width = len(str(len(spans) - 1))  # so that names sort as the rows do
     files: list[Path] = []
-    for number, span in enumerate(tqdm(spans, "exporting", unit="shard", disable=not progress)):
+    for number, span in enumerate(progress_bar(spans, "exporting", progress, unit="shard")):
         about = _about(store, span)
         if format == "npy":
             array = folder / "img_emb" / f"img_emb_{number:0{width}}.npy"

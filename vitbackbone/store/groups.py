@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from vitbackbone.store.parquet import open_parquet
+from vitbackbone.store.parquet import ERRORS, check_unique, open_parquet
 from vitbackbone.store.store import FeatureStore
 
 WANTED = "want the level of a folder in the photos' paths (0 is the first, -1 the last), or LIST.csv:COLUMN"
@@ -67,14 +67,20 @@ def _read_columns(file: Path, column: str) -> Sequence[tuple[Any, Any]]:
     if file.suffix.lower() == ".parquet":
         with open_parquet(file) as parquet:
             _check_columns(file, parquet.schema_arrow.names, column)
-            table = parquet.read(columns=sorted({"path", column}))
-        return list(zip(table["path"].to_pylist(), table[column].to_pylist(), strict=True))
+            try:
+                table = parquet.read(columns=sorted({"path", column}))
+                return list(zip(table["path"].to_pylist(), table[column].to_pylist(), strict=True))
+            except ERRORS as error:
+                raise ValueError(f"{file} is damaged ({error})") from error
     with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-        reader = csv.reader(lines)
-        header = [name.strip() for name in next(reader, [])]
-        _check_columns(file, header, column)
-        at, of_group = header.index("path"), header.index(column)
-        rows = [row + [""] * (len(header) - len(row)) for row in reader if row]
+        reader = csv.reader(lines, strict=True)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            _check_columns(file, header, column)
+            at, of_group = header.index("path"), header.index(column)
+            rows = [row + [""] * (len(header) - len(row)) for row in reader if row]
+        except csv.Error as error:
+            raise ValueError(f"{file}, line {reader.line_num}: {error}; is a quote missing?") from error
     return [(row[at], row[of_group]) for row in rows]
 
 
@@ -82,6 +88,7 @@ def _check_columns(file: Path, columns: Sequence[str], column: str) -> None:
     for name in ("path", column):
         if name not in columns:
             raise ValueError(f"{file} has no column {name!r}; it has {', '.join(columns)}")
+    check_unique(columns, {"path", column})
 
 
 def _normal(path: str) -> str:

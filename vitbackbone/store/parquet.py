@@ -2,7 +2,8 @@
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import repeat
@@ -86,6 +87,9 @@ class Parquet:
                 return []
             if not isinstance(found, list) or not all(isinstance(name, str | int) for name in found):
                 raise ValueError(f"want a list of names, got {str(found)[:80]}")
+            name, times = next(iter(Counter(map(str, found)).most_common(1)), ("", 1))
+            if times > 1:
+                raise ValueError(f"{times} classes are named {name!r}")
         except (ValueError, RecursionError) as error:
             raise LabelError(f"the class names in its metadata are invalid ({error})") from error
         return [str(name) for name in found]
@@ -135,7 +139,7 @@ def image_column(schema: pa.Schema) -> str | None:
     return next(iter([*typed, *named, *(structs if len(structs) == 1 else []), *only]), None)
 
 
-def check_unique(columns: Sequence[str], wanted: Sequence[str]) -> None:
+def check_unique(columns: Sequence[str], wanted: Iterable[str]) -> None:
     """Raise `ValueError` if several columns have one of the names `wanted`."""
     for name in wanted:
         if columns.count(name) > 1:

@@ -369,7 +369,7 @@ def _digest(at: Locator) -> bytes:
 
 
 def _raw(sha256: pa.ChunkedArray) -> Shaped[np.ndarray, " n"]:
-    """Return the digests of a plan, `UNREAD` for null. A NumPy array, because a million `bytes` take 70 MB."""
+    """Return the digests of a plan, `UNREAD` for null. It is a NumPy array, because a million `bytes` take 70 MB."""
     whole = pc.fill_null(sha256, pa.scalar(UNREAD, sha256.type)).combine_chunks()
     return np.frombuffer(whole.buffers()[1], "V32", len(whole), 32 * whole.offset).copy()
 

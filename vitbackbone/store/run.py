@@ -1,8 +1,7 @@
 """The extraction: list the images, plan the shards, and compute those that are not complete."""
 
 import logging
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from os import PathLike
@@ -11,9 +10,9 @@ from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vitbackbone.contract import Backbone, Precision, check_device, weights_sha256
+from vitbackbone.files import progress_bar
 from vitbackbone.images import Decoding, Resolution
 from vitbackbone.store.cluster import RayCluster, compute_on_cluster
 from vitbackbone.store.layout import DTYPES, TOKENS, Marker, read_marker
@@ -155,7 +154,7 @@ def _plan(directory: Path, manifest: Manifest, inputs: Inputs, reread: bool, pro
     before = read_plan(directory, manifest["shard_size"])
 
     def watch(digests: Iterator[bytes], total: int) -> Iterator[bytes]:
-        return iter(_bar(digests, total, "reading new images", progress))
+        return iter(progress_bar(digests, "reading new images", progress, passing=True, total=total))
 
     plan, change = make_plan(inputs, before, watch, reread)
     write_plan(directory, plan, before)
@@ -188,7 +187,9 @@ def _run(
         return None if (retry_failed and marker.failed) or broken_files(job.directory, number, marker) else marker
 
     with ThreadPoolExecutor(CHECKERS) as threads:
-        markers = list(_bar(threads.map(done, numbers), len(numbers), "checking complete shards", progress))
+        checked = threads.map(done, numbers)
+        bar = progress_bar(checked, "checking complete shards", progress, passing=True, total=len(numbers))
+        markers = list(bar)
     finished = [marker for marker in markers if marker is not None]
     todo = [number for number, marker in zip(numbers, markers, strict=True) if marker is None]
     if not todo:
@@ -197,23 +198,13 @@ def _run(
     total = before + sum(outline.rows[number] for number in todo)
     with (
         ready(job, backbone) if cluster is None else nullcontext(backbone) as routed,
-        tqdm(total=total, initial=before, unit="img", disable=not progress, mininterval=_interval()) as bar,
+        progress_bar(shown=progress, total=total, initial=before, unit="img") as bar,
     ):
         tallies = compute(job, routed, todo) if cluster is None else compute_on_cluster(job, backbone, todo, cluster)
         for tally in tallies:
             failed += tally.failed
             bar.set_postfix(failed=failed, refresh=False)
             bar.update(tally.images)
-
-
-def _bar(items: Iterable[T], total: int, what: str, progress: bool) -> Iterable[T]:
-    """Show a progress bar if the items take longer than two seconds."""
-    return tqdm(items, what, total, leave=False, disable=not progress, mininterval=_interval(), delay=2)
-
-
-def _interval() -> float:
-    """Return the seconds between two updates of a bar: more if the output is a log file."""
-    return 0.1 if sys.stderr.isatty() else 10
 
 
 def _default_shard_size(

@@ -122,7 +122,7 @@ def _check_plain(start: bytes) -> None:
 
 
 def _entries(file: BinaryIO, notes: Notes) -> Iterator[Entry | DamagedPlace]:
-    """Yield entries and damaged places in order. Behind a damaged place it searches for the next header."""
+    """Yield entries and damaged places in order. After a damaged place, it searches for the next header."""
     length = file.seek(0, os.SEEK_END)
     at, shown = 0, escaped(Path(file.name).name)
     while at < length:

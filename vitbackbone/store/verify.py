@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from tqdm import tqdm
-
+from vitbackbone.files import progress_bar
 from vitbackbone.store.layout import read_marker
 from vitbackbone.store.manifest import manifest_sha256
 from vitbackbone.store.plan import read_outline, read_plan
@@ -54,7 +53,7 @@ def verify(directory: str | PathLike[str], progress: bool = False) -> Verified:
 
     with ThreadPoolExecutor(READERS) as threads:
         found = threads.map(check, range(len(outline.shards)))
-        bar = tqdm(found, "verifying", len(outline.shards), unit="shard", disable=not progress, delay=2)
+        bar = progress_bar(found, "verifying", progress, passing=True, total=len(outline.shards), unit="shard")
         problems = [problem for shard in bar for problem in shard]
     problems += [(path, "is a temporary file of a killed run; it does no harm") for path in _leftovers(folder)]
     return Verified(len(outline.shards), sum(outline.rows), tuple(problems))

@@ -6,6 +6,7 @@ of a backbone, and `load_checkpoint` returns them beside it.
 """
 
 from vitbackbone.checkpoints.formats.authors import AUTHORS
+from vitbackbone.checkpoints.formats.eva import PERCEPTION, TIMM_EVA
 from vitbackbone.checkpoints.formats.huggingface import CLASSES
 from vitbackbone.checkpoints.formats.huggingface import TOWERS as PLAIN
 from vitbackbone.checkpoints.formats.language import LANGUAGE
@@ -40,6 +41,6 @@ TOWERS: dict[str, Rules] = {
     "hf_vitpose": VITPOSE,
     "hf_yolos": YOLOS,
 }
-FORMATS: dict[str, Rules] = {**AUTHORS, **TIMM, **NAFLEX, **PREFIX, **TOWERS, **CLASSES}
+FORMATS: dict[str, Rules] = {**AUTHORS, **PERCEPTION, **TIMM, **TIMM_EVA, **NAFLEX, **PREFIX, **TOWERS, **CLASSES}
 
 __all__ = ["CLASSES", "FORMATS", "TOWERS"]

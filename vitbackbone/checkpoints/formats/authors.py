@@ -31,6 +31,7 @@ from vitbackbone.checkpoints.rules import Rule, Rules, both, drop, inside, read_
 _PLAIN: Rules = (*EMBED, *BLOCK, *QKV, *MLP, *NORM)
 _GATED: Rules = (*both("blocks.{i}.mlp.w12", "blocks.{i}.mlp.w12"), *both("blocks.{i}.mlp.w3", "blocks.{i}.mlp.w3"))
 
+LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "mlp.w12", "mlp.w3")  # of a block
 # This package's files: every parameter under its own name. The stem has running statistics
 NATIVE: Rules = (
     *_PLAIN,
@@ -45,7 +46,16 @@ NATIVE: Rules = (
     rename("patch_embed.convs.{i}.running_var", "patch_embed.convs.{i}.running_var"),
     rename("patch_embed.convs.{i}.num_batches_tracked", "patch_embed.convs.{i}.num_batches_tracked"),
     *(rename(name, name) for name in (f"blocks.{{i}}.attn.rel_pos.{part}" for part in ("table", "rows", "columns"))),
-    *both("blocks.{i}.mlp.norm", "blocks.{i}.mlp.norm"),
+    *(
+        rule
+        for part in ("mlp.norm", "post1", "post2", "attn.norm", "attn.q_norm", "attn.k_norm")
+        for rule in both(f"blocks.{{i}}.{part}", f"blocks.{{i}}.{part}")
+    ),
+    *(
+        rename(f"blocks.{{i}}.{part}", f"blocks.{{i}}.{part}")
+        for part in ("attn.cls_angles", *(f"{layer}.limits" for layer in LINEARS))
+    ),
+    *both("embed_norm", "embed_norm"),
     *ATTENTION_POOL,
     *(rule for part in ("w12", "norm", "w3") for rule in both(f"attn_pool.mlp.{part}", f"attn_pool.mlp.{part}")),
     *both("neck.{i}", "neck.{i}"),

@@ -1,6 +1,7 @@
 """The layout of Gemma 4's vision tower in transformers.
 
-Attention has no scale upstream. Ours has 1/√d, so that the norm of the queries gets √d.
+Upstream, attention does not scale its logits. The attention here scales them by 1/√d, so the norm of the queries is
+multiplied by √d.
 """
 
 import torch

@@ -14,7 +14,7 @@ from vitbackbone.checkpoints.formats.changes import (
     gated,
     qkv,
 )
-from vitbackbone.checkpoints.rules import Rule, Rules, beside, both, drop, inside, rename, together, unused
+from vitbackbone.checkpoints.rules import Rule, Rules, beside, both, drop, inside, read_only, rename, together, unused
 
 CLASSIFIER = both("classifier", "head")
 TEACHER = together(("cls_classifier", "head"), ("distillation_classifier", "head_dist"))
@@ -109,21 +109,24 @@ DINOV3: Rules = (
 
 # ---- CLIP and SigLIP ----------------------------------------------------------------------------------------------
 
-_TOWER = "encoder.layers.{i}"
-_CLIP_BLOCK: Rules = (
-    *qkv(f"{_TOWER}.self_attn.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
-    *layers(
-        _TOWER,
-        {
-            "self_attn.out_proj": "attn.proj",
-            "layer_norm1": "norm1",
-            "layer_norm2": "norm2",
-            "mlp.fc1": "mlp.fc1",
-            "mlp.fc2": "mlp.fc2",
-        },
-    ),
-    *both("post_layernorm", "norm"),
-)
+
+def _clip_block(theirs: str) -> Rules:
+    return (
+        *qkv(f"{theirs}.self_attn.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
+        *layers(
+            theirs,
+            {
+                "self_attn.out_proj": "attn.proj",
+                "layer_norm1": "norm1",
+                "layer_norm2": "norm2",
+                "mlp.fc1": "mlp.fc1",
+                "mlp.fc2": "mlp.fc2",
+            },
+        ),
+    )
+
+
+_CLIP_BLOCK: Rules = (*_clip_block("encoder.layers.{i}"), *both("post_layernorm", "norm"))
 CLIP: Rules = (
     rename("embeddings.patch_embedding.weight", "patch_embed.proj.weight"),
     Rule(
@@ -133,6 +136,7 @@ CLIP: Rules = (
     ),
     drop("embeddings.position_ids"),
     *both("pre_layrnorm", "norm_pre"),  # sic
+    *read_only(both("pre_layernorm", "norm_pre")),  # OWL-ViT
     *_CLIP_BLOCK,
 )
 CLIP_PROJECTED: Rules = (*inside("vision_model.", CLIP), rename("visual_projection.weight", "projection.weight"))
@@ -184,6 +188,8 @@ def _without_norms(rules: Rules) -> Rules:
 _MIM_NORM = beside(both("layernorm", "norm"))  # BeitForMaskedImageModeling has its final norm beside the tower
 TOWERS: dict[str, Rules] = {
     "hf_vit": (*VIT, *beside(CLASSIFIER)),
+    # ViTMSNForImageClassification of transformers 5 writes its blocks beside the tower
+    "hf_vit_msn": (*VIT, *beside((*(rule for rule in VIT if "{i}" in rule.sources[0]), *CLASSIFIER))),
     "hf_ijepa": (*IJEPA, *beside(CLASSIFIER)),
     "hf_deit": (
         *DEIT,
@@ -199,7 +205,11 @@ TOWERS: dict[str, Rules] = {
         *beside(CLASSIFIER),
     ),
     "hf_dinov3": DINOV3,
-    "hf_clip": (*CLIP, *beside((rename("visual_projection.weight", "projection.weight"), *CLASSIFIER))),
+    "hf_clip": (
+        *CLIP,
+        *read_only(_clip_block("encoder.layer.{i}")),  # AltCLIP
+        *beside((rename("visual_projection.weight", "projection.weight"), *CLASSIFIER)),
+    ),
     "hf_siglip": (*SIGLIP, *beside(CLASSIFIER)),
     "hf_sam": SAM,
 }

@@ -3,7 +3,7 @@
 from einops import rearrange
 from torch import Tensor
 
-from vitbackbone.checkpoints.formats.siglip2 import CHANNELS_LAST
+from vitbackbone.checkpoints.formats.siglip2 import channels_last
 from vitbackbone.checkpoints.formats.timm import ATTENTION_POOL, BLOCK, HEAD, LAYER_SCALE, MLP, NORM, QKV
 from vitbackbone.checkpoints.rules import Change, Rule, Rules, rename
 
@@ -14,7 +14,7 @@ def _flat(table: Tensor) -> tuple[Tensor]:
 
 NAFLEX: dict[str, Rules] = {
     "timm_naflex": (
-        Rule(("embeds.proj.weight",), ("patch_embed.proj.weight",), CHANNELS_LAST),
+        Rule(("embeds.proj.weight",), ("patch_embed.proj.weight",), channels_last),
         rename("embeds.proj.bias", "patch_embed.proj.bias"),
         Rule(("embeds.pos_embed",), ("pos_embed.table",), Change(_flat)),
         rename("embeds.cls_token", "cls_token"),

@@ -1,4 +1,4 @@
-"""The layout of SAM 3's image encoder. Its heads have the channels of the columns before those of the rows."""
+"""The layout of SAM 3's image encoder. Each head has the channels of columns first, and then the channels of rows."""
 
 from einops import rearrange
 from torch import Tensor

@@ -4,7 +4,7 @@ Sources: the `save_pretrained` layout of transformers (v5 still writes the v4 na
 and swin_transformer_v2.py. Downsampling ends a stage in transformers, and starts the next one in timm.
 """
 
-from vitbackbone.checkpoints.formats.changes import stack
+from vitbackbone.checkpoints.formats.changes import FIRST, stack
 from vitbackbone.checkpoints.rules import Rule, Rules, beside, both, drop, rename
 
 STAGES = 4  # in every published Swin; the tables also serve fewer
@@ -57,7 +57,18 @@ _ENDS: Rules = (
     *both("layernorm", "model.norm"),
 )
 
-_SWIN: Rules = (*_ENDS, *(rule for s in range(STAGES) for rule in _swin_stage(s)))
+# SwinBackbone has a norm for each stage that it hands out, and one that only serves if the last stage has none
+_LAST = f"hidden_states_norms.stage{STAGES}"
+_BACKBONE: Rules = (
+    *both("swin.layernorm", "model.norm"),
+    *both(_LAST, "model.norm"),
+    *(
+        Rule((f"{_LAST}.{kind}", f"swin.layernorm.{kind}"), (f"model.norm.{kind}",), FIRST)
+        for kind in ("weight", "bias")
+    ),
+    *(drop(f"hidden_states_norms.stage{s}.{kind}") for s in range(1, STAGES) for kind in ("weight", "bias")),
+)
+_SWIN: Rules = (*_ENDS, *_BACKBONE, *(rule for s in range(STAGES) for rule in _swin_stage(s)))
 _SWINV2: Rules = (*_ENDS, *(rule for s in range(STAGES) for rule in _swinv2_stage(s)))
 
 

@@ -27,7 +27,7 @@ class Aimv2(Square):
 
 
 def read_aimv2(config: Json) -> ViTConfig:
-    """Return the configuration of an `aimv2_vision_model`. `is_native` computes positions for each size of images."""
+    """Return the configuration of an `aimv2_vision_model`. `is_native` means positions computed for each size."""
     settings = read_tower(config, Aimv2)
     side = settings.image_size[0] // settings.patch_size[0] * settings.patch_size[0]
     return ViTConfig(

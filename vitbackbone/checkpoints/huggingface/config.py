@@ -6,8 +6,10 @@ again, and refuses if the result differs.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from vitbackbone.checkpoints.huggingface.clip_kin import CLIP_KIN
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.huggingface.idefics import IDEFICS_EVAL, read_idefics
 from vitbackbone.checkpoints.huggingface.language import LANGUAGE
@@ -193,9 +195,9 @@ def _write_beit(config: ViTConfig) -> dict[str, Any]:
     }
 
 
-def _clip(config: Json) -> ViTConfig:
+def _clip(config: Json, schema: type[Clip] = Clip) -> ViTConfig:
     return ViTConfig(
-        **_shared(read_tower(config, Clip)),
+        **_shared(read_tower(config, schema)),
         patch_bias=False,
         pre_norm=True,
         projection_dim=read_settings(config, Projected).projection_dim,
@@ -274,16 +276,22 @@ MODEL_TYPES: dict[str, ModelType] = {
     "dinov3_vit": ModelType(_dinov3, "hf_dinov3", DINOV3_EVAL, fixed_input=False),
     "clip": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
     "clip_vision_model": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
+    **{
+        name: ModelType(partial(_clip, schema=schema), "hf_clip", CLIP_EVAL, fixed_input=True)
+        for name, schema in CLIP_KIN.items()
+    },
     "siglip": ModelType(_siglip, "hf_siglip", SIGLIP_EVAL, fixed_input=True),
     "siglip_vision_model": ModelType(_siglip, "hf_siglip", SIGLIP_EVAL, fixed_input=True),
     "swin": ModelType(read_swin, "hf_swin", SWIN_EVAL, fixed_input=True),
+    "donut-swin": ModelType(partial(read_swin, final_norm=False), "hf_swin", SWIN_EVAL, fixed_input=True),
+    "maskformer-swin": ModelType(read_swin, "hf_swin", SWIN_EVAL, fixed_input=True),
     "swinv2": ModelType(read_swinv2, "hf_swinv2", SWIN_EVAL, fixed_input=True),
     "sam": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
     "sam_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
     "sam_hq": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
     "sam_hq_vision_model": ModelType(_sam, "hf_sam", SAM_EVAL, fixed_input=True),
     "sam3_vit_model": ModelType(read_sam3, "hf_sam3", SAM3_EVAL, fixed_input=True),
-    "vit_msn": ModelType(read_msn, "hf_vit", VIT_EVAL, fixed_input=True),
+    "vit_msn": ModelType(read_msn, "hf_vit_msn", VIT_EVAL, fixed_input=True),
     "dpt": ModelType(read_dpt, "hf_vit", DPT_EVAL, fixed_input=True),
     "yolos": ModelType(read_yolos, "hf_yolos", YOLOS_EVAL, fixed_input=True),
     "data2vec-vision": ModelType(_beit, "hf_beit", SIGLIP_EVAL, fixed_input=True),
@@ -331,7 +339,8 @@ CLASSES: dict[str, tuple[str, Callable[[ViTConfig], dict[str, Any]]]] = {
 def write_config(config: ViTConfig, architecture: str) -> dict[str, Any]:
     """Return a `config.json` for one of `CLASSES`, with the settings that this class has."""
     model_type, settings = CLASSES[architecture]
-    return {"architectures": [architecture], "model_type": model_type, "num_channels": 3, **settings(config)}
+    shared = {"architectures": [architecture], "model_type": model_type, "num_channels": config.channels}
+    return {**shared, **settings(config)}
 
 
 def read_config(config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:

@@ -17,7 +17,7 @@ from vitbackbone.images import (
     CropMode,
     Interpolation,
     Preprocess,
-    Resampling,
+    ResizeLibrary,
 )
 
 VIT_EVAL = Preprocess((224, 224), 1.0, "squash", "bilinear", HALF, HALF, crop_rounding="down")
@@ -49,7 +49,7 @@ class Processor:
     do_center_crop: bool = False
     default_to_square: bool = True  # whether `size` as one number means a square or the shorter edge
     own: Json = field(default_factory=dict)  # settings of this class alone, with their defaults
-    resampling: Resampling = "pillow"  # for files that do not name one
+    resampling: ResizeLibrary = "pillow"  # for files that do not name one
 
     def defaults(self) -> dict[str, Any]:
         return {
@@ -146,6 +146,7 @@ NO_EFFECT = {
     *("num_channels", "name_or_path", "_name_or_path", "backend"),
 }
 FILE = "preprocessor_config.json"
+LARGEST = 1e6  # no mean, deviation or factor is larger, or smaller than its inverse
 
 
 def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
@@ -155,6 +156,8 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
 
     The result equals the processor of transformers, which resizes with Pillow or with torchvision. Classes whose name
     ends in "Fast", and classes that only torchvision implements, give `resampling="torchvision"`; others "pillow".
+    Files that do not scale pixels to 0 to 1 give "torchvision" too, the default of transformers. The two resizings
+    differ by a level, which is then a large number.
     Raises `ValueError` that names the key if a class or a setting is unknown or not supported.
     """
     named, resampling = _class(processor)
@@ -180,7 +183,7 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
         "mean": mean,
         "std": std,
         "crop_rounding": "down",
-        "resampling": resampling or kind.resampling,
+        "resampling": resampling or ("torchvision" if _scale(settings) != 1 else kind.resampling),
     }
     if name in OWN_SIZES:
         return Preprocess(crop_pct=1.0, **OWN_SIZES[name](settings), **steps)
@@ -224,14 +227,14 @@ def write_preprocess(preprocess: Preprocess) -> dict[str, Any]:
 # ---- the class ----------------------------------------------------------------------------------------------------
 
 
-def _class(processor: Json) -> tuple[str | None, Resampling | None]:
+def _class(processor: Json) -> tuple[str | None, ResizeLibrary | None]:
     """Return the class that a file names, or None, and the resampling if the name implies one."""
     named = processor.get("image_processor_type")
     if named is None and isinstance(extractor := processor.get("feature_extractor_type"), str):
         named = extractor.replace("FeatureExtractor", "ImageProcessor")
     if named is None:
         return None, None
-    suffix: dict[str, Resampling] = {"Fast": "torchvision", "Pil": "pillow"}
+    suffix: dict[str, ResizeLibrary] = {"Fast": "torchvision", "Pil": "pillow"}
     name = str(named)
     for ending, resampling in suffix.items():
         if name.removesuffix(ending) in PROCESSORS and name.endswith(ending):
@@ -375,6 +378,8 @@ def _number(settings: Json, key: str) -> float:
     value = settings[key]
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"{FILE} has {key}={SHORT.repr(value)}; want a number")
+    if value and not 1 / LARGEST < abs(value) < LARGEST:
+        raise ValueError(f"{FILE} has {key}={value}; want 0, or a number between {1 / LARGEST:g} and {LARGEST:g}")
     return float(value)
 
 
@@ -401,18 +406,21 @@ def _colour(settings: Json, key: str) -> Colour:
     return red, green, blue
 
 
+def _scale(settings: Json) -> float:
+    """Return the value of white after rescaling, 1 by default."""
+    if not settings["do_rescale"]:
+        return 255.0
+    scale = _number(settings, "rescale_factor") * 255
+    if scale <= 0:
+        raise ValueError(f"{FILE} has rescale_factor={SHORT.repr(settings['rescale_factor'])}; want more than 0")
+    return 1.0 if math.isclose(scale, 1, rel_tol=1e-6) else scale
+
+
 def _normalisation(settings: Json) -> tuple[Colour, Colour]:
     """Return the mean and std for pixels from 0 to 1 that equal all steps of the processor on pixels from 0 to 255: a
     rescaling, minus 1 (EfficientNet's `rescale_offset`), normalisation, another division by std (`include_top`)."""
-    scale, offset = 1.0, 0.0
-    if settings["do_rescale"]:
-        scale = _number(settings, "rescale_factor") * 255
-        scale = 1.0 if math.isclose(scale, 1, rel_tol=1e-6) else scale
-        if scale <= 0:
-            raise ValueError(f"{FILE} has rescale_factor={SHORT.repr(settings['rescale_factor'])}; want more than 0")
-        offset = float(settings.get("rescale_offset", False))
-    else:
-        scale = 255.0
+    scale = _scale(settings)
+    offset = float(settings["do_rescale"] and settings.get("rescale_offset", False))
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if settings["do_normalize"]:
         mean, std = _colour(settings, "image_mean"), _colour(settings, "image_std")

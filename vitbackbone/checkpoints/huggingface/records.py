@@ -44,7 +44,7 @@ class Network(Record):
 
     image_size: Pair = (224, 224)
     patch_size: Pair = (16, 16)
-    num_channels: int = 3
+    num_channels: Annotated[int, Field(ge=1, le=1000)] = 3
     hidden_size: Width = 768
     num_hidden_layers: Depth = 12
     num_attention_heads: Heads = 12
@@ -60,13 +60,12 @@ class Network(Record):
             raise ValueError(f"patch_size={list(patch)}; only square patches are supported")
         if min(self.image_size) < patch[0]:
             raise ValueError(f"image_size={list(self.image_size)}, which is smaller than patch_size={patch[0]}")
-        if self.num_channels != 3:
-            raise ValueError(f"num_channels={self.num_channels}; only 3 are supported")
         if width % heads:
             raise ValueError(f"hidden_size={width}, which num_attention_heads={heads} does not divide")
         grid = [side // patch[0] for side in self.image_size]
         per_block = width * (4 * width + 3 * max(self.intermediate_size, 4 * width))
-        if (count := self.num_hidden_layers * per_block + (grid[0] * grid[1] + 3 * patch[0] ** 2) * width) > LARGEST:
+        embedding = (grid[0] * grid[1] + self.num_channels * patch[0] ** 2) * width
+        if (count := self.num_hidden_layers * per_block + embedding) > LARGEST:
             raise ValueError(
                 f"num_hidden_layers={self.num_hidden_layers}, hidden_size={width}, intermediate_size="
                 f"{self.intermediate_size}, image_size={list(self.image_size)} and patch_size={patch[0]}, a network of "

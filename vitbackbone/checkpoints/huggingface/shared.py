@@ -34,6 +34,7 @@ def shared_fields(settings: Network, gated: bool = False) -> dict[str, Any]:
             columns * patch,
         ),  # the size that the positions cover: SigLIP at 384 has 27 patches of 14
         "patch_size": patch,
+        "channels": settings.num_channels,
         "dim": settings.hidden_size,
         "depth": settings.num_hidden_layers,
         "num_heads": settings.num_attention_heads,

@@ -1,5 +1,6 @@
 """Reading the `config.json` of a Hugging Face Swin or Swin V2 into a `TimmConfig`."""
 
+from dataclasses import replace
 from typing import Any
 
 from vitbackbone.checkpoints.huggingface.fields import Json, get
@@ -11,9 +12,9 @@ from vitbackbone.networks import TimmConfig, Windows
 ONLY: Json = {"hidden_act": "gelu", "num_channels": 3, "use_absolute_embeddings": False, "layer_norm_eps": 1e-5}
 
 
-def read_swin(config: Json) -> TimmConfig:
+def read_swin(config: Json, final_norm: bool = True) -> TimmConfig:
     """Return the configuration of a Swin's `config.json`. Raises `ValueError` on a setting that is not supported."""
-    return _config("swin_tiny_patch4_window7_224", _settings(config), "sized")
+    return replace(_config("swin_tiny_patch4_window7_224", _settings(config), "sized"), final_norm=final_norm)
 
 
 def read_swinv2(config: Json) -> TimmConfig:

@@ -1,7 +1,7 @@
 """TIPSv2 (Google 2026): DINOv2 with one register, which is a second CLS token, and bilinear resampling."""
 
 from vitbackbone.checkpoints.huggingface.fields import Json
-from vitbackbone.checkpoints.huggingface.records import Dinov2, Pair, read_settings
+from vitbackbone.checkpoints.huggingface.records import Dinov2, Pair, Tokens, read_settings
 from vitbackbone.checkpoints.huggingface.shared import resampled_always, shared_fields
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Resampling, ViTConfig
@@ -17,7 +17,7 @@ class Tipsv2(Dinov2):
 
     image_size: Pair = (448, 448)
     patch_size: Pair = (14, 14)
-    num_register_tokens: int = 1
+    num_register_tokens: Tokens = 1
 
 
 def read_tipsv2(config: Json) -> ViTConfig:

@@ -6,6 +6,7 @@ This is data only. Names are timm's, the authors' own, and `hf:` with a Hugging 
 from vitbackbone.checkpoints.zoo.adapted import ADAPTED
 from vitbackbone.checkpoints.zoo.authors import AUTHORS
 from vitbackbone.checkpoints.zoo.entry import Entry, Positions, evaluation
+from vitbackbone.checkpoints.zoo.eva import EVA
 from vitbackbone.checkpoints.zoo.huggingface import HUGGING_FACE
 from vitbackbone.checkpoints.zoo.naflex import NAFLEX
 from vitbackbone.checkpoints.zoo.pathology import PATHOLOGY
@@ -53,6 +54,7 @@ OPENVLA = Entry(
 ZOO: dict[str, Entry] = {
     "nano": NANO,
     **TIMM,
+    **EVA,
     **TIPSV2,
     **NAFLEX,
     **PATHOLOGY,

@@ -5,8 +5,8 @@ from typing import Literal
 
 from vitbackbone.checkpoints.huggingface import PLAIN
 from vitbackbone.images import Preprocess
-from vitbackbone.model import Resampling, ViTConfig
-from vitbackbone.networks import FusedConfig, TimmConfig
+from vitbackbone.model import Resampling, Rotary, ViTConfig
+from vitbackbone.networks import FusedConfig, TimmConfig, TransformersConfig
 
 Triple = tuple[float, float, float]
 Positions = Literal["native", "timm", "hf"]
@@ -18,7 +18,7 @@ TIMM_RESAMPLING = Resampling("bicubic", antialias=True, relative="geometric")  #
 class Entry:
     """A named model. Its `config` has the native policies, those of the authors of the weights."""
 
-    config: ViTConfig | TimmConfig | FusedConfig
+    config: ViTConfig | TimmConfig | TransformersConfig | FusedConfig
     format: str  # a key of formats.FORMATS
     preprocess: Preprocess
     licence: str
@@ -27,18 +27,22 @@ class Entry:
     timm: Resampling = TIMM_RESAMPLING  # timm's policy for this model
     on_hub: bool = True  # whether `source` is a Hub repository
     num_classes: int = 0  # of the head that comes with the weights
+    timm_rotary: Rotary | None = None  # timm's rotary positions, if they differ at other sizes from the authors'
     classifier: tuple[str, ...] | None = None  # the head's layers, for a timm model whose keys are converted by name
 
     def at_other_sizes(self, positions: Positions) -> ViTConfig | TimmConfig:
         """Return the configuration that follows the policy `positions` at other sizes than the native one."""
         if isinstance(self.config, ViTConfig):
             policies = {"native": self.config.resampling, "timm": self.timm, "hf": self.hf}
-            return replace(self.config, resampling=policies[positions])
+            rotary = (self.timm_rotary if positions == "timm" else None) or self.config.rotary
+            return replace(self.config, resampling=policies[positions], rotary=rotary)
         if isinstance(self.config, TimmConfig):
             swin = self.config.windows != "timm"
             if positions == "hf" and not swin:
                 raise ValueError(f"positions='hf': transformers has none for {self.config.architecture}; use 'native'")
             return replace(self.config, windows="timm") if positions == "timm" else self.config
+        if isinstance(self.config, TransformersConfig):
+            raise ValueError("an encoder in the adapter over transformers runs as in transformers at every size")
         raise ValueError("a fused backbone takes the positions of its members")
 
 

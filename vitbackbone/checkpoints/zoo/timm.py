@@ -225,6 +225,8 @@ _DINOV3_SIZES = {
     "B": vit_config("B/16", 256),
     "L": vit_config("L/16", 256),
     "H+": vit_config("H/16", 256, num_heads=20, mlp="swiglu"),
+    "Ti": vit_config("Ti/16", 256),
+    "g": ViTConfig((256, 256), 16, dim=1536, depth=40, num_heads=24, mlp="swiglu", mlp_dim=4096),
     "7B": ViTConfig((256, 256), 16, dim=4096, depth=40, num_heads=32, mlp="swiglu", mlp_dim=8192),
 }
 

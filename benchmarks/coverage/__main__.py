@@ -1,0 +1,74 @@
+"""Try every architecture of timm, and write what each does to docs/coverage.md.
+
+python -m benchmarks.coverage                        # all, about a quarter of an hour on two cores
+python -m benchmarks.coverage --family "vision_*"    # the architectures of some modules, printed
+python -m benchmarks.coverage --sample 20            # 20 architectures, printed with an estimate for all
+"""
+
+import argparse
+import fnmatch
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.coverage import timm as timm_coverage
+from benchmarks.coverage.rows import Row, reasons, summary, table
+from benchmarks.parity import replace_between, versions
+
+PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
+PARTS: dict[str, tuple[Callable[[], list[str]], Callable[[str], Row]]] = {
+    "timm": (timm_coverage.names, timm_coverage.examine),
+}
+
+
+def measure(names: Sequence[str], examine: Callable[[str], Row], jobs: int) -> list[Row]:
+    """Return the row of each name, from several processes."""
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        return list(tqdm(pool.map(examine, names), total=len(names), unit="architecture"))
+
+
+def page(rows: Sequence[Row], minutes: float) -> str:
+    """Return the part of the page that describes one library."""
+    return "\n\n".join(
+        [
+            f"{len(rows)} architectures, tried in {minutes:.0f} minutes with {versions()}.",
+            summary(rows),
+            reasons(rows),
+            table(rows),
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
+    parser.add_argument("--part", choices=[*PARTS], help="one library; default: all")
+    parser.add_argument("--family", default="*", metavar="GLOB", help="only families (modules) or names that match")
+    parser.add_argument("--sample", type=int, metavar="N", help="only N of them, drawn with a fixed seed")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes")
+    options = parser.parse_args()
+    for part in [options.part] if options.part else PARTS:
+        every, examine = PARTS[part]
+        chosen = every()
+        total = len(chosen)
+        if options.family != "*":
+            chosen = [name for name in chosen if fnmatch.fnmatch(name, options.family)]
+        if options.sample:
+            chosen = random.Random(0).sample(chosen, min(options.sample, len(chosen)))
+        start = time.monotonic()
+        rows = measure(chosen, examine, options.jobs)
+        minutes = (time.monotonic() - start) / 60
+        if len(chosen) == total:
+            replace_between(PAGE, part, page(rows, minutes))
+        else:
+            print(summary(rows), reasons(rows), table(rows), sep="\n\n")
+            print(f"\nAll {total} take about {minutes * total / max(len(chosen), 1):.0f} minutes.")
+
+
+if __name__ == "__main__":
+    main()

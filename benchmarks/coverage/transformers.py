@@ -1,0 +1,222 @@
+"""What every model type of transformers that takes images does here: native, by the adapter, or refused and why.
+
+Each type's model is built small and random, saved whole, loaded by `load_backbone`, and compared with the output of
+its own image encoder. Each runs in a process of its own.
+"""
+
+import argparse
+import importlib
+import inspect
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.coverage.tiny_configs import tiny
+
+TOLERANCE = 1e-5
+SECONDS, BYTES = 90, 12 << 30  # of CPU time, and of memory
+PIXELS = {"pixel_values", "pixel_values_videos", "flattened_patches", "grid_thw"}
+How = Literal["native", "adapter", "refused", "different", "not built"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The outcome of one model type."""
+
+    model_type: str
+    how: How
+    encoder: str = ""
+    error: float | None = None  # max |a - b| / max |b| against the encoder's own output
+    sizes: str = ""  # "any", or "native"
+    reason: str = ""
+
+
+def model_types() -> list[str]:
+    """Return the model types that take images: a class with their config has pixels among its arguments.
+
+    A type without an encoder of its own, and the parts of other types, count like any other.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return [name for name in CONFIG_MAPPING_NAMES if _mentions_pixels(name) and classes(name)]
+
+
+def _mentions_pixels(model_type: str) -> bool:
+    """Whether the source of a type's package has an argument for pixels, so that it is worth importing."""
+    import transformers
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+    package = Path(transformers.__file__).parent / "models" / model_type_to_module_name(model_type)
+    return any(name in file.read_text() for file in package.glob("modeling_*.py") for name in PIXELS)
+
+
+def classes(model_type: str) -> list[Any]:
+    """Return the classes of a model type whose arguments have pixels, the base model first."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[model_type]
+    package = importlib.import_module(config.__module__.replace(".configuration_", ".modeling_"))
+    found = [each for each in vars(package).values() if getattr(each, "config_class", None) is config]
+    return [each for each in found if set(inspect.signature(each.forward).parameters) & PIXELS]
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Give every parameter and statistic a random value, so that a tensor that is dropped shows."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        tensors = [*model.named_parameters(), *(each for each in model.named_buffers() if "running_" in each[0])]
+        for name, tensor in tensors:
+            if tensor.is_floating_point() and tensor.numel():
+                noise = torch.randn(tensor.shape, generator=generator)
+                scaled = 0.05 * noise if tensor.ndim > 1 else 0.1 * noise + float(name.endswith("weight"))
+                tensor.copy_(noise.abs() + 0.5 if name.endswith("running_var") else scaled)
+    return model.eval()
+
+
+def tiny_model(model_type: str) -> Any:
+    """Return a small random model of a type."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    torch.manual_seed(0)
+    return randomised(classes(model_type)[0](tiny(CONFIG_MAPPING[model_type])))
+
+
+def outcome(model_type: str) -> Row:
+    """Return what a model type does here."""
+    try:
+        model = tiny_model(model_type)
+    except Exception as error:
+        return Row(model_type, "not built", reason=_line(error))
+    from vitbackbone import load_backbone
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        try:
+            backbone = load_backbone(folder)
+        except (ValueError, ImportError) as error:
+            return Row(model_type, "refused", reason=_line(error).replace(f"{folder}/", ""))
+    how: How = "adapter" if type(backbone).__name__ == "TransformersBackbone" else "native"
+    encoder, error = compare(model, backbone, model_type)
+    sizes = "native" if getattr(backbone, "sizes", True) is None else "any"
+    if error is None or not error <= TOLERANCE:
+        return Row(model_type, "different", encoder, error, sizes, f"loaded as {how}, and its output differs")
+    return Row(model_type, how, encoder, error, sizes)
+
+
+def compare(model: Any, backbone: Any, model_type: str) -> tuple[str, float | None]:
+    """Return the class of a model's image encoder, and the error of the backbone's output against its output."""
+    from vitbackbone.networks.transformers_input import feed_of
+    from vitbackbone.networks.transformers_parts import config_of, find_towers
+
+    path = getattr(backbone.config, "tower", None)
+    path = find_towers(model)[0] if path is None else path
+    encoder = model.get_submodule(path)
+    size = backbone.spec.image_size
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    if hasattr(backbone, "encoder"):
+        arguments = backbone.encoder.feed(images)
+    else:
+        arguments = feed_of(encoder, config_of(model, path), model_type, size)(images)
+    with torch.no_grad():
+        wanted = _outputs(encoder(**arguments))
+        layers = backbone.forward_layers(images, [backbone.spec.depth - 1], norm=False)
+        found = [backbone(images), *layers]
+    errors = [error for ours in found for theirs in wanted if (error := _error(ours, theirs)) is not None]
+    return type(encoder).__name__, min(errors, default=None)
+
+
+def _outputs(result: Any) -> list[Tensor]:
+    """Return an encoder's own output, and its last map if it is a list."""
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, list | tuple):
+        return [each for each in result if isinstance(each, Tensor)][-1:]
+    own = getattr(result, "last_hidden_state", None)
+    own = getattr(result, "feature_maps", None) if own is None else own
+    own = own[-1] if isinstance(own, list | tuple) else own
+    return [own] if isinstance(own, Tensor) else [each for each in result.to_tuple() if isinstance(each, Tensor)][:1]
+
+
+def _error(ours: Any, theirs: Tensor) -> float | None:
+    """Return max |a - b| / max |b|, or None if the shapes do not agree.
+
+    Tokens that come in another order than the image's rows are compared as sorted numbers.
+    """
+    if theirs.shape == ours.patches.shape:
+        return _relative(ours.patches, theirs)
+    cls = [] if ours.cls is None else [ours.cls[:, None]]
+    tokens = torch.cat([*cls, ours.registers, ours.tokens], dim=1)
+    for mine in (tokens, ours.tokens):
+        if mine.numel() == theirs.numel() and mine.shape[-1] in theirs.shape:
+            direct = _relative(mine.flatten(), theirs.flatten())
+            return min(direct, _relative(mine.flatten().sort().values, theirs.flatten().sort().values))
+    return None
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def _line(error: Exception) -> str:
+    text = " ".join((str(error) or type(error).__name__).split())
+    return text if len(text) <= 300 else f"{text[:296]} ..."
+
+
+def run(names: Iterable[str]) -> Iterator[Row]:
+    """Yield the row of each type. Each runs in a process of its own, which may take 90 seconds of CPU time."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.CRITICAL)
+    for name in names:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            _answer(name, writing)
+        os.close(writing)
+        with os.fdopen(reading) as answer:
+            text = answer.read()
+        os.waitpid(child, 0)
+        ended = Row(name, "refused", reason=f"it took more than {SECONDS} seconds of CPU time, or ran out of memory")
+        yield Row(**json.loads(text)) if text else ended
+
+
+def _answer(name: str, writing: int) -> None:
+    """Write the row of a type, and end this process."""
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    signal.alarm(10 * SECONDS)  # of waiting
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    torch.set_num_threads(1)
+    try:
+        row = outcome(name)
+    except BaseException as error:  # every model has its own errors, and the table holds them all
+        row = Row(name, "different", reason=f"{type(error).__name__}: {_line(Exception(str(error)))}")
+    with os.fdopen(writing, "w") as answer:
+        json.dump(asdict(row), answer)
+    os._exit(0)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the types that are named, or all, and write their rows as JSON lines."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage.transformers", description=__doc__)
+    parser.add_argument("types", nargs="*", help="model types; all by default")
+    parser.add_argument("--out", type=Path, help="a file for the rows, one JSON object a line")
+    options = parser.parse_args(arguments)
+    file = options.out.open("a") if options.out else sys.stdout
+    for row in run(options.types or model_types()):
+        print(json.dumps(asdict(row)), file=file, flush=True)
+
+
+if __name__ == "__main__":
+    main()

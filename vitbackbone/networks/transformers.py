@@ -1,0 +1,283 @@
+"""Image encoders of transformers that have no native configuration, behind the same contract.
+
+A layer is a block of the encoder, or a stage of a hierarchy, each with its own width and stride. If the encoder's own
+output is neither the last block's nor that with the final norm, it is one more layer.
+
+Axes: `B` batch, `P` tokens that are no patches, `D` width, `h w` patch grid, `N` tokens, `H W` pixels.
+"""
+
+import json
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitbackbone.contract import (
+    Asked,
+    Attention,
+    BackboneModule,
+    BackboneSpec,
+    Features,
+    Geometry,
+    Images,
+    Pooled,
+    Wanted,
+    check_images,
+    float32_default,
+    one_by_one,
+    pool_cls,
+    pool_mean,
+)
+from vitbackbone.images import Preprocess
+from vitbackbone.model import Indivisible
+from vitbackbone.networks.timm_sizes import Sizes, find_sizes
+from vitbackbone.networks.transformers_input import feed_of
+from vitbackbone.networks.transformers_layout import Size, as_map, grid_of, others
+from vitbackbone.networks.transformers_parts import (
+    build,
+    config_of,
+    find_towers,
+    float_dtype,
+    image_size,
+    make_config,
+    setting,
+)
+from vitbackbone.networks.transformers_runs import Encoder, Shapes
+
+
+@dataclass(frozen=True)
+class TransformersConfig:
+    """The configuration of a `TransformersBackbone`. Raises `ValueError` on values that contradict each other."""
+
+    settings: str  # the model's config.json
+    architecture: str = ""  # the class that the checkpoint was saved from; "" means the model type's own
+    tower: str = ""  # path of the image encoder in the model; "" means the first one that `find_towers` returns
+    image_size: Size | None = None  # (H, W) that the weights were trained at; None reads it from the encoder's config
+    indivisible: Indivisible = "pad"  # sizes that need padding: pad right and bottom, or refuse
+
+    def __post_init__(self) -> None:
+        if not isinstance(json.loads(self.settings), dict):
+            raise ValueError("TransformersConfig: settings is no object; want the text of a config.json")
+
+    @property
+    def model_type(self) -> str:
+        """The model type of the whole model."""
+        return str(json.loads(self.settings).get("model_type"))
+
+
+def build_tower(config: TransformersConfig) -> tuple[Any, str]:
+    """Return a whole model, with its parameters on the meta device, and the path of its image encoder.
+
+    Raises `ValueError` if transformers cannot build the model, or if it has no image encoder at `config.tower`.
+    """
+    model = build(make_config(config.settings), config.architecture)
+    towers = find_towers(model)
+    if not towers:
+        raise ValueError(
+            f"transformers' {config.model_type} has no image encoder of its own: no part of {type(model).__name__} "
+            "takes pixels alone"
+        )
+    tower = config.tower or towers[0]
+    if tower not in towers:
+        raise ValueError(f"tower={config.tower!r}; {config.model_type} has the image encoders {', '.join(towers)}")
+    return model, tower
+
+
+class TransformersBackbone(BackboneModule):
+    """An image encoder of transformers that returns features. The encoder is `model`, with transformers' own names.
+
+    `norm=True` applies the encoder's final norm, if its own output is that of its last block with a norm.
+    `pooled` of the last layer is the encoder's `pooler_output` if it has one. Otherwise it is the CLS token, or the
+    mean of the patches where there is no CLS token.
+
+    An image runs at its own size if the encoder accepts that size. Otherwise the image is padded with the mean colour
+    at the right and bottom, to the smallest size that fits. An encoder that accepts only its own size says so.
+
+    `model`: the encoder with its weights, and `settings`, its config in transformers; None builds an untrained one.
+    Raises `ValueError` if transformers has no such encoder, or if its layers are no maps of an image.
+    """
+
+    @float32_default()
+    def __init__(
+        self,
+        config: TransformersConfig,
+        preprocess: Preprocess | None = None,
+        name: str = "transformers",
+        model: nn.Module | None = None,
+        settings: Any = None,
+    ) -> None:
+        super().__init__()
+        if model is None:
+            whole, path = build_tower(config)
+            config = replace(config, tower=path)
+            model, settings = untrained(whole.get_submodule(path)), config_of(whole, path)
+        self.config = config
+        feed = feed_of(model, settings, config.model_type, config.image_size or image_size(settings))
+        native = config.image_size or image_size(settings)
+        native = (-(-native[0] // feed.unit) * feed.unit, -(-native[1] // feed.unit) * feed.unit)
+        self.preprocess = preprocess or Preprocess(image_size=native)
+        self.model: Any = model
+        self.encoder = Encoder(model, settings, feed)
+        shapes, self.sizes = _measure(self.encoder, native)
+        self.shapes = shapes
+        self.has_cls = shapes.layers[-1].others > 0 and any(
+            "cls" in key.rpartition(".")[2] or "class" in key.rpartition(".")[2] for key, _ in model.named_parameters()
+        )
+        dims, strides = tuple(each.dim for each in shapes.layers), tuple(each.stride for each in shapes.layers)
+        self.spec = BackboneSpec(
+            name=name,
+            dim=dims[-1],
+            depth=len(dims),
+            num_heads=setting(settings, "num_attention_heads", "num_heads", "encoder_attention_heads") or 0,
+            stride=strides[-1],
+            num_registers=shapes.layers[-1].others - int(self.has_cls),
+            has_cls=self.has_cls,
+            has_norm=shapes.norm is not None,
+            image_size=native,
+            settings=repr(config),
+            dims=dims,
+            strides=strides,
+            pooled_dim=shapes.pooled or dims[-1],
+            pooled_dims=(*dims[:-1], shapes.pooled or dims[-1]),
+        )
+
+    def forward(self, images: Images, asked: Asked | None = None) -> Any:
+        """See `BackboneModule`. The images of a list run one by one."""
+        asked = asked or self.last
+        check_images(images)
+        if asked.part == "attention":
+            return asked.answer(self._maps(images, asked))
+        return asked.answer(one_by_one(partial(self._features, wanted=set(asked.wanted)), images))
+
+    def _features(self, images: Float[Tensor, "B 3 H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+        padded = self._pad(images)
+        last = self.spec.depth - 1
+        whole = any(layer == last and (norm or not self.spec.has_norm) for layer, norm in wanted)
+        run = self.encoder.run(padded, self.shapes, {layer for layer, _ in wanted}, whole)
+        outputs: dict[Wanted, Features] = {}
+        for layer, norm in wanted:
+            own = layer == last and norm == self.spec.has_norm
+            tensor = run.layers[layer]
+            if norm:
+                tensor = self.model.get_submodule(self.shapes.norm)(tensor)
+            outputs[layer, norm] = self._unpack(tensor, layer, images, padded)
+            if own and run.pooled is not None:
+                outputs[layer, norm] = replace(outputs[layer, norm], pool=Pooled(run.pooled))
+        return outputs
+
+    def _unpack(self, tensor: Tensor, layer: int, images: Tensor, padded: Tensor) -> Features:
+        """Turn a layer's output for `padded` into the `Features` of `images`."""
+        layout = self.shapes.layers[layer]
+        size = _size(padded)
+        places = self.encoder.places(size, layout, padded.device)
+        patches, rest = as_map(tensor, layout, size, len(images), places)
+        geometry = Geometry.of(images, layout.stride)
+        h, w = geometry.grid
+        cls = rest[:, 0] if self.has_cls and layout.others else None
+        if layout.others != self.shapes.layers[-1].others:  # a hierarchy without prefix tokens but in its last stage
+            rest = tensor.new_zeros(len(images), self.spec.num_prefix, layout.dim)
+            cls = rest[:, 0] if self.has_cls else None
+        registers = rest[:, int(self.has_cls) :]
+        pool = pool_cls if self.has_cls else pool_mean
+        return Features(cls, registers, patches[:, :, :h, :w], geometry, pool)
+
+    def _maps(self, images: Images, asked: Asked) -> Mapping[Wanted, Attention]:
+        """Return the attention maps of each requested layer, if transformers returns them for all tokens."""
+        if not isinstance(images, Tensor):
+            raise ValueError("attention maps of a list of images do not stack; call once per image")
+        padded = self._pad(images)
+        size, layout = _size(padded), self.shapes.layers[-1]
+        tokens = grid_of(size, layout.stride)[0] * grid_of(size, layout.stride)[1] + layout.others
+        found = self.encoder.attentions(padded)
+        square = [each.ndim == 4 and tuple(each.shape[2:]) == (tokens, tokens) for each in found]
+        if len(found) < self.spec.depth or not all(square):
+            raise ValueError(
+                f"{self.spec.name} has no attention map over the image that transformers returns: its layers attend "
+                "within windows, or they are no attention"
+            )
+        places = self.encoder.places(size, layout, padded.device)
+        order = torch.cat([others(places, tokens), places])
+        grid = grid_of(size, layout.stride)
+        return {
+            (i, False): Attention(found[i][:, :, order][:, :, :, order], layout.others, grid) for i, _ in asked.wanted
+        }
+
+    def _pad(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 Hp Wp"]:
+        """Pad the images at the right and bottom with the mean colour, and convert them to the network's dtype."""
+        height, width = _size(images)
+        if self.sizes is None:
+            if (height, width) != self.spec.image_size:
+                native = " x ".join(map(str, self.spec.image_size))
+                raise ValueError(f"images are {height} x {width}; {self.spec.name} accepts only images of {native}")
+            return images.to(float_dtype(self.model))
+        padded = self.sizes.padded((height, width))
+        if padded != (height, width) and self.config.indivisible == "refuse":
+            raise ValueError(
+                f"images are {height} x {width}, which {self.sizes.multiple} does not divide; "
+                f"resize them to {padded[0]} x {padded[1]}, or load the backbone with indivisible='pad'"
+            )
+        images = F.pad(images, (0, padded[1] - width, 0, padded[0] - height))
+        return images.to(float_dtype(self.model))
+
+
+def _size(images: Tensor) -> Size:
+    return images.shape[-2], images.shape[-1]
+
+
+def untrained(model: Any) -> nn.Module:
+    """Give an encoder whose parameters are on the meta device its initial weights, on the CPU."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.device.type == "meta":
+                empty = torch.zeros(parameter.shape, dtype=parameter.dtype)
+                setattr(module, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+    if hasattr(model, "init_weights"):
+        model.init_weights()
+    return model.eval()
+
+
+def _first_run(encoder: Encoder, native: Size) -> tuple[Encoder, Shapes]:
+    """Return the encoder that trial runs take, and the shapes of its layers."""
+    feeds = [encoder.feed, *([replace(encoder.feed, lead=True)] if encoder.feed.packed else [])]
+    errors: list[Exception] = []
+    for feed in feeds:
+        encoder.feed = feed
+        for trial in (encoder.on_meta(), encoder):
+            try:
+                return trial, trial.shapes(native)
+            except Exception as error:  # an encoder that reads values of tensors fails on the meta device, in its way
+                errors.append(error)
+    encoder.feed = feeds[0]
+    raise ValueError(
+        f"the image encoder does not run on an image of {native[0]} x {native[1]}: {errors[1]}"
+    ) from errors[1]
+
+
+def _measure(encoder: Encoder, native: Size) -> tuple[Shapes, Sizes | None]:
+    """Return the shapes of an encoder's layers at its own size, and the sizes that it accepts.
+
+    Trial runs find both, on a copy on the meta device if the encoder runs there.
+    """
+    trial, shapes = _first_run(encoder, native)
+    strides = [layer.stride for layer in shapes.layers]
+
+    def fits(size: Size) -> bool:
+        try:
+            return trial.shapes(size).layers == shapes.layers
+        except Exception:  # every encoder has its own error for a size that it does not accept
+            return False
+
+    if encoder.feed.processor is not None:
+        unit = encoder.feed.unit
+        wider = (native[0] + unit, native[1] + 3 * unit)
+        return shapes, Sizes(unit, unit) if fits(wider) else None
+    if trial is encoder:  # each trial costs a whole run
+        multiple = max(strides)
+        wider = (-(-native[0] // multiple) * multiple, (-(-native[1] // multiple) + 1) * multiple)
+        return shapes, Sizes(multiple, multiple) if fits(wider) else None
+    return shapes, find_sizes(fits, native, max(strides))

@@ -1,0 +1,185 @@
+"""The arguments of transformers' image encoders, made of a batch of images (B, 3, H, W).
+
+Most encoders take the batch as it is. Some take packed patches with their grid, or a sequence of padded patches. The
+model type's own image processor makes these, with resizing and normalisation switched off.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vitbackbone.networks.transformers_layout import Size
+from vitbackbone.networks.transformers_parts import GRID, PIXELS, private, setting
+
+# What an argument of an encoder is called in the result of an image processor
+PROCESSED = {
+    GRID: ("image_grid_thw", "grid_thws", "grid_thw", "image_grid_hw"),
+    "image_grid_hw": ("image_grid_hw", "image_grid_thw"),
+    "image_grid_thw": ("image_grid_thw",),
+    "spatial_shapes": ("spatial_shapes",),
+    "pixel_attention_mask": ("pixel_attention_mask",),
+    "attention_mask": ("attention_mask", "pixel_attention_mask"),
+    "pixel_position_ids": ("pixel_position_ids", "image_position_ids"),
+    "image_position_ids": ("image_position_ids",),
+    "target_sizes": ("target_sizes", "tgt_sizes"),
+    "merge_sizes": ("image_merge_sizes", "merge_sizes"),
+    "aspect_ratio_ids": ("aspect_ratio_ids",),
+    "aspect_ratio_mask": ("aspect_ratio_mask",),
+}
+OFF = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_center_crop", "do_image_splitting")
+MASKS = ("attention_mask", "bool_masked_pos", "head_mask")
+ANY_SIZE = "interpolate_pos_encoding"
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The way of a batch into one encoder."""
+
+    first: str  # the argument that takes the pixels
+    extras: tuple[str, ...] = ()  # the arguments that an image processor makes beside the pixels
+    processor: Any = None  # None: the encoder takes the batch as it is
+    patch: int = 1  # side of a packed patch in pixels
+    unit: int = 1  # sides of images are multiples of it
+    lead: bool = False  # whether packed patches have an axis of length 1 in front
+    absent: tuple[str, ...] = ()  # masks that must be given, as None
+    any_size: bool = False  # whether the encoder has a switch for other sizes than its own
+    native: Size = (224, 224)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the images of a batch are one sequence of patches."""
+        return GRID in self.extras
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Any]:
+        """Return the encoder's arguments."""
+        size = (images.shape[2], images.shape[3])
+        options: dict[str, Any] = dict.fromkeys(self.absent)
+        if self.any_size and size != self.native:
+            options[ANY_SIZE] = True
+        if self.processor is None:
+            return {self.first: images, **options}
+        return {**self._processed(images), **options}
+
+    def _processed(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Any]:
+        count = (images.shape[2] // self.patch) * (images.shape[3] // self.patch)
+        # The processor's tables are on the CPU
+        made = self.processor(images=list(images), return_tensors="pt", **_limits(self.processor, count))
+        named = dict(made)
+        pixels = next((named[key] for key in (*PIXELS, self.first) if key in named), None)
+        if pixels is None:
+            raise ValueError(f"{type(self.processor).__name__} returns {', '.join(named)}, and no pixels")
+        arguments = {self.first: _tensor(pixels).to(images.device, images.dtype)}
+        for extra in self.extras:
+            key = next((key for key in PROCESSED[extra] if key in named), None)
+            if key is not None:
+                arguments[extra] = _tensor(named[key])
+        if GRID in arguments and arguments[GRID].shape[-1] == 2:
+            arguments[GRID] = torch.nn.functional.pad(arguments[GRID], (1, 0), value=1)
+        for key, value in arguments.items():
+            if value.ndim > 1 and value.shape[0] == len(images) and value.shape[1] > count and value.ndim < 4:
+                arguments[key] = value[:, :count]  # the processor pads to its budget
+            if images.device.type != "meta":
+                arguments[key] = arguments[key].to(images.device)
+        if self.lead:
+            arguments[self.first] = arguments[self.first][None]
+        return arguments
+
+
+def _tensor(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.cat([each if each.ndim > 1 else each[None] for each in map(torch.as_tensor, value)])
+
+
+def _limits(processor: Any, count: int) -> dict[str, Any]:
+    """Return the options that keep a processor from changing the number of patches."""
+    names = ("max_num_patches", "max_patches")
+    taken = getattr(type(processor).valid_kwargs, "__annotations__", {})
+    options = {name: count for name in names if name in taken}
+    if getattr(processor, "max_soft_tokens", None) is not None:  # a token is a square of patches
+        tokens = -(-count // processor.pooling_kernel_size**2)
+        allowed = (70, 140, 280, 560, 1120)
+        options["max_soft_tokens"] = next((each for each in allowed if each >= tokens), allowed[-1])
+    return options
+
+
+def feed_of(tower: Any, config: Any, model_type: str, native: Size) -> Feed:
+    """Return the way of a batch into an encoder.
+
+    `config`: of the encoder.
+    `model_type`: of the whole model, whose image processor packs the patches if the encoder wants packed patches.
+    Raises `ValueError` if the encoder takes videos alone, or arguments that no image processor makes.
+    """
+    parameters = inspect.signature(tower.forward).parameters
+    names = list(parameters)
+    first, has_switch = names[0], ANY_SIZE in names
+    required = [
+        name for name in names[1:]
+        if parameters[name].default is inspect.Parameter.empty
+        and parameters[name].kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    ]  # fmt: skip
+    if first == "pixel_values_videos":
+        raise ValueError(f"{type(tower).__name__} takes videos alone")
+    extras = tuple(name for name in names[1:] if name in PROCESSED)
+    absent = tuple(name for name in required if name in MASKS)
+    required = [name for name in required if name not in MASKS]
+    if unknown := [name for name in required if name not in PROCESSED]:
+        raise ValueError(f"{type(tower).__name__} wants {', '.join(unknown)} beside the images")
+    packs = first == "flattened_patches" or GRID in names or any(name in required for name in extras)
+    packs = packs or bool({"pixel_position_ids", "image_grid_hw", "target_sizes", "spatial_shapes"} & set(extras))
+    if not packs:
+        return Feed(first, any_size=has_switch, native=native, absent=absent)
+    patch, merge = setting(config, "patch_size") or 1, _merge(config)
+    processor = _processor(model_type, config, patch, merge, GRID in names)
+    return Feed(first, extras, processor, patch, patch * merge, any_size=has_switch, native=native)
+
+
+def processor_settings(model_type: str, config: Any) -> dict[str, Any]:
+    """Return the settings of the image processor of a model type, or {} if transformers has none."""
+    names: Mapping[str, Any] = private("models.auto.image_processing_auto", "IMAGE_PROCESSOR_MAPPING_NAMES")
+    for each in _names_of(model_type, config, gridded=False):
+        name = names.get(each)
+        name = name.get("torchvision") if isinstance(name, Mapping) else name
+        if isinstance(name, str):
+            made = private("models.auto.image_processing_auto", "get_image_processor_class_from_name")(name)
+            return made().to_dict()
+    return {}
+
+
+def _merge(config: Any) -> int:
+    """Return the patches along each side of a square that becomes one token."""
+    merge = setting(config, "spatial_merge_size", "merge_size", "pooling_kernel_size")
+    kernel = getattr(config, "merge_kernel_size", None)
+    return merge or (kernel[-1] if isinstance(kernel, list | tuple) else 1)
+
+
+def _processor(model_type: str, config: Any, patch: int, merge: int, gridded: bool) -> Any:
+    """Return the image processor of a model type, set to the encoder's patches."""
+    names: Mapping[str, Any] = private("models.auto.image_processing_auto", "IMAGE_PROCESSOR_MAPPING_NAMES")
+    for each in _names_of(model_type, config, gridded):
+        name = names.get(each)
+        name = name.get("torchvision") if isinstance(name, Mapping) else name
+        if isinstance(name, str):
+            made = private("models.auto.image_processing_auto", "get_image_processor_class_from_name")(name)
+            sizes = {"patch_size": patch, "merge_size": merge}
+            if (frames := setting(config, "temporal_patch_size")) is not None:
+                sizes["temporal_patch_size"] = frames
+            options: dict[str, Any] = {key: value for key, value in sizes.items() if hasattr(made, key)}
+            return made(**options, **{key: False for key in OFF if hasattr(made, key)})
+    raise ValueError(f"transformers has no image processor of {model_type!r}, which packs the patches of its images")
+
+
+def _names_of(model_type: str, config: Any, gridded: bool) -> list[str]:
+    """Return the model types whose image processor packs the patches of an encoder, the best one first.
+
+    Those of one package share it. Encoders with a grid that have none take Qwen2-VL's patches, which came first.
+    """
+    names: Mapping[str, Any] = private("models.auto.image_processing_auto", "IMAGE_PROCESSOR_MAPPING_NAMES")
+    package = private("models.auto.configuration_auto", "model_type_to_module_name")
+    near = [each for each in names if package(each) in {package(model_type), package(config.model_type)}]
+    return list(dict.fromkeys((model_type, config.model_type, *near, *("qwen2_vl",) * gridded)))

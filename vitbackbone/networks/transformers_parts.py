@@ -1,0 +1,341 @@
+"""The parts of a transformers model that the adapter needs: its class, its image encoder, and the encoder's layers.
+
+They are found by the rules stated at each function, never by a model's name. Every private name of transformers that
+this package reads goes through this module, so that a transformers that renamed one raises an error that says so.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+PIXELS = ("pixel_values", "pixel_values_videos", "flattened_patches")
+GRID = "grid_thw"  # (time, height, width) in patches of each image, for encoders that take packed patches
+# Settings that point to code, to a download, or to another number format than float32
+DROPPED = frozenset(
+    {"auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "dtype", "torch_dtype"}
+)
+MOST_LAYERS = 4096
+# The names under which a config holds the config of its image encoder, the preferred one first
+ENCODER_KEYS = (
+    "vision_config", "image_config", "backbone_config", "encoder", "vision_tower_config", "image_encoder_config",
+    "image_model_config", "vision_encoder_config",
+)  # fmt: skip
+
+
+def require_transformers() -> Any:
+    """Return transformers. Raises `ImportError` that says how to install it."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            "this model type runs in the adapter over transformers, which is not installed; "
+            "pip install 'vitbackbone[hf]'"
+        ) from error
+    return transformers
+
+
+def private(module: str, name: str) -> Any:
+    """Return a private name of transformers. Raises `RuntimeError` if the installed transformers has no such name."""
+    try:
+        return getattr(import_module(f"transformers.{module}"), name)
+    except (ImportError, AttributeError) as error:
+        version = require_transformers().__version__
+        raise RuntimeError(
+            f"transformers {version} has no {module}.{name}, which this package reads; install another transformers, "
+            "from 5.23 on"
+        ) from error
+
+
+# ---- configurations and classes -------------------------------------------------------------------------------
+
+
+def knows(model_type: object) -> bool:
+    """Return whether the installed transformers has this model type."""
+    require_transformers()
+    return model_type in private("models.auto.configuration_auto", "CONFIG_MAPPING_NAMES")
+
+
+def make_config(settings: str) -> Any:
+    """Return transformers' config of a `config.json`, without the settings that point to code or to a download.
+
+    Raises `ValueError` on an unknown model type or settings that transformers refuses.
+    """
+    saved = _plain(json.loads(settings))
+    _check_depth(saved)
+    model_type = saved.get("model_type")
+    if not knows(model_type):
+        raise ValueError(f"transformers {require_transformers().__version__} has no model type {model_type!r}")
+    try:
+        return private("models.auto.configuration_auto", "CONFIG_MAPPING")[model_type].from_dict(saved)
+    except Exception as error:  # each config class has its own errors
+        raise ValueError(f"transformers refuses this config.json of {model_type!r}: {_first_line(error)}") from error
+
+
+def _check_depth(value: Any) -> None:
+    """Raise `ValueError` on a number of layers that would take forever to build."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            many = isinstance(item, int) and not isinstance(item, bool) and item > MOST_LAYERS
+            if many and re.search("layers|depth|blocks|stages", str(key)):
+                raise ValueError(f"config.json has {key}={item}; want at most {MOST_LAYERS}")
+            _check_depth(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_depth(item)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:  # transformers' way to write what JSON cannot
+            return float(value["__float__"])
+        kept = {key: _plain(item) for key, item in value.items() if key not in DROPPED}
+        return {key: False if key == "use_pretrained_backbone" else item for key, item in kept.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def model_class(config: Any, architecture: str) -> Any:
+    """Return the class that a checkpoint was saved from.
+
+    It is the class named `architecture` if the model type's package has it. Otherwise it is the one of `AutoModel`, of
+    `AutoBackbone`, or the first class of the package with this config that takes pixels.
+    Raises `ValueError` if there is none.
+    """
+    package = type(config).__module__.rpartition(".")[0]
+    for name in (architecture, *_auto_names(config.model_type)):
+        found = getattr(import_module(package), name, None) if name else None
+        if inspect.isclass(found) and issubclass(found, nn.Module):
+            return found
+    for found in vars(_modeling(config)).values():
+        of_config = inspect.isclass(found) and getattr(found, "config_class", None) is type(config)
+        if of_config and set(_arguments(found)) & {*PIXELS, GRID}:
+            return found
+    raise ValueError(f"transformers has no class of the model type {config.model_type!r} that takes images")
+
+
+def _modeling(config: Any) -> Any:
+    return import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
+
+
+def _auto_names(model_type: str) -> Iterator[str]:
+    for mapping in ("MODEL_MAPPING_NAMES", "MODEL_FOR_BACKBONE_MAPPING_NAMES"):
+        names = getattr(import_module("transformers.models.auto.modeling_auto"), mapping, {}).get(model_type, ())
+        yield from (names,) if isinstance(names, str) else names
+
+
+@contextmanager
+def empty_parameters() -> Iterator[None]:
+    """Create parameters on the meta device, and buffers as they are.
+
+    Tables that no checkpoint holds, such as rotary frequencies, are buffers, and their values must be kept.
+    """
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and param.device.type != "meta":
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def build(config: Any, architecture: str) -> Any:
+    """Build a model with its parameters on the meta device. Raises `ValueError` if transformers cannot."""
+    made = model_class(config, architecture)
+    try:
+        with empty_parameters():
+            return made(config).eval()
+    except Exception as error:
+        raise ValueError(f"transformers cannot build {made.__name__}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join((str(error) or type(error).__name__).split())
+    return text if len(text) <= 200 else f"{text[:196]} ..."
+
+
+# ---- the image encoder ----------------------------------------------------------------------------------------
+
+
+def _arguments(module: Any) -> list[str]:
+    return [name for name in inspect.signature(module.forward).parameters if name != "self"]
+
+
+def takes_pixels(module: Any) -> bool:
+    """Return whether a module's first argument is images, or packed patches with their grid."""
+    names = _arguments(module)
+    if not names:
+        return False
+    main = getattr(module, "main_input_name", "")
+    return names[0] in PIXELS or (names[0] == "hidden_states" and (GRID in names or main in PIXELS))
+
+
+def find_towers(model: Any) -> list[str]:
+    """Return the paths of a model's image encoders, the preferred one first.
+
+    An image encoder is a model within the model whose first argument is pixels. If some have a config of their own
+    within the config, these count, each without the encoders within it that share its config. An encoder that holds
+    another one as its `backbone_config` or under another name of `ENCODER_KEYS` gives way to it. If none has its own
+    config, a network of timm counts, or else the innermost model. An encoder under an earlier key comes first, then
+    the one with more parameters. If no model takes pixels, the outermost modules with blocks that do so count.
+    """
+    pretrained = require_transformers().PreTrainedModel
+    found = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, pretrained) and takes_pixels(module) and next(module.parameters(), None) is not None
+    }
+    if not found:
+        return _plain_towers(model)
+    own = {path: module for path, module in found.items() if type(module.config) is not type(model.config)}
+    if not own:
+        return _of_timm(model) or [path for path in found if not any(_holds(path, other) for other in found)]
+    outer = {
+        path: module
+        for path, module in own.items()
+        if not any(_holds(other, path) and type(own[other].config) is type(module.config) for other in own)
+    }
+    ranks = {type(config): rank for rank, config in reversed(list(_encoders(model.config)))}
+    known = {path for path, module in outer.items() if type(module.config) in ranks}
+    inner = {
+        path: module
+        for path, module in outer.items()
+        if not any(_holds(path, other) and other in known for other in outer)
+        and not any(_holds(other, path) and path not in known for other in outer)
+    }
+    counts = {path: sum(each.numel() for each in module.parameters()) for path, module in inner.items()}
+    worst = len(ENCODER_KEYS)
+    return sorted(inner, key=lambda path: (ranks.get(type(inner[path].config), worst), -counts[path]))
+
+
+def _of_timm(model: Any) -> list[str]:
+    """Return the outermost modules that are networks of timm."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        of_timm = type(module).__module__.startswith("timm.models.")
+        if path and of_timm and not any(_holds(outer, path) for outer in found):
+            found.append(path)
+    return found
+
+
+def _plain_towers(model: Any) -> list[str]:
+    """Return the outermost modules that take pixels first and have blocks, though they are no models of their own."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        if path and takes_pixels(module) and not any(_holds(outer, path) for outer in found) and find_layers(module):
+            found.append(path)
+    return found
+
+
+def config_of(model: Any, tower: str) -> Any:
+    """Return the config of the image encoder at a path: its own, or the first one under a key of `ENCODER_KEYS`."""
+    return getattr(model.get_submodule(tower), "config", None) or encoder_config(model.config)
+
+
+def encoder_config(config: Any) -> Any:
+    """Return the config of the image encoder in a config: the first under a key of `ENCODER_KEYS`, or itself."""
+    ranked = sorted(_encoders(config), key=lambda pair: pair[0])
+    return next((found for _, found in ranked), config)
+
+
+def _holds(outer: str, inner: str) -> bool:
+    return outer != inner and _within(inner, outer)
+
+
+def _within(inner: str, outer: str) -> bool:
+    return not outer or inner.startswith(f"{outer}.")
+
+
+def _encoders(config: Any) -> Iterator[tuple[int, Any]]:
+    """Yield every config within a config that an image encoder may have, with the rank of its key."""
+    for key, value in vars(config).items():
+        if not hasattr(value, "model_type"):
+            continue
+        if key in ENCODER_KEYS:
+            yield ENCODER_KEYS.index(key), value
+        yield from _encoders(value)
+
+
+# ---- its layers -----------------------------------------------------------------------------------------------
+
+
+def find_layers(tower: Any) -> list[nn.Module]:
+    """Return the blocks of an image encoder, or [] if it has no list of equal modules.
+
+    They are the members of a list of modules of one class: of a class that transformers records as hidden states if
+    there is one, or else of any class that runs. An outer list comes before the lists within its members, and then
+    the list with the most parameters counts.
+    """
+    recorded = _recorded(tower)
+    lists: dict[str, list[nn.Module]] = {}
+    for path, module in tower.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or any(_within(path, outer) for outer in lists):
+            continue
+        members = list(module)
+        if members and all(isinstance(each, nn.ModuleList) and len(each) for each in members):
+            members = [
+                list(each)[-1] for each in members if isinstance(each, nn.ModuleList)
+            ]  # a stage ends with its last block
+        runs = [type(each).forward is not nn.Module.forward for each in members if not isinstance(each, nn.ModuleList)]
+        if members and len({type(each) for each in members}) == 1 and len(runs) == len(members) and all(runs):
+            lists[path] = members
+    named = {path: each for path, each in lists.items() if type(each[0]) in recorded}
+    if recorded and not named:  # within the members of an outer list
+        groups = [
+            list(module)
+            for module in tower.modules()
+            if isinstance(module, nn.ModuleList) and len(module) and all(type(each) in recorded for each in module)
+        ]
+        named = {str(i): group for i, group in enumerate(groups)}
+    chosen = (named or lists).values()
+    return max(chosen, key=lambda members: sum(p.numel() for each in members for p in each.parameters()), default=[])
+
+
+def _recorded(tower: Any) -> set[type]:
+    """Return the classes whose outputs transformers records as hidden states."""
+    classes: set[type] = set()
+    for module in tower.modules():
+        records = getattr(module, "_can_record_outputs", None) or {}
+        record = records.get("hidden_states") if isinstance(records, Mapping) else None
+        for each in record if isinstance(record, list | tuple) else [record]:
+            target = getattr(each, "target_class", each)
+            if inspect.isclass(target):
+                classes.add(target)
+    return classes
+
+
+def setting(config: Any, *names: str) -> int | None:
+    """Return the first of a config's settings that is a whole number, or the last of several whole numbers."""
+    for name in names:
+        value = getattr(config, name, None)
+        value = value[-1] if isinstance(value, list | tuple) and value else value
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def image_size(config: Any) -> tuple[int, int]:
+    """Return (H, W) that a config says the encoder was trained at, or 224 pixels."""
+    for name in ("image_size", "img_size", "input_size", "image_resolution", "resolution"):
+        value = getattr(config, name, None)
+        if isinstance(value, Mapping):
+            value = (value.get("height"), value.get("width"))
+        sides = (value, value) if isinstance(value, int) else value
+        if isinstance(sides, list | tuple) and len(sides) > 1 and all(isinstance(s, int) and s > 0 for s in sides[-2:]):
+            return sides[-2], sides[-1]
+    return 224, 224
+
+
+def float_dtype(module: nn.Module) -> torch.dtype:
+    """Return the dtype of a module's first parameter that holds floating-point numbers."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
