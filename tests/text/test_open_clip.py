@@ -63,6 +63,34 @@ def test_preprocessing_equals_open_clip(mode: str, tmp_path: Path) -> None:
     assert torch.allclose(ours(picture), theirs(picture), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["clip", "custom text"])
+def test_a_trainers_file_is_read(name: str, tmp_path: Path) -> None:
+    model, _ = OPEN_CLIP[name].save(tmp_path)
+    trained = {"epoch": 3, "state_dict": {f"module.{key}": value + 0.01 for key, value in model.state_dict().items()}}
+    torch.save(trained, tmp_path / "epoch_3.pt")
+    model.load_state_dict({key: value + 0.01 for key, value in model.state_dict().items()})
+    text = load_text(tmp_path, tmp_path / "epoch_3.pt")
+    with torch.inference_mode():
+        assert relative_error(text(TEXTS), model.encode_text(text.tokenizer(TEXTS).ids)) < CLOSE
+
+
+def test_the_authors_files_need_a_tokenizer(tmp_path: Path) -> None:
+    name = "ViT-B-32.openai"
+    case = OpenClipCase(
+        {"context_length": 77, "width": 512, "heads": 8, "layers": 12}, {"quick_gelu": True, "embed_dim": 512}
+    )
+    model, _ = case.save(tmp_path)
+    weights = tmp_path / "open_clip_model.safetensors"
+    with pytest.raises(ValueError, match="give tokenizer=PATH"):
+        load_text(name, weights)
+    text = load_text(name, weights, tokenizer=tmp_path / "bpe_simple_vocab_16e6.txt.gz")
+    texts = [*TEXTS, *ODD]
+    ids = open_clip.get_tokenizer("ViT-B-32")(texts)
+    assert torch.equal(text.tokenizer(texts).ids, ids)
+    with torch.inference_mode():
+        assert relative_error(text(texts), model.encode_text(ids)) < CLOSE
+
+
 def test_an_image_tower_without_a_known_projection_is_refused(tmp_path: Path) -> None:
     OPEN_CLIP["clip"].save(tmp_path)
     change(tmp_path, "vision_cfg", {"timm_model_name": "test_resnet", "image_size": 160})
