@@ -134,7 +134,7 @@ def _source(name: str) -> _Source:
         return _files(known, lambda file: download_if_there(known, repository, file, revision or None))
     if known in OPENAI_TEXT:
         return _Source(known, lambda file: None, lambda: _by_hand(known))
-    hint = did_you_mean(known, [*TEXT_REPOSITORIES, *OPENAI_TEXT])
+    hint = did_you_mean(known, [*TEXT_REPOSITORIES, *OPENAI_TEXT]) or "."
     raise ValueError(
         f"unknown text tower {name!r}{hint or '.'} Want a directory, 'hf:OWNER/REPOSITORY', or the name of a CLIP or "
         "SigLIP"
