@@ -106,8 +106,13 @@ def open_directory(path: Path, find_file: FindFile | None = None) -> AnyDirector
     try:
         return Directory(path, saved, find_file)
     except NoTower as error:
-        if (config := adapted_config(saved)) is None:
-            raise ValueError(f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}") from error
+        text = f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}"
+        try:
+            config = adapted_config(saved)
+        except ImportError as missing:
+            raise ValueError(f"{text}. For others, {missing}") from error
+        if config is None:
+            raise ValueError(text) from error
         return AdaptedDirectory(path, config, find_file, partial(_read_processor, path))
 
 
