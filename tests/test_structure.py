@@ -75,6 +75,28 @@ def test_a_bare_import_is_light(module: str) -> None:
     assert not heavy & set(loaded)
 
 
+def test_the_way_of_an_image_is_as_short_as_contributing_says() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.forward_path",
+    ]  # without the tests' type checks, which add frames
+    measured = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    told = {row[0]: row[1:] for row in table((ROOT / "CONTRIBUTING.md").read_text())}
+    rows = [row for row in table(measured) if row[1].isdigit()]
+    assert len(rows) == 4
+    for call, frames, _, names, *_ in rows:
+        row = told.get(call) or told[f"`{call}`"]
+        assert (int(frames), int(names)) == (int(row[0]), int(row[2]))
+        assert int(frames) <= 6
+        assert int(names) <= 12
+
+
+def table(text: str) -> list[list[str]]:
+    """Return the cells of each row of the tables in Markdown."""
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:1] == "|"]
+
+
 def test_the_version_is_in_the_changelog() -> None:
     assert f"## {vitbackbone.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 

@@ -1,4 +1,4 @@
-"""Try every architecture of timm, and write what each does to docs/coverage.md.
+"""Try every architecture of timm and every model type of transformers, and write what each does to docs/coverage.md.
 
 python -m benchmarks.coverage                        # all, about a quarter of an hour on two cores
 python -m benchmarks.coverage --family "vision_*"    # the architectures of some modules, printed
@@ -20,6 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.coverage import timm as timm_coverage
+from benchmarks.coverage import transformers as transformers_coverage
 from benchmarks.coverage.rows import Row, reasons, summary, table
 from benchmarks.parity import replace_between, versions
 
@@ -58,13 +59,15 @@ def page(rows: Sequence[Row], minutes: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
-    parser.add_argument("--part", choices=[*PARTS], help="one library; default: all")
+    parser.add_argument("--part", choices=[*PARTS, "transformers"], help="one library; default: all")
     parser.add_argument("--family", default="*", metavar="GLOB", help="only families (modules) or names that match")
     parser.add_argument("--sample", type=int, metavar="N", help="only N of them, drawn with a fixed seed")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="save rows there, and go on from those that it has")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes")
     options = parser.parse_args()
-    for part in [options.part] if options.part else PARTS:
+    if options.part in (None, "transformers") and options.family == "*" and not options.sample:
+        transformers_coverage.main([])
+    for part in [part for part in PARTS if options.part in (None, part)]:
         every, examine = PARTS[part]
         chosen = every()
         total = len(chosen)
