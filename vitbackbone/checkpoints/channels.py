@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
@@ -12,13 +12,11 @@ from vitbackbone.images import Preprocess
 from vitbackbone.model import ViTConfig
 from vitbackbone.networks import TimmBackbone, TimmConfig
 
-Config = TypeVar("Config", ViTConfig, TimmConfig)
-
 RGB = 3
 VIT_KERNELS = ("patch_embed.proj.weight", "patch_embed.convs.0.weight")
 
 
-def with_channels(config: Config, channels: int | None) -> Config:
+def with_channels(config: ViTConfig | TimmConfig, channels: int | None) -> ViTConfig | TimmConfig:
     """Return a configuration for images of `channels` channels; None keeps its own.
 
     Raises `ValueError` if the network's own bands are not red, green and blue, because each has a kernel of its own.
@@ -43,7 +41,9 @@ def kernels(backbone: Any) -> tuple[str, ...]:
     return tuple(f"model.{name}.weight" for name in ((first,) if isinstance(first, str) else first))
 
 
-def stored_channels(config: Config, names: tuple[str, ...], rules: Rules, tensors: State, own: int) -> int:
+def stored_channels(
+    config: ViTConfig | TimmConfig, names: tuple[str, ...], rules: Rules, tensors: State, own: int
+) -> int:
     """Return the number of channels of a checkpoint's kernels: the configuration's, or else `own`.
 
     `names`: the parameters that read the channels.
@@ -84,10 +84,10 @@ def preprocess_for(preprocess: Preprocess, channels: int) -> Preprocess:
     """
     if channels == preprocess.channels:
         return preprocess
-    if channels == 1:
-        mean, std = ((sum(values) / len(values),) for values in (preprocess.mean, preprocess.std))
-    else:
-        mean, std = (
-            tuple(values[i % len(values)] for i in range(channels)) for values in (preprocess.mean, preprocess.std)
+
+    def of_bands(values: tuple[float, ...]) -> tuple[float, ...]:
+        return (
+            (sum(values) / len(values),) if channels == 1 else tuple(values[i % len(values)] for i in range(channels))
         )
-    return replace(preprocess, mean=mean, std=std)
+
+    return replace(preprocess, mean=of_bands(preprocess.mean), std=of_bands(preprocess.std))

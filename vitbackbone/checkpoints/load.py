@@ -246,6 +246,7 @@ def _fill(
     _log(place, taken.note, logging.INFO if isinstance(found, Directory) else logging.WARNING)
     if isinstance(config, TimmConfig):
         return _fill_timm(_build_timm(config, entry, name), config, entry, taken)
+    assert isinstance(entry.config, ViTConfig)
     stored = stored_channels(config, VIT_KERNELS, taken.rules, taken.tensors, entry.config.channels)
     rules = bind(taken.rules, replace(config, channels=stored))
     config = replace(config, mask_token="mask_token" in Parts(rules, taken.tensors))
