@@ -225,7 +225,7 @@ class FusedBackbone(BackboneModule):
         ]
         return list(zip(*each, strict=True))
 
-    def _pictures(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B C H W"]]:
+    def _pictures(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B c H W"]]:
         """Return the pictures of each member."""
         if images.shape[1] == self.spec.in_chans * len(self.members):
             return list(images.split(self.spec.in_chans, dim=1))
