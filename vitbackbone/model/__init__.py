@@ -14,6 +14,7 @@ from vitbackbone.model.config import (
     check_kinds,
     vit_config,
 )
+from vitbackbone.model.kept import Kept
 from vitbackbone.model.layers import Block, ConvStem, GatedMlp, LayerScale, Mlp
 from vitbackbone.model.maps import resize_maps
 from vitbackbone.model.packing import Grid, Layout
@@ -43,6 +44,7 @@ __all__ = [
     "GatedMlp",
     "Grid",
     "Indivisible",
+    "Kept",
     "LayerScale",
     "Layout",
     "Mask",
