@@ -14,6 +14,7 @@ from torch import Tensor
 from vitbackbone.checkpoints.adapted import AdaptedDirectory
 from vitbackbone.checkpoints.formats import FORMATS, TOWERS
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
+from vitbackbone.checkpoints.open_clip_images import OpenClipDirectory
 from vitbackbone.checkpoints.other_sizes import Size, at_size, resample_tables, trained_grid
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, bind, convert
 from vitbackbone.checkpoints.shapes import Parts, settle
@@ -206,11 +207,11 @@ def _preprocess(config: ViTConfig | TimmConfig, entry: Entry) -> Preprocess:
 
 
 def _fill(
-    found: Entry | Directory | TimmDirectory, name: str, state: State, options: Options, place: str
+    found: Entry | Directory | TimmDirectory | OpenClipDirectory, name: str, state: State, options: Options, place: str
 ) -> tuple[ViT | TimmBackbone, dict[str, Tensor]]:
     """Return the backbone with a checkpoint's weights, and the parameters of its head."""
     timm_written = isinstance(found, TimmDirectory)
-    if isinstance(found, TimmDirectory):
+    if isinstance(found, TimmDirectory | OpenClipDirectory):
         found = found.entry()
     if isinstance(found, Entry) and found.classifier is not None:
         return _fill_by_name(found, name, state, options, place)

@@ -139,7 +139,9 @@ class ViTConfig:
     resampling: Resampling = Resampling()
     rotary: Rotary | None = None
     relative_position: RelativePosition = "none"  # bias on attention: a table (BEiT), or rows plus columns (SAM)
-    window: int = 0  # side of the attention windows in patches; 0 is attention over the whole image
+    # side of the attention windows in patches; 0 is attention over the whole image. CLS and registers wait outside:
+    # a block with windows leaves them as they are (C-RADIO)
+    window: int = 0
     window_edge: WindowEdge = "pad"  # windows over the edge are padded with zeros (SAM), or smaller (Qwen2.5-VL)
     global_blocks: tuple[int, ...] = ()  # 0-based indices of the blocks without windows
     qkv_bias: QkvBias = "qkv"  # which of queries, keys and values have a bias
@@ -214,8 +216,6 @@ class ViTConfig:
                 raise wrong(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.norm_eps <= 0:
             raise wrong(f"norm_eps must be above 0, got {self.norm_eps}")
-        if self.window and self.num_prefix:
-            raise wrong(f"window={self.window} has no place for CLS or registers")
         if any(not 0 <= i < self.depth for i in self.global_blocks) or (self.global_blocks and not self.window):
             raise wrong(
                 f"global_blocks={self.global_blocks} with window={self.window} and depth={self.depth}; want a window "

@@ -171,6 +171,30 @@ class ViT(BackboneModule):
                     outputs[i, norm] = self.norm(taken) if norm and self.norm is not None else taken
         return outputs
 
+    def windowed(self, window: int, num_global: int = 4) -> "ViT":
+        """Return the same network, its parameters shared, with attention in windows in all blocks but a few.
+
+        The last block of each of `num_global` groups, and of all, attends over the whole image. CLS and registers wait
+        outside the windows. C-RADIO is trained for both ways (NVlabs/RADIO, radio/vitdet.py; upstream takes images of
+        whole windows, and here the last ones are padded).
+
+        `window`: side of the windows in patches.
+        Raises `ValueError` if the network has windows or relative positions already, or if no block would have windows.
+        """
+        config, period = self.config, max(self.config.depth // max(num_global, 1), 1)
+        if config.window or config.relative_position != "none":
+            raise ValueError(f"{self.spec.name} has windows or relative positions of its own; want a ViT without")
+        if period < 2:
+            raise ValueError(f"num_global={num_global} of {config.depth} blocks; want at most half of them")
+        last = config.depth - 1
+        everywhere = tuple(i for i in range(config.depth) if i % period == period - 1 or i == last)
+        changed = replace(config, window=window, global_blocks=everywhere)
+        with torch.device("meta"):
+            network = ViT(changed, self.preprocess, self.spec.name)
+        network.load_state_dict(self.state_dict(keep_vars=True), assign=True)
+        network.train(self.training)
+        return network
+
     def _maps(self, images: Images, geometry: Geometry, asked: Asked, mask: Mask | None) -> dict[Wanted, Attention]:
         """Return the attention maps of each requested layer, with B * num_heads * N² numbers each."""
         if not isinstance(images, Tensor):
