@@ -256,6 +256,8 @@ def _add_looking(command: Command) -> None:
         "vitbackbone info vit_base_patch16_224.augreg_in21k --resolution 384",
     )
     p.add_argument("name", metavar="NAME", help=MODEL)
+    text = "vision tower of a directory that describes several: the object in config.json that holds its settings"
+    p.add_argument("--tower", metavar="NAME", help=text)
     _resolution(p)
     p.add_argument("--trace", action="store_true", help="print the tensor after every step of the forward pass")
     add_json(p)
