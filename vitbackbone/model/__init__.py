@@ -3,6 +3,7 @@
 from vitbackbone.model.attention import DecomposedTables, RelativeTable, SelfAttention, WindowAttention
 from vitbackbone.model.clipped import ClippedLinear
 from vitbackbone.model.config import (
+    GATED,
     AsSquare,
     Indivisible,
     MlpKind,
@@ -29,9 +30,10 @@ from vitbackbone.model.text import (
     TextTransformer,
     fill,
 )
-from vitbackbone.model.vit import Tokens, ViT
+from vitbackbone.model.vit import Mask, Tokens, ViT
 
 __all__ = [
+    "GATED",
     "PROMPT",
     "AsSquare",
     "Block",
@@ -45,6 +47,7 @@ __all__ = [
     "Indivisible",
     "LayerScale",
     "Layout",
+    "Mask",
     "Mlp",
     "MlpKind",
     "Padding",
