@@ -3,6 +3,7 @@
 from vitbackbone.model.attention import DecomposedTables, RelativeTable, SelfAttention, WindowAttention
 from vitbackbone.model.clipped import ClippedLinear
 from vitbackbone.model.config import (
+    GATED,
     AsSquare,
     Indivisible,
     MlpKind,
@@ -33,6 +34,7 @@ from vitbackbone.model.text import (
 from vitbackbone.model.vit import Mask, Tokens, ViT
 
 __all__ = [
+    "GATED",
     "PROMPT",
     "AsSquare",
     "Block",
