@@ -1,5 +1,6 @@
 """The backbones of the contract suite, by name, and the images of several test files. No test changes these."""
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -72,9 +73,14 @@ with torch.no_grad():
         limits.copy_(torch.tensor([[-1.0], [1.2], [-1.5], [1.4]]).expand_as(limits))
 
 
+if importlib.util.find_spec("transformers"):  # the environment of `make test-oldest` lacks it
+    from tests.transformers_networks import BACKBONES as HUGGING_FACE
+
+    BACKBONES |= HUGGING_FACE
+
 # One of each kind of position, prefix, pooling and network: the others are slow where a test runs over all.
 QUICK = {"registers", "offset", "rotary halves", "relative bilinear", "windows", "neck", "attention pool"}
-QUICK |= {"pool tokens", "projection", "nano", "swin sized", "hybrid", "fused"}
+QUICK |= {"pool tokens", "projection", "nano", "swin sized", "hybrid", "fused", "hf vit"}
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:

@@ -12,6 +12,8 @@ from vitbackbone.checkpoints.formats import TOWERS
 from vitbackbone.checkpoints.hub import WeightsUnavailable, by_hand, download, download_config, download_if_there
 from vitbackbone.checkpoints.huggingface import PLAIN, read_architecture, read_labels, read_preprocess
 from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.open_clip import CONFIG as OPEN_CLIP
+from vitbackbone.checkpoints.open_clip_images import OpenClipDirectory
 from vitbackbone.checkpoints.rules import ConversionError, State
 from vitbackbone.checkpoints.shapes import settle, settle_swin
 from vitbackbone.checkpoints.shards import FindFile, read_directory
@@ -82,17 +84,20 @@ class Directory:
             raise ValueError(f"{self.config_file}: {str(error).removeprefix(f'{CONFIG} ')}") from error
 
 
-AnyDirectory = Directory | TimmDirectory | AdaptedDirectory
+AnyDirectory = Directory | TimmDirectory | OpenClipDirectory | AdaptedDirectory
 
 
 def open_directory(path: Path, find_file: FindFile | None = None) -> AnyDirectory:
-    """Return a directory in the format of transformers or of timm. `find_file` finds its weights; the default looks
-    into the directory. A model type of transformers without a native configuration runs in the adapter.
+    """Return a directory in the format of transformers, timm or open_clip. `find_file` finds its weights; the default
+    looks into the directory. A model type of transformers without a native configuration runs in the adapter.
 
     Raises `ValueError` if there is no `config.json`, or if it describes no image encoder that is known."""
     config_file = path / CONFIG
     if not os.path.lexists(config_file):
-        wanted = "want a directory of transformers or timm: config.json and safetensors"
+        here = find_file or (lambda name: file if os.path.lexists(file := path / name) else None)
+        if os.path.lexists(file := path / OPEN_CLIP):
+            return OpenClipDirectory(file, here)
+        wanted = "want a directory of transformers, timm or open_clip: config.json and safetensors"
         raise ValueError(f"{path} has no config.json; {wanted}")
     saved = read_json(config_file, dict)
     find_file = find_file or (lambda name: file if os.path.lexists(file := path / name) else None)
@@ -101,8 +106,13 @@ def open_directory(path: Path, find_file: FindFile | None = None) -> AnyDirector
     try:
         return Directory(path, saved, find_file)
     except NoTower as error:
-        if (config := adapted_config(saved)) is None:
-            raise ValueError(f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}") from error
+        text = f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}"
+        try:
+            config = adapted_config(saved)
+        except ImportError as missing:
+            raise ValueError(f"{text}. For others, {missing}") from error
+        if config is None:
+            raise ValueError(text) from error
         return AdaptedDirectory(path, config, find_file, partial(_read_processor, path))
 
 

@@ -177,7 +177,7 @@ def _fits(part: Part, prefix: str, state: State) -> bool:
 def count_blocks(keys: Iterable[str], prefix: str, rules: Rules) -> int:
     """Return the number of blocks under a prefix."""
     filling = [rule for rule in rules if any(target.startswith("blocks.{i}.") for target in rule.targets)]
-    blocks = Templates((source, (0, 0)) for rule in filling for source in rule.sources)
+    blocks = Templates((source, (0, 0)) for rule in filling for source in rule.sources if "{i}" in source)
     inner = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
     return len({block for key in inner for _, block in blocks.match(key)})
 

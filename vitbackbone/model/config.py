@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Position = Literal["learned", "sincos1d", "sincos2d", "computed2d", "axes", "none"]
@@ -168,6 +168,8 @@ class ViTConfig:
     neck_dim: int = 0  # channels of SAM's neck; 0 is no neck
     projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
     projection_bias: bool = False
+    # Whether there is a token for masked patches. It changes no plain feature, so it is no part of the settings' text
+    mask_token: bool = field(default=False, repr=False)
     drop_path: float = 0.0  # rate of the last block in training; the rate rises linearly from 0 in the first
     indivisible: Indivisible = "pad"  # images that the patch size does not divide: pad right and bottom, or refuse
 
