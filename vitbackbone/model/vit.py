@@ -305,6 +305,7 @@ def _spec(c: ViTConfig, name: str) -> BackboneSpec:
         has_cls=c.cls,
         has_norm=c.final_norm,
         image_size=c.image_size,
+        in_chans=c.channels,
         settings=repr(c),
         pooled_dim=c.projection_dim or c.vector_dim,
     )
