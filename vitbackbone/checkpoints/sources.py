@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from vitbackbone.checkpoints.adapted import AdaptedDirectory, adapted_config
+from vitbackbone.checkpoints.faults import Unsupported
 from vitbackbone.checkpoints.hub import WeightsUnavailable, by_hand, download, download_config, download_if_there
 from vitbackbone.checkpoints.huggingface import PLAIN, read_architecture, read_labels, read_preprocess
 from vitbackbone.checkpoints.huggingface.fields import Json
@@ -44,6 +45,19 @@ class Directory:
             self.labels = read_labels(self.saved)
             self.architecture = read_architecture(self.saved)
 
+    def check(self) -> None:
+        """Raise `Unsupported` if no tower of the file has a native network. Wrong values raise when it is read."""
+        missing: list[Unsupported] = []
+        for part in self.parts:
+            try:
+                part.model_type.read(part.settings)
+            except Unsupported as error:
+                missing.append(error)
+            except ValueError:
+                continue
+        if len(missing) == len(self.parts):
+            raise missing[0]
+
     def entry(self, tower: str | None = None) -> Entry:
         """Return the entry of a tower, without the weights. Raises `ValueError` if there are several and `tower` names
         none."""
@@ -75,7 +89,7 @@ class Directory:
         """Name the file in errors about its contents."""
         try:
             yield
-        except (ConversionError, NoTower):
+        except (ConversionError, NoTower, Unsupported):
             raise
         except ValueError as error:
             raise ValueError(f"{self.config_file}: {str(error).removeprefix(f'{CONFIG} ')}") from error
@@ -98,8 +112,10 @@ def open_directory(path: Path, find_file: FindFile | None = None) -> AnyDirector
     if "architecture" in saved and "model_type" not in saved:
         return TimmDirectory(path, saved, find_file)
     try:
-        return Directory(path, saved, find_file)
-    except NoTower as error:
+        found = Directory(path, saved, find_file)
+        found.check()
+        return found
+    except (NoTower, Unsupported) as error:
         text = f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}"
         try:
             config = adapted_config(saved)

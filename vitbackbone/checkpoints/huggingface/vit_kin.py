@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from vitbackbone.checkpoints.faults import Unsupported
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.huggingface.records import Epsilon, Network, Pair, read_settings
 from vitbackbone.checkpoints.huggingface.shared import PLAIN, resampled_always, shared_fields
@@ -46,7 +47,7 @@ def read_dpt(config: Json) -> ViTConfig:
     """Return the configuration of a `dpt` without a `backbone_config`. Raises `ValueError` on a hybrid one."""
     settings = read_settings(config, Dpt)
     if settings.is_hybrid:
-        raise ValueError("config.json has is_hybrid=True: DPT with a ResNet in front of its ViT is not supported")
+        raise Unsupported("config.json has is_hybrid=True: DPT with a ResNet in front of its ViT is not supported")
     fields = shared_fields(settings)
     return ViTConfig(**{**fields, "resampling": resampled_always(BILINEAR, fields["image_size"], fields["patch_size"])})
 
@@ -58,7 +59,7 @@ def read_yolos(config: Json) -> ViTConfig:
     """
     settings = read_settings(config, Yolos)
     if settings.use_mid_position_embeddings:
-        raise ValueError(
+        raise Unsupported(
             "config.json has use_mid_position_embeddings=True: positions behind every block are not supported; want a "
             "YOLOS without them, such as hustvl/yolos-tiny"
         )
