@@ -35,6 +35,7 @@ VITS: dict[str, ViT] = {
     "relative spline": tiny_vit(position="none", relative_position="table", qkv_bias="qv"),
     "relative bilinear": tiny_vit(relative_position="table", resampling=Resampling(relative="bilinear")),
     "windows": tiny_vit(**NO_CLS, relative_position="decomposed", window=3, global_blocks=(1,), final_norm=False),
+    "windows and registers": tiny_vit(window=3, global_blocks=(1,), num_registers=2, final_norm=False),
     "neck": tiny_vit(**{**NO_CLS, "pool": "neck"}, neck_dim=8, final_norm=False),
     "attention pool": tiny_vit(cls=False, pool="map", mlp="gelu_tanh"),
     "rms": tiny_vit(norm="rms", embed_norm=True, qk_norm="full", qkv_bias="none", proj_bias=False, layer_scale=True),

@@ -20,6 +20,7 @@ torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it bri
 # that import one.
 WANTED = {
     "transformers": r"^(import|from) (transformers|tests\.oracles|tests\.text)",
+    "open_clip": r"^import open_clip",
     "torchmetrics": r"\"(segment|detect)\"",
     "peft": r"^import finetune",
 }

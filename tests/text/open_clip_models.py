@@ -56,7 +56,7 @@ class OpenClipCase:
         return model, HFTokenizer(str(folder), context_length=LENGTH, **options)
 
 
-_TIMM = {"image_size": 224, "timm_pool": "map", "timm_proj": "none"}
+TINY = {"image_size": 160, "timm_model_name": "test_vit"}  # timm's own tiny network: 64 wide, 6 deep
 OPEN_CLIP: dict[str, OpenClipCase] = {
     "clip": OpenClipCase(),
     "clip quick": OpenClipCase(options={"quick_gelu": True}),
@@ -73,5 +73,14 @@ OPEN_CLIP: dict[str, OpenClipCase] = {
         tokenizer=siglip_tokenizer,
     ),
     "worldwide": OpenClipCase({"pool_type": "eos", "eos_id": 2}, {"quick_gelu": True}, tokenizer=xlm_tokenizer),
+    "averaged": OpenClipCase(vision={**VIT, "pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True}),
+    "averaged before": OpenClipCase(vision={**VIT, "pool_type": "avg", "image_size": [32, 48]}),
+    "odd sizes": OpenClipCase(vision={**VIT, "ls_init_value": 0.1, "mlp_ratio": 3.0, "norm_kwargs": {"eps": 1e-6}}),
+    "timm": OpenClipCase(vision={**TINY, "timm_pool": "token"}),
+    "timm biased": OpenClipCase(vision={**TINY, "timm_pool": "avg", "timm_proj_bias": True}),
+    "timm by its head": OpenClipCase(vision={**TINY, "timm_pool": "token", "timm_proj": None}),
+    "timm attention": OpenClipCase(
+        {"width": 64}, {"embed_dim": 64, "custom_text": True}, {**TINY, "timm_pool": "map", "timm_proj": "none"}
+    ),
     "stripped": OpenClipCase({"tokenizer_kwargs": {"strip_sep_token": True}}, tokenizer=xlm_tokenizer),
 }

@@ -3,15 +3,14 @@
 import json
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 
-pytest.importorskip("open_clip")
-
-from tests.helpers import relative_error
+from tests.helpers import photo, relative_error
 from tests.text.models import TEXTS
-from tests.text.open_clip_models import OPEN_CLIP
-from vitbackbone import load_text
+from tests.text.open_clip_models import OPEN_CLIP, OpenClipCase
+from vitbackbone import load_backbone, load_text
 
 CLOSE = 1e-5
 ODD = (
@@ -39,12 +38,77 @@ def test_tokens_vectors_and_logits_equal_open_clip(name: str, tmp_path: Path) ->
         assert relative_error(text.logits(images, texts), logits) < CLOSE
 
 
+@pytest.mark.parametrize("name", ["clip", "clip quick", *(name for name in OPEN_CLIP if OPEN_CLIP[name].vision)])
+def test_image_towers_and_logits_equal_open_clip(name: str, tmp_path: Path) -> None:
+    model, tokenizer = OPEN_CLIP[name].save(tmp_path)
+    backbone, text = load_backbone(tmp_path), load_text(tmp_path)
+    sizes = backbone.spec.image_size
+    images = torch.randn(3, 3, *sizes, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        pooled = backbone(images).pooled
+        assert relative_error(pooled, model.encode_image(images)) < CLOSE
+        theirs, _ = model.get_logits(images, tokenizer(list(TEXTS)))
+        assert relative_error(text.logits(pooled, TEXTS), theirs) < CLOSE
+    assert backbone.preprocess.mean == tuple(open_clip.OPENAI_DATASET_MEAN)
+    assert backbone.preprocess.crop_pct == 1.0
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+def test_preprocessing_equals_open_clip(mode: str, tmp_path: Path) -> None:
+    OpenClipCase(preprocess={"resize_mode": mode, "interpolation": "bilinear"}).save(tmp_path)
+    ours = load_backbone(tmp_path).preprocess
+    config = open_clip.transform.PreprocessCfg(size=32, resize_mode=mode, interpolation="bilinear")
+    theirs = open_clip.transform.image_transform_v2(config, is_train=False)
+    picture = photo(70, 51)
+    assert torch.allclose(ours(picture), theirs(picture), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["clip", "custom text"])
+def test_a_trainers_file_is_read(name: str, tmp_path: Path) -> None:
+    model, _ = OPEN_CLIP[name].save(tmp_path)
+    trained = {"epoch": 3, "state_dict": {f"module.{key}": value + 0.01 for key, value in model.state_dict().items()}}
+    torch.save(trained, tmp_path / "epoch_3.pt")
+    model.load_state_dict({key: value + 0.01 for key, value in model.state_dict().items()})
+    text = load_text(tmp_path, tmp_path / "epoch_3.pt")
+    with torch.inference_mode():
+        assert relative_error(text(TEXTS), model.encode_text(text.tokenizer(TEXTS).ids)) < CLOSE
+
+
+def test_the_authors_files_need_a_tokenizer(tmp_path: Path) -> None:
+    name = "ViT-B-32.openai"
+    case = OpenClipCase(
+        {"context_length": 77, "width": 512, "heads": 8, "layers": 12}, {"quick_gelu": True, "embed_dim": 512}
+    )
+    model, _ = case.save(tmp_path)
+    weights = tmp_path / "open_clip_model.safetensors"
+    with pytest.raises(ValueError, match="give tokenizer=PATH"):
+        load_text(name, weights)
+    text = load_text(name, weights, tokenizer=tmp_path / "bpe_simple_vocab_16e6.txt.gz")
+    texts = [*TEXTS, *ODD]
+    ids = open_clip.get_tokenizer("ViT-B-32")(texts)
+    assert torch.equal(text.tokenizer(texts).ids, ids)
+    with torch.inference_mode():
+        assert relative_error(text(texts), model.encode_text(ids)) < CLOSE
+
+
+def test_an_image_tower_without_a_known_projection_is_refused(tmp_path: Path) -> None:
+    OPEN_CLIP["clip"].save(tmp_path)
+    change(tmp_path, "vision_cfg", {"timm_model_name": "test_resnet", "image_size": 160})
+    load_text(tmp_path)
+    with pytest.raises(ValueError, match="timm:test_resnet loads it without one"):
+        load_backbone(tmp_path)
+
+
+def change(folder: Path, key: str, settings: dict[str, object]) -> None:
+    file = folder / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    config["model_cfg"][key] |= settings
+    file.write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize("setting", [{"hf_model_name": "roberta-base"}, {"embed_cls": True}, {"qk_norm": True}])
 def test_other_text_towers_are_refused(setting: dict[str, object], tmp_path: Path) -> None:
     OPEN_CLIP["clip"].save(tmp_path)
-    file = tmp_path / "open_clip_config.json"
-    config = json.loads(file.read_text())
-    config["model_cfg"]["text_cfg"] |= setting
-    file.write_text(json.dumps(config))
+    change(tmp_path, "text_cfg", setting)
     with pytest.raises(ValueError, match=f"text_cfg.{next(iter(setting))}"):
         load_text(tmp_path)

@@ -16,10 +16,6 @@ class ConversionError(ValueError):
     and what the others begin with."""
 
 
-class Unsupported(ValueError):
-    """Settings that are valid, but that this package's own networks lack. The adapter over transformers takes over."""
-
-
 class Faults:
     """The faults of a checkpoint by kind. Only the first lines of each kind are kept."""
 

@@ -14,9 +14,12 @@ class WeightsUnavailable(OSError):
 
 
 def download_config(known: str, revision: str | None) -> Path:
-    """Return the folder with a repository's `config.json` and, if it has one, its image processor's file."""
+    """Return the folder with a repository's `config.json`, or `open_clip_config.json` if it has no other, and with its
+    image processor's file if it has one."""
     repository = known.removeprefix("hf:")
-    config = download(known, repository, "config.json", revision)
+    config = download_if_there(known, repository, "config.json", revision)
+    if config is None:
+        return download(known, repository, "open_clip_config.json", revision).parent
     if download_if_there(known, repository, "preprocessor_config.json", revision) is None:
         download_if_there(known, repository, "processor_config.json", revision)
     return config.parent

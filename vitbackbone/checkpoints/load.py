@@ -14,9 +14,10 @@ from torch import Tensor
 from vitbackbone.checkpoints.adapted import AdaptedDirectory
 from vitbackbone.checkpoints.formats import FORMATS, TOWERS
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
+from vitbackbone.checkpoints.open_clip_images import OpenClipDirectory
 from vitbackbone.checkpoints.other_sizes import Size, at_size, resample_tables, trained_grid
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, bind, convert
-from vitbackbone.checkpoints.shapes import settle
+from vitbackbone.checkpoints.shapes import Parts, settle
 from vitbackbone.checkpoints.shards import read_directory
 from vitbackbone.checkpoints.sources import CONFIG, Directory, describe, find_weights, pin
 from vitbackbone.checkpoints.tensor_files import read_weights
@@ -206,11 +207,11 @@ def _preprocess(config: ViTConfig | TimmConfig, entry: Entry) -> Preprocess:
 
 
 def _fill(
-    found: Entry | Directory | TimmDirectory, name: str, state: State, options: Options, place: str
+    found: Entry | Directory | TimmDirectory | OpenClipDirectory, name: str, state: State, options: Options, place: str
 ) -> tuple[ViT | TimmBackbone, dict[str, Tensor]]:
     """Return the backbone with a checkpoint's weights, and the parameters of its head."""
     timm_written = isinstance(found, TimmDirectory)
-    if isinstance(found, TimmDirectory):
+    if isinstance(found, TimmDirectory | OpenClipDirectory):
         found = found.entry()
     if isinstance(found, Entry) and found.classifier is not None:
         return _fill_by_name(found, name, state, options, place)
@@ -223,11 +224,13 @@ def _fill(
             blocks = count_blocks(taken.tensors, "", taken.rules)
             entry = replace(entry, config=settle(entry.config, taken.rules, taken.tensors, blocks, {}))
     config = options.apply(entry.at_other_sizes(options.positions))
-    _log(place, taken.note)
+    # A directory is a larger model as a rule; a file was given as the network's own
+    _log(place, taken.note, logging.INFO if isinstance(found, Directory) else logging.WARNING)
     if isinstance(config, TimmConfig):
         swin = _build_timm(config, entry, name)
         return _assign(swin, convert(taken.tensors, taken.rules, swin.state_dict()))
     rules = bind(taken.rules, config)
+    config = replace(config, mask_token="mask_token" in Parts(rules, taken.tensors))
     grid = trained_grid(config, rules, taken.tensors)
     size = (grid[0] * config.patch_size, grid[1] * config.patch_size)
     if grid != config.grid and isinstance(found, Directory) and options.image_size is None:
@@ -276,9 +279,9 @@ def _two_sizes(config: ViTConfig | TimmConfig | FusedConfig, size: tuple[int, in
     )
 
 
-def _log(place: str, note: str) -> None:
+def _log(place: str, note: str, level: int = logging.WARNING) -> None:
     if note:
-        LOG.warning("%s: %s", place, note)
+        LOG.log(level, "%s: %s", place, note)
 
 
 def _load_fused(name: str, entry: Entry, weights: Weights | None, options: Options) -> FusedBackbone:

@@ -126,7 +126,7 @@ def read_open_clip_text(file: Path) -> OpenClipText:
         depth=settings.layers,
         num_heads=settings.heads,
         mlp_dim=int(settings.width * settings.mlp_ratio),
-        mlp=_activation(model.quick_gelu, settings),
+        mlp=activation(model.quick_gelu, settings.act_kwargs),
         layer_scale=settings.ls_init_value is not None,
         norm_eps=settings.norm_kwargs.eps if settings.norm_kwargs else NormOptions().eps,
         causal=causal,
@@ -145,8 +145,8 @@ def read_open_clip_text(file: Path) -> OpenClipText:
     )
 
 
-def _activation(quick: bool, settings: TextTowerRecord) -> MlpKind:
+def activation(quick: bool, options: ActivationOptions | None) -> MlpKind:
+    """Return the activation of open_clip's own networks."""
     if quick:
         return "quick_gelu"
-    tanh = settings.act_kwargs is not None and settings.act_kwargs.approximate == "tanh"
-    return "gelu_tanh" if tanh else "gelu"
+    return "gelu_tanh" if options is not None and options.approximate == "tanh" else "gelu"

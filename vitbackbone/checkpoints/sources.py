@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from vitbackbone.checkpoints.adapted import AdaptedDirectory, adapted_config
-from vitbackbone.checkpoints.faults import Unsupported
+from vitbackbone.checkpoints.formats import TOWERS
 from vitbackbone.checkpoints.hub import WeightsUnavailable, by_hand, download, download_config, download_if_there
 from vitbackbone.checkpoints.huggingface import PLAIN, read_architecture, read_labels, read_preprocess
 from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.open_clip import CONFIG as OPEN_CLIP
+from vitbackbone.checkpoints.open_clip_images import OpenClipDirectory
 from vitbackbone.checkpoints.rules import ConversionError, State
 from vitbackbone.checkpoints.shapes import settle, settle_swin
 from vitbackbone.checkpoints.shards import FindFile, read_directory
@@ -45,19 +47,6 @@ class Directory:
             self.labels = read_labels(self.saved)
             self.architecture = read_architecture(self.saved)
 
-    def check(self) -> None:
-        """Raise `Unsupported` if no tower of the file has a native network. Wrong values raise when it is read."""
-        missing: list[Unsupported] = []
-        for part in self.parts:
-            try:
-                part.model_type.read(part.settings)
-            except Unsupported as error:
-                missing.append(error)
-            except ValueError:
-                continue
-        if len(missing) == len(self.parts):
-            raise missing[0]
-
     def entry(self, tower: str | None = None) -> Entry:
         """Return the entry of a tower, without the weights. Raises `ValueError` if there are several and `tower` names
         none."""
@@ -89,33 +78,34 @@ class Directory:
         """Name the file in errors about its contents."""
         try:
             yield
-        except (ConversionError, NoTower, Unsupported):
+        except (ConversionError, NoTower):
             raise
         except ValueError as error:
             raise ValueError(f"{self.config_file}: {str(error).removeprefix(f'{CONFIG} ')}") from error
 
 
-AnyDirectory = Directory | TimmDirectory | AdaptedDirectory
+AnyDirectory = Directory | TimmDirectory | OpenClipDirectory | AdaptedDirectory
 
 
 def open_directory(path: Path, find_file: FindFile | None = None) -> AnyDirectory:
-    """Return a directory in the format of transformers or of timm. `find_file` finds its weights; the default looks
-    into the directory. A model type of transformers without a native configuration runs in the adapter.
+    """Return a directory in the format of transformers, timm or open_clip. `find_file` finds its weights; the default
+    looks into the directory. A model type of transformers without a native configuration runs in the adapter.
 
     Raises `ValueError` if there is no `config.json`, or if it describes no image encoder that is known."""
     config_file = path / CONFIG
     if not os.path.lexists(config_file):
-        wanted = "want a directory of transformers or timm: config.json and safetensors"
+        here = find_file or (lambda name: file if os.path.lexists(file := path / name) else None)
+        if os.path.lexists(file := path / OPEN_CLIP):
+            return OpenClipDirectory(file, here)
+        wanted = "want a directory of transformers, timm or open_clip: config.json and safetensors"
         raise ValueError(f"{path} has no config.json; {wanted}")
     saved = read_json(config_file, dict)
     find_file = find_file or (lambda name: file if os.path.lexists(file := path / name) else None)
     if "architecture" in saved and "model_type" not in saved:
         return TimmDirectory(path, saved, find_file)
     try:
-        found = Directory(path, saved, find_file)
-        found.check()
-        return found
-    except (NoTower, Unsupported) as error:
+        return Directory(path, saved, find_file)
+    except NoTower as error:
         text = f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}"
         try:
             config = adapted_config(saved)
@@ -143,7 +133,8 @@ def pin(name: str) -> tuple[str, str | None]:
 
 def describe(known: str, revision: str | None, offline: bool) -> Entry | AnyDirectory:
     """Return the entry of a name, or its directory. `offline`: read a Hub repository's entry from the zoo."""
-    if known in ZOO and (offline or not known.startswith("hf:")):
+    # timm's config.json of a repository in the zoo may lack what the zoo knows, such as a class of MLP
+    if known in ZOO and (offline or not known.startswith("hf:") or ZOO[known].format not in TOWERS):
         return ZOO[known]
     if known in ADAPTED or known.startswith("timm:"):
         return _read_timm(known.removeprefix("timm:"))
@@ -198,6 +189,9 @@ def find_weights(known: str, revision: str | None, found: Entry | AnyDirectory) 
         return read_weights(NANO_FILE)
     if not isinstance(found, Entry):
         return read_directory(known, found.find_file)
+    if known.startswith("hf:"):
+        repository = known.removeprefix("hf:")
+        return read_directory(known, lambda file: download_if_there(known, repository, file, revision))
     if not found.on_hub:
         raise WeightsUnavailable(by_hand(known, f"these weights are not on the Hub; they are at {found.source}"))
     return read_weights(download(known, found.source, "model.safetensors", revision))

@@ -23,6 +23,7 @@ from vitbackbone.checkpoints.huggingface import (
     read_text,
     text_type,
 )
+from vitbackbone.checkpoints.lazy import Renamed
 from vitbackbone.checkpoints.rules import ConversionError, Rules, State, convert
 from vitbackbone.checkpoints.shards import read_directory
 from vitbackbone.checkpoints.tensor_files import read_weights
@@ -33,6 +34,7 @@ from vitbackbone.checkpoints.tokenizer_files import (
     read_tokenizer,
     read_tokenizer_settings,
 )
+from vitbackbone.checkpoints.trainers import prefer, unwrap
 from vitbackbone.checkpoints.zoo import OPENAI_TEXT, TEXT_REPOSITORIES, ZOO
 from vitbackbone.contract import float32_default
 from vitbackbone.files import did_you_mean, read_json
@@ -53,7 +55,8 @@ def load_text(name: Place, weights: Place | None = None, *, tokenizer: Place | N
 
     `name`: a directory as transformers or open_clip writes it, `"hf:OWNER/REPOSITORY"`, or the name of a CLIP or SigLIP
     of `list_backbones()`. `@REVISION` after a name of the Hub pins a commit or tag.
-    `weights`: a file in the format of that name, or `"random"` for an untrained model.
+    `weights`: a file in the format of that name, or `"random"` for an untrained model. A trainer's file may have the
+    model behind a prefix.
     `tokenizer`: a directory with another tokenizer, or one of its files: `tokenizer.json`, or open_clip's
     `bpe_simple_vocab_16e6.txt.gz`.
 
@@ -73,14 +76,24 @@ def load_text(name: Place, weights: Place | None = None, *, tokenizer: Place | N
             return TextTower(TextTransformer(config), tokens, str(name)).eval()
         state = read_weights(weights) if weights is not None else source.weights()
         try:
-            transformer = _fill(config, layout, {**extra, **_needed(state, TEXT[layout])})
+            transformer = _fill(config, layout, {**extra, **_needed(unwrap(state), TEXT[layout])})
         except ConversionError as error:
             raise ConversionError(f"{source.name}: {error}") from error
         return TextTower(transformer, tokens, str(name)).eval()
 
 
 def _needed(state: State, rules: Rules) -> dict[str, Tensor]:
-    """Return the tensors that are not dropped with a whole part, such as the image tower. No other one is read."""
+    """Return the tensors that are not dropped with a whole part, such as the image tower. No other one is read.
+
+    A trainer's file may have the model behind a prefix; of several copies, the averaged one is taken.
+    """
+    anchors = [source for rule in rules if rule.targets == ("token_embed.weight",) for source in rule.sources]
+    prefixes = {
+        key.removesuffix(anchor) for key in state for anchor in anchors if key == anchor or key.endswith(f".{anchor}")
+    }
+    if prefixes and "" not in prefixes:
+        prefix = min(prefer(sorted(prefixes)), key=len)
+        state = Renamed(state, {key.removeprefix(prefix): key for key in state if key.startswith(prefix)})
     ends = "{rest}"
     parts = tuple(
         source.removesuffix(ends)
@@ -123,7 +136,8 @@ def _source(name: str) -> _Source:
         return _Source(known, lambda file: None, lambda: _by_hand(known))
     hint = did_you_mean(known, [*TEXT_REPOSITORIES, *OPENAI_TEXT]) or "."
     raise ValueError(
-        f"unknown text tower {name!r}{hint} Want a directory, 'hf:OWNER/REPOSITORY', or the name of a CLIP or SigLIP"
+        f"unknown text tower {name!r}{hint or '.'} Want a directory, 'hf:OWNER/REPOSITORY', or the name of a CLIP or "
+        "SigLIP"
     )
 
 

@@ -11,6 +11,7 @@ from vitbackbone.checkpoints.formats.huggingface import CLASSES
 from vitbackbone.checkpoints.formats.huggingface import TOWERS as PLAIN
 from vitbackbone.checkpoints.formats.language import LANGUAGE
 from vitbackbone.checkpoints.formats.naflex import NAFLEX
+from vitbackbone.checkpoints.formats.open_clip import OPEN_CLIP, trunks
 from vitbackbone.checkpoints.formats.pixio import PIXIO
 from vitbackbone.checkpoints.formats.prefix import PREFIX
 from vitbackbone.checkpoints.formats.radio import RADIO
@@ -29,6 +30,8 @@ TOWERS: dict[str, Rules] = {
     **PLAIN,
     **SWIN,
     **LANGUAGE,
+    "open_clip_vit": OPEN_CLIP,
+    **trunks({**TIMM, **PREFIX}),
     "hf_pixio": PIXIO,
     "hf_radio": RADIO,
     "hf_sam3": SAM3,
