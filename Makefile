@@ -16,7 +16,7 @@ PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
 MINUTES ?= 60
 
-.PHONY: demo test test-all faults fuzz test-oldest test-lerobot test-pythons lint format docs bench parity release-check clean
+.PHONY: demo test test-all faults fuzz test-oldest test-lerobot test-pythons lint format docs bench parity coverage release-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitbackbone demo --out demo
@@ -62,6 +62,10 @@ bench: $(VENV)/.bench
 
 parity: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.parity
+
+# Try every architecture of timm and every model type of transformers, and write docs/coverage.md.
+coverage: $(VENV)/.dev
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m benchmarks.coverage
 
 # Run the quick tests on each Python that is on the path or in pyenv. A version that is not found is named and left out.
 test-pythons:

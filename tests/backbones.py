@@ -1,5 +1,6 @@
 """The backbones of the contract suite, by name, and the images of several test files. No test changes these."""
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -34,6 +35,7 @@ VITS: dict[str, ViT] = {
     "relative spline": tiny_vit(position="none", relative_position="table", qkv_bias="qv"),
     "relative bilinear": tiny_vit(relative_position="table", resampling=Resampling(relative="bilinear")),
     "windows": tiny_vit(**NO_CLS, relative_position="decomposed", window=3, global_blocks=(1,), final_norm=False),
+    "windows and registers": tiny_vit(window=3, global_blocks=(1,), num_registers=2, final_norm=False),
     "neck": tiny_vit(**{**NO_CLS, "pool": "neck"}, neck_dim=8, final_norm=False),
     "attention pool": tiny_vit(cls=False, pool="map", mlp="gelu_tanh"),
     "rms": tiny_vit(norm="rms", embed_norm=True, qk_norm="full", qkv_bias="none", proj_bias=False, layer_scale=True),
@@ -71,9 +73,14 @@ with torch.no_grad():
         limits.copy_(torch.tensor([[-1.0], [1.2], [-1.5], [1.4]]).expand_as(limits))
 
 
+if importlib.util.find_spec("transformers"):  # the environment of `make test-oldest` lacks it
+    from tests.transformers_networks import BACKBONES as HUGGING_FACE
+
+    BACKBONES |= HUGGING_FACE
+
 # One of each kind of position, prefix, pooling and network: the others are slow where a test runs over all.
 QUICK = {"registers", "offset", "rotary halves", "relative bilinear", "windows", "neck", "attention pool"}
-QUICK |= {"pool tokens", "projection", "nano", "swin sized", "hybrid", "fused"}
+QUICK |= {"pool tokens", "projection", "nano", "swin sized", "hybrid", "fused", "hf vit"}
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:

@@ -58,6 +58,8 @@ from .networks import FusedPreprocess as FusedPreprocess
 from .networks import Member as Member
 from .networks import TimmBackbone as TimmBackbone
 from .networks import TimmConfig as TimmConfig
+from .networks import TransformersBackbone as TransformersBackbone
+from .networks import TransformersConfig as TransformersConfig
 from .networks import tile as tile
 from .runtime import optimize as optimize
 from .sklearn import ImageFeatures as ImageFeatures

@@ -1,4 +1,4 @@
-"""Try every architecture of timm, and write what each does to docs/coverage.md.
+"""Try every architecture of timm and every model type of transformers, and write what each does to docs/coverage.md.
 
 python -m benchmarks.coverage                        # all, about a quarter of an hour on two cores
 python -m benchmarks.coverage --family "vision_*"    # the architectures of some modules, printed
@@ -7,17 +7,20 @@ python -m benchmarks.coverage --sample 20            # 20 architectures, printed
 
 import argparse
 import fnmatch
+import json
 import os
 import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
 from tqdm import tqdm
 
 from benchmarks.coverage import timm as timm_coverage
+from benchmarks.coverage import transformers as transformers_coverage
 from benchmarks.coverage.rows import Row, reasons, summary, table
 from benchmarks.parity import replace_between, versions
 
@@ -27,10 +30,18 @@ PARTS: dict[str, tuple[Callable[[], list[str]], Callable[[str], Row]]] = {
 }
 
 
-def measure(names: Sequence[str], examine: Callable[[str], Row], jobs: int) -> list[Row]:
-    """Return the row of each name, from several processes."""
+def measure(names: Sequence[str], examine: Callable[[str], Row], jobs: int, keep: Path | None = None) -> list[Row]:
+    """Return the row of each name, from several processes. `keep`: a file that saves them for a later call."""
+    rows = [Row(**json.loads(line)) for line in keep.read_text().splitlines()] if keep and keep.exists() else []
+    done = {row.name: row for row in rows}
+    left = [name for name in names if name not in done]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        return list(tqdm(pool.map(examine, names), total=len(names), unit="architecture"))
+        for row in tqdm(pool.map(examine, left), total=len(left), unit="architecture"):
+            done[row.name] = row
+            if keep:
+                with keep.open("a") as file:
+                    file.write(json.dumps(asdict(row)) + "\n")
+    return [done[name] for name in names]
 
 
 def page(rows: Sequence[Row], minutes: float) -> str:
@@ -47,12 +58,15 @@ def page(rows: Sequence[Row], minutes: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
-    parser.add_argument("--part", choices=[*PARTS], help="one library; default: all")
+    parser.add_argument("--part", choices=[*PARTS, "transformers"], help="one library; default: all")
     parser.add_argument("--family", default="*", metavar="GLOB", help="only families (modules) or names that match")
     parser.add_argument("--sample", type=int, metavar="N", help="only N of them, drawn with a fixed seed")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="save rows there, and go on from those that it has")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes")
     options = parser.parse_args()
-    for part in [options.part] if options.part else PARTS:
+    if options.part in (None, "transformers") and options.family == "*" and not options.sample:
+        transformers_coverage.main([])
+    for part in [part for part in PARTS if options.part in (None, part)]:
         every, examine = PARTS[part]
         chosen = every()
         total = len(chosen)
@@ -61,7 +75,7 @@ def main() -> None:
         if options.sample:
             chosen = random.Random(0).sample(chosen, min(options.sample, len(chosen)))
         start = time.monotonic()
-        rows = measure(chosen, examine, options.jobs)
+        rows = measure(chosen, examine, options.jobs, options.keep)
         minutes = (time.monotonic() - start) / 60
         if len(chosen) == total:
             replace_between(PAGE, part, page(rows, minutes))

@@ -1,6 +1,7 @@
 """What each architecture of timm does here: untrained, on the meta device, which computes shapes alone."""
 
 import warnings
+from typing import Any
 
 import timm
 import torch
@@ -27,29 +28,40 @@ def examine(name: str) -> Row:
     torch.set_num_threads(1)
     try:
         backbone = _load(name)
-        _check(backbone, backbone.spec.image_size)
+        sizes = backbone.sizes
+        native, *others = sizes_to_try(backbone)
+        _check(backbone, native)
     except Exception as error:  # the page says what an architecture raises
         return Row(name, family, "refused", reason=_short(error))
-    spec, sizes = backbone.spec, backbone.sizes
-    known = {"cls": _tokens(spec), "pooled": spec.pooled_dim, "levels": f"{runs(spec.dims)}; {runs(spec.strides)}"}
-    native = " x ".join(map(str, spec.image_size))
+    spec = backbone.spec
+    known: dict[str, Any] = {"cls": _tokens(spec), "pooled": spec.pooled_dim}
+    known["levels"] = f"{runs(spec.dims)}; {runs(spec.strides)}"
+    own = " x ".join(map(str, spec.image_size))
     if sizes is None:
         reason = "its weights depend on the number of patches"
-        return Row(name, family, "native size only", sizes=native, reason=reason, **known)
+        return Row(name, family, "native size only", sizes=own, reason=reason, **known)
     try:
-        for size in others(spec.image_size, backbone.config.rebuild):
+        for size in others:
             _check(backbone, size)
     except Exception as error:
-        return Row(name, family, "native size only", sizes=native, reason=_short(error), **known)
+        return Row(name, family, "native size only", sizes=own, reason=_short(error), **known)
     return Row(name, family, "any size", sizes=_sizes(sizes), **known)
 
 
-def others(native: Size, rebuilt: bool) -> list[Size]:
-    """Return an odd size, and another square and a wide size. A network that is rebuilt has run such sizes already, to
-    find those that it accepts."""
-    side = max(native)
+def sizes_to_try(backbone: TimmBackbone) -> list[Size]:
+    """Return the native size, an odd size, another square and a wide size.
+
+    A network that is built again for each size has run the last two already, to find the sizes that it accepts. One
+    that cannot run on the meta device computes in full, so it runs small images.
+    """
+    height, width = backbone.spec.image_size
+    side = max(height, width)
+    if device_of(backbone).type != "meta" and backbone.sizes is not None and not backbone.config.rebuild:
+        height = width = side = 2 * backbone.sizes.multiple * -(-64 // backbone.sizes.multiple)
     odd = (side // 2 + 13, side // 3 + 7)
-    return [odd] if rebuilt else [odd, (side + 64, side + 64), (side // 2, side + 32)]
+    if backbone.config.rebuild:
+        return [(height, width), odd]
+    return [(height, width), odd, (side + 64, side + 64), (side // 2, side + 32)]
 
 
 def _load(name: str) -> TimmBackbone:

@@ -12,8 +12,9 @@ import logging
 import os
 import resource
 import signal
-import sys
 import tempfile
+import textwrap
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 
 from benchmarks.coverage.tiny_configs import tiny
 
+PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
+NO_ENCODER = "takes pixels alone"  # the end of the reason of a type without an image encoder of its own
 TOLERANCE = 1e-5
 SECONDS, BYTES = 90, 12 << 30  # of CPU time, and of memory
 PIXELS = {"pixel_values", "pixel_values_videos", "flattened_patches", "grid_thw"}
@@ -207,15 +210,62 @@ def _answer(name: str, writing: int) -> None:
     os._exit(0)
 
 
+# ---- the page ------------------------------------------------------------------------------------------------------
+
+MEANINGS: dict[How, str] = {
+    "native": "in this package's own Vision Transformer, or in timm's network of the same design",
+    "adapter": "in the adapter over transformers",
+    "refused": "refused, with the reason below",
+    "different": "loaded, but its output differs: a fault here",
+    "not built": "no small model of the type could be built, so that nothing is known",
+}
+LINE = 116  # characters of a line of the page
+
+
+def page(rows: list[Row], minutes: float, versions: str) -> str:
+    """Return the part of the page about transformers, as Markdown."""
+    loaded = sum(row.how in ("native", "adapter") for row in rows)
+    encoders = sum(not row.reason.endswith(NO_ENCODER) for row in rows)
+    counts = ["| outcome | types | |", "| --- | ---: | --- |"]
+    counts += [f"| {how} | {sum(row.how == how for row in rows)} | {text} |" for how, text in MEANINGS.items()]
+    share = 100 * loaded / max(encoders, 1)
+    told = (
+        f"{len(rows)} model types, tried in {minutes:.0f} minutes with {versions}. {encoders} of them contain an "
+        f"image encoder, and {loaded} load, {share:.1f} %."
+    )
+    reasons = [f"- `{row.model_type}`: {row.how}: {row.reason}" for row in rows if row.reason]
+    lines = ["| model type | outcome | encoder | sizes | error |", "| --- | --- | --- | --- | ---: |"]
+    for row in sorted(rows, key=lambda row: row.model_type):
+        error = "" if row.error is None else f"{row.error:.0e}" if row.error else "0"
+        lines.append(f"| {row.model_type} | {row.how} | {row.encoder} | {row.sizes} | {error} |")
+    parts = [textwrap.fill(told, LINE), "\n".join(counts), "\n".join(reasons), "\n".join(lines)]
+    return "\n\n".join(part for part in parts if part)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run the types that are named, or all, and write their rows as JSON lines."""
+    """Run the types that are named and print their rows, or run all and write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage.transformers", description=__doc__)
     parser.add_argument("types", nargs="*", help="model types; all by default")
-    parser.add_argument("--out", type=Path, help="a file for the rows, one JSON object a line")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="save rows there, and go on from those that it has")
     options = parser.parse_args(arguments)
-    file = options.out.open("a") if options.out else sys.stdout
-    for row in run(options.types or model_types()):
-        print(json.dumps(asdict(row)), file=file, flush=True)
+    kept: Path | None = options.keep
+    start = time.monotonic()
+    lines = kept.read_text().splitlines() if kept and kept.exists() else []
+    done = {row.model_type: row for row in (Row(**json.loads(line)) for line in lines)}
+    names = options.types or model_types()
+    for row in run(name for name in names if name not in done):
+        done[row.model_type] = row
+        line = json.dumps(asdict(row))
+        if options.types:
+            print(line, flush=True)
+        if kept:
+            with kept.open("a") as file:
+                file.write(f"{line}\n")
+    if not options.types:
+        from benchmarks.parity import replace_between, versions  # it imports every oracle
+
+        text = page([done[name] for name in names], (time.monotonic() - start) / 60, versions())
+        replace_between(PAGE, "transformers", text)
 
 
 if __name__ == "__main__":

@@ -281,7 +281,7 @@ def everything(backbone: BackboneModule, batch: list[torch.Tensor]) -> dict[str,
             found |= {f"{key} registers": features.registers, f"{key} cls": features.cls}
         (prefix,) = backbone.forward_prefix(pixels, [-1], norm=spec.has_norm)
         found |= {f"{name} prefix pooled": prefix.pooled, f"{name} prefix cls": prefix.cls}
-    if isinstance(backbone, ViT) or spec.name in ("hybrid", "r26"):
+    if isinstance(backbone, ViT) or spec.name in ("hybrid", "r26", "hf vit"):
         found |= {f"attention {i}": a.weights for i, a in enumerate(backbone.attention(batch[0][None], layers))}
     return {key: value for key, value in found.items() if value is not None and value.numel()}
 
@@ -345,7 +345,7 @@ def test_layers_out_of_range_are_refused(backbone: BackboneModule, layers: list[
 
 def test_attention_is_a_map_over_the_image_or_an_error_that_says_why_not(backbone: BackboneModule) -> None:
     x = images(1, 3, 64, 96)
-    if not isinstance(backbone, ViT) and backbone.spec.name not in ("hybrid", "r26"):
+    if not isinstance(backbone, ViT) and backbone.spec.name not in ("hybrid", "r26", "hf vit"):
         with pytest.raises(ValueError, match="attention"):
             backbone.attention(x, [-1])
         return

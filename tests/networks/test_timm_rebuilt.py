@@ -68,6 +68,11 @@ def timms(backbone: TimmBackbone, size: Size) -> nn.Module:
                 if hasattr(ours, "rel_pos_w"):
                     ours.rel_pos_w = theirs.rel_pos_w
     for module in model.modules():
+        if hasattr(module, "rel_indices"):  # timm computes them for squares alone
+            h, w = model.patch_embed.grid_size
+            down = torch.arange(h).repeat_interleave(w)[None] - torch.arange(h).repeat_interleave(w)[:, None]
+            across = torch.arange(w).repeat(h)[None] - torch.arange(w).repeat(h)[:, None]
+            module.rel_indices = torch.stack([across, down, across**2 + down**2], dim=-1)[None].float()
         if type(module).__module__ == "timm.models.efficientformer" and hasattr(module, "attention_bias_idxs"):
             module.resolution = size[0] // 32, size[1] // 32
             count = math.prod(module.resolution)

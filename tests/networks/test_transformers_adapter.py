@@ -236,7 +236,7 @@ def test_a_config_that_describes_no_image_encoder_is_refused(detector: Path, set
 
 def test_a_missing_transformers_is_named(detector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"pip install 'vitbackbone\[hf\]'"):
+    with pytest.raises(ValueError, match=r"transformers is not installed; pip install 'vitbackbone\[hf\]'"):
         load_backbone(detector)
 
 

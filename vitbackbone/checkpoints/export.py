@@ -151,7 +151,7 @@ def _lasting(config: ViTConfig) -> ViTConfig:
         how = replace(config.resampling, relative=how.relative)
     if config.relative_position == "table":
         how = replace(how, relative=config.resampling.relative)
-    return replace(config, resampling=how, drop_path=0.0, indivisible="pad")
+    return replace(config, resampling=how, drop_path=0.0, indivisible="pad", mask_token=False)
 
 
 def _cutting(preprocess: Preprocess) -> Preprocess:

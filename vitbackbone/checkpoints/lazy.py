@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class LazyState(Mapping[str, Tensor]):
 class Renamed(LazyState):
     """The tensors of a checkpoint under other names: `places` has the old name of each new one."""
 
-    def __init__(self, state: Mapping[str, Tensor], places: Mapping[str, str]) -> None:
+    def __init__(self, state: Mapping[str, Any], places: Mapping[str, str]) -> None:
         super().__init__(places)
         self._state = state
 

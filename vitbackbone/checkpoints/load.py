@@ -17,7 +17,7 @@ from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
 from vitbackbone.checkpoints.open_clip_images import OpenClipDirectory
 from vitbackbone.checkpoints.other_sizes import Size, at_size, resample_tables, trained_grid
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, bind, convert
-from vitbackbone.checkpoints.shapes import settle
+from vitbackbone.checkpoints.shapes import Parts, settle
 from vitbackbone.checkpoints.shards import read_directory
 from vitbackbone.checkpoints.sources import CONFIG, Directory, describe, find_weights, pin
 from vitbackbone.checkpoints.tensor_files import read_weights
@@ -224,11 +224,13 @@ def _fill(
             blocks = count_blocks(taken.tensors, "", taken.rules)
             entry = replace(entry, config=settle(entry.config, taken.rules, taken.tensors, blocks, {}))
     config = options.apply(entry.at_other_sizes(options.positions))
-    _log(place, taken.note)
+    # A directory is a larger model as a rule; a file was given as the network's own
+    _log(place, taken.note, logging.INFO if isinstance(found, Directory) else logging.WARNING)
     if isinstance(config, TimmConfig):
         swin = _build_timm(config, entry, name)
         return _assign(swin, convert(taken.tensors, taken.rules, swin.state_dict()))
     rules = bind(taken.rules, config)
+    config = replace(config, mask_token="mask_token" in Parts(rules, taken.tensors))
     grid = trained_grid(config, rules, taken.tensors)
     size = (grid[0] * config.patch_size, grid[1] * config.patch_size)
     if grid != config.grid and isinstance(found, Directory) and options.image_size is None:
@@ -277,9 +279,9 @@ def _two_sizes(config: ViTConfig | TimmConfig | FusedConfig, size: tuple[int, in
     )
 
 
-def _log(place: str, note: str) -> None:
+def _log(place: str, note: str, level: int = logging.WARNING) -> None:
     if note:
-        LOG.warning("%s: %s", place, note)
+        LOG.log(level, "%s: %s", place, note)
 
 
 def _load_fused(name: str, entry: Entry, weights: Weights | None, options: Options) -> FusedBackbone:

@@ -40,6 +40,7 @@ __all__ = [
     "convert",
     "drop",
     "inside",
+    "mask_token",
     "read_only",
     "rename",
     "revert",
@@ -54,6 +55,9 @@ State = Mapping[str, Any]
 # layer reads: the backbone's own pooling, DeiT's distillation token, or CLS beside the mean of the patches.
 HEADS = ("head.", "head_dist.", "head_concat.")
 OUTSIDE = "../"  # in front of keys that lie beside the tower
+UNWRITTEN = (
+    "mask_token",
+)  # parameters that a format need not have a place for, because no plain feature depends on them
 OPTIONAL = ("head.hidden.",)  # the tanh layer of the pretrained head, which fine-tuning removes
 
 
@@ -79,6 +83,7 @@ class Rule:
     `written`: False for a spelling that is read but that `revert` does not write.
     `blank`: the shape of the zeros that an exported checkpoint holds for a dropped source, because the class that loads
     it has a parameter there. A name in it is a size in `ViTConfig`.
+    `optional`: whether the sources are dropped if the model lacks the targets.
     """
 
     sources: tuple[str, ...]
@@ -86,6 +91,7 @@ class Rule:
     via: Change | Callable[[ViTConfig], Change] | None = None
     written: bool = True
     blank: tuple[int | str, ...] | None = None
+    optional: bool = False
 
 
 Rules = tuple[Rule, ...]
@@ -109,6 +115,12 @@ def drop(source: str) -> Rule:
 def unused(source: str, *shape: int | str) -> Rule:
     """Drop a parameter that no feature depends on, and write zeros of this shape at export."""
     return Rule((source,), (), blank=shape)
+
+
+def mask_token(source: str, *shape: int | str) -> Rule:
+    """Read the token that replaces masked patches, if the model has one. `shape`: in the checkpoint."""
+    back = Change(lambda token: (token.reshape(1, 1, -1),), lambda token: (token.reshape(*shape[:-1], -1),))
+    return Rule((source,), ("mask_token",), via=back, blank=shape, optional=True)
 
 
 def both(source: str, target: str) -> Rules:
@@ -188,7 +200,7 @@ def _match(state: State, table: Sequence[Rule], expected: State, faults: Faults)
         if matches and not tensor.numel():  # transformers saves the registers of a model that has none
             continue
         lacking = {n: _lacking(table[n], block, expected) for (n, _), block in matches}
-        fitting = [(n, part, block) for (n, part), block in matches if lacking[n] is None]
+        fitting = [(n, part, block) for (n, part), block in matches if lacking[n] is None or table[n].optional]
         if len(fitting) > 1:
             fitting = _widest(fitting, table, state)
         if len(fitting) == 1:
@@ -217,7 +229,7 @@ def _apply(group: Group, state: State, expected: State, faults: Faults) -> Itera
         for source in missing:
             faults.add(source.replace("{i}", group.block), "missing", f", though {keys[min(keys)]} is there")
         return
-    if not rule.targets:
+    if not rule.targets or (rule.optional and _lacking(rule, group.block, expected) is not None):
         return
     origin = ", ".join(f"{key} {tuple(state[key].shape)}" for key in keys.values())
     made = _compute(rule, [state[keys[part]] for part in range(len(rule.sources))], list(keys.values()), origin, faults)
@@ -304,7 +316,7 @@ def revert(state: State, rules: Iterable[Rule]) -> dict[str, Tensor]:
                 made = rule.via.back(*given)
             result |= {key.replace("{i}", block): t for key, t in zip(rule.sources, made, strict=True)}
     for name, count in used.items():
-        if count != 1:
+        if count != 1 and not (count == 0 and name in UNWRITTEN):
             faults.add(name, f"the format has {'more than one place' if count else 'no place'} for it")
     faults.raise_any("the model does not fit the format")
     return {key: tensor.contiguous() for key, tensor in result.items()}

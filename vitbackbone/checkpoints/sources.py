@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from vitbackbone.checkpoints.adapted import AdaptedDirectory, adapted_config
+from vitbackbone.checkpoints.formats import TOWERS
 from vitbackbone.checkpoints.hub import WeightsUnavailable, by_hand, download, download_config, download_if_there
 from vitbackbone.checkpoints.huggingface import PLAIN, read_architecture, read_labels, read_preprocess
 from vitbackbone.checkpoints.huggingface.fields import Json
@@ -105,8 +106,13 @@ def open_directory(path: Path, find_file: FindFile | None = None) -> AnyDirector
     try:
         return Directory(path, saved, find_file)
     except NoTower as error:
-        if (config := adapted_config(saved)) is None:
-            raise ValueError(f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}") from error
+        text = f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}"
+        try:
+            config = adapted_config(saved)
+        except ImportError as missing:
+            raise ValueError(f"{text}. For others, {missing}") from error
+        if config is None:
+            raise ValueError(text) from error
         return AdaptedDirectory(path, config, find_file, partial(_read_processor, path))
 
 
@@ -127,7 +133,8 @@ def pin(name: str) -> tuple[str, str | None]:
 
 def describe(known: str, revision: str | None, offline: bool) -> Entry | AnyDirectory:
     """Return the entry of a name, or its directory. `offline`: read a Hub repository's entry from the zoo."""
-    if known in ZOO and (offline or not known.startswith("hf:")):
+    # timm's config.json of a repository in the zoo may lack what the zoo knows, such as a class of MLP
+    if known in ZOO and (offline or not known.startswith("hf:") or ZOO[known].format not in TOWERS):
         return ZOO[known]
     if known in ADAPTED or known.startswith("timm:"):
         return _read_timm(known.removeprefix("timm:"))
@@ -182,6 +189,9 @@ def find_weights(known: str, revision: str | None, found: Entry | AnyDirectory) 
         return read_weights(NANO_FILE)
     if not isinstance(found, Entry):
         return read_directory(known, found.find_file)
+    if known.startswith("hf:"):
+        repository = known.removeprefix("hf:")
+        return read_directory(known, lambda file: download_if_there(known, repository, file, revision))
     if not found.on_hub:
         raise WeightsUnavailable(by_hand(known, f"these weights are not on the Hub; they are at {found.source}"))
     return read_weights(download(known, found.source, "model.safetensors", revision))

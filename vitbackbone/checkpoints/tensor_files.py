@@ -59,7 +59,8 @@ class LazyTensors(LazyState):
     def __init__(self, path: Path) -> None:
         _check_header(path)
         self._file = safe_open(path, framework="pt")  # checks lengths and offsets itself
-        super().__init__({key: key for key in self._file.keys()})  # noqa: SIM118  # no dict
+        names = self._file.keys()
+        super().__init__({name: name for name in names})
 
     def __getitem__(self, key: str) -> Tensor:
         return self._file.get_tensor(self._places[key])

@@ -83,7 +83,7 @@ class TimmDirectory:
         except Exception as error:  # a constructor raises all kinds of errors on arguments that it does not take
             given = SHORT.repr(self.arguments)
             raise ValueError(
-                f"{self.config_file} has model_args={given}, which {self.architecture} refuses: {error}"
+                f"{self.config_file} has model_args={given}, which {self.architecture} does not take: {error}"
             ) from error
 
     def _of_the_zoo(self, given: Entry, model: Any) -> Entry | None:
@@ -131,9 +131,8 @@ class TimmDirectory:
         kept = {key: value for key, value in arguments.items() if value is not None and key != "num_classes"}
         for key, value in kept.items():
             if not _is_plain(value) or (key.startswith("depth") and _largest(value) > MOST_BLOCKS):
-                raise ValueError(
-                    f"{self.config_file} has model_args.{key}={SHORT.repr(value)}; want plain, small values"
-                )
+                given = f"model_args.{SHORT.repr(key)[1:-1]}={SHORT.repr(value)}"
+                raise ValueError(f"{self.config_file} has {given}; want a value that a network can have")
         return {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()}
 
 

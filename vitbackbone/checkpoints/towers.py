@@ -16,7 +16,7 @@ from torch import Tensor
 from vitbackbone.checkpoints.faults import ConversionError
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.huggingface import MODEL_TYPES, ModelType
-from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.records import File, read_settings
 from vitbackbone.checkpoints.rules import HEADS, OUTSIDE, Rules, State, Templates
 from vitbackbone.checkpoints.trainers import AVERAGED, describe_taken, leave_out, merge_chunks, of_part, prefer
@@ -50,13 +50,26 @@ class Part:
 
 
 def find_parts(saved: Json) -> list[Part]:
-    """Return the towers that a `config.json` describes, in its order. Raises `NoTower` if it describes none."""
+    """Return the towers that a `config.json` describes, in its order. Raises `NoTower` if it describes none
+    that has a native configuration."""
     name = read_settings(saved, File).model_type
     parts = list(_parts(saved, "", DEEPEST))
     if not parts:
         text = f"config.json has model_type={SHORT.repr(name)}; want one of {', '.join(MODEL_TYPES)}"
         raise NoTower(text, saved)
+    for part in parts:
+        _check_native(part, saved)
     return parts
+
+
+def _check_native(part: Part, saved: Json) -> None:
+    """Raise `NoTower` if the ViT lacks a setting of the tower. Wrong settings are named once the tower is chosen."""
+    try:
+        part.model_type.read(part.settings)
+    except NotNative as error:
+        raise NoTower(str(error), saved) from error
+    except ValueError:
+        return
 
 
 def _parts(settings: Json, path: str, deep: int) -> Iterator[Part]:
@@ -164,7 +177,7 @@ def _fits(part: Part, prefix: str, state: State) -> bool:
 def count_blocks(keys: Iterable[str], prefix: str, rules: Rules) -> int:
     """Return the number of blocks under a prefix."""
     filling = [rule for rule in rules if any(target.startswith("blocks.{i}.") for target in rule.targets)]
-    blocks = Templates((source, (0, 0)) for rule in filling for source in rule.sources)
+    blocks = Templates((source, (0, 0)) for rule in filling for source in rule.sources if "{i}" in source)
     inner = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
     return len({block for key in inner for _, block in blocks.match(key)})
 

@@ -4,14 +4,17 @@ Axes: `H W` pixels, `S` samples of a pixel.
 """
 
 import numpy as np
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
+from torch import Tensor
 
 from vitbackbone.images.errors import UnsupportedPixels
 
 Samples = NDArray[np.generic]
 
 FLOATS = "a float image has no agreed range; scale it to integers of 8 or 16 bits first"
+GREY = (19595, 38470, 7471)  # weights of red, green and blue, of 65536 (ITU-R 601-2, as in Pillow)
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 
@@ -26,6 +29,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         return _from_lab(image)
     return image.convert("RGB")
+
+
+def grey(rgb: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "1 H W"]:
+    """Convert RGB to grey, equal to Pillow's `convert("L")`. Grey stays as it is."""
+    red, green, blue = rgb.int()
+    total = GREY[0] * red + GREY[1] * green + GREY[2] * blue
+    return (total + 32768 >> 16).to(rgb.dtype)[None]
 
 
 def to_8_bits(values: Samples, bits: int, signed: bool = False) -> NDArray[np.uint8]:

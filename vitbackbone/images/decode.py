@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageFile
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from vitbackbone.images.jxl_header import jxl_size
 from vitbackbone.images.metadata import read_orientation, without_metadata
 from vitbackbone.images.signature import FORMATS as FORMATS
 from vitbackbone.images.signature import image_format
-from vitbackbone.images.tiff import decode_tiff
+from vitbackbone.images.tiff import decode_bands, decode_tiff
 from vitbackbone.images.tiff_directory import count_pages, read_layout
 
 # The module that registers each decoder with Pillow, and the extra that installs it
@@ -104,6 +104,19 @@ class Photo:
             picture = self._decode_tiff() if self._kind == "TIFF" else self._decode(at_least)
         sideways, reverse = ORIENTATIONS[self._orientation]
         return (picture.transpose(1, 2) if sideways else picture).flip(reverse)
+
+    def bands(self, count: int) -> Shaped[Tensor, "C h w"]:
+        """Return the upright picture with `count` channels as they are stored, as bytes or float32. Only TIFF has them.
+
+        Raises `ImageError` if the file has another number, or values that float32 does not hold, and as `decode` does.
+        """
+        if self._kind != "TIFF" or len(self._layout.bits) != count:
+            found = f"{len(self._layout.bits)} bands" if self._kind == "TIFF" else f"the colours of a {self._kind}"
+            raise ImageError(f"the image has {found}; want {count}: a TIFF file, an array (H, W, {count}) or a tensor")
+        with as_image_errors():
+            stored = stored_bands(torch.from_numpy(np.moveaxis(decode_bands(self._data, self._layout), 2, 0).copy()))
+        sideways, reverse = ORIENTATIONS[self._orientation]
+        return (stored.transpose(1, 2) if sideways else stored).flip(reverse)
 
     def frames(self) -> int:
         """Count the pictures of the file. A GIF or a TIFF is searched to its end.
@@ -240,6 +253,20 @@ def _factory(kind: str) -> Callable[[BytesIO, str], ImageFile.ImageFile]:
         raise MissingDecoder(f"this build of Pillow has no decoder for {kind}; install Pillow 11.3 or later from PyPI")
     factory, _ = Image.OPEN[kind]
     return factory
+
+
+def stored_bands(pixels: Shaped[Tensor, "C h w"]) -> Shaped[Tensor, "C h w"]:
+    """Return bands as bytes, or as float32 that holds each value. Raises `ImageError` on any other type."""
+    if pixels.dtype == torch.uint8:
+        return pixels
+    exact = (torch.int8, torch.int16, torch.uint16, torch.float16, torch.float32)
+    if pixels.dtype not in exact:
+        kind = str(pixels.dtype).removeprefix("torch.")
+        raise ImageError(f"the bands are {kind}; want integers of 8 or 16 bits, or floats of 16 or 32")
+    wide = pixels.to(torch.float32)
+    if not torch.isfinite(wide).all():
+        raise ImageError("the bands have values that are no finite numbers; fill the places without data first")
+    return wide
 
 
 def _tensor(rgb: Image.Image) -> UInt8[Tensor, "3 h w"]:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from vitbackbone.images.colours import grey
 from vitbackbone.images.decode import Photo
+from vitbackbone.images.errors import ImageError
 from vitbackbone.images.errors import TooThin as TooThin
 from vitbackbone.images.resize import Interpolation, ResizeLibrary, resized_crop
 from vitbackbone.images.sources import ImageSource, naming, open_image
@@ -18,6 +20,7 @@ from vitbackbone.images.view import Resolution, View, check_area, sides
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
+BYTES = 255.0  # the largest value of a byte
 MOST_CROP = 2.0  # of `crop_pct`: beyond, the photo would fill less than a quarter of the input
 
 CropMode = Literal["center", "squash", "border", "letterbox", "pad", "patches", "area"]
@@ -65,11 +68,11 @@ class ImageTransform(Protocol):
         resolution: Resolution | None = None,
         keep_aspect: bool = False,
         decoding: Decoding = "exact",
-    ) -> UInt8[Tensor, "C H W"]:
+    ) -> Shaped[Tensor, "C H W"]:
         """Return the pixels before they are normalised: a quarter of the bytes to send to another process."""
         ...
 
-    def normalise(self, pixels: UInt8[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]: ...
+    def normalise(self, pixels: Shaped[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]: ...
 
     def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
         """Return the view that `__call__` cuts out of a photo of (H, W) pixels, for `Geometry.through`."""
@@ -97,6 +100,9 @@ class Preprocess:
     it only if that has fewer than `least_pixels` or more than `most_pixels` (Qwen2-VL's `smart_resize`). A resolution
     (H, W) takes the place of `most_pixels`.
 
+    `mean`, `std`, `scale`: one mean and deviation for each channel, of values divided by `scale`. A photo has bytes up
+    to 255. Bands of other ranges, such as reflectances of 16 bits, need their own scale. They are resized in float32.
+
     `crop_pct`: above 1, `"center"` and `"squash"` leave a black border around the photo, as timm does for VOLO.
 
     `resampling`: whose filters resize. `"pillow"` is used by timm and most authors of checkpoints. `"torchvision"` is
@@ -114,13 +120,14 @@ class Preprocess:
     crop_pct: float = 0.875
     crop_mode: CropMode = "center"
     interpolation: Interpolation = "bicubic"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of each channel
+    std: tuple[float, ...] = IMAGENET_STD
     crop_rounding: CropRounding = "even"
     resampling: ResizeLibrary = "pillow"
     multiple: int = 1  # "patches" and "area": what divides both sides of an input, in pixels
     least_pixels: int = 0  # "area": pixels of the smallest input
     most_pixels: int = 0  # "patches" and "area": pixels of the largest input
+    scale: float = BYTES  # the stored value that is 1 before the mean is subtracted
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_pct <= MOST_CROP:
@@ -130,6 +137,12 @@ class Preprocess:
                 f"Preprocess: crop_mode={self.crop_mode!r} crops nothing; want crop_pct=1, got {self.crop_pct}"
             )
         self._check_budget()
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ValueError(
+                f"Preprocess: mean has {len(self.mean)} values and std has {len(self.std)}; want one of each a channel"
+            )
+        if not (self.scale > 0 and math.isfinite(self.scale)):
+            raise ValueError(f"Preprocess: scale must be above 0, got {self.scale}")
         for name, kind in CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 wanted = ", ".join(get_args(kind))
@@ -155,11 +168,12 @@ class Preprocess:
         resolution: Resolution | None = None,
         keep_aspect: bool = False,
         max_pixels: int | None = None,
-    ) -> Float[Tensor, "3 H W"]:
-        """Turn an image into a float32 tensor (3, H, W).
+    ) -> Float[Tensor, "C H W"]:
+        """Turn an image into a float32 tensor (C, H, W), with a channel for each value of `mean`.
 
         `image`: a path, the bytes of a file, a binary file object, a PIL image, a uint8 array (H, W, 3) or (H, W), or a
-        uint8 tensor (3, H, W). All give the same result.
+        uint8 tensor (3, H, W). All give the same result. One channel is the grey of Pillow's `convert("L")`. For any
+        other number, want a TIFF file, an array (H, W, C) or a tensor (C, H, W) with these channels; see `scale`.
         `resolution`: the input size in pixels, a side or (H, W); by default the checkpoint's own.
         `keep_aspect`: keep the whole photo, without a crop or a border. Its shorter side becomes the resolution; with
         (H, W), the photo becomes just large enough to cover that.
@@ -167,7 +181,7 @@ class Preprocess:
 
         Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is no image.
         """
-        return self.normalise(self.pixels(open_image(image, max_pixels), resolution, keep_aspect))
+        return self.normalise(self.pixels(open_image(image, max_pixels, self.channels), resolution, keep_aspect))
 
     def batch(
         self,
@@ -175,7 +189,7 @@ class Preprocess:
         resolution: Resolution | None = None,
         keep_aspect: bool = False,
         max_pixels: int | None = None,
-    ) -> Float[Tensor, "B 3 H W"]:
+    ) -> Float[Tensor, "B C H W"]:
         """Turn several images into one float32 tensor (B, 3, H, W). Arguments as for one image.
 
         Raises `ImageError`, naming the image that cannot be read, and `ValueError` if the results differ in size.
@@ -188,7 +202,7 @@ class Preprocess:
         resolution: Resolution | None = None,
         keep_aspect: bool = False,
         decoding: Decoding = "exact",
-    ) -> UInt8[Tensor, "3 H W"]:
+    ) -> Shaped[Tensor, "C H W"]:
         """Return the pixels (3, H, W) that `__call__` makes of the photo, before they are normalised.
 
         `decoding`: "exact" gives them to the bit. "fast" is within 1 of 255 (seldom 2), which moves features by about
@@ -198,9 +212,22 @@ class Preprocess:
         """
         view = self.view(photo.size, resolution, keep_aspect)
         check_area(view, photo.max_pixels)
-        return self.cut(photo.decode(enough(view) if decoding == "draft" else None), view, decoding == "exact")
+        return self.cut(self._decode(photo, view, decoding), view, decoding == "exact")
 
-    def cut(self, rgb: UInt8[Tensor, "3 h w"], view: View, exact: bool) -> UInt8[Tensor, "3 H W"]:
+    def _decode(self, photo: Photo, view: View, decoding: Decoding) -> Shaped[Tensor, "C h w"]:
+        """Decode the photo's channels. Raises `ImageError` if bands are no bytes and `scale` is that of bytes."""
+        if self.channels in (1, 3):
+            rgb = photo.decode(enough(view) if decoding == "draft" else None)
+            return rgb if self.channels == 3 else grey(rgb)
+        bands = photo.bands(self.channels)
+        if bands.dtype != torch.uint8 and self.scale == BYTES:
+            raise ImageError(
+                "the bands are no bytes, so their range is unknown; set the value that stands for 1, such as "
+                "dataclasses.replace(backbone.preprocess, scale=10000.0) for Sentinel-2's reflectances"
+            )
+        return bands
+
+    def cut(self, rgb: Shaped[Tensor, "C h w"], view: View, exact: bool) -> Shaped[Tensor, "C H W"]:
         """Cut the view out of a decoded photo. A photo that was decoded at a lower scale is resized by less."""
         if view.pad != (0, 0):
             rgb = _expand(rgb, view, self.border)
@@ -210,29 +237,34 @@ class Preprocess:
         picture = resized_crop(rgb, view.resized, (top, left), inside, self.interpolation, exact, self.resampling)
         return picture if inside == view.size else self._filled(picture, view)
 
-    def _filled(self, picture: UInt8[Tensor, "3 h w"], view: View) -> UInt8[Tensor, "3 H W"]:
+    def _filled(self, picture: Shaped[Tensor, "C h w"], view: View) -> Shaped[Tensor, "C H W"]:
         """Place a picture that is smaller than the view. The mean colour in whole levels, or black, fills the rest."""
-        colour = [0] * 3
+        colour = [0.0] * self.channels
         if self.crop_mode in ("border", "pad"):
-            colour = [min(max(round(255 * value), 0), 255) for value in self.mean]
-        filled = torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1).repeat(1, *view.size)
+            colour = [max(round(self.scale * value), 0) for value in self.mean]
+            colour = [min(value, 255) for value in colour] if picture.dtype == torch.uint8 else colour
+        filled = torch.tensor(colour).to(picture.dtype).view(-1, 1, 1).repeat(1, *view.size)
         top, left = (max(-first, 0) for first in view.offset)
         filled[:, top : top + picture.shape[1], left : left + picture.shape[2]] = picture
         return filled
 
-    def normalise(self, pixels: UInt8[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
-        """Scale pixels to [0, 1] and normalise them, in float32, on their device."""
+    def normalise(self, pixels: Shaped[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]:
+        """Divide pixels by `scale` and normalise them, in float32, on their device."""
         mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+            torch.tensor(values, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
             for values in (self.mean, self.std)
         )
-        return (pixels.float() / 255).sub_(mean).div_(std)
+        return (pixels.float() / self.scale).sub_(mean).div_(std)
 
     @property
-    def border(self) -> tuple[int, int, int]:
-        """Colour of a letterbox's border, which is the mean in 0 to 255."""
-        red, green, blue = (int(255 * value) for value in self.mean)
-        return red, green, blue
+    def channels(self) -> int:
+        """The number of channels of the result."""
+        return len(self.mean)
+
+    @property
+    def border(self) -> tuple[int, ...]:
+        """Colour of a letterbox's border, which is the mean in stored values."""
+        return tuple(int(self.scale * value) for value in self.mean)
 
     def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
         """Return the view that `__call__` cuts out of a photo of (H, W) pixels, for `Geometry.through`.
@@ -320,13 +352,13 @@ def prepare_images(
     return made
 
 
-def _expand(rgb: UInt8[Tensor, "3 h w"], view: View, colour: tuple[int, int, int]) -> UInt8[Tensor, "3 H W"]:
+def _expand(rgb: Shaped[Tensor, "C h w"], view: View, colour: tuple[int, ...]) -> Shaped[Tensor, "C H W"]:
     """Put a border around a photo. It is scaled down with a photo that was decoded at a lower scale."""
     vertical, horizontal = (
         round(pad * size / source) for pad, size, source in zip(view.pad, rgb.shape[1:], view.source, strict=True)
     )
     height, width = rgb.shape[1:]
-    padded = torch.tensor(colour, dtype=torch.uint8).expand(height + 2 * vertical, width + 2 * horizontal, 3)
+    padded = torch.tensor(colour).to(rgb.dtype).expand(height + 2 * vertical, width + 2 * horizontal, -1)
     padded = padded.contiguous().permute(2, 0, 1)  # channels last, as the decoders return
     padded[:, vertical : vertical + height, horizontal : horizontal + width] = rgb
     return padded

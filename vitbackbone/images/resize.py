@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,15 +32,17 @@ TORCH = ("bilinear", "bicubic")
 
 
 def resized_crop(
-    rgb: UInt8[Tensor, "3 h w"],
+    rgb: Shaped[Tensor, "C h w"],
     resized: tuple[int, int],
     offset: tuple[int, int],
     size: tuple[int, int],
     interpolation: Interpolation,
     exact: bool,
     resampling: ResizeLibrary = "pillow",
-) -> UInt8[Tensor, "3 H W"]:
+) -> Shaped[Tensor, "C H W"]:
     """Resize `rgb` to `resized`, and return the crop of `size` at `offset` (top, left).
+
+    Bands of other numbers, bytes or float32, are resized one by one, by Pillow's kernels.
 
     `resampling`: whose result to match, to the bit.
     `exact`: if False and both sides shrink, torch's kernels may replace Pillow's, within 1 of 255 (bicubic: seldom 2).
@@ -50,6 +52,8 @@ def resized_crop(
     """
     if resampling == "torchvision":
         return _by_torchvision(rgb, resized, offset, size, interpolation)
+    if rgb.shape[0] != 3 or rgb.dtype != torch.uint8:
+        return torch.cat([_by_pillow(band[None], resized, offset, size, interpolation) for band in rgb])
     height, width = rgb.shape[1:]
     shrinks = resized[0] <= height and resized[1] <= width
     if not exact and interpolation in TORCH and shrinks:
@@ -58,12 +62,12 @@ def resized_crop(
 
 
 def _by_torchvision(
-    rgb: UInt8[Tensor, "3 h w"],
+    rgb: Shaped[Tensor, "C h w"],
     resized: tuple[int, int],
     offset: tuple[int, int],
     size: tuple[int, int],
     interpolation: Interpolation,
-) -> UInt8[Tensor, "3 H W"]:
+) -> Shaped[Tensor, "C H W"]:
     """Resize and crop as the processors of transformers do."""
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as TVF
@@ -111,12 +115,12 @@ def _pillow_chooses_the_order() -> bool:
 
 
 def _by_pillow(
-    rgb: UInt8[Tensor, "3 h w"],
+    rgb: Shaped[Tensor, "C h w"],
     resized: tuple[int, int],
     offset: tuple[int, int],
     size: tuple[int, int],
     interpolation: Interpolation,
-) -> UInt8[Tensor, "3 H W"]:
+) -> Shaped[Tensor, "C H W"]:
     if Image.MAX_IMAGE_PIXELS is not None and math.prod(resized) > Image.MAX_IMAGE_PIXELS:
         return _part_by_pillow(rgb, resized, offset, size, interpolation)
     image = _image(rgb)
@@ -129,12 +133,12 @@ def _by_pillow(
 
 
 def _part_by_pillow(
-    rgb: UInt8[Tensor, "3 h w"],
+    rgb: Shaped[Tensor, "C h w"],
     resized: tuple[int, int],
     offset: tuple[int, int],
     size: tuple[int, int],
     interpolation: Interpolation,
-) -> UInt8[Tensor, "3 H W"]:
+) -> Shaped[Tensor, "C H W"]:
     """Make only the crop, from the pixels that its kernels reach. The crop must lie inside the resized picture.
 
     These pixels are cut out first, because Pillow holds a box in single precision, which shifts crops far out in a long
@@ -159,9 +163,11 @@ def _part_by_pillow(
     return _tensor(image)
 
 
-def _image(rgb: UInt8[Tensor, "3 h w"]) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(rgb.permute(1, 2, 0).numpy()))
+def _image(rgb: Shaped[Tensor, "C h w"]) -> Image.Image:
+    pixels = np.ascontiguousarray(rgb.permute(1, 2, 0).numpy())
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def _tensor(image: Image.Image) -> Shaped[Tensor, "C h w"]:
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)

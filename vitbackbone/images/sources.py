@@ -13,13 +13,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from torch import Tensor
 
 from vitbackbone.images.colours import to_rgb
-from vitbackbone.images.decode import ORIENTATIONS, Photo, as_image_errors, limit_of
+from vitbackbone.images.decode import ORIENTATIONS, Photo, as_image_errors, limit_of, stored_bands
 from vitbackbone.images.errors import DamagedImage, ImageError, TooManyPixels
 from vitbackbone.images.metadata import read_orientation
 
@@ -43,10 +43,11 @@ MAX_FILE_BYTES = 2**30
 STARTS_PROGRAMS = ("EPS", "WMF")  # formats of Pillow that another program or the system renders
 
 
-def open_image(image: ImageSource, max_pixels: int | None = None) -> Photo:
+def open_image(image: ImageSource, max_pixels: int | None = None, channels: int = 3) -> Photo:
     """Open an image source. The photo's size is known; its pixels are decoded on demand.
 
-    `image`, `max_pixels`: as for `load_image`.
+    `image`, `max_pixels`: as for `load_image`. `channels`: other numbers than 1 and 3 also allow an array (H, W, C) or
+    a tensor (C, H, W) of so many bands, bytes or not, for `Photo.bands`.
     Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is no image.
     """
     if isinstance(image, str | PathLike):
@@ -55,6 +56,8 @@ def open_image(image: ImageSource, max_pixels: int | None = None) -> Photo:
         return Photo(bytes(image), max_pixels)
     if isinstance(image, Image.Image):
         return _from_pil(image, max_pixels)
+    if channels not in (1, 3) and isinstance(image, Tensor | np.ndarray):
+        return HeldPhoto(_check_bands(image, channels), max_pixels)
     if isinstance(image, Tensor):
         return HeldPhoto(_check_tensor(image), max_pixels)
     if isinstance(image, np.ndarray):
@@ -85,15 +88,20 @@ def load_image(image: ImageSource, max_pixels: int | None = None) -> Image.Image
 
 
 class HeldPhoto(Photo):
-    """A photo whose pixels are already in memory, upright and in RGB."""
+    """A photo whose pixels are already in memory, upright and in RGB, or in bands."""
 
-    def __init__(self, pixels: UInt8[Tensor, "3 H W"], max_pixels: int | None = None) -> None:
+    def __init__(self, pixels: Shaped[Tensor, "C H W"], max_pixels: int | None = None) -> None:
         self.max_pixels = limit_of(max_pixels)
         self.size = pixels.shape[1], pixels.shape[2]
         self._check_size(*self.size)
         self._pixels = pixels
 
     def decode(self, at_least: tuple[int, int] | None = None) -> UInt8[Tensor, "3 H W"]:
+        return self._pixels
+
+    def bands(self, count: int) -> Shaped[Tensor, "C H W"]:
+        if self._pixels.shape[0] != count:
+            raise ImageError(f"the image has {self._pixels.shape[0]} channels; want {count}")
         return self._pixels
 
     def frames(self) -> int:
@@ -167,6 +175,22 @@ def _check_tensor(tensor: Tensor) -> UInt8[Tensor, "3 H W"]:
         kind = "meta" if pixels.is_meta else str(pixels.layout)
         raise ImageError(f"the tensor is {kind}; want one that holds its pixels densely, as tensor.to_dense() gives")
     return pixels.detach().cpu().expand(3, -1, -1)
+
+
+def _check_bands(pixels: Tensor | NDArray[Any], channels: int) -> Shaped[Tensor, "C H W"]:
+    """Return an array (H, W, C) or a tensor (C, H, W) of bands. Raises `ImageError` on another shape or type."""
+    if isinstance(pixels, np.ndarray):
+        wanted, axis, what = f"(H, W, {channels})", 2, "array"
+    else:
+        wanted, axis, what = f"({channels}, H, W)", 0, "tensor"
+    if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[axis] != channels:
+        raise ImageError(f"the {what}'s shape is {tuple(pixels.shape)}; want {wanted}")
+    if isinstance(pixels, Tensor):
+        return stored_bands(pixels.detach().cpu())
+    if pixels.dtype.kind not in "iuf":
+        raise ImageError(f"the array's dtype is {pixels.dtype}; want integers or floats")
+    native = np.array(np.moveaxis(pixels, 2, 0), dtype=pixels.dtype.newbyteorder("="))
+    return stored_bands(torch.from_numpy(native))
 
 
 def _check_dtype(dtype: str, right: bool, floats: bool, kind: str) -> None:

@@ -52,6 +52,11 @@ def decode_tiff(data: bytes, layout: Layout) -> Image.Image:
     return to_rgb(image)
 
 
+def decode_bands(data: bytes, layout: Layout) -> Samples:
+    """Return all samples (h, w, S) as they are stored. The orientation is not applied. Raises as `decode_tiff`."""
+    return _read_by_tifffile(data, layout)
+
+
 def _open_by_pillow(data: bytes, layout: Layout) -> Image.Image | None:
     """Open the page. Return None if Pillow does not support its pixels, or would decode them wrong.
 

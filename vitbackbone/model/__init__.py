@@ -29,7 +29,7 @@ from vitbackbone.model.text import (
     TextTransformer,
     fill,
 )
-from vitbackbone.model.vit import Tokens, ViT
+from vitbackbone.model.vit import Mask, Tokens, ViT
 
 __all__ = [
     "PROMPT",
@@ -45,6 +45,7 @@ __all__ = [
     "Indivisible",
     "LayerScale",
     "Layout",
+    "Mask",
     "Mlp",
     "MlpKind",
     "Padding",

@@ -300,8 +300,14 @@ class WindowAttention(SelfAttention):
     def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
         """Return the maps of all windows as one map over the image, 0 between different windows.
 
-        Rows of a window with padding sum to less than 1, because the weights of the padding are left out.
+        Rows of a window with padding sum to less than 1, because the weights of the padding are left out. A prefix
+        token keeps its own value.
         """
+        if ahead := Layout((grid,)).num_prefix(x.shape[1]):
+            behind = self.weights(x[:, ahead:], grid)
+            whole = torch.eye(x.shape[1], device=x.device, dtype=behind.dtype).repeat(*behind.shape[:2], 1, 1)
+            whole[:, :, ahead:, ahead:] = behind
+            return whole
         side = self.window
         rows, columns = self._windows(grid)
         scores = self._scores(self._cut(x, grid), (side, side))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Position = Literal["learned", "sincos1d", "sincos2d", "computed2d", "axes", "none"]
@@ -139,7 +139,9 @@ class ViTConfig:
     resampling: Resampling = Resampling()
     rotary: Rotary | None = None
     relative_position: RelativePosition = "none"  # bias on attention: a table (BEiT), or rows plus columns (SAM)
-    window: int = 0  # side of the attention windows in patches; 0 is attention over the whole image
+    # side of the attention windows in patches; 0 is attention over the whole image. CLS and registers wait outside:
+    # a block with windows leaves them as they are (C-RADIO)
+    window: int = 0
     window_edge: WindowEdge = "pad"  # windows over the edge are padded with zeros (SAM), or smaller (Qwen2.5-VL)
     global_blocks: tuple[int, ...] = ()  # 0-based indices of the blocks without windows
     qkv_bias: QkvBias = "qkv"  # which of queries, keys and values have a bias
@@ -166,6 +168,8 @@ class ViTConfig:
     neck_dim: int = 0  # channels of SAM's neck; 0 is no neck
     projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
     projection_bias: bool = False
+    # Whether there is a token for masked patches. It changes no plain feature, so it is no part of the settings' text
+    mask_token: bool = field(default=False, repr=False)
     drop_path: float = 0.0  # rate of the last block in training; the rate rises linearly from 0 in the first
     indivisible: Indivisible = "pad"  # images that the patch size does not divide: pad right and bottom, or refuse
 
@@ -212,8 +216,6 @@ class ViTConfig:
                 raise wrong(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.norm_eps <= 0:
             raise wrong(f"norm_eps must be above 0, got {self.norm_eps}")
-        if self.window and self.num_prefix:
-            raise wrong(f"window={self.window} has no place for CLS or registers")
         if any(not 0 <= i < self.depth for i in self.global_blocks) or (self.global_blocks and not self.window):
             raise wrong(
                 f"global_blocks={self.global_blocks} with window={self.window} and depth={self.depth}; want a window "

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,6 +45,7 @@ from vitbackbone.model.packing import Grid, Layout, packing_order
 from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling, PrefixVector, from_prefix
 
 Tokens = dict[Wanted, Float[Tensor, "B T D"]]  # of each requested layer
+Mask = Bool[Tensor, "B h w"]  # True where a patch is masked
 TokenEngine = Callable[["ViT", Images, Geometry, Asked], Tokens]  # a faster `ViT.tokens`
 
 
@@ -79,6 +80,9 @@ class ViT(BackboneModule):
         self.cls_token = nn.Parameter(torch.randn(1, 1, config.dim) * 0.02) if config.cls else None
         registers = torch.randn(1, config.num_registers, config.dim) * 0.02
         self.reg_token = nn.Parameter(registers) if config.num_registers else None
+        # Nothing depends on it without a mask, and distributed training refuses parameters without a gradient
+        masked = nn.Parameter(torch.zeros(1, 1, config.dim), requires_grad=False)
+        self.mask_token = masked if config.mask_token else None
         self.norm_pre = norm_or_identity(config.pre_norm, config)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
         self.norm = make_norm(config) if config.final_norm else None
@@ -89,27 +93,45 @@ class ViT(BackboneModule):
         self.projection = nn.Linear(config.vector_dim, width, bias=bias) if width else nn.Identity()
         self.apply(_init)
 
-    def forward(self, images: Images, asked: Asked | None = None) -> Any:
-        """See `BackboneModule`."""
+    def forward(self, images: Images, asked: Asked | None = None, mask: Mask | None = None) -> Any:
+        """See `BackboneModule`.
+
+        `mask`: True where a patch is replaced by the mask token, (B, h, w). Positions are added behind it, as in
+        transformers' `bool_masked_pos`. Raises `ValueError` if the weights have no mask token, if the mask does not
+        have one value for each patch, and for a list of images or an optimised backbone.
+        """
         asked = asked or self.last
         check_images(images, self.channels)
         geometry = Geometry.of(images, self.config.patch_size)
+        if mask is not None:
+            self._check_mask(images, geometry, mask)
         with any_size():
             if asked.part == "attention":
-                return asked.answer(self._maps(images, geometry, asked))
+                return asked.answer(self._maps(images, geometry, asked, mask))
             # Other poolings read the patches, so the deepest block must run for all tokens.
             prefix = asked.part == "prefix" and from_prefix(self.config) is not None
-            run = self.tokens if self.engine is None else partial(self.engine, self)
+            run = partial(self.tokens, mask=mask) if self.engine is None else partial(self.engine, self)
             tokens = run(images, geometry, asked if prefix else replace(asked, part="features"))
             unpack = self._unpack_prefix if prefix else self.unpack
             return asked.answer({each: unpack(x, geometry) for each, x in tokens.items()})
 
-    def tokens(self, images: Images, geometry: Geometry, asked: Asked) -> Tokens:
+    def _check_mask(self, images: Images, geometry: Geometry, mask: Mask) -> None:
+        if self.mask_token is None:
+            raise ValueError(f"{self.spec.name} has no mask token; load weights that have one, such as DINOv2's")
+        if self.engine is not None or type(self).tokens is not ViT.tokens:
+            raise ValueError("an optimised backbone takes no mask; use the backbone as it was loaded")
+        if not isinstance(images, Tensor):
+            raise ValueError("a list of images takes no mask; call once per image size, with a batch")
+        want = (images.shape[0], *geometry.grid)
+        if numbers(*want, *mask.shape) and tuple(mask.shape) != want:
+            raise ValueError(f"mask has shape {tuple(mask.shape)}; want {want}, one value for each patch")
+
+    def tokens(self, images: Images, geometry: Geometry, asked: Asked, mask: Mask | None = None) -> Tokens:
         """Return the tokens of each requested layer.
 
         If the requested part is "prefix", they are the prefix tokens alone, and the deepest block runs for them alone.
         """
-        x, _ = self.embed(images, geometry)
+        x, _ = self.embed(images, geometry, mask)
         layout = Layout.of(geometry.grids)
         outputs: Tokens = {}
         for i, block in enumerate(self._first(asked.deepest + 1)):
@@ -121,11 +143,35 @@ class ViT(BackboneModule):
                     outputs[i, norm] = self.norm(taken) if norm and self.norm is not None else taken
         return outputs
 
-    def _maps(self, images: Images, geometry: Geometry, asked: Asked) -> dict[Wanted, Attention]:
+    def windowed(self, window: int, num_global: int = 4) -> "ViT":
+        """Return the same network, its parameters shared, with attention in windows in all blocks but a few.
+
+        The last block of each of `num_global` groups, and of all, attends over the whole image. CLS and registers wait
+        outside the windows. C-RADIO is trained for both ways (NVlabs/RADIO, radio/vitdet.py; upstream takes images of
+        whole windows, and here the last ones are padded).
+
+        `window`: side of the windows in patches.
+        Raises `ValueError` if the network has windows or relative positions already, or if no block would have windows.
+        """
+        config, period = self.config, max(self.config.depth // max(num_global, 1), 1)
+        if config.window or config.relative_position != "none":
+            raise ValueError(f"{self.spec.name} has windows or relative positions of its own; want a ViT without")
+        if period < 2:
+            raise ValueError(f"num_global={num_global} of {config.depth} blocks; want at most half of them")
+        last = config.depth - 1
+        everywhere = tuple(i for i in range(config.depth) if i % period == period - 1 or i == last)
+        changed = replace(config, window=window, global_blocks=everywhere)
+        with torch.device("meta"):
+            network = ViT(changed, self.preprocess, self.spec.name)
+        network.load_state_dict(self.state_dict(keep_vars=True), assign=True)
+        network.train(self.training)
+        return network
+
+    def _maps(self, images: Images, geometry: Geometry, asked: Asked, mask: Mask | None) -> dict[Wanted, Attention]:
         """Return the attention maps of each requested layer, with B * num_heads * N² numbers each."""
         if not isinstance(images, Tensor):
             raise ValueError("attention maps of a list of images do not stack; call once per image")
-        x, _ = self.embed(images, geometry)
+        x, _ = self.embed(images, geometry, mask)
         maps: dict[Wanted, Attention] = {}
         for i, block in enumerate(self._first(asked.deepest + 1)):
             if (i, False) in asked.wanted:
@@ -135,14 +181,16 @@ class ViT(BackboneModule):
                 x = block(x, Layout((geometry.grid,)))
         return maps
 
-    def embed(self, images: Images, geometry: Geometry | None = None) -> tuple[Float[Tensor, "B T D"], Geometry]:
+    def embed(
+        self, images: Images, geometry: Geometry | None = None, mask: Mask | None = None
+    ) -> tuple[Float[Tensor, "B T D"], Geometry]:
         """Return the tokens that enter the first block, and the geometry of the images.
 
         The tokens of an image are CLS, registers, and patches in raster order. Images with equal grids have one row
         each, and images with different grids share one row, in the order of `Layout.of(geometry.grids)`.
         """
         geometry = geometry or Geometry.of(images, self.config.patch_size)
-        rows = [self._embed(batch, grid) for grid, batch in self.batches(images, geometry)]
+        rows = [self._embed(batch, grid, mask) for grid, batch in self.batches(images, geometry)]
         return rows[0] if len(rows) == 1 else torch.cat([row.flatten(0, 1) for row in rows])[None], geometry
 
     def batches(self, images: Images, geometry: Geometry) -> list[tuple[Grid, Float[Tensor, "B C H W"]]]:
@@ -171,9 +219,11 @@ class ViT(BackboneModule):
             torch._check(wide == width)
         return F.pad(images, (0, wide - width, 0, tall - height))
 
-    def _embed(self, images: Float[Tensor, "B C H W"], grid: Grid) -> Float[Tensor, "B N D"]:
+    def _embed(self, images: Float[Tensor, "B C H W"], grid: Grid, mask: Mask | None = None) -> Float[Tensor, "B N D"]:
         images = images.to(self.patch_embed.proj.weight.dtype)
         x = self.embed_norm(self.patch_embed(images).flatten(2).mT)  # B (h w) D
+        if mask is not None and self.mask_token is not None:
+            x = torch.where(mask.flatten(1)[..., None], self.mask_token, x)
         if self.pos_embed is not None:
             x = x + self.pos_embed(grid, x)
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]

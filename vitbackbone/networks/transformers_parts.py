@@ -35,8 +35,7 @@ def require_transformers() -> Any:
         import transformers
     except ImportError as error:
         raise ImportError(
-            "this model type runs in the adapter over transformers, which is not installed; "
-            "pip install 'vitbackbone[hf]'"
+            "the adapter over transformers is used, and transformers is not installed; pip install 'vitbackbone[hf]'"
         ) from error
     return transformers
 

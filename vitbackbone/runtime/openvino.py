@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitbackbone.contract import Asked, Geometry, Images, Precision, Runtime, Wanted, one_value
-from vitbackbone.model import Block, Grid, Layout, Tokens, ViT
+from vitbackbone.model import Block, Grid, Layout, Mask, Tokens, ViT
 from vitbackbone.runtime.int8 import InputScaling, Int8Weights, Seen, reference, rounded, watching
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class OpenVinoBackbone(ViT):
         """Raise `ValueError`, because the graphs keep the weights that they were made with."""
         raise ValueError("OpenVinoBackbone cannot change its weights; load these into a ViT and make a new one")
 
-    def tokens(self, images: Images, geometry: Geometry, asked: Asked) -> Tokens:
+    def tokens(self, images: Images, geometry: Geometry, asked: Asked, mask: Mask | None = None) -> Tokens:
         """See `ViT.tokens`. Images of several grids run grid by grid."""
         self._check_parameters()
         batches = self.batches(images, geometry)

@@ -170,10 +170,20 @@ class GraphBuilder:
 
     def block(self, index: int, block: Block, x: Value, prefix: bool) -> Value:
         """Add a block. With `prefix`, only CLS and registers ask; keys and values are of all tokens."""
+        if block.waits:
+            ahead = self.prefix(x)
+            return ahead if prefix else ops.concat([ahead, self.run(index, block, self.behind(x), prefix=False)], 1)
+        return self.run(index, block, x, prefix)
+
+    def run(self, index: int, block: Block, x: Value, prefix: bool) -> Value:
         mixed = self.norm(block.post1, self.attention(index, block.attn, self.norm(block.norm1, x), prefix))
         x = ops.add(self.prefix(x) if prefix else x, self.scale(block.ls1, mixed))
         hidden = self.norm(block.post2, self.mlp(block.mlp, self.norm(block.norm2, x)))
         return ops.add(x, self.scale(block.ls2, hidden))
+
+    def behind(self, x: Value) -> Value:
+        """Return the patches."""
+        return ops.slice(x, [self.config.num_prefix], [np.iinfo(np.int64).max], [1], [1])
 
     def prefix(self, x: Value) -> Value:
         return ops.slice(x, [0], [self.config.num_prefix], [1], [1])

@@ -1,5 +1,7 @@
 """The layouts of the authors' own files, and of this package's files."""
 
+from dataclasses import replace
+
 from vitbackbone.checkpoints.formats.changes import (
     CONVOLUTION,
     FLATTEN,
@@ -26,7 +28,7 @@ from vitbackbone.checkpoints.formats.timm import (
     QV_BIAS,
     TOKENS,
 )
-from vitbackbone.checkpoints.rules import Rule, Rules, both, drop, inside, read_only, rename, unused
+from vitbackbone.checkpoints.rules import Rule, Rules, both, drop, inside, mask_token, read_only, rename
 
 _PLAIN: Rules = (*EMBED, *BLOCK, *QKV, *MLP, *NORM)
 _GATED: Rules = (*both("blocks.{i}.mlp.w12", "blocks.{i}.mlp.w12"), *both("blocks.{i}.mlp.w3", "blocks.{i}.mlp.w3"))
@@ -111,7 +113,7 @@ BEIT: Rules = (
     *read_only([rename("rel_pos_bias.relative_position_bias_table", "blocks.{i}.attn.rel_pos.table")]),
     drop("blocks.{i}.attn.relative_position_index"),
     drop("rel_pos_bias.relative_position_index"),
-    drop("mask_token"),
+    replace(mask_token("mask_token", 1, 1, "dim"), blank=None),
     drop("lm_head.weight"),
     drop("lm_head.bias"),
 )
@@ -142,7 +144,7 @@ DINOV2: Rules = (
     *LAYER_SCALE,
     *POSITIONS_WITH_CLS,
     rename("register_tokens", "reg_token"),
-    unused("mask_token", 1, "dim"),  # replaces masked patches in pretraining only
+    mask_token("mask_token", 1, "dim"),
 )
 # facebookresearch/dinov2, hub/classifiers.py
 DINOV2_CLASSIFIER: Rules = (*inside("backbone.", DINOV2), *both("linear_head", "head_concat"))
@@ -160,7 +162,7 @@ DINOV3: Rules = (
     ),
     *gated("blocks.{i}.mlp.w1", "blocks.{i}.mlp.w2", "blocks.{i}.mlp.w12"),
     *both("blocks.{i}.mlp.w3", "blocks.{i}.mlp.w3"),
-    unused("mask_token", 1, "dim"),
+    mask_token("mask_token", 1, "dim"),
     drop("rope_embed.periods"),  # `Rotary` computes them
     drop("local_cls_norm.weight"),  # for small crops in pretraining
     drop("local_cls_norm.bias"),

@@ -4,6 +4,8 @@
 somewhere inside. `CLASSES` are written: the keys of one class, from the top of its file.
 """
 
+from dataclasses import replace
+
 from vitbackbone.checkpoints.formats.changes import (
     FLATTEN,
     FOLD_CLS,
@@ -14,7 +16,19 @@ from vitbackbone.checkpoints.formats.changes import (
     gated,
     qkv,
 )
-from vitbackbone.checkpoints.rules import Rule, Rules, beside, both, drop, inside, read_only, rename, together, unused
+from vitbackbone.checkpoints.rules import (
+    Rule,
+    Rules,
+    beside,
+    both,
+    drop,
+    inside,
+    mask_token,
+    read_only,
+    rename,
+    together,
+    unused,
+)
 
 CLASSIFIER = both("classifier", "head")
 TEACHER = together(("cls_classifier", "head"), ("distillation_classifier", "head_dist"))
@@ -40,7 +54,7 @@ BERT: Rules = (
     *qkv(f"{BLOCK}.attention.attention.", ("query", "key", "value"), "blocks.{i}.attn"),
     *both(f"{BLOCK}.attention.output.dense", "blocks.{i}.attn.proj"),
     *both("layernorm", "norm"),
-    drop("embeddings.mask_token"),  # replaces masked patches in pretraining only
+    replace(mask_token("embeddings.mask_token", 1, 1, "dim"), blank=None),
     drop("pooler.dense.weight"),  # a tanh layer on CLS that transformers adds; untrained in most checkpoints
     drop("pooler.dense.bias"),
 )
@@ -66,7 +80,7 @@ DEIT: Rules = (
     ),
 )
 DINOV2: Rules = (
-    *_having((unused("embeddings.mask_token", 1, "dim"),), BERT),
+    *_having((mask_token("embeddings.mask_token", 1, "dim"),), BERT),
     *_WITH_CLS,
     *layers(BLOCK, {name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}),
     *layers(BLOCK, {"mlp.weights_in": "mlp.w12", "mlp.weights_out": "mlp.w3"}),
@@ -96,7 +110,7 @@ DINOV3: Rules = (
     *both("embeddings.patch_embeddings", "patch_embed.proj"),
     rename("embeddings.cls_token", "cls_token"),
     _REGISTERS,
-    unused("embeddings.mask_token", 1, 1, "dim"),
+    mask_token("embeddings.mask_token", 1, 1, "dim"),
     *qkv("layer.{i}.attention.", ("q_proj", "k_proj", "v_proj"), "blocks.{i}.attn"),
     *layers("layer.{i}", {"attention.o_proj": "attn.proj", "norm1": "norm1", "norm2": "norm2"}),
     rename("layer.{i}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma"),

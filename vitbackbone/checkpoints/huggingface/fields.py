@@ -6,6 +6,10 @@ from typing import Any
 Json = Mapping[str, Any]
 
 
+class NotNative(ValueError):
+    """A setting that transformers has for a model type, and this package's ViT has not."""
+
+
 def get(config: Json, key: str, default: Any) -> Any:
     """Return a setting, or its default if it is missing or null, as in older files."""
     value = config.get(key)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.records import Epsilon, Network, Ratio, Side, Tokens, Width, read_settings
 from vitbackbone.checkpoints.huggingface.shared import shared_fields
 from vitbackbone.images import Preprocess
@@ -39,7 +39,7 @@ def read_radio(config: Json) -> ViTConfig:
             f"{settings.num_cls_tokens}; want indices of CLS tokens"
         )
     if settings.use_swiglu_ffn:
-        raise ValueError("config.json has use_swiglu_ffn=True; no C-RADIO has it, and only False is supported")
+        raise NotNative("config.json has use_swiglu_ffn=True; no C-RADIO has it, and only False is supported")
     side = settings.max_img_size // settings.patch_size[0]
     return ViTConfig(
         **{

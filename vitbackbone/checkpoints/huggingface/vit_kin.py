@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.records import Epsilon, Network, Pair, read_settings
 from vitbackbone.checkpoints.huggingface.shared import PLAIN, resampled_always, shared_fields
 from vitbackbone.images import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -43,10 +43,10 @@ def read_msn(config: Json) -> ViTConfig:
 
 
 def read_dpt(config: Json) -> ViTConfig:
-    """Return the configuration of a `dpt` without a `backbone_config`. Raises `ValueError` on a hybrid one."""
+    """Return the configuration of a `dpt` without a `backbone_config`. Raises `NotNative` on a hybrid one."""
     settings = read_settings(config, Dpt)
     if settings.is_hybrid:
-        raise ValueError("config.json has is_hybrid=True: DPT with a ResNet in front of its ViT is not supported")
+        raise NotNative("config.json has is_hybrid=True: DPT with a ResNet in front of its ViT is not supported")
     fields = shared_fields(settings)
     return ViTConfig(**{**fields, "resampling": resampled_always(BILINEAR, fields["image_size"], fields["patch_size"])})
 
@@ -54,11 +54,11 @@ def read_dpt(config: Json) -> ViTConfig:
 def read_yolos(config: Json) -> ViTConfig:
     """Return the configuration of a `yolos`, whose detection tokens are registers.
 
-    Raises `ValueError` on positions that are added again behind every block.
+    Raises `NotNative` on positions that are added again behind every block.
     """
     settings = read_settings(config, Yolos)
     if settings.use_mid_position_embeddings:
-        raise ValueError(
+        raise NotNative(
             "config.json has use_mid_position_embeddings=True: positions behind every block are not supported; want a "
             "YOLOS without them, such as hustvl/yolos-tiny"
         )

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.records import Epsilon, Pair, Ratio, Square, read_settings
 from vitbackbone.checkpoints.huggingface.shared import PLAIN, shared_fields
 from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -28,10 +28,10 @@ class VitDet(Square):
 
 
 def read_vitdet(config: Json) -> ViTConfig:
-    """Return the configuration of a `vitdet`. Raises `ValueError` on convolutions behind blocks."""
+    """Return the configuration of a `vitdet`. Raises `NotNative` on convolutions behind blocks."""
     settings = read_settings(config, VitDet)
     if settings.residual_block_indices:
-        raise ValueError(
+        raise NotNative(
             f"config.json has residual_block_indices={list(settings.residual_block_indices)}: convolutions behind "
             "blocks are not supported; want none"
         )

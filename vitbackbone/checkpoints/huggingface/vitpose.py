@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.records import Network, Pair, Ratio, read_settings
 from vitbackbone.checkpoints.huggingface.shared import PLAIN, shared_fields
 from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -24,10 +24,10 @@ class VitPose(Network):
 
 
 def read_vitpose(config: Json) -> ViTConfig:
-    """Return the configuration of a `vitpose_backbone`. Raises `ValueError` on several experts."""
+    """Return the configuration of a `vitpose_backbone`. Raises `NotNative` on several experts."""
     settings = read_settings(config, VitPose)
     if settings.num_experts > 1:
-        raise ValueError(
+        raise NotNative(
             f"config.json has num_experts={settings.num_experts}: ViTPose+ has an MLP for each data set, which is not "
             "supported; want num_experts=1"
         )

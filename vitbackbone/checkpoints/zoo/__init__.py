@@ -7,6 +7,7 @@ from vitbackbone.checkpoints.zoo.adapted import ADAPTED
 from vitbackbone.checkpoints.zoo.authors import AUTHORS
 from vitbackbone.checkpoints.zoo.entry import Entry, Positions, evaluation
 from vitbackbone.checkpoints.zoo.eva import EVA
+from vitbackbone.checkpoints.zoo.franca import FRANCA
 from vitbackbone.checkpoints.zoo.huggingface import HUGGING_FACE
 from vitbackbone.checkpoints.zoo.naflex import NAFLEX
 from vitbackbone.checkpoints.zoo.pathology import PATHOLOGY
@@ -59,6 +60,7 @@ ZOO: dict[str, Entry] = {
     **NAFLEX,
     **PATHOLOGY,
     **AUTHORS,
+    **FRANCA,
     **HUGGING_FACE,
     "openvla": OPENVLA,
 }
