@@ -346,8 +346,11 @@ def list_backbones(pattern: str = "*") -> list[str]:
     return fnmatch.filter([*ZOO, *ADAPTED], pattern)
 
 
-def find_entry(name: str | PathLike[str]) -> Entry:
-    """Return the entry of a backbone, without its weights: from the zoo, or from a Hugging Face directory. A name of
-    `list_backbones()` needs no network. Raises the errors of `load_backbone`."""
+def find_entry(name: str | PathLike[str], tower: str | None = None) -> Entry:
+    """Return the entry of a backbone, without its weights: from the zoo, or from a directory of transformers or timm. A
+    name of `list_backbones()` needs no network. Raises the errors of `load_backbone`.
+
+    `tower`: the object in `config.json` that holds the settings of a tower, if there are several.
+    """
     found = describe(*pin(str(name)), offline=True)
-    return found if isinstance(found, Entry) else found.entry()
+    return found if isinstance(found, Entry) else found.entry(tower)
