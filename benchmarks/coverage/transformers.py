@@ -161,6 +161,18 @@ def compare(model: Any, backbone: Any, model_type: str) -> tuple[str, float | No
     return best
 
 
+def _outputs(result: Any) -> list[Tensor]:
+    """Return an encoder's own output, and its last map if it is a list."""
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, list | tuple):
+        return [each for each in result if isinstance(each, Tensor)][-1:]
+    own = getattr(result, "last_hidden_state", None)
+    own = getattr(result, "feature_maps", None) if own is None else own
+    own = own[-1] if isinstance(own, list | tuple) else own
+    return [own] if isinstance(own, Tensor) else [each for each in result.to_tuple() if isinstance(each, Tensor)][:1]
+
+
 def _last_block(encoder: Any, arguments: dict[str, Any]) -> list[Tensor]:
     """Return the output of an encoder's last block, if it hands that out."""
     try:
