@@ -52,7 +52,7 @@ INDICES = r".*(indexes|indices|_layers?|layer_ids|layer_idx|layers_block_type)"
 
 
 # What the names do not tell: settings that must agree with each other, or that have no default.
-SLIM = {"width_coefficient": 0.5, "depth_coefficient": 0.5}
+SLIM = {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "align": {"vision_config": SLIM},
     "align_vision_model": SLIM,

@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import tempfile
@@ -68,11 +69,14 @@ def _mentions_pixels(model_type: str) -> bool:
 def classes(model_type: str) -> list[Any]:
     """Return the classes of a model type whose arguments have pixels, the base model first."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     config = CONFIG_MAPPING[model_type]
+    base = MODEL_MAPPING_NAMES.get(model_type)
     package = importlib.import_module(config.__module__.replace(".configuration_", ".modeling_"))
     found = [each for each in vars(package).values() if getattr(each, "config_class", None) is config]
-    return [each for each in found if set(inspect.signature(each.forward).parameters) & PIXELS]
+    found = [each for each in found if set(inspect.signature(each.forward).parameters) & PIXELS]
+    return sorted(found, key=lambda each: each.__name__ != base and each.__name__ not in (base or ()))
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -102,12 +106,10 @@ def outcome(model_type: str) -> Row:
         model = tiny_model(model_type)
     except Exception as error:
         return Row(model_type, "not built", reason=_line(error))
-    from vitbackbone import load_backbone
-
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         try:
-            backbone = load_backbone(folder)
+            backbone = _load(folder)
         except (ValueError, ImportError) as error:
             return Row(model_type, "refused", reason=_line(error).replace(f"{folder}/", ""))
     how: How = "adapter" if type(backbone).__name__ == "TransformersBackbone" else "native"
@@ -118,28 +120,45 @@ def outcome(model_type: str) -> Row:
     return Row(model_type, how, encoder, error, sizes)
 
 
+def _load(folder: str) -> Any:
+    """Load a directory, and the first image encoder that the error names if there are several."""
+    from vitbackbone import load_backbone
+
+    try:
+        return load_backbone(folder)
+    except ValueError as error:
+        named = re.findall("'([^']+)'", str(error).partition("by tower=")[2])
+        if not named:
+            raise
+        return load_backbone(folder, tower=named[0])
+
+
 def compare(model: Any, backbone: Any, model_type: str) -> tuple[str, float | None]:
     """Return the class of a model's image encoder, and the error of the backbone's output against its output."""
     from vitbackbone.networks.transformers_input import feed_of
     from vitbackbone.networks.transformers_parts import config_of, find_towers
 
-    path = getattr(backbone.config, "tower", None)
-    path = find_towers(model)[0] if path is None else path
-    encoder = model.get_submodule(path)
-    size = backbone.spec.image_size
-    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    if hasattr(backbone, "encoder"):
-        arguments = backbone.encoder.feed(images)
-    else:
-        arguments = feed_of(encoder, config_of(model, path), model_type, size)(images)
+    own = getattr(backbone.config, "tower", None)
+    paths = find_towers(model) if own is None else [own]
+    images = torch.randn(2, 3, *backbone.spec.image_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        wanted = _outputs(encoder(**arguments))
-        if not hasattr(backbone, "encoder"):  # its map is that of the last block, before any merger
-            wanted += _last_block(encoder, arguments)
         layers = backbone.forward_layers(images, [backbone.spec.depth - 1], norm=False)
         found = [backbone(images), *layers]
-    errors = [error for ours in found for theirs in wanted if (error := _error(ours, theirs)) is not None]
-    return type(encoder).__name__, min(errors, default=None)
+    best: tuple[str, float | None] = ("", None)
+    for path in paths:
+        encoder = model.get_submodule(path)
+        if hasattr(backbone, "encoder"):
+            arguments = backbone.encoder.feed(images)
+        else:
+            arguments = feed_of(encoder, config_of(model, path), model_type, backbone.spec.image_size)(images)
+        with torch.no_grad():
+            wanted = _outputs(encoder(**arguments))
+            if not hasattr(backbone, "encoder"):  # its map is that of the last block, before any merger
+                wanted += _last_block(encoder, arguments)
+        errors = [error for ours in found for theirs in wanted if (error := _error(ours, theirs)) is not None]
+        if errors and (best[1] is None or min(errors) < best[1]):
+            best = type(encoder).__name__, min(errors)
+    return best
 
 
 def _outputs(result: Any) -> list[Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitbackbone.networks.transformers_layout import Size
 from vitbackbone.networks.transformers_parts import GRID, PIXELS, private, setting
@@ -135,7 +135,7 @@ def feed_of(tower: Any, config: Any, model_type: str, native: Size) -> Feed:
     if not packs:
         return Feed(first, any_size=has_switch, native=native, absent=absent)
     patch, merge = setting(config, "patch_size") or 1, _merge(config)
-    processor = _processor(model_type, config, patch, merge, GRID in names)
+    processor = _processor(model_type, config, patch, merge, _frames(tower, config, patch), GRID in names)
     return Feed(first, extras, processor, patch, patch * merge, any_size=has_switch, native=native)
 
 
@@ -158,7 +158,16 @@ def _merge(config: Any) -> int:
     return merge or (kernel[-1] if isinstance(kernel, list | tuple) else 1)
 
 
-def _processor(model_type: str, config: Any, patch: int, merge: int, gridded: bool) -> Any:
+def _frames(tower: nn.Module, config: Any, patch: int) -> int | None:
+    """Return the frames of a packed patch: of the config, or as many as the kernel of the patch embedding takes."""
+    if (frames := setting(config, "temporal_patch_size")) is not None:
+        return frames
+    layers = (each for each in tower.modules() if isinstance(each, nn.Linear | nn.Conv2d | nn.Conv3d))
+    numbers = next((each.weight[0].numel() for each in layers), 0)
+    return numbers // (3 * patch**2) if numbers and numbers % (3 * patch**2) == 0 else None
+
+
+def _processor(model_type: str, config: Any, patch: int, merge: int, frames: int | None, gridded: bool) -> Any:
     """Return the image processor of a model type, set to the encoder's patches."""
     names: Mapping[str, Any] = private("models.auto.image_processing_auto", "IMAGE_PROCESSOR_MAPPING_NAMES")
     for each in _names_of(model_type, config, gridded):
@@ -167,7 +176,7 @@ def _processor(model_type: str, config: Any, patch: int, merge: int, gridded: bo
         if isinstance(name, str):
             made = private("models.auto.image_processing_auto", "get_image_processor_class_from_name")(name)
             sizes = {"patch_size": patch, "merge_size": merge}
-            if (frames := setting(config, "temporal_patch_size")) is not None:
+            if frames is not None:
                 sizes["temporal_patch_size"] = frames
             options: dict[str, Any] = {key: value for key, value in sizes.items() if hasattr(made, key)}
             return made(**options, **{key: False for key in OFF if hasattr(made, key)})

@@ -7,7 +7,7 @@ this package reads goes through this module, so that a transformers that renamed
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -106,12 +106,12 @@ def model_class(config: Any, architecture: str) -> Any:
     `AutoBackbone`, or the first class of the package with this config that takes pixels.
     Raises `ValueError` if there is none.
     """
-    package = type(config).__module__.rpartition(".")[0]
+    package, modeling = import_module(type(config).__module__.rpartition(".")[0]), _modeling(config)
     for name in (architecture, *_auto_names(config.model_type)):
-        found = getattr(import_module(package), name, None) if name else None
+        found = (getattr(package, name, None) or getattr(modeling, name, None)) if name else None
         if inspect.isclass(found) and issubclass(found, nn.Module):
             return found
-    for found in vars(_modeling(config)).values():
+    for found in vars(modeling).values():
         of_config = inspect.isclass(found) and getattr(found, "config_class", None) is type(config)
         if of_config and set(_arguments(found)) & {*PIXELS, GRID}:
             return found
@@ -170,13 +170,17 @@ def _arguments(module: Any) -> list[str]:
     return [name for name in inspect.signature(module.forward).parameters if name != "self"]
 
 
-def takes_pixels(module: Any) -> bool:
-    """Return whether a module's first argument is images, or packed patches with their grid."""
+def takes_pixels(module: Any, named: bool = True) -> bool:
+    """Return whether a module's first argument is images, or packed patches with their grid.
+
+    `named`: whether the argument has a name for pixels. Otherwise the class says that it takes pixels.
+    """
     names = _arguments(module)
     if not names:
         return False
-    main = getattr(module, "main_input_name", "")
-    return names[0] in PIXELS or (names[0] == "hidden_states" and (GRID in names or main in PIXELS))
+    if not named:
+        return names[0] == "hidden_states" and getattr(module, "main_input_name", "") in PIXELS
+    return names[0] in PIXELS or (names[0] == "hidden_states" and GRID in names)
 
 
 def find_towers(model: Any) -> list[str]:
@@ -189,13 +193,16 @@ def find_towers(model: Any) -> list[str]:
     the one with more parameters. If no model takes pixels, the outermost modules with blocks that do so count.
     """
     pretrained = require_transformers().PreTrainedModel
-    found = {
+    models = {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, pretrained) and takes_pixels(module) and next(module.parameters(), None) is not None
+        if isinstance(module, pretrained) and next(module.parameters(), None) is not None
     }
+    found = {path: module for path, module in models.items() if takes_pixels(module)}
     if not found:
-        return _plain_towers(model)
+        return _plain_towers(model) or _outermost(
+            path for path, module in models.items() if path and takes_pixels(module, named=False)
+        )
     own = {path: module for path, module in found.items() if type(module.config) is not type(model.config)}
     if not own:
         return _of_timm(model) or [path for path in found if not any(_holds(path, other) for other in found)]
@@ -219,19 +226,22 @@ def find_towers(model: Any) -> list[str]:
 
 def _of_timm(model: Any) -> list[str]:
     """Return the outermost modules that are networks of timm."""
-    found: list[str] = []
-    for path, module in model.named_modules():
-        of_timm = type(module).__module__.startswith("timm.models.")
-        if path and of_timm and not any(_holds(outer, path) for outer in found):
-            found.append(path)
-    return found
+    networks = (path for path, module in model.named_modules() if type(module).__module__.startswith("timm.models."))
+    return _outermost(path for path in networks if path)
 
 
 def _plain_towers(model: Any) -> list[str]:
     """Return the outermost modules that take pixels first and have blocks, though they are no models of their own."""
+    return _outermost(
+        path for path, module in model.named_modules() if path and takes_pixels(module) and find_layers(module)
+    )
+
+
+def _outermost(paths: Iterable[str]) -> list[str]:
+    """Return the paths that lie within no other one. They come with the outer ones first."""
     found: list[str] = []
-    for path, module in model.named_modules():
-        if path and takes_pixels(module) and not any(_holds(outer, path) for outer in found) and find_layers(module):
+    for path in paths:
+        if not any(_holds(outer, path) for outer in found):
             found.append(path)
     return found
 
