@@ -75,10 +75,17 @@ def read_tokenizer(find: Find, where: str) -> "Tokenizer":
         except Exception as error:  # the library has no error type of its own
             raise ValueError(f"{file} is not a tokenizer that the library tokenizers reads: {error}") from error
     if (vocabulary := find(VOCABULARY)) and (merges := find(MERGES)):
-        return _built(read_json(vocabulary, dict[str, int], LIMIT), _pairs(merges, read_bytes(merges, LIMIT)), merges)
+        return _built(_read_vocabulary(vocabulary), _pairs(merges, read_bytes(merges, LIMIT)), merges)
     if packed := find(OPEN_CLIP_MERGES):
         return _read_packed(packed)
     raise ValueError(f"{where} has no tokenizer: {_wanted(find)}")
+
+
+def _read_vocabulary(file: Path) -> dict[str, int]:
+    words: dict[str, Any] = read_json(file, dict, LIMIT)
+    if wrong := next((word for word, index in words.items() if type(index) is not int or index < 0), None):
+        raise ValueError(f"{file} has {SHORT.repr(wrong)}: {SHORT.repr(words[wrong])}; want the number of each word")
+    return words
 
 
 def _wanted(find: Find) -> str:

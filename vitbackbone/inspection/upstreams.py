@@ -113,9 +113,9 @@ def _timm_name(name: str) -> str:
     """Return timm's spelling of a name: of a model, a repository or a directory."""
     if Path(name).is_dir():
         return f"local-dir:{name}"
-    return (
-        f"hf-hub:{name.removeprefix('hf:')}" if name.startswith("hf:") else name.removeprefix("timm:").partition("@")[0]
-    )
+    if name.startswith("hf:"):
+        return f"hf-hub:{name.removeprefix('hf:')}"
+    return name.removeprefix("timm:").partition("@")[0]
 
 
 def unpacked(last: Tensor, images: Tensor, pooled: Tensor | None, spec: BackboneSpec) -> Outputs:
