@@ -20,7 +20,9 @@ import transformers
 from tqdm import tqdm
 
 from tests.helpers import relative_error
+from tests.language_towers import LANGUAGE_CASES
 from tests.oracles import CASES, POLICIES, Case, Size, errors, images, timm_at, timm_case
+from tests.small_timm import SMALL_CASES
 from tests.towers import TOWER_CASES
 from vitbackbone import WeightsUnavailable, load_backbone
 
@@ -44,6 +46,18 @@ GROUPS = {  # rows of the README: the first words of the families in each
     "BEiT, BEiT v2, MAE, I-JEPA": ("BEiT", "MAE", "I-JEPA"),
     "DINO, DINOv2, DINOv3, MoCo v3": ("DINO", "MoCo"),
     "CLIP, SigLIP, SigLIP 2, EVA-02": ("CLIP", "SigLIP", "EVA-02"),
+    "Perception Encoder, AIMv2, MLCD, MetaCLIP 2": ("PE", "AIMv2", "MLCD", "MetaCLIP"),
+    "EVA-CLIP, EUPE, LingBot-Vision": ("EVA-CLIP", "EUPE", "LingBot"),
+    "InternViT, Qwen-VL, Pixtral, Gemma 4, Llama 4, Kimi": ("Intern", "Qwen", "Pixtral", "Gemma", "Llama", "MoonViT"),
+    "TIPSv2, C-RADIO, Pixio, Idefics, SmolVLM, DPT, YOLOS": (
+        "TIPS",
+        "C-RADIO",
+        "Pixio",
+        "Idefics",
+        "Smol",
+        "DPT",
+        "YOLO",
+    ),
     "SAM": ("SAM",),
     "Swin, Swin V2": ("Swin",),
     "OpenVLA's DINOv2 + SigLIP": ("OpenVLA",),
@@ -155,7 +169,7 @@ def replace_between(path: Path, mark: str, text: str) -> None:
 def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for number, case in enumerate(tqdm([*CASES, *TOWER_CASES], unit="case")):
+        for number, case in enumerate(tqdm([*CASES, *TOWER_CASES, *SMALL_CASES, *LANGUAGE_CASES], unit="case")):
             place = Path(folder) / str(number)
             place.mkdir()
             rows += measure(case, place)

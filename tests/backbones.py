@@ -15,6 +15,7 @@ from vitbackbone.model.config import Rotary
 NO_CLS = {"cls": False, "pool": "mean"}
 HALVES, NEIGHBOURS = Rotary(100.0, "centred", "halves"), Rotary(1e4, "index", "neighbours", (4, 4))
 PLAIN = Rotary(1e4, "index", "halves")
+CORNERS = Resampling("bilinear", align_corners=True)
 SQUARE, TILED = Resampling("bilinear", fit="square", align_corners=True), Resampling(fit="tile")
 BUCKETS = Resampling(fit="buckets")
 VITS: dict[str, ViT] = {
@@ -39,20 +40,16 @@ VITS: dict[str, ViT] = {
     "neck": tiny_vit(**{**NO_CLS, "pool": "neck"}, neck_dim=8, final_norm=False),
     "attention pool": tiny_vit(cls=False, pool="map", mlp="gelu_tanh"),
     "rms": tiny_vit(norm="rms", embed_norm=True, qk_norm="full", qkv_bias="none", proj_bias=False, layer_scale=True),
-    "qk norm": tiny_vit(position="none", rotary=NEIGHBOURS, qk_norm="head", v_norm=True, mlp="geglu_tanh"),
-    "sandwich": tiny_vit(branch_norm="both", layer_scale=True, head_dim=12, mlp="geglu", mlp_bias=False),
+    "qk norm": tiny_vit(position="none", rotary=NEIGHBOURS, qk_norm="head", v_norm=True, mlp="geglu_tanh", head_dim=12),
     "norms after": tiny_vit(branch_norm="after", attn_norm=True, mlp="swiglu", mlp_norm=True, norm="rms"),
-    "grouped keys": tiny_vit(num_heads=4, num_kv_heads=2, rotary=PLAIN, qk_norm="head", norm="rms"),
-    "cls angles": tiny_vit(position="none", rotary=replace(PLAIN, cls_angles=True, interleaved=True)),
-    "offset rotary": tiny_vit(rotary=replace(PLAIN, offset=1.0, reference=(4, 4)), num_registers=1),
-    "clipped": tiny_vit(clipped=True, qkv_bias="none", mlp="geglu_tanh"),
-    "axes": tiny_vit(**NO_CLS, position="axes", axis_positions=12, rotary=PLAIN),
+    "grouped keys": tiny_vit(num_heads=4, num_kv_heads=2, rotary=PLAIN, qk_norm="head", norm="rms", mlp_bias=False),
+    "cls angles": tiny_vit(position="none", rotary=replace(PLAIN, cls_angles=True, interleaved=True), mlp="geglu"),
+    "offset rotary": tiny_vit(rotary=replace(PLAIN, offset=1.0, reference=(4, 4)), resampling=CORNERS),
+    "axes": tiny_vit(**NO_CLS, position="axes", axis_positions=12, branch_norm="both", layer_scale=True),
     "computed2d": tiny_vit(**NO_CLS, position="computed2d"),
-    "align corners": tiny_vit(resampling=Resampling("bilinear", align_corners=True)),
     "cut windows": tiny_vit(
         **NO_CLS, position="none", rotary=PLAIN, window=3, window_edge="cut", global_blocks=(1,), norm="rms"
     ),
-    "padded patches": tiny_vit(**NO_CLS, patch_padding=2, position_grid=(3, 5), resampling=TILED),
     "query pool": tiny_vit(pool="query", pool_heads=4, pool_prefix=True, num_registers=1, resampling=TILED),
     "pool tokens": tiny_vit(pool="tokens", pool_tokens=(0, 2), num_registers=2, resampling=SQUARE, final_norm=False),
     "cls and mean": tiny_vit(pool="cls_mean", num_registers=1, resampling=BUCKETS, projection_dim=12),
@@ -66,11 +63,6 @@ BACKBONES: dict[str, BackboneModule] = {
     **{name: TIMM[name] for name in ("swin sized", "swinv2 fixed", "hybrid", "r26", "resnet", "convnext")},
     "fused": FusedBackbone(MEMBERS),
 }
-
-
-with torch.no_grad():
-    for limits in (buffer for name, buffer in VITS["clipped"].named_buffers() if name.endswith("limits")):
-        limits.copy_(torch.tensor([[-1.0], [1.2], [-1.5], [1.4]]).expand_as(limits))
 
 
 if importlib.util.find_spec("transformers"):  # the environment of `make test-oldest` lacks it

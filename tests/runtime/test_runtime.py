@@ -202,6 +202,12 @@ def test_below_float32_there_is_no_path_for_what_is_no_vit() -> None:
 int8 = partial(routes.int8, make=eight_bits.reference)
 
 
+def closeness(vit: ViT) -> float:
+    """Return the least cosine in 8 bits. A norm right behind a product makes its rounding errors as large as it makes
+    the product."""
+    return 0.97 if vit.config.branch_norm != "before" or vit.config.v_norm else 0.995
+
+
 @pytest.mark.parametrize("name", VITS)
 @pytest.mark.parametrize(
     "make",
@@ -216,7 +222,7 @@ def test_int8_is_close(name: str, make) -> None:
     fast = routes.int8(vit, MIXED, make=make)
     assert sum(isinstance(module, eight_bits.Int8Linear) for module in fast.modules()) == 4 * vit.config.depth
     with torch.inference_mode():
-        assert 0.995 < compare(fast(batch), vit(batch)).cosine < 1 - 1e-7
+        assert closeness(vit) < compare(fast(batch), vit(batch)).cosine < 1 - 1e-7
     assert weights_sha256(fast) == weights_sha256(vit)
 
 
@@ -226,7 +232,7 @@ def test_int8_is_as_close_with_attention_in_bfloat16(name: str) -> None:
     fast = int8(vit, MIXED, attention=BF16)
     with torch.inference_mode():
         want = vit(batch)
-        assert compare(fast(batch), want).cosine > 0.995
+        assert compare(fast(batch), want).cosine > closeness(vit)
         assert not torch.equal(fast(batch).patches, int8(vit, MIXED)(batch).patches)
 
 

@@ -16,7 +16,7 @@ from vitbackbone.checkpoints import ADAPTED, ZOO, Entry
 from vitbackbone.contract import Features
 from vitbackbone.images import Resolution, sides
 from vitbackbone.inspection.costs import Costs, costs, on_meta, parameters, windowed_blocks
-from vitbackbone.model import ViTConfig
+from vitbackbone.model import GATED, ViTConfig
 from vitbackbone.networks import FusedConfig
 
 Row = tuple[str, str, str]  # a step of the trace: its name, its tensor, a note
@@ -73,7 +73,7 @@ def info(name: str, entry: Entry, resolution: Resolution | None = None) -> str:
     size = preprocess.image_size if resolution is None else sides(resolution)
     h, w = _grid(config, size)
     cost, p = costs(config, size), config.patch_size
-    mlp = f"{'2 x ' * (config.mlp == 'swiglu')}{config.mlp_dim}"
+    mlp = f"{'2 x ' * (config.mlp in GATED)}{config.mlp_dim}"
     facts = [("network", f"{config.depth} blocks, {config.dim} wide, {config.num_heads} heads, MLP {mlp}")]
     if config.window:
         facts.append(("windows", _windows(config)))
@@ -167,7 +167,10 @@ POSITIONS = {
     "learned": "a learned vector",
     "sincos1d": "a fixed 1-D sine-cosine vector",
     "sincos2d": "a fixed 2-D sine-cosine vector",
+    "computed2d": "a 2-D sine-cosine vector, computed for this grid,",
+    "axes": "the sum of a learned vector for the row and one for the column",
 }
+NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
 FITS = {
     "resize": "resampled",
     "square": "resampled to a square and cropped,",
@@ -180,6 +183,8 @@ ACTIVATIONS = {
     "quick_gelu": "x · sigmoid(1.702 x) between",
     "relu": "ReLU between",
     "swiglu": "SiLU of one half times the other",
+    "geglu": "GELU of one half times the other",
+    "geglu_tanh": "GELU of one half, by its tanh approximation, times the other",
 }
 POOLS = {
     "cls": "CLS",
@@ -258,9 +263,11 @@ def _entering(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row
         rows.append(("patches", f"{h} x {w} = {h * w}", f"patches of {p} x {p} x {c} = {c * p * p} values each"))
         how = f"linear projection E of each patch (a convolution with kernel and stride {p})"
     rows.append(("patch embedding", _by((h * w, shapes["patch_embed"][1][0])), how))
+    if config.embed_norm:
+        rows.append((NORMS[config.norm], _by(shapes["embed_norm"][1][-2:]), ""))
     if config.position != "none":
         note = f"{POSITIONS[config.position]} per position"
-        if (h, w) != config.table_grid:
+        if config.position not in ("axes", "computed2d") and (h, w) != config.table_grid:
             note += f", {FITS[config.resampling.fit]} from {_by(config.table_grid)} to {_by((h, w))}"
         rows.append(("+ positions", _by((h * w, config.dim)), note))
     if config.num_prefix:
@@ -268,7 +275,7 @@ def _entering(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row
         note = "in front of the patches" + "; a position of CLS itself is folded into CLS" * folded
         rows.append((f"+ {', '.join(_prefix(config))}", _by(shapes["norm_pre"][0]), note))
     if config.pre_norm:
-        rows.append(("LayerNorm", _by(shapes["norm_pre"][1]), "before the first block"))
+        rows.append((NORMS[config.norm], _by(shapes["norm_pre"][1]), "before the first block"))
     return rows
 
 
@@ -282,7 +289,7 @@ def _block(config: ViTConfig, grid: tuple[int, int], shapes: Shapes) -> list[Row
         down, across = (-(-length // side) for length in grid)
         note = f"{_windows(config)}; {down} x {across} windows"
         if any(length % side for length in grid):
-            note += ", the last ones filled up with zeros"
+            note += ", the last ones " + {"pad": "filled up with zeros", "cut": "smaller"}[config.window_edge]
         windows.append(("  windows", _by((down * across, side**2, d)), note))
         maps.append(f"in windows {_by((down * across, heads, side**2, side**2))}")
     bias = ""
@@ -290,31 +297,50 @@ def _block(config: ViTConfig, grid: tuple[int, int], shapes: Shapes) -> list[Row
         bias = " + bias of relative positions"
         if grid != config.grid and windowed < config.depth:
             bias += f" resampled from {_by(config.grid)} to {_by(grid)}"
-    each = d // heads
+    each, norm = config.head_width, NORMS[config.norm]
     turned = "q and k turned by rotary positions; " if config.rotary else ""
+    turned = _normed(config) + turned
     weights = f"weights softmax(q kᵀ / √{each}{bias}), {', '.join(maps)}"
-    attention = f"{heads} heads of {each}; {turned}{weights}; linear {d} -> {d}"
-    gated = config.mlp == "swiglu"
+    inner = f"{norm}; " * config.attn_norm
+    attention = f"{heads} heads of {each}; {turned}{weights}; {inner}linear {heads * each} -> {d}"
+    gated = config.mlp in GATED
     hidden = shapes["blocks.0.mlp.w3" if gated else "blocks.0.mlp.fc2"][0][-1]
-    mlp = f"{d} -> {'2 x ' * gated}{hidden} -> {d}, {ACTIVATIONS[config.mlp]}{', then LayerNorm' * config.mlp_norm}"
+    mlp = f"{d} -> {'2 x ' * gated}{hidden} -> {d}, {ACTIVATIONS[config.mlp]}{f', then {norm}' * config.mlp_norm}"
     scale, legend = ("γ · ", ", γ learned per channel") if config.layer_scale else ("", "")
+    before, after = config.branch_norm != "after", config.branch_norm != "before"
+    given = f"({norm}(x))" if before else "(x)"
+
+    def branch(name: str) -> str:
+        return f"x + {scale}" + (f"{norm}({name}{given})" if after else f"{name}{given}") + legend
+
+    def normed(name: str) -> list[Row]:
+        return [(f"  {norm}", _by(shapes[name][1]), "")] if before else []
+
     return [
         (_count(config.depth, "block"), _by(shapes["blocks.0"][1]), "each of them:"),
-        ("  LayerNorm", _by(shapes["blocks.0.norm1"][1]), ""),
+        *normed("blocks.0.norm1"),
         *windows,
         ("  self-attention", _by(shapes["blocks.0.attn"][1]), attention),
-        ("  + residual", _by(shapes["blocks.0.norm2"][0]), f"x + {scale}attention(LayerNorm(x)){legend}"),
-        ("  LayerNorm", _by(shapes["blocks.0.norm2"][1]), ""),
+        ("  + residual", _by(shapes["blocks.0.norm2"][0]), branch("attention")),
+        *normed("blocks.0.norm2"),
         ("  MLP", _by(shapes["blocks.0.mlp"][1]), mlp),
-        ("  + residual", _by(shapes["blocks.0"][1]), f"x + {scale}MLP(LayerNorm(x)){legend}"),
+        ("  + residual", _by(shapes["blocks.0"][1]), branch("MLP")),
     ]
+
+
+def _normed(config: ViTConfig) -> str:
+    """Say how queries, keys and values are normalised and shared."""
+    whole = {"none": "", "head": f"{NORMS[config.norm]} on q and k of each head; "}
+    text = whole.get(config.qk_norm, f"{NORMS[config.norm]} on q and k; ")
+    text += "v divided by its root mean square; " * config.v_norm
+    return text + f"{config.kv_heads} heads of k and v; " * (config.kv_heads != config.num_heads)
 
 
 def _leaving(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row]:
     """Return the steps from the last block to the `Features`, and the steps of `pooled`."""
     rows = []
     if config.final_norm:
-        rows.append(("LayerNorm", _by(shapes["norm"][1]), ""))
+        rows.append((NORMS[config.norm], _by(shapes["norm"][1]), ""))
     if features.cls is not None:
         rows.append(("CLS", _by(features.cls.shape[1:]), "features.cls"))
     if config.num_registers:
@@ -325,13 +351,13 @@ def _leaving(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row]
     if config.pool in ("map", "query"):
         read = "all tokens" if config.pool_prefix else "the patches"
         note = f"one learned query attends to {read}, {config.pool_heads or config.num_heads} heads"
-        note += "; then x + MLP(LayerNorm(x))" * (config.pool == "map")
+        note += f"; then x + MLP({NORMS[config.norm]}(x))" * (config.pool == "map")
         rows.append(("  attention", _by(shapes["attn_pool"][1]), note))
     if config.pool == "neck":
         note = "convolutions 1 x 1 and 3 x 3, each with LayerNorm over the channels"
         rows.append(("  neck", _by(shapes["neck"][1]), note))
     if config.fc_norm:
-        rows.append(("  LayerNorm", _by(shapes["fc_norm"][1]), ""))
+        rows.append((f"  {NORMS[config.norm]}", _by(shapes["fc_norm"][1]), ""))
     if config.projection_dim:
         given, made = shapes["projection"]
         rows.append(("  projection", _by(made), f"linear {_by(given)} -> {_by(made)}"))

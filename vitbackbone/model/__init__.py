@@ -3,6 +3,7 @@
 from vitbackbone.model.attention import DecomposedTables, RelativeTable, SelfAttention, WindowAttention
 from vitbackbone.model.clipped import ClippedLinear
 from vitbackbone.model.config import (
+    GATED,
     AsSquare,
     Indivisible,
     MlpKind,
@@ -14,6 +15,7 @@ from vitbackbone.model.config import (
     check_kinds,
     vit_config,
 )
+from vitbackbone.model.kept import Kept
 from vitbackbone.model.layers import Block, ConvStem, GatedMlp, LayerScale, Mlp
 from vitbackbone.model.maps import resize_maps
 from vitbackbone.model.packing import Grid, Layout
@@ -32,6 +34,7 @@ from vitbackbone.model.text import (
 from vitbackbone.model.vit import Mask, Tokens, ViT
 
 __all__ = [
+    "GATED",
     "PROMPT",
     "AsSquare",
     "Block",
@@ -43,6 +46,7 @@ __all__ = [
     "GatedMlp",
     "Grid",
     "Indivisible",
+    "Kept",
     "LayerScale",
     "Layout",
     "Mask",

@@ -30,6 +30,35 @@ class InternVl(Network):
     use_mean_pooling: bool = True
 
 
+class InternVit(Network):
+    """InternViT in its authors' own repositories, with the defaults of the one with 6 billion parameters."""
+
+    patch_size: Pair = (14, 14)
+    hidden_size: Width = 3200
+    num_hidden_layers: Depth = 48
+    num_attention_heads: Heads = 25
+    intermediate_size: Width = 12800
+    layer_norm_eps: Epsilon = 1e-6
+    qkv_bias: bool = False
+    qk_normalization: bool = True
+    norm_type: Literal["layer_norm", "rms_norm"] = "rms_norm"
+
+
+def read_intern_vit(config: Json) -> ViTConfig:
+    """Return the configuration of an `intern_vit_6b`, as the authors name InternViT of every size. They pool by CLS."""
+    settings = read_settings(config, InternVit)
+    root_mean_square = settings.norm_type == "rms_norm"
+    if settings.qk_normalization and not root_mean_square:
+        raise ValueError("config.json has qk_normalization=True with norm_type='layer_norm'; want 'rms_norm'")
+    return ViTConfig(
+        **shared_fields(settings),
+        norm="rms" if root_mean_square else "layer",
+        qk_norm="full" if settings.qk_normalization else "none",
+        layer_scale=True,
+        final_norm=False,
+    )
+
+
 def read_internvl(config: Json) -> ViTConfig:
     """Return the configuration of an `internvl_vision`. Raises `ValueError` on a mix of norms that this ViT lacks."""
     settings = read_settings(config, InternVl)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.huggingface.processor import SIGLIP_EVAL
@@ -12,6 +12,11 @@ from vitbackbone.images import Preprocess
 from vitbackbone.model import Rotary, ViTConfig
 
 KIMI_EVAL = Preprocess((448, 448), 1.0, "squash", "bicubic", SIGLIP_EVAL.mean, SIGLIP_EVAL.std, crop_rounding="down")
+
+
+def _side(name: str) -> Any:
+    """Return a side of the table, which MoonViT's own files name otherwise."""
+    return Field(default=64, validation_alias=AliasChoices(f"pos_emb_{name}", f"init_pos_emb_{name}"))
 
 
 class Kimi(Network):
@@ -24,13 +29,13 @@ class Kimi(Network):
     num_attention_heads: Heads = 16
     intermediate_size: Width = 4304
     hidden_act: str = "gelu_pytorch_tanh"
-    pos_emb_height: Annotated[int, Field(ge=1, le=1 << 12)] = 64
-    pos_emb_width: Annotated[int, Field(ge=1, le=1 << 12)] = 64
+    pos_emb_height: Annotated[int, Field(ge=1, le=1 << 12)] = _side("height")
+    pos_emb_width: Annotated[int, Field(ge=1, le=1 << 12)] = _side("width")
     rope_parameters: dict[str, Any] = Field(default_factory=dict)
 
 
 def read_kimi(config: Json) -> ViTConfig:
-    """Return the configuration of a `kimi_k25_vision`. Its features are the patches before they are merged."""
+    """Return the configuration of a `kimi_k25_vision` or a `moonvit`. Its features are the unmerged patches."""
     settings = read_settings(config, Kimi)
     patch = settings.patch_size[0]
     if settings.pos_emb_height != settings.pos_emb_width:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from vitbackbone.checkpoints.huggingface.aimv2 import AIMV2_EVAL, read_aimv2
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.huggingface.gemma4 import GEMMA4_EVAL, read_gemma4
-from vitbackbone.checkpoints.huggingface.internvl import INTERNVL_EVAL, read_internvl
+from vitbackbone.checkpoints.huggingface.internvl import INTERNVL_EVAL, read_intern_vit, read_internvl
 from vitbackbone.checkpoints.huggingface.kimi import KIMI_EVAL, read_kimi
 from vitbackbone.checkpoints.huggingface.llama4 import LLAMA4_EVAL, read_llama4
 from vitbackbone.checkpoints.huggingface.mlcd import read_mlcd
@@ -25,6 +25,7 @@ from vitbackbone.model import ViTConfig
 Row = tuple[Callable[[Json], ViTConfig], str, Preprocess, bool]
 LANGUAGE: dict[str, Row] = {
     "internvl_vision": (read_internvl, "hf_internvl", INTERNVL_EVAL, True),
+    "intern_vit_6b": (read_intern_vit, "intern_vit", INTERNVL_EVAL, True),
     "aimv2": (read_aimv2, "hf_aimv2", AIMV2_EVAL, True),
     "aimv2_vision_model": (read_aimv2, "hf_aimv2", AIMV2_EVAL, True),
     "qwen2_vl": (read_qwen2_vl, "hf_qwen2_vl", QWEN2_VL_EVAL, False),
@@ -38,4 +39,5 @@ LANGUAGE: dict[str, Row] = {
     "gemma4_vision": (read_gemma4, "hf_gemma4", GEMMA4_EVAL, False),
     "llama4_vision_model": (read_llama4, "hf_llama4", LLAMA4_EVAL, True),
     "kimi_k25_vision": (read_kimi, "hf_kimi", KIMI_EVAL, False),
+    "moonvit": (read_kimi, "hf_kimi", KIMI_EVAL, False),
 }

@@ -9,6 +9,7 @@ from vitbackbone.checkpoints.zoo.entry import Entry, Positions, evaluation
 from vitbackbone.checkpoints.zoo.eva import EVA
 from vitbackbone.checkpoints.zoo.franca import FRANCA
 from vitbackbone.checkpoints.zoo.huggingface import HUGGING_FACE
+from vitbackbone.checkpoints.zoo.language import LANGUAGE
 from vitbackbone.checkpoints.zoo.naflex import NAFLEX
 from vitbackbone.checkpoints.zoo.pathology import PATHOLOGY
 from vitbackbone.checkpoints.zoo.text import OPENAI_TEXT, TEXT_REPOSITORIES
@@ -62,6 +63,7 @@ ZOO: dict[str, Entry] = {
     **AUTHORS,
     **FRANCA,
     **HUGGING_FACE,
+    **LANGUAGE,
     "openvla": OPENVLA,
 }
 

@@ -190,9 +190,7 @@ def _lingbot(name: str, size: str, qkv_bias: QkvBias) -> Entry:
 
 # ---- InternViT (Chen et al. 2024), AIMv2 (Fini et al. 2024), MetaCLIP 2 (Chuang et al. 2025) ----------------------
 
-INTERN_300M = replace(
-    vit_config("L/14", 448), layer_scale=True, final_norm=False, resampling=replace(SIZE, relative="bilinear")
-)
+INTERN_300M = vit_config("L/14", 448, layer_scale=True, final_norm=False, resampling=SIZE)
 _INTERN = ("vit_intern300m_patch14_448.ogvl_dist", "vit_intern300m_patch14_448.ogvl_2pt5")
 AIMV2_SIZES = {"large": (1024, 8, 2816), "huge": (1536, 12, 4096), "1b": (2048, 16, 5632), "3b": (3072, 24, 8192)}
 
