@@ -282,28 +282,24 @@ class Block(nn.Module):
         `prefix`: return only the prefix tokens. They attend to all tokens, and the rest of the block runs for them
         alone.
         """
+        held: list[Tensor] = []
         if self.waits:
-            return layout.prefix(x) if prefix else self._run_behind(x, layout, mask)
-        return self._run(x, layout, mask, prefix)
-
-    def _run_behind(
-        self, x: Float[Tensor, "B T D"], layout: Layout, mask: Bool[Tensor, "B #heads T T"] | None
-    ) -> Float[Tensor, "B T D"]:
-        """Run the block for the patches of each image, and leave its prefix tokens as they are."""
-        count, parts = layout.num_prefix(x.shape[1]), [part for _, part in layout.split(x)]
-        patches = self._run(layout.join([part[:, count:] for part in parts]), layout, mask, prefix=False)
-        behind = [part for _, part in layout.split(patches)]
-        return layout.join([torch.cat([a[:, :count], b], dim=1) for a, b in zip(parts, behind, strict=True)])
-
-    def _run(
-        self,
-        x: Float[Tensor, "B T D"],
-        layout: Layout,
-        mask: Bool[Tensor, "B #heads T T"] | None,
-        prefix: bool,
-    ) -> Float[Tensor, "B Q D"]:
+            if prefix:
+                return layout.prefix(x)
+            held, x = self._hold(x, layout)
         lengths = layout.lengths(x.shape[1], prefix) if self.training else ()
         stream = layout.prefix(x) if prefix else x
         # The output of attention has no name, so that its memory is free during the MLP.
         x = stream + self.drop_path(self.ls1(self.post1(self.attn(self.norm1(x), layout, mask, prefix))), lengths)
-        return x + self.drop_path(self.ls2(self.post2(self.mlp(self.norm2(x)))), lengths)
+        x = x + self.drop_path(self.ls2(self.post2(self.mlp(self.norm2(x)))), lengths)
+        return self._rejoin(held, x, layout) if held else x
+
+    def _hold(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[list[Tensor], Float[Tensor, "B N D"]]:
+        """Return the prefix tokens of each batch of equal grids, and the row without them."""
+        count, parts = layout.num_prefix(x.shape[1]), [part for _, part in layout.split(x)]
+        return [part[:, :count] for part in parts], layout.join([part[:, count:] for part in parts])
+
+    def _rejoin(self, held: list[Tensor], x: Float[Tensor, "B N D"], layout: Layout) -> Float[Tensor, "B T D"]:
+        """Undo `_hold`."""
+        parts = zip(held, layout.split(x), strict=True)
+        return layout.join([torch.cat([ahead, part], dim=1) for ahead, (_, part) in parts])
