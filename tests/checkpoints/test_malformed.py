@@ -21,6 +21,7 @@ from tests.helpers import tiny_vit
 from tests.oracles import HF, hf_model
 from vitbackbone import load_backbone
 from vitbackbone.checkpoints.huggingface import read_config
+from vitbackbone.checkpoints.huggingface.clip_kin import CLIP_KIN
 from vitbackbone.checkpoints.huggingface.config import MODEL_TYPES
 from vitbackbone.checkpoints.tensor_files import read_weights
 
@@ -89,6 +90,7 @@ SETTINGS = {
     "sam_hq_vision_model": {"mlp_ratio": 4.0, "mlp_dim": 96, "window_size": 3, "output_channels": 16},
     "sam_vision_model": {"mlp_ratio": 4.0, "mlp_dim": 96, "window_size": 3, "output_channels": 16},
 }
+SETTINGS |= {name: {} for name in CLIP_KIN}
 NETWORK = {
     "image_size": 64,
     "patch_size": 8,
@@ -119,7 +121,7 @@ def whole(kind: str) -> dict[str, object]:
 
 def test_every_model_type_is_tried() -> None:
     wrapped = {"clip", "siglip", "sam", "siglip2", "sam_hq"}  # those that keep the same settings under vision_config
-    assert MODEL_TYPES.keys() - wrapped == SETTINGS.keys() | {"swin", "swinv2"}
+    assert MODEL_TYPES.keys() - wrapped == SETTINGS.keys() | {"swin", "swinv2", "donut-swin", "maskformer-swin"}
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_wrapped_and_plain_names_of_one_tensor_are_refused(
     networks: tuple[nn.Module, State, State], tmp_path: Path
 ) -> None:
     torch.save(networks[1] | {"_orig_mod.norm.bias": torch.zeros(192)}, tmp_path / "trained.pth")
-    with pytest.raises(ConversionError, match="norm.bias: there with a wrapper's name and without"):
+    with pytest.raises(ConversionError, match="norm.bias: twice, with a wrapper's prefix and without"):
         load_backbone(NAME, weights=tmp_path / "trained.pth")
 
 
