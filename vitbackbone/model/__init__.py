@@ -15,7 +15,7 @@ from vitbackbone.model.config import (
     check_kinds,
     vit_config,
 )
-from vitbackbone.model.layers import Block, ConvStem, GatedMlp, LayerScale, Mlp
+from vitbackbone.model.layers import Block, ConvStem, GatedMlp, LayerScale, Mlp, PatchBlock
 from vitbackbone.model.maps import resize_maps
 from vitbackbone.model.packing import Grid, Layout
 from vitbackbone.model.pooling import ChannelNorm
@@ -51,6 +51,7 @@ __all__ = [
     "Mlp",
     "MlpKind",
     "Padding",
+    "PatchBlock",
     "Pool",
     "QkvBias",
     "RelativeTable",

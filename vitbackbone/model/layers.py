@@ -265,7 +265,6 @@ class Block(nn.Module):
         self.post2 = norm_or_identity(after, config)
         self.ls2 = scale()
         self.drop_path = DropPath(config.drop_path * index / max(config.depth - 1, 1))
-        self.waits = config.num_prefix > 0 and not everywhere  # prefix tokens take no part
 
     def forward(
         self,
@@ -282,28 +281,33 @@ class Block(nn.Module):
         `prefix`: return only the prefix tokens. They attend to all tokens, and the rest of the block runs for them
         alone.
         """
-        if self.waits:
-            return layout.prefix(x) if prefix else self._run_behind(x, layout, mask)
-        return self._run(x, layout, mask, prefix)
-
-    def _run_behind(
-        self, x: Float[Tensor, "B T D"], layout: Layout, mask: Bool[Tensor, "B #heads T T"] | None
-    ) -> Float[Tensor, "B T D"]:
-        """Run the block for the patches of each image, and leave its prefix tokens as they are."""
-        count, parts = layout.num_prefix(x.shape[1]), [part for _, part in layout.split(x)]
-        patches = self._run(layout.join([part[:, count:] for part in parts]), layout, mask, prefix=False)
-        behind = [part for _, part in layout.split(patches)]
-        return layout.join([torch.cat([a[:, :count], b], dim=1) for a, b in zip(parts, behind, strict=True)])
-
-    def _run(
-        self,
-        x: Float[Tensor, "B T D"],
-        layout: Layout,
-        mask: Bool[Tensor, "B #heads T T"] | None,
-        prefix: bool,
-    ) -> Float[Tensor, "B Q D"]:
         lengths = layout.lengths(x.shape[1], prefix) if self.training else ()
         stream = layout.prefix(x) if prefix else x
         # The output of attention has no name, so that its memory is free during the MLP.
         x = stream + self.drop_path(self.ls1(self.post1(self.attn(self.norm1(x), layout, mask, prefix))), lengths)
         return x + self.drop_path(self.ls2(self.post2(self.mlp(self.norm2(x)))), lengths)
+
+
+class PatchBlock(Block):
+    """A block for the patches alone: CLS and registers wait, as windows have no place for them (C-RADIO)."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        layout: Layout,
+        mask: Bool[Tensor, "B #heads T T"] | None = None,
+        prefix: bool = False,
+    ) -> Float[Tensor, "B Q D"]:
+        """Return the tokens after the block, whose prefix tokens are as they were."""
+        if prefix:
+            return layout.prefix(x)
+        count, parts = layout.num_prefix(x.shape[1]), [part for _, part in layout.split(x)]
+        patches = super().forward(layout.join([part[:, count:] for part in parts]), layout, mask)
+        behind = [part for _, part in layout.split(patches)]
+        return layout.join([torch.cat([a[:, :count], b], dim=1) for a, b in zip(parts, behind, strict=True)])
+
+
+def make_block(config: ViTConfig, index: int) -> Block:
+    """Build a block of a configuration."""
+    waits = config.num_prefix > 0 and config.window > 0 and index not in config.global_blocks
+    return PatchBlock(config, index) if waits else Block(config, index)

@@ -39,7 +39,7 @@ from vitbackbone.contract import (
 )
 from vitbackbone.images import Preprocess
 from vitbackbone.model.config import ViTConfig
-from vitbackbone.model.layers import Block, ConvStem, PatchEmbed, position_embedding
+from vitbackbone.model.layers import Block, ConvStem, PatchEmbed, make_block, position_embedding
 from vitbackbone.model.norms import make_norm, norm_or_identity
 from vitbackbone.model.packing import Grid, Layout, packing_order
 from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling, PrefixVector, from_prefix
@@ -84,7 +84,7 @@ class ViT(BackboneModule):
         masked = nn.Parameter(torch.zeros(1, 1, config.dim), requires_grad=False)
         self.mask_token = masked if config.mask_token else None
         self.norm_pre = norm_or_identity(config.pre_norm, config)
-        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
+        self.blocks = nn.ModuleList(make_block(config, index) for index in range(config.depth))
         self.norm = make_norm(config) if config.final_norm else None
         self.attn_pool = AttentionPool(config) if config.pool in ("map", "query") else None
         self.neck = Neck(config) if config.neck_dim else None

@@ -31,6 +31,7 @@ from vitbackbone.model import (
     LayerScale,
     Layout,
     Mlp,
+    PatchBlock,
     RelativeTable,
     Rotary,
     SelfAttention,
@@ -170,7 +171,7 @@ class GraphBuilder:
 
     def block(self, index: int, block: Block, x: Value, prefix: bool) -> Value:
         """Add a block. With `prefix`, only CLS and registers ask; keys and values are of all tokens."""
-        if block.waits:
+        if isinstance(block, PatchBlock):
             ahead = self.prefix(x)
             return ahead if prefix else ops.concat([ahead, self.run(index, block, self.behind(x), prefix=False)], 1)
         return self.run(index, block, x, prefix)
