@@ -31,7 +31,8 @@ LINE = "#5b6b82"
 def write(folder: Path) -> None:
     """Write all generated files into `folder`."""
     folder.mkdir(exist_ok=True)
-    for name, text in {"models.md": models(), "house.svg": house(), "imports.md": imports_table()}.items():
+    pages = {"models.md": models(), "popular.md": popular(), "house.svg": house(), "imports.md": imports_table()}
+    for name, text in pages.items():
         path = folder / name
         if not path.exists() or path.read_text() != text:  # Sphinx builds a page again if its file is newer
             path.write_text(text)
@@ -45,7 +46,7 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# ---- the table of models ------------------------------------------------------------------------------------------
+# ---- the tables of models -----------------------------------------------------------------------------------------
 
 
 def models() -> str:
@@ -55,6 +56,35 @@ def models() -> str:
 
     rows = models_rows(list_backbones())
     return markdown(rows[0], ([_cell(key, value) for key, value in row.items()] for row in rows))
+
+
+# The encoders that people build on in 2026, one a family, and what for: a judgement, not a count of downloads
+POPULAR = {
+    "vit_large_patch14_clip_336.openai": "CLIP: the eyes of LLaVA and its kin, zero-shot classification",
+    "vit_so400m_patch14_siglip_378.v2_webli": "SigLIP 2: vision-language models, zero-shot and multilingual search",
+    "vit_base_patch14_reg4_dinov2.lvd142m": "DINOv2: probes, depth, matching, robot policies",
+    "vit_base_patch16_dinov3.lvd1689m": "DINOv3: dense features for segmentation, depth and detection",
+    "vit_pe_core_large_patch14_336.fb": "Perception Encoder: zero-shot classification and search, video frames",
+    "naflexvit_so400m_patch16_radio_v4.c_radio": "C-RADIO v4: one encoder in place of several, at any size",
+    "vit_base_patch14_reg1_tipsv2.webli": "TIPSv2: patches that lie near the words for them",
+    "vit_base_patch16_224.augreg2_in21k_ft_in1k": "ViT: the baseline to fine-tune for classification",
+    "samvit_base_patch16.sa1b": "SAM: maps for promptable segmentation",
+    "hf:MahmoodLab/UNI2-h": "UNI 2: tiles of pathology slides; its weights need an agreement",
+}
+
+
+def popular() -> str:
+    """Return the table of the encoders that people use most, as Markdown."""
+    from vitbackbone.inspection import models_rows
+
+    rows = models_rows(list(POPULAR))
+    return markdown(
+        ["name", "parameters", "pixels", "licence", "for what"],
+        (
+            (f"`{row['name']}`", *(_cell(key, row[key]) for key in ("parameters", "pixels", "licence")), use)
+            for row, use in zip(rows, POPULAR.values(), strict=True)
+        ),
+    )
 
 
 def _cell(key: str, value: object) -> str:

@@ -86,7 +86,7 @@ def _of_any(backbone: BackboneModule, used: Set[Wanted], pooled: bool) -> list[n
     layers, norms = zip(*sorted(used), strict=True)
     with evaluating(backbone), torch.inference_mode(False), torch.enable_grad():
         for size in ((2 * max(spec.strides),) * 2, spec.image_size):
-            images = torch.zeros(1, 3, *size, dtype=learning[0].dtype, device=learning[0].device)
+            images = torch.zeros(1, spec.in_chans, *size, dtype=learning[0].dtype, device=learning[0].device)
             try:
                 found = _tensors(backbone.forward_layers(images, layers, norms), pooled)
             except (ValueError, RuntimeError):  # the network takes only one size, or only larger ones

@@ -44,6 +44,7 @@ from .images import Preprocess as Preprocess
 from .images import View as View
 from .images import load_image as load_image
 from .model import ChannelNorm as ChannelNorm
+from .model import Kept as Kept
 from .model import Layout as Layout
 from .model import Resampling as Resampling
 from .model import Rotary as Rotary

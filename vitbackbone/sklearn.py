@@ -173,12 +173,24 @@ class ImageFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # s
             raise ValueError(f"X is one {type(X).__name__}; {wanted}")
         if len(X) == 0:
             raise ValueError(f"X is empty; {wanted}")
+        channels = 3 if isinstance(self.model, str | PathLike) else self.model.spec.in_chans
+        if channels not in (1, 3) and isinstance(X, Tensor | np.ndarray) and _of_pixels(X):
+            found = X.shape[1 if isinstance(X, Tensor) else -1] if X.ndim == 4 else None
+            if found != channels:
+                kind = "a tensor (N, C, H, W)" if isinstance(X, Tensor) else "an array (N, H, W, C)"
+                raise ValueError(f"X has shape {tuple(X.shape)}; want {kind} of {channels} channels")
+            return
         if isinstance(X, np.ndarray) and X.dtype.kind not in "OU":  # these hold paths, or images of several sizes
             one_image = X.ndim == 3 and X.shape[-1] == 3
             if X.dtype != np.uint8 or X.ndim not in (3, 4) or one_image:
                 raise ValueError(f"X is an array of {X.dtype} {X.shape}; {wanted}. One image goes into a list")
         if isinstance(X, Tensor) and (X.dtype != torch.uint8 or X.ndim != 4 or X.shape[1] not in (1, 3)):
             raise ValueError(f"X is a tensor of {X.dtype} {tuple(X.shape)}; {wanted}. One image goes into a list")
+
+
+def _of_pixels(X: Tensor | NDArray[Any]) -> bool:
+    """Tell whether an array holds pixels. Others hold paths, or images of several sizes."""
+    return isinstance(X, Tensor) or X.dtype.kind not in "OU"
 
 
 @lru_cache(maxsize=2)  # two backbones to compare; each may take gigabytes

@@ -35,6 +35,7 @@ def measure(names: Sequence[str], examine: Callable[[str], Row], jobs: int, keep
     rows = [Row(**json.loads(line)) for line in keep.read_text().splitlines()] if keep and keep.exists() else []
     done = {row.name: row for row in rows}
     left = [name for name in names if name not in done]
+    random.Random(0).shuffle(left)  # large ones spread evenly, so that the time that is left is estimated well
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for row in tqdm(pool.map(examine, left), total=len(left), unit="architecture"):
             done[row.name] = row

@@ -134,6 +134,8 @@ def compare(model: Any, backbone: Any, model_type: str) -> tuple[str, float | No
         arguments = feed_of(encoder, config_of(model, path), model_type, size)(images)
     with torch.no_grad():
         wanted = _outputs(encoder(**arguments))
+        if not hasattr(backbone, "encoder"):  # its map is that of the last block, before any merger
+            wanted += _last_block(encoder, arguments)
         layers = backbone.forward_layers(images, [backbone.spec.depth - 1], norm=False)
         found = [backbone(images), *layers]
     errors = [error for ours in found for theirs in wanted if (error := _error(ours, theirs)) is not None]
@@ -150,6 +152,15 @@ def _outputs(result: Any) -> list[Tensor]:
     own = getattr(result, "feature_maps", None) if own is None else own
     own = own[-1] if isinstance(own, list | tuple) else own
     return [own] if isinstance(own, Tensor) else [each for each in result.to_tuple() if isinstance(each, Tensor)][:1]
+
+
+def _last_block(encoder: Any, arguments: dict[str, Any]) -> list[Tensor]:
+    """Return the output of an encoder's last block, if it hands that out."""
+    try:
+        states = encoder(**arguments, output_hidden_states=True).hidden_states
+    except (TypeError, ValueError, AttributeError):
+        return []
+    return [states[-1]] if states and isinstance(states[-1], Tensor) else []
 
 
 def _error(ours: Any, theirs: Tensor) -> float | None:

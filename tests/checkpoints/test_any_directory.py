@@ -168,6 +168,32 @@ def test_several_towers_are_listed_and_chosen_by_name(tmp_path: Path) -> None:
         load_backbone(tmp_path, tower="middle")
 
 
+def test_settings_belong_to_the_prefix_with_their_name(tmp_path: Path) -> None:
+    """The heads do not show in any shape, so that only the name tells the settings apart."""
+    state, settings, models = {}, {}, {}
+    for seed, (name, heads) in enumerate({"far": 2, "near": 4}.items()):
+        with torch.inference_mode(False):
+            models[name] = randomise(hf.Dinov2Model(hf.Dinov2Config(**{**DINO, "num_attention_heads": heads})), seed)
+        models[name].save_pretrained(tmp_path)
+        disk = load_file(tmp_path / "model.safetensors")
+        state |= {f"model.{name}_encoder.{key}": tensor for key, tensor in disk.items()}
+        settings[f"{name}_model_config"] = json.loads((tmp_path / "config.json").read_text())
+    save_file(state, tmp_path / "model.safetensors")
+    x = torch.randn(1, 3, 32, 32)
+    for names in (list(settings), list(settings)[::-1]):
+        (tmp_path / "config.json").write_text(
+            json.dumps({"model_type": "pair", **{key: settings[key] for key in names}})
+        )
+        for name, model in models.items():
+            for tower in (f"model.{name}_encoder", f"{name}_model_config"):
+                got = load_backbone(tmp_path, tower=tower)(x).tokens
+                assert relative_error(got, model(x).last_hidden_state[:, 1:]) < LIMIT
+    plain = {"a_config": settings["far_model_config"], "b_config": settings["near_model_config"]}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "pair", **plain}))
+    with pytest.raises(ValueError, match="several settings for the tower 'model.far_encoder.'.*'a_config', 'b_config'"):
+        load_backbone(tmp_path, tower="far_encoder")
+
+
 def test_towers_of_other_shapes_are_told_apart(tmp_path: Path) -> None:
     """The blocks and the width decide which keys belong to the settings."""
     with torch.inference_mode(False):

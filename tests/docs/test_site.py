@@ -72,3 +72,13 @@ def test_the_table_of_models_has_every_name() -> None:
     exec((DOCS / "generated.py").read_text(), namespace)
     _, _, *rows = namespace["models"]().splitlines()
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == vitbackbone.list_backbones()
+
+
+def test_the_table_of_popular_models_has_ten_known_names_with_licences() -> None:
+    namespace: dict[str, Any] = {"__file__": str(DOCS / "generated.py")}
+    exec((DOCS / "generated.py").read_text(), namespace)
+    _, _, *rows = namespace["popular"]().splitlines()
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    assert len(cells) == 10
+    assert {name.strip("`") for name, *_ in cells} <= set(vitbackbone.list_backbones())
+    assert all(all(cell.strip() for cell in row) and len(row) == 5 for row in cells)

@@ -57,6 +57,15 @@ def test_a_directory_of_transformers_is_checked(kind: str, tmp_path: Path) -> No
         assert result.upstream.startswith("transformers ")
 
 
+def test_a_directory_of_timm_is_checked(tmp_path: Path) -> None:
+    model = randomise(timm.create_model("test_vit", num_classes=5))
+    timm.models.save_for_hf(model, tmp_path, model_config={"num_classes": 5})
+    for random in (False, True):
+        result = check(tmp_path, random=random)
+        assert result.largest < 1e-5
+        assert result.upstream.startswith("timm ")
+
+
 def test_the_command_checks_a_file_at_another_size(tmp_path: Path, capsys: object) -> None:
     model = randomise(timm.create_model(TINY.split(".")[0], num_classes=21843, dynamic_img_size=True))
     save_file(model.state_dict(), tmp_path / "tiny.safetensors")

@@ -82,5 +82,10 @@ OPEN_CLIP: dict[str, OpenClipCase] = {
     "timm attention": OpenClipCase(
         {"width": 64}, {"embed_dim": 64, "custom_text": True}, {**TINY, "timm_pool": "map", "timm_proj": "none"}
     ),
+    "perception": OpenClipCase(
+        {},
+        {"custom_text": True},
+        {"image_size": 384, "timm_model_name": "vit_pe_core_tiny_patch16_384", "timm_pool": "map", "timm_proj": None},
+    ),
     "stripped": OpenClipCase({"tokenizer_kwargs": {"strip_sep_token": True}}, tokenizer=xlm_tokenizer),
 }

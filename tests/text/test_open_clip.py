@@ -10,7 +10,8 @@ import torch
 from tests.helpers import photo, relative_error
 from tests.text.models import TEXTS
 from tests.text.open_clip_models import OPEN_CLIP, OpenClipCase
-from vitbackbone import load_backbone, load_text
+from vitbackbone import list_backbones, load_backbone, load_text
+from vitbackbone.checkpoints.zoo import OPENAI_TEXT, TEXT_REPOSITORIES
 
 CLOSE = 1e-5
 ODD = (
@@ -89,6 +90,12 @@ def test_the_authors_files_need_a_tokenizer(tmp_path: Path) -> None:
     assert torch.equal(text.tokenizer(texts).ids, ids)
     with torch.inference_mode():
         assert relative_error(text(texts), model.encode_text(ids)) < CLOSE
+
+
+def test_names_of_text_towers_are_names_of_image_towers() -> None:
+    assert {*TEXT_REPOSITORIES, *OPENAI_TEXT} <= set(list_backbones())
+    known = {each.partition("/")[0] for each in TEXT_REPOSITORIES.values()}
+    assert known == {"timm", "laion", "google"}
 
 
 def test_an_image_tower_without_a_known_projection_is_refused(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ from itertools import accumulate, takewhile
 
 from vitbackbone.files import SHORT
 
-MOST_LINES = 4  # faults of one kind that the error spells out
+MOST_LINES = 12  # faults of one kind that the error spells out, if there is room
 LONGEST = 240  # characters of one line
 LONGEST_ERROR = 900  # characters of all lines
 
 
 class ConversionError(ValueError):
-    """A checkpoint and a model that do not fit. The message names keys on both sides, up to four of each kind of fault,
-    and what the others begin with."""
+    """A checkpoint and a model that do not fit. The message names keys on both sides, as many as fit into
+    1000 characters, and what the others begin with."""
 
 
 class Faults:

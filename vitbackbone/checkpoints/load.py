@@ -12,6 +12,14 @@ import torch
 from torch import Tensor
 
 from vitbackbone.checkpoints.adapted import AdaptedDirectory
+from vitbackbone.checkpoints.channels import (
+    VIT_KERNELS,
+    inflate,
+    kernels,
+    preprocess_for,
+    stored_channels,
+    with_channels,
+)
 from vitbackbone.checkpoints.formats import FORMATS, TOWERS
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
 from vitbackbone.checkpoints.open_clip_images import OpenClipDirectory
@@ -23,7 +31,7 @@ from vitbackbone.checkpoints.sources import CONFIG, Directory, describe, find_we
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_directory import TimmDirectory
 from vitbackbone.checkpoints.timm_names import timm_rules
-from vitbackbone.checkpoints.towers import count_blocks, take
+from vitbackbone.checkpoints.towers import Taken, count_blocks, take
 from vitbackbone.checkpoints.trainers import unwrap
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry, Positions
 from vitbackbone.contract import BackboneModule, float32_default
@@ -57,6 +65,7 @@ def load_backbone(
     device: str | torch.device | None = None,
     tower: str | None = None,
     part: str | None = None,
+    in_chans: int | None = None,
 ) -> BackboneModule:
     """Load a backbone in eval mode.
 
@@ -81,12 +90,15 @@ def load_backbone(
     `"encoder.image_encoder"`, or the object in `config.json` that holds its settings.
     `part`: which copy of the network in a trainer's file, such as `"student"`. By default an averaged copy comes first:
     `ema`, `teacher`, `target_encoder`; then `state_dict`, `model`, `encoder`.
+    `in_chans`: the number of channels of the images, if it is not the name's. A checkpoint with such kernels is loaded
+    as it is, and RGB kernels are fitted by timm's rule: 1 is their sum, n are the kernels in turn, times 3 / n. The
+    means and deviations of `preprocess` follow; replace them if those of the bands are known.
 
     Raises `ValueError` on an unknown name, a malformed file, or several towers, `OSError` if a file cannot be read,
     `WeightsUnavailable` if the weights cannot be downloaded, and `ConversionError` if the file does not fill the model
     exactly.
     """
-    options = Options(positions, indivisible, image_size, dtype, device, tower, part)
+    options = Options(positions, indivisible, image_size, dtype, device, tower, part, in_chans)
     return _load_checkpoint(name, weights, options).backbone
 
 
@@ -101,10 +113,11 @@ def load_checkpoint(
     device: str | torch.device | None = None,
     tower: str | None = None,
     part: str | None = None,
+    in_chans: int | None = None,
 ) -> Checkpoint:
     """Load a backbone with the parameters and class names of its classifier, if the checkpoint has one. It takes the
     arguments of `load_backbone` and raises its errors."""
-    options = Options(positions, indivisible, image_size, dtype, device, tower, part)
+    options = Options(positions, indivisible, image_size, dtype, device, tower, part, in_chans)
     return _load_checkpoint(name, weights, options)
 
 
@@ -119,6 +132,7 @@ class Options:
     device: str | torch.device | None
     tower: str | None
     part: str | None
+    in_chans: int | None = None
 
     def __post_init__(self) -> None:
         if self.positions not in get_args(Positions):
@@ -128,7 +142,8 @@ class Options:
 
     def apply(self, config: ViTConfig | TimmConfig) -> ViTConfig | TimmConfig:
         """Return the configuration with the options that belong to it."""
-        return replace(at_size(config, self.image_size), indivisible=self.indivisible)
+        sized = replace(at_size(config, self.image_size), indivisible=self.indivisible)
+        return with_channels(sized, self.in_chans)
 
     def move(self, checkpoint: Checkpoint) -> Checkpoint:
         """Move the parameters to the device and dtype."""
@@ -170,6 +185,8 @@ def _load(name: str, weights: Weights | None, options: Options) -> Checkpoint:
 
 def _load_adapted(found: AdaptedDirectory, name: str, weights: Weights | None, options: Options) -> Checkpoint:
     """Load an image encoder of transformers in the adapter."""
+    if options.in_chans is not None:
+        raise ValueError(f"in_chans={options.in_chans}: {name} runs by transformers' own code, with its own channels")
     config = found.configure(options.tower, options.image_size, options.indivisible)
     if weights == "random":
         return Checkpoint(found.build(config, name), {}, ())
@@ -203,7 +220,8 @@ def _build(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> ViT | Tim
 
 def _preprocess(config: ViTConfig | TimmConfig, entry: Entry) -> Preprocess:
     same = config.image_size == entry.config.image_size
-    return entry.preprocess if same else replace(entry.preprocess, image_size=config.image_size)
+    preprocess = entry.preprocess if same else replace(entry.preprocess, image_size=config.image_size)
+    return preprocess_for(preprocess, config.channels)
 
 
 def _fill(
@@ -227,9 +245,10 @@ def _fill(
     # A directory is a larger model as a rule; a file was given as the network's own
     _log(place, taken.note, logging.INFO if isinstance(found, Directory) else logging.WARNING)
     if isinstance(config, TimmConfig):
-        swin = _build_timm(config, entry, name)
-        return _assign(swin, convert(taken.tensors, taken.rules, swin.state_dict()))
-    rules = bind(taken.rules, config)
+        return _fill_timm(_build_timm(config, entry, name), config, entry, taken)
+    assert isinstance(entry.config, ViTConfig)
+    stored = stored_channels(config, VIT_KERNELS, taken.rules, taken.tensors, entry.config.channels)
+    rules = bind(taken.rules, replace(config, channels=stored))
     config = replace(config, mask_token="mask_token" in Parts(rules, taken.tensors))
     grid = trained_grid(config, rules, taken.tensors)
     size = (grid[0] * config.patch_size, grid[1] * config.patch_size)
@@ -237,8 +256,10 @@ def _fill(
         raise ConversionError(_two_sizes(config, size))
     with torch.device("meta"):
         backbone = ViT(config, _preprocess(config, entry), name)
-        expected = _build(replace(config, image_size=size), entry, name).state_dict()
+        expected = _build(replace(config, image_size=size, channels=stored), entry, name).state_dict()
     parameters = convert(taken.tensors, rules, expected)
+    if stored != config.channels:
+        parameters = inflate(parameters, VIT_KERNELS, backbone.state_dict())
     if grid != config.grid:
         parameters = resample_tables(parameters, config, grid)
         height, width = config.image_size
@@ -253,7 +274,21 @@ def _fill_by_name(
     backbone = _build_timm(options.apply(entry.at_other_sizes(options.positions)), entry, name)
     taken = take(state, timm_rules(backbone, entry.classifier or ()), options.tower, options.part, must=False)
     _log(place, taken.note)
-    return _assign(backbone, convert(taken.tensors, taken.rules, backbone.state_dict()))
+    assert isinstance(backbone.config, TimmConfig)
+    return _fill_timm(backbone, backbone.config, entry, taken)
+
+
+def _fill_timm(
+    backbone: TimmBackbone, config: TimmConfig, entry: Entry, taken: Taken
+) -> tuple[TimmBackbone, dict[str, Tensor]]:
+    """Fill a network of timm from a checkpoint of its own number of channels, or of RGB."""
+    wanted, names = backbone.state_dict(), kernels(backbone)
+    assert isinstance(entry.config, TimmConfig)
+    stored = stored_channels(config, names, taken.rules, taken.tensors, entry.config.channels)
+    if stored == config.channels:
+        return _assign(backbone, convert(taken.tensors, taken.rules, wanted))
+    expected = _build_timm(replace(config, channels=stored), entry, backbone.spec.name).state_dict()
+    return _assign(backbone, inflate(convert(taken.tensors, taken.rules, expected), names, wanted))
 
 
 def _build_timm(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> TimmBackbone:
@@ -311,8 +346,11 @@ def list_backbones(pattern: str = "*") -> list[str]:
     return fnmatch.filter([*ZOO, *ADAPTED], pattern)
 
 
-def find_entry(name: str | PathLike[str]) -> Entry:
-    """Return the entry of a backbone, without its weights: from the zoo, or from a Hugging Face directory. A name of
-    `list_backbones()` needs no network. Raises the errors of `load_backbone`."""
+def find_entry(name: str | PathLike[str], tower: str | None = None) -> Entry:
+    """Return the entry of a backbone, without its weights: from the zoo, or from a directory of transformers or timm. A
+    name of `list_backbones()` needs no network. Raises the errors of `load_backbone`.
+
+    `tower`: the object in `config.json` that holds the settings of a tower, if there are several.
+    """
     found = describe(*pin(str(name)), offline=True)
-    return found if isinstance(found, Entry) else found.entry()
+    return found if isinstance(found, Entry) else found.entry(tower)

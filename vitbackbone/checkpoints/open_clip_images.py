@@ -12,12 +12,12 @@ from vitbackbone.checkpoints.huggingface.records import LARGEST, Pair, Side
 from vitbackbone.checkpoints.open_clip import ActivationOptions, NormOptions, OpenClip, activation
 from vitbackbone.checkpoints.shards import FindFile
 from vitbackbone.checkpoints.timm_directory import TimmDirectory
-from vitbackbone.checkpoints.zoo import Entry
+from vitbackbone.checkpoints.zoo import ZOO, Entry
 from vitbackbone.files import SHORT, Record, check_record, read_json
 from vitbackbone.images import CLIP_MEAN, CLIP_STD, Preprocess
 from vitbackbone.model import Pool, Resampling, ViTConfig
 
-POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean"}
+POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean", "map": "map"}
 RESIZED = Resampling("bicubic", antialias=True)  # open_clip, model.py, `resize_pos_embed`
 
 
@@ -130,6 +130,15 @@ class OpenClipDirectory:
             projection_dim=self.model.embed_dim,
         )
 
+    def _of_the_zoo(self) -> Entry | None:
+        """Return the entry of the same architecture and pooling that is known by name, or None."""
+        pool = POOLS.get(self.vision.timm_pool)
+        for name, entry in ZOO.items():
+            same = name.partition(".")[0] == self.vision.timm_model_name
+            if same and isinstance(entry.config, ViTConfig) and entry.config.pool == pool:
+                return entry
+        return None
+
     def _of_timm(self) -> tuple[ViTConfig, str]:
         vision, name = self.vision, self.vision.timm_model_name
         # With a projection of its own, open_clip builds the network with timm's pooling and then sets another one
@@ -137,6 +146,8 @@ class OpenClipDirectory:
         arguments = {} if own else {"global_pool": vision.timm_pool}
         saved = {"architecture": name, "model_args": arguments}
         found = TimmDirectory(self.file.parent, saved, self.find_file).entry()
+        if not isinstance(found.config, ViTConfig):
+            found = self._of_the_zoo() or found
         layout = f"open_clip {found.format}"
         if not isinstance(found.config, ViTConfig) or layout not in FORMATS:
             raise ValueError(

@@ -74,6 +74,7 @@ def describe_weights(architecture: str, cfg: dict[str, Any], arguments: Argument
 
     preprocess = preprocess_of(cfg)
     given, fixed = dict(arguments), bool(cfg.get("fixed_input_size"))
+    channels = int(given.pop("in_chans", cfg["input_size"][0]))
     trained = given.get("img_size") or preprocess.image_size
     image_size = (trained, trained) if isinstance(trained, int) else (trained[0], trained[1])
     family = FAMILIES.get(timm.models.model_entrypoint(architecture).__module__, Family())
@@ -84,6 +85,7 @@ def describe_weights(architecture: str, cfg: dict[str, Any], arguments: Argument
         arguments=tuple({**size, **dict(family.arguments), **given}.items()),
         rebuild=fixed and not family.arguments,
         windows=family.windows,
+        channels=channels,
         size_multiple=family.size_multiple,
     )
     layers = cfg.get("classifier") or ()
@@ -94,9 +96,7 @@ def describe_weights(architecture: str, cfg: dict[str, Any], arguments: Argument
 
 def preprocess_of(cfg: dict[str, Any]) -> Preprocess:
     """Return the evaluation transform of timm's `pretrained_cfg`. Raises `ValueError` if it is not supported."""
-    channels, height, width = cfg["input_size"]
-    if channels != 3:
-        raise ValueError(f"timm's input_size={cfg['input_size']} has {channels} channels; only RGB is supported")
+    _, height, width = cfg["input_size"]
     crop_mode = cfg.get("crop_mode", "center")
     if crop_mode not in ("center", "squash", "border"):
         raise ValueError(f"timm's crop_mode={crop_mode!r} is not supported; want 'center', 'squash' or 'border'")

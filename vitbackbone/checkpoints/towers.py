@@ -7,6 +7,7 @@ A parameter beside the tower, such as a classifier or a projection, has a key th
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +24,7 @@ from vitbackbone.checkpoints.trainers import AVERAGED, describe_taken, leave_out
 from vitbackbone.files import SHORT
 from vitbackbone.networks import TimmConfig
 
+COMMON_WORDS = {"", "model", "config", "encoder", "vision"}  # in names of most settings and prefixes
 DEEPEST = 8  # objects inside each other in a config.json
 PATCHES = {"patch_embed.proj.weight", "model.patch_embed.proj.weight"}  # a tower has one of these parameters
 
@@ -102,13 +104,35 @@ def choose(parts: Sequence[Part], state: State, tower: str | None, part: str | N
     pairs = [(each, prefix) for each in parts for prefix in find_prefixes(state, each.rules)]
     if not pairs:
         raise _none((anchor for each in parts for anchor in _anchors(each.rules)), state)
-    by_path = [pair for pair in pairs if tower is not None and tower == pair[0].path]
+    if len(pairs) > 1:
+        pairs = [pair for pair in pairs if _fits(*pair, state)] or pairs
+    pairs = _akin(pairs, by=1)
+    by_path = _akin([pair for pair in pairs if tower is not None and tower == pair[0].path], by=0)
     every = _named([prefix for _, prefix in by_path or pairs], None if by_path else tower, part)
-    pairs = [pair for pair in by_path or pairs if pair[1] in every]
-    fitting = [pair for pair in pairs if _fits(*pair, state)] if len(pairs) > 1 else pairs
-    settings = {prefix: each for each, prefix in reversed(fitting or pairs)}
-    prefix = _only(prefer(settings, AVERAGED))
-    return settings[prefix], _take(state, settings[prefix].rules, prefix, every)
+    prefix = _only(dict.fromkeys(prefer(every, AVERAGED)))
+    settings = [each for each, its in by_path or pairs if its == prefix]
+    networks = [each.model_type.read(each.settings) for each in settings]
+    if any(network != networks[0] for network in networks):
+        names = ", ".join(sorted(repr(each.path) for each in settings))
+        raise ValueError(f"config.json has several settings for the tower {prefix!r}; choose one by tower=: {names}")
+    return settings[0], _take(state, settings[0].rules, prefix, every)
+
+
+def _akin(pairs: Sequence[tuple[Part, str]], by: int) -> list[tuple[Part, str]]:
+    """Return the pairs of settings and prefix that have the most words in common: `image_model_config` belongs to
+    `encoder.image_encoder`. The pairs of one prefix compete if `by` is 1, and the pairs of the same settings if 0."""
+
+    def common(pair: tuple[Part, str]) -> int:
+        words = (set(re.split(r"[._]", name)) - COMMON_WORDS for name in (pair[0].path, pair[1]))
+        return len(set.intersection(*words))
+
+    def rival(pair: tuple[Part, str]) -> str:
+        return pair[1] if by else pair[0].path
+
+    best: Counter[str] = Counter()
+    for pair in pairs:
+        best[rival(pair)] = max(best[rival(pair)], common(pair))
+    return [pair for pair in pairs if common(pair) == best[rival(pair)]]
 
 
 def take(state: State, rules: Rules, tower: str | None, part: str | None, must: bool) -> Taken:

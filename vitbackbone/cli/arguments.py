@@ -192,6 +192,7 @@ def _add_probing(command: Command) -> None:
     p.add_argument("--probe", required=True, metavar="DIR", help="a folder that `vitbackbone probe` saved")
     p.add_argument("--model", metavar="NAME", help="the backbone, if it has moved since the probe was fitted")
     p.add_argument("--weights", metavar="FILE", help="weights of the backbone, if `extract` was given --weights")
+    _loading(p)
     _max_pixels(p)
     add_json(p)
 
@@ -208,6 +209,7 @@ def _add_probing(command: Command) -> None:
         "--model", required=True, metavar="NAME", help="a checkpoint with a classifier, named as for `extract`"
     )
     p.add_argument("--weights", metavar="FILE", help="weights that you downloaded")
+    _loading(p)
     p.add_argument("--top", type=_positive, default=5, metavar="N", help="classes to print for each image")
     _max_pixels(p)
     add_json(p)
@@ -254,6 +256,8 @@ def _add_looking(command: Command) -> None:
         "vitbackbone info vit_base_patch16_224.augreg_in21k --resolution 384",
     )
     p.add_argument("name", metavar="NAME", help=MODEL)
+    text = "vision tower of a directory that describes several: the object in config.json that holds its settings"
+    p.add_argument("--tower", metavar="NAME", help=text)
     _resolution(p)
     p.add_argument("--trace", action="store_true", help="print the tensor after every step of the forward pass")
     add_json(p)
@@ -280,6 +284,17 @@ def _add_checking(command: Command) -> None:
 def _model(to: Options) -> None:
     to.add_argument("--model", default="nano", metavar="NAME", help=MODEL)
     to.add_argument("--weights", metavar="FILE", help="weights that you downloaded, or 'random'")
+    _loading(to)
+
+
+def _loading(to: Options) -> None:
+    """Add the options that say which network of a checkpoint is loaded, and at which native size."""
+    text = "native size of the backbone, if it is not the checkpoint's: one side, or HEIGHTxWIDTH"
+    to.add_argument("--image-size", type=_pixels, metavar="PX", help=text)
+    text = "vision tower of a checkpoint that has several: the prefix of its keys, such as encoder.image_encoder"
+    to.add_argument("--tower", metavar="NAME", help=text)
+    text = "copy of the network in a trainer's file, such as student; averaged copies come first by default"
+    to.add_argument("--part", metavar="NAME", help=text)
 
 
 def _resolution(parser: Options) -> None:

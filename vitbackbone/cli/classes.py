@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitbackbone.cli.labels import read_labels
+from vitbackbone.cli.model import loading
 from vitbackbone.cli.output import print_json
 from vitbackbone.cli.text import escaped, printable
 
@@ -35,7 +36,7 @@ def classify(args: argparse.Namespace) -> int:
         return classify_by_labels(args)
     if args.template or args.tokenizer:
         raise ValueError("--template and --tokenizer go with --labels, the classes to choose from")
-    checkpoint = load_checkpoint(args.model, args.weights)
+    checkpoint = load_checkpoint(args.model, args.weights, **loading(args))
     backbone, head = checkpoint.backbone.to(args.device), checkpoint_head(checkpoint).to(args.device)
     model = attach(backbone, {"classes": head})
 
@@ -58,7 +59,7 @@ def classify_by_labels(args: argparse.Namespace) -> int:
     labels = read_labels(args.labels)
     text = load_text(args.model, args.weights, tokenizer=args.tokenizer).to(args.device)
     model = ZeroShot(text, labels, *([args.template] if args.template else [])).fit()
-    backbone = load_backbone(args.model, args.weights).to(args.device)
+    backbone = load_backbone(args.model, args.weights, **loading(args)).to(args.device)
 
     def classify(pixels: "Tensor") -> "NDArray[Any]":
         with evaluating(backbone):

@@ -42,7 +42,7 @@ def print_info(args: argparse.Namespace) -> int:
     from vitbackbone.checkpoints import find_entry
     from vitbackbone.inspection import info, info_record, trace, trace_rows
 
-    entry = find_entry(args.name)
+    entry = find_entry(args.name, args.tower)
     traced = entry.config, args.resolution or entry.preprocess.image_size, entry.num_classes or None, entry.format
     if args.json and args.trace:
         print_json([dict(zip(("step", "tensor", "note"), row, strict=True)) for row in trace_rows(*traced)])

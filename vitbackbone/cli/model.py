@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitbackbone.contract import BackboneModule
@@ -17,4 +17,9 @@ def load(args: argparse.Namespace) -> "BackboneModule":
 
     if args.model == "nano":
         LOG.info("model: nano, the small built-in one; for real work give --model %s", STRONGER)
-    return load_backbone(args.model, args.weights)
+    return load_backbone(args.model, args.weights, **loading(args))
+
+
+def loading(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `load_backbone` beside the name and the weights."""
+    return {"image_size": args.image_size, "tower": args.tower, "part": args.part}

@@ -12,6 +12,7 @@ import numpy as np
 
 from vitbackbone.cli.classes import print_classes
 from vitbackbone.cli.measured import Measured, confusion_table
+from vitbackbone.cli.model import loading
 from vitbackbone.cli.output import print_json
 from vitbackbone.cli.text import escaped
 
@@ -162,7 +163,7 @@ def predict(args: argparse.Namespace) -> int:
     probe, about = load_probe(args.probe)
     names = _check_about(args.probe, probe.classes_, about)
     manifest = about["store"]
-    backbone = load_backbone(args.model or manifest["model"]["name"], args.weights)
+    backbone = load_backbone(args.model or manifest["model"]["name"], args.weights, **loading(args))
     check_same_backbone(backbone, manifest)
     resolution, keep_aspect = (manifest["preprocessing"][key] for key in ("resolution", "keep_aspect"))
     size = tuple(resolution) if isinstance(resolution, list) else resolution

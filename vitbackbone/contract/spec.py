@@ -30,6 +30,7 @@ class BackboneSpec:
     dims: tuple[int, ...] = ()  # D of each layer; () means `dim` for all
     strides: tuple[int, ...] = ()  # stride of each layer; () means `stride` for all
     pooled_dims: tuple[int, ...] = ()  # width of each layer's `pooled`; () means `pooled_dim` for all
+    in_chans: int = 3  # channels of the images
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pooled_dim", self.pooled_dim or self.dim)

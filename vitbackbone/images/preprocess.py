@@ -212,9 +212,9 @@ class Preprocess:
         """
         view = self.view(photo.size, resolution, keep_aspect)
         check_area(view, photo.max_pixels)
-        return self.cut(self._decode(photo, view, decoding), view, decoding == "exact")
+        return self.cut(self.decoded(photo, view, decoding), view, decoding == "exact")
 
-    def _decode(self, photo: Photo, view: View, decoding: Decoding) -> Shaped[Tensor, "C h w"]:
+    def decoded(self, photo: Photo, view: View, decoding: Decoding) -> Shaped[Tensor, "C h w"]:
         """Decode the photo's channels. Raises `ImageError` if bands are no bytes and `scale` is that of bytes."""
         if self.channels in (1, 3):
             rgb = photo.decode(enough(view) if decoding == "draft" else None)

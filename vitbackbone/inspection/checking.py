@@ -18,7 +18,6 @@ from vitbackbone.contract import BackboneModule, Features, evaluating
 from vitbackbone.images import Resolution, stack_images
 from vitbackbone.inspection.upstream_transformers import TransformersUpstream
 from vitbackbone.inspection.upstreams import TimmUpstream, Upstream
-from vitbackbone.networks import TimmConfig
 
 Place = str | PathLike[str]
 EQUAL = 1e-5  # the promise of this package
@@ -90,14 +89,15 @@ def check(
 
 def upstream_of(name: str) -> Upstream:
     """Return the upstream of a backbone. Raises `ValueError` if there is none here."""
-    if name.startswith("hf:") or (Path(name).is_dir() and name not in ZOO):
-        return TransformersUpstream(name)
     entry = find_entry(name)
-    if isinstance(entry.config, TimmConfig) or entry.format.startswith("timm"):
+    if entry.format.startswith("timm"):
         return TimmUpstream(name, entry)
+    saved = name.startswith(("hf:", "hf-hub:")) or (Path(name).is_dir() and name not in ZOO)
+    if saved and not entry.format.startswith("open_clip"):
+        return TransformersUpstream(name)
     raise ValueError(
         f"{name} has no upstream to check against; want one of timm's names, timm:NAME, hf:OWNER/REPOSITORY or a "
-        "directory of transformers"
+        "directory of transformers or timm"
     )
 
 

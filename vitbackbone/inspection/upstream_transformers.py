@@ -15,6 +15,7 @@ from vitbackbone.contract import BackboneModule, BackboneSpec
 from vitbackbone.inspection.upstreams import Outputs, Place, Upstream, unpacked
 
 ANY_SIZE = "interpolate_pos_encoding"
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 POOLER = "transformers' pooler is a layer of its own, which is not part of the backbone"
 
 
@@ -79,7 +80,8 @@ class TransformersUpstream(Upstream):
             if not isinstance(part, self.library.PreTrainedModel) or part.main_input_name != "pixel_values":
                 continue
             names = inspect.signature(part.forward).parameters
-            if "input_ids" in names:
+            _, *others = names.values()
+            if "input_ids" in names or any(each.default is each.empty and each.kind in NAMED for each in others):
                 continue
             out = part(pixel_values=images, **_options(part, names, images))
             if isinstance(getattr(out, "last_hidden_state", None), Tensor):
@@ -88,7 +90,7 @@ class TransformersUpstream(Upstream):
     def _pooled(self, model: Any, tower: Any, out: Any, images: Tensor) -> tuple[Tensor | None, str]:
         """Return the pooled vectors, or None and the reason."""
         options = _options(model, inspect.signature(model.forward).parameters, images)
-        if hasattr(model, "get_image_features"):
+        if hasattr(model, "get_image_features") and hasattr(model, "get_text_features"):
             return model.get_image_features(pixel_values=images, **options).pooler_output, ""
         if hasattr(model, "visual_projection"):
             return model(pixel_values=images, **options).image_embeds, ""

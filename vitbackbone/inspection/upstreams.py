@@ -77,7 +77,7 @@ class TimmUpstream(Upstream):
         config = self.entry.config
         sizes = dict(config.arguments) if isinstance(config, TimmConfig) else {"dynamic_img_size": True}
         fixed = {"act_layer": "quick_gelu"} if self.quick else {}
-        name = self.name.removeprefix("timm:").partition("@")[0]
+        name = _timm_name(self.name)
         for options in (sizes, {}):
             try:
                 return self.timm.create_model(name, pretrained=state is not None, **overlay, **options, **fixed).eval()
@@ -107,6 +107,15 @@ class TimmUpstream(Upstream):
             why = "timm returns several maps"
             return Outputs(None, None, None, pooled, missing=dict.fromkeys(("cls", "registers", "patches"), why))
         return unpacked(last, images, pooled, spec)
+
+
+def _timm_name(name: str) -> str:
+    """Return timm's spelling of a name: of a model, a repository or a directory."""
+    if Path(name).is_dir():
+        return f"local-dir:{name}"
+    return (
+        f"hf-hub:{name.removeprefix('hf:')}" if name.startswith("hf:") else name.removeprefix("timm:").partition("@")[0]
+    )
 
 
 def unpacked(last: Tensor, images: Tensor, pooled: Tensor | None, spec: BackboneSpec) -> Outputs:

@@ -15,6 +15,7 @@ from vitbackbone.model.config import (
     check_kinds,
     vit_config,
 )
+from vitbackbone.model.kept import Kept
 from vitbackbone.model.layers import Block, ConvStem, GatedMlp, LayerScale, Mlp, PatchBlock
 from vitbackbone.model.maps import resize_maps
 from vitbackbone.model.packing import Grid, Layout
@@ -45,6 +46,7 @@ __all__ = [
     "GatedMlp",
     "Grid",
     "Indivisible",
+    "Kept",
     "LayerScale",
     "Layout",
     "Mask",

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,6 +39,7 @@ from vitbackbone.contract import (
 )
 from vitbackbone.images import Preprocess
 from vitbackbone.model.config import ViTConfig
+from vitbackbone.model.kept import Kept, check_keep, run_kept
 from vitbackbone.model.layers import Block, ConvStem, PatchEmbed, make_block, position_embedding
 from vitbackbone.model.norms import make_norm, norm_or_identity
 from vitbackbone.model.packing import Grid, Layout, packing_order
@@ -46,6 +47,7 @@ from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Po
 
 Tokens = dict[Wanted, Float[Tensor, "B T D"]]  # of each requested layer
 Mask = Bool[Tensor, "B h w"]  # True where a patch is masked
+Keep = Int[Tensor, "B K"]  # indices of patches
 TokenEngine = Callable[["ViT", Images, Geometry, Asked], Tokens]  # a faster `ViT.tokens`
 
 
@@ -93,18 +95,24 @@ class ViT(BackboneModule):
         self.projection = nn.Linear(config.vector_dim, width, bias=bias) if width else nn.Identity()
         self.apply(_init)
 
-    def forward(self, images: Images, asked: Asked | None = None, mask: Mask | None = None) -> Any:
+    def forward(
+        self, images: Images, asked: Asked | None = None, mask: Mask | None = None, keep: Keep | None = None
+    ) -> Any:
         """See `BackboneModule`.
 
         `mask`: True where a patch is replaced by the mask token, (B, h, w). Positions are added behind it, as in
         transformers' `bool_masked_pos`. Raises `ValueError` if the weights have no mask token, if the mask does not
         have one value for each patch, and for a list of images or an optimised backbone.
+        `keep`: see `forward_kept`, which calls the module with it.
         """
         asked = asked or self.last
         check_images(images, self.channels)
         geometry = Geometry.of(images, self.config.patch_size)
         if mask is not None:
             self._check_mask(images, geometry, mask)
+        if keep is not None:
+            self._check_plain(images, "keep")
+            return run_kept(self, cast(Tensor, images), geometry, keep)
         with any_size():
             if asked.part == "attention":
                 return asked.answer(self._maps(images, geometry, asked, mask))
@@ -118,13 +126,33 @@ class ViT(BackboneModule):
     def _check_mask(self, images: Images, geometry: Geometry, mask: Mask) -> None:
         if self.mask_token is None:
             raise ValueError(f"{self.spec.name} has no mask token; load weights that have one, such as DINOv2's")
-        if self.engine is not None or type(self).tokens is not ViT.tokens:
-            raise ValueError("an optimised backbone takes no mask; use the backbone as it was loaded")
-        if not isinstance(images, Tensor):
-            raise ValueError("a list of images takes no mask; call once per image size, with a batch")
-        want = (images.shape[0], *geometry.grid)
+        self._check_plain(images, "mask")
+        want = (cast(Tensor, images).shape[0], *geometry.grid)
         if numbers(*want, *mask.shape) and tuple(mask.shape) != want:
             raise ValueError(f"mask has shape {tuple(mask.shape)}; want {want}, one value for each patch")
+
+    def _check_plain(self, images: Images, option: str) -> None:
+        """Raise `ValueError` unless this backbone runs as it was loaded, on a batch of images of one size."""
+        if self.engine is not None or type(self).tokens is not ViT.tokens:
+            raise ValueError(f"an optimised backbone takes no {option}=; use the backbone as it was loaded")
+        if not isinstance(images, Tensor):
+            raise ValueError(f"a list of images takes no {option}=; call once per image size, with a batch")
+
+    def forward_kept(self, images: Float[Tensor, "B C H W"], keep: Keep) -> Kept:
+        """Return the features of some patches of each image, computed as if there were no others.
+
+        `keep`: row-major indices of the patches to keep, (B, K), distinct for each image. Every kept patch has its own
+        position. Dropped patches cost nothing, unless positions act inside attention (rotary, relative).
+        Raises `ValueError` on indices that are no patches, if attention stays within windows, for a list of images, and
+        for an optimised backbone.
+        """
+        check_images(images, self.channels)
+        self._check_plain(images, "keep")
+        grid = Geometry.of(images, self.config.patch_size).grid
+        check_keep(keep, images.shape[0], grid[0] * grid[1])
+        if self.config.window:
+            raise ValueError(f"attention of {self.spec.name} stays within windows, so that no patch can be dropped")
+        return self(images, keep=keep)
 
     def tokens(self, images: Images, geometry: Geometry, asked: Asked, mask: Mask | None = None) -> Tokens:
         """Return the tokens of each requested layer.
@@ -277,6 +305,7 @@ def _spec(c: ViTConfig, name: str) -> BackboneSpec:
         has_cls=c.cls,
         has_norm=c.final_norm,
         image_size=c.image_size,
+        in_chans=c.channels,
         settings=repr(c),
         pooled_dim=c.projection_dim or c.vector_dim,
     )

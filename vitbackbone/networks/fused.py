@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from vitbackbone.contract import (
@@ -36,7 +36,6 @@ from vitbackbone.images import (
     Resolution,
     View,
     check_area,
-    enough,
     open_image,
     stack_images,
 )
@@ -80,7 +79,9 @@ class FusedPreprocess:
         max_pixels: int | None = None,
     ) -> Float[Tensor, "C H W"]:
         """Turn an image into a float32 tensor (3n, H, W). Arguments and errors are the same as for `Preprocess`."""
-        return self.normalise(self.pixels(open_image(image, max_pixels), resolution, keep_aspect))
+        return self.normalise(
+            self.pixels(open_image(image, max_pixels, self.parts[0].channels), resolution, keep_aspect)
+        )
 
     def batch(
         self,
@@ -98,11 +99,11 @@ class FusedPreprocess:
         resolution: Resolution | None = None,
         keep_aspect: bool = False,
         decoding: Decoding = "exact",
-    ) -> UInt8[Tensor, "C H W"]:
+    ) -> Shaped[Tensor, "C H W"]:
         """Return the pixels of all pictures before normalisation. See `Preprocess.pixels`."""
         view = self.view(photo.size, resolution, keep_aspect)
         check_area(view, photo.max_pixels)
-        rgb = photo.decode(enough(view) if decoding == "draft" else None)
+        rgb = self.parts[0].decoded(photo, view, decoding)
         kinds = [
             (part.interpolation, part.resampling, part.border if view.pad != (0, 0) else None) for part in self.parts
         ]
@@ -110,9 +111,9 @@ class FusedPreprocess:
         pictures = {kind: part.cut(rgb, view, exact) for kind, part in of_kind.items()}
         return torch.cat([pictures[kind] for kind in kinds])
 
-    def normalise(self, pixels: UInt8[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]:
+    def normalise(self, pixels: Shaped[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]:
         """Return `pixels` in float32 with each member's mean and std applied, on the same device."""
-        pictures = pixels.split(3, dim=-3)
+        pictures = pixels.split(self.parts[0].channels, dim=-3)
         return torch.cat([part.normalise(own) for part, own in zip(self.parts, pictures, strict=True)], dim=-3)
 
     def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
@@ -182,7 +183,11 @@ class FusedBackbone(BackboneModule):
         self.layers = tuple(member.layer % member.backbone.spec.depth for member in members)
         self.norms = tuple(member.norm for member in members)
         self.preprocess = preprocess
-        self.channels = tuple(dict.fromkeys((3, 3 * len(members))))
+        each = {member.backbone.spec.in_chans for member in members} | {part.channels for part in preprocess.parts}
+        if len(each) > 1:
+            raise ValueError(f"the members and their transforms have {sorted(each)} channels; want one number for all")
+        (own_channels,) = each
+        self.channels = tuple(dict.fromkeys((own_channels, own_channels * len(members))))
         self.spec = _spec(name, members, preprocess)
 
     def forward(self, images: Images, asked: Asked | None = None) -> Any:
@@ -220,10 +225,10 @@ class FusedBackbone(BackboneModule):
         ]
         return list(zip(*each, strict=True))
 
-    def _pictures(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B 3 H W"]]:
+    def _pictures(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B C H W"]]:
         """Return the pictures of each member."""
-        if images.shape[1] == 3 * len(self.members):
-            return list(images.split(3, dim=1))
+        if images.shape[1] == self.spec.in_chans * len(self.members):
+            return list(images.split(self.spec.in_chans, dim=1))
         first, *others = self.preprocess.parts
         return [images, *(_renormalise(images, first, other) for other in others)]
 
@@ -244,6 +249,7 @@ def _spec(name: str, members: Sequence[Member], preprocess: FusedPreprocess) -> 
         has_cls=all(spec.has_cls for spec, _, _ in parts),
         has_norm=all(norm for _, _, norm in parts),
         image_size=preprocess.image_size,
+        in_chans=preprocess.parts[0].channels,
         settings=repr([(spec.name, layer, norm, spec.settings) for spec, layer, norm in parts]),
     )
 
@@ -259,7 +265,7 @@ def _join(parts: Sequence[Features]) -> Features:
     return Features(cls, registers, patches, finest, pool_cls_or_mean)
 
 
-def _renormalise(images: Float[Tensor, "B 3 H W"], old: Preprocess, new: Preprocess) -> Float[Tensor, "B 3 H W"]:
+def _renormalise(images: Float[Tensor, "B C H W"], old: Preprocess, new: Preprocess) -> Float[Tensor, "B C H W"]:
     """Convert images from one mean and std to another. These are Python numbers, so that no dtype rounds them."""
     channels = zip(images.unbind(1), old.mean, old.std, new.mean, new.std, strict=True)
     return torch.stack(

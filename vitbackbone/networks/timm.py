@@ -144,7 +144,8 @@ class TimmBackbone(BackboneModule):
         self.dims, self.strides = levels.dims, levels.strides
         by_token = getattr(model, "global_pool", "") == "token"  # in a network without CLS it may mean attention
         self.pools_cls = by_token and levels.has_cls
-        heads = [m.num_heads for m in model.modules() if isinstance(getattr(m, "num_heads", None), int)]
+        parts: list[Any] = list(model.modules())
+        heads = [part.num_heads for part in parts if isinstance(getattr(part, "num_heads", None), int)]
         pooled_dim = levels.pooled_dim or levels.dims[-1]
         self.spec = BackboneSpec(
             name=name,
@@ -156,6 +157,7 @@ class TimmBackbone(BackboneModule):
             has_cls=levels.has_cls,
             has_norm=levels.has_norm,
             image_size=config.image_size,
+            in_chans=config.channels,
             settings=repr(config),
             dims=levels.dims,
             strides=levels.strides,
@@ -221,15 +223,16 @@ class TimmBackbone(BackboneModule):
                 f"{padded.shape[2]} x {padded.shape[3]}, which contradicts its stride of {self.strides[layer]}"
             )
         h, w = given.grid
+        ran_grid = (ran.grid[0], ran.grid[1])
         final = found.final if layer == self.levels.depth - 1 else None
         if prefix is None and final is not None and self.levels.num_prefix:
-            prefix = prefix_of(final, ran.grid, patches.shape[1], self.levels.num_prefix)
+            prefix = prefix_of(final, ran_grid, patches.shape[1], self.levels.num_prefix)
         has_cls = self.levels.has_cls and prefix is not None
         if prefix is None:
             prefix = patches.new_zeros(patches.shape[0], 0, patches.shape[1])
         pooling: Any = pool_cls if self.pools_cls and has_cls else pool_mean
         if final is not None and self.levels.pooled_dim is not None:
-            pooling = Pooled(self._pool(model, final, ran.grid, given.grid))
+            pooling = Pooled(self._pool(model, final, ran_grid, (h, w)))
         cls = prefix[:, 0] if has_cls else None
         return Features(cls, prefix[:, int(has_cls) :], patches[:, :, :h, :w], given, pooling)
 

@@ -71,7 +71,7 @@ def read_levels(model: Any, name: str, size: Size) -> Levels:
     strides = [int(level["reduction"]) for level in info]
     with torch.no_grad():
         out = run(model, images_for(model, size), range(len(strides)), norm=False, final=True)
-    grids = [tuple(each.shape[2:]) for each in out.maps]
+    grids = [(each.shape[2], each.shape[3]) for each in out.maps]
     fitting = [grid == grid_at(size, stride) for grid, stride in zip(grids, strides, strict=True)]
     if not any(fitting):
         wanted = grid_at(size, strides[-1])

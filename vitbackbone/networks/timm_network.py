@@ -92,7 +92,7 @@ class _Copy:
         for ours, theirs in zip(self.network.modules(), model.modules(), strict=True):
             ours.training = theirs.training
             if getattr(ours, "attention_bias_cache", None):
-                ours.attention_bias_cache = {}
+                object.__setattr__(ours, "attention_bias_cache", {})
             for name, buffer in ours._buffers.items():
                 temporary = name in ours._non_persistent_buffers_set
                 ours._buffers[name] = _buffer(buffer, theirs._buffers.get(name), temporary, like)

@@ -31,7 +31,7 @@ TOWERS: dict[str, Rules] = {
     **SWIN,
     **LANGUAGE,
     "open_clip_vit": OPEN_CLIP,
-    **trunks({**TIMM, **PREFIX}),
+    **trunks({**TIMM, **PREFIX, **PERCEPTION, **TIMM_EVA}),
     "hf_pixio": PIXIO,
     "hf_radio": RADIO,
     "hf_sam3": SAM3,

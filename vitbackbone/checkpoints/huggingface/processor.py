@@ -42,8 +42,8 @@ class Processor:
     """An image processor class of transformers: the defaults of the settings that a file may leave out."""
 
     resample: int
-    mean: Colour
-    std: Colour
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     size: Any
     crop_size: Any = None
     do_center_crop: bool = False

@@ -5,7 +5,7 @@ from dataclasses import replace
 from vitbackbone.checkpoints.huggingface.radio import RADIO_EVAL, RADIO_RESAMPLING
 from vitbackbone.checkpoints.huggingface.siglip2 import NAFLEX_EVAL, NAFLEX_RESAMPLING
 from vitbackbone.checkpoints.zoo.entry import Entry, evaluation
-from vitbackbone.images import CLIP_MEAN, CLIP_STD
+from vitbackbone.images import CLIP_MEAN, CLIP_STD, HALF
 from vitbackbone.model import ViTConfig, vit_config
 
 #    timm's name                               transformers' repository           variant
@@ -31,8 +31,11 @@ def _siglip2(variant: str) -> ViTConfig:
 
 
 def _timm_siglip2(name: str, variant: str) -> Entry:
+    """Return the entry of timm's file. timm crops a square; `hf:` has the authors' budget of patches."""
     how = NAFLEX_RESAMPLING
-    return Entry(_siglip2(variant), "timm_naflex", NAFLEX_EVAL, "apache-2.0", f"timm/{name}", hf=how, timm=how)
+    config = replace(_siglip2(variant), image_size=(384, 384), position_grid=(16, 16))
+    preprocess = evaluation(384, 1.0, HALF, HALF)
+    return Entry(config, "timm_naflex", preprocess, "apache-2.0", f"timm/{name}", hf=how, timm=how)
 
 
 def _hf_siglip2(name: str, variant: str) -> Entry:

@@ -1,5 +1,6 @@
 """The text towers that belong to image towers known by name."""
 
+from vitbackbone.checkpoints.zoo.eva import EVA
 from vitbackbone.checkpoints.zoo.timm import TIMM
 from vitbackbone.model import TextConfig
 
@@ -14,6 +15,30 @@ _LAION = {
     "vit_base_patch32_clip_224.datacompxl": "CLIP-ViT-B-32-DataComp.XL-s13B-b90K",
     "vit_base_patch16_clip_224.datacompxl": "CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
     "vit_large_patch14_clip_224.datacompxl": "CLIP-ViT-L-14-DataComp.XL-s13B-b90K",
+}
+_EVA_CLIP = {
+    "eva_giant_patch14_clip_224.laion400m": "eva_giant_patch14_clip_224.laion400m_s11b_b41k",
+    "eva_giant_patch14_clip_224.merged2b": "eva_giant_patch14_plus_clip_224.merged2b_s11b_b114k",
+    "eva02_base_patch16_clip_224.merged2b": "eva02_base_patch16_clip_224.merged2b_s8b_b131k",
+    "eva02_large_patch14_clip_224.merged2b": "eva02_large_patch14_clip_224.merged2b_s4b_b131k",
+    "eva02_large_patch14_clip_336.merged2b": "eva02_large_patch14_clip_336.merged2b_s6b_b61k",
+    "eva02_enormous_patch14_clip_224.laion2b": "eva02_enormous_patch14_clip_224.laion2b_s4b_b115k",
+    "eva02_enormous_patch14_clip_224.laion2b_plus": "eva02_enormous_patch14_plus_clip_224.laion2b_s9b_b144k",
+}
+_PERCEPTION = {
+    "vit_pe_core_tiny_patch16_384.fb": "PE-Core-T-16-384",
+    "vit_pe_core_small_patch16_384.fb": "PE-Core-S-16-384",
+    "vit_pe_core_base_patch16_224.fb": "PE-Core-B-16",
+    "vit_pe_core_large_patch14_336.fb": "PE-Core-L-14-336",
+    "vit_pe_core_gigantic_patch14_448.fb": "PE-Core-bigG-14-448",
+}
+_GOOGLE = {
+    "vit_base_patch14_reg1_tipsv2.webli": "tipsv2-b14",
+    "vit_large_patch14_reg1_tipsv2.webli": "tipsv2-l14",
+    "vit_so400m_patch14_reg1_tipsv2.webli": "tipsv2-so400m14",
+    "vit_giant_patch14_reg1_tipsv2.webli": "tipsv2-g14",
+    "naflexvit_base_patch16_siglip.v2_webli": "siglip2-base-patch16-naflex",
+    "naflexvit_so400m_patch16_siglip.v2_webli": "siglip2-so400m-patch16-naflex",
 }
 _SIGLIP_SIZES = {
     "base_patch16": "B-16",
@@ -35,16 +60,13 @@ def _siglip(name: str) -> str:
     return f"timm/ViT-{_SIGLIP_SIZES[size]}-{kind}" + ("" if side == "224" else f"-{side}")
 
 
-def _repository(name: str) -> str:
-    if name in _LAION:
-        return f"laion/{_LAION[name]}"
-    return _siglip(name) if "_siglip_" in name else TIMM[name].source
-
-
+_CLIP = {name: entry.source for name, entry in {**TIMM, **EVA}.items() if entry.format == "timm_clip"}
 TEXT_REPOSITORIES: dict[str, str] = {
-    name: _repository(name)
-    for name, entry in TIMM.items()
-    if entry.format == "timm_clip" or name.partition(".")[2] in ("webli", "v2_webli")
+    **_CLIP,  # timm's own repositories hold both towers
+    **{name: _siglip(name) for name in TIMM if "_siglip_" in name},
+    **{name: f"laion/{repository}" for name, repository in _LAION.items()},
+    **{name: f"timm/{repository}" for name, repository in {**_EVA_CLIP, **_PERCEPTION}.items()},
+    **{name: f"google/{repository}" for name, repository in _GOOGLE.items()},
 }
 
 

@@ -1,0 +1,93 @@
+"""Weights for images of another number of channels than the checkpoint was trained on."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from vitbackbone.checkpoints.rules import ConversionError, Rules, State
+from vitbackbone.images import Preprocess
+from vitbackbone.model import ViTConfig
+from vitbackbone.networks import TimmBackbone, TimmConfig
+
+RGB = 3
+VIT_KERNELS = ("patch_embed.proj.weight", "patch_embed.convs.0.weight")
+
+
+def with_channels(config: ViTConfig | TimmConfig, channels: int | None) -> ViTConfig | TimmConfig:
+    """Return a configuration for images of `channels` channels; None keeps its own.
+
+    Raises `ValueError` if the network's own bands are not red, green and blue, because each has a kernel of its own.
+    """
+    if channels is None or channels == config.channels:
+        return config
+    if channels < 1:
+        raise ValueError(f"in_chans={channels}; want at least 1")
+    if config.channels != RGB:
+        raise ValueError(
+            f"in_chans={channels}: the network was trained on {config.channels} bands, and each has a kernel of its "
+            f"own, which no rule turns into {channels}. Pass images of {config.channels} channels, without in_chans"
+        )
+    return replace(config, channels=channels)
+
+
+def kernels(backbone: Any) -> tuple[str, ...]:
+    """Return the names of the parameters that read the channels of the images."""
+    if not isinstance(backbone, TimmBackbone):
+        return VIT_KERNELS
+    first = backbone.model.pretrained_cfg.get("first_conv") or ()
+    return tuple(f"model.{name}.weight" for name in ((first,) if isinstance(first, str) else first))
+
+
+def stored_channels(
+    config: ViTConfig | TimmConfig, names: tuple[str, ...], rules: Rules, tensors: State, own: int
+) -> int:
+    """Return the number of channels of a checkpoint's kernels: the configuration's, or else `own`.
+
+    `names`: the parameters that read the channels.
+    """
+    for rule in rules:
+        if rule.targets and rule.targets[0] in names and rule.sources[0] in tensors:
+            shape = tensors[rule.sources[0]].shape
+            if len(shape) >= 4 and shape[1] == config.channels:
+                return config.channels
+    return own
+
+
+def inflate(parameters: dict[str, Tensor], names: tuple[str, ...], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fit the kernels of RGB images to the channels of the network, by timm's rule (`adapt_input_conv`).
+
+    One channel has the sum of the three kernels. n channels have the kernels of red, green and blue again and again,
+    times 3 / n, so that the response to a grey image stays.
+    Raises `ConversionError` for a kernel that does not read red, green and blue.
+    """
+    changed = dict(parameters)
+    for name in (name for name in names if name in parameters):
+        kernel, channels = parameters[name], wanted[name].shape[1]
+        if kernel.ndim != 4 or kernel.shape[1] != RGB:
+            shape = " x ".join(map(str, kernel.shape))
+            raise ConversionError(f"{name} has the shape {shape}, and in_chans needs a convolution of 3 channels")
+        if channels == 1:
+            changed[name] = kernel.sum(dim=1, keepdim=True)
+        else:
+            tiled = kernel.repeat(1, math.ceil(channels / RGB), 1, 1)[:, :channels]
+            changed[name] = tiled * (RGB / channels)
+    return changed
+
+
+def preprocess_for(preprocess: Preprocess, channels: int) -> Preprocess:
+    """Return the transform for `channels` channels, whose means and deviations go on as the kernels do.
+
+    One channel has the average of the three. Replace them if the statistics of the bands are known.
+    """
+    if channels == preprocess.channels:
+        return preprocess
+
+    def of_bands(values: tuple[float, ...]) -> tuple[float, ...]:
+        return (
+            (sum(values) / len(values),) if channels == 1 else tuple(values[i % len(values)] for i in range(channels))
+        )
+
+    return replace(preprocess, mean=of_bands(preprocess.mean), std=of_bands(preprocess.std))
