@@ -211,6 +211,8 @@ def run(names: Iterable[str]) -> Iterator[Row]:
     """Yield the row of each type. Each runs in a process of its own, which may take 90 seconds of CPU time."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)
+    for module in ("timm", "vitbackbone.checkpoints.load", "transformers.modeling_utils"):
+        importlib.import_module(module)  # once, rather than in each process
     for name in names:
         reading, writing = os.pipe()
         child = os.fork()
