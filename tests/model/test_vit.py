@@ -125,7 +125,6 @@ def test_drop_path_drops_whole_images_in_training_alone_and_keeps_the_expectatio
         ({"num_registers": -1}, "num_registers must be 0 or more"),
         ({"drop_path": 1.0}, "drop_path must be in"),
         ({"global_blocks": (1,)}, "global_blocks=.1,. with window=0"),
-        ({"window": 4}, "window=4 has no place for CLS"),
         ({"window": -1, "cls": False, "pool": "mean"}, "window must be 0 or more"),
         ({"relative_position": "table", "num_registers": 1}, "biases for one prefix token, got 2"),
         ({"relative_position": "decomposed"}, "no place for CLS"),

@@ -148,7 +148,7 @@ def test_features_are_floats_that_a_head_can_learn_from() -> None:
         ({"image": np.zeros((3, 32, 32), np.int32)}, r"image is int32 of shape \(3, 32, 32\); want"),
         ({"image": np.zeros((0, 32, 3), np.uint8)}, r"image is uint8 of shape \(0, 32, 3\); want"),
         ({"size": 30}, r"size=\(30, 30\); want multiples of the backbone's stride, 8"),
-        ({"size": 0}, r"size=\(0, 0\); want multiples"),
+        ({"size": 0}, "size must be at least 1 pixel, got 0"),
         ({"overlap": 32}, r"overlap=32; want a multiple of 8 from 0 to less than the window, \(32, 32\)"),
         ({"overlap": 4}, "overlap=4; want a multiple of 8"),
         ({"overlap": -8}, "overlap=-8; want a multiple of 8"),

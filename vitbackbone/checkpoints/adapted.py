@@ -20,15 +20,17 @@ from vitbackbone.checkpoints.zoo import Entry
 from vitbackbone.contract import BackboneModule
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Indivisible
-from vitbackbone.networks.transformers import TransformersBackbone, TransformersConfig, build_tower
-from vitbackbone.networks.transformers_input import processor_settings
-from vitbackbone.networks.transformers_parts import (
+from vitbackbone.networks import (
+    TransformersBackbone,
+    TransformersConfig,
+    build_tower,
     config_of,
     encoder_config,
     image_size,
     knows,
     make_config,
     private,
+    processor_settings,
 )
 
 ReadProcessor = Callable[[Json, Preprocess], Preprocess]

@@ -243,7 +243,7 @@ def _fill(
             entry = replace(entry, config=settle(entry.config, taken.rules, taken.tensors, blocks, {}))
     config = options.apply(entry.at_other_sizes(options.positions))
     # A directory is a larger model as a rule; a file was given as the network's own
-    _log(place, taken.note, logging.INFO if isinstance(found, Directory) else logging.WARNING)
+    _log(place, taken.note, logging.DEBUG if isinstance(found, Directory) else logging.WARNING)
     if isinstance(config, TimmConfig):
         return _fill_timm(_build_timm(config, entry, name), config, entry, taken)
     assert isinstance(entry.config, ViTConfig)

@@ -6,6 +6,7 @@ the settings that contradicts the checkpoint is an error, because it is not know
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from vitbackbone.checkpoints.faults import Faults
@@ -28,7 +29,7 @@ def settle(
     `architecture`: the class that saved the weights. One of `CLASSES` has all its parts, so a missing one is a fault.
     Raises `ConversionError` if numbers contradict each other.
     """
-    found = Parts(rules, tensors)
+    found = Parts(rules, tensors, blocks)
     whole = {target for rule in CLASSES.get(architecture, ()) for target in rule.targets}
     config = _ends(config, found, whole)
     config = replace(config, **_blocks(config, found))
@@ -53,8 +54,8 @@ def settle_swin(config: TimmConfig, rules: Rules, tensors: State) -> TimmConfig:
 class Parts:
     """The parameters that a checkpoint fills by rules, whatever parameters a model has."""
 
-    def __init__(self, rules: Rules, tensors: State) -> None:
-        self._rules, self._tensors = rules, tensors
+    def __init__(self, rules: Rules, tensors: State, blocks: int = 1) -> None:
+        self._rules, self._tensors, self._blocks = rules, tensors, range(max(blocks, 1))
 
     def __contains__(self, target: str) -> bool:
         return next(self._sources(target), None) is not None
@@ -71,9 +72,10 @@ class Parts:
         return shape[1] if len(shape) == 3 else 0
 
     def _sources(self, target: str) -> Iterator[tuple[str, ...]]:
-        for rule in self._rules:
-            sources = tuple(source.replace("{i}", "0") for source in rule.sources)
-            if target in rule.targets and all(source in self._tensors for source in sources):
+        filling = [rule.sources for rule in self._rules if target in rule.targets]
+        for i, names in product(self._blocks, filling):
+            sources = tuple(name.replace("{i}", str(i)) for name in names)
+            if all(source in self._tensors for source in sources):
                 yield sources
 
     def _copies(self, target: str) -> Iterator[tuple[str, ...]]:
@@ -108,6 +110,6 @@ def _blocks(config: ViTConfig, found: Parts) -> dict[str, Any]:
 def _biases(config: ViTConfig, found: Parts) -> QkvBias:
     if "blocks.{i}.attn.qkv.bias" in found:
         return "qkv"
-    if "blocks.{i}.attn.q_bias" in found and "blocks.{i}.attn.v_bias" in found:
+    if "blocks.{i}.attn.q_bias" in found or "blocks.{i}.attn.v_bias" in found:
         return "qv"
     return "none" if "blocks.{i}.attn.qkv.weight" in found else config.qkv_bias

@@ -93,13 +93,13 @@ def leave_out(state: State, rules: Rules) -> tuple[dict[str, Tensor], list[str]]
     return {key: state[key] for key in state if key not in set(unused)}, unused
 
 
-def describe_taken(state: State, prefix: str, prefixes: Collection[str], unused: Collection[str]) -> str:
+def describe_taken(keys: Collection[str], prefix: str, prefixes: Collection[str], unused: Collection[str]) -> str:
     """Say which keys of a checkpoint were taken and which were left out; "" if it is the network alone."""
     parts = []
     if prefix:
         others = _listed(repr(p) for p in prefixes if p != prefix)
         parts.append(f"took the keys behind {prefix!r}" + (f" rather than {others}" if others else ""))
-    outside = Counter(_branch(key, prefix) for key in state if not key.startswith(prefix))
+    outside = Counter(_branch(key, prefix) for key in sorted(keys) if not key.startswith(prefix))
     left = [f"{name} ({count})" for name, count in outside.items()] + [key.removeprefix(OUTSIDE) for key in unused]
     if left:
         parts.append(f"left out {_listed(left)}")

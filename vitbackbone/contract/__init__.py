@@ -19,7 +19,7 @@ from vitbackbone.contract.geometry import Geometry, Images
 from vitbackbone.contract.inference import check_device, device_of, evaluating
 from vitbackbone.contract.pytrees import register, tree_leaves
 from vitbackbone.contract.repeated import Repeated, one_value
-from vitbackbone.contract.spec import BackboneSpec, Engine, Fidelity, Precision, Runtime, Wanted
+from vitbackbone.contract.spec import BackboneSpec, Engine, Fidelity, Precision, Runtime, Wanted, describe_settings
 from vitbackbone.contract.tracing import any_size, copied, numbers
 
 register()
@@ -46,6 +46,7 @@ __all__ = [
     "check_device",
     "check_images",
     "copied",
+    "describe_settings",
     "device_of",
     "evaluating",
     "fingerprint",

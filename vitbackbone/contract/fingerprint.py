@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 
 import torch
 from torch import nn
 
 from vitbackbone.contract.backbone import BackboneModule
+from vitbackbone.contract.spec import changed_fields
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -27,5 +27,5 @@ def fingerprint(backbone: BackboneModule) -> str:
 
     The name is left out, because one model may have several names.
     """
-    spec = {key: value for key, value in asdict(backbone.spec).items() if key != "name"}
+    spec = {key: value for key, value in changed_fields(backbone.spec).items() if key != "name"}
     return hashlib.sha256(json.dumps([spec, weights_sha256(backbone)]).encode()).hexdigest()

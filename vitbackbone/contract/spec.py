@@ -1,11 +1,28 @@
 """The description of a backbone: its shapes, its runtime, and the fidelity of an optimised one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, Literal
 
 Norm = bool | Sequence[bool]  # whether to apply the final norm: one value for all requested layers, or one for each
 Wanted = tuple[int, bool]  # a 0-based layer, and whether to apply the final norm to it
+
+
+def describe_settings(value: object) -> str:
+    """Return a configuration as text, without the fields that have their defaults.
+
+    A field that a later version adds leaves the text, and so the fingerprint, of an existing configuration as it was.
+    """
+    if not is_dataclass(value) or isinstance(value, type):
+        return repr(value)
+    given = ", ".join(f"{name}={describe_settings(each)}" for name, each in changed_fields(value).items())
+    return f"{type(value).__name__}({given})"
+
+
+def changed_fields(record: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that have no default, or another value than their default."""
+    values = {field.name: (field.default, getattr(record, field.name)) for field in fields(record)}
+    return {name: value for name, (default, value) in values.items() if default is MISSING or value != default}
 
 
 @dataclass(frozen=True)

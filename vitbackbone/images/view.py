@@ -11,18 +11,18 @@ from vitbackbone.images.errors import TooThin as TooThin
 Resolution = int | tuple[int, int]  # side of a square, or (H, W)
 
 
-def sides(size: Resolution) -> tuple[int, int]:
-    """Return (H, W) of a size: a number is the side of a square.
+def sides(size: Resolution, name: str = "resolution") -> tuple[int, int]:
+    """Return (H, W) of a size: a number is the side of a square. `name`: of the argument, for errors.
 
     Raises `ValueError` on anything but one or two whole numbers of at least 1.
     """
     given: Any = size  # callers without a type checker pass anything
     pair = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given, given)
     if len(pair) != 2 or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in pair):
-        raise ValueError(f"resolution={size!r}; want a whole number of pixels, or (height, width)")
+        raise ValueError(f"{name}={size!r}; want a whole number of pixels, or (height, width)")
     height, width = int(pair[0]), int(pair[1])
     if min(height, width) < 1:
-        raise ValueError(f"resolution must be at least 1 pixel, got {size}")
+        raise ValueError(f"{name} must be at least 1 pixel, got {size}")
     return height, width
 
 

@@ -32,6 +32,7 @@ from vitbackbone.contract import (
     any_size,
     check_images,
     copied,
+    describe_settings,
     float32_default,
     numbers,
     one_value,
@@ -306,7 +307,7 @@ def _spec(c: ViTConfig, name: str) -> BackboneSpec:
         has_norm=c.final_norm,
         image_size=c.image_size,
         in_chans=c.channels,
-        settings=repr(c),
+        settings=describe_settings(c),
         pooled_dim=c.projection_dim or c.vector_dim,
     )
 

@@ -4,7 +4,16 @@ from vitbackbone.networks.fused import FusedBackbone, FusedConfig, FusedPreproce
 from vitbackbone.networks.swin_windows import WindowBlock
 from vitbackbone.networks.tiling import tile
 from vitbackbone.networks.timm import TimmBackbone, TimmConfig, Windows
-from vitbackbone.networks.transformers import TransformersBackbone, TransformersConfig
+from vitbackbone.networks.transformers import TransformersBackbone, TransformersConfig, build_tower
+from vitbackbone.networks.transformers_input import processor_settings
+from vitbackbone.networks.transformers_parts import (
+    config_of,
+    encoder_config,
+    image_size,
+    knows,
+    make_config,
+    private,
+)
 
 __all__ = [
     "FusedBackbone",
@@ -17,6 +26,14 @@ __all__ = [
     "TransformersConfig",
     "WindowBlock",
     "Windows",
+    "build_tower",
+    "config_of",
+    "encoder_config",
     "fuse",
+    "image_size",
+    "knows",
+    "make_config",
+    "private",
+    "processor_settings",
     "tile",
 ]

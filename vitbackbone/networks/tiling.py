@@ -55,7 +55,7 @@ def tile(
     """
     spec = backbone.spec
     (layer,) = spec.indices([layer])
-    window_size = sides(size)
+    window_size = sides(size, "size")
     _check(image, window_size, overlap, batch_size, spec.stride)
     height, width = _extent(image)
     tops, lefts = (
