@@ -7,7 +7,7 @@ from itertools import accumulate, takewhile
 from vitbackbone.files import SHORT
 
 MOST_LINES = 12  # faults of one kind that the error spells out, if there is room
-LONGEST = 240  # characters of one line
+LONGEST = 320  # characters of one line
 LONGEST_ERROR = 560  # characters of the lines that are spelled out; the counts of the others come on top
 
 
