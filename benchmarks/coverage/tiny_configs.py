@@ -42,6 +42,7 @@ KEPT = {
     "stage_mid_channels",
     "stage_out_channels",
     "pos_emb_width",
+    "patch_embed_hidden_size",
 }
 LISTS = {
     r".*(depths|num_layers|layer_counts|num_blocks|layers|stage_.*blocks|blocks_per_stage)": "depth",
@@ -52,12 +53,24 @@ INDICES = r".*(indexes|indices|_layers?|layer_ids|layer_idx|layers_block_type)"
 
 
 # What the names do not tell: settings that must agree with each other, or that have no default.
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
 SLIM = {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "align": {"vision_config": SLIM},
     "align_vision_model": SLIM,
     "efficientnet": SLIM,
-    "cohere_compass": {"text_config": {"layer_types": ["sliding_attention", "sliding_attention"]}},
+    "cohere_compass": {
+        "text_config": {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), ROPE)}
+    },
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
+    "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 1, "moe_intermediate_size": 32}},
+    "gemma3n": {"text_config": {"intermediate_size": 64, "activation_sparsity_pattern": 0.0}},
+    "granite4_vision": {
+        "vision_config": {"hidden_size": 64},
+        "deepstack_layer_map": [[0, 0]],
+        "spatial_target_layers": [0],
+    },
+    "hunyuan_vl": {"text_config": {"head_dim": 16}},
     "apertus1p5": {"text_config": {"vocab_size": 266500}},
     "bit": {"num_groups": 4},
     "bridgetower": {"hidden_size": 64, "vision_config": {"hidden_size": 64}, "text_config": {"hidden_size": 64}},
@@ -124,28 +137,31 @@ def _shrunk(key: str, value: Any, patch: int, settings: Mapping[str, Any]) -> An
     if key in KEPT or isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int):
-        return _number(key, value, patch)
+        return _number(key, value, patch, settings)
     if isinstance(value, list | tuple) and value:
         return _list(key, list(value), patch, settings)
     return value
 
 
-def _number(key: str, value: int, patch: int) -> int:
+def _number(key: str, value: int, patch: int, settings: Mapping[str, Any]) -> int:
     if key in PIXELS:
-        return _side(value, patch)
+        return _side(value, patch, settings)
     for pattern, largest in LARGEST:
         if re.fullmatch(pattern, key):
             return min(value, largest)
     return value
 
 
-def _side(value: int, patch: int) -> int:
+def _side(value: int, patch: int, settings: Mapping[str, Any]) -> int:
+    window, depths = settings.get("window_size"), settings.get("depths")
+    if isinstance(window, int) and isinstance(depths, list | tuple):
+        return min(value, window * patch * 2 ** (len(depths) - 1))  # the last stage of a Swin must hold a window
     return min(value, SIDE * patch if patch > 7 else 64)
 
 
 def _list(key: str, value: list[Any], patch: int, settings: Mapping[str, Any]) -> list[Any]:
     if key in PIXELS:
-        return [_side(side, patch) if isinstance(side, int) else side for side in value]
+        return [_side(side, patch, settings) if isinstance(side, int) else side for side in value]
     if key == "layer_types" or (key.endswith("layer_types") and isinstance(value[0], str)):
         kinds = list(dict.fromkeys(value))[:LAYERS]  # one block of each kind
         return (kinds * LAYERS)[:LAYERS]

@@ -174,12 +174,17 @@ def _outputs(result: Any) -> list[Tensor]:
 
 
 def _last_block(encoder: Any, arguments: dict[str, Any]) -> list[Tensor]:
-    """Return the output of an encoder's last block, if it hands that out."""
-    try:
-        states = encoder(**arguments, output_hidden_states=True).hidden_states
-    except (TypeError, ValueError, AttributeError):
-        return []
-    return [states[-1]] if states and isinstance(states[-1], Tensor) else []
+    """Return the output of an encoder's last block."""
+    from vitbackbone.networks.transformers_layout import first_tensor
+    from vitbackbone.networks.transformers_parts import find_layers
+
+    taken: list[Any] = []
+    blocks = find_layers(encoder)
+    if blocks:
+        hook = blocks[-1].register_forward_hook(lambda _module, _given, out: taken.append(first_tensor(out)))
+        encoder(**arguments)
+        hook.remove()
+    return [each for each in taken if each is not None]
 
 
 def _error(ours: Any, theirs: Tensor) -> float | None:

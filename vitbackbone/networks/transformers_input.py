@@ -5,11 +5,13 @@ model type's own image processor makes these, with resizing and normalisation sw
 """
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -26,13 +28,13 @@ PROCESSED = {
     "attention_mask": ("attention_mask", "pixel_attention_mask"),
     "pixel_position_ids": ("pixel_position_ids", "image_position_ids"),
     "image_position_ids": ("image_position_ids",),
-    "target_sizes": ("target_sizes", "tgt_sizes"),
     "merge_sizes": ("image_merge_sizes", "merge_sizes"),
     "aspect_ratio_ids": ("aspect_ratio_ids",),
     "aspect_ratio_mask": ("aspect_ratio_mask",),
 }
 OFF = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_center_crop", "do_image_splitting")
 MASKS = ("attention_mask", "bool_masked_pos", "head_mask")
+TARGETS = "target_sizes"
 ANY_SIZE = "interpolate_pos_encoding"
 
 
@@ -45,6 +47,7 @@ class Feed:
     processor: Any = None  # None: the encoder takes the batch as it is
     patch: int = 1  # side of a packed patch in pixels
     unit: int = 1  # sides of images are multiples of it
+    strip: bool = False  # whether the patches of all images lie side by side in one image of a patch's height
     lead: bool = False  # whether packed patches have an axis of length 1 in front
     absent: tuple[str, ...] = ()  # masks that must be given, as None
     any_size: bool = False  # whether the encoder has a switch for other sizes than its own
@@ -53,7 +56,7 @@ class Feed:
     @property
     def packed(self) -> bool:
         """Whether the images of a batch are one sequence of patches."""
-        return GRID in self.extras
+        return self.strip or GRID in self.extras
 
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Any]:
         """Return the encoder's arguments."""
@@ -61,9 +64,17 @@ class Feed:
         options: dict[str, Any] = dict.fromkeys(self.absent)
         if self.any_size and size != self.native:
             options[ANY_SIZE] = True
+        if self.strip:
+            return {**self._in_strip(images), **options}
         if self.processor is None:
             return {self.first: images, **options}
         return {**self._processed(images), **options}
+
+    def _in_strip(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Any]:
+        p = self.patch
+        strip = rearrange(images, "B C (h y) (w x) -> C y (B h w x)", y=p, x=p)[None]
+        grid = torch.tensor([[images.shape[2] // p, images.shape[3] // p]] * len(images))
+        return {self.first: strip, TARGETS: grid if images.device.type == "meta" else grid.to(images.device)}
 
     def _processed(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Any]:
         count = (images.shape[2] // self.patch) * (images.shape[3] // self.patch)
@@ -131,10 +142,12 @@ def feed_of(tower: Any, config: Any, model_type: str, native: Size) -> Feed:
     if unknown := [name for name in required if name not in PROCESSED]:
         raise ValueError(f"{type(tower).__name__} wants {', '.join(unknown)} beside the images")
     packs = first == "flattened_patches" or GRID in names or any(name in required for name in extras)
-    packs = packs or bool({"pixel_position_ids", "image_grid_hw", "target_sizes", "spatial_shapes"} & set(extras))
+    packs = packs or bool({"pixel_position_ids", "image_grid_hw", "spatial_shapes"} & set(extras)) or TARGETS in names
     if not packs:
         return Feed(first, any_size=has_switch, native=native, absent=absent)
-    patch, merge = setting(config, "patch_size") or 1, _merge(config)
+    patch, merge = _patch(tower, config), _merge(config)
+    if TARGETS in names:
+        return Feed(first, (), None, patch, 4 * patch, strip=True, native=native)
     processor = _processor(model_type, config, patch, merge, _frames(tower, config, patch), GRID in names)
     return Feed(first, extras, processor, patch, patch * merge, any_size=has_switch, native=native)
 
@@ -158,12 +171,22 @@ def _merge(config: Any) -> int:
     return merge or (kernel[-1] if isinstance(kernel, list | tuple) else 1)
 
 
+def _patch(tower: nn.Module, config: Any) -> int:
+    """Return the side of a patch: of the config, or of the square of RGB pixels that the patch embedding takes."""
+    return setting(config, "patch_size") or max(math.isqrt(_numbers(tower) // 3), 1)
+
+
+def _numbers(tower: nn.Module) -> int:
+    """Return how many numbers the first layer of an encoder takes at once."""
+    layers = (each for each in tower.modules() if isinstance(each, nn.Linear | nn.Conv2d | nn.Conv3d))
+    return next((each.weight[0].numel() for each in layers), 0)
+
+
 def _frames(tower: nn.Module, config: Any, patch: int) -> int | None:
     """Return the frames of a packed patch: of the config, or as many as the kernel of the patch embedding takes."""
     if (frames := setting(config, "temporal_patch_size")) is not None:
         return frames
-    layers = (each for each in tower.modules() if isinstance(each, nn.Linear | nn.Conv2d | nn.Conv3d))
-    numbers = next((each.weight[0].numel() for each in layers), 0)
+    numbers = _numbers(tower)
     return numbers // (3 * patch**2) if numbers and numbers % (3 * patch**2) == 0 else None
 
 

@@ -112,7 +112,9 @@ class Encoder:
         if path is not None and source == "blocks":
             return replace(shapes, norm=path)
         try:
-            own = _fitting([*outputs, final], size, patch, packed)[-1]
+            own = layout_of(final, size, 1, patch, packed)
+            if not layouts or own.stride != layouts[-1].stride:
+                own = _fitting([*outputs, final], size, patch, packed)[-1]
         except ValueError:
             if not layouts:
                 raise
@@ -146,7 +148,8 @@ class Encoder:
                 return Run(got)
         if shapes.source != "blocks":
             levels = _field(result, shapes.source)
-            got |= {i: levels[i] for i in inner}
+            first = len(levels) - len(shapes.layers) + int(shapes.final)  # without the image itself
+            got |= {i: levels[first + i] for i in inner}
         final = _final(result)
         if shapes.final and last in wanted and final is not None:
             got[last] = final
@@ -283,6 +286,8 @@ def _levels(
     """Return the maps of a hierarchy, and where they are: in a field of the output, or at the blocks."""
     for name in ("feature_maps", "reshaped_hidden_states", "hidden_states", ""):
         found = _field(result, name)
+        if found and found[0].ndim == 4 and tuple(found[0].shape[1:]) == (3, *size):
+            found = found[1:]  # the image itself
         try:
             _fitting(found, size, patch, packed)
         except ValueError:
