@@ -73,6 +73,7 @@ SETTINGS = {
     "dinov2_with_registers": {"mlp_ratio": 4, "num_register_tokens": 4},
     "dinov3_vit": {"num_register_tokens": 4, "rope_theta": 100.0},
     "clip_vision_model": {},
+    "metaclip_2_vision_model": {},
     "siglip_vision_model": {},
     "tipsv2_vision_model": {"mlp_ratio": 4, "num_register_tokens": 4},
     "radio": {"mlp_ratio": 4, "max_img_size": 128, "num_cls_tokens": 3},
@@ -121,7 +122,14 @@ def whole(kind: str) -> dict[str, object]:
 
 
 def test_every_model_type_is_tried() -> None:
-    wrapped = {"clip", "siglip", "sam", "siglip2", "sam_hq"}  # those that keep the same settings under vision_config
+    wrapped = {
+        "clip",
+        "siglip",
+        "sam",
+        "siglip2",
+        "sam_hq",
+        "metaclip_2",
+    }  # those that keep the same settings under vision_config
     assert MODEL_TYPES.keys() - wrapped - LANGUAGE.keys() == SETTINGS.keys() | {
         "swin",
         "swinv2",
@@ -200,7 +208,7 @@ def test_settings_that_contradict_each_other_are_named(kind: str, fields: dict[s
 def test_a_config_that_is_wrong_is_named_with_its_path(directory: Path, fields: dict[str, object]) -> None:
     edit(directory / "config.json", **fields)
     key = "id2label" if "id2label" in fields else "blocks" if "num_hidden_layers" in fields else next(iter(fields))
-    key = "cls_token" if key == "hidden_size" else key
+    key = "blocks.0.attn.proj.bias" if key == "hidden_size" else key
     assert_refused(lambda: load_backbone(directory), str(directory / "config.json"), key)
 
 
