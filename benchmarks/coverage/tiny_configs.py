@@ -64,8 +64,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 1, "moe_intermediate_size": 32}},
-    "gemma3n": {"text_config": {"intermediate_size": 64, "activation_sparsity_pattern": 0.0}},
+    "gemma3n": {"text_config": {"intermediate_size": 64, "activation_sparsity_pattern": [0.0, 0.0]}},
+    "perception_lm": {"vision_config": {"architecture": "vit_tiny_patch16_224", "model_args": {"embed_dim": 192}}},
+    "timm_backbone": {"backbone": "resnet10t"},
+    "vit_mae": {"mask_ratio": 0.0},
     "granite4_vision": {
+        "downsample_rate": "1/2",
         "vision_config": {"hidden_size": 64},
         "deepstack_layer_map": [[0, 0]],
         "spatial_target_layers": [0],
@@ -88,9 +92,22 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
+WHOLE = {
+    "lightglue",
+    "sam2",
+    "sam2_vision_model",
+    "sam2_hiera_det_model",
+    "superglue",
+    "superpoint",
+    "textnet",
+}  # as they are: their sizes agree
+
+
 def tiny(config_class: Any) -> Any:
     """Return a small config of a class."""
     default = config_class()
+    if config_class.model_type in WHOLE:
+        return default
     settings = default.to_dict()
     for key, part in getattr(config_class, "sub_configs", {}).items():
         if settings.get(key) is None and key.startswith("vision") and hasattr(part, "model_type"):

@@ -26,6 +26,7 @@ from vitbackbone.networks import (
     build_tower,
     config_of,
     encoder_config,
+    fill_buffers,
     image_size,
     knows,
     make_config,
@@ -124,6 +125,7 @@ class AdaptedDirectory:
             model, tower = build_tower(config)
             used = fill(model, tower, state)
             settings, encoder = config_of(model, tower), model.get_submodule(tower)
+            fill_buffers(encoder)
             backbone = TransformersBackbone(replace(config, tower=tower), preprocess, name, encoder, settings)
         left = sorted(set(state) - used)
         some = f": {', '.join(left[:3])}{', ...' * (len(left) > 3)}" if left else ""

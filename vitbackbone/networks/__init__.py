@@ -9,6 +9,7 @@ from vitbackbone.networks.transformers_input import processor_settings
 from vitbackbone.networks.transformers_parts import (
     config_of,
     encoder_config,
+    fill_buffers,
     image_size,
     knows,
     make_config,
@@ -29,6 +30,7 @@ __all__ = [
     "build_tower",
     "config_of",
     "encoder_config",
+    "fill_buffers",
     "fuse",
     "image_size",
     "knows",

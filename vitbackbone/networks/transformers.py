@@ -42,11 +42,13 @@ from vitbackbone.networks.transformers_layout import Size, as_map, grid_of, othe
 from vitbackbone.networks.transformers_parts import (
     build,
     config_of,
+    fill_buffers,
     find_towers,
     float_dtype,
     image_size,
     make_config,
     setting,
+    timm_size,
 )
 from vitbackbone.networks.transformers_runs import Encoder, Shapes
 
@@ -118,8 +120,8 @@ class TransformersBackbone(BackboneModule):
             config = replace(config, tower=path)
             model, settings = untrained(whole.get_submodule(path)), config_of(whole, path)
         self.config = config
-        feed = feed_of(model, settings, config.model_type, config.image_size or image_size(settings))
-        native = config.image_size or image_size(settings)
+        native = config.image_size or timm_size(model) or image_size(settings)
+        feed = feed_of(model, settings, config.model_type, native)
         native = (-(-native[0] // feed.unit) * feed.unit, -(-native[1] // feed.unit) * feed.unit)
         self.preprocess = preprocess or Preprocess(image_size=native)
         self.model: Any = model
@@ -237,6 +239,7 @@ def untrained(model: Any) -> nn.Module:
             if parameter.device.type == "meta":
                 empty = torch.zeros(parameter.shape, dtype=parameter.dtype)
                 setattr(module, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+    fill_buffers(model)
     if hasattr(model, "init_weights"):
         model.init_weights()
     return model.eval()

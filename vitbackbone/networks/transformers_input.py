@@ -33,6 +33,7 @@ PROCESSED = {
     "aspect_ratio_mask": ("aspect_ratio_mask",),
 }
 OFF = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_center_crop", "do_image_splitting")
+VIDEOS_ALONE = "takes videos alone"
 MASKS = ("attention_mask", "bool_masked_pos", "head_mask")
 TARGETS = "target_sizes"
 ANY_SIZE = "interpolate_pos_encoding"
@@ -134,15 +135,16 @@ def feed_of(tower: Any, config: Any, model_type: str, native: Size) -> Feed:
         if parameters[name].default is inspect.Parameter.empty
         and parameters[name].kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     ]  # fmt: skip
-    if first == "pixel_values_videos":
-        raise ValueError(f"{type(tower).__name__} takes videos alone")
+    clips = first == "pixel_values" and setting(config, "num_frames") is not None and GRID not in names
+    if clips or first == "pixel_values_videos":
+        raise ValueError(f"{type(tower).__name__} {VIDEOS_ALONE}")
     extras = tuple(name for name in names[1:] if name in PROCESSED)
     absent = tuple(name for name in required if name in MASKS)
     required = [name for name in required if name not in MASKS]
     if unknown := [name for name in required if name not in PROCESSED]:
         raise ValueError(f"{type(tower).__name__} wants {', '.join(unknown)} beside the images")
     packs = first == "flattened_patches" or GRID in names or any(name in required for name in extras)
-    packs = packs or bool({"pixel_position_ids", "image_grid_hw", "spatial_shapes"} & set(extras)) or TARGETS in names
+    packs = packs or bool({"pixel_position_ids", "spatial_shapes"} & set(extras)) or TARGETS in names
     if not packs:
         return Feed(first, any_size=has_switch, native=native, absent=absent)
     patch, merge = _patch(tower, config), _merge(config)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -343,6 +343,31 @@ def image_size(config: Any) -> tuple[int, int]:
         if isinstance(sides, list | tuple) and len(sides) > 1 and all(isinstance(s, int) and s > 0 for s in sides[-2:]):
             return sides[-2], sides[-1]
     return 224, 224
+
+
+def fill_buffers(encoder: nn.Module) -> None:
+    """Compute the tables that timm's networks made beside their parameters, on the meta device.
+
+    Raises `ValueError` if a module cannot compute its tables again.
+    """
+    for path, module in encoder.named_modules():
+        lacking = [name for name, each in module.named_buffers(recurse=False) if each.device.type == "meta"]
+        for name in lacking:
+            setattr(module, name, torch.empty_like(getattr(module, name), device="cpu"))
+        if lacking and not hasattr(module, "init_non_persistent_buffers"):
+            raise ValueError(f"{type(encoder).__name__}: nothing computes {path}.{lacking[0]}")
+        if lacking:
+            cast(Any, module).init_non_persistent_buffers()
+
+
+def timm_size(encoder: nn.Module) -> tuple[int, int] | None:
+    """Return (H, W) that a network of timm within an encoder was built for, or None if there is none."""
+    for module in encoder.modules():
+        if type(module).__module__.startswith("timm.models."):
+            given = getattr(module, "default_cfg", None) or {}
+            built = getattr(getattr(module, "patch_embed", None), "img_size", None) or given.get("input_size", ())[-2:]
+            return (built[0], built[1]) if len(built) == 2 else None
+    return None
 
 
 def float_dtype(module: nn.Module) -> torch.dtype:

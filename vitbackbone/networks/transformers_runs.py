@@ -311,14 +311,14 @@ def _fitting(tensors: list[Tensor], size: Size, patch: int | None, packed: bool)
 
 
 def _final(result: Any) -> Tensor | None:
-    """Return the encoder's own output."""
+    """Return the encoder's own output, or None if it returns what is no map, such as key points."""
     if isinstance(result, Tensor):
         return result
     found = getattr(result, "last_hidden_state", None)
     if isinstance(found, Tensor):
         return found
     maps = _field(result, "feature_maps") or _field(result, "")
-    return maps[-1] if maps else first_tensor(result)
+    return maps[-1] if maps else None
 
 
 def _pooled(result: Any, batch: int) -> Tensor | None:
