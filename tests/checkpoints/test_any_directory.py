@@ -253,7 +253,7 @@ def test_registers_follow_the_weights_where_the_settings_are_silent(tmp_path: Pa
     [
         ({"num_hidden_layers": 3}, "blocks: 3 in the settings, 4 in the weights"),
         ({"image_size": 64}, r"image_size is 64 x 64 in the settings, .* 32 x 32"),
-        ({"hidden_size": 48}, r"\(1, 1, 32\) in the checkpoint, \(1, 1, 48\) in the model"),
+        ({"hidden_size": 48}, r"\(32, 32\) in the checkpoint, \(48, 48\) in the model"),
         ({"mlp_ratio": 2}, r"\(128, 32\) in the checkpoint, \(64, 32\) in the model"),
     ],
 )

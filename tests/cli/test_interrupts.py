@@ -61,13 +61,13 @@ def test_an_interrupt_in_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[
 def test_an_import_that_answers_an_interrupt_with_another_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def list_models(_: object) -> int:
+    def list_backbones(*_: object) -> list[str]:
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
             raise ImportError("half imported") from None
-        return 0
+        return []
 
-    monkeypatch.setattr("vitbackbone.cli.looking.list_models", list_models)
+    monkeypatch.setattr("vitbackbone.checkpoints.list_backbones", list_backbones)
     assert main(["models"]) == 130
     assert capsys.readouterr() == ("", "interrupted; what is done is kept\n")

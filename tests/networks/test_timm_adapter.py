@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tests.helpers import randomise, relative_error
 from tests.timm_networks import BACKBONES, STAGES, SWIN, TOLERANCE, images, padded
 from vitbackbone import Backbone
+from vitbackbone.contract import describe_settings
 from vitbackbone.contract.spec import BackboneSpec
 from vitbackbone.networks.timm import TimmBackbone, TimmConfig
 
@@ -108,7 +109,7 @@ def test_it_is_a_backbone_and_says_what_it_is(backbone: TimmBackbone) -> None:
     spec = backbone.spec
     assert (spec.dim, spec.stride) == (spec.dims[-1], spec.strides[-1])
     assert len(spec.dims) == len(spec.strides) == spec.depth
-    assert spec.settings == repr(backbone.config)
+    assert spec.settings == describe_settings(backbone.config)
     assert list(backbone.state_dict()) == [f"model.{key}" for key in backbone.model.state_dict()]
     assert spec.image_size == backbone.config.image_size == backbone.preprocess.image_size
 

@@ -66,6 +66,8 @@ def inflate(parameters: dict[str, Tensor], names: tuple[str, ...], wanted: Mappi
     changed = dict(parameters)
     for name in (name for name in names if name in parameters):
         kernel, channels = parameters[name], wanted[name].shape[1]
+        if kernel.shape == wanted[name].shape:  # a stem reads the channels in another layer
+            continue
         if kernel.ndim != 4 or kernel.shape[1] != RGB:
             shape = " x ".join(map(str, kernel.shape))
             raise ConversionError(f"{name} has the shape {shape}, and in_chans needs a convolution of 3 channels")
