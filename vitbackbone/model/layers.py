@@ -39,6 +39,32 @@ class PatchEmbed(nn.Module):
         return self.proj(images)
 
 
+class ClipEmbed(nn.Module):
+    """The linear projection of patches of several frames to width D, as a convolution (Arnab et al. 2021, ViViT).
+
+    Clips are filled up to whole patches with their last frame. An image is a clip of one frame, or has a projection of
+    its own.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.frames, p = config.tubelet, config.patch_size
+        size, bias = (self.frames, p, p), config.patch_bias
+        self.proj = nn.Conv3d(config.channels, config.dim, kernel_size=size, stride=size, bias=bias)
+        own = nn.Conv2d(config.channels, config.dim, kernel_size=p, stride=p, bias=bias)
+        self.image_proj = own if config.image_patches else None
+
+    def forward(self, images: Float[Tensor, "B *T C H W"]) -> Float[Tensor, "B D *t h w"]:
+        if images.ndim == 4:
+            return self.clips(images[:, None])[:, :, 0] if self.image_proj is None else self.image_proj(images)
+        return self.clips(images)
+
+    def clips(self, frames: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B D t h w"]:
+        if missing := -frames.shape[1] % self.frames:
+            frames = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
+        return self.proj(frames.transpose(1, 2))
+
+
 class ConvStem(nn.Module):
     """3x3 convolutions and a 1x1 convolution to width D, which replace the patch projection.
 
@@ -149,6 +175,13 @@ def position_embedding(config: ViTConfig) -> PositionEmbedding | ComputedPositio
     if config.position == "computed2d":
         return ComputedPositions(config)
     return AxisEmbedding(config) if config.position == "axes" else PositionEmbedding(config)
+
+
+def patch_embedding(config: ViTConfig) -> PatchEmbed | ClipEmbed | ConvStem:
+    """Build the way from images to patch vectors."""
+    if config.tubelet:
+        return ClipEmbed(config)
+    return ConvStem(config) if config.stem else PatchEmbed(config)
 
 
 def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -89,5 +89,5 @@ def _tables(vit: ViT, geometry: Geometry, device: torch.device) -> list[Tensor]:
     config, grid = vit.config, geometry.grid
     tables = [] if vit.pos_embed is None else [vit.pos_embed(grid)]
     if config.rotary is not None:
-        tables.append(rotary_table(config.rotary, config.head_width, grid, device))
+        tables.append(rotary_table(config.rotary, config.head_width, grid, device, geometry.steps or 1))
     return tables

@@ -85,7 +85,7 @@ def build(
         if (i, False) in wanted:
             results.append(ops.result(taken))
         if (i, True) in wanted:
-            results.append(ops.result(graph.norm(vit.norm, taken)))
+            results.append(ops.result(graph.norm(vit.norm_of(i), taken)))
     return ov.Model(results, list(graph.inputs.values()), vit.spec.name)
 
 

@@ -22,6 +22,7 @@ from vitbackbone.checkpoints.formats.timm import TIMM
 from vitbackbone.checkpoints.formats.tipsv2 import TIPSV2
 from vitbackbone.checkpoints.formats.vitdet import VITDET
 from vitbackbone.checkpoints.formats.vitpose import VITPOSE
+from vitbackbone.checkpoints.formats.vjepa import VJEPA
 from vitbackbone.checkpoints.formats.yolos import YOLOS
 from vitbackbone.checkpoints.rules import Rules
 
@@ -40,6 +41,7 @@ TOWERS: dict[str, Rules] = {
     "hf_vitdet": VITDET,
     "hf_vitpose": VITPOSE,
     "hf_yolos": YOLOS,
+    **VJEPA,
 }
 FORMATS: dict[str, Rules] = {**AUTHORS, **PERCEPTION, **TIMM, **TIMM_EVA, **NAFLEX, **PREFIX, **TOWERS, **CLASSES}
 

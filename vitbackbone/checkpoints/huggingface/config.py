@@ -49,6 +49,7 @@ from vitbackbone.checkpoints.huggingface.tipsv2 import TIPSV2_EVAL, read_tipsv2
 from vitbackbone.checkpoints.huggingface.vit_kin import DPT_EVAL, YOLOS_EVAL, read_dpt, read_msn, read_yolos
 from vitbackbone.checkpoints.huggingface.vitdet import VITDET_EVAL, read_vitdet
 from vitbackbone.checkpoints.huggingface.vitpose import VITPOSE_EVAL, read_vitpose
+from vitbackbone.checkpoints.huggingface.vjepa import VJEPA_EVAL, read_vjepa2
 from vitbackbone.files import SHORT
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Rotary, ViTConfig
@@ -304,6 +305,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     "smolvlm_vision": ModelType(read_idefics, "hf_siglip", IDEFICS_EVAL, fixed_input=True),
     "pixio": ModelType(read_pixio, "hf_pixio", PIXIO_EVAL, fixed_input=False),
     "vitdet": ModelType(read_vitdet, "hf_vitdet", VITDET_EVAL, fixed_input=True),
+    "vjepa2": ModelType(read_vjepa2, "hf_vjepa2", VJEPA_EVAL, fixed_input=True),
     "vitpose_backbone": ModelType(read_vitpose, "hf_vitpose", VITPOSE_EVAL, fixed_input=True),
     "metaclip_2": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
     "metaclip_2_vision_model": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),

@@ -15,6 +15,7 @@ from vitbackbone.checkpoints.zoo.pathology import PATHOLOGY
 from vitbackbone.checkpoints.zoo.text import OPENAI_TEXT, TEXT_REPOSITORIES
 from vitbackbone.checkpoints.zoo.timm import TIMM
 from vitbackbone.checkpoints.zoo.tipsv2 import TIPSV2
+from vitbackbone.checkpoints.zoo.video import VIDEO
 from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD
 from vitbackbone.model import ViTConfig
 from vitbackbone.networks import FusedConfig
@@ -64,6 +65,7 @@ ZOO: dict[str, Entry] = {
     **FRANCA,
     **HUGGING_FACE,
     **LANGUAGE,
+    **VIDEO,
     "openvla": OPENVLA,
 }
 
