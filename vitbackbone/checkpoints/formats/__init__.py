@@ -10,6 +10,7 @@ from vitbackbone.checkpoints.formats.eva import PERCEPTION, TIMM_EVA
 from vitbackbone.checkpoints.formats.huggingface import CLASSES
 from vitbackbone.checkpoints.formats.huggingface import TOWERS as PLAIN
 from vitbackbone.checkpoints.formats.language import LANGUAGE
+from vitbackbone.checkpoints.formats.levels import LEVELS
 from vitbackbone.checkpoints.formats.naflex import NAFLEX
 from vitbackbone.checkpoints.formats.open_clip import OPEN_CLIP, trunks
 from vitbackbone.checkpoints.formats.pixio import PIXIO
@@ -31,6 +32,7 @@ TOWERS: dict[str, Rules] = {
     **PLAIN,
     **SWIN,
     **LANGUAGE,
+    **LEVELS,
     "open_clip_vit": OPEN_CLIP,
     **trunks({**TIMM, **PREFIX, **PERCEPTION, **TIMM_EVA}),
     "hf_pixio": PIXIO,
