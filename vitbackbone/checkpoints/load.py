@@ -36,7 +36,7 @@ from vitbackbone.checkpoints.trainers import unwrap
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry, Positions
 from vitbackbone.contract import BackboneModule, float32_default
 from vitbackbone.images import Preprocess
-from vitbackbone.model import Indivisible, ViT, ViTConfig
+from vitbackbone.model import Indivisible, ViT, ViTConfig, make_vit
 from vitbackbone.networks import FusedBackbone, FusedConfig, TimmBackbone, TimmConfig, fuse
 
 Weights = str | PathLike[str]
@@ -215,7 +215,7 @@ def _place(known: str, weights: Weights | None) -> str:
 def _build(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> ViT | TimmBackbone:
     if isinstance(config, TimmConfig):
         return TimmBackbone(config, _preprocess(config, entry), name)
-    return ViT(config, _preprocess(config, entry), name)
+    return make_vit(config, _preprocess(config, entry), name)
 
 
 def _preprocess(config: ViTConfig | TimmConfig, entry: Entry) -> Preprocess:
@@ -255,7 +255,7 @@ def _fill(
     if grid != config.grid and isinstance(found, Directory) and options.image_size is None:
         raise ConversionError(_two_sizes(config, size))
     with torch.device("meta"):
-        backbone = ViT(config, _preprocess(config, entry), name)
+        backbone = make_vit(config, _preprocess(config, entry), name)
         expected = _build(replace(config, image_size=size, channels=stored), entry, name).state_dict()
     parameters = convert(taken.tensors, rules, expected)
     if stored != config.channels:

@@ -11,6 +11,7 @@ from vitbackbone.model.config import (
     QkvBias,
     Resampling,
     Rotary,
+    Tiles,
     ViTConfig,
     check_kinds,
     vit_config,
@@ -31,6 +32,7 @@ from vitbackbone.model.text import (
     TextTransformer,
     fill,
 )
+from vitbackbone.model.tiled import TiledViT, make_vit
 from vitbackbone.model.vit import Mask, Tokens, ViT
 
 __all__ = [
@@ -63,12 +65,15 @@ __all__ = [
     "TextTokenizer",
     "TextTower",
     "TextTransformer",
+    "TiledViT",
+    "Tiles",
     "Tokens",
     "ViT",
     "ViTConfig",
     "WindowAttention",
     "check_kinds",
     "fill",
+    "make_vit",
     "resample",
     "resample_line",
     "resample_relative",

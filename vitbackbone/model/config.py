@@ -117,6 +117,17 @@ class Rotary:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """The tiles of an image, and what runs over all of them (see `tiled.py`)."""
+
+    arrangements: tuple[tuple[int, int], ...]  # rows and columns of tiles that an image may have
+    count: int  # tiles of every image; those that it lacks are empty
+    depth: int  # blocks with gates, behind the blocks of the configuration
+    taps: tuple[int, ...]  # blocks whose output stands beside the last one's
+    norm_eps: float = 1e-5  # of the norms before and behind the blocks of the configuration
+
+
+@dataclass(frozen=True)
 class ViTConfig:
     """The configuration of a `ViT`. The defaults are ViT-B/16 at 224 px (Dosovitskiy et al. 2021).
 
@@ -180,6 +191,7 @@ class ViTConfig:
     pool_mlp_dim: int = 0  # hidden width of the MLP of attention pooling; 0 is mlp_dim
     pool_prefix: bool = False  # whether attention pooling reads CLS and registers too
     neck_dim: int = 0  # channels of SAM's neck; 0 is no neck
+    tiles: Tiles | None = None  # of which an image of several times `image_size` consists (Llama 3.2 Vision)
     projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
     projection_bias: bool = False
     # Whether there is a token for masked patches. It changes no plain feature, so it is no part of the settings' text

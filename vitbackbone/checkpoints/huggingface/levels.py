@@ -107,6 +107,12 @@ class Sam2(Record):
             each = getattr(self, key)
             if any(value != each[0] * 2**stage for stage, value in enumerate(each)):
                 raise ValueError(f"{key}={list(each)}; want twice as many in each stage")
+        firsts = [sum(self.blocks_per_stage[:stage]) for stage in range(1, self.num_query_pool_stages + 1)]
+        if pooled := sorted({*firsts} & {*self.global_attention_blocks}):
+            raise ValueError(
+                f"global_attention_blocks={list(self.global_attention_blocks)}: block {pooled[0]} is the first of a "
+                "stage, which pools within windows"
+            )
         return self
 
 
