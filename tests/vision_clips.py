@@ -113,9 +113,7 @@ class Vjepa21(nn.Module):
         """Return the output, the blocks' outputs, and the normed ones of four blocks."""
         image = x.ndim == 4
         clips = x[:, :, None] if image else x.transpose(1, 2)
-        embed, kind = (
-            (self.patch_embed_img, self.img_mod_embed) if image else (self.patch_embed, self.video_mod_embed)
-        )
+        embed, kind = (self.patch_embed_img, self.img_mod_embed) if image else (self.patch_embed, self.video_mod_embed)
         maps = embed["proj"](clips)
         t, h, w = maps.shape[2:]
         x = maps.flatten(2).mT + kind

@@ -39,7 +39,9 @@ def test_images_are_upstreams(case: Case, tmp_path: Path) -> None:
 
 
 @each
-@pytest.mark.parametrize("frames", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "frames", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_clips_are_upstreams(case: Case, frames: int, tmp_path: Path) -> None:
     model = case.model()
     case.save(model, tmp_path)

@@ -17,6 +17,7 @@ from vitbackbone.checkpoints.formats.pixio import PIXIO
 from vitbackbone.checkpoints.formats.prefix import PREFIX
 from vitbackbone.checkpoints.formats.radio import RADIO
 from vitbackbone.checkpoints.formats.sam3 import SAM3
+from vitbackbone.checkpoints.formats.sapiens2 import SAPIENS2
 from vitbackbone.checkpoints.formats.siglip2 import SIGLIP2
 from vitbackbone.checkpoints.formats.swin import SWIN
 from vitbackbone.checkpoints.formats.timm import TIMM
@@ -38,6 +39,7 @@ TOWERS: dict[str, Rules] = {
     "hf_pixio": PIXIO,
     "hf_radio": RADIO,
     "hf_sam3": SAM3,
+    "hf_sapiens2": SAPIENS2,
     "hf_siglip2": SIGLIP2,
     "hf_tipsv2": TIPSV2,
     "hf_vitdet": VITDET,

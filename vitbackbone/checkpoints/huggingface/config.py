@@ -48,6 +48,7 @@ from vitbackbone.checkpoints.huggingface.records import (
     read_tower,
 )
 from vitbackbone.checkpoints.huggingface.sam3 import SAM3_EVAL, read_sam3
+from vitbackbone.checkpoints.huggingface.sapiens2 import SAPIENS2_EVAL, read_sapiens2
 from vitbackbone.checkpoints.huggingface.shared import ANTIALIASED, HIDDEN_ACT, PLAIN
 from vitbackbone.checkpoints.huggingface.shared import resampled_always as _always
 from vitbackbone.checkpoints.huggingface.shared import shared_fields as _shared
@@ -316,6 +317,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     "hiera": ModelType(read_hiera, "hf_hiera", HIERA_EVAL, fixed_input=True),
     "sam2_hiera_det_model": ModelType(read_sam2, "hf_sam2", SAM2_EVAL, fixed_input=True),
     "dinov3_convnext": ModelType(read_dinov3_convnext, "hf_dinov3_convnext", CONVNEXT_EVAL, fixed_input=True),
+    "sapiens2": ModelType(read_sapiens2, "hf_sapiens2", SAPIENS2_EVAL, fixed_input=True),
     "vjepa2": ModelType(read_vjepa2, "hf_vjepa2", VJEPA_EVAL, fixed_input=True),
     "vitpose_backbone": ModelType(read_vitpose, "hf_vitpose", VITPOSE_EVAL, fixed_input=True),
     "metaclip_2": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),

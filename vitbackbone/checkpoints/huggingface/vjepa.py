@@ -5,7 +5,16 @@ from typing import Annotated
 from pydantic import Field
 
 from vitbackbone.checkpoints.huggingface.fields import Json
-from vitbackbone.checkpoints.huggingface.records import Depth, Epsilon, Heads, Network, Pair, Ratio, Width, read_settings
+from vitbackbone.checkpoints.huggingface.records import (
+    Depth,
+    Epsilon,
+    Heads,
+    Network,
+    Pair,
+    Ratio,
+    Width,
+    read_settings,
+)
 from vitbackbone.checkpoints.huggingface.shared import shared_fields
 from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from vitbackbone.model import Rotary, ViTConfig
@@ -37,6 +46,4 @@ def read_vjepa2(config: Json) -> ViTConfig:
     """
     settings = read_settings(config, Vjepa2)
     fields = {**shared_fields(settings), "mlp_dim": int(settings.hidden_size * settings.mlp_ratio)}
-    return ViTConfig(
-        **fields, tubelet=settings.tubelet_size, cls=False, position="none", rotary=ROTARY, pool="mean"
-    )
+    return ViTConfig(**fields, tubelet=settings.tubelet_size, cls=False, position="none", rotary=ROTARY, pool="mean")
