@@ -81,11 +81,14 @@ CONFIG = ViTConfig(
 def test_a_step_of_time_is_a_map() -> None:
     vit, x = randomise(ViT(CONFIG)), clips(5, (30, 43))
     features = vit(x)
-    assert features.patches.shape == (2, 24, 3, 4, 6) and features.grid == (4, 6)
-    assert features.geometry.shape == (3, 4, 6) and features.geometry.box(0, 3, 5)[0] == 40
+    assert features.patches.shape == (2, 24, 3, 4, 6)
+    assert features.grid == (4, 6)
+    assert features.geometry.shape == (3, 4, 6)
+    assert features.geometry.box(0, 3, 5)[0] == 40
     assert features.tokens.shape == (2, 72, 24)
     step = features.step(-1)
-    assert torch.equal(step.patches, features.patches[:, :, 2]) and torch.equal(step.pooled, features.pooled)
+    assert torch.equal(step.patches, features.patches[:, :, 2])
+    assert torch.equal(step.pooled, features.pooled)
     assert torch.equal(features.image(1).patches, features.patches[1:])
     with pytest.raises(IndexError, match="step 3 of clips with 3 steps"):
         features.step(3)
@@ -96,7 +99,8 @@ def test_a_step_of_time_is_a_map() -> None:
 def test_attention_over_a_clip() -> None:
     vit, x = randomise(ViT(CONFIG)), clips(4, (16, 24))
     (map_,) = vit.attention(x, [1])
-    assert map_.weights.shape == (2, 2, 15, 15) and map_.cls_to_patches.shape == (2, 2, 2, 2, 3)
+    assert map_.weights.shape == (2, 2, 15, 15)
+    assert map_.cls_to_patches.shape == (2, 2, 2, 2, 3)
     torch.testing.assert_close(map_.weights.sum(dim=-1), torch.ones(2, 2, 15))
     assert relative_error(vit.forward_prefix(x, [1])[0].cls, vit(x).cls) <= LIMIT
 

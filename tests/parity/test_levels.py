@@ -30,7 +30,8 @@ def test_levels_are_upstreams(case: Case, tmp_path: Path) -> None:
     model = case.model()
     case.save(model, tmp_path)
     ours = case.load(tmp_path, case.policy)
-    assert ours.spec.strides == (4, 8, 16, 32) and ours.spec.dims == (16, 32, 64, 128)
+    assert ours.spec.strides == (4, 8, 16, 32)
+    assert ours.spec.dims == (16, 32, 64, 128)
     for size in case.sizes:
         found = errors(ours, case, model, size, batch=2)
         assert max(found.values()) <= LIMIT, (size, found)
@@ -84,7 +85,8 @@ def test_classes_around_the_network(name: str, tmp_path: Path) -> None:
             want = plain(x, output_hidden_states=True).reshaped_hidden_states[-1].flatten(1, 2)
         else:
             want = model(x, output_hidden_states=True).hidden_states[-1].flatten(2).mT
-        assert not ours.spec.has_norm and relative_error(ours(x).tokens, want) <= LIMIT
+        assert not ours.spec.has_norm
+        assert relative_error(ours(x).tokens, want) <= LIMIT
 
 
 def test_the_encoder_of_a_whole_sam_2_is_read(tmp_path: Path) -> None:

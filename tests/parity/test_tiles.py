@@ -29,9 +29,12 @@ def test_tiles_are_upstreams(size: tuple[int, int], folder: Path) -> None:
 
 def test_the_last_layer_is_the_last_block_beside_others(folder: Path) -> None:
     ours = load_backbone(folder)
-    assert ours.spec.dims == (32, 32, 32, 32, 32, 96) and ours.spec.num_registers == 3 and not ours.has_norm
+    assert ours.spec.dims == (32, 32, 32, 32, 32, 96)
+    assert ours.spec.num_registers == 3
+    assert not ours.has_norm
     one, two = ours([images((32, 64))[0], images((30, 40))[0]]).image(1), ours(images((30, 40)))
-    assert relative_error(one.patches, two.patches) <= LIMIT and one.geometry.grid == (4, 5)
+    assert relative_error(one.patches, two.patches) <= LIMIT
+    assert one.geometry.grid == (4, 5)
     assert relative_error(optimize(ours)(images((32, 64))).patches, ours(images((32, 64))).patches) <= LIMIT
 
 

@@ -73,8 +73,8 @@ def _rank(prefix: str, order: list[str]) -> int:
 
 
 def merge_chunks(state: State) -> State:
-    """Return the tensors with the blocks of chunks or stages, `blocks.c.i`, numbered through. DINOv2's trainer counts `i`
-    over all chunks; others count within a chunk or stage. A stage, `encoder.stages.c.layers.i`, has `layers` between."""
+    """Return the tensors with the blocks of chunks, `blocks.c.i`, or stages, `encoder.stages.c.layers.i`, numbered
+    through. DINOv2's trainer counts `i` over all chunks; others count within a chunk or stage."""
     keys = {key: match for key in state if (match := CHUNKED.match(key))}
     if not keys or any(key.startswith("blocks.") for key in state.keys() - keys.keys()):
         return state

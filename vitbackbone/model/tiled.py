@@ -139,7 +139,8 @@ class TiledViT(ViT):
         empty = tiles.new_zeros(len(tiles), self.tiles.count - rows * columns, *tiles.shape[2:])
         x = self.patch_embed(torch.cat([tiles, empty], dim=1).flatten(0, 1)).flatten(2).mT
         x = x.unflatten(0, (-1, self.tiles.count)) + self.tile_embed[kind]
-        assert self.cls_token is not None and self.pos_embed is not None
+        assert self.cls_token is not None
+        assert self.pos_embed is not None
         x = x + self.pos_embed(self.config.grid, x)
         x = torch.cat([self.cls_token[None].expand(len(x), self.tiles.count, 1, -1), x], dim=2)
         x = self.norm_pre(x + self.tile_positions[kind])

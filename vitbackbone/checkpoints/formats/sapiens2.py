@@ -1,4 +1,7 @@
-"""The layout of Sapiens 2, which is the authors' in transformers too. Shared keys and values are copied for each head, and LayerScale joins the projection."""
+"""The layout of Sapiens 2. transformers writes the authors' names.
+
+Shared keys and values are copied for each head, and LayerScale joins the projection.
+"""
 
 from torch import Tensor
 
