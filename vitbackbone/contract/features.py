@@ -73,7 +73,8 @@ class Features(_Shapes):
     """The features of one layer, with the same fields for every family of backbones.
 
     The map of clips (B, T, C, H, W) has an axis of time, (B, D, t, h, w), and CLS and registers stand for a whole clip.
-    `BackboneSpec.tubelet` is the number of frames in a step of time. `step` returns the features of one step.
+    `BackboneSpec.tubelet` is the number of frames in a step of time. `step` returns the features of one step. A backbone
+    that has patches for each group of channels (SatMAE) has the groups as steps.
     """
 
     cls: Float[Tensor, "B D"] | None  # None if the backbone has no CLS token
@@ -151,16 +152,17 @@ class Prefix(_Shapes):
         return Prefix(features.cls, features.registers, features.pooled)
 
 
-def stack_maps(maps: Sequence[Shaped[Tensor, "_ C _ _"]]) -> Shaped[Tensor, "B C h w"]:
+def stack_maps(maps: Sequence[Shaped[Tensor, "_ C *t _ _"]]) -> Shaped[Tensor, "B C *t h w"]:
     """Concatenate maps of several sizes on the batch axis, padded with zeros at the bottom and right to the largest."""
-    h, w = (max(each.shape[axis] for each in maps) for axis in (2, 3))
-    return torch.cat([F.pad(each, (0, w - each.shape[3], 0, h - each.shape[2])) for each in maps])
+    h, w = (max(each.shape[axis] for each in maps) for axis in (-2, -1))
+    return torch.cat([F.pad(each, (0, w - each.shape[-1], 0, h - each.shape[-2])) for each in maps])
 
 
 def stack(alone: Sequence[Features]) -> Features:
     """Join the features of single images into one batch, with maps padded with zeros to the largest grid."""
     first = alone[0]
-    geometry = Geometry(tuple(size for f in alone for size in f.geometry.sizes), first.geometry.stride)
+    sizes = tuple(size for f in alone for size in f.geometry.sizes)
+    geometry = Geometry(sizes, first.geometry.stride, steps=first.geometry.steps)
     patches = stack_maps([f.patches for f in alone])
     cls = None if first.cls is None else torch.cat([pool_cls(f) for f in alone])
     done = [f.pool.vectors for f in alone if isinstance(f.pool, Pooled)]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-Position = Literal["learned", "sincos1d", "sincos2d", "computed2d", "axes", "none"]
+Position = Literal["learned", "sincos1d", "sincos2d", "computed2d", "clips", "axes", "none"]
 RelativePosition = Literal["none", "table", "decomposed"]
 QkvBias = Literal["qkv", "qv", "none"]
 MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "geglu", "geglu_tanh"]
@@ -153,13 +153,18 @@ class ViTConfig:
     tubelet: int = 0  # frames in a patch of a clip; 0: images alone (Arnab et al. 2021, ViViT)
     # Whether images have a projection of their own beside that of clips. Otherwise their frame is repeated (V-JEPA 2)
     image_patches: bool = False
+    channel_groups: int = 0  # groups of channels, each with patches of its own as a step of the map; 0: none (SatMAE)
+    # Of the channels, in micrometres. The patch projection is made for them when weights are loaded (DOFA)
+    wavelengths: tuple[float, ...] = ()
     pre_norm: bool = False  # whether a norm precedes the first block
     cls: bool = True  # whether there is a CLS token
     num_registers: int = 0  # prefix tokens that are neither CLS nor patch: registers, DeiT's distillation token
-    # A learned table, a table of sinusoids, sinusoids computed for each grid, or a learned vector a row and a column
+    # A learned table, a table of sinusoids, sinusoids computed for each grid, sinusoids of time beside a table of those
+    # of rows and columns (Prithvi), or a learned vector a row and a column
     position: Position = "learned"
     axis_positions: int = 0  # rows, and columns, that position="axes" has vectors for
     position_grid: tuple[int, int] | None = None  # (h, w) of the position table; None is the grid of image_size
+    position_steps: int = 1  # steps of the map that the learned table has positions for; 1 serves any number
     resampling: Resampling = Resampling()
     rotary: Rotary | None = None
     relative_position: RelativePosition = "none"  # bias on attention: a table (BEiT), or rows plus columns (SAM)
@@ -221,7 +226,7 @@ class ViTConfig:
             )
         if self.position_grid is not None and (min(self.position_grid) < 1 or self.position == "none"):
             raise wrong(f"position_grid={self.position_grid} with position={self.position!r}; want sides of at least 1")
-        parts = {"sincos1d": 2, "sincos2d": 4, "computed2d": 4}.get(self.position, 1)
+        parts = {"sincos1d": 2, "sincos2d": 4, "computed2d": 4, "clips": 16}.get(self.position, 1)
         if self.dim % parts:
             raise wrong(f"position={self.position!r} needs dim divisible by {parts}, got {self.dim}")
         if (self.position == "axes") != (self.axis_positions > 0):
@@ -295,6 +300,12 @@ class ViTConfig:
         found = [name for name, there in others.items() if there]
         if self.tubelet < 0 or (self.tubelet and found):
             raise wrong(f"tubelet={self.tubelet} with {', '.join(found) or 'nothing else'}; want 0, or none of these")
+        if self.channel_groups and (self.channel_groups < 0 or self.tubelet or found):
+            raise wrong(f"channel_groups={self.channel_groups} with {', '.join(found) or 'tubelet'}; want 0")
+        if self.wavelengths and len(self.wavelengths) != self.channels:
+            raise wrong(f"wavelengths={self.wavelengths} for channels={self.channels}; want one for each")
+        if self.position_steps < 1 or (self.position_steps > 1 and self.position != "learned"):
+            raise wrong(f"position_steps={self.position_steps} with position={self.position!r}; want 1, or 'learned'")
         if self.image_patches and not self.tubelet:
             raise wrong("image_patches=True needs tubelet, the frames of the patches of clips")
         if self.tap_norms and (not self.final_norm or any(not 0 <= i < self.depth - 1 for i in self.tap_norms)):

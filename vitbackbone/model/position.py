@@ -37,6 +37,12 @@ def sincos1d(grid: tuple[int, int], dim: int) -> Float[Tensor, "N D"]:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()
 
 
+def sincos(positions: Int[Tensor, " N"], dim: int) -> Float[Tensor, "N D"]:
+    """Return all sines, and then all cosines, of positions on one axis."""
+    angle = _angles(positions, dim)
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+
 def sincos2d(grid: tuple[int, int], dim: int) -> Float[Tensor, "N D"]:
     """Return the fixed table over columns and rows, (h*w, D).
 
@@ -87,8 +93,7 @@ def computed2d(grid: tuple[int, int], dim: int, device: torch.device) -> Float[T
     """Return the table of `sincos2d` for a grid whose sides a tracer may leave open, (h*w, D)."""
     (h, w), parts = grid, []
     for side in (w, h):
-        angle = _angles(torch.arange(side, device=device), dim // 2)
-        parts.append(torch.cat([angle.sin(), angle.cos()], dim=1).float())
+        parts.append(sincos(torch.arange(side, device=device), dim // 2))
     columns, rows = parts
     both = [columns[None].expand(h, w, dim // 2), rows[:, None].expand(h, w, dim // 2)]
     return torch.cat(both, dim=2).view(h * w, dim)

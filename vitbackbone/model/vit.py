@@ -138,6 +138,8 @@ class ViT(BackboneModule):
         """Raise `ValueError` unless this backbone runs as it was loaded, on a batch of images of one size."""
         if self.engine is not None or type(self).tokens is not ViT.tokens:
             raise ValueError(f"an optimised backbone takes no {option}=; use the backbone as it was loaded")
+        if self.config.channel_groups:
+            raise ValueError(f"{self.spec.name} has patches for each group of channels; it takes no {option}=")
         if not isinstance(images, Tensor) or images.ndim == 5:
             given = "clips take" if isinstance(images, Tensor) else "a list of images takes"
             raise ValueError(f"{given} no {option}=; call once per image size, with a batch of images")
@@ -183,7 +185,9 @@ class ViT(BackboneModule):
         return self.norm
 
     def _geometry(self, images: Images) -> Geometry:
-        return Geometry.of(images, self.config.patch_size, max(self.config.tubelet, 1))
+        geometry = Geometry.of(images, self.config.patch_size, max(self.config.tubelet, 1))
+        groups = self.config.channel_groups
+        return replace(geometry, steps=groups) if groups else geometry
 
     def windowed(self, window: int, num_global: int = 4) -> "ViT":
         """Return the same network, its parameters shared, with attention in windows in all blocks but a few.
@@ -265,11 +269,13 @@ class ViT(BackboneModule):
         self, images: Float[Tensor, "B *T C H W"], grid: Grid, mask: Mask | None = None
     ) -> Float[Tensor, "B N D"]:
         images = images.to(self.patch_embed.proj.weight.dtype)
-        x = self.embed_norm(self.patch_embed(images).flatten(2).mT)  # B (h w) D
+        maps = self.patch_embed(images)
+        steps = maps.shape[2] if maps.ndim == 5 else 1
+        x = self.embed_norm(maps.flatten(2).mT)  # B (h w) D
         if mask is not None and self.mask_token is not None:
             x = torch.where(mask.flatten(1)[..., None], self.mask_token, x)
         if self.pos_embed is not None:
-            x = x + self.pos_embed(grid, x)
+            x = x + self.pos_embed(grid, x, steps)
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         return self.norm_pre(torch.cat([*prefix, x], dim=1))
 
@@ -277,7 +283,7 @@ class ViT(BackboneModule):
         """Turn the tokens of a block into `Features`."""
         grids = geometry.grids
         if not one_value(grids):
-            lengths = Layout.of(grids).lengths(x.shape[1])
+            lengths = Layout.of(grids, geometry.steps).lengths(x.shape[1])
             each = dict(zip(packing_order(grids), x.split(lengths, dim=1), strict=True))
             return stack([self.unpack(each[i], geometry.image(i)) for i in range(len(grids))])
         cls = x[:, 0] if self.config.cls else None

@@ -18,6 +18,7 @@ from vitbackbone.checkpoints.formats.prefix import PREFIX
 from vitbackbone.checkpoints.formats.radio import RADIO
 from vitbackbone.checkpoints.formats.sam3 import SAM3
 from vitbackbone.checkpoints.formats.sapiens2 import SAPIENS2
+from vitbackbone.checkpoints.formats.satellites import SATELLITES
 from vitbackbone.checkpoints.formats.siglip2 import SIGLIP2
 from vitbackbone.checkpoints.formats.swin import SWIN
 from vitbackbone.checkpoints.formats.timm import TIMM
@@ -47,6 +48,16 @@ TOWERS: dict[str, Rules] = {
     "hf_yolos": YOLOS,
     **VJEPA,
 }
-FORMATS: dict[str, Rules] = {**AUTHORS, **PERCEPTION, **TIMM, **TIMM_EVA, **NAFLEX, **PREFIX, **TOWERS, **CLASSES}
+FORMATS: dict[str, Rules] = {
+    **AUTHORS,
+    **SATELLITES,
+    **PERCEPTION,
+    **TIMM,
+    **TIMM_EVA,
+    **NAFLEX,
+    **PREFIX,
+    **TOWERS,
+    **CLASSES,
+}
 
 __all__ = ["CLASSES", "FORMATS", "TOWERS"]

@@ -12,6 +12,7 @@ from vitbackbone.checkpoints.zoo.huggingface import HUGGING_FACE
 from vitbackbone.checkpoints.zoo.language import LANGUAGE
 from vitbackbone.checkpoints.zoo.naflex import NAFLEX
 from vitbackbone.checkpoints.zoo.pathology import PATHOLOGY
+from vitbackbone.checkpoints.zoo.satellites import SATELLITES
 from vitbackbone.checkpoints.zoo.text import OPENAI_TEXT, TEXT_REPOSITORIES
 from vitbackbone.checkpoints.zoo.timm import TIMM
 from vitbackbone.checkpoints.zoo.tipsv2 import TIPSV2
@@ -66,6 +67,7 @@ ZOO: dict[str, Entry] = {
     **HUGGING_FACE,
     **LANGUAGE,
     **VIDEO,
+    **SATELLITES,
     "openvla": OPENVLA,
 }
 
