@@ -70,8 +70,14 @@ class TiledViT(ViT):
         depth, wide = config.depth + self.tiles.depth, dim * (1 + len(self.tiles.taps))
         self.spec = replace(
             self.spec,
-            **{"dim": wide, "depth": depth + 1, "num_registers": count - 1, "has_norm": False, "pooled_dim": wide},
-            **{"dims": (*([dim] * depth), wide), "pooled_dims": (*([dim] * depth), wide), "strides": ()},
+            dim=wide,
+            depth=depth + 1,
+            num_registers=count - 1,
+            has_norm=False,
+            dims=(*([dim] * depth), wide),
+            strides=(),
+            pooled_dim=wide,
+            pooled_dims=(*([dim] * depth), wide),
         )
 
     def forward(self, images: Images, asked: Asked | None = None, mask: Any = None, keep: Any = None) -> Any:

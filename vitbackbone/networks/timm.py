@@ -345,7 +345,7 @@ def _create(config: TimmConfig, size: Size | None = None) -> Any:
     if config.windows != "timm":
         _replace_windows(model, by_size=config.windows == "sized")
     if not config.final_norm:
-        owner = model if isinstance(getattr(model, "norm", None), nn.Module) else model.head
+        owner: Any = model if isinstance(getattr(model, "norm", None), nn.Module) else model.head
         owner.norm = nn.Identity()
     return model
 

@@ -56,6 +56,10 @@ def read_mllama(config: Json) -> ViTConfig:
     )
     return ViTConfig(
         **{**shared_fields(settings), "qkv_bias": "none"},
-        **{"patch_bias": False, "pre_norm": True, "proj_bias": False, "final_norm": False, "pool": "mean"},
+        patch_bias=False,
+        pre_norm=True,
+        proj_bias=False,
+        final_norm=False,
+        pool="mean",
         tiles=tiles,
     )

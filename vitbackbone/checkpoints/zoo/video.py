@@ -42,10 +42,17 @@ ROTARY_2_1 = Rotary(10000.0, "corners", "neighbours", reference=(16, 16), time=T
 
 def _config(size: str, pixels: int) -> ViTConfig:
     dim, depth, heads, mlp_dim = _SIZES[size]
-    sides = (pixels, pixels)
     return ViTConfig(
-        **{"image_size": sides, "dim": dim, "depth": depth, "num_heads": heads, "mlp_dim": mlp_dim},
-        **{"tubelet": 2, "cls": False, "position": "none", "rotary": ROTARY, "pool": "mean"},
+        image_size=(pixels, pixels),
+        dim=dim,
+        depth=depth,
+        num_heads=heads,
+        mlp_dim=mlp_dim,
+        tubelet=2,
+        cls=False,
+        position="none",
+        rotary=ROTARY,
+        pool="mean",
     )
 
 
