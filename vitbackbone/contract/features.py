@@ -73,8 +73,8 @@ class Features(_Shapes):
     """The features of one layer, with the same fields for every family of backbones.
 
     The map of clips (B, T, C, H, W) has an axis of time, (B, D, t, h, w), and CLS and registers stand for a whole clip.
-    `BackboneSpec.tubelet` is the number of frames in a step of time. `step` returns the features of one step. A backbone
-    that has patches for each group of channels (SatMAE) has the groups as steps.
+    `BackboneSpec.tubelet` is the number of frames in a step of time. `step` returns the features of one step. If a
+    backbone has patches for each group of channels (SatMAE), the groups are the steps.
     """
 
     cls: Float[Tensor, "B D"] | None  # None if the backbone has no CLS token
