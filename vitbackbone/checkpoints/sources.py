@@ -81,7 +81,9 @@ class Directory:
             settings, saved_by = chosen.settings, self.architecture
             config = settle(entry.config, taken.rules, taken.tensors, blocks, settings, saved_by)
             entry = replace(entry, config=config)
-        elif isinstance(entry.config, TimmConfig) and (chosen.path or self.architecture.endswith("Backbone")):
+        elif isinstance(entry.config, TimmConfig) and (
+            chosen.path or self.architecture.endswith(("Backbone", "PreTraining"))
+        ):
             entry = replace(entry, config=settle_swin(entry.config, taken.rules, taken.tensors))
         return entry, taken
 

@@ -19,7 +19,8 @@ LOG = logging.getLogger("vitbackbone")
 
 # Wrappers of modules that may stand anywhere in a key: torch.compile, FSDP, activation checkpointing
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
-CHUNKED = re.compile(r"blocks\.([0-9]{1,4})\.([0-9]{1,4})\.")
+# Blocks of chunks (DINOv2's trainer), and of stages (Hiera in transformers, whose other libraries number them through)
+CHUNKED = re.compile(r"(?:blocks\.([0-9]{1,4})|encoder\.stages\.([0-9]{1,4})\.layers)\.([0-9]{1,4})\.")
 # The averaged copy of a network comes first, because it is the one that authors publish and evaluate
 AVERAGED = (
     "state_dict_ema",
@@ -72,20 +73,21 @@ def _rank(prefix: str, order: list[str]) -> int:
 
 
 def merge_chunks(state: State, rules: Rules) -> State:
-    """Return the tensors with the blocks of chunks, `blocks.c.i`, numbered through. DINOv2's trainer writes them, with
-    `i` counted over all chunks; other trainers count within a chunk. A network whose own stages have such keys, as
-    EfficientNet's, keeps them."""
+    """Return the tensors with the blocks of chunks, `blocks.c.i`, or stages, `encoder.stages.c.layers.i`, numbered
+    through. DINOv2's trainer counts `i` over all chunks; others count within a chunk or stage. A network whose own
+    stages have such keys, as EfficientNet's, keeps them."""
     keys = {key: match for key in state if (match := CHUNKED.match(key))}
     known = _known(rules)
     if not keys or any(key.startswith("blocks.") for key in state.keys() - keys.keys()) or any(map(known, keys)):
         return state
-    blocks = sorted({(int(match[1]), int(match[2])) for match in keys.values()})
+    places = {key: (int(match[1] or match[2]), int(match[3])) for key, match in keys.items()}
+    blocks = sorted(set(places.values()))
     through = len({i for _, i in blocks}) == len(blocks)
     number = {block: block[1] if through else n for n, block in enumerate(blocks)}
-    places = {key: key for key in state} | {
-        f"blocks.{number[int(match[1]), int(match[2])]}.{key[match.end() :]}": key for key, match in keys.items()
+    names = {key: key for key in state} | {
+        f"blocks.{number[places[key]]}.{key[match.end() :]}": key for key, match in keys.items()
     }
-    return Renamed(state, {new: old for new, old in places.items() if new not in keys})
+    return Renamed(state, {new: old for new, old in names.items() if new not in keys})
 
 
 def leave_out(state: State, rules: Rules) -> tuple[dict[str, Tensor], list[str]]:
