@@ -144,6 +144,28 @@ def _add_extraction(command: Command) -> None:
     add_json(p)
 
     p = command(
+        "log",
+        "extraction.run_log",
+        "List the snapshots of a store, the last one first. FeatureStore(STORE, snapshot=N) opens any of them.",
+        "vitbackbone log features/",
+        "vitbackbone log features/ --json",
+    )
+    p.add_argument("store", metavar="STORE", help=STORE)
+    add_json(p)
+
+    p = command(
+        "prune",
+        "extraction.run_prune",
+        "Remove old snapshots of a store, and the files that only those need.",
+        "vitbackbone prune features/",
+        "vitbackbone prune features/ --gone",
+    )
+    p.add_argument("store", metavar="STORE", help=STORE)
+    p.add_argument("--keep", type=_positive, default=1, metavar="N", help="snapshots to keep (default: 1)")
+    text = "also remove the rows and features of images that are no longer in the source"
+    p.add_argument("--gone", action="store_true", help=text)
+
+    p = command(
         "export",
         "extraction.run_export",
         "Convert a store for other programs: npy (clip-retrieval), parquet (pandas, polars) or csv.",
