@@ -67,11 +67,11 @@ def _simplejpeg() -> Decode:
 
 
 def _torchcodec() -> Decode:
-    from torchcodec.decoders import decode_image
+    from torchcodec import decoders
 
     def decode(data: bytes, size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
         # It turns the picture by its EXIF orientation. `Photo` does that for all formats, by its own rules.
-        return decode_image(without_metadata(data, image_format(data)) or data, mode="RGB")
+        return decoders.decode_image(without_metadata(data, image_format(data)) or data, mode="RGB")
 
     return decode
 
