@@ -29,6 +29,27 @@ Reason = Literal[
     "not finite",  # its features are NaN or Inf
 ]
 
+AWAY = ("missing", "denied", "unreadable")  # the content may still be what it was
+PASSING = (*AWAY, "changed")  # faults that may pass by themselves; every run tries these inputs again
+
+# What would heal a failed input, for whoever reads its row.
+REMEDIES: dict[Reason, str] = {
+    "missing": "put the file back; every run tries it again",
+    "denied": "give permission to read the file; every run tries it again",
+    "not a file": "put a regular file in its place; every run tries it again",
+    "outside": "pack the archive again without names that lead out of it",
+    "empty": "replace the file; every run tries it again",
+    "too large": "make the file smaller",
+    "unreadable": "check the disk, the network or the archive; every run tries it again",
+    "changed": "run again when nothing writes the file",
+    "unknown format": "convert the file to a known format, or take it out of the source",
+    "bomb": "raise --max-pixels and run with --retry-failed, if the picture is really so large",
+    "damaged": "replace the file by an undamaged copy",
+    "unsupported": "convert the file to 8 or 16 bits a channel in RGB",
+    "too thin": "crop the picture, or run without --keep-aspect into another store",
+    "not finite": "extract in float32 into another store",
+}
+
 
 class Unreadable(Exception):
     """The input cannot be read. Users see the text. It holds no absolute paths, so every run gives the same text."""
