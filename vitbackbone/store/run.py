@@ -154,6 +154,7 @@ def extract(
 
     with Leases(storage).kept() as leases:
         leases.claim_run()
+        leases.sweep()
         storage.sweep()
         snapshot = publish_plan(storage, manifest, inputs, retry_failed, watch)
         job = Job(storage, inputs.root, manifest, batch_size, workers, str(device), sample, max_pixels)
