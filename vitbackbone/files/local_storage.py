@@ -1,0 +1,193 @@
+"""A storage in a folder of the local disk, or of a network file system that several machines share.
+
+It needs what POSIX gives on NFS, too: a hard link that fails if the name exists, and a rename that replaces a file at
+once. No lock is ever held by a process, so that a crash leaves nothing to clean but a temporary file.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from vitbackbone.files.atomic import flush, with_usual_permissions
+from vitbackbone.files.storage import Stored
+
+TEMPORARY = ".tmp"  # folder of unfinished files
+OLD = 24 * 3600  # seconds after which an unfinished file belongs to a killed writer
+
+# Advice for each error of the system on a write.
+LIMITS = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "raise the limit of file sizes (`ulimit -f`), or give another --out and a smaller --shard-size,",
+}
+
+
+class LocalStorage:
+    """A `Storage` below the folder `root`, which is made with the first object."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __repr__(self) -> str:
+        return f"LocalStorage({str(self.root)!r})"
+
+    @property
+    def url(self) -> str:
+        return str(self.root)
+
+    def get(self, key: str) -> bytes:
+        return self._file(key).read_bytes()
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        with self._file(key).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def head(self, key: str) -> Stored | None:
+        try:
+            status = self._file(key).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return Stored(key, status.st_size, _version(status))
+
+    def list(self, prefix: str = "", after: str = "") -> Iterator[Stored]:
+        folder = prefix.rpartition("/")[0]
+        yield from self._list(f"{folder}/" if folder else "", prefix, after)
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        with self._writing(key), self._finished(data) as temporary:
+            temporary.replace(self._made(key))
+            flush(self._file(key).parent)
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._writing(key), self._finished(data) as temporary:
+            target = self._made(key)
+            try:
+                os.link(temporary, target)  # fails if the name exists, and shows the file whole
+            except FileExistsError:
+                return self.get(key) == data
+            except OSError as error:  # a file system without hard links, such as exFAT
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK):
+                    raise
+                with self._exclusive(key):
+                    if target.exists():
+                        return self.get(key) == data
+                    temporary.replace(target)
+            flush(target.parent)
+            return True
+
+    def swap(self, key: str, data: bytes, version: str) -> str | None:
+        with self._writing(key), self._finished(data) as temporary, self._exclusive(key):
+            now = self.head(key)
+            if now is None or now.version != version:
+                return None
+            new = _version(temporary.stat())
+            temporary.replace(self._file(key))
+            flush(self._file(key).parent)
+            return new
+
+    def delete(self, key: str) -> None:
+        self._file(key).unlink(missing_ok=True)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        folder = self.root / TEMPORARY / uuid4().hex
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)  # its name cannot be guessed, so nobody can plant a link there
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def local_path(self, key: str) -> Path | None:
+        return self._file(key)
+
+    def sweep(self, older_than: float = OLD) -> None:
+        """Remove the unfinished files of writers that were killed more than `older_than` seconds ago."""
+        folder = self.root / TEMPORARY
+        for path in folder.iterdir() if folder.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_dir() and time.time() - path.stat().st_mtime > older_than:
+                    shutil.rmtree(path)
+
+    def _file(self, key: str) -> Path:
+        parts = key.split("/")
+        if any(part in ("", ".", "..") or "\0" in part for part in parts):
+            raise ValueError(f"{key!r} is not a key of a storage; want a relative path without '..'")
+        return self.root.joinpath(*parts)
+
+    def _made(self, key: str) -> Path:
+        """Return the file of a key, in a folder that exists."""
+        file = self._file(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file
+
+    @contextmanager
+    def _finished(self, data: bytes | Path) -> Iterator[Path]:
+        """Give a durable temporary file with this content."""
+        with contextlib.ExitStack() as stack:
+            if isinstance(data, Path):
+                temporary = data
+            else:
+                temporary = stack.enter_context(self.scratch()) / "data"
+                temporary.write_bytes(data)
+            with_usual_permissions(temporary)
+            flush(temporary)
+            yield temporary
+
+    @contextmanager
+    def _exclusive(self, key: str) -> Iterator[None]:
+        """Exclude other writers of this key for an instant. The system ends the lock with its process."""
+        file = self.root / TEMPORARY / f"{key.replace('/', '+')}.lock"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX)
+            yield
+
+    def _list(self, folder: str, prefix: str, after: str) -> Iterator[Stored]:
+        """Yield the objects below a folder, given as the start of their keys."""
+        try:
+            with os.scandir(self.root / folder) as entries:
+                found = sorted(
+                    (os.fsencode(f"{entry.name}/" if entry.is_dir() else entry.name), entry) for entry in entries
+                )
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name, entry in found:
+            key = folder + os.fsdecode(name)
+            if key == f"{TEMPORARY}/" or not (key.startswith(prefix) or prefix.startswith(key)):
+                continue
+            if key.endswith("/"):
+                if key > after or after.startswith(key):
+                    yield from self._list(key, prefix, after)
+            elif key > after:
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat()
+                    yield Stored(key, status.st_size, _version(status))
+
+    @contextmanager
+    def _writing(self, key: str) -> Iterator[None]:
+        """Add advice to the error of a full disk."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in LIMITS:
+                raise
+            raise full(error.errno, key, self.url) from error
+
+
+def full(code: int, key: str, place: str) -> OSError:
+    """Return the error of a write that met one of `LIMITS`."""
+    text = f"{os.strerror(code)}, for {key}; {LIMITS[code]} and run the same extraction again"
+    return OSError(code, f"{text}: complete shards are kept", place)
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
