@@ -1,4 +1,4 @@
-"""Servers of buckets for tests: S3 in memory behind a proxy that injects faults, and servers of other makers if there."""
+"""Servers of buckets for tests: S3 in memory behind a proxy that injects faults, and servers of npm if installed."""
 
 import http.client
 import random

@@ -49,10 +49,8 @@ def client_of(bucket: str) -> "ObjectStore":
             f"this process was forked from one that has opened a bucket, so that it cannot read {bucket}; start it by "
             "the method 'spawn' or 'forkserver'"
         )
-    try:
-        import obstore.store
-    except ImportError as error:
-        raise ImportError(f"to read {bucket}, install the extra: pip install 'vitbackbone[cloud]'") from error
+    if not importlib.util.find_spec("obstore"):
+        raise ImportError(f"to read {bucket}, install the extra: pip install 'vitbackbone[cloud]'")
     _process[0] = os.getpid()
     scheme, _, name = bucket.partition("://")
     return _CLIENTS[scheme](name)

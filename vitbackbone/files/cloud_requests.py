@@ -46,7 +46,9 @@ def repeat(request: Callable[[], T], place: str) -> T:
         except (exceptions.BaseError, OSError) as error:
             final = _final(error, place)
             if final or time.monotonic() + pause > deadline:
-                text = f"the service does not answer as it should ({_sentence(error)}); run the same command again later"
+                text = (
+                    f"the service does not answer as it should ({_sentence(error)}); run the same command again later"
+                )
                 raise final or ServiceError(errno.EIO, text, place) from error
         time.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, LONGEST_PAUSE)
@@ -82,5 +84,6 @@ def _sentence(error: Exception) -> str:
     text = str(error).split("\n\nDebug source")[0]
     message = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
     text = message[1] if message else re.sub(r"\s+", " ", text.split(": <?xml")[0])
+    text = re.sub(r" in \d[\d.]*\D{1,2}s\b", "", text)  # the time that a request took
     text = "".join(c if c.isprintable() else " " for c in text).strip().rstrip(".")
     return text if len(text) <= 300 else f"{text[:300]}…"

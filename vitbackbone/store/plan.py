@@ -24,7 +24,7 @@ from vitbackbone.store.layout import PLAN, inputs_file, inputs_files
 from vitbackbone.store.locate import Locator, Unreadable, read_bytes
 from vitbackbone.store.parquet import open_parquet, write_parquet
 from vitbackbone.store.publication import published
-from vitbackbone.store.rows import Inputs
+from vitbackbone.store.rows import Inputs, Root
 
 READERS = 8  # threads that compute checksums; hashlib releases the GIL
 CHUNK = 2**13  # most inputs that are Python objects at a time
@@ -245,16 +245,16 @@ def make_plan(
     return Plan(generations, names, before.shard_size), PlanChange(len(new), changed, len(known) - len(kept))
 
 
-def locators(root: Path, table: pa.Table, sizes: Sequence[int]) -> list[Locator]:
+def locators(root: Root, table: pa.Table, sizes: Sequence[int]) -> list[Locator]:
     """Return the places of the inputs in a table of `PLAN` or `rows.LISTED`."""
     found: list[Locator] = []
     columns = (table[name].to_pylist() for name in ("path", "archive", "offset"))
     for path, archive, offset, size in zip(*columns, sizes, strict=True):
         if archive:
             member = os.fsdecode(path[archive + 1 :])
-            found.append(Locator(str(root / os.fsdecode(path[:archive])), member, offset, size))
+            found.append(Locator(root.locate(os.fsdecode(path[:archive])), member, offset, size, root.private))
         else:
-            found.append(Locator(str(root / os.fsdecode(path))))
+            found.append(Locator(root.locate(os.fsdecode(path)), private=root.private))
     return found
 
 
@@ -327,7 +327,7 @@ def _labels(count: int) -> str:
     return "1 label" if count == 1 else f"{count} labels"
 
 
-def _stat(root: Path, listed: pa.Table) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+def _stat(root: Root, listed: pa.Table) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """Return the size and time of each input, -1 if missing. A member has its own size and the archive's time."""
     sizes, times = listed["bytes"].to_numpy().copy(), np.full(len(listed), -1)
     of_archive: dict[bytes, tuple[int, int]] = {}
@@ -337,10 +337,10 @@ def _stat(root: Path, listed: pa.Table) -> tuple[Int[np.ndarray, " n"], Int[np.n
             if archive:
                 name = path[:archive]
                 if name not in of_archive:
-                    of_archive[name] = _size_and_time(os.path.join(os.fsencode(root), name))  # noqa: PTH118  # bytes
+                    of_archive[name] = _size_and_time(os.fsencode(root.locate(os.fsdecode(name))))
                 times[start + i] = of_archive[name][1]
             else:
-                sizes[start + i], times[start + i] = _size_and_time(os.path.join(os.fsencode(root), path))  # noqa: PTH118  # bytes
+                sizes[start + i], times[start + i] = _size_and_time(os.fsencode(root.locate(os.fsdecode(path))))
     return sizes, times
 
 
@@ -352,7 +352,7 @@ def _size_and_time(path: bytes) -> tuple[int, int]:
     return status.st_size, (status.st_mtime_ns + 2**63) % 2**64 - 2**63  # times after the year 2262 wrap in 64 bits
 
 
-def _digests(root: Path, listed: pa.Table, sizes: Int[np.ndarray, " n"], chosen: Int[np.ndarray, " m"]) -> Digests:
+def _digests(root: Root, listed: pa.Table, sizes: Int[np.ndarray, " n"], chosen: Int[np.ndarray, " m"]) -> Digests:
     """Yield the SHA-256 of each chosen input, `UNREAD` if it cannot be read."""
     archives = bool(len(chosen)) and pc.max(listed["archive"]).as_py() > 0
     with ThreadPoolExecutor(1 if archives else READERS) as threads:  # an archive is read in its own order

@@ -16,6 +16,7 @@ from vitbackbone.store.manifest import Manifest
 from vitbackbone.store.plan import PlannedShard, locators, read_shard
 from vitbackbone.store.reader import Asked, ImageReader, Outcome, read_batches
 from vitbackbone.store.route import prepared
+from vitbackbone.store.rows import Root
 from vitbackbone.store.writer import write_shard
 
 FIRST = 4  # images of the first batch of a shard
@@ -27,7 +28,7 @@ class Job:
     """A description of the work: everything that a process needs beside the backbone."""
 
     directory: Path
-    root: Path  # of the inputs
+    root: Root  # of the inputs
     manifest: Manifest
     batch_size: int
     workers: int

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from vitbackbone.images import HEAD
 from vitbackbone.store.archive import ArchiveMember, NotAFile, check_bytes, damaged_member, folder_of
 from vitbackbone.store.labels import Label, as_text
 from vitbackbone.store.names import Notes, check_name, escaped, extension, is_hidden, is_image
+from vitbackbone.store.remote import open_file, version_of
 
 BLOCK = 512
 ZEROS = bytes(BLOCK)
@@ -76,11 +77,12 @@ class Tar:
     """A plain tar; a compressed tar has no offsets. A member's label is the `.cls` file with its key, else its folder.
     Files of one key stand together (webdataset, docs/webdataset.md)."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: str, private: bool = False) -> None:
         self.file = file
+        self.private = private
 
     def members(self, notes: Notes) -> Iterator[ArchiveMember]:
-        with self.file.open("rb") as file:
+        with open_file(self.file, self.private) as file:
             _check_plain(file.read(8))
             for _, group in groupby(_entries(file, notes), _key):
                 sample = list(group)
@@ -97,7 +99,7 @@ class Tar:
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         check_name(name)
-        with self.file.open("rb") as file:
+        with open_file(self.file, self.private) as file:
             if offset < 0:
                 _check_plain(file.read(8))
                 raise ValueError("the archive is damaged there")
@@ -105,7 +107,7 @@ class Tar:
             if entry.name != name:
                 raise ValueError(f"the archive has changed: it has the member {entry.name!r} there")
             if entry.is_link:
-                entry = _target(file, self.file, entry)
+                entry = _target(file, self.file, self.private, entry)
             if not entry.is_file:
                 raise NotAFile("is not a regular file in its archive")
             check_bytes(entry.size)
@@ -124,7 +126,7 @@ def _check_plain(start: bytes) -> None:
 def _entries(file: BinaryIO, notes: Notes) -> Iterator[Entry | DamagedPlace]:
     """Yield entries and damaged places in order. After a damaged place, it searches for the next header."""
     length = file.seek(0, os.SEEK_END)
-    at, shown = 0, escaped(Path(file.name).name)
+    at, shown = 0, escaped(PurePosixPath(file.name).name)
     while at < length:
         try:
             if _is_end(file, at, length):
@@ -313,19 +315,19 @@ def _label(file: BinaryIO, sample: Sequence[Entry | DamagedPlace], notes: Notes)
 
 
 @lru_cache(1)  # a process reads the members of one archive in turn
-def _offsets(file: Path, _: int) -> dict[str, list[int]]:
-    """Return the offsets of the headers of each name. The second argument is the file's time."""
+def _offsets(file: str, private: bool, _: str) -> dict[str, list[int]]:
+    """Return the offsets of the headers of each name. The last argument is the file's version."""
     found: dict[str, list[int]] = {}
-    with file.open("rb") as opened:
+    with open_file(file, private) as opened:
         for entry in _entries(opened, Notes()):
             if isinstance(entry, Entry):
                 found.setdefault(posixpath.normpath(entry.name), []).append(entry.offset)
     return found
 
 
-def _target(file: BinaryIO, path: Path, link: Entry) -> Entry:
+def _target(file: BinaryIO, path: str, private: bool, link: Entry) -> Entry:
     """Return the member that a link leads to, as in an unpacked archive."""
-    offsets = _offsets(path, path.stat().st_mtime_ns)
+    offsets = _offsets(path, private, version_of(file))
     entry = link
     for _ in range(MAX_LINKS):
         hard = entry.kind == HARD_LINK
