@@ -16,8 +16,7 @@ from PIL import Image
 from tests.helpers import save_photo, tiny_vit
 from vitbackbone.store import FeatureStore, extract
 from vitbackbone.store import folder as folder_module
-from vitbackbone.store.locate import Unreadable, read_bytes
-from vitbackbone.store.plan import locators
+from vitbackbone.store.locate import Unreadable, locators, read_bytes
 from vitbackbone.store.source import list_inputs
 
 

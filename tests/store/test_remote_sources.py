@@ -18,8 +18,7 @@ from vitbackbone.files.object_storage import open_bucket
 from vitbackbone.files.ranged import LARGEST, SMALLEST, RangedContent, RangedFile
 from vitbackbone.store import braces
 from vitbackbone.store.braces import expand_braces, has_braces
-from vitbackbone.store.locate import Unreadable, read_bytes
-from vitbackbone.store.plan import locators
+from vitbackbone.store.locate import Unreadable, locators, read_bytes
 from vitbackbone.store.rows import Inputs
 from vitbackbone.store.source import list_inputs
 

@@ -1,6 +1,7 @@
 """Files written whole or not at all, JSON read through a schema, and the progress bars and hints of all packages."""
 
 from vitbackbone.files.atomic import leftovers, publish, publish_text, publish_together, read_together
+from vitbackbone.files.local_storage import LocalStorage
 from vitbackbone.files.progress import bars_are_hidden, no_progress_bars, progress_bar
 from vitbackbone.files.records import SHORT, Record, check_record, parse_json, read_bytes, read_json
 from vitbackbone.files.storage import Storage, Stored, open_storage, read_chunks
@@ -8,6 +9,7 @@ from vitbackbone.files.suggestions import did_you_mean
 
 __all__ = [
     "SHORT",
+    "LocalStorage",
     "Record",
     "Storage",
     "Stored",

@@ -33,14 +33,15 @@ class LocalStorage:
     """A `Storage` below the folder `root`, which is made with the first object."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()  # the working directory may change
+        self._url = str(root)
 
     def __repr__(self) -> str:
         return f"LocalStorage({str(self.root)!r})"
 
     @property
     def url(self) -> str:
-        return str(self.root)
+        return self._url
 
     def get(self, key: str) -> bytes:
         return self._file(key).read_bytes()

@@ -286,7 +286,7 @@ class ObjectStorage:
 
     def _version(self, etag: str | None, generation: str | None) -> str:
         """Return the ETag, and with it the generation where a swap needs it."""
-        return f"{etag} {generation}" if generation and self.bucket.startswith("gs:") else etag or ""
+        return f"{etag} {generation}" if generation and self.bucket.startswith("gs:") else etag or "-"
 
     def _path(self, key: str) -> str:
         check_key(key)

@@ -41,7 +41,7 @@ class Hub:
 def _stored(info: dict[str, Any]) -> Stored:
     if info["type"] != "file":
         raise IsADirectoryError(f"{info['name']} is a folder")
-    return Stored(info["name"], info["size"], info.get("blob_id") or info.get("xet_hash") or "")
+    return Stored(info["name"], info["size"], info.get("blob_id") or info.get("xet_hash") or "-")
 
 
 def _asked(request: Callable[[], T]) -> T:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from vitbackbone.files.cloud_requests import ServiceError
 from vitbackbone.store.archive import MAX_IMAGE_BYTES, NotAFile
 from vitbackbone.store.names import Escape
 from vitbackbone.store.remote import is_remote, read_remote
+from vitbackbone.store.rows import Root
 from vitbackbone.store.source import ARCHIVES, ending_of
 
 Reason = Literal[
@@ -30,6 +32,27 @@ Reason = Literal[
     "too thin",
     "not finite",  # its features are NaN or Inf
 ]
+
+AWAY = ("missing", "denied", "unreadable")  # the content may still be what it was
+PASSING = (*AWAY, "changed")  # faults that may pass by themselves; every run tries these inputs again
+
+# What would heal a failed input, for whoever reads its row.
+REMEDIES: dict[Reason, str] = {
+    "missing": "put the file back; every run tries it again",
+    "denied": "give permission to read the file; every run tries it again",
+    "not a file": "put a regular file in its place; every run tries it again",
+    "outside": "pack the archive again without names that lead out of it",
+    "empty": "replace the file; every run tries it again",
+    "too large": "make the file smaller",
+    "unreadable": "check the disk, the network or the archive; every run tries it again",
+    "changed": "run again when nothing writes the file",
+    "unknown format": "convert the file to a known format, or take it out of the source",
+    "bomb": "raise --max-pixels and run with --retry-failed, if the picture is really so large",
+    "damaged": "replace the file by an undamaged copy",
+    "unsupported": "convert the file to 8 or 16 bits a channel in RGB",
+    "too thin": "crop the picture, or run without --keep-aspect into another store",
+    "not finite": "extract in float32 into another store",
+}
 
 
 AWAY_SERVICE = "the service that holds it did not answer"  # the same text at every run
@@ -52,6 +75,19 @@ class Locator:
     offset: int = -1  # see `archive.ArchiveMember`
     bytes: int = -1
     private: bool = False  # as for `remote.open_file`
+
+
+def locators(root: Root, table: pa.Table, sizes: Sequence[int]) -> list[Locator]:
+    """Return the places of the inputs in a table of `ROWS`, `WORK` or `rows.LISTED`."""
+    found: list[Locator] = []
+    columns = (table[name].to_pylist() for name in ("path", "archive", "offset"))
+    for path, archive, offset, size in zip(*columns, sizes, strict=True):
+        if archive:
+            member = os.fsdecode(path[archive + 1 :])
+            found.append(Locator(root.locate(os.fsdecode(path[:archive])), member, offset, size, root.private))
+        else:
+            found.append(Locator(root.locate(os.fsdecode(path)), private=root.private))
+    return found
 
 
 def read_bytes(at: Locator) -> bytes:

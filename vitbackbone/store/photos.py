@@ -11,10 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitbackbone.images import ImageTransform, Resolution
-from vitbackbone.store.layout import PLAN
-from vitbackbone.store.locate import Locator, Reason, Unreadable, read_bytes
+from vitbackbone.store.locate import Locator, Reason, Unreadable, locators, read_bytes
 from vitbackbone.store.names import EXTENSIONS, escaped
-from vitbackbone.store.plan import locators, read_plan
 from vitbackbone.store.reader import ImageReader
 from vitbackbone.store.remote import is_remote
 from vitbackbone.store.rows import Root
@@ -92,13 +90,13 @@ def _read(path: str, at: Locator, reader: ImageReader, preprocess: ImageTransfor
 def source_files(store: FeatureStore, images: Sequence[int], folder: Path | None = None) -> list[bytes | None] | None:
     """Read the source files of some images of a store: the bytes of each, None for a file that has changed.
 
-    `folder`: the folder of the photos. A store holds no absolute paths, so the default tries the store's parent folder,
-    the current folder, and the folders inside both. Returns None if no file is found.
+    `folder`: the folder of the photos. The default tries the folder that the store remembers, the store's parent
+    folder, the current folder, and the folders inside both. Returns None if no file is found.
     """
     table = store.images.take(list(images))
-    rows = table["row"].to_pylist()
-    plan = read_plan(store.directory, store.manifest["shard_size"]).table.take(rows).cast(PLAN)
-    for root in [folder] if folder is not None else _near(store.directory):
+    plan = store.table.rows.take(table["row"])
+    roots = [folder] if folder is not None else [store.snapshot.root, *_near(store.directory)]
+    for root in roots:
         found = [
             _unchanged(at, sha256)
             for at, sha256 in zip(

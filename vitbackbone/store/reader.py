@@ -5,6 +5,7 @@ import math
 import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,8 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitbackbone.contract import Images
+from vitbackbone.files.cloud_clients import has_clients
 from vitbackbone.images import Decoding, ImageError, ImageTransform, Photo, Resolution
+from vitbackbone.store.identity import REQUESTS
 from vitbackbone.store.locate import Locator, Reason, Unreadable, read_bytes
+from vitbackbone.store.remote import is_remote
 
 MAX_FRAMES = 2**31 - 1  # the most that the index can hold
 Asked = tuple[Locator, bytes | None]  # an input, and its SHA-256 in the plan
@@ -74,6 +78,14 @@ class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
         self.decoding = decoding
         self.max_pixels = max_pixels
 
+    def __getitems__(self, asked: Sequence[Asked]) -> list[tuple[Outcome, UInt8[Tensor, "C H W"] | None]]:
+        """Read the inputs of a batch. Those that lie elsewhere are asked for together, since each answer takes long."""
+        elsewhere = [one for one in asked if is_remote(one[0].file) and not one[0].member]
+        if len(elsewhere) < 2:
+            return [self[one] for one in asked]
+        with ThreadPoolExecutor(min(len(elsewhere), REQUESTS)) as threads:
+            return list(threads.map(self.__getitem__, asked))
+
     def __getitem__(self, asked: Asked) -> tuple[Outcome, UInt8[Tensor, "C H W"] | None]:
         at, sha256 = asked
         size: tuple[int, int] | tuple[None, None] = (None, None)
@@ -125,6 +137,7 @@ def read_batches(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
+        multiprocessing_context="forkserver" if workers and has_clients() else None,  # a client does not survive a fork
         worker_init_fn=_ignore_interrupts,
         pin_memory=torch.device(device).type == "cuda",
     )

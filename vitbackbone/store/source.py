@@ -159,7 +159,7 @@ def _from_keys(root: Root, service: Remote, pattern: str, source: str) -> Inputs
     if files:
         return _from_files(root, files, source)
     for stored in images_of(service, iter(found), rows.notes):
-        rows.add(stored.key, size=stored.size, version=stored.version or None)
+        rows.add(stored.key, size=stored.size, version=stored.version or None)  # a name of braces was not listed
     return rows.inputs(root)
 
 
