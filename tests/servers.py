@@ -4,6 +4,7 @@ import http.client
 import random
 import shutil
 import socket
+import ssl
 import subprocess
 import time
 import urllib.request
@@ -103,14 +104,22 @@ class _Proxy(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, *_: object) -> None: ...  # a client that hangs up is what the tests ask for
+
+
 @contextmanager
-def serving(handler: type[BaseHTTPRequestHandler], host: str = "127.0.0.1") -> Iterator[str]:
-    """Serve by a handler in threads of this process. Gives the URL."""
-    server = ThreadingHTTPServer((host, 0), handler)
-    server.daemon_threads = True
+def serving(handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext | None = None) -> Iterator[str]:
+    """Serve by a handler in threads of this process, by TLS if there is a context. Gives the URL."""
+    server = _Server(("127.0.0.1", 0), handler)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
-        yield f"http://{host}:{server.server_address[1]}"
+        yield f"http{'s' * (context is not None)}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

@@ -92,7 +92,7 @@ def _az(name: str) -> "ObjectStore":
     given = dict(
         part.split("=", 1) for part in environment.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";") if "=" in part
     )
-    settings = {
+    settings: dict[str, Any] = {
         "account_name": given.get("AccountName") or environment.get("AZURE_STORAGE_ACCOUNT"),
         "account_key": given.get("AccountKey") or environment.get("AZURE_STORAGE_KEY"),
         "sas_key": given.get("SharedAccessSignature"),
@@ -101,7 +101,7 @@ def _az(name: str) -> "ObjectStore":
     known = ("KEY", "TOKEN", "SECRET", "FEDERATED", "EMULATOR", "SIGNATURE", "IDENTITY", "MSI")
     has_login = any(name.startswith("AZURE_") and any(word in name for word in known) for name in environment)
     if not given and not has_login and shutil.which("az"):
-        settings["use_azure_cli"] = "true"
+        settings["use_azure_cli"] = True
     endpoint = given.get("BlobEndpoint") or environment.get("AZURE_STORAGE_ENDPOINT")
     if _is_set("AZURE_STORAGE_USE_EMULATOR"):
         endpoint = environment.get("AZURITE_BLOB_STORAGE_URL", "http://127.0.0.1:10000")

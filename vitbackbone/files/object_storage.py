@@ -13,10 +13,10 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from vitbackbone.files.cloud_clients import CREDENTIALS, client_of
@@ -24,7 +24,7 @@ from vitbackbone.files.cloud_requests import PAUSE, ConditionsIgnored, repeat, s
 from vitbackbone.files.storage import Stored
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta, PutMode, PutResult
+    from obstore import GetOptions, ObjectMeta, PutMode, PutResult
     from obstore.store import ObjectStore
 
 PART = 1 << 23  # bytes of one request of a large read or write
@@ -91,7 +91,9 @@ class ObjectStorage:
             return b""
 
         def ask(client: "ObjectStore", path: str) -> bytes:
-            options = {"range": (start, start + length), **({"if_match": etag} if etag else {})}
+            options: GetOptions = {"range": (start, start + length)}
+            if etag:
+                options["if_match"] = etag
             try:
                 return bytes(obstore.get(client, path, options=options).bytes())
             except obstore.exceptions.BaseError as error:
@@ -234,12 +236,13 @@ class ObjectStorage:
         """Yield all objects of a folder behind the path `after`. A list that breaks off goes on where it was."""
         import obstore
 
-        pages: list[Iterator[list[ObjectMeta]]] = []
+        pages: list[Iterator[Sequence[ObjectMeta]]] = []
 
-        def page() -> "list[ObjectMeta]":
+        def page() -> "Sequence[ObjectMeta]":
             if not pages:
                 client = client_of(self.bucket)
-                pages.append(iter(obstore.list(client, folder or None, offset=after or None, chunk_size=1000)))
+                stream: Any = obstore.list(client, folder or None, offset=after or None, chunk_size=1000)
+                pages.append(iter(stream))
             try:
                 return next(pages[0], [])
             except BaseException:

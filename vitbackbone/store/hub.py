@@ -33,7 +33,7 @@ class Hub:
         return _asked(read)
 
     def list(self, prefix: str) -> Iterator[Stored]:
-        found = _asked(lambda: self._files.find(prefix, detail=True, refresh=True))
+        found: Any = _asked(lambda: self._files.find(prefix, detail=True, refresh=True))
         for name in sorted(found):
             yield _stored(found[name])
 

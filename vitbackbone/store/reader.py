@@ -2,11 +2,13 @@
 
 import hashlib
 import math
+import multiprocessing
 import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.context import BaseContext
 
 import torch
 from jaxtyping import UInt8
@@ -137,7 +139,7 @@ def read_batches(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
-        multiprocessing_context="forkserver" if workers and has_clients() else None,  # a client does not survive a fork
+        multiprocessing_context=_afresh() if workers and has_clients() else None,
         worker_init_fn=_ignore_interrupts,
         pin_memory=torch.device(device).type == "cuda",
     )
@@ -151,6 +153,16 @@ def read_batches(
             f"a process that reads images was killed ({killed[0]}), most often because memory ran out. Use fewer "
             "workers or a smaller batch size, and run the same extraction again; complete shards are kept"
         ) from error
+
+
+def _afresh() -> BaseContext:
+    """Return a way to start processes that have no client of a bucket, because a client does not survive a fork.
+
+    They are forked from a process that has imported this module and opened nothing, so that each starts at once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _ignore_interrupts(_: int) -> None:
