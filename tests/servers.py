@@ -1,5 +1,7 @@
 """Servers of buckets for tests: S3 in memory behind a proxy that injects faults, and servers of npm if installed."""
 
+import base64
+import hmac
 import http.client
 import random
 import shutil
@@ -9,11 +11,13 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -179,8 +183,61 @@ def npm_server(name: str, *options: str) -> Iterator[str]:
         process.wait()
 
 
+ACCOUNT = "devstoreaccount1"  # of Azurite, with its published key
+ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+@contextmanager
+def azurite(folder: Path) -> Iterator[str]:
+    """Serve Azure's blobs, with a container `photos`. Gives the URL of the account."""
+    options = ("--blobPort", "{port}", "--location", str(folder), "--silent", "--skipApiVersionCheck")
+    with npm_server("azurite-blob", *options) as url:
+        sent = formatdate(usegmt=True)
+        named = f"x-ms-date:{sent}\nx-ms-version:2021-08-06\n/{ACCOUNT}/{ACCOUNT}/photos\nrestype:container"
+        text = "PUT" + "\n" * 12 + named
+        signature = base64.b64encode(hmac.digest(base64.b64decode(ACCOUNT_KEY), text.encode(), "sha256")).decode()
+        headers = {"x-ms-date": sent, "x-ms-version": "2021-08-06", "Authorization": f"SharedKey {ACCOUNT}:{signature}"}
+        address = f"{url}/{ACCOUNT}/photos?restype=container"
+        urllib.request.urlopen(urllib.request.Request(address, method="PUT", headers=headers)).close()
+        yield f"{url}/{ACCOUNT}"
+
+
 def put_folder(folder: Path, storage: object) -> None:
     """Copy the files of a folder into a storage, under their relative paths."""
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             storage.put(file.relative_to(folder).as_posix(), file.read_bytes())  # type: ignore[attr-defined]
+
+
+class _ManyKeys(BaseHTTPRequestHandler):
+    """Lists a bucket of `count` keys, a thousand a page, as S3 does. Nothing else is there."""
+
+    protocol_version = "HTTP/1.1"
+    count = 1_000_000
+
+    def log_message(self, *_: object) -> None: ...
+
+    def do_GET(self) -> None:
+        asked = parse_qs(urlsplit(self.path).query)
+        start = int(asked.get("continuation-token", ["0"])[0])
+        stop = min(start + 1000, self.count)
+        item = (
+            "<Contents><Key>{}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+            "<ETag>&quot;{:032x}&quot;</ETag><Size>60000</Size></Contents>"
+        )
+        items = "".join(item.format(f"photos/{i // 1000:04}/photo-{i:07}.jpg", i) for i in range(start, stop))
+        more = stop < self.count
+        token = f"<NextContinuationToken>{stop}</NextContinuationToken>" if more else ""
+        data = (
+            '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>many</Name>'
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{items}</ListBucketResult>"
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def many_keys(count: int) -> AbstractContextManager[str]:
+    """Serve the list of a bucket of `count` keys. Gives the URL."""
+    return serving(type("ManyKeys", (_ManyKeys,), {"count": count}))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import KEYS, Faults, moto, npm_server, proxy
+from tests.servers import ACCOUNT_KEY, KEYS, Faults, azurite, moto, npm_server, proxy
 from vitbackbone.files import cloud_clients, cloud_requests, object_storage
 from vitbackbone.files.object_storage import ObjectStorage, open_bucket
 
@@ -42,10 +42,8 @@ def connect(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 BIG = bytes(range(256)) * 100_000  # 25 MB: several parts
 
 
-def test_a_bucket_keeps_the_contract_of_a_storage(connect: object) -> None:
-    storage = connect(Faults(), "contract")
+def check_contract(storage: ObjectStorage) -> None:
     storage = pickle.loads(pickle.dumps(storage))  # noqa: S301
-    assert storage.url == "s3://photos/contract"
     assert storage.head("a/b") is None
     assert storage.create("a/b", b"1")
     assert storage.create("a/b", b"1")  # the same content: of a lost answer
@@ -66,12 +64,33 @@ def test_a_bucket_keeps_the_contract_of_a_storage(connect: object) -> None:
         assert storage.get_range("big", start, length) == BIG[start : start + length]
     storage.delete("big")
     storage.delete("big")
-    with pytest.raises(FileNotFoundError, match="s3://photos/contract/big"):
+    with pytest.raises(FileNotFoundError, match=f"{storage.url}/big"):
         storage.get("big")
     assert [stored.key for stored in storage.list()] == ["a/b", "file"]  # nothing of the probe stays
     for key in ("../a", "a//b", "a/./b", "", "a\nb"):
         with pytest.raises(ValueError, match="not a key"):
             storage.get(key)
+
+
+def test_a_bucket_keeps_the_contract_of_a_storage(connect: object) -> None:
+    storage = connect(Faults(), "contract")
+    assert storage.url == "s3://photos/contract"
+    check_contract(storage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["none", "refused", "lost", "failed", "cut"])
+def test_azure_keeps_the_contract_of_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    with azurite(tmp_path) as url:
+        server, _, account = url.rpartition("/")
+        faults = Faults() if kind == "none" else Faults(**{kind: 0.2})
+        with proxy(server, faults) as through:
+            settings = f"AccountName={account};AccountKey={ACCOUNT_KEY};BlobEndpoint={through}/{account};"
+            monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", settings)
+            cloud_clients.client_of.cache_clear()
+            check_contract(open_bucket("az://photos/contract"))
+            check_conditions(open_bucket("az://photos/conditions"))
+    cloud_clients.client_of.cache_clear()
 
 
 def test_a_list_is_sorted_by_bytes_and_starts_anywhere(connect: object) -> None:
@@ -86,10 +105,7 @@ def test_a_list_is_sorted_by_bytes_and_starts_anywhere(connect: object) -> None:
             assert [stored.key for stored in storage.list(prefix, after)] == expected, (prefix, after)
 
 
-@pytest.mark.parametrize("kind", ["refused", "lost", "failed", "cut", "slow"])
-def test_passing_faults_change_nothing(connect: object, kind: str) -> None:
-    faults = Faults(**{kind: 0.3}, seed=1)
-    storage = connect(faults, f"faults-{kind}")
+def check_conditions(storage: ObjectStorage) -> None:
     for i in range(12):
         assert storage.create(f"c/{i}", b"mine")
         assert not storage.create(f"c/{i}", b"another")
@@ -101,6 +117,12 @@ def test_passing_faults_change_nothing(connect: object, kind: str) -> None:
     assert storage.get("big") == BIG
     assert storage.get_range("big", 5, len(BIG)) == BIG[5:]
     assert sorted(stored.key for stored in storage.list("c/")) == sorted(f"c/{i}" for i in range(12))
+
+
+@pytest.mark.parametrize("kind", ["refused", "lost", "failed", "cut", "slow"])
+def test_passing_faults_change_nothing(connect: object, kind: str) -> None:
+    faults = Faults(**{kind: 0.3}, seed=1)
+    check_conditions(connect(faults, f"faults-{kind}"))
     assert faults.counts[kind] > 5
 
 

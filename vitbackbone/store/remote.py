@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast, runtime_checkable
 
 from vitbackbone.files import Stored
 from vitbackbone.files.object_storage import PART, open_bucket
@@ -32,6 +32,7 @@ class Changed(ValueError):
     """The file has changed while it was read."""
 
 
+@runtime_checkable
 class Remote(Protocol):
     """A service with files. Raises `OSError` and `ValueError` alone."""
 
