@@ -80,7 +80,8 @@ class _Proxy(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, headers: dict[str, str], data: bytes, fault: str = "none") -> None:
         self.send_response(status)
-        length = headers.get("Content-Length", len(data)) if self.command == "HEAD" else len(data)
+        said = {name.lower(): value for name, value in headers.items()}
+        length = said.get("content-length", len(data)) if self.command == "HEAD" else len(data)
         skipped = ("content-length", "transfer-encoding", "connection", "date", "server")
         for name, value in headers.items():
             if name.lower() not in skipped:

@@ -16,6 +16,7 @@ from vitbackbone.store.remote import is_remote, split
 from vitbackbone.store.rows import Root
 
 READERS = 8  # threads that compute checksums of files of this machine; hashlib releases the GIL
+ARCHIVES = 16  # archives of services that are read at once: each holds some parts of 16 MiB
 REQUESTS = 64  # requests to services under way at once: each waits for some tens of milliseconds
 CHUNK = 2**13  # most inputs that are Python objects at a time
 MISSING = (-1, "")  # the size and version of an input that is missing
@@ -70,7 +71,8 @@ def read_contents(
         some = chosen[start : start + CHUNK]
         found = locators(root, listed.take(pa.array(some)), sizes[some].tolist())
         elsewhere = any(is_remote(at.file) for at in found)
-        with ThreadPoolExecutor(REQUESTS if elsewhere else 1 if archives else READERS) as threads:
+        count = (ARCHIVES if archives else REQUESTS) if elsewhere else (1 if archives else READERS)
+        with ThreadPoolExecutor(count) as threads:
             if archives:
                 runs = [list(run) for _, run in groupby(found, lambda at: at.file)]
                 for contents in threads.map(lambda run: list(map(_content, run)), runs):

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast, runtime_checkable
 
 from vitbackbone.files import Stored
-from vitbackbone.files.object_storage import PART, open_bucket
+from vitbackbone.files.object_storage import READ_PART, open_bucket
 from vitbackbone.files.ranged import RangedContent, RangedFile
 from vitbackbone.files.web import MAX_BYTES, fetch, size_of
 
 SCHEMES = ("s3", "gs", "az", "hf", "http", "https")
-MOST_OPEN = 4  # remote files of which a thread keeps the parts that were read last
+MOST_OPEN = 2  # remote files of which a thread keeps the parts that were read last
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 _known = threading.local()  # the remote files that this thread has opened
@@ -133,13 +133,12 @@ class _Bucket:
     def read(self, key: str, start: int, length: int, version: str | None = None) -> bytes:
         from obstore.exceptions import PreconditionError
 
+        etag = (version or "-").partition(" ")[0]
+        read = self.storage.read_parts if version and length > READ_PART else self.storage.read
         try:
-            first = self.storage.read(key, start, min(length, PART), (version or "").partition(" ")[0] or None)
+            return read(key, start, length, etag if etag != "-" else None)
         except PreconditionError as error:
             raise Changed("the file has changed while it was read") from error
-        if length <= PART or len(first) < PART:
-            return first
-        return first + self.storage.get_range(key, start + PART, length - PART)
 
     def list(self, prefix: str) -> Iterator[Stored]:
         yield from self.storage.list(prefix)
