@@ -86,6 +86,7 @@ def _add_extraction(command: Command) -> None:
         f"vitbackbone extract photos/ --model {STRONGER} --out features/ --tokens cls,patches",
         "vitbackbone extract 'shards/*.tar' --out features/ --workers 4",
         "vitbackbone extract 's3://photos/shard-{000000..000999}.tar' --out s3://features/dinov2",
+        "vitbackbone extract photos/ --out features/ --devices all",
         "vitbackbone extract photos/ --out features/ --slice 0/3",
         "vitbackbone extract photos/ --out features/ --cluster ray --ray-address auto --ray-gpus 1",
     )
@@ -122,6 +123,8 @@ def _add_extraction(command: Command) -> None:
     text = "processes that read images; 0 reads them in the main process"
     group.add_argument("--workers", type=_count, default=0, metavar="N", help=text)
     group.add_argument("--device", default="cpu", help=DEVICE)
+    text = "all, or several devices with commas: one process for each, which takes the next free shard"
+    group.add_argument("--devices", type=_devices, metavar="NAMES", help=text)
     text = "compute slice I of N, counted from 0, while other runs compute the others, such as $SLURM_ARRAY_TASK_ID/8"
     group.add_argument("--slice", type=_slice, metavar="I/N", help=text)
     group.add_argument("--retry-failed", action="store_true", help="read the failed images again")
@@ -356,6 +359,10 @@ def _pixels(text: str) -> int | tuple[int, int]:
     if max(height, width) > MAX_SIDE:
         raise argparse.ArgumentTypeError(f"{text!r}; want at most {MAX_SIDE} pixels a side")
     return (height, width) if width else height
+
+
+def _devices(text: str) -> str | list[str]:
+    return text if text == "all" else _words(text)
 
 
 def _slice(text: str) -> "Slice":

@@ -40,6 +40,7 @@ def run_extract(args: argparse.Namespace) -> int:
             engine=args.engine,
             workers=args.workers,
             device=args.device,
+            devices=args.devices,
             slice=(args.slice.index, args.slice.count) if args.slice else (0, 1),
             cluster=cluster,
             retry_failed=args.retry_failed,

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +17,8 @@ from uuid import uuid4
 from vitbackbone.files.atomic import flush, with_usual_permissions
 from vitbackbone.files.storage import Stored
 
-TEMPORARY = ".tmp"  # folder of unfinished files
-OLD = 24 * 3600  # seconds after which an unfinished file belongs to a killed writer
+UNFINISHED = ".unfinished"  # folder of unfinished files
+ALIVE = "alive"  # file that a writer locks as long as it lives
 
 # Advice for each error of the system on a write.
 LIMITS = {
@@ -99,30 +98,37 @@ class LocalStorage:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        folder = self.root / TEMPORARY / uuid4().hex
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder = self._unfinished() / uuid4().hex
         folder.mkdir(mode=0o700)  # its name cannot be guessed, so nobody can plant a link there
         try:
-            yield folder
+            with (folder / ALIVE).open("w") as alive:
+                fcntl.flock(alive, fcntl.LOCK_EX)
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def sweep(self) -> None:
+        for folder in list(self._unfinished().iterdir()):
+            try:
+                with (folder / ALIVE).open("r+") as alive:
+                    fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system ends the lock with its process
+                    shutil.rmtree(folder, ignore_errors=True)
+            except (FileNotFoundError, NotADirectoryError, BlockingIOError):
+                continue  # it has ended, begins or is at work
+
     def local_path(self, key: str) -> Path | None:
         return self._file(key)
-
-    def sweep(self, older_than: float = OLD) -> None:
-        """Remove the unfinished files of writers that were killed more than `older_than` seconds ago."""
-        folder = self.root / TEMPORARY
-        for path in folder.iterdir() if folder.is_dir() else ():
-            with contextlib.suppress(FileNotFoundError):
-                if path.is_dir() and time.time() - path.stat().st_mtime > older_than:
-                    shutil.rmtree(path)
 
     def _file(self, key: str) -> Path:
         parts = key.split("/")
         if any(part in ("", ".", "..") or "\0" in part for part in parts):
             raise ValueError(f"{key!r} is not a key of a storage; want a relative path without '..'")
         return self.root.joinpath(*parts)
+
+    def _unfinished(self) -> Path:
+        folder = self.root / UNFINISHED
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _made(self, key: str) -> Path:
         """Return the file of a key, in a folder that exists."""
@@ -146,8 +152,7 @@ class LocalStorage:
     @contextmanager
     def _exclusive(self, key: str) -> Iterator[None]:
         """Exclude other writers of this key for an instant. The system ends the lock with its process."""
-        file = self.root / TEMPORARY / f"{key.replace('/', '+')}.lock"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file = self._unfinished() / f"{key.replace('/', '+')}.lock"
         with file.open("a") as opened:
             fcntl.flock(opened, fcntl.LOCK_EX)
             yield
@@ -163,7 +168,7 @@ class LocalStorage:
             return
         for name, entry in found:
             key = folder + os.fsdecode(name)
-            if key == f"{TEMPORARY}/" or not (key.startswith(prefix) or prefix.startswith(key)):
+            if key == f"{UNFINISHED}/" or not (key.startswith(prefix) or prefix.startswith(key)):
                 continue
             if key.endswith("/"):
                 if key > after or after.startswith(key):

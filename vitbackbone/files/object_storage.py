@@ -156,6 +156,9 @@ class ObjectStorage:
         with tempfile.TemporaryDirectory(prefix="vitbackbone-") as folder:
             yield Path(folder)
 
+    def sweep(self) -> None:
+        """Do nothing: a write that was broken off left no object, and its parts are the service's to remove."""
+
     def local_path(self, key: str) -> Path | None:
         return None
 

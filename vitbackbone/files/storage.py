@@ -77,6 +77,9 @@ class Storage(Protocol):
     def scratch(self) -> AbstractContextManager[Path]:
         """Give a private folder for a file that is to be `put`; it is removed at the end."""
 
+    def sweep(self) -> None:
+        """Remove the unfinished files of writers that were killed."""
+
     def local_path(self, key: str) -> Path | None:
         """Return the file of an object for memory mapping. None if the place has no files."""
 

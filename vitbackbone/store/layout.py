@@ -6,12 +6,12 @@
     objects/ab/abcd….parquet      parts of the tables below       } of their content,
     objects/ab/abcd….safetensors  features of one shard           } never changed
     done/KEY.json                 shards that are computed and not yet in a snapshot: `records.Done`
-    leases/KEY.json               shards that a worker is computing: `leases.Lease`
+    leases/KEY.json               shards that a worker is computing, and runs at work: `leases.Lease`
 
 A snapshot is complete in itself: it names its manifest, its class names, and the parts of three tables. `ROWS` has a
 row for each input and says where its features are: in which shard, and in which slot of it. Inputs with the same
-content share a slot. `RESULTS` has a row for each slot that is computed. `WORK` has a row for each slot that is still to be
-computed. A snapshot with work is a plan; the run that computes it publishes the next one, without work.
+content share a slot. `RESULTS` has a row for each slot that is computed, `WORK` one for each slot that is not. A
+snapshot with work is a plan; the run that computes it publishes the next one, without work.
 
 Tensors of a shard. n is the number of its slots that could be read, in order, and `L` the number of their patches:
 

@@ -17,6 +17,7 @@ from vitbackbone.store.records import seal, unseal
 
 TERM = 30.0  # seconds that a lease lasts
 RENEWALS = 3  # within a term
+RUN = "run-"  # a lease of a run as a whole, which keeps `prune` away from what it has written so far
 log = logging.getLogger("vitbackbone")
 
 
@@ -56,6 +57,10 @@ class Leases:
         with self._lock:
             self._held[key] = version
         return True
+
+    def claim_run(self) -> None:
+        """Say that a run is at work."""
+        self.claim(f"{RUN}{self.token}")
 
     def release(self, key: str) -> None:
         """Give a lease back. Does nothing if it is not held."""

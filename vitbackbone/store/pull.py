@@ -9,7 +9,7 @@ from typing import TypeVar
 from vitbackbone.contract import Backbone
 from vitbackbone.files import Storage
 from vitbackbone.store.layout import done_key, snapshot_key
-from vitbackbone.store.leases import Leases
+from vitbackbone.store.leases import RUN, Leases
 from vitbackbone.store.records import Snapshot
 from vitbackbone.store.results import Task, read_tasks
 from vitbackbone.store.shard_job import Job, Tally, compute, ready
@@ -108,6 +108,7 @@ class Puller:
         self._surprises = 0
         keys = ({stored.key for stored in self.storage.list(folder)} for folder in ("done/", "leases/"))
         self._done, self._taken = ({key.rpartition("/")[2].removesuffix(".json") for key in found} for found in keys)
+        self._taken = {key for key in self._taken if not key.startswith(RUN)}
 
 
 def _rotated(items: list[T], anywhere: bool) -> list[T]:

@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.context import BaseContext
 
@@ -131,8 +132,6 @@ def read_batches(
 ) -> Iterator[PixelBatch]:
     """Read batches for a device, in order. `workers` processes read them; with 0 this process does. Each worker has at
     most two batches waiting.
-
-    Raises `ChildProcessError` if a worker was killed.
     """
     loader = DataLoader(
         reader,
@@ -143,8 +142,14 @@ def read_batches(
         worker_init_fn=_ignore_interrupts,
         pin_memory=torch.device(device).type == "cuda",
     )
+    yield from loader
+
+
+@contextmanager
+def naming_a_killed_reader() -> Iterator[None]:
+    """Raise `ChildProcessError` if a reading process is killed. torch tells of it wherever the main thread is then."""
     try:
-        yield from loader
+        yield
     except RuntimeError as error:
         killed = re.match(r"DataLoader worker \(pid.*", str(error))
         if not killed:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from os import PathLike
-from typing import TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,15 @@ from vitbackbone.files import LocalStorage, open_storage, progress_bar
 from vitbackbone.images import Decoding, Resolution
 from vitbackbone.store.cluster import RayCluster, compute_on_cluster
 from vitbackbone.store.layout import DTYPES, ROWS, TOKENS
+from vitbackbone.store.leases import Leases
 from vitbackbone.store.manifest import make_manifest
 from vitbackbone.store.objects import read_part
+from vitbackbone.store.processes import all_devices, pull_on_devices
 from vitbackbone.store.publication import check_folder
 from vitbackbone.store.pull import pull
 from vitbackbone.store.records import Snapshot
 from vitbackbone.store.route import Choice, calibration, choose, is_optimised, read_sample
-from vitbackbone.store.shard_job import Job
+from vitbackbone.store.shard_job import Job, Tally
 from vitbackbone.store.slices import Slice
 from vitbackbone.store.snapshots import latest, read_manifest
 from vitbackbone.store.source import list_inputs
@@ -28,7 +30,6 @@ from vitbackbone.store.transaction import publish_plan, publish_results
 
 SHARD_BYTES = 2**28  # largest default shard
 
-T = TypeVar("T")
 log = logging.getLogger("vitbackbone")
 
 
@@ -50,6 +51,7 @@ def extract(
     engine: Choice = "auto",
     workers: int = 0,
     device: torch.device | str = "cpu",
+    devices: Sequence[str] | Literal["all"] | None = None,
     slice: tuple[int, int] = (0, 1),
     cluster: RayCluster | None = None,
     retry_failed: bool = False,
@@ -77,6 +79,9 @@ def extract(
     the defaults, a run of 2000 images or more takes the fastest route that equals float32 to 1e-5. A smaller run takes
     plain torch, because comparing the routes takes longer than it saves.
     `workers`: processes that read images; 0 reads in this process.
+    `devices`: compute in one process for each of these devices, such as ("cuda:0", "cuda:1") or ("cpu", "cpu"); each
+    takes the next free shard. "all" is each GPU, or each group of CPUs of a machine without one. A script that gives
+    it must not call `extract` when it is imported, but under `if __name__ == "__main__":`.
     `slice`: (i, n) computes slice i of n, counted from 0, while other runs compute the others. The returned store is
     partial until all slices are complete.
     `cluster`: compute the shards on a Ray cluster.
@@ -98,11 +103,15 @@ def extract(
     ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+    several = all_devices() if devices == "all" else list(devices or ())
     if cluster is None:
-        check_device(device)
-    elif is_optimised(backbone):
+        for one in several or [device]:
+            check_device(one)
+    elif several:
+        raise ValueError("devices are those of this machine; for a cluster, give the GPUs of each actor")
+    if is_optimised(backbone) and (several or cluster is not None):
         raise ValueError(
-            "an optimised backbone cannot be sent to a cluster; give the plain backbone, a precision and an engine"
+            "an optimised backbone cannot be sent to other processes; give the plain one, a precision and an engine"
         )
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; want one of {', '.join(DTYPES)}")
@@ -142,33 +151,35 @@ def extract(
         calibration=calibration(runtime, sample),
     )
 
-    def watch(items: Iterable[T], total: int, what: str) -> Iterable[T]:
-        bar: Iterable[T] = progress_bar(items, what, progress, passing=True, total=total)
+    def watch(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+        bar: Iterable[Any] = progress_bar(items, what, progress, passing=True, total=total)
         return bar
 
-    snapshot = publish_plan(storage, manifest, inputs, retry_failed, watch)
-    job = Job(storage, inputs.root, manifest, batch_size, workers, str(device), sample, max_pixels)
-    while snapshot.work:
-        _compute(job, backbone, snapshot, mine, cluster, progress)
-        snapshot = publish_results(storage, snapshot)
-        if not mine.whole:
-            break  # the other shards are those of other runs
+    with Leases(storage).kept() as leases:
+        leases.claim_run()
+        storage.sweep()
+        snapshot = publish_plan(storage, manifest, inputs, retry_failed, watch)
+        job = Job(storage, inputs.root, manifest, batch_size, workers, str(device), sample, max_pixels)
+        while snapshot.work:
+            if cluster is not None:
+                tallies = compute_on_cluster(job, backbone, snapshot, mine, cluster)
+            elif several:
+                tallies = pull_on_devices(job, backbone, snapshot, mine, several)
+            else:
+                tallies = pull(job, backbone, snapshot, mine)
+            _show(tallies, snapshot, mine, progress)
+            snapshot = publish_results(storage, snapshot)
+            if not mine.whole:
+                break  # the other shards are those of other runs
     return FeatureStore(out, snapshot=snapshot.number, partial=not mine.whole)
 
 
-def _compute(
-    job: Job, backbone: Backbone, snapshot: Snapshot, mine: Slice, cluster: RayCluster | None, progress: bool
-) -> None:
-    """Compute the shards of a snapshot that are not complete, and show the progress."""
-    todo = sum(part.rows for part in snapshot.work) // mine.count
-    failed = snapshot.counts.failed
-    with progress_bar(
-        shown=progress, total=snapshot.counts.rows, initial=snapshot.counts.rows - todo, unit="img"
-    ) as bar:
-        if cluster is None:
-            tallies = pull(job, backbone, snapshot, mine)
-        else:
-            tallies = compute_on_cluster(job, backbone, snapshot, mine, cluster)
+def _show(tallies: Iterable[Tally], snapshot: Snapshot, mine: Slice, progress: bool) -> None:
+    """Let the work go on, and show its progress."""
+    counts = snapshot.counts
+    done = counts.rows - sum(part.rows for part in snapshot.work) // mine.count
+    failed = counts.failed
+    with progress_bar(shown=progress, total=counts.rows, initial=done, unit="img") as bar:
         for tally in tallies:
             failed += tally.failed
             bar.set_postfix(failed=failed, refresh=False)

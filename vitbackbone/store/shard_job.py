@@ -16,7 +16,7 @@ from vitbackbone.store.embed import Embedder
 from vitbackbone.store.layout import DTYPES
 from vitbackbone.store.locate import locators
 from vitbackbone.store.manifest import Manifest
-from vitbackbone.store.reader import Asked, ImageReader, Outcome, read_batches
+from vitbackbone.store.reader import Asked, ImageReader, Outcome, naming_a_killed_reader, read_batches
 from vitbackbone.store.results import Task, publish_result
 from vitbackbone.store.route import prepared
 from vitbackbone.store.rows import Root
@@ -75,7 +75,7 @@ def compute(
     )
     waiting: deque[Task] = deque()  # shards whose images are being read
     shard: _Shard | None = None
-    with evaluating(backbone):
+    with evaluating(backbone), naming_a_killed_reader():
         for batch in read_batches(reader, _batches(job, tasks, waiting), job.workers, job.device):
             shard = shard or _Shard(waiting.popleft(), embedder.empty())
             outcomes, tensors = embedder(batch)

@@ -80,6 +80,9 @@ def publish_results(storage: Storage, snapshot: Snapshot) -> Snapshot:
     while snapshot.work:
         found = [(task, read_done(storage, task.key)) for task in _tasks(storage, snapshot)]
         if any(done is None for _, done in found):
+            for task, done in found:
+                if done is None:
+                    storage.delete(done_key(task.key))  # it may be damaged
             newer = latest(storage)
             if newer is None or newer.number <= snapshot.number:
                 return snapshot
