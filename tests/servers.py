@@ -4,6 +4,7 @@ import base64
 import hmac
 import http.client
 import random
+import re
 import shutil
 import socket
 import ssl
@@ -33,6 +34,8 @@ class Faults:
     failed: float = 0.0  # the service does the work, and the answer is 500
     cut: float = 0.0  # half of the body, then the connection is cut
     slow: float = 0.0  # the body drips
+    only: str = ""  # faults happen to requests whose method and path match this pattern
+    most: int = 10**9  # faults in all
     seed: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
@@ -44,6 +47,8 @@ class Faults:
     def choose(self, request: tuple[str, str, str]) -> str:
         with self._lock:
             self.requests.append(request)
+            if sum(self.counts.values()) >= self.most or not re.search(self.only, f"{request[0]} {request[1]}"):
+                return "none"
             at = self._random.random()
             for kind in ("refused", "lost", "failed", "cut", "slow"):
                 at -= getattr(self, kind)

@@ -60,7 +60,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def run(source: Path | str, out: Path | str, **options: object) -> FeatureStore:
+def run(source: Path | str | None, out: Path | str, **options: object) -> FeatureStore:
     return extract(tiny_vit(), source, out, **{**SETTINGS, **options})
 
 
@@ -161,6 +161,23 @@ def test_several_workers_share_a_store_in_a_bucket(faults: Faults, out: str, pho
     assert failures == []
     assert features(out) == features(tmp_path / "out")
     np.testing.assert_array_equal(FeatureStore(out).cls, FeatureStore(tmp_path / "out").cls)
+
+
+@pytest.mark.promise(20)
+def test_a_helper_lists_nothing_and_computes_what_is_planned(
+    faults: Faults, out: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="is not a store yet; give the source"):
+        run(None, out)
+    storage = open_storage("s3://photos/helped")
+    put_folder(photos, storage)
+    assert run("s3://photos/helped", out, slice=(0, 3)).missing > 0
+    faults.requests.clear()
+    store = run(None, out)
+    assert not [path for _, path, _ in faults.requests if "list-type" in path and "helped" in path]
+    np.testing.assert_array_equal(store.cls, run(photos, tmp_path / "out").cls)
+    with pytest.raises(ValueError, match="other settings"):
+        run(None, out, dtype="float16")
 
 
 @pytest.mark.promise(3)

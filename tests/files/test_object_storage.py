@@ -126,6 +126,15 @@ def test_passing_faults_change_nothing(connect: object, kind: str) -> None:
     assert faults.counts[kind] > 5
 
 
+@pytest.mark.parametrize("kind", ["lost", "failed"])
+def test_a_lost_answer_to_the_end_of_an_upload_in_parts_is_no_error(connect: object, kind: str) -> None:
+    faults = Faults(**{kind: 1.0}, only="^POST .*uploadId", most=1)
+    storage = connect(faults, "parts")
+    storage.put("big", BIG)
+    assert faults.counts == {kind: 1}
+    assert storage.get("big") == BIG
+
+
 def test_of_several_creators_and_swappers_one_wins(connect: object) -> None:
     storage = connect(Faults(lost=0.1, refused=0.1), "races")
     for round_ in range(5):

@@ -92,9 +92,10 @@ def _add_extraction(command: Command) -> None:
     )
     text = (
         "a folder (sub-folders are labels), a quoted glob, a list with columns path or url[,label], or "
-        ".tar/.zip/.parquet; each also in a bucket (s3://, gs://, az://); or hf://datasets/OWNER/NAME"
+        ".tar/.zip/.parquet; each also in a bucket (s3://, gs://, az://); or hf://datasets/OWNER/NAME. Without it, "
+        "compute what another run has planned for this store"
     )
-    p.add_argument("source", metavar="SOURCE", help=text)
+    p.add_argument("source", metavar="SOURCE", nargs="?", help=text)
     _model(p)
     text = "folder of the store, or its URL in a bucket"
     p.add_argument("--out", type=store_folder, required=True, metavar="DIR", help=text)

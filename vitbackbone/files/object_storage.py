@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PART = 1 << 23  # bytes of one request of a large write; services want at least 5 MiB
 READ_PART = 1 << 22  # bytes of one request of a large read
 PARALLEL = 8  # parts of one object under way at once
+LOST = 3  # uploads in parts that a service has ended already, and says so when a lost answer makes obstore ask again
 RACES = 20  # creates that may meet another one under way
 PROBE = ".probe"  # keys of the probe begin so; no list shows them
 
@@ -211,16 +212,19 @@ class ObjectStorage:
         several = mode == "overwrite" and size > 2 * PART
         content = data if several or isinstance(data, bytes) else data.read_bytes()
 
-        def ask(client: "ObjectStore", path: str) -> "PutResult":
+        def put(client: "ObjectStore", path: str) -> "PutResult":
             return obstore.put(
-                client,
-                path,
-                content,
-                mode=mode,
-                use_multipart=several,
-                chunk_size=PART,
-                max_concurrency=PARALLEL,
+                client, path, content, mode=mode, use_multipart=several, chunk_size=PART, max_concurrency=PARALLEL
             )
+
+        def ask(client: "ObjectStore", path: str) -> "PutResult":
+            for _ in range(LOST if several else 0):
+                try:
+                    return put(client, path)
+                except (FileNotFoundError, obstore.exceptions.GenericError) as error:
+                    if status_of(error) not in (400, 404):
+                        raise
+            return put(client, path)
 
         return self._ask(key, ask)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 SMALLEST = 1 << 18  # bytes of a first read: a whole photo in one request
 LARGEST = 1 << 24  # bytes that are read ahead of a reader that goes through the file
+BEHIND = 1 << 20  # bytes that are kept for a reader that goes back a little
 WINDOWS = 3  # places of a file that are read in turn, such as the directory of an archive and its members
 
 
@@ -57,13 +58,15 @@ class RangedContent:
     def _advance(self, window: _Window, at: int, length: int) -> None:
         """Read on, so that the window holds the asked range."""
         window.ahead = min(2 * window.ahead, LARGEST)
-        kept = window.data[at - window.start :] if at < window.end else b""
-        begin = at + len(kept)
+        inside = at < window.end
+        start = max(window.start, at - BEHIND) if inside else at
+        kept = window.data[start - window.start :] if inside else b""
+        begin = start + len(kept)
         wanted = min(max(at + length - begin, window.ahead), self.size - begin)
         data = self._read(begin, wanted)
         if len(data) != wanted:
             raise OSError(f"asked for {wanted} bytes at byte {begin} and got {len(data)}")
-        window.start, window.data = at, kept + data
+        window.start, window.data = start, kept + data
 
 
 class RangedFile(io.BufferedIOBase):

@@ -30,6 +30,7 @@ class ArchiveMember:
     bytes: int  # size; -1 if it is unknown before reading
     label: Label
     damage: str | None = None  # the fault at a damaged place; None for an image
+    sha256: bytes | None = None  # of its content, if the listing has read it anyway
 
 
 def damaged_member(offset: int, text: str, name: str | None = None) -> ArchiveMember:

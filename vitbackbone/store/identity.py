@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from itertools import chain, groupby
 
 import numpy as np
 import pyarrow as pa
@@ -65,20 +65,23 @@ def sizes_and_versions(root: Root, listed: pa.Table) -> tuple[Int[np.ndarray, " 
 def read_contents(
     root: Root, listed: pa.Table, sizes: Int[np.ndarray, " n"], chosen: Int[np.ndarray, " m"]
 ) -> Contents:
-    """Yield the SHA-256 of each chosen input, or why it cannot be read. An archive is read in its own order."""
+    """Yield the SHA-256 of each chosen input, or why it cannot be read. An archive is read in its own order.
+
+    What the listing has read is not read again.
+    """
     archives = bool(len(chosen)) and pc.max(listed["archive"]).as_py() > 0
     for start in range(0, len(chosen), CHUNK):
         some = chosen[start : start + CHUNK]
-        found = locators(root, listed.take(pa.array(some)), sizes[some].tolist())
+        table = listed.take(pa.array(some))
+        read = table["sha256"].to_pylist()
+        found = [at for at, known in zip(locators(root, table, sizes[some].tolist()), read, strict=True) if not known]
         elsewhere = any(is_remote(at.file) for at in found)
         count = (ARCHIVES if archives else REQUESTS) if elsewhere else (1 if archives else READERS)
         with ThreadPoolExecutor(count) as threads:
-            if archives:
-                runs = [list(run) for _, run in groupby(found, lambda at: at.file)]
-                for contents in threads.map(lambda run: list(map(_content, run)), runs):
-                    yield from contents
-            else:
-                yield from threads.map(_content, found)
+            runs = [list(run) for _, run in groupby(found, lambda at: at.file)] if archives else [[at] for at in found]
+            contents = chain.from_iterable(threads.map(lambda run: list(map(_content, run)), runs))
+            for known in read:
+                yield (known, None, None) if known else next(contents)
 
 
 def _content(at: Locator) -> tuple[bytes | None, str | None, str | None]:

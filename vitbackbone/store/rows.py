@@ -21,6 +21,7 @@ LISTED = pa.schema(
         "offset": pa.int64(),  # position in the archive, see `archive.ArchiveMember`
         "bytes": pa.int64(),  # -1 for a plain file, whose size the file system has
         "version": pa.string(),  # changes with the file, as `remote.version_of`; null where the listing does not tell
+        "sha256": pa.binary(32),  # of the content, if the listing has read it anyway; else null
         "label": pa.int64(),  # index into the class names, -1 where unknown
     }
 )
@@ -92,7 +93,7 @@ class Rows:
 
     def __init__(self) -> None:
         self.notes = Notes()
-        self._cells: list[tuple[bytes, int, int, int, str | None, int]] = []
+        self._cells: list[tuple[bytes, int, int, int, str | None, bytes | None, int]] = []
         self._batches: list[pa.RecordBatch] = []
         self._labels: dict[Label, tuple[int, str]] = {}  # a code for each label, and its first place
 
@@ -104,6 +105,7 @@ class Rows:
         offset: int = -1,
         size: int = -1,
         version: str | None = None,
+        sha256: bytes | None = None,
         place: tuple[str, int] | None = None,
     ) -> None:
         """Add a row. `place`: the list and its row, for errors; by default the path.
@@ -118,7 +120,7 @@ class Rows:
         known = self._labels.get(found)
         if known is None:
             known = self._labels[found] = (len(self._labels), _place(whole, place))
-        self._cells.append((whole, len(os.fsencode(archive)), offset, min(size, MAX_SIZE), version, known[0]))
+        self._cells.append((whole, len(os.fsencode(archive)), offset, min(size, MAX_SIZE), version, sha256, known[0]))
         if len(self._cells) == CHUNK:
             self._pack()
 

@@ -229,7 +229,7 @@ def _from_archives(rows: Rows, root: Root, files: Sequence[str], source: str) ->
                 damages.append(member.damage)
                 rows.notes.say("damaged archives", f"{escaped(listing.file)}: {escaped(member.damage)}")
             label = names.label(member, listing.file)
-            rows.add(member.name, label, listing.file, member.offset, member.bytes, listing.version)
+            rows.add(member.name, label, listing.file, member.offset, member.bytes, listing.version, member.sha256)
         rows.notes.join(listing.notes)
     names.check()
     if damages and not images:

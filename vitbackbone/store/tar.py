@@ -1,5 +1,6 @@
 """Images in `.tar` files. Headers are parsed here, so that members are listed as GNU tar does and behind damage too."""
 
+import hashlib
 import os
 import posixpath
 import re
@@ -11,6 +12,7 @@ from itertools import groupby
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
+from vitbackbone.files.ranged import RangedFile
 from vitbackbone.images import HEAD
 from vitbackbone.store.archive import ArchiveMember, NotAFile, check_bytes, damaged_member, folder_of
 from vitbackbone.store.labels import Label, as_text
@@ -22,6 +24,7 @@ ZEROS = bytes(BLOCK)
 MAX_EXTENSION = 2**20  # bytes of a long name or a PAX header; usual ones have some hundred
 MAX_LABEL = 4096  # bytes of a .cls file
 MAX_LINKS = 16  # in a chain
+READ_AHEAD = 2**20  # bytes of a member that a listing of an archive elsewhere reads, too
 CHUNK = 2**20  # bytes to search at a time for the next header
 
 COMPRESSED = {
@@ -33,6 +36,7 @@ COMPRESSED = {
 }
 
 HARD_LINK, SYMBOLIC_LINK, FOLDERS, SPARSE = b"1", b"2", (b"5", b"D"), b"S"
+PLAIN_FILES = (b"0", b"\0", b"7")
 NO_FILES = (b"3", b"4", b"6", b"M", b"V")  # devices, pipes, fragments of files, volume labels
 
 
@@ -92,7 +96,9 @@ class Tar:
                         yield damaged_member(entry.offset, entry.text)
                     elif _is_wanted(file, entry, notes):
                         size = entry.size if entry.is_file else -1
-                        yield ArchiveMember(entry.name, entry.offset, size, label or folder_of(entry.name))
+                        digest = _digest(file, entry) if isinstance(file, RangedFile) else None
+                        folder = label or folder_of(entry.name)
+                        yield ArchiveMember(entry.name, entry.offset, size, folder, sha256=digest)
 
     def class_names(self) -> list[str]:
         return []
@@ -290,6 +296,16 @@ def _is_wanted(file: BinaryIO, entry: Entry, notes: Notes) -> bool:
     if extension(entry.name) != "cls":
         notes.ignore(entry.name)
     return False
+
+
+def _digest(file: RangedFile, entry: Entry) -> bytes | None:
+    """Return the SHA-256 of a small member of an archive elsewhere: its bytes came with the headers around it, and need
+    not be asked for again. None if only `Tar.read` can tell its content."""
+    if entry.kind not in PLAIN_FILES or not 0 < entry.size <= READ_AHEAD:
+        return None
+    file.seek(entry.start)
+    data = file.read(entry.size)
+    return hashlib.sha256(data).digest() if len(data) == entry.size else None
 
 
 def _key(entry: Entry | DamagedPlace) -> str | int:
