@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitbackbone import __version__
 from vitbackbone.cli.model import STRONGER
 from vitbackbone.cli.output import add_json
-from vitbackbone.cli.places import DEVICES, out_folder
+from vitbackbone.cli.places import DEVICES, out_folder, store_folder
 from vitbackbone.cli.usage import Options, Parser
 
 if TYPE_CHECKING:
@@ -85,14 +85,20 @@ def _add_extraction(command: Command) -> None:
         "Write the features of images into a store. Run it again to compute what is missing, damaged, new or changed.",
         f"vitbackbone extract photos/ --model {STRONGER} --out features/ --tokens cls,patches",
         "vitbackbone extract 'shards/*.tar' --out features/ --workers 4",
+        "vitbackbone extract 's3://photos/shard-{000000..000999}.tar' --out s3://features/dinov2",
         "vitbackbone extract photos/ --out features/ --devices all",
         "vitbackbone extract photos/ --out features/ --slice 0/3",
         "vitbackbone extract photos/ --out features/ --cluster ray --ray-address auto --ray-gpus 1",
     )
-    text = "a folder (sub-folders are labels), a quoted glob, a list with columns path[,label], or .tar/.zip/.parquet"
-    p.add_argument("source", metavar="SOURCE", help=text)
+    text = (
+        "a folder (sub-folders are labels), a quoted glob, a list with columns path or url[,label], or "
+        ".tar/.zip/.parquet; each also in a bucket (s3://, gs://, az://); or hf://datasets/OWNER/NAME. Without it, "
+        "compute what another run has planned for this store"
+    )
+    p.add_argument("source", metavar="SOURCE", nargs="?", help=text)
     _model(p)
-    p.add_argument("--out", type=out_folder, required=True, metavar="DIR", help="folder of the store")
+    text = "folder of the store, or its URL in a bucket"
+    p.add_argument("--out", type=store_folder, required=True, metavar="DIR", help=text)
 
     group = p.add_argument_group("what is stored")
     text = "kinds of tokens to store: cls, patches, registers, or several with commas"
@@ -123,6 +129,8 @@ def _add_extraction(command: Command) -> None:
     text = "compute slice I of N, counted from 0, while other runs compute the others, such as $SLURM_ARRAY_TASK_ID/8"
     group.add_argument("--slice", type=_slice, metavar="I/N", help=text)
     group.add_argument("--retry-failed", action="store_true", help="read the failed images again")
+    text = "let a list of URLs name addresses of this machine and of private networks"
+    group.add_argument("--allow-private-urls", action="store_true", help=text)
 
     group = p.add_argument_group("what computes")
     text = "lowest precision allowed; a higher one is used where it is faster. fp32 equals float32 to 1e-5"

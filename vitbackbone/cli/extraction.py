@@ -44,6 +44,7 @@ def run_extract(args: argparse.Namespace) -> int:
             slice=(args.slice.index, args.slice.count) if args.slice else (0, 1),
             cluster=cluster,
             retry_failed=args.retry_failed,
+            allow_private_urls=args.allow_private_urls,
             progress=not args.quiet,
         )
     failed = store.failed
