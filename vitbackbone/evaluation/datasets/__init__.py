@@ -1,0 +1,22 @@
+"""The datasets in their official layouts, one file a layout."""
+
+from importlib import import_module
+
+from vitbackbone.evaluation.datasets.layout import Check, Images, Layout, LayoutError
+from vitbackbone.files import did_you_mean
+
+# The module of each dataset. It has a dict `LAYOUTS` of `Layout` records by the names of their datasets.
+FILES = {
+    "imagenet": "imagenet",
+    "folder": "folder",
+}
+
+
+def layout(name: str) -> Layout:
+    """Return the layout of a dataset. Raises `ValueError` on an unknown name."""
+    if name not in FILES:
+        raise ValueError(f"unknown dataset {name!r}{did_you_mean(name, FILES)}; want one of {', '.join(FILES)}")
+    return import_module(f"{__name__}.{FILES[name]}").LAYOUTS[name]
+
+
+__all__ = ["FILES", "Check", "Images", "Layout", "LayoutError", "layout"]
