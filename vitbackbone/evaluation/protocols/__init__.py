@@ -9,6 +9,18 @@ from vitbackbone.files import did_you_mean
 FILES = {
     "knn": "knn",
     "knn-few-shot": "knn",
+    "linear": "linear",
+    "attentive": "attentive",
+    "logistic": "logistic",
+    "fine-s": "logistic",
+    "low-shot": "logistic",
+    "imagenet-v2": "imagenet_variants",
+    "imagenet-real": "imagenet_variants",
+    "imagenet-a": "imagenet_variants",
+    "imagenet-r": "imagenet_variants",
+    "imagenet-sketch": "imagenet_variants",
+    "imagenet-c": "imagenet_variants",
+    "clustering": "clustering",
 }
 
 
