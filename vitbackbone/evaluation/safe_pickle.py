@@ -11,6 +11,7 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitbackbone.files import read_bytes
 
@@ -30,9 +31,10 @@ class _Dtype:
 
     def __setstate__(self, state: Any) -> None:
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
-        self.dtype = self.dtype.newbyteorder(order)
+        if order in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(order)
 
-    def read(self, data: Any, shape: tuple[int, ...], order: Any) -> np.ndarray[Any, Any]:
+    def read(self, data: Any, shape: tuple[int, ...], order: Any) -> NDArray[Any]:
         raw = data.encode("latin1") if isinstance(data, str) else bytes(data)
         if math.prod(shape) * self.dtype.itemsize != len(raw):
             raise pickle.UnpicklingError(f"it holds {len(raw)} bytes for an array of shape {shape}")
@@ -80,15 +82,11 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _nothing,
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
-} | {
-    (f"numpy.{core}.{module}", name): function
-    for core in ("core", "_core")
-    for module, name, function in (
-        ("multiarray", "_reconstruct", _Array),
-        ("multiarray", "scalar", _scalar),
-        ("numeric", "_frombuffer", _from_buffer),
-    )
 }
+for core in ("numpy.core", "numpy._core"):  # NumPy 1 and NumPy 2
+    ALLOWED[f"{core}.multiarray", "_reconstruct"] = _Array
+    ALLOWED[f"{core}.multiarray", "scalar"] = _scalar
+    ALLOWED[f"{core}.numeric", "_frombuffer"] = _from_buffer
 
 
 class _Unpickler(pickle.Unpickler):
