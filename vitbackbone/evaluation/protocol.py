@@ -38,6 +38,7 @@ class Protocol:
     score: Callable[["Run"], Sequence["Score"]]
     also: tuple[str, ...] = ()  # datasets that it needs beside its own
     optional: tuple[str, ...] = ()  # datasets that it scores too, if they are given
+    joined: bool = False  # whether it reads all given datasets of its kind at once, and not one after the other
     sources: Mapping[str, str] = field(default_factory=dict)  # of settings that are not a field's default
     traps: tuple[str, ...] = ()  # for its page: what moves the figure unnoticed
 
@@ -82,3 +83,4 @@ class Score:
     method: str = ""  # of the interval, such as "95 % Wilson"
     dataset: str = ""  # "" means the protocol's own
     main: bool = True  # whether the report's table shows it; results.json has all
+    published: str = ""  # name of the published figure that it is compared with, such as "top-1"

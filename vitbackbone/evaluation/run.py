@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from vitbackbone.contract import BackboneModule, fingerprint
-from vitbackbone.evaluation.datasets import Layout, layout
+from vitbackbone.evaluation.datasets import Layout, find_layout
 from vitbackbone.evaluation.protocol import Protocol
 from vitbackbone.evaluation.settings import digest
 from vitbackbone.files import progress_bar, publish
@@ -48,21 +48,24 @@ class Run:
     unreadable: list[str] = field(default_factory=list)  # images that could not be read
     heads: dict[str, Path] = field(default_factory=dict)  # folders of trained heads
     facts: dict[str, Any] = field(default_factory=dict)  # what the fit chose, such as the best learning rate
+    found: dict[str, Any] = field(default_factory=dict)  # datasets that were read, for all runs of one call
 
-    @cached_property
+    @property
     def data(self) -> Any:
         """The dataset that the protocol runs on, as its layout reads it. `limit` is not applied."""
         return self.read(self.dataset)
 
     @property
     def layout(self) -> Layout:
-        return layout(self.dataset)
+        return find_layout(self.dataset)
 
     def read(self, name: str) -> Any:
-        """Read another dataset that was given. Raises `ValueError` if it was not."""
+        """Read a dataset that was given. Raises `ValueError` if it was not, or has another layout."""
         if name not in self.folders:
             raise ValueError(f"{self.protocol.name} needs the dataset {name}; give --data {name}=DIR")
-        return layout(name).read(self.folders[name])
+        if name not in self.found:
+            self.found[name] = find_layout(name).read(self.folders[name])
+        return self.found[name]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -97,21 +100,31 @@ class Run:
                 temporary.write_bytes(save(dict(kept)))
         return kept
 
-    def each(
-        self, name: str, key: Sequence[Any], items: Sequence[T], compute: Callable[[T], Arrays], unit: str = "img"
+    def blocks(
+        self, name: str, key: Sequence[Any], count: int, size: int, compute: Callable[[int, int], Arrays]
     ) -> Arrays:
-        """Compute arrays for each item, stacked on a new first axis. A killed run resumes at the last 64 items.
+        """Compute arrays for rows `start` to `stop`, block by block, and join them on their first axis.
+
+        Each finished block is kept, so that a killed run resumes behind the last one. `key` is as for `stage`.
+        """
+        parts: list[Arrays] = []
+        with progress_bar(what=name, shown=self.machine.progress, total=count, unit="img") as bar:
+            for start in range(0, count, size):
+                stop = min(start + size, count)
+                parts.append(self.stage(name, [*key, start, size], partial(compute, start, stop)))
+                bar.update(stop - start)
+        return {each: np.concatenate([part[each] for part in parts]) for each in parts[0]} if parts else {}
+
+    def each(self, name: str, key: Sequence[Any], items: Sequence[T], compute: Callable[[T], Arrays]) -> Arrays:
+        """Compute arrays for each item, stacked on a new first axis. A killed run resumes behind the last 64 items.
 
         Each item must give arrays of the same names and shapes. `key` is as for `stage`.
         """
-        parts: list[Arrays] = []
-        shown = self.machine.progress
-        with progress_bar(what=name, shown=shown, total=len(items), unit=unit) as bar:
-            for start in range(0, len(items), CHUNK):
-                chunk = items[start : start + CHUNK]
-                parts.append(self.stage(name, [*key, start], lambda chunk=chunk: _stacked([*map(compute, chunk)])))  # type: ignore[misc]
-                bar.update(len(chunk))
-        return {each: np.concatenate([part[each] for part in parts]) for each in parts[0]} if parts else {}
+
+        def block(start: int, stop: int) -> Arrays:
+            return _stacked([*map(compute, items[start:stop])])
+
+        return self.blocks(name, key, len(items), CHUNK, block)
 
 
 def _stacked(rows: Sequence[Arrays]) -> Arrays:

@@ -51,7 +51,7 @@ def _counts(data: Depths) -> Mapping[str, int]:
 LAYOUTS = {
     "nyu": Layout(
         "nyu",
-        "depth",
+        "depth-nyu",
         "NYU Depth v2",
         NYU_TREE,
         read_nyu,
@@ -61,7 +61,7 @@ LAYOUTS = {
     ),
     "kitti": Layout(
         "kitti",
-        "depth",
+        "depth-kitti",
         "KITTI, Eigen split",
         KITTI_TREE,
         read_kitti,

@@ -8,6 +8,7 @@ from vitbackbone.files import did_you_mean
 # The module of each protocol. It has a tuple `VARIANTS` of `Protocol` records, the default one first.
 FILES = {
     "knn": "knn",
+    "knn-few-shot": "knn",
     "segmentation": "segmentation",
     "depth-nyu": "depth",
     "depth-kitti": "depth",
@@ -31,7 +32,7 @@ def variants(name: str) -> tuple[Protocol, ...]:
     return tuple(each for each in module.VARIANTS if each.name == name)
 
 
-def protocol(name: str, variant: str | None = None) -> Protocol:
+def find_protocol(name: str, variant: str | None = None) -> Protocol:
     """Return a variant of a protocol, by default the first. Raises `ValueError` on an unknown name."""
     found = variants(name)
     if variant is None:

@@ -169,7 +169,7 @@ def score(run: Run) -> Sequence[Score]:
             distances = matcher.distances(pair)
             return {"distance": np.pad(distances, (0, most - len(distances)), constant_values=np.nan)}
 
-        distances = run.each("matching", [*key, [each.name for each in pairs]], pairs, one, "pair")["distance"]
+        distances = run.each("matching", [*key, [each.name for each in pairs]], pairs, one)["distance"]
         found.append((*_measured(pairs, distances, protocol), norm))
     _, scores, norm = max(found, key=lambda each: each[0])
     if len(found) > 1:
