@@ -11,6 +11,7 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitbackbone.files import read_bytes
 
@@ -32,7 +33,7 @@ class _Dtype:
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         self.dtype = self.dtype.newbyteorder(order)
 
-    def read(self, data: Any, shape: tuple[int, ...], order: Any) -> np.ndarray[Any, Any]:
+    def read(self, data: Any, shape: tuple[int, ...], order: Any) -> NDArray[Any]:
         raw = data.encode("latin1") if isinstance(data, str) else bytes(data)
         if math.prod(shape) * self.dtype.itemsize != len(raw):
             raise pickle.UnpicklingError(f"it holds {len(raw)} bytes for an array of shape {shape}")
@@ -72,6 +73,11 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """Return the bytes of an empty array as protocol 2 writes them."""
+    return b""
+
+
 def _nothing(*_: Any) -> None:
     """Stand for `numpy.ndarray`, which a pickle names as the class of its arrays and never calls."""
 
@@ -80,6 +86,7 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _nothing,
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _no_bytes,
 } | {
     (f"numpy.{core}.{module}", name): function
     for core in ("core", "_core")

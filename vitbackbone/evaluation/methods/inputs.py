@@ -55,7 +55,7 @@ def resize_aliased(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
 
     OpenCV computes with 11 bits, so a pixel may differ from its own by 1 of 255.
     """
-    pixels = torch.from_numpy(np.asarray(photo)).permute(2, 0, 1)[None].float()
+    pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].float()
     resized = F.interpolate(pixels, size, mode="bilinear", align_corners=False)[0].round().byte()
     return Image.fromarray(np.ascontiguousarray(resized.permute(1, 2, 0).numpy()))
 
@@ -77,7 +77,7 @@ def whole_patches(photo: Image.Image, stride: int) -> Image.Image:
 
 def pixels_of(photo: Image.Image) -> Shaped[Tensor, "3 H W"]:
     """Return the bytes of a photo as a tensor."""
-    return torch.from_numpy(np.asarray(photo.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def normalised(

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 DRAWS, SEED = 1000, 0
 METHOD = f"95 % percentile bootstrap over {{of}}, {DRAWS} draws"
 
 
-def interval(items: Float[np.ndarray, "N *shape"], figure: Callable[[np.ndarray], float]) -> tuple[float, float]:
+def interval(items: Shaped[np.ndarray, "N *shape"], figure: Callable[[np.ndarray], float]) -> tuple[float, float]:
     """Return the 2.5th and 97.5th percentile of a figure of the items' sum, over random draws with replacement.
 
     `figure` takes the sum of N drawn items. For a mean, pass `lambda total: total / len(items)`.

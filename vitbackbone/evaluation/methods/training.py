@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def rows_of(step: int, count: int, batch_size: int, seed: int) -> list[int]:
     return found
 
 
-def _order(epoch: int, count: int, seed: int) -> "np.ndarray[Any, Any]":
+def _order(epoch: int, count: int, seed: int) -> NDArray[Any]:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 

@@ -18,14 +18,14 @@ def _count(classes: Shaped[np.ndarray, " N"], num_classes: int) -> Int[np.ndarra
     return np.bincount(classes.astype(np.int64), minlength=num_classes)[:num_classes]
 
 
-def iou(total: Int[np.ndarray, "3 K"]) -> Float[np.ndarray, " K"]:
+def iou(total: Shaped[np.ndarray, "3 K"]) -> Float[np.ndarray, " K"]:
     """Return the IoU of each class from the summed `areas` of all images. It is NaN if a class occurs nowhere."""
     right, predicted, labelled = total
     with np.errstate(invalid="ignore"):
         return right / (predicted + labelled - right)
 
 
-def mean_iou(total: Int[np.ndarray, "3 K"]) -> float:
+def mean_iou(total: Shaped[np.ndarray, "3 K"]) -> float:
     """Return the mean IoU over the classes that occur in the labels or the predictions.
 
     (mmsegmentation, core/evaluation/metrics.py) It differs from a mean over images.

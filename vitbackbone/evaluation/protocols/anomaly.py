@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -23,7 +24,7 @@ from vitbackbone.evaluation.settings import setting
 from vitbackbone.files import progress_bar
 from vitbackbone.images import load_image
 
-Arrays = dict[str, "np.ndarray[Any, Any]"]
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,9 @@ def _scores(table: Float[np.ndarray, "S C 3"], categories: Sequence[Category]) -
             interval = (100 * (float(runs.mean()) - spread), 100 * (float(runs.mean()) + spread))
             method = f"mean ± standard deviation of {len(runs)} seeds"
         count = len(categories)
-        found.append(Score(name, 100 * float(runs.mean()), count, "categories", interval=interval, method=method))
+        found.append(
+            Score(name, 100 * float(runs.mean()), count, "categories", interval=interval, method=method, published=name)
+        )
     for j, category in enumerate(categories):
         for i, name in enumerate(NAMES):
             value = 100 * float(table[:, j, i].mean())

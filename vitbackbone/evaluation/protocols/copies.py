@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch.nn import functional as F
 
 from vitbackbone.contract import evaluating
@@ -75,7 +75,7 @@ def extract(run: Run, root: Path, names: Sequence[str], what: str) -> Float[np.n
 
 def ranked(
     queries: Float[np.ndarray, "Q D"], database: Float[np.ndarray, "N D"], depth: int
-) -> tuple["np.ndarray[tuple[int, int], np.dtype[np.int64]]", Float[np.ndarray, "Q k"]]:
+) -> tuple[Int[np.ndarray, "Q _"], Float[np.ndarray, "Q k"]]:
     """Return the most similar images of each query by cosine, and their similarities, the most similar first."""
     q, d = (F.normalize(torch.from_numpy(each), dim=1) for each in (queries, database))
     values, places = (q @ d.T).topk(min(depth, len(d)), dim=1)
@@ -116,8 +116,8 @@ def measure(
     low, high = resampled.mean_interval(aps)
     method, strong = resampled.METHOD.format(of="queries"), block == "strong"
     interval = (100 * low, 100 * high)
-    found = [Score(f"mAP {block}", 100 * float(aps.mean()), len(aps), "queries", interval=interval, method=method,
-                   main=strong)]  # fmt: skip
+    name, value = f"mAP {block}", 100 * float(aps.mean())
+    found = [Score(name, value, len(aps), "queries", interval=interval, method=method, main=strong, published=name)]
     if strong:
         micro = micro_average_precision(similar.ravel(), right.ravel(), sum(map(len, positives)))
         found.append(Score("micro-AP strong", 100 * micro, len(aps), "queries", main=False))

@@ -5,11 +5,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -181,7 +182,7 @@ def _measured(
     pairs: Sequence[Pair], distances: Float[np.ndarray, "N most"], protocol: Protocol
 ) -> tuple[float, list[Score]]:
     metric = protocol.metric
-    right: dict[str, list[np.ndarray]] = defaultdict(list)  # type: ignore[type-arg]
+    right: dict[str, list[NDArray[Any]]] = defaultdict(list)
     each = []
     for pair, row in zip(pairs, distances, strict=True):
         found = within(row[~np.isnan(row)], pair.size, metric.alpha, metric.rule)
@@ -189,7 +190,7 @@ def _measured(
         each.append(found.mean())
     value, name = 100 * mean_pck(right, metric.mean), f"PCK@{metric.alpha:g}"
     low, high = (100 * bound for bound in resampled.mean_interval(np.array(each)))
-    scores = [Score(f"{name} per {metric.mean}", value, len(pairs), "pairs")]
+    scores = [Score(f"{name} per {metric.mean}", value, len(pairs), "pairs", published="PCK@0.1")]
     if metric.mean == "pair":
         scores[0] = replace(scores[0], interval=(low, high), method=resampled.METHOD.format(of="pairs"))
     others = [kind for kind in ("pair", "point", "category") if kind != metric.mean]

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -87,7 +88,7 @@ class Metric:
     )
 
 
-def cut(photo: Image.Image, depth: Float[np.ndarray, "H W"], size: Sequence[int]) -> tuple[Image.Image, np.ndarray]:  # type: ignore[type-arg]
+def cut(photo: Image.Image, depth: Float[np.ndarray, "H W"], size: Sequence[int]) -> tuple[Image.Image, NDArray[Any]]:
     """Return the middle of the bottom of a photo and its depth, as KITTI's benchmark cuts them."""
     if not size:
         return photo, depth
@@ -239,6 +240,7 @@ def _scores(errors: Float[np.ndarray, "N E"]) -> list[Score]:
                 (scale * low, scale * high),
                 resampled.METHOD.format(of="photos"),
                 main=name == "rmse",
+                published="RMSE" if name == "rmse" else "",
             )
         )
     return found

@@ -15,6 +15,7 @@ from vitbackbone.evaluation.methods.discovery import box_of, lost, tokencut
 from vitbackbone.evaluation.methods.inputs import last, normalised
 from vitbackbone.evaluation.methods.keys import key_map
 from vitbackbone.evaluation.metrics.boxes import is_found
+from vitbackbone.evaluation.metrics.intervals import WILSON
 from vitbackbone.evaluation.protocol import Nothing, Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
@@ -84,7 +85,9 @@ def score(run: Run) -> Sequence[Score]:
         run.note("several thresholds were compared on the reported photos, as in the paper; the best one is reported")
     low, high = accuracy_interval(int(right[best]), len(rows))
     value = 100 * float(right[best]) / len(rows)
-    return [Score("CorLoc", value, len(rows), "photos", interval=(100 * low, 100 * high), method="95 % Wilson")]
+    return [
+        Score("CorLoc", value, len(rows), "photos", interval=(100 * low, 100 * high), method=WILSON, published="CorLoc")
+    ]
 
 
 TOKENCUT = Protocol(

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -93,9 +94,7 @@ def query_photo(run: Run, data: Revisited, row: int) -> Image.Image:
     return photo.crop((int(left), int(top), int(right), int(bottom)))
 
 
-def rankings(
-    queries: Float[np.ndarray, "Q D"], database: Float[np.ndarray, "N D"]
-) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
+def rankings(queries: Float[np.ndarray, "Q D"], database: Float[np.ndarray, "N D"]) -> Int[np.ndarray, "Q _"]:
     """Return the order of the database for each query, by cosine, the most similar first."""
     q, d = (F.normalize(torch.from_numpy(each), dim=1) for each in (queries, database))
     return torch.argsort(-(q @ d.T), dim=1, stable=True).numpy()
@@ -104,7 +103,7 @@ def rankings(
 DIFFICULTIES = ("easy", "medium", "hard")
 
 
-def truth(query: Query, difficulty: str) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def truth(query: Query, difficulty: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the positives and the junk of a query."""
     if difficulty == "easy":
         return query.easy, np.concatenate([query.junk, query.hard])
@@ -140,8 +139,9 @@ def _scores(difficulty: str, ranked: Sequence[Ranked], ks: Sequence[int]) -> lis
     main = difficulty != "easy"
     method = resampled.METHOD.format(of="queries")
     interval = (100 * low, 100 * high)
-    found = [Score(f"mAP {difficulty}", 100 * float(aps.mean()), len(aps), "queries", "%", interval=interval,
-                   method=method, main=main)]  # fmt: skip
+    name = f"mAP {difficulty}"
+    value = 100 * float(aps.mean())
+    found = [Score(name, value, len(aps), "queries", interval=interval, method=method, main=main, published=name)]
     for i, k in enumerate(ks):
         mean = 100 * float(np.mean([each.precision[i] for each in ranked]))
         found.append(Score(f"mP@{k} {difficulty}", mean, len(aps), "queries", main=False))

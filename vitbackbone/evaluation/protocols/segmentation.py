@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -179,10 +180,10 @@ def trainings(run: Run, data: Segmentation, split: Pairs) -> Iterator[tuple[dict
         )
 
 
-def measure(run: Run, data: Segmentation, split: Pairs, training: Training, stop: int) -> np.ndarray[Any, Any]:
+def measure(run: Run, data: Segmentation, split: Pairs, training: Training, stop: int) -> NDArray[Any]:
     """Return the `areas` of each photo, (N, 3, K)."""
 
-    def one(row: int) -> dict[str, np.ndarray[Any, Any]]:
+    def one(row: int) -> dict[str, NDArray[Any]]:
         predicted = classes_of(run, training.at(stop), split.photo(row))
         return {"areas": areas(predicted, data.labels(split, row), len(data.classes), IGNORED)}
 
@@ -210,7 +211,7 @@ def score(run: Run) -> Sequence[Score]:
     return _scores(best, measured)
 
 
-def _scores(best: float, measured: np.ndarray[Any, Any]) -> list[Score]:
+def _scores(best: float, measured: NDArray[Any]) -> list[Score]:
     total, count = measured.sum(axis=0), len(measured)
     right, _, labelled = total
     low, high = resampled.interval(measured, mean_iou)
@@ -218,7 +219,7 @@ def _scores(best: float, measured: np.ndarray[Any, Any]) -> list[Score]:
     with np.errstate(invalid="ignore"):
         recall = float(np.nanmean(right / labelled))
     return [
-        Score("mIoU", 100 * best, count, "photos", interval=(100 * low, 100 * high), method=method),
+        Score("mIoU", 100 * best, count, "photos", interval=(100 * low, 100 * high), method=method, published="mIoU"),
         Score("mean class accuracy", 100 * recall, count, "photos", main=False),
         Score("pixel accuracy", 100 * float(right.sum() / labelled.sum()), count, "photos", main=False),
     ]

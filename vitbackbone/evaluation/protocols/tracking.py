@@ -143,8 +143,9 @@ def score(run: Run) -> Sequence[Score]:
     j, f = (np.concatenate([each[name].mean(axis=1) for each in found]) for name in ("j", "f"))
     both, method = (j + f) / 2, resampled.METHOD.format(of="objects")
     low, high = resampled.mean_interval(both)
+    value, interval = 100 * float(both.mean()), (100 * low, 100 * high)
     return [
-        Score("J&F", 100 * float(both.mean()), len(both), "objects", interval=(100 * low, 100 * high), method=method),
+        Score("J&F", value, len(both), "objects", interval=interval, method=method, published="J&F"),
         Score("J", 100 * float(j.mean()), len(j), "objects", main=False),
         Score("F", 100 * float(f.mean()), len(f), "objects", main=False),
     ]
