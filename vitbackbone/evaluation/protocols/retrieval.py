@@ -168,6 +168,11 @@ V3 = Protocol(
         "Precision at k looks no further than the last positive.",
     ),
 )
+V2 = replace(
+    V3,
+    variant="v2",
+    source="Oquab et al. 2023, DINOv2, table 9. Its view is not disclosed; DINOv3's stands in for it",
+)
 V1 = replace(
     V3,
     variant="v1",
@@ -181,4 +186,4 @@ V1_PARIS = replace(
     view=View(size=512, fit="thumbnail", filter="lanczos", scales=(1.0, 0.5**0.5, 0.5)),
 )
 
-VARIANTS = (V3, V1, V1_PARIS)
+VARIANTS = (V3, V2, V1, V1_PARIS)
