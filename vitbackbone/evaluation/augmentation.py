@@ -27,7 +27,7 @@ TRIES = 10  # of a random crop, as in torchvision
 class Augmentation:
     """A random crop of random aspect, resized to a square, and a random flip. Mean and std are the checkpoint's own."""
 
-    size: int = setting(224, "side of the crop after resizing, in pixels", TORCHVISION)
+    size: int = setting(224, "side of the crop after resizing, in pixels; 0 means the view's crop", TORCHVISION)
     least: float = setting(0.08, "smallest area of the crop, as a share of the photo", TORCHVISION)
     most: float = setting(1.0, "largest area of the crop, as a share of the photo", TORCHVISION)
     aspect: float = setting(4 / 3, "largest aspect ratio of the crop; the smallest is its inverse", TORCHVISION)

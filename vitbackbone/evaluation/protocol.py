@@ -61,7 +61,8 @@ class Protocol:
         protocol = self
         for name, text in given.items():
             part, _, last = (key := find_key(name, list(self.values()))).partition(".")
-            protocol = replace(protocol, **{part: changed(getattr(protocol, part), last, text, key)})
+            record = changed(getattr(protocol, part), last, text, key)
+            protocol = replace(protocol, **{part: record}, sources={**protocol.sources, key: "--set"})
         return protocol
 
     def hash(self) -> str:

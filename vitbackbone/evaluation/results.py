@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from vitbackbone.evaluation.datasets import Check
 from vitbackbone.evaluation.gaps import explain
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.protocols import find_protocol
@@ -61,7 +62,7 @@ class Result(Record):
     settings: dict[str, Any]
     hash: str  # of the settings
     limit: int | None
-    counts: dict[str, int]
+    counts: dict[str, dict[str, int]]  # of each dataset
     official: bool  # whether the counts are those of the whole dataset
     scores: tuple[Figures, ...]
     facts: dict[str, Any]
@@ -141,9 +142,13 @@ def read_results(out: str | PathLike[str]) -> Results:
     return Results(found.results)
 
 
-def make_result(run: Run, scores: Sequence[Score], counts: Mapping[str, int], official: bool, seconds: float) -> Result:
-    """Put together the result of a run. No published figure stands beside a part of a dataset."""
+def make_result(run: Run, scores: Sequence[Score], checks: Mapping[str, Check], seconds: float) -> Result:
+    """Put together the result of a run. No published figure stands beside a part of a dataset.
+
+    `checks`: the counts of each dataset that it read, by name.
+    """
     protocol = run.protocol
+    official = all(each.layout.official and not each.differing for each in checks.values())
     whole = official and run.limit is None
     return Result(
         protocol=protocol.name,
@@ -155,7 +160,7 @@ def make_result(run: Run, scores: Sequence[Score], counts: Mapping[str, int], of
         settings=plain(protocol.values()),
         hash=protocol.hash(),
         limit=run.limit,
-        counts=dict(counts),
+        counts={name: dict(each.counts) for name, each in checks.items()},
         official=official,
         scores=tuple(_figures(run, each, whole) for each in scores),
         facts=plain(run.facts),
@@ -181,8 +186,8 @@ def _figures(run: Run, score: Score, whole: bool) -> Figures:
     dataset = score.dataset or run.dataset
     figure = None
     if whole and metric:
-        protocol = run.protocol
-        figure = find_figure(run.backbone.spec.name, protocol.name, protocol.variant, run.dataset, metric)
+        protocol, wanted = run.protocol, "fine-s" if run.protocol.joined else run.dataset
+        figure = find_figure(run.backbone.spec.name, protocol.name, protocol.variant, wanted, metric)
     if figure is None:
         return Figures(**about | {"dataset": dataset})
     gaps = [str(gap) for gap in explain(run.protocol.name, run.protocol.values(), _paper(run.protocol, figure))]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbackbone.contract import BackboneModule
-from vitbackbone.evaluation.datasets import find_layout
+from vitbackbone.evaluation.datasets import Check, find_layout
 from vitbackbone.evaluation.protocol import Protocol
 from vitbackbone.evaluation.protocols import find_protocol
 from vitbackbone.evaluation.report import write_report
@@ -70,7 +70,7 @@ def own_datasets(protocol: Protocol, folders: Mapping[str, Path]) -> list[str]:
     """Return the given datasets that a protocol runs on. Raises `ValueError` if one that it needs is missing."""
     own = [name for name in folders if find_layout(name).kind == protocol.kind]
     if protocol.joined:
-        own = own[:1]
+        own = [name for name in protocol.datasets if name in folders][:1]
     if not own:
         raise ValueError(
             f"{protocol.name} needs a dataset of the kind {protocol.kind}, such as --data {protocol.datasets[0]}=DIR"
@@ -117,9 +117,12 @@ def _run_all(
         log.info("%s (%s) on %s", run.protocol.name, run.protocol.variant, run.dataset)
         start = time.monotonic()
         scores = run.protocol.score(run)
-        counts = run.layout.counts(run.data)
-        official = all(counts.get(name, 0) == count for name, count in run.layout.official.items())
-        made = make_result(run, scores, counts, official and bool(run.layout.official), time.monotonic() - start)
+        read = [name for name in folders if name in run.protocol.datasets] if run.protocol.joined else [run.dataset]
+        read += run.protocol.also
+        checks = {
+            name: Check(find_layout(name), folders[name], find_layout(name).counts(run.read(name))) for name in read
+        }
+        made = make_result(run, scores, checks, time.monotonic() - start)
         results, mine = results.with_result(made), mine.with_result(made)
         results.write(out)
         write_report(results, out)

@@ -34,7 +34,7 @@ def settings_of(record: Any, prefix: str = "", sources: Mapping[str, str] | None
     found = []
     for each in fields(record):
         key, value = f"{prefix}{each.name}", getattr(record, each.name)
-        own = each.metadata.get("source", "") if value == each.default else ""
+        own = each.metadata.get("source", "") if value == each.default else ""  # another value is the protocol's
         found.append(Setting(key, value, each.metadata.get("meaning", ""), (sources or {}).get(key, own)))
     return found
 

@@ -5,7 +5,9 @@ Axes: `B` batch.
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vitbackbone.contract import evaluating
+from vitbackbone.contract import BackboneModule
 from vitbackbone.evaluation.augmentation import Augmentation, Augmented, stream
 from vitbackbone.evaluation.datasets import Images
 from vitbackbone.evaluation.run import Run
@@ -63,18 +65,19 @@ def train(
     preprocess = run.backbone.preprocess
     if not isinstance(preprocess, Preprocess):
         raise ValueError(f"{run.backbone.spec.name} reads several pictures of a photo, which no protocol defines")
+    augmentation = sized(run, augmentation)
     dataset = Augmented(images, preprocess, augmentation, seed)
     labels = torch.from_numpy(images.labels)
     device, lost, kept = run.machine.device, set[int](), time.monotonic()
     progress = progress_bar(what=name, shown=run.machine.progress, total=steps, initial=done, unit="step")
-    with progress as bar, _on_device(run):
+    with progress as bar, on_device(run):
         for number, part in enumerate(stream(dataset, done, steps, batch, run.machine.workers), done):
             lost |= {*part.lost}
             if len(part.rows):
                 pixels = preprocess.normalise(part.pixels.to(device))
-                with evaluating(run.backbone):
+                with torch.no_grad():
                     inputs = read(pixels)
-                classifier.step(_usable(inputs), labels[part.rows].to(device), number)
+                classifier.step(inputs, labels[part.rows].to(device), number)
             bar.update()
             if time.monotonic() - kept > KEEP_SECONDS or number + 1 == steps:
                 _keep(file, classifier, number + 1)
@@ -84,25 +87,30 @@ def train(
         run.note(f"{len(lost)} training images could not be read and are left out of the fit")
 
 
-def _usable(inputs: Any) -> Any:
-    """Return copies that autograd may save. Tensors of inference mode must not be."""
-    if isinstance(inputs, Tensor):
-        return inputs.clone()
-    return type(inputs)(_usable(each) for each in inputs) if isinstance(inputs, tuple) else inputs
+def sized(run: Run, augmentation: Augmentation) -> Augmentation:
+    """Return the augmentation with the size of its crop, which may be the view's."""
+    return (
+        augmentation
+        if augmentation.size
+        else replace(augmentation, size=run.protocol.view.size(run.backbone.spec.stride)[1])
+    )
 
 
-class _on_device:
-    """Move the backbone to the run's device for the body."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def __enter__(self) -> None:
-        self.home = next((each.device for each in self.run.backbone.parameters()), torch.device("cpu"))
-        self.run.backbone.to(self.run.machine.device)
-
-    def __exit__(self, *_: object) -> None:
-        self.run.backbone.to(self.home)
+@contextmanager
+def on_device(run: Run) -> Iterator[BackboneModule]:
+    """Give the backbone in eval mode on the run's device. Its tensors may take part in autograd, unlike those of
+    `evaluating`."""
+    backbone = run.backbone
+    home = next((each.device for each in backbone.parameters()), torch.device("cpu"))
+    modes = [(part, part.training) for part in backbone.modules()]
+    try:
+        for part, _ in modes:
+            part.training = False
+        yield backbone.to(run.machine.device)
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        backbone.to(home)
 
 
 def _keep(file: Path, classifier: Trained, done: int) -> None:

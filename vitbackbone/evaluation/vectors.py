@@ -53,9 +53,13 @@ class VectorFeatures:
 
     def width(self, spec: BackboneSpec) -> int:
         """Return F."""
-        layers = spec.indices(range(-self.blocks, 0))
-        own = spec.dims if spec.has_cls else spec.pooled_dims
-        return sum(own[layer] for layer in layers) + self.mean * spec.dim
+        return sum(self.widths(spec)) + self.mean * spec.dim
+
+    def widths(self, spec: BackboneSpec) -> list[int]:
+        """Return the width of each block's part."""
+        return [
+            (spec.dims if spec.has_cls else spec.pooled_dims)[layer] for layer in spec.indices(range(-self.blocks, 0))
+        ]
 
     def plain_cls(self, spec: BackboneSpec) -> bool:
         """Tell whether this is the CLS token of the last layer as `extract` itself stores it."""

@@ -7,8 +7,6 @@ from vitbackbone.files import did_you_mean
 
 # The module of each protocol. It has a tuple `VARIANTS` of `Protocol` records, the default one first.
 FILES = {
-    "knn": "knn",
-    "knn-few-shot": "knn",
     "segmentation": "segmentation",
     "depth-nyu": "depth",
     "depth-kitti": "depth",
@@ -18,6 +16,20 @@ FILES = {
     "anomaly": "anomaly",
     "copies": "copies",
     "discovery": "discovery",
+    "knn": "knn",
+    "knn-few-shot": "knn",
+    "linear": "linear",
+    "attentive": "attentive",
+    "logistic": "logistic",
+    "fine-s": "logistic",
+    "low-shot": "logistic",
+    "imagenet-v2": "imagenet_variants",
+    "imagenet-real": "imagenet_variants",
+    "imagenet-a": "imagenet_variants",
+    "imagenet-r": "imagenet_variants",
+    "imagenet-sketch": "imagenet_variants",
+    "imagenet-c": "imagenet_variants",
+    "clustering": "clustering",
 }
 
 
