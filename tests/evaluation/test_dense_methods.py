@@ -257,7 +257,7 @@ def test_distances_and_scores_follow_their_formulas():
 def test_the_foreground_is_turned_to_the_side_of_the_centre():
     grid = (14, 14)
     scene = np.zeros((*grid, 4), dtype=np.float32)
-    scene[4:10, 4:10, 0] = 60
+    scene[4:10, 4:10, 0] = 30
     tokens = scene.reshape(196, 4) + np.random.default_rng(0).normal(0, 0.1, (196, 4)).astype(np.float32)
     for sign in (1, -1):
         mask = memory_bank.foreground(sign * tokens, grid, 10.0, 0.2, 0.35).reshape(grid)

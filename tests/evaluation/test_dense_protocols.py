@@ -72,7 +72,10 @@ def trapezoids(ranking, ok, junk):
     return ap / len(ok)
 
 
-@pytest.mark.parametrize("variant", ["v3", "v1-paris"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("variant", ["v3", pytest.param("v1-paris", marks=SLOW)])
 def test_retrieval(variant, backbone, tmp_path):
     results, root = start("retrieval", backbone, tmp_path, variant, view__size=40)
 
@@ -178,7 +181,12 @@ def pair_pck(backbone, root, pair, form):
 
 
 @pytest.mark.parametrize(
-    ("variant", "setting"), [("insid3", "view__size"), ("geoaware", "view__patches"), ("probe3d", "view__size")]
+    ("variant", "setting"),
+    [
+        ("insid3", "view__size"),
+        pytest.param("geoaware", "view__patches", marks=SLOW),
+        pytest.param("probe3d", "view__size", marks=SLOW),
+    ],
 )
 def test_correspondence(variant, setting, backbone, tmp_path):
     number = 6 if setting == "view__patches" else 48
@@ -196,7 +204,7 @@ def test_correspondence(variant, setting, backbone, tmp_path):
 # ---- tracking ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["v3", "v1"])
+@pytest.mark.parametrize("variant", ["v3", pytest.param("v1", marks=SLOW)])
 def test_tracking(variant, backbone, tmp_path):
     settings = {"view__short": 48, "view__per_patch": False, "fit__radius": 2, "fit__context": 2}
     if variant == "v1":
@@ -218,7 +226,7 @@ def test_tracking(variant, backbone, tmp_path):
 
         maps = [F.normalize(features(backbone, show(f))[0].patches[0], dim=0) for f in frames]
         first = np.asarray(Image.fromarray(masks[0]).resize(grid[::-1], 0))
-        labels = [F.one_hot(torch.from_numpy(first).long(), 3).permute(2, 0, 1).float()]
+        labels = [F.one_hot(torch.from_numpy(first.copy()).long(), 3).permute(2, 0, 1).float()]
         temperature = 0.2 if variant == "v3" else 0.1
         for i in range(1, 4):
             context = [0, *range(max(1, i - 2), i)]
@@ -354,7 +362,7 @@ def test_discovery_counts_photos_whose_box_meets_an_object(backbone, tmp_path):
 
 def test_segmentation_is_measured_at_the_size_of_the_labels(backbone, tmp_path):
     settings = {"view__short": 32, "view__window": 24, "view__stride": 16, "fit__steps": 3, "fit__batch_size": 2}
-    settings |= {"fit__short": 32, "fit__crop": 32, "view__scales": "1,1.5", "view__flip": True}
+    settings |= {"fit__short": 32, "fit__crop": 32, "view__flip": True}
     results, root = start("segmentation", backbone, tmp_path, "v3", fit__validate_every=0, **settings)
     head = load_head(tmp_path / "out" / next(iter(results[0].heads.values())), backbone)
 
@@ -368,7 +376,7 @@ def test_segmentation_is_measured_at_the_size_of_the_labels(backbone, tmp_path):
         image = Image.open(base / f"images/validation/{i:03}.jpg")
         truth = np.asarray(Image.open(base / f"annotations/validation/{i:03}.png")).astype(int) - 1
         total = 0
-        for scale, mirrored in itertools.product((1, 1.5), (False, True)):
+        for scale, mirrored in itertools.product((1,), (False, True)):
             short = int(32 * scale)
             x = pixels(image.resize((int(short * 56 / 40 + 0.5), short), 2))
             x = x.flip(3) if mirrored else x

@@ -66,22 +66,18 @@ def _pair(root: Path, name: str) -> Pair:
     try:
         record = json.loads(read_bytes(file, JSON_BYTES))
         folder = "JPEGImages/" + safe_name(record["category"], file.name) + "/"
-        pair = Pair(
-            name,
-            record["category"],
-            folder + safe_name(record["src_imname"], file.name),
-            folder + safe_name(record["trg_imname"], file.name),
-            _points(record["src_kps"]),
-            _points(record["trg_kps"]),
-            np.asarray(record["trg_bndbox"], dtype=np.float64).reshape(4),
-        )
+        source, target = (folder + safe_name(record[key], file.name) for key in ("src_imname", "trg_imname"))
+        points = _points(record["src_kps"]), _points(record["trg_kps"])
+        if len(points[0]) != len(points[1]):
+            raise ValueError(f"it has {len(points[0])} source and {len(points[1])} target keypoints")
+        box = np.asarray(record["trg_bndbox"], dtype=np.float64).reshape(4)
     except FileNotFoundError:
         raise LayoutError(f"{root} lacks {file.relative_to(root)}; the official layout is {TREE}") from None
+    except LayoutError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise LayoutError(f"{file} is no pair of SPair-71k: {error}") from error
-    if len(pair.source_points) != len(pair.target_points):
-        raise LayoutError(f"{file} has {len(pair.source_points)} source and {len(pair.target_points)} target keypoints")
-    return pair
+    return Pair(name, record["category"], source, target, *points, box)
 
 
 def read_spair(root: Path) -> Correspondences:
