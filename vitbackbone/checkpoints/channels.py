@@ -1,6 +1,5 @@
 """Weights for images of another number of channels than the checkpoint was trained on."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from vitbackbone.checkpoints.rules import ConversionError, Rules, State
 from vitbackbone.images import Preprocess
-from vitbackbone.model import ViTConfig
+from vitbackbone.model import ViTConfig, inflate_kernel
 from vitbackbone.networks import TimmBackbone, TimmConfig
 
 RGB = 3
@@ -76,10 +75,8 @@ def stored_channels(
 
 
 def inflate(parameters: dict[str, Tensor], names: tuple[str, ...], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fit the kernels of RGB images to the channels of the network, by timm's rule (`adapt_input_conv`).
+    """Fit the kernels of RGB images to the channels of the network, by the rule of `inflate_kernel`.
 
-    One channel has the sum of the three kernels. n channels have the kernels of red, green and blue again and again,
-    times 3 / n, so that the response to a grey image stays.
     Raises `ConversionError` for a kernel that does not read red, green and blue.
     """
     changed = dict(parameters)
@@ -90,11 +87,7 @@ def inflate(parameters: dict[str, Tensor], names: tuple[str, ...], wanted: Mappi
         if kernel.ndim != 4 or kernel.shape[1] != RGB:
             shape = " x ".join(map(str, kernel.shape))
             raise ConversionError(f"{name} has the shape {shape}, and in_chans needs a convolution of 3 channels")
-        if channels == 1:
-            changed[name] = kernel.sum(dim=1, keepdim=True)
-        else:
-            tiled = kernel.repeat(1, math.ceil(channels / RGB), 1, 1)[:, :channels]
-            changed[name] = tiled * (RGB / channels)
+        changed[name] = inflate_kernel(kernel, channels)
     return changed
 
 

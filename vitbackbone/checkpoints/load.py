@@ -28,7 +28,7 @@ from vitbackbone.checkpoints.other_sizes import Size, at_size, resample_tables, 
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, bind, convert
 from vitbackbone.checkpoints.shapes import Parts, settle
 from vitbackbone.checkpoints.shards import read_directory
-from vitbackbone.checkpoints.sources import CONFIG, Directory, describe, find_weights, pin
+from vitbackbone.checkpoints.sources import CONFIG, AnyDirectory, Directory, describe, find_weights, pin
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_directory import TimmDirectory
 from vitbackbone.checkpoints.timm_names import timm_rules
@@ -187,15 +187,29 @@ def _load(name: str, weights: Weights | None, options: Options) -> Checkpoint:
         backbone, head = _fill(found, name, unwrap(state), options, place)
         _check_labels(head, labels)
     except ConversionError as error:
+        if weights is None and (instead := _load_instead(found, name, options)) is not None:
+            return instead
         raise ConversionError(f"{place}: {error}") from error
     return Checkpoint(backbone, head, labels if head else ())
 
 
+def _load_instead(found: AnyDirectory | Entry, name: str, options: Options) -> Checkpoint | None:
+    """Load the tower of a composite model in the adapter if its keys fit no native format, or return None.
+
+    Composite models may keep the tower's keys under other names than the tower's own class, which transformers knows.
+    """
+    if not isinstance(found, Directory) or not all(part.path for part in found.parts):
+        return None
+    adapted = found.adapted()
+    try:
+        return None if adapted is None else _load_adapted(adapted, name, None, options)
+    except ValueError:  # the error about the native format says more
+        return None
+
+
 def _load_adapted(found: AdaptedDirectory, name: str, weights: Weights | None, options: Options) -> Checkpoint:
     """Load an image encoder of transformers in the adapter."""
-    if options.in_chans is not None:
-        raise ValueError(f"in_chans={options.in_chans}: {name} runs by transformers' own code, with its own channels")
-    config = found.configure(options.tower, options.image_size, options.indivisible)
+    config = found.configure(options.tower, options.image_size, options.indivisible, options.in_chans)
     if weights == "random":
         return Checkpoint(found.build(config, name), {}, ())
     state = read_directory(name, found.find_file) if weights is None else read_weights(weights)

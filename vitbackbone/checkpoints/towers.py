@@ -158,7 +158,7 @@ def _named(prefixes: Sequence[str], tower: str | None, part: str | None) -> list
 
 
 def _take(state: State, rules: Rules, prefix: str, prefixes: Sequence[str]) -> Taken:
-    tensors, unused = leave_out(merge_chunks(within(state, prefix, rules)), rules)
+    tensors, unused = leave_out(merge_chunks(within(state, prefix, rules), rules), rules)
     above = re.sub(r"[^.]*\.$", "", prefix)
     used = {above + key.removeprefix(OUTSIDE) for key in tensors if key.startswith(OUTSIDE)}
     return Taken(tensors, rules, describe_taken(state.keys() - used, prefix, prefixes, unused))

@@ -7,7 +7,7 @@ keeps, such as a teacher and a student, are towers behind several prefixes.
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from torch import Tensor
 
@@ -72,11 +72,13 @@ def _rank(prefix: str, order: list[str]) -> int:
     return min((order.index(word) for word in prefix.split(".") if word in order), default=len(order))
 
 
-def merge_chunks(state: State) -> State:
+def merge_chunks(state: State, rules: Rules) -> State:
     """Return the tensors with the blocks of chunks, `blocks.c.i`, or stages, `encoder.stages.c.layers.i`, numbered
-    through. DINOv2's trainer counts `i` over all chunks; others count within a chunk or stage."""
+    through. DINOv2's trainer counts `i` over all chunks; others count within a chunk or stage. A network whose own
+    stages have such keys, as EfficientNet's, keeps them."""
     keys = {key: match for key in state if (match := CHUNKED.match(key))}
-    if not keys or any(key.startswith("blocks.") for key in state.keys() - keys.keys()):
+    known = _known(rules)
+    if not keys or any(key.startswith("blocks.") for key in state.keys() - keys.keys()) or any(map(known, keys)):
         return state
     places = {key: (int(match[1] or match[2]), int(match[3])) for key, match in keys.items()}
     blocks = sorted(set(places.values()))
@@ -90,9 +92,15 @@ def merge_chunks(state: State) -> State:
 
 def leave_out(state: State, rules: Rules) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors without those that no rule knows and no feature depends on, and the keys of the latter."""
-    known = Templates((source, (0, 0)) for rule in rules for source in rule.sources)
-    unused = [key for key in state if UNUSED.match(key) and not any(known.match(key))]
+    known = _known(rules)
+    unused = [key for key in state if UNUSED.match(key) and not known(key)]
     return {key: state[key] for key in state if key not in set(unused)}, unused
+
+
+def _known(rules: Rules) -> Callable[[str], bool]:
+    """Return a test whether some rule reads a key."""
+    templates = Templates((source, (0, 0)) for rule in rules for source in rule.sources)
+    return lambda key: any(True for _ in templates.match(key))
 
 
 def describe_taken(keys: Collection[str], prefix: str, prefixes: Collection[str], unused: Collection[str]) -> str:

@@ -1,6 +1,7 @@
 """The Vision Transformer of this package, at any image size."""
 
 from vitbackbone.model.attention import DecomposedTables, RelativeTable, SelfAttention, WindowAttention
+from vitbackbone.model.channels import inflate_kernel
 from vitbackbone.model.clipped import ClippedLinear
 from vitbackbone.model.config import (
     GATED,
@@ -73,6 +74,7 @@ __all__ = [
     "WindowAttention",
     "check_kinds",
     "fill",
+    "inflate_kernel",
     "make_vit",
     "resample",
     "resample_line",
