@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from vitbackbone.store.lock import writing
 
 from heads import LinearProbe
 from tests.helpers import save_photo, tiny_vit
@@ -15,7 +16,6 @@ from vitbackbone.contract.features import Features
 from vitbackbone.contract.geometry import Images
 from vitbackbone.model.vit import ViT
 from vitbackbone.store import FeatureStore, export, extract, verify
-from vitbackbone.store.lock import writing
 from vitbackbone.store.slices import Slice
 
 
