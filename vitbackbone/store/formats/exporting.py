@@ -66,7 +66,7 @@ def export(store: FeatureStore, format: str, out: str | PathLike[str], progress:
     `zarr`, `hdf5`: `features.zarr` (version 3), `features.h5`: an array for each column and each kind of tokens, with a
     row for each image: `cls` (N, D), `registers` (N, R, D). `patches` (L, D) has those of all images, one behind the
     other: image i has rows `offsets[i]` to `offsets[i + 1]`, row-major over its `grid[i]` (h, w).
-    `lance`: `features.lance`: the table of `parquet`. `registers` and `patches` are flat lists of numbers, because Lance
+    `lance`: `features.lance`: the table of `parquet`. `registers` and `patches` are flat lists of numbers, since Lance
     has no lists of lists.
 
     Raises `ValueError` for another format, for `npy` and `csv` if the store has no CLS tokens, and if the folder has
