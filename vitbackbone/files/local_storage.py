@@ -76,7 +76,7 @@ class LocalStorage:
             except OSError as error:  # a file system without hard links, such as exFAT
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK):
                     raise
-                with self._exclusive(key):
+                with self._exclusive():
                     if target.exists():
                         return self.get(key) == data
                     temporary.replace(target)
@@ -84,13 +84,20 @@ class LocalStorage:
             return True
 
     def swap(self, key: str, data: bytes, version: str) -> str | None:
-        with self._writing(key), self._finished(data) as temporary, self._exclusive(key):
-            now = self.head(key)
-            if now is None or now.version != version:
+        target = self._file(key)
+        with self._writing(key), self._finished(data) as temporary:
+            try:
+                now = target.open("rb")
+            except (FileNotFoundError, NotADirectoryError):
                 return None
-            new = _version(temporary.stat())
-            temporary.replace(self._file(key))
-            flush(self._file(key).parent)
+            with now:
+                fcntl.flock(now, fcntl.LOCK_EX)  # of this very file: whoever waits for it finds another one there
+                there = self.head(key)
+                if there is None or there.version != version:
+                    return None
+                new = _version(temporary.stat())
+                temporary.replace(target)
+            flush(target.parent)
             return new
 
     def delete(self, key: str) -> None:
@@ -98,23 +105,27 @@ class LocalStorage:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        folder = self._unfinished() / uuid4().hex
-        folder.mkdir(mode=0o700)  # its name cannot be guessed, so nobody can plant a link there
+        folder = self._private_folder()
         try:
             with (folder / ALIVE).open("w") as alive:
                 fcntl.flock(alive, fcntl.LOCK_EX)
                 yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another writer is at work
+                folder.parent.rmdir()
 
     def sweep(self) -> None:
-        for folder in list(self._unfinished().iterdir()):
+        unfinished = self.root / UNFINISHED
+        for folder in list(unfinished.iterdir()) if unfinished.is_dir() else []:
             try:
                 with (folder / ALIVE).open("r+") as alive:
                     fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system ends the lock with its process
                     shutil.rmtree(folder, ignore_errors=True)
             except (FileNotFoundError, NotADirectoryError, BlockingIOError):
                 continue  # it has ended, begins or is at work
+        with contextlib.suppress(OSError):
+            unfinished.rmdir()
 
     def local_path(self, key: str) -> Path | None:
         return self._file(key)
@@ -125,10 +136,15 @@ class LocalStorage:
             raise ValueError(f"{key!r} is not a key of a storage; want a relative path without '..'")
         return self.root.joinpath(*parts)
 
-    def _unfinished(self) -> Path:
-        folder = self.root / UNFINISHED
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def _private_folder(self) -> Path:
+        folder = self.root / UNFINISHED / uuid4().hex  # nobody can guess the name, and plant a link there
+        while True:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o700)
+            except FileNotFoundError:  # another writer has removed the parent
+                continue
+            return folder
 
     def _made(self, key: str) -> Path:
         """Return the file of a key, in a folder that exists."""
@@ -150,10 +166,9 @@ class LocalStorage:
             yield temporary
 
     @contextmanager
-    def _exclusive(self, key: str) -> Iterator[None]:
-        """Exclude other writers of this key for an instant. The system ends the lock with its process."""
-        file = self._unfinished() / f"{key.replace('/', '+')}.lock"
-        with file.open("a") as opened:
+    def _exclusive(self) -> Iterator[None]:
+        """Exclude other writers for an instant. The system ends the lock with its process."""
+        with (self.root / UNFINISHED / "create.lock").open("a") as opened:
             fcntl.flock(opened, fcntl.LOCK_EX)
             yield
 
