@@ -126,7 +126,7 @@ def expand(pattern: str, notes: Notes) -> list[str]:
     hidden = any(part.startswith(".") for part in parts)
     walk = Walk(Path(start or "."), notes, lambda name: hidden or not is_hidden(name))
     wanted = [None if part == "**" else re.compile(translate(part)) for part in parts]
-    return [start + path for path in walk.files() if _matches(path.split("/"), wanted)]
+    return [start + path for path in walk.files() if matches(path.split("/"), wanted)]
 
 
 @lru_cache(1024)
@@ -137,7 +137,7 @@ def _is_circular(folder: Path) -> bool:
     return len({(status.st_dev, status.st_ino) for status in way}) < len(way)
 
 
-def _matches(names: Sequence[str], wanted: Sequence[re.Pattern[str] | None]) -> bool:
+def matches(names: Sequence[str], wanted: Sequence[re.Pattern[str] | None]) -> bool:
     """Tell whether the names of a path match the parts of a pattern. None matches any number of names."""
     reached = {0}  # indices of the parts that may match next
     for name in names:

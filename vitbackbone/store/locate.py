@@ -2,15 +2,19 @@
 
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
+from vitbackbone.files.cloud_requests import ServiceError
 from vitbackbone.store.archive import MAX_IMAGE_BYTES, NotAFile
 from vitbackbone.store.names import Escape
-from vitbackbone.store.source import ARCHIVES
+from vitbackbone.store.remote import is_remote, read_remote
+from vitbackbone.store.rows import Root
+from vitbackbone.store.source import ARCHIVES, ending_of
 
 Reason = Literal[
     "missing",
@@ -51,6 +55,9 @@ REMEDIES: dict[Reason, str] = {
 }
 
 
+AWAY_SERVICE = "the service that holds it did not answer"  # the same text at every run
+
+
 class Unreadable(Exception):
     """The input cannot be read. Users see the text. It holds no absolute paths, so every run gives the same text."""
 
@@ -63,20 +70,38 @@ class Unreadable(Exception):
 class Locator:
     """The place of an input."""
 
-    file: str  # the input, or its archive
+    file: str  # the input, or its archive: a path or a URL
     member: str = ""  # its name in the archive; empty for a plain file
     offset: int = -1  # see `archive.ArchiveMember`
     bytes: int = -1
+    private: bool = False  # as for `remote.open_file`
+
+
+def locators(root: Root, table: pa.Table, sizes: Sequence[int]) -> list[Locator]:
+    """Return the places of the inputs in a table of `ROWS`, `WORK` or `rows.LISTED`."""
+    found: list[Locator] = []
+    columns = (table[name].to_pylist() for name in ("path", "archive", "offset"))
+    for path, archive, offset, size in zip(*columns, sizes, strict=True):
+        if archive:
+            member = os.fsdecode(path[archive + 1 :])
+            found.append(Locator(root.locate(os.fsdecode(path[:archive])), member, offset, size, root.private))
+        else:
+            found.append(Locator(root.locate(os.fsdecode(path)), private=root.private))
+    return found
 
 
 def read_bytes(at: Locator) -> bytes:
     """Read the bytes of an input. Raises `Unreadable`."""
     try:
-        return _read_member(at) if at.member else _read_file(Path(at.file))
+        if at.member:
+            return _read_member(at)
+        return _read_url(at) if is_remote(at.file) else _read_file(Path(at.file))
     except FileNotFoundError as error:
         raise Unreadable("missing", _text(error)) from error
     except PermissionError as error:
         raise Unreadable("denied", _text(error)) from error
+    except ServiceError as error:
+        raise Unreadable("unreadable", AWAY_SERVICE) from error
     except Escape as error:
         raise Unreadable("outside", _text(error)) from error
     except NotAFile as error:
@@ -99,6 +124,12 @@ def _read_file(path: Path) -> bytes:
     return data
 
 
+def _read_url(at: Locator) -> bytes:
+    data = read_remote(at.file, MAX_IMAGE_BYTES + 1, at.private)
+    _check_size(len(data))
+    return data
+
+
 def _without_waiting(path: str, flags: int) -> int:
     """Open a file. Without the flag, opening a pipe would wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
@@ -107,7 +138,8 @@ def _without_waiting(path: str, flags: int) -> int:
 def _read_member(at: Locator) -> bytes:
     if at.bytes >= 0:
         _check_size(at.bytes)
-    data = ARCHIVES[Path(at.file).suffix.lower()](Path(at.file)).read(at.member, at.offset, at.bytes)
+    archive = ARCHIVES[ending_of(at.file)](at.file, at.private)
+    data = archive.read(at.member, at.offset, at.bytes)
     _check_size(len(data))
     if len(data) != at.bytes >= 0:
         raise Unreadable("damaged", f"the archive says {at.bytes} bytes and has {len(data)}")

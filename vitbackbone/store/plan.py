@@ -5,27 +5,20 @@ earlier one has shares its slot. Only content without features is planned anew, 
 computed keep their bytes. The work is linear in the number of inputs.
 """
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
+from vitbackbone.store.identity import CHUNK, Contents, read_contents, sizes_and_versions
 from vitbackbone.store.labels import UNKNOWN
 from vitbackbone.store.layout import ROWS, WORK
-from vitbackbone.store.locate import AWAY, PASSING, Locator, Unreadable, read_bytes
+from vitbackbone.store.locate import AWAY, PASSING
 from vitbackbone.store.rows import Inputs
-
-READERS = 8  # threads that compute checksums; hashlib releases the GIL
-CHUNK = 2**13  # most inputs that are Python objects at a time
-
-Contents = Iterator[tuple[bytes | None, str | None, str | None]]  # SHA-256; or None, the reason and the error
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +71,13 @@ def make_plan(
     ]
     _check_labels(known.rows, kept, labels[first], names)
 
-    sizes, versions = _stat(inputs.root, listed)
+    sizes, versions = sizes_and_versions(inputs.root, listed)
     suspect = sizes[first] != known.rows["bytes"].to_numpy()[kept]
     suspect |= pc.not_equal(versions.take(first), known.rows["version"].take(kept)).to_numpy()
     suspect |= known.rows["sha256"].is_null().to_numpy()[kept]
     again, new = first[suspect], np.flatnonzero(row_of < 0)
     to_read = np.concatenate([again, new])
-    found = _collect(watch(_contents(inputs.root, listed, sizes, to_read), len(to_read)))
+    found = _collect(watch(read_contents(inputs.root, listed, sizes, to_read), len(to_read)))
 
     rows = _merge(known.rows, listed, sizes, versions, labels, kept, first, new)
     at = np.concatenate([row_of[again], np.arange(len(known.rows), len(rows))])  # rows that were read
@@ -106,19 +99,6 @@ def make_plan(
     work = _work(rows, shards, slots, gone, computed)
     counts = (len(new), int(moved.sum()), int(gone.sum()), int(again_.sum()))
     return Plan(rows, work, names, next_shard, *counts)
-
-
-def locators(root: Path, table: pa.Table, sizes: Sequence[int]) -> list[Locator]:
-    """Return the places of the inputs in a table of `ROWS`, `WORK` or `rows.LISTED`."""
-    found: list[Locator] = []
-    columns = (table[name].to_pylist() for name in ("path", "archive", "offset"))
-    for path, archive, offset, size in zip(*columns, sizes, strict=True):
-        if archive:
-            member = os.fsdecode(path[archive + 1 :])
-            found.append(Locator(str(root / os.fsdecode(path[:archive])), member, offset, size))
-        else:
-            found.append(Locator(str(root / os.fsdecode(path))))
-    return found
 
 
 def _merge(
@@ -303,50 +283,6 @@ def _check_labels(
             f"{count} label{'s' * (count != 1)} changed since the store was made, for example {path!r}: "
             f"{was} -> {now}; give another --out"
         )
-
-
-def _stat(root: Path, listed: pa.Table) -> tuple[Int[np.ndarray, " n"], pa.Array]:
-    """Return the size and version of each input, -1 and "" if missing. A member has its own size and the archive's
-    version."""
-    sizes, versions = listed["bytes"].to_numpy().copy(), []
-    of_archive: dict[bytes, tuple[int, str]] = {}
-    for start in range(0, len(listed), CHUNK):
-        some = listed[start : start + CHUNK]
-        found = []
-        for i, (path, archive) in enumerate(zip(some["path"].to_pylist(), some["archive"].to_pylist(), strict=True)):
-            name = path[:archive] if archive else path
-            stat = of_archive.get(name) or _size_and_version(os.path.join(os.fsencode(root), name))  # noqa: PTH118  # bytes
-            if archive:
-                of_archive[name] = stat
-            else:
-                sizes[start + i] = stat[0]
-            found.append(stat[1])
-        versions.append(pa.array(found, pa.string()))
-    return sizes, pa.chunked_array(versions, pa.string()).combine_chunks()
-
-
-def _size_and_version(path: bytes) -> tuple[int, str]:
-    try:
-        status = os.stat(path)  # noqa: PTH116  # a Path for each of a million files costs more than asking for it
-    except (OSError, ValueError):  # ValueError: a null character
-        return -1, ""
-    return status.st_size, str(status.st_mtime_ns)
-
-
-def _contents(root: Path, listed: pa.Table, sizes: Int[np.ndarray, " n"], chosen: Int[np.ndarray, " m"]) -> Contents:
-    """Yield the SHA-256 of each chosen input, or why it cannot be read."""
-    archives = bool(len(chosen)) and pc.max(listed["archive"]).as_py() > 0
-    with ThreadPoolExecutor(1 if archives else READERS) as threads:  # an archive is read in its own order
-        for start in range(0, len(chosen), CHUNK):
-            some = chosen[start : start + CHUNK]
-            yield from threads.map(_content, locators(root, listed.take(pa.array(some)), sizes[some].tolist()))
-
-
-def _content(at: Locator) -> tuple[bytes | None, str | None, str | None]:
-    try:
-        return hashlib.sha256(read_bytes(at)).digest(), None, None
-    except Unreadable as unreadable:
-        return None, unreadable.reason, str(unreadable)
 
 
 def _collect(contents: Contents) -> dict[str, pa.Array]:

@@ -7,7 +7,6 @@ the last bits.
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal, cast, get_args
 
 import pyarrow as pa
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 from vitbackbone.contract import Backbone, BackboneModule, Precision, Runtime, device_of
 from vitbackbone.images import ImageTransform, Photo, Resolution
 from vitbackbone.runtime import SAMPLE, optimize, rebuild
-from vitbackbone.store.locate import Unreadable, read_bytes
-from vitbackbone.store.plan import locators
+from vitbackbone.store.locate import Unreadable, locators, read_bytes
+from vitbackbone.store.rows import Root
 
 AUTO_FROM = 2000  # images; with fewer, comparing the routes takes longer than it saves
 TRIED = 64  # most inputs that are opened for a sample
@@ -60,7 +59,7 @@ def is_optimised(backbone: Backbone) -> bool:
 
 
 def read_sample(
-    root: Path,
+    root: Root,
     rows: pa.Table,
     preprocess: ImageTransform,
     resolution: Resolution | None,

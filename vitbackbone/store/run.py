@@ -21,12 +21,13 @@ from vitbackbone.store.publication import check_folder
 from vitbackbone.store.pull import pull
 from vitbackbone.store.records import Snapshot
 from vitbackbone.store.route import Choice, calibration, choose, is_optimised, read_sample
+from vitbackbone.store.rows import Root
 from vitbackbone.store.shard_job import Job, Tally
 from vitbackbone.store.slices import Slice
 from vitbackbone.store.snapshots import latest, read_manifest
 from vitbackbone.store.source import list_inputs
 from vitbackbone.store.store import FeatureStore
-from vitbackbone.store.transaction import publish_plan, publish_results
+from vitbackbone.store.transaction import check_settings, publish_plan, publish_results
 
 SHARD_BYTES = 2**28  # largest default shard
 
@@ -35,7 +36,7 @@ log = logging.getLogger("vitbackbone")
 
 def extract(
     backbone: Backbone,
-    source: str | PathLike[str],
+    source: str | PathLike[str] | None,
     out: str | PathLike[str],
     *,
     tokens: Sequence[str] = ("cls",),
@@ -55,6 +56,7 @@ def extract(
     slice: tuple[int, int] = (0, 1),
     cluster: RayCluster | None = None,
     retry_failed: bool = False,
+    allow_private_urls: bool = False,
     progress: bool = True,
 ) -> FeatureStore:
     """Write the features of the images of `source` into the store `out`, and return the store.
@@ -64,7 +66,9 @@ def extract(
     Images with the same content are computed once. The run needs about twice the memory of one shard.
 
     `backbone`: must be an `nn.Module`. It runs on `device` in eval mode and in its own dtype, and is left unchanged.
-    `source`: a folder, a glob, a CSV or parquet list, or archives; see `list_inputs`.
+    `source`: a folder, a glob, a CSV or parquet list, or archives, on this machine or in a bucket; see `list_inputs`.
+    None lists nothing and computes what the last run has planned, to help it from another machine.
+    `out`: a folder, or the URL of a prefix in a bucket such as s3://bucket/features.
     `tokens`: any of "cls", "registers", "patches".
     `layers`: block indices, negative from the end. The backbone's final norm is applied if it has one. The store
     shows the last of these layers by default.
@@ -83,7 +87,8 @@ def extract(
     `slice`: (i, n) computes slice i of n, counted from 0, while other runs compute the others. The returned store is
     partial until all slices are complete.
     `cluster`: compute the shards on a Ray cluster.
-    `retry_failed`: read the failed images again. `progress`: show a progress bar.
+    `retry_failed`: read the failed images again. `allow_private_urls`: as for `list_inputs`. `progress`: show a
+    progress bar.
 
     Raises `ValueError` if the source has no images, if an argument does not fit the backbone or another argument, or
     if `out` is a store made from something else; the error lists each difference. Raises `BlockingIOError` while
@@ -124,16 +129,23 @@ def extract(
     storage = open_storage(out)
     if isinstance(storage, LocalStorage):
         check_folder(storage.root)
-    inputs = list_inputs(source)
-    for note in inputs.notes:
+    inputs = None if source is None else list_inputs(source, allow_private_urls=allow_private_urls)
+    for note in inputs.notes if inputs is not None else ():
         log.warning("%s", note)
     last = latest(storage)
+    if inputs is not None:
+        root, count = inputs.root, len(inputs)
+    elif last is not None:
+        root, count = Root(last.root, allow_private_urls), last.counts.rows
+    else:
+        raise ValueError(f"{storage.url} is not a store yet; give the source of the images")
     stored = None if last is None else Runtime(**read_manifest(storage, last)["runtime"])
     sample: list[Tensor] = []
     if precision != "fp32":
-        first = inputs.table if last is None or not last.rows else read_part(storage, last.rows[0], ROWS)
-        sample = read_sample(inputs.root, first, backbone.preprocess, resolution, keep_aspect, max_pixels)
-    runtime = choose(backbone, precision, engine, stored, len(inputs), sample, device)
+        listed = inputs.table if inputs is not None else ROWS.empty_table()
+        first = read_part(storage, last.rows[0], ROWS) if last is not None and last.rows else listed
+        sample = read_sample(root, first, backbone.preprocess, resolution, keep_aspect, max_pixels)
+    runtime = choose(backbone, precision, engine, stored, count, sample, device)
     manifest = make_manifest(
         backbone,
         weights_sha256(backbone),
@@ -156,8 +168,13 @@ def extract(
         leases.claim_run()
         leases.sweep()
         storage.sweep()
-        snapshot = publish_plan(storage, manifest, inputs, retry_failed, watch)
-        job = Job(storage, inputs.root, manifest, batch_size, workers, str(device), sample, max_pixels)
+        if inputs is not None:
+            snapshot = publish_plan(storage, manifest, inputs, retry_failed, watch)
+        else:
+            check_settings(storage, last, manifest)
+            assert last is not None  # checked above
+            snapshot = last
+        job = Job(storage, root, manifest, batch_size, workers, str(device), sample, max_pixels)
         while snapshot.work:
             if cluster is not None:
                 tallies = compute_on_cluster(job, backbone, snapshot, mine, cluster)

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,11 +14,12 @@ from vitbackbone.contract import Backbone, Runtime, evaluating
 from vitbackbone.files import Storage
 from vitbackbone.store.embed import Embedder
 from vitbackbone.store.layout import DTYPES
+from vitbackbone.store.locate import locators
 from vitbackbone.store.manifest import Manifest
-from vitbackbone.store.plan import locators
 from vitbackbone.store.reader import Asked, ImageReader, Outcome, naming_a_killed_reader, read_batches
 from vitbackbone.store.results import Task, publish_result
 from vitbackbone.store.route import prepared
+from vitbackbone.store.rows import Root
 
 FIRST = 4  # images of the first batch of a shard
 SPREAD = 2  # a forward has at most this many times the pixels of a batch of images of the asked size
@@ -30,7 +30,7 @@ class Job:
     """A description of the work: everything that a process needs beside the backbone and the tasks."""
 
     storage: Storage
-    root: Path  # of the inputs
+    root: Root  # of the inputs
     manifest: Manifest
     batch_size: int
     workers: int

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vitbackbone.files import Storage
+from vitbackbone.store.identity import Contents
 from vitbackbone.store.layout import RESULTS, ROWS, WORK, done_key, lease_key
 from vitbackbone.store.locate import PASSING
 from vitbackbone.store.manifest import Manifest, differences
 from vitbackbone.store.objects import check_object, cut, put_json, put_table, read_table
-from vitbackbone.store.plan import Contents, Known, Plan, make_plan, result_rows, shards_of
+from vitbackbone.store.plan import Known, Plan, make_plan, result_rows, shards_of
 from vitbackbone.store.records import Counts, Snapshot
 from vitbackbone.store.results import (
     Task,
