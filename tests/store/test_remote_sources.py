@@ -183,6 +183,7 @@ def test_an_archive_is_read_by_few_large_ranges_and_a_member_by_a_small_one(faul
     assert len(inputs) == 300
     listed = len(faults.requests)
     assert listed < 20
+    assert sum(_length(request[2]) for request in faults.requests if request[2]) < 1.1 * size  # nothing twice
     at = locators(inputs.root, inputs.table, inputs.table["bytes"].to_pylist())
     faults.requests.clear()
     sizes = inputs.table["bytes"].to_numpy()
