@@ -44,6 +44,7 @@ def parser() -> Parser:
 
     _add_extraction(command)
     _add_probing(command)
+    _add_evaluation(command)
     _add_looking(command)
     _add_checking(command)
     return whole
@@ -254,6 +255,39 @@ def _add_probing(command: Command) -> None:
     group.add_argument("--template", action="append", metavar="TEXT", help=text)
     text = "tokenizer of the text tower, if it does not lie beside the weights"
     group.add_argument("--tokenizer", metavar="PATH", help=text)
+
+
+def _add_evaluation(command: Command) -> None:
+    p = command(
+        "evaluate",
+        "evaluating.run_evaluate",
+        "Compute a backbone's figures by the papers' protocols, with the published figures beside them. A killed run "
+        "resumes. The exit code is 1 if an image could not be read, or if `check` finds a difference.",
+        f"vitbackbone evaluate knn linear --data imagenet=ImageNet/ --model {STRONGER} --out results/",
+        "vitbackbone evaluate list",
+        "vitbackbone evaluate describe knn",
+        "vitbackbone evaluate check knn --data imagenet=ImageNet/",
+        "vitbackbone evaluate report results/",
+    )
+    text = "protocols; or list, describe PROTOCOL, check PROTOCOL, report OUT"
+    p.add_argument("what", nargs="+", metavar="PROTOCOL", help=text)
+    _model(p)
+    text = "a dataset in its official layout; give it again for several. A folder alone is the protocol's first dataset"
+    p.add_argument("--data", action="append", metavar="NAME=DIR", help=text)
+    text = "folder for results, trained heads, and what a killed run resumes from; several runs may share it"
+    p.add_argument("--out", type=out_folder, metavar="DIR", help=text)
+    text = "whose settings, such as v2 for DINOv2 (default: the first that `list` shows)"
+    p.add_argument("--variant", metavar="NAME", help=text)
+    text = "change a setting that `describe` shows, such as fit.ks=10,20; give it again for several"
+    p.add_argument("--set", action="append", metavar="KEY=VALUE", help=text)
+    text = "use at most N images of each part of a dataset, to try a command"
+    p.add_argument("--limit", type=_positive, metavar="N", help=text)
+    group = p.add_argument_group("how it runs")
+    group.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images in one forward pass")
+    text = "processes that read images; 0 reads them in the main process"
+    group.add_argument("--workers", type=_count, default=0, metavar="N", help=text)
+    group.add_argument("--device", default="cpu", help=DEVICE)
+    add_json(p)
 
 
 def _add_looking(command: Command) -> None:

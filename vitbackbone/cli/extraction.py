@@ -22,7 +22,7 @@ def run_extract(args: argparse.Namespace) -> int:
     from vitbackbone.store import extract
 
     cluster = _cluster(args)
-    with _terminable():
+    with terminable():
         store = extract(
             load(args),
             args.source,
@@ -134,7 +134,7 @@ def _print_some(lines: list[str], more: str) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM, with which schedulers stop a job, end the command as Ctrl-C does: no half-written file, no lock."""
 
     def stop(*_: object) -> None:

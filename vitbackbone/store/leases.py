@@ -62,6 +62,12 @@ class Leases:
         """Say that a run is at work."""
         self.claim(f"{RUN}{self.token}")
 
+    def sweep(self) -> None:
+        """Remove the leases of workers that are gone."""
+        for stored in list(self.storage.list("leases/")):
+            if self._is_past(stored.key):
+                self.storage.delete(stored.key)
+
     def release(self, key: str) -> None:
         """Give a lease back. Does nothing if it is not held."""
         with self._lock:

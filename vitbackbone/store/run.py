@@ -166,6 +166,7 @@ def extract(
 
     with Leases(storage).kept() as leases:
         leases.claim_run()
+        leases.sweep()
         storage.sweep()
         if inputs is not None:
             snapshot = publish_plan(storage, manifest, inputs, retry_failed, watch)
