@@ -3,12 +3,14 @@
 import base64
 import hmac
 import http.client
+import io
 import random
 import re
 import shutil
 import socket
 import ssl
 import subprocess
+import tarfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +23,8 @@ from threading import Lock, Thread
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+
+from tests.helpers import photo
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 
@@ -247,3 +251,27 @@ class _ManyKeys(BaseHTTPRequestHandler):
 def many_keys(count: int) -> AbstractContextManager[str]:
     """Serve the list of a bucket of `count` keys. Gives the URL."""
     return serving(type("ManyKeys", (_ManyKeys,), {"count": count}))
+
+
+@contextmanager
+def photos_in_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Serve the bucket `photos` with three shards of four photos, and let this process go to it."""
+    from vitbackbone.files import open_storage
+    from vitbackbone.files.cloud_clients import client_of
+
+    with moto() as url:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(name, value)
+        client_of.cache_clear()
+        for shard in range(3):
+            data = io.BytesIO()
+            with tarfile.open(fileobj=data, mode="w") as tar:
+                for i in range(4):
+                    image = io.BytesIO()
+                    photo(40, 52, seed=4 * shard + i).save(image, "PNG")
+                    member = tarfile.TarInfo(f"{4 * shard + i:02}.png")
+                    member.size = image.tell()
+                    tar.addfile(member, io.BytesIO(image.getvalue()))
+            open_storage("s3://photos/shards").put(f"part-{shard:04}.tar", data.getvalue())
+        yield
+        client_of.cache_clear()
