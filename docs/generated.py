@@ -9,17 +9,18 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ROOMS = {  # each package: what is in it, and its column and row in the drawing; it imports from the rows below its own
     "cli": ("the command", 1.5, 0),
-    "heads": ("features to results", 1, 1),
-    "sklearn": ("ImageFeatures", 3, 1),
-    "store": ("features on disk", 0, 1),
-    "inspection": ("costs and pictures", 2, 1),
-    "runtime": ("the same features, sooner", 0, 2),
-    "checkpoints": ("names and files to weights", 2, 2),
-    "networks": ("networks of timm", 2, 3),
-    "model": ("the Vision Transformer", 1.5, 4),
-    "contract": ("what a backbone returns", 1.5, 5),
-    "images": ("files to tensors", 1.5, 6),
-    "files": ("whole files or none", 1.5, 7),
+    "evaluation": ("the papers' protocols", 1, 1),
+    "heads": ("features to results", 1, 2),
+    "sklearn": ("ImageFeatures", 3, 2),
+    "store": ("features on disk", 0, 2),
+    "inspection": ("costs and pictures", 2, 2),
+    "runtime": ("the same features, sooner", 0, 3),
+    "checkpoints": ("names and files to weights", 2, 3),
+    "networks": ("networks of timm", 2, 4),
+    "model": ("the Vision Transformer", 1.5, 5),
+    "contract": ("what a backbone returns", 1.5, 6),
+    "images": ("files to tensors", 1.5, 7),
+    "files": ("whole files or none", 1.5, 8),
 }
 Edge = tuple[str, str]  # the importing package and the imported one
 Point = tuple[float, float]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from heads import load_head
 from tests.evaluation.classified import SMALL, WNIDS, make_imagenet, make_wnids, save
-from tests.helpers import tiny_vit
+from tests.helpers import cases, tiny_vit
 from vitbackbone import Preprocess, evaluate
 from vitbackbone.evaluation import read_results
 
@@ -27,6 +27,11 @@ def imagenet(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def backbone():
     return tiny_vit()
+
+
+def view(backbone, short: int = 36) -> Preprocess:
+    mean, std = backbone.preprocess.mean, backbone.preprocess.std
+    return Preprocess(image_size=(32, 32), crop_pct=32 / short, mean=mean, std=std)
 
 
 def embed(backbone, root: Path, split: str, blocks: int = 1, short: int = 36) -> tuple[np.ndarray, np.ndarray]:
@@ -76,9 +81,8 @@ def test_few_shots_draw_equal_numbers_of_each_class(imagenet, backbone, tmp_path
         values.append(100 * np.mean(y[chosen][(Q @ X[chosen].T).argmax(axis=1)] == truth))
     score = result.scores[0]
     assert score.value == pytest.approx(np.mean(values))
-    assert score.interval == pytest.approx(
-        (np.mean(values) - np.std(values, ddof=1), np.mean(values) + np.std(values, ddof=1))
-    )
+    mean, spread = np.mean(values), np.std(values, ddof=1)
+    assert score.interval == pytest.approx((mean - spread, mean + spread))
 
 
 def test_logistic_regression_is_scikit_learns(imagenet, backbone, tmp_path) -> None:
@@ -101,9 +105,8 @@ def test_logistic_regression_is_scikit_learns(imagenet, backbone, tmp_path) -> N
     with torch.no_grad():
         features = backbone(images)
         logits = head(features)
-    assert torch.allclose(
-        logits.softmax(1).double(), torch.from_numpy(final.predict_proba(features.cls.double().numpy())), atol=1e-4
-    )
+    theirs = torch.from_numpy(final.predict_proba(features.cls.double().numpy()))
+    assert torch.allclose(logits.softmax(1).double(), theirs, atol=1e-4)
 
 
 def test_all_linear_heads_train_as_each_would_alone() -> None:
@@ -166,7 +169,7 @@ def test_linear_reports_the_best_of_all_heads_and_saves_it(imagenet, backbone, t
     assert len(result.facts["heads"]) == 52
     assert result.value() == max(each["top-1"] for each in result.facts["heads"])
     head = load_head(tmp_path / result.heads["linear"], backbone)
-    own = Preprocess(image_size=(32, 32), crop_pct=32 / 36, mean=backbone.preprocess.mean, std=backbone.preprocess.std)
+    own = view(backbone)
     right = []
     for label, wnid in enumerate(WNIDS):
         for file in sorted((imagenet / "val" / wnid).iterdir()):
@@ -176,9 +179,7 @@ def test_linear_reports_the_best_of_all_heads_and_saves_it(imagenet, backbone, t
     assert result.value() == pytest.approx(100 * np.mean(right))
 
 
-@pytest.mark.parametrize(
-    "variant", ["mae", pytest.param("v1", marks=pytest.mark.slow), pytest.param("v3", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("variant", cases(["mae", "v1", "v3"], ["mae"]))
 def test_other_linear_probes_run(variant, imagenet, backbone, tmp_path) -> None:
     settings = {**SMALL, "fit.size": 32} | ({"fit.epochs": 2} if variant == "mae" else {"fit.steps": 3, "fit.batch": 8})
     settings |= {"features.blocks": 2} if variant == "v1" else {}
@@ -187,7 +188,7 @@ def test_other_linear_probes_run(variant, imagenet, backbone, tmp_path) -> None:
     load_head(tmp_path / result.heads["linear"], backbone)
 
 
-@pytest.mark.parametrize("variant", ["vjepa", pytest.param("aim", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("variant", cases(["vjepa", "aim"], ["vjepa"]))
 def test_attentive_probes_run_and_are_saved(variant, imagenet, backbone, tmp_path) -> None:
     settings = {**SMALL, "fit.size": 32, "fit.epochs": 2, "fit.batch": 8}
     result = evaluate("attentive", backbone, imagenet, tmp_path, variant=variant, settings=settings, progress=False)[0]
@@ -221,14 +222,12 @@ def others(tmp_path_factory) -> dict[str, Path]:
 
 
 def test_one_fit_serves_every_test_set_of_imagenet(imagenet, others, backbone, tmp_path) -> None:
-    names = ["linear", *others]
-    data = {"imagenet": imagenet, **others}
-    results = evaluate(
-        names, backbone, data, tmp_path, settings=LINEAR | {"metric.short": 32} if False else LINEAR, progress=False
-    )
+    names = ["linear", *(name for name in others if name != "imagenet-c")]
+    data = {name: folder for name, folder in {"imagenet": imagenet, **others}.items() if name != "imagenet-c"}
+    results = evaluate(names, backbone, data, tmp_path, settings=LINEAR, progress=False)
     assert len(list((tmp_path / "work").glob("linear-*"))) == 1
     head = load_head(tmp_path / results["linear"].heads["linear"], backbone)
-    own = Preprocess(image_size=(32, 32), crop_pct=32 / 36, mean=backbone.preprocess.mean, std=backbone.preprocess.std)
+    own = view(backbone)
 
     def logits(file: Path) -> np.ndarray:
         with torch.no_grad():
@@ -247,10 +246,29 @@ def test_one_fit_serves_every_test_set_of_imagenet(imagenet, others, backbone, t
     assert results["imagenet-real"].value() == pytest.approx(100 * np.mean(right))
     assert results["imagenet-real"].scores[0].n == len(right)
     v2 = others["imagenet-v2"] / "imagenetv2-matched-frequency-format-val"
-    right = [
-        int(np.argmax(logits(file))) == label for label in range(4) for file in sorted((v2 / str(label)).iterdir())
-    ]
+    files = [(label, file) for label in range(4) for file in sorted((v2 / str(label)).iterdir())]
+    right = [int(np.argmax(logits(file))) == label for label, file in files]
     assert results["imagenet-v2"].value() == pytest.approx(100 * np.mean(right))
+
+
+@pytest.mark.slow
+def test_corruption_errors_are_weighed_by_alexnets(imagenet, others, backbone, tmp_path) -> None:
+    from vitbackbone.evaluation.metrics.corruption import ALEXNET
+
+    data = {"imagenet": imagenet, "imagenet-c": others["imagenet-c"]}
+    settings = LINEAR | {"metric.short": 36}
+    results = evaluate(["linear", "imagenet-c"], backbone, data, tmp_path, settings=settings, progress=False)
+    head, own = load_head(tmp_path / results["linear"].heads["linear"], backbone), view(backbone)
+    ratios = []
+    for kind, alexnet in ALEXNET.items():
+        wrong = []
+        for severity in range(1, 6):
+            file = others["imagenet-c"] / kind / str(severity) / WNIDS[severity % 4] / "0.JPEG"
+            with torch.no_grad():
+                features = backbone.forward_layers(own(file)[None], head.layers, norm=True)
+                wrong.append(int(head(*features).argmax()) != severity % 4)
+        ratios.append(np.mean(wrong) / alexnet)
+    assert results["imagenet-c"].value() == pytest.approx(100 * np.mean(ratios), abs=1e-6)
 
 
 def test_low_shot_reads_the_lists_of_simclr(imagenet, backbone, tmp_path) -> None:
@@ -258,9 +276,8 @@ def test_low_shot_reads_the_lists_of_simclr(imagenet, backbone, tmp_path) -> Non
     (tmp_path / "1percent.txt").write_text("\n".join(names))
     data = {"imagenet": imagenet, "imagenet-1percent": tmp_path / "1percent.txt"}
     settings = {**SMALL, "fit.powers": "-1,1,2"}
-    result = evaluate(
-        "low-shot", backbone, data, tmp_path / "out", variant="1percent", settings=settings, progress=False
-    )[0]
+    options = {"variant": "1percent", "settings": settings, "progress": False}
+    result = evaluate("low-shot", backbone, data, tmp_path / "out", **options)[0]
     dim = backbone.spec.dim
     (X, y), (Q, truth) = (embed(backbone, imagenet, split) for split in ("train", "val"))
     rows = np.array([6 * label + i for label in range(4) for i in (1, 3)])

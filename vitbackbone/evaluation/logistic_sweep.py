@@ -5,6 +5,7 @@ Axes: `N` samples, `F` features, `K` classes.
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,14 @@ from vitbackbone.evaluation.run import Run
 
 Scores = Float[np.ndarray, "N K"]
 Labels = Int[np.ndarray, "N ..."]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Features with their labels."""
+
+    features: Float[np.ndarray, "N F"]
+    labels: Labels
 
 
 class Logistic:
@@ -83,8 +92,8 @@ def metric_of(kind: str, scores: Scores, labels: Labels) -> float:
 def sweep(
     run: Run,
     key: Sequence[Any],
-    train: tuple[Float[np.ndarray, "N F"], Labels],
-    held: tuple[Float[np.ndarray, "M F"], Labels],
+    train: Samples,
+    held: Samples,
     classes: int,
     metric: str,
 ) -> float:
@@ -94,8 +103,8 @@ def sweep(
     for C in values:
 
         def one(C: float = C) -> dict[str, np.ndarray]:
-            model = fit_logistic(*train, classes, C, fit.tolerance, fit.iterations)
-            return {"value": np.array(metric_of(metric, model.scores(held[0]), held[1]))}
+            model = fit_logistic(train.features, train.labels, classes, C, fit.tolerance, fit.iterations)
+            return {"value": np.array(metric_of(metric, model.scores(held.features), held.labels))}
 
         found.append(float(run.stage("logistic-c", [*key, C], one)["value"]))
     return values[int(np.argmax(found))]

@@ -53,6 +53,10 @@ class Protocol:
         """Return the value of each setting by its key."""
         return {each.key: each.value for each in self.settings()}
 
+    def names(self) -> set[str]:
+        """Return every name that `with_settings` takes: whole keys, and their last parts."""
+        return {name for key in self.values() for name in (key, key.rpartition(".")[2])}
+
     def with_settings(self, given: Mapping[str, str]) -> "Protocol":
         """Return the protocol with settings changed to the values of texts, as `--set` gives them.
 

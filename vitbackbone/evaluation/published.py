@@ -31,8 +31,8 @@ def figures() -> tuple[Figure, ...]:
     """Return all published figures, in the order of the file."""
     found = []
     for table in _file()["table"]:
-        about = [table[key] for key in ("protocol", "variant", "dataset", "metric")]
-        found += [Figure(model, *about, float(value), table["source"]) for model, value in table["figures"].items()]
+        about = {key: table[key] for key in ("protocol", "variant", "dataset", "metric", "source")}
+        found += [Figure(model=model, value=float(value), **about) for model, value in table["figures"].items()]
     return tuple(found)
 
 

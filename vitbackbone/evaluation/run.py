@@ -95,7 +95,7 @@ class Run:
         file = self.file(name, *key)
         kept = _read(file)
         if kept is None:
-            kept = {each: np.ascontiguousarray(array) for each, array in compute().items()}
+            kept = {each: np.asarray(array, order="C") for each, array in compute().items()}
             with publish(file) as temporary:
                 temporary.write_bytes(save(dict(kept)))
         return kept

@@ -55,7 +55,7 @@ def evaluate(
     if not names:
         raise ValueError("no protocol was given; `vitbackbone evaluate list` shows them")
     chosen = [find_protocol(name, variant) for name in names]
-    chosen = [each.with_settings(texts) for each in chosen] if texts else chosen
+    chosen = _with_settings(chosen, texts)
     folders = _folders(data, chosen)
     pairs = [(each, dataset) for each in chosen for dataset in own_datasets(each, folders)]
     if out is None:
@@ -64,6 +64,18 @@ def evaluate(
                 pairs, backbone, folders, Path(folder), limit, Machine(device, workers, batch_size, progress)
             )
     return _run_all(pairs, backbone, folders, Path(out), limit, Machine(device, workers, batch_size, progress))
+
+
+def _with_settings(protocols: Sequence[Protocol], texts: Mapping[str, str]) -> list[Protocol]:
+    """Change settings in each protocol that has them. Raises `ValueError` on one that no protocol has."""
+    found = []
+    for each in protocols:
+        own = each.names()
+        found.append(each.with_settings({key: text for key, text in texts.items() if key in own}))
+    for key in texts:
+        if not any(key in each.names() for each in protocols):
+            protocols[0].with_settings({key: texts[key]})  # its error names what there is
+    return found
 
 
 def own_datasets(protocol: Protocol, folders: Mapping[str, Path]) -> list[str]:

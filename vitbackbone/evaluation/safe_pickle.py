@@ -31,7 +31,8 @@ class _Dtype:
 
     def __setstate__(self, state: Any) -> None:
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
-        self.dtype = self.dtype.newbyteorder(order)
+        if order in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder("<" if order == "<" else ">")
 
     def read(self, data: Any, shape: tuple[int, ...], order: Any) -> NDArray[Any]:
         raw = data.encode("latin1") if isinstance(data, str) else bytes(data)

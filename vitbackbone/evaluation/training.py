@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load, save
@@ -26,6 +26,7 @@ KEEP_SECONDS = 30.0  # between two checkpoints
 log = logging.getLogger("vitbackbone")
 
 
+@runtime_checkable
 class Trained(Protocol):
     """A classifier with its optimiser."""
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vitbackbone.contract import (
     Attention,
+    Backbone,
     BackboneModule,
     BackboneSpec,
     Features,
@@ -108,7 +109,7 @@ class VectorBackbone(nn.Module):
     def forward(self, images: Batch) -> Features:
         vectors = self.features.read(self.backbone, images)
         sizes = tuple((each.shape[-2], each.shape[-1]) for each in images)
-        empty = vectors[:, None, :0].transpose(1, 2)
+        empty = vectors[:, None][:, :0]
         return Features(vectors, empty, vectors[:, :, None, None], Geometry(sizes, self.spec.stride), Pooled(vectors))
 
     def forward_layers(self, images: Batch, layers: Sequence[int], norm: bool | Sequence[bool]) -> tuple[Features, ...]:
@@ -166,7 +167,7 @@ def vectors(run: Run, images: Images, view: CropView, features: VectorFeatures, 
         backbone = stack.enter_context(viewing(run.backbone, view.preprocess(run.backbone)))
         machine = run.machine
         store = extract(
-            backbone if simple else VectorBackbone(backbone, features),
+            backbone if simple else cast(Backbone, VectorBackbone(backbone, features)),
             source,
             run.out / "features" / key,
             batch_size=machine.batch_size,

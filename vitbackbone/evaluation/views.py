@@ -3,8 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from vitbackbone.contract import BackboneModule
 from vitbackbone.evaluation.settings import setting
@@ -42,9 +41,9 @@ class CropView:
         short, crop = self.size(backbone.spec.stride)
         if not 0 < crop <= short:
             raise ValueError(f"view.short={short} and view.crop={crop}; want a crop of at most the short side")
-        size = {"image_size": (crop, crop), "crop_pct": crop / short, "crop_mode": "center", "crop_rounding": "even"}
-        free: dict[str, Any] = {"multiple": 1, "least_pixels": 0, "most_pixels": 0, "resampling": "pillow"}
-        return replace(own, **size, **free, interpolation=self.interpolation)
+        return Preprocess(
+            (crop, crop), crop / short, "center", self.interpolation, mean=own.mean, std=own.std, scale=own.scale
+        )
 
 
 @contextmanager

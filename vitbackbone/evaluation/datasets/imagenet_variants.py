@@ -119,11 +119,11 @@ def read_c(root: Path) -> Corrupted:
     if not found:
         raise LayoutError(f"{root} has no corruption; want {C_TREE}")
     parts = {}
-    for name, folder in sorted(found.items()):
+    for name, top in sorted(found.items()):
         for severity in SEVERITIES:
-            if not (folder / severity).is_dir():
-                raise LayoutError(f"{folder} has no severity {severity}; want {C_TREE}")
-            parts[name, severity] = ByWnid(class_folders(folder, severity, None, C_TREE))
+            if not (top / severity).is_dir():
+                raise LayoutError(f"{top} has no severity {severity}; want {C_TREE}")
+            parts[name, severity] = ByWnid(class_folders(top, severity, None, C_TREE))
     return Corrupted(parts)
 
 

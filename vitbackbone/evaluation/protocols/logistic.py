@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 
 from vitbackbone.evaluation.datasets import Images, Labelled
 from vitbackbone.evaluation.datasets.imagenet import listed
-from vitbackbone.evaluation.logistic_sweep import Logistic, fit_logistic, metric_of, sweep
+from vitbackbone.evaluation.logistic_sweep import Logistic, Samples, fit_logistic, metric_of, sweep
 from vitbackbone.evaluation.metrics.intervals import WILSON, wilson
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
@@ -122,7 +122,7 @@ def _fit_apart(run: Run, some: Images, held: Images) -> Score:
     parts = [
         _vectors(run, part, what) for part, what in ((some, "listed"), (held, "held out"), (run.data.test, "test"))
     ]
-    data = [(part.array, part.labels) for part in parts]
+    data = [Samples(part.array, part.labels) for part in parts]
     key = [_key(run), run.data.digest(), [*parts[0].names], metric]
     C = sweep(run, key, data[0], data[1], len(some.classes), metric)
     return _measured(run, name, _fitted(run, name, parts[0], np.arange(len(parts[0])), C), parts[2], metric, C)
@@ -138,7 +138,7 @@ def _choose(
         raise ValueError(f"{name} has too few training images to choose C on a share of them")
     key = [_key(run), run.read(name).digest(), np.flatnonzero(fitted).tolist(), metric]
     array, labels = train.array, train.labels
-    pairs = (array[fitted], labels[fitted]), (array[held], labels[held])
+    pairs = Samples(array[fitted], labels[fitted]), Samples(array[held], labels[held])
     return sweep(run, key, *pairs, _classes(train, run.read(name)), metric)
 
 
@@ -158,7 +158,8 @@ def _measured(run: Run, name: str, model: Logistic, test: Vectors, metric: str, 
     scores = model.scores(test.array)
     value = 100 * metric_of(metric, scores, test.labels)
     run.facts[name] = {"C": C}
-    made = linear_head(run, *(torch.from_numpy(each).float() for each in (model.coef, model.intercept)), 1, False)
+    weight, bias = (torch.from_numpy(each).float() for each in (model.coef, model.intercept))
+    made = linear_head(run, weight, bias, 1, False)
     if made is not None:
         keep_head(run, f"logistic-{name}" if name != run.dataset else "logistic", made)
     interval, method = (None, "")
