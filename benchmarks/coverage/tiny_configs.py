@@ -42,6 +42,7 @@ KEPT = {
     "stage_mid_channels",
     "stage_out_channels",
     "pos_emb_width",
+    "patch_embed_hidden_size",
 }
 LISTS = {
     r".*(depths|num_layers|layer_counts|num_blocks|layers|stage_.*blocks|blocks_per_stage)": "depth",
@@ -52,12 +53,64 @@ INDICES = r".*(indexes|indices|_layers?|layer_ids|layer_idx|layers_block_type)"
 
 
 # What the names do not tell: settings that must agree with each other, or that have no default.
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
 SLIM = {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640}
+GEMMA4 = {
+    "model_type": "gemma4_vision",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "position_embedding_size": 64,
+}
+OCR_BLOCKS = {
+    f"{direction}_{length}ratio": [1, 1, 0]
+    for direction in ("vertical_long_to_small_conv", "horizontal_small_to_long_conv", "symmetric_conv_long")
+    for length in ("long", "mid", "short")
+}
+OCR = {
+    "kernel_list": [3, 2, 2],
+    "scale_factor_list": [1, 2, 4, 8],
+    "intraclass_block_config": {"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0], **OCR_BLOCKS},
+}
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "pp_ocrv5_server_det": OCR,
+    "pp_ocrv6_medium_det": OCR,
+    "qwen4_exp": {"text_config": {"layer_types": ["linear_attention"] * 2, "ple_layer_ids": []}},
     "align": {"vision_config": SLIM},
     "align_vision_model": SLIM,
     "efficientnet": SLIM,
-    "cohere_compass": {"text_config": {"layer_types": ["sliding_attention", "sliding_attention"]}},
+    "cohere_compass": {
+        "text_config": {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), ROPE)}
+    },
+    "gemma4_unified": {"vision_config": {"output_proj_dims": 32}},
+    "embedding_gemma2": {"vision_config": GEMMA4},
+    "molmo2": {"vision_config": {"num_position_embeddings": 16}},
+    "molmo2_vision": {"num_position_embeddings": 16},
+    "seggpt": {"merge_index": 0},
+    "t5gemma2_encoder": {"text_config": {"dropout_rate": 0.0}},
+    "deepseek_ocr2": {
+        "text_config": {"mlp_layer_types": ["dense", "sparse"]},
+        "vision_config": {"sam_config": {"downsample_channels": [32, 32]}},
+    },
+    "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 1, "moe_intermediate_size": 32}},
+    "sapiens2": {"num_key_value_heads_per_layer": [2, 2]},
+    "gemma3n": {
+        "vision_config": {"architecture": "test_efficientnet", "hidden_size": 256, "do_pooling": False},
+        "text_config": {"num_kv_shared_layers": 0, "intermediate_size": 64, "activation_sparsity_pattern": [0.0, 0.0]},
+    },
+    "perception_lm": {"vision_config": {"architecture": "vit_tiny_patch16_224", "model_args": {"embed_dim": 192}}},
+    "timm_backbone": {"backbone": "resnet10t"},
+    "vit_mae": {"mask_ratio": 0.0},
+    "granite4_vision": {
+        "downsample_rate": "1/2",
+        "vision_config": {"hidden_size": 64},
+        "deepstack_layer_map": [[0, 0]],
+        "spatial_target_layers": [0],
+    },
+    "hunyuan_vl": {"text_config": {"head_dim": 16}},
     "apertus1p5": {"text_config": {"vocab_size": 266500}},
     "bit": {"num_groups": 4},
     "bridgetower": {"hidden_size": 64, "vision_config": {"hidden_size": 64}, "text_config": {"hidden_size": 64}},
@@ -71,13 +124,29 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "llama4_vision_model": {"intermediate_size": 128, "projector_input_dim": 32, "projector_output_dim": 32},
     "muse_spark": {"audio_config": {"num_hidden_layers": 4}},
     "neomme": {"layer_types": None},
-    "emu3": {"vocabulary_map": {"<image>": 9}},
+    "emu3": {
+        "vocabulary_map": {"<image>": 9},
+        "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1], "hidden_size": 32, "attn_resolutions": [1]},
+    },
 }
+
+
+WHOLE = {
+    "lightglue",
+    "sam2",
+    "sam2_vision_model",
+    "sam2_hiera_det_model",
+    "superglue",
+    "superpoint",
+    "textnet",
+}  # as they are: their sizes agree
 
 
 def tiny(config_class: Any) -> Any:
     """Return a small config of a class."""
     default = config_class()
+    if config_class.model_type in WHOLE:
+        return default
     settings = default.to_dict()
     for key, part in getattr(config_class, "sub_configs", {}).items():
         if settings.get(key) is None and key.startswith("vision") and hasattr(part, "model_type"):
@@ -124,28 +193,31 @@ def _shrunk(key: str, value: Any, patch: int, settings: Mapping[str, Any]) -> An
     if key in KEPT or isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int):
-        return _number(key, value, patch)
+        return _number(key, value, patch, settings)
     if isinstance(value, list | tuple) and value:
         return _list(key, list(value), patch, settings)
     return value
 
 
-def _number(key: str, value: int, patch: int) -> int:
+def _number(key: str, value: int, patch: int, settings: Mapping[str, Any]) -> int:
     if key in PIXELS:
-        return _side(value, patch)
+        return _side(value, patch, settings)
     for pattern, largest in LARGEST:
         if re.fullmatch(pattern, key):
             return min(value, largest)
     return value
 
 
-def _side(value: int, patch: int) -> int:
+def _side(value: int, patch: int, settings: Mapping[str, Any]) -> int:
+    window, depths = settings.get("window_size"), settings.get("depths")
+    if isinstance(window, int) and isinstance(depths, list | tuple):
+        return min(value, window * patch * 2 ** (len(depths) - 1))  # the last stage of a Swin must hold a window
     return min(value, SIDE * patch if patch > 7 else 64)
 
 
 def _list(key: str, value: list[Any], patch: int, settings: Mapping[str, Any]) -> list[Any]:
     if key in PIXELS:
-        return [_side(side, patch) if isinstance(side, int) else side for side in value]
+        return [_side(side, patch, settings) if isinstance(side, int) else side for side in value]
     if key == "layer_types" or (key.endswith("layer_types") and isinstance(value[0], str)):
         kinds = list(dict.fromkeys(value))[:LAYERS]  # one block of each kind
         return (kinds * LAYERS)[:LAYERS]

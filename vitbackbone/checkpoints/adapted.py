@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from vitbackbone.checkpoints.adapted_sizes import fill_resampled
+from vitbackbone.checkpoints.channels import preprocess_for
 from vitbackbone.checkpoints.huggingface import read_preprocess
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.rules import ConversionError, State
@@ -24,9 +26,12 @@ from vitbackbone.networks import (
     TransformersBackbone,
     TransformersConfig,
     build_tower,
+    channels_of,
     config_of,
     encoder_config,
+    fill_buffers,
     image_size,
+    inner_towers,
     knows,
     make_config,
     private,
@@ -90,15 +95,20 @@ class AdaptedDirectory:
     def entry(self, tower: str | None = None) -> Entry:
         """Return the entry of an image encoder, without the weights."""
         with self._naming():
-            config = self.configure(tower, None, "pad")
+            config = self.configure(tower, None, "pad", None)
             return Entry(config, "transformers", self.preprocess(config), "", str(self.path), on_hub=False)
 
     def configure(
-        self, tower: str | None, image_size: int | tuple[int, int] | None, indivisible: Indivisible
+        self,
+        tower: str | None,
+        image_size: int | tuple[int, int] | None,
+        indivisible: Indivisible,
+        in_chans: int | None,
     ) -> TransformersConfig:
         """Return the configuration with the options of `load_backbone`."""
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        return replace(self.config, tower=tower or "", image_size=size, indivisible=indivisible)
+        options: dict[str, Any] = {"tower": tower or "", "image_size": size, "channels": in_chans}
+        return replace(self.config, indivisible=indivisible, **options)
 
     def preprocess(self, config: TransformersConfig) -> Preprocess:
         """Return the preprocessing of the processor's file, over the defaults of the model type's own processor."""
@@ -107,7 +117,8 @@ class AdaptedDirectory:
         default = Preprocess(image_size=size, crop_pct=1.0, crop_mode="squash")
         default = read_adapted(processor_settings(config.model_type, whole), default)
         preprocess = self.read_processor(default, read_adapted)
-        return preprocess if config.image_size is None else replace(preprocess, image_size=config.image_size)
+        preprocess = preprocess if config.image_size is None else replace(preprocess, image_size=config.image_size)
+        return preprocess_for(preprocess, config.channels or channels_of(encoder_config(whole)))
 
     def build(self, config: TransformersConfig, name: str) -> BackboneModule:
         """Return an untrained image encoder."""
@@ -120,15 +131,38 @@ class AdaptedDirectory:
         Raises `ConversionError` unless the checkpoint fills every parameter of the encoder exactly once.
         """
         with self._naming():
-            preprocess = self.preprocess(config)
-            model, tower = build_tower(config)
-            used = fill(model, tower, state)
-            settings, encoder = config_of(model, tower), model.get_submodule(tower)
-            backbone = TransformersBackbone(replace(config, tower=tower), preprocess, name, encoder, settings)
+            try:
+                backbone, used, note = self._load(config, name, state)
+            except ConversionError:
+                raise
+            except ValueError:
+                within = [] if config.tower else inner_towers(*build_tower(config))
+                if not within:
+                    raise
+                backbone, used, note = self._load(replace(config, tower=within[0]), name, state)
         left = sorted(set(state) - used)
         some = f": {', '.join(left[:3])}{', ...' * (len(left) > 3)}" if left else ""
-        note = f"took {type(encoder).__name__} from {tower or 'the top'}; left out {len(left)} tensors{some}"
-        return backbone.eval(), note
+        return backbone.eval(), f"{note}; left out {len(left)} tensors{some}"
+
+    def _load(self, config: TransformersConfig, name: str, state: State) -> tuple[TransformersBackbone, set[str], str]:
+        """Return the image encoder, the names of the tensors that it took, and a note on what it is."""
+        model, tower = build_tower(config)
+        note = f"took {type(model.get_submodule(tower)).__name__} from {tower or 'the top'}"
+        try:
+            used = fill(model, tower, state)
+        except ConversionError:
+            if config.image_size is None:
+                raise
+            model, _ = build_tower(config)
+            trained, _ = build_tower(replace(config, image_size=None))
+            used = fill(trained, tower, state)
+            pairs = [(each.get_submodule(tower), config_of(each, tower)) for each in (model, trained)]
+            fill_resampled(*pairs[0], *pairs[1])
+            note += f", and resampled its positions to {' x '.join(map(str, config.image_size))} pixels"
+        settings, encoder = config_of(model, tower), model.get_submodule(tower)
+        fill_buffers(encoder)
+        known = replace(config, tower=tower)
+        return TransformersBackbone(known, self.preprocess(config), name, encoder, settings), used, note
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
@@ -159,6 +193,8 @@ def fill(model: Any, tower: str, checkpoint: State) -> set[str]:
     options = private("modeling_utils", "LoadStateDictConfig")(weight_mapping=mapping, dtype=torch.float32)
     with _quietly():
         info, _ = private("core_model_loading", "convert_and_load_state_dict_in_model")(model, tensors, options)
+    if not tower:  # the whole model, whose files leave out tensors that are tied to others
+        model.tie_weights()
     _check(model.get_submodule(tower), tower, info, inside)
     return set(chosen)
 
@@ -210,19 +246,28 @@ def _is_in(target: str, tower: str, inside: set[str]) -> bool:
 
 
 def _check(encoder: Any, tower: str, info: Any, inside: set[str]) -> None:
-    lacking = [f"{tower}.{name}".lstrip(".") for name, each in encoder.named_parameters() if each.device.type == "meta"]
-    lacking += sorted(set(info.missing_keys) & inside - set(lacking))
-    if lacking:
-        raise ConversionError(_misfit("the checkpoint lacks these tensors of the encoder", lacking))
-    wrong = [str(each) for each in info.mismatched_keys if _name(each) in inside] + [
-        f"{key}: {text}" for key, text in info.conversion_errors.items() if key in inside
-    ]
+    """Raise `ConversionError` if a tensor of the encoder is missing, or has another shape."""
+    wrong = [_shapes(each) for each in info.mismatched_keys if _name(each) in inside]
+    wrong += [f"{key}: {text}" for key, text in info.conversion_errors.items() if key in inside]
     if wrong:
         raise ConversionError(_misfit("tensors of another shape", wrong))
+    lacking = [f"{tower}.{name}".lstrip(".") for name, each in encoder.named_parameters() if each.device.type == "meta"]
+    buffers = {f"{tower}.{name}".lstrip(".") for name, _ in encoder.named_buffers()}
+    lacking += sorted(set(info.missing_keys) & inside & buffers - set(lacking))
+    if lacking:
+        raise ConversionError(_misfit("the checkpoint lacks these tensors of the encoder", lacking))
 
 
 def _name(mismatch: Any) -> str:
     return mismatch if isinstance(mismatch, str) else mismatch[0]
+
+
+def _shapes(mismatch: Any) -> str:
+    """Describe a tensor of another shape: its name, and both shapes if transformers tells them."""
+    if isinstance(mismatch, str) or len(mismatch) < 3:
+        return _name(mismatch)
+    given, wanted = (" x ".join(map(str, shape)) for shape in mismatch[1:3])
+    return f"{mismatch[0]} is {given} in the checkpoint, and {wanted} in the model"
 
 
 def _misfit(what: str, names: list[str]) -> str:

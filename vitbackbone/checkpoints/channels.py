@@ -1,6 +1,5 @@
 """Weights for images of another number of channels than the checkpoint was trained on."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from vitbackbone.checkpoints.rules import ConversionError, Rules, State
 from vitbackbone.images import Preprocess
-from vitbackbone.model import ViTConfig
+from vitbackbone.model import ViTConfig, inflate_kernel
 from vitbackbone.networks import TimmBackbone, TimmConfig
 
 RGB = 3
@@ -23,6 +22,9 @@ def with_channels(config: ViTConfig | TimmConfig, channels: int | None) -> ViTCo
     """
     if channels is None or channels == config.channels:
         return config
+    if isinstance(config, ViTConfig) and (config.wavelengths or config.channel_groups):
+        wanted = "wavelengths=" if config.wavelengths else f"images of {config.channels} channels, without in_chans"
+        raise ValueError(f"in_chans={channels}: the channels of this network have no kernels to inflate; give {wanted}")
     if channels < 1:
         raise ValueError(f"in_chans={channels}; want at least 1")
     if config.channels != RGB:
@@ -31,6 +33,20 @@ def with_channels(config: ViTConfig | TimmConfig, channels: int | None) -> ViTCo
             f"own, which no rule turns into {channels}. Pass images of {config.channels} channels, without in_chans"
         )
     return replace(config, channels=channels)
+
+
+def with_wavelengths(config: ViTConfig | TimmConfig, wavelengths: tuple[float, ...]) -> ViTConfig:
+    """Return a configuration for images with a channel of each wavelength, in micrometres.
+
+    Raises `ValueError` if the network has a kernel of its own for each channel, or if a wavelength is not above 0.
+    """
+    if not isinstance(config, ViTConfig) or not config.wavelengths:
+        raise ValueError(
+            f"wavelengths={wavelengths}: the network has a kernel of its own for each channel of its images"
+        )
+    if not wavelengths or not all(0 < each < 100 for each in wavelengths):
+        raise ValueError(f"wavelengths={wavelengths}; want micrometres, such as 0.665 for red, one for each channel")
+    return replace(config, channels=len(wavelengths), wavelengths=wavelengths)
 
 
 def kernels(backbone: Any) -> tuple[str, ...]:
@@ -48,6 +64,8 @@ def stored_channels(
 
     `names`: the parameters that read the channels.
     """
+    if isinstance(config, ViTConfig) and (config.wavelengths or config.channel_groups):
+        return config.channels
     for rule in rules:
         if rule.targets and rule.targets[0] in names and rule.sources[0] in tensors:
             shape = tensors[rule.sources[0]].shape
@@ -57,10 +75,8 @@ def stored_channels(
 
 
 def inflate(parameters: dict[str, Tensor], names: tuple[str, ...], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fit the kernels of RGB images to the channels of the network, by timm's rule (`adapt_input_conv`).
+    """Fit the kernels of RGB images to the channels of the network, by the rule of `inflate_kernel`.
 
-    One channel has the sum of the three kernels. n channels have the kernels of red, green and blue again and again,
-    times 3 / n, so that the response to a grey image stays.
     Raises `ConversionError` for a kernel that does not read red, green and blue.
     """
     changed = dict(parameters)
@@ -71,11 +87,7 @@ def inflate(parameters: dict[str, Tensor], names: tuple[str, ...], wanted: Mappi
         if kernel.ndim != 4 or kernel.shape[1] != RGB:
             shape = " x ".join(map(str, kernel.shape))
             raise ConversionError(f"{name} has the shape {shape}, and in_chans needs a convolution of 3 channels")
-        if channels == 1:
-            changed[name] = kernel.sum(dim=1, keepdim=True)
-        else:
-            tiled = kernel.repeat(1, math.ceil(channels / RGB), 1, 1)[:, :channels]
-            changed[name] = tiled * (RGB / channels)
+        changed[name] = inflate_kernel(kernel, channels)
     return changed
 
 

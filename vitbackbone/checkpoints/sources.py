@@ -19,7 +19,7 @@ from vitbackbone.checkpoints.shapes import settle, settle_swin
 from vitbackbone.checkpoints.shards import FindFile, read_directory
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_directory import TimmDirectory
-from vitbackbone.checkpoints.timm_names import describe_timm
+from vitbackbone.checkpoints.timm_names import describe_timm, is_timm
 from vitbackbone.checkpoints.towers import NoTower, Part, Taken, choose, count_blocks, find_parts, name_part
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry
 from vitbackbone.files import SHORT, did_you_mean, read_json
@@ -47,6 +47,24 @@ class Directory:
             self.labels = read_labels(self.saved)
             self.architecture = read_architecture(self.saved)
 
+    @property
+    def shifts_always(self) -> bool:
+        """Whether the tower is a Swin that feeds a decoder. In transformers, it shifts the windows of each second block
+        even if a map is one window, which timm's network does not."""
+        swin = [part for part in self.parts if part.model_type.layout.startswith("hf_swin")]
+        feeds = [part.path.endswith("backbone_config") or self.architecture.endswith("Backbone") for part in swin]
+        return (bool(feeds) and all(feeds)) or self.saved.get("model_type") == "maskformer-swin"
+
+    def adapted(self) -> "AdaptedDirectory | None":
+        """Return this directory for the adapter over transformers, or None without transformers."""
+        try:
+            config = adapted_config(self.saved)
+        except ImportError:
+            return None
+        if config is None:
+            return None
+        return AdaptedDirectory(self.path, config, self.find_file, partial(_read_processor, self.path))
+
     def entry(self, tower: str | None = None) -> Entry:
         """Return the entry of a tower, without the weights. Raises `ValueError` if there are several and `tower` names
         none."""
@@ -63,7 +81,9 @@ class Directory:
             settings, saved_by = chosen.settings, self.architecture
             config = settle(entry.config, taken.rules, taken.tensors, blocks, settings, saved_by)
             entry = replace(entry, config=config)
-        elif isinstance(entry.config, TimmConfig) and (chosen.path or self.architecture.endswith("Backbone")):
+        elif isinstance(entry.config, TimmConfig) and (
+            chosen.path or self.architecture.endswith(("Backbone", "PreTraining"))
+        ):
             entry = replace(entry, config=settle_swin(entry.config, taken.rules, taken.tensors))
         return entry, taken
 
@@ -104,7 +124,8 @@ def open_directory(path: Path, find_file: FindFile | None = None) -> AnyDirector
     if "architecture" in saved and "model_type" not in saved:
         return TimmDirectory(path, saved, find_file)
     try:
-        return Directory(path, saved, find_file)
+        found = Directory(path, saved, find_file)
+        return (found.shifts_always and found.adapted()) or found
     except NoTower as error:
         text = f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}"
         try:
@@ -204,5 +225,10 @@ def read_published(name: str) -> State:
 
 
 def _unknown(known: str) -> str:
-    hint = did_you_mean(known, [*ZOO, *ADAPTED]) or "."
+    listed = [*ZOO, *ADAPTED]
+    tagged = [name for name in listed if name.startswith(f"{known}.")]
+    if tagged or is_timm(known):
+        hint = f", did you mean {' or '.join(map(repr, [*tagged[:3], f'timm:{known}']))}?"
+    else:
+        hint = did_you_mean(known, listed) or "."
     return f"unknown backbone {known!r}{hint} Want a name of list_backbones(), 'hf:OWNER/REPOSITORY' or a directory."

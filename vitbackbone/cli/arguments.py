@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitbackbone import __version__
 from vitbackbone.cli.model import STRONGER
 from vitbackbone.cli.output import add_json
-from vitbackbone.cli.places import DEVICES, out_folder
+from vitbackbone.cli.places import DEVICES, out_folder, store_folder
 from vitbackbone.cli.usage import Options, Parser
 
 if TYPE_CHECKING:
@@ -86,13 +86,20 @@ def _add_extraction(command: Command) -> None:
         "Write the features of images into a store. Run it again to compute what is missing, damaged, new or changed.",
         f"vitbackbone extract photos/ --model {STRONGER} --out features/ --tokens cls,patches",
         "vitbackbone extract 'shards/*.tar' --out features/ --workers 4",
+        "vitbackbone extract 's3://photos/shard-{000000..000999}.tar' --out s3://features/dinov2",
+        "vitbackbone extract photos/ --out features/ --devices all",
         "vitbackbone extract photos/ --out features/ --slice 0/3",
         "vitbackbone extract photos/ --out features/ --cluster ray --ray-address auto --ray-gpus 1",
     )
-    text = "a folder (sub-folders are labels), a quoted glob, a list with columns path[,label], or .tar/.zip/.parquet"
-    p.add_argument("source", metavar="SOURCE", help=text)
+    text = (
+        "a folder (sub-folders are labels), a quoted glob, a list with columns path or url[,label], or "
+        ".tar/.zip/.parquet; each also in a bucket (s3://, gs://, az://); or hf://datasets/OWNER/NAME. Without it, "
+        "compute what another run has planned for this store"
+    )
+    p.add_argument("source", metavar="SOURCE", nargs="?", help=text)
     _model(p)
-    p.add_argument("--out", type=out_folder, required=True, metavar="DIR", help="folder of the store")
+    text = "folder of the store, or its URL in a bucket"
+    p.add_argument("--out", type=store_folder, required=True, metavar="DIR", help=text)
 
     group = p.add_argument_group("what is stored")
     text = "kinds of tokens to store: cls, patches, registers, or several with commas"
@@ -118,9 +125,13 @@ def _add_extraction(command: Command) -> None:
     text = "processes that read images; 0 reads them in the main process"
     group.add_argument("--workers", type=_count, default=0, metavar="N", help=text)
     group.add_argument("--device", default="cpu", help=DEVICE)
+    text = "all, or several devices with commas: one process for each, which takes the next free shard"
+    group.add_argument("--devices", type=_devices, metavar="NAMES", help=text)
     text = "compute slice I of N, counted from 0, while other runs compute the others, such as $SLURM_ARRAY_TASK_ID/8"
     group.add_argument("--slice", type=_slice, metavar="I/N", help=text)
     group.add_argument("--retry-failed", action="store_true", help="read the failed images again")
+    text = "let a list of URLs name addresses of this machine and of private networks"
+    group.add_argument("--allow-private-urls", action="store_true", help=text)
 
     group = p.add_argument_group("what computes")
     text = "lowest precision allowed; a higher one is used where it is faster. fp32 equals float32 to 1e-5"
@@ -143,6 +154,28 @@ def _add_extraction(command: Command) -> None:
     )
     p.add_argument("store", metavar="STORE", help=STORE)
     add_json(p)
+
+    p = command(
+        "log",
+        "extraction.run_log",
+        "List the snapshots of a store, the last one first. FeatureStore(STORE, snapshot=N) opens any of them.",
+        "vitbackbone log features/",
+        "vitbackbone log features/ --json",
+    )
+    p.add_argument("store", metavar="STORE", help=STORE)
+    add_json(p)
+
+    p = command(
+        "prune",
+        "extraction.run_prune",
+        "Remove old snapshots of a store, and the files that only those need.",
+        "vitbackbone prune features/",
+        "vitbackbone prune features/ --gone",
+    )
+    p.add_argument("store", metavar="STORE", help=STORE)
+    p.add_argument("--keep", type=_positive, default=1, metavar="N", help="snapshots to keep (default: 1)")
+    text = "also remove the rows and features of images that are no longer in the source"
+    p.add_argument("--gone", action="store_true", help=text)
 
     p = command(
         "export",
@@ -361,6 +394,10 @@ def _pixels(text: str) -> int | tuple[int, int]:
     if max(height, width) > MAX_SIDE:
         raise argparse.ArgumentTypeError(f"{text!r}; want at most {MAX_SIDE} pixels a side")
     return (height, width) if width else height
+
+
+def _devices(text: str) -> str | list[str]:
+    return text if text == "all" else _words(text)
 
 
 def _slice(text: str) -> "Slice":

@@ -2,6 +2,7 @@
 
 from vitbackbone.images.decode import Photo
 from vitbackbone.images.errors import ImageError
+from vitbackbone.images.fits import LONG
 from vitbackbone.images.preprocess import (
     CLIP_MEAN,
     CLIP_STD,
@@ -29,6 +30,7 @@ __all__ = [
     "HEAD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "LONG",
     "CropMode",
     "Decoding",
     "ImageError",

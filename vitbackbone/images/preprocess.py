@@ -1,7 +1,7 @@
 """Images to normalised tensors, as a checkpoint expects them, and the view that maps their pixels to the photo."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
@@ -13,6 +13,7 @@ from vitbackbone.images.colours import grey
 from vitbackbone.images.decode import Photo
 from vitbackbone.images.errors import ImageError
 from vitbackbone.images.errors import TooThin as TooThin
+from vitbackbone.images.fits import FITTED
 from vitbackbone.images.resize import Interpolation, ResizeLibrary, resized_crop
 from vitbackbone.images.sources import ImageSource, naming, open_image
 from vitbackbone.images.view import Resolution, View, check_area, sides
@@ -23,7 +24,7 @@ HALF = (0.5, 0.5, 0.5)
 BYTES = 255.0  # the largest value of a byte
 MOST_CROP = 2.0  # of `crop_pct`: beyond, the photo would fill less than a quarter of the input
 
-CropMode = Literal["center", "squash", "border", "letterbox", "pad", "patches", "area"]
+CropMode = Literal["center", "squash", "border", "letterbox", "pad", "patches", "area", "budget", "square", "canvas"]
 CropRounding = Literal["even", "down"]
 Decoding = Literal["exact", "fast", "draft"]
 
@@ -94,11 +95,14 @@ class Preprocess:
     prismatic/models/backbones/vision/base_vision.py, `LetterboxPad`; for square inputs the two are equal to the bit).
     `"pad"` resizes the longer side to the input and fills the right and bottom with the mean colour, as SAM does. Its
     border has whole levels, so that it differs from SAM's zeros by at most half a level of 255.
-    `"patches"` and `"area"` show the whole photo with nearly its aspect, so that inputs differ in size. Both sides are
+    The other modes show the whole photo with nearly its aspect, so that inputs differ in size. Both sides are
     multiples of `multiple` pixels. `"patches"` takes the largest scale at which the sides, rounded up, have at most
     `most_pixels` together (SigLIP 2 NaFlex). `"area"` rounds the photo's own sides to the nearest multiples, and scales
-    it only if that has fewer than `least_pixels` or more than `most_pixels` (Qwen2-VL's `smart_resize`). A resolution
-    (H, W) takes the place of `most_pixels`.
+    it only if that has fewer than `least_pixels` or more than `most_pixels` (Qwen2-VL's `smart_resize`). `"budget"` takes
+    the largest scale with `most_pixels`, and rounds the sides down (Gemma 4). `"square"` shrinks a photo that does not
+    fit into a square of `most_pixels`, and rounds the sides up (Pixtral). `"canvas"` shrinks a photo of more than
+    `most_pixels`, in patches of `least_pixels`, and fills the right and bottom with black up to the multiples (Kimi).
+    A resolution (H, W) takes the place of `most_pixels`.
 
     `mean`, `std`, `scale`: one mean and deviation for each channel, of values divided by `scale`. A photo has bytes up
     to 255. Bands of other ranges, such as reflectances of 16 bits, need their own scale. They are resized in float32.
@@ -124,9 +128,9 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
     crop_rounding: CropRounding = "even"
     resampling: ResizeLibrary = "pillow"
-    multiple: int = 1  # "patches" and "area": what divides both sides of an input, in pixels
-    least_pixels: int = 0  # "area": pixels of the smallest input
-    most_pixels: int = 0  # "patches" and "area": pixels of the largest input
+    multiple: int = 1  # modes that keep the aspect: what divides both sides of an input, in pixels
+    least_pixels: int = 0  # "area": pixels of the smallest input; "canvas": of a patch
+    most_pixels: int = 0  # modes that keep the aspect: pixels of the largest input
     scale: float = BYTES  # the stored value that is 1 before the mean is subtracted
 
     def __post_init__(self) -> None:
@@ -153,7 +157,7 @@ class Preprocess:
         if self.crop_mode not in FITTED:
             if budget != (1, 0, 0):
                 raise ValueError(
-                    "Preprocess: multiple, least_pixels and most_pixels belong to crop_mode='patches' and 'area', got "
+                    f"Preprocess: multiple, least_pixels and most_pixels belong to crop_mode={', '.join(FITTED)}, got "
                     f"{self.crop_mode!r}"
                 )
         elif not (self.multiple >= 1 and 0 <= self.least_pixels <= self.most_pixels >= self.multiple**2):
@@ -278,7 +282,8 @@ class Preprocess:
         if self.crop_mode in FITTED:
             most = self.most_pixels if resolution is None else math.prod(size)
             resized = FITTED[self.crop_mode](source, self.multiple, min(self.least_pixels, most), most)
-            return View(source, resized, (0, 0), resized)
+            height, width = (-(-side // self.multiple) * self.multiple for side in resized)
+            return View(source, resized, (0, 0), (height, width))
         if self.crop_mode == "pad":
             return View(source, _inside(source, size), (0, 0), size)
         pad = _border(source, size) if self.crop_mode == "letterbox" else (0, 0)
@@ -388,44 +393,6 @@ def _inside(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]
     scale = min(target[0] / source[0], target[1] / source[1])
     height, width = (max(int(side * scale + 0.5), 1) for side in source)
     return min(height, target[0]), min(width, target[1])
-
-
-def _most_patches(source: tuple[int, int], multiple: int, least: int, most: int) -> tuple[int, int]:
-    """Return the largest size of at most `most` pixels with nearly the aspect of `source`. Sides are rounded up.
-
-    The scale is found as by transformers (image_processing_siglip2.py), for equal sizes.
-    """
-
-    def scaled(scale: float) -> tuple[int, int]:
-        height, width = (max(multiple, math.ceil(side * scale / multiple) * multiple) for side in source)
-        return height, width
-
-    low, high, precision = 1e-6, 100.0, 1e-5
-    while high - low >= precision:
-        middle = (low + high) / 2
-        low, high = (middle, high) if math.prod(scaled(middle)) <= most else (low, middle)
-    return scaled(low)
-
-
-def _nearest_area(source: tuple[int, int], multiple: int, least: int, most: int) -> tuple[int, int]:
-    """Return the size of `source` with sides rounded to multiples, scaled only if its area is out of bounds.
-
-    Rounded as by transformers (image_processing_qwen2_vl.py, `smart_resize`).
-    """
-    rounded = [round(side / multiple) * multiple for side in source]
-    area = math.prod(source)
-    if math.prod(rounded) > most:
-        shrunk = math.sqrt(area / most)
-        rounded = [max(multiple, math.floor(side / shrunk / multiple) * multiple) for side in source]
-    elif math.prod(rounded) < least:
-        grown = math.sqrt(least / area)
-        rounded = [math.ceil(side * grown / multiple) * multiple for side in source]
-    height, width = (max(side, multiple) for side in rounded)
-    return height, width
-
-
-Fit = Callable[[tuple[int, int], int, int, int], tuple[int, int]]  # the photo, the multiple, least and most pixels
-FITTED: dict[str, Fit] = {"patches": _most_patches, "area": _nearest_area}
 
 
 def _border(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:

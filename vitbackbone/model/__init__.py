@@ -1,6 +1,7 @@
 """The Vision Transformer of this package, at any image size."""
 
 from vitbackbone.model.attention import DecomposedTables, RelativeTable, SelfAttention, WindowAttention
+from vitbackbone.model.channels import inflate_kernel
 from vitbackbone.model.clipped import ClippedLinear
 from vitbackbone.model.config import (
     GATED,
@@ -11,6 +12,7 @@ from vitbackbone.model.config import (
     QkvBias,
     Resampling,
     Rotary,
+    Tiles,
     ViTConfig,
     check_kinds,
     vit_config,
@@ -31,6 +33,7 @@ from vitbackbone.model.text import (
     TextTransformer,
     fill,
 )
+from vitbackbone.model.tiled import TiledViT, make_vit
 from vitbackbone.model.vit import Mask, Tokens, ViT
 
 __all__ = [
@@ -63,12 +66,16 @@ __all__ = [
     "TextTokenizer",
     "TextTower",
     "TextTransformer",
+    "TiledViT",
+    "Tiles",
     "Tokens",
     "ViT",
     "ViTConfig",
     "WindowAttention",
     "check_kinds",
     "fill",
+    "inflate_kernel",
+    "make_vit",
     "resample",
     "resample_line",
     "resample_relative",

@@ -7,12 +7,16 @@ from vitbackbone.networks.timm import TimmBackbone, TimmConfig, Windows
 from vitbackbone.networks.transformers import TransformersBackbone, TransformersConfig, build_tower
 from vitbackbone.networks.transformers_input import processor_settings
 from vitbackbone.networks.transformers_parts import (
+    channels_of,
     config_of,
     encoder_config,
+    fill_buffers,
     image_size,
+    inner_towers,
     knows,
     make_config,
     private,
+    setting,
 )
 
 __all__ = [
@@ -27,13 +31,17 @@ __all__ = [
     "WindowBlock",
     "Windows",
     "build_tower",
+    "channels_of",
     "config_of",
     "encoder_config",
+    "fill_buffers",
     "fuse",
     "image_size",
+    "inner_towers",
     "knows",
     "make_config",
     "private",
     "processor_settings",
+    "setting",
     "tile",
 ]

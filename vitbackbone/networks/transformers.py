@@ -37,16 +37,23 @@ from vitbackbone.contract import (
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Indivisible
 from vitbackbone.networks.timm_sizes import Sizes, find_sizes
+from vitbackbone.networks.transformers_channels import widen
 from vitbackbone.networks.transformers_input import feed_of
 from vitbackbone.networks.transformers_layout import Size, as_map, grid_of, others
 from vitbackbone.networks.transformers_parts import (
     build,
+    channels_of,
     config_of,
+    fill_buffers,
     find_towers,
     float_dtype,
     image_size,
+    inner_towers,
+    joins,
     make_config,
+    set_image_size,
     setting,
+    timm_size,
 )
 from vitbackbone.networks.transformers_runs import Encoder, Shapes
 
@@ -60,8 +67,11 @@ class TransformersConfig:
     tower: str = ""  # path of the image encoder in the model; "" means the first one that `find_towers` returns
     image_size: Size | None = None  # (H, W) that the weights were trained at; None reads it from the encoder's config
     indivisible: Indivisible = "pad"  # sizes that need padding: pad right and bottom, or refuse
+    channels: int | None = None  # of the images; None means the encoder's own
 
     def __post_init__(self) -> None:
+        if self.channels is not None and self.channels < 1:
+            raise ValueError(f"in_chans={self.channels}; want at least 1")
         if not isinstance(json.loads(self.settings), dict):
             raise ValueError("TransformersConfig: settings is no object; want the text of a config.json")
 
@@ -74,6 +84,7 @@ class TransformersConfig:
 def build_tower(config: TransformersConfig) -> tuple[Any, str]:
     """Return a whole model, with its parameters on the meta device, and the path of its image encoder.
 
+    Its tables of positions have the shapes for `config.image_size` if the encoder's config holds its image size.
     Raises `ValueError` if transformers cannot build the model, or if it has no image encoder at `config.tower`.
     """
     model = build(make_config(config.settings), config.architecture)
@@ -84,8 +95,13 @@ def build_tower(config: TransformersConfig) -> tuple[Any, str]:
             "takes pixels alone"
         )
     tower = config.tower or towers[0]
-    if tower not in towers:
+    if tower not in towers and tower not in [path for each in towers for path in inner_towers(model, each)]:
         raise ValueError(f"tower={config.tower!r}; {config.model_type} has the image encoders {', '.join(towers)}")
+    if config.image_size is not None and set_image_size(config_of(model, tower), config.image_size):
+        try:
+            model = build(model.config, config.architecture)
+        except ValueError:  # an encoder of squares alone keeps the size of its config
+            model = build(make_config(config.settings), config.architecture)
     return model, tower
 
 
@@ -118,13 +134,22 @@ class TransformersBackbone(BackboneModule):
             config = replace(config, tower=path)
             model, settings = untrained(whole.get_submodule(path)), config_of(whole, path)
         self.config = config
-        feed = feed_of(model, settings, config.model_type, config.image_size or image_size(settings))
-        native = config.image_size or image_size(settings)
-        native = (-(-native[0] // feed.unit) * feed.unit, -(-native[1] // feed.unit) * feed.unit)
-        self.preprocess = preprocess or Preprocess(image_size=native)
+        built = timm_size(model) or image_size(settings)
+        native = config.image_size or built
+        feed = feed_of(model, settings, config.model_type, built)
+        if config.channels not in (None, channels_of(settings)):
+            if feed.processor is not None:
+                raise ValueError(f"in_chans={config.channels}: {type(feed.processor).__name__} packs 3 channels")
+            widen(model, settings, config.channels, feed.patch)
+            feed = feed_of(model, settings, config.model_type, built)
+        self.channels = (channels_of(settings),)
         self.model: Any = model
         self.encoder = Encoder(model, settings, feed)
-        shapes, self.sizes = _measure(self.encoder, native)
+        shapes, self.sizes, native = _measure(self.encoder, native)
+        if next(model.parameters()).device.type != "meta":
+            for layout in shapes.layers:
+                self.encoder.places(native, layout, torch.device("cpu"))
+        self.preprocess = preprocess or Preprocess(image_size=native)
         self.shapes = shapes
         self.has_cls = shapes.layers[-1].others > 0 and any(
             "cls" in key.rpartition(".")[2] or "class" in key.rpartition(".")[2] for key, _ in model.named_parameters()
@@ -140,6 +165,7 @@ class TransformersBackbone(BackboneModule):
             has_cls=self.has_cls,
             has_norm=shapes.norm is not None,
             image_size=native,
+            in_chans=self.channels[0],
             settings=describe_settings(config),
             dims=dims,
             strides=strides,
@@ -150,12 +176,12 @@ class TransformersBackbone(BackboneModule):
     def forward(self, images: Images, asked: Asked | None = None) -> Any:
         """See `BackboneModule`. The images of a list run one by one."""
         asked = asked or self.last
-        check_images(images)
+        check_images(images, self.channels)
         if asked.part == "attention":
             return asked.answer(self._maps(images, asked))
         return asked.answer(one_by_one(partial(self._features, wanted=set(asked.wanted)), images))
 
-    def _features(self, images: Float[Tensor, "B 3 H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
+    def _features(self, images: Float[Tensor, "B C H W"], wanted: Set[Wanted]) -> Mapping[Wanted, Features]:
         padded = self._pad(images)
         last = self.spec.depth - 1
         whole = any(layer == last and (norm or not self.spec.has_norm) for layer, norm in wanted)
@@ -208,7 +234,7 @@ class TransformersBackbone(BackboneModule):
             (i, False): Attention(found[i][:, :, order][:, :, :, order], layout.others, grid) for i, _ in asked.wanted
         }
 
-    def _pad(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 Hp Wp"]:
+    def _pad(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C Hp Wp"]:
         """Pad the images at the right and bottom with the mean colour, and convert them to the network's dtype."""
         height, width = _size(images)
         if self.sizes is None:
@@ -237,34 +263,40 @@ def untrained(model: Any) -> nn.Module:
             if parameter.device.type == "meta":
                 empty = torch.zeros(parameter.shape, dtype=parameter.dtype)
                 setattr(module, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+    fill_buffers(model)
     if hasattr(model, "init_weights"):
         model.init_weights()
     return model.eval()
 
 
-def _first_run(encoder: Encoder, native: Size) -> tuple[Encoder, Shapes]:
-    """Return the encoder that trial runs take, and the shapes of its layers."""
-    feeds = [encoder.feed, *([replace(encoder.feed, lead=True)] if encoder.feed.packed else [])]
-    errors: list[Exception] = []
-    for feed in feeds:
+def _first_run(encoder: Encoder, native: Size) -> tuple[Encoder, Shapes, Size]:
+    """Return the encoder that trial runs take, the shapes of its layers, and its own size in whole patches."""
+    first, errors = encoder.feed, []
+    for feed in first.alternatives():
         encoder.feed = feed
+        size = (-(-native[0] // feed.unit) * feed.unit, -(-native[1] // feed.unit) * feed.unit)
         for trial in (encoder.on_meta(), encoder):
             try:
-                return trial, trial.shapes(native)
+                shapes = trial.shapes(size)
+                encoder.first_stage = trial.first_stage
+                return trial, shapes, size
             except Exception as error:  # an encoder that reads values of tensors fails on the meta device, in its way
                 errors.append(error)
-    encoder.feed = feeds[0]
+    encoder.feed = first
+    name = type(encoder.model).__name__
+    if joins(encoder.model):
+        raise ValueError(f"{name} has no image encoder of its own: it does not run on pixels alone") from errors[1]
     raise ValueError(
         f"the image encoder does not run on an image of {native[0]} x {native[1]}: {errors[1]}"
     ) from errors[1]
 
 
-def _measure(encoder: Encoder, native: Size) -> tuple[Shapes, Sizes | None]:
-    """Return the shapes of an encoder's layers at its own size, and the sizes that it accepts.
+def _measure(encoder: Encoder, native: Size) -> tuple[Shapes, Sizes | None, Size]:
+    """Return the shapes of an encoder's layers at its own size, the sizes that it accepts, and its own size.
 
     Trial runs find both, on a copy on the meta device if the encoder runs there.
     """
-    trial, shapes = _first_run(encoder, native)
+    trial, shapes, native = _first_run(encoder, native)
     strides = [layer.stride for layer in shapes.layers]
 
     def fits(size: Size) -> bool:
@@ -273,12 +305,12 @@ def _measure(encoder: Encoder, native: Size) -> tuple[Shapes, Sizes | None]:
         except Exception:  # every encoder has its own error for a size that it does not accept
             return False
 
-    if encoder.feed.processor is not None:
+    if encoder.feed.unit > 1:
         unit = encoder.feed.unit
         wider = (native[0] + unit, native[1] + 3 * unit)
-        return shapes, Sizes(unit, unit) if fits(wider) else None
+        return shapes, Sizes(unit, unit) if fits(wider) else None, native
     if trial is encoder:  # each trial costs a whole run
         multiple = max(strides)
         wider = (-(-native[0] // multiple) * multiple, (-(-native[1] // multiple) + 1) * multiple)
-        return shapes, Sizes(multiple, multiple) if fits(wider) else None
-    return shapes, find_sizes(fits, native, max(strides))
+        return shapes, Sizes(multiple, multiple) if fits(wider) else None, native
+    return shapes, find_sizes(fits, native, max(strides)), native

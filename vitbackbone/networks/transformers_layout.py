@@ -18,7 +18,7 @@ MOST_PREFIX = 160  # tokens that are no patches: YOLOS has 101, OWL-ViT 1
 class Layout:
     """The layout of one layer.
 
-    `"NCHW"` (B, D, h, w), `"NHWC"` (B, h, w, D), `"tokens"` (B, N, D), (B·N, D) or (1, B·N, D).
+    `"NCHW"` (B, D, h, w), `"NHWC"` (B, h, w, D), `"tokens"` (B, N, D), (B·N, D), (1, B·N, D) or (B·N, 1, D).
     """
 
     kind: Kind
@@ -47,7 +47,8 @@ def layout_of(tensor: Tensor, size: Size, batch: int, patch: int | None, packed:
     """Return the layout of a layer that was computed for `batch` images of `size`.
 
     `patch`: the side of a patch in pixels, or None. A layer's stride is a multiple of it.
-    The stride is the smallest one whose patches are no more than the layer has.
+    The stride is the smallest one whose patches are no more than the layer has. Without `patch`, the stride of tokens
+    divides both sides.
     Raises `ValueError` if the shape is none of the known layouts.
     """
     shape = tuple(tensor.shape)
@@ -56,29 +57,39 @@ def layout_of(tensor: Tensor, size: Size, batch: int, patch: int | None, packed:
             for stride in _strides(size, None):
                 if grid_of(size, stride) == grid:
                     return Layout(kind, dim, stride)  # type: ignore[arg-type]
+        rows, columns = (_sides(side, count) for side, count in zip(size, shape[2:], strict=True))
+        if rows and columns:
+            raise ValueError(
+                f"a layer of shape {shape} has patches of {rows[0]} x {columns[0]} pixels; only square patches are "
+                "supported"
+            )
     tokens = _count(shape, batch, packed)
     if tokens is not None:
         for stride in _strides(size, patch):
             h, w = grid_of(size, stride)
+            if patch is None and (size[0] % stride or size[1] % stride):
+                continue  # any number of tokens fits some stride
             if 0 <= (others := tokens - h * w) <= MOST_PREFIX:
                 return Layout("tokens", shape[-1], stride, others)
     raise ValueError(f"a layer of shape {shape} is no map of an image of {size[0]} x {size[1]} pixels")
+
+
+def _sides(side: int, count: int) -> list[int]:
+    """Return the sides of patches that cut `side` pixels into `count` patches."""
+    return [each for each in _strides((side, side), None) if -(-side // each) == count]
 
 
 def _count(shape: tuple[int, ...], batch: int, packed: bool) -> int | None:
     """Return the tokens of one image, or None if the shape has none."""
     if len(shape) == 2:
         return shape[0] // batch
-    if packed and len(shape) == 3 and shape[0] == 1:
-        return shape[1] // batch
+    if packed and len(shape) == 3 and 1 in shape[:2]:
+        return shape[0] * shape[1] // batch
     return shape[1] if len(shape) == 3 and shape[0] == batch else None
 
 
 def _strides(size: Size, patch: int | None) -> Iterator[int]:
-    if patch is not None:
-        yield from (patch * times for times in range(1, max(size) // patch + 1))
-    else:
-        yield from range(1, max(size) + 1)
+    yield from range(patch or 1, max(size) + 1, patch or 1)
 
 
 def as_map(

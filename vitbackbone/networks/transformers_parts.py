@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+CHANNELS = ("num_channels", "in_channels", "in_chans")  # names of the number of channels in a config
+SIZES = ("image_size", "img_size", "input_size", "image_resolution", "resolution")  # names of (H, W) in a config
 PIXELS = ("pixel_values", "pixel_values_videos", "flattened_patches")
 GRID = "grid_thw"  # (time, height, width) in patches of each image, for encoders that take packed patches
 # Settings that point to code, to a download, or to another number format than float32
@@ -190,8 +192,27 @@ def find_towers(model: Any) -> list[str]:
     within the config, these count, each without the encoders within it that share its config. An encoder that holds
     another one as its `backbone_config` or under another name of `ENCODER_KEYS` gives way to it. If none has its own
     config, a network of timm counts, or else the innermost model. An encoder under an earlier key comes first, then
-    the one with more parameters. If no model takes pixels, the outermost modules with blocks that do so count.
+    the one with more parameters. An autoencoder gives way to its encoder. If no model takes pixels first, the rules of
+    `_without_tower` decide.
     """
+    return [_encoding(model, path) for path in _towers(model)]
+
+
+def inner_towers(model: Any, tower: str) -> list[str]:
+    """Return the paths of the image encoders within the one at `tower`."""
+    return [f"{tower}.{path}".lstrip(".") for path in find_towers(model.get_submodule(tower)) if path]
+
+
+def _encoding(model: Any, path: str) -> str:
+    """Return the path of an autoencoder's encoder, or the path itself if the module there decodes nothing."""
+    module = model.get_submodule(path)
+    encoder, decoder = (getattr(module, name, None) for name in ("encoder", "decoder"))
+    if isinstance(encoder, nn.Module) and isinstance(decoder, nn.Module) and takes_pixels(encoder):
+        return f"{path}.encoder".lstrip(".")
+    return path
+
+
+def _towers(model: Any) -> list[str]:
     pretrained = require_transformers().PreTrainedModel
     models = {
         path: module
@@ -200,9 +221,7 @@ def find_towers(model: Any) -> list[str]:
     }
     found = {path: module for path, module in models.items() if takes_pixels(module)}
     if not found:
-        return _plain_towers(model) or _outermost(
-            path for path, module in models.items() if path and takes_pixels(module, named=False)
-        )
+        return _without_tower(model, models)
     own = {path: module for path, module in found.items() if type(module.config) is not type(model.config)}
     if not own:
         return _of_timm(model) or [path for path in found if not any(_holds(path, other) for other in found)]
@@ -230,11 +249,39 @@ def _of_timm(model: Any) -> list[str]:
     return _outermost(path for path in networks if path)
 
 
-def _plain_towers(model: Any) -> list[str]:
-    """Return the outermost modules that take pixels first and have blocks, though they are no models of their own."""
-    return _outermost(
-        path for path, module in model.named_modules() if path and takes_pixels(module) and find_layers(module)
+def _without_tower(model: Any, models: Mapping[str, Any]) -> list[str]:
+    """Return the paths of what encodes images in a model without an inner model that takes pixels first.
+
+    These are the outermost modules that take pixels first and have blocks, or else the models whose class says that
+    they take pixels. Otherwise a model with image features has a patch embedding for them: a module that takes pixels
+    first, or the only linear layer that takes a whole patch. Otherwise a model that may run on pixels alone counts.
+    """
+    plain = [path for path, module in model.named_modules() if path and takes_pixels(module)]
+    found = _outermost(path for path in plain if find_layers(model.get_submodule(path)))
+    found = found or _outermost(path for path, each in models.items() if path and takes_pixels(each, named=False))
+    if not found and hasattr(model, "get_image_features"):
+        found = _outermost(plain) or _linear_patches(model)
+    return found or [""] * joins(model)
+
+
+def _linear_patches(model: Any) -> list[str]:
+    """Return the path of the only linear layer whose input is the pixels of one patch, or []."""
+    patch = setting(model.config, "patch_size") or 0
+    numbers = channels_of(model.config) * patch**2
+    layers = [
+        path for path, each in model.named_modules() if isinstance(each, nn.Linear) and each.in_features == numbers
+    ]
+    return layers if len(layers) == 1 else []
+
+
+def joins(module: Any) -> bool:
+    """Return whether a model takes text and pixels in one sequence, and declares none of them as required."""
+    parameters = inspect.signature(module.forward).parameters
+    optional = all(
+        each.default is not inspect.Parameter.empty or each.kind is inspect.Parameter.VAR_KEYWORD
+        for each in parameters.values()
     )
+    return optional and {"input_ids", PIXELS[0]} <= parameters.keys() and next(iter(parameters)) != PIXELS[0]
 
 
 def _outermost(paths: Iterable[str]) -> list[str]:
@@ -247,8 +294,21 @@ def _outermost(paths: Iterable[str]) -> list[str]:
 
 
 def config_of(model: Any, tower: str) -> Any:
-    """Return the config of the image encoder at a path: its own, or the first one under a key of `ENCODER_KEYS`."""
-    return getattr(model.get_submodule(tower), "config", None) or encoder_config(model.config)
+    """Return the config of the image encoder at a path.
+
+    It is the encoder's own or that of the nearest module around it, if it is not of the whole model's type. Otherwise
+    it is the first one under a key of `ENCODER_KEYS`.
+    """
+    own = getattr(model.get_submodule(tower), "config", None)
+    if own is not None:
+        return own
+    path = tower
+    while path:
+        path = path.rpartition(".")[0]
+        around = getattr(model.get_submodule(path), "config", None)
+        if around is not None and type(around) is not type(model.config):
+            return around
+    return encoder_config(model.config)
 
 
 def encoder_config(config: Any) -> Any:
@@ -333,9 +393,14 @@ def setting(config: Any, *names: str) -> int | None:
     return None
 
 
+def channels_of(config: Any) -> int:
+    """Return the number of channels of the images that a config says the encoder takes, or 3."""
+    return setting(config, *CHANNELS) or 3
+
+
 def image_size(config: Any) -> tuple[int, int]:
     """Return (H, W) that a config says the encoder was trained at, or 224 pixels."""
-    for name in ("image_size", "img_size", "input_size", "image_resolution", "resolution"):
+    for name in SIZES:
         value = getattr(config, name, None)
         if isinstance(value, Mapping):
             value = (value.get("height"), value.get("width"))
@@ -343,6 +408,53 @@ def image_size(config: Any) -> tuple[int, int]:
         if isinstance(sides, list | tuple) and len(sides) > 1 and all(isinstance(s, int) and s > 0 for s in sides[-2:]):
             return sides[-2], sides[-1]
     return 224, 224
+
+
+def set_image_size(config: Any, size: tuple[int, int]) -> bool:
+    """Write another image size into an encoder's config, in the form that it has there. Return whether it has one."""
+    for name in SIZES:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            written: Any = size[0] if size[0] == size[1] else size
+        elif isinstance(value, Mapping):
+            written = {"height": size[0], "width": size[1]}
+        elif isinstance(value, list | tuple) and len(value) == 2:
+            written = list(size) if isinstance(value, list) else size
+        else:
+            continue
+        if image_size(config) == size:
+            return False
+        try:
+            setattr(config, name, written)
+        except Exception:  # some configs accept one side alone, and say so in errors of their own
+            return False
+        return True
+    return False
+
+
+def fill_buffers(encoder: nn.Module) -> None:
+    """Compute the tables that timm's networks made beside their parameters, on the meta device.
+
+    Raises `ValueError` if a module cannot compute its tables again.
+    """
+    for path, module in encoder.named_modules():
+        lacking = [name for name, each in module.named_buffers(recurse=False) if each.device.type == "meta"]
+        for name in lacking:
+            setattr(module, name, torch.empty_like(getattr(module, name), device="cpu"))
+        if lacking and not hasattr(module, "init_non_persistent_buffers"):
+            raise ValueError(f"{type(encoder).__name__}: nothing computes {path}.{lacking[0]}")
+        if lacking:
+            cast(Any, module).init_non_persistent_buffers()
+
+
+def timm_size(encoder: nn.Module) -> tuple[int, int] | None:
+    """Return (H, W) that a network of timm within an encoder was built for, or None if there is none."""
+    for module in encoder.modules():
+        if type(module).__module__.startswith("timm.models."):
+            given = getattr(module, "default_cfg", None) or {}
+            built = getattr(getattr(module, "patch_embed", None), "img_size", None) or given.get("input_size", ())[-2:]
+            return (built[0], built[1]) if len(built) == 2 else None
+    return None
 
 
 def float_dtype(module: nn.Module) -> torch.dtype:

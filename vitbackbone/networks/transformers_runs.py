@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitbackbone.networks.transformers_input import Feed
 from vitbackbone.networks.transformers_layout import Layout, Size, first_tensor, grid_of, layout_of
-from vitbackbone.networks.transformers_parts import find_layers, setting
+from vitbackbone.networks.transformers_parts import channels_of, find_layers, setting
 
 WINDOWS = ("window_size", "shift_size")
 PATCH = ("patch_size", "spatial_patch_size", "patch_stride")
@@ -41,22 +41,33 @@ class _Done(Exception):
     """The deepest layer has run."""
 
 
+class GroupedError(ValueError):
+    """A layer's tokens are groups of patches, which are no map."""
+
+
 class Encoder:
     """An encoder, the way of images into it, and its blocks."""
 
     def __init__(self, model: Any, config: Any, feed: Feed) -> None:
         self.model, self.config, self.feed = model, config, feed
+        self.first_stage = False  # whether the layers are the blocks of the first stage alone
         self.known: dict[tuple[Size, int, int], Tensor] = {}
 
     @property
     def blocks(self) -> list[nn.Module]:
-        return find_layers(self.model)
+        blocks = find_layers(self.model)
+        return find_layers(blocks[0]) if self.first_stage else blocks
 
     def on_meta(self) -> "Encoder":
         """Return a copy that computes shapes alone."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         model = copy.deepcopy(self.model, {id(each): _empty(each) for each in tensors})
         return Encoder(model, self.config, self.feed)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the images."""
+        return channels_of(self.config)
 
     @property
     def _parameter(self) -> Tensor:
@@ -67,15 +78,21 @@ class Encoder:
     def shapes(self, size: Size) -> Shapes:
         """Return the layers that a trial run on one image of `size` gives.
 
+        If tokens are grouped by their content from the second stage on, the layers are the blocks of the first stage.
         Raises `ValueError` if a layer is no map of the image.
         """
         try:
             return self._shapes(size, hidden=True)
+        except GroupedError:
+            self.first_stage = not self.first_stage and bool(find_layers(self.blocks[0]))
+            if not self.first_stage:
+                raise
+            return self._shapes(size, hidden=False)
         except Exception:  # encoders without `output_hidden_states` have errors of many types
             return self._shapes(size, hidden=False)
 
     def _shapes(self, size: Size, hidden: bool) -> Shapes:
-        image = self._parameter.new_zeros(1, 3, *size)
+        image = self._parameter.new_zeros(1, self.channels, *size)
         patch, packed = setting(self.config, *PATCH), self.feed.packed
         seen: dict[int, Tensor] = {}
         norms: list[tuple[str, Any, Any]] = []
@@ -108,11 +125,15 @@ class Encoder:
         shapes = Shapes(tuple(layouts), source, pooled=pooled, hidden=hidden)
         if final is None or (outputs and final is outputs[-1]):
             return shapes
+        if source == "blocks" and layouts and final.ndim == 3 and final.shape[1] == layouts[-1].others > 1:
+            raise ValueError(f"{type(self.model).__name__} returns the tokens beside its patches, which are no map")
         path = next((path for path, given, out in norms if outputs and given is outputs[-1] and out is final), None)
         if path is not None and source == "blocks":
             return replace(shapes, norm=path)
         try:
-            own = _fitting([*outputs, final], size, patch, packed)[-1]
+            own = layout_of(final, size, 1, patch, packed)
+            if not layouts or own.stride != layouts[-1].stride:
+                own = _fitting([*outputs, final], size, patch, packed)[-1]
         except ValueError:
             if not layouts:
                 raise
@@ -146,7 +167,8 @@ class Encoder:
                 return Run(got)
         if shapes.source != "blocks":
             levels = _field(result, shapes.source)
-            got |= {i: levels[i] for i in inner}
+            first = len(levels) - len(shapes.layers) + int(shapes.final)  # without the image itself
+            got |= {i: levels[first + i] for i in inner}
         final = _final(result)
         if shapes.final and last in wanted and final is not None:
             got[last] = final
@@ -168,6 +190,16 @@ class Encoder:
         return tuple(each for each in found if isinstance(each, Tensor))
 
     def _call(self, images: Tensor, **options: bool) -> Any:
+        """Run the encoder. A result that stacks all blocks becomes the list of their outputs."""
+        result = self._run_once(images, **options)
+        stacked = (
+            isinstance(result, Tensor) and result.ndim == 4 and result.shape[:2] == (len(self.blocks), len(images))
+        )
+        if isinstance(result, Tensor) and result.ndim == 5 and result.shape[1] == 1:  # a clip of one frame
+            return result[:, 0]
+        return list(result) if stacked and len(self.blocks) > 1 else result
+
+    def _run_once(self, images: Tensor, **options: bool) -> Any:
         """Run the encoder. A Swin of transformers that saw a small map would keep a smaller window for later ones."""
         kept = [(vars(m), name, vars(m)[name]) for m in self.model.modules() for name in WINDOWS if name in vars(m)]
         try:
@@ -182,6 +214,7 @@ class Encoder:
         """Return the token of each patch, in raster order.
 
         They are found by what changes at the entrance of the first block when the pixels of some patches change.
+        Raises `ValueError` if fewer tokens change there than the layer has patches.
         """
         key = (size, layout.stride, layout.others)
         if layout.kind in ("NCHW", "NHWC"):
@@ -207,7 +240,13 @@ class Encoder:
             torch.zeros_like(changed, dtype=torch.long),
         )
         where = changed.nonzero()[:, 0].cpu()
-        if len(where) != h * w:  # patches overlap, or a later step drops tokens
+        if 0 < len(where) < h * w:
+            name = type(self.model).__name__
+            raise ValueError(
+                f"{name} returns {h * w + layout.others} tokens, and only {len(where)} of those that enter its blocks "
+                "hold a part of the image: they are no map"
+            )
+        if len(where) > h * w:  # patches overlap, or a later step drops tokens
             return plain + layout.others
         found = codes.cpu()[where]
         if torch.equal(found.sort().values, plain):
@@ -228,7 +267,7 @@ class Encoder:
         masks = torch.stack([(numbers[0] >> i) & 1 for i in range(count)])
         masks = torch.cat([torch.zeros(1, h, w, dtype=torch.long), torch.ones(1, h, w, dtype=torch.long), masks])
         pixels = masks.repeat_interleave(layout.stride, 1).repeat_interleave(layout.stride, 2)[:, : size[0], : size[1]]
-        noise = torch.randn(2, 1, 3, *size, generator=torch.Generator().manual_seed(0)).to(self._parameter)
+        noise = torch.randn(2, 1, self.channels, *size, generator=torch.Generator().manual_seed(0)).to(self._parameter)
         images = torch.where(pixels[:, None].bool().to(noise.device), noise[1], noise[0])
         taken: list[Tensor] = []
 
@@ -283,6 +322,8 @@ def _levels(
     """Return the maps of a hierarchy, and where they are: in a field of the output, or at the blocks."""
     for name in ("feature_maps", "reshaped_hidden_states", "hidden_states", ""):
         found = _field(result, name)
+        if found and found[0].ndim == 4 and tuple(found[0].shape[2:]) == size:
+            found = found[1:]  # the image itself
         try:
             _fitting(found, size, patch, packed)
         except ValueError:
@@ -295,25 +336,25 @@ def _levels(
 def _fitting(tensors: list[Tensor], size: Size, patch: int | None, packed: bool) -> list[Layout]:
     """Return the layouts of the layers.
 
-    Raises `ValueError` if a layer is no map, or if a layer that is coarser than the first one has tokens of its own
-    beside the patches: tokens that were grouped by their content are no map.
+    Raises `ValueError` if a layer is no map, and `GroupedError` if a layer that is coarser than the first one has
+    tokens of its own beside the patches: tokens that were grouped by their content are no map.
     """
     layouts = [layout_of(each, size, 1, patch, packed) for each in tensors]
     for each in layouts:
         if each.others and each.stride > (patch or layouts[0].stride):
-            raise ValueError(f"a layer of {each.others} tokens and patches of {each.stride} pixels is no map")
+            raise GroupedError(f"a layer of {each.others} tokens and patches of {each.stride} pixels is no map")
     return layouts
 
 
 def _final(result: Any) -> Tensor | None:
-    """Return the encoder's own output."""
+    """Return the encoder's own output, or None if it returns what is no map, such as key points."""
     if isinstance(result, Tensor):
         return result
     found = getattr(result, "last_hidden_state", None)
     if isinstance(found, Tensor):
         return found
     maps = _field(result, "feature_maps") or _field(result, "")
-    return maps[-1] if maps else first_tensor(result)
+    return maps[-1] if maps else None
 
 
 def _pooled(result: Any, batch: int) -> Tensor | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.files import SHORT
+from vitbackbone.images import LONG
 
 FILE = "preprocessor_config.json"
 LARGEST = 1 << 28  # pixels of an input
@@ -53,10 +54,64 @@ def _idefics3(settings: Json) -> dict[str, Any]:
     return {"image_size": (side, side), "crop_mode": "squash"}
 
 
+def _patch(settings: Json) -> int:
+    """Return the side of a patch, which may be written as height and width."""
+    patch = settings["patch_size"]
+    if isinstance(patch, dict) and len({*patch.values()}) == 1:
+        return _whole({"patch_size": next(iter(patch.values()))}, "patch_size")
+    return _whole(settings, "patch_size")
+
+
+def _gemma4(settings: Json) -> dict[str, Any]:
+    multiple = _patch(settings) * _whole(settings, "pooling_kernel_size")
+    return _budget("budget", multiple, 0, _whole(settings, "max_soft_tokens") * multiple**2)
+
+
+def _pixtral(settings: Json) -> dict[str, Any]:
+    size = settings["size"] if isinstance(settings["size"], dict) else {"longest_edge": settings["size"]}
+    sides = {value for value in size.values() if value is not None}
+    if len(sides) != 1:
+        raise ValueError(f"{FILE} has size={SHORT.repr(settings['size'])}; want longest_edge, or a square")
+    side = _whole({"size": sides.pop()}, "size")
+    return _budget("square", _patch(settings), 0, side**2)
+
+
+def _kimi(settings: Json) -> dict[str, Any]:
+    patch, most = _patch(settings), _whole(settings, "max_patches")
+    size = settings["size"] if isinstance(settings["size"], dict) else {}
+    if {size.get("max_height"), size.get("max_width")} != {LONG * math.isqrt(most)}:
+        raise ValueError(
+            f"{FILE} has size={SHORT.repr(settings['size'])} for max_patches={most}; want max_height and max_width of "
+            f"{LONG} times its square root"
+        )
+    return _budget("canvas", patch * _whole(settings, "merge_size"), patch**2, most * patch**2)
+
+
+def _llama4(settings: Json) -> dict[str, Any]:
+    """Each photo becomes tiles and a squashed whole, of one size. The whole is taken."""
+    size = settings["size"]
+    sides = size if isinstance(size, dict) else {"height": size, "width": size}
+    if sides.keys() != {"height", "width"}:
+        raise ValueError(f"{FILE} has size={SHORT.repr(size)}; want height and width")
+    return {"image_size": (_whole(sides, "height"), _whole(sides, "width")), "crop_mode": "squash"}
+
+
+def _idefics2(settings: Json) -> dict[str, Any]:
+    """Each photo keeps its aspect and is padded beside the others of its batch. Here it is squashed to a square."""
+    size = settings["size"] if isinstance(settings["size"], dict) else {}
+    side = _whole({"longest_edge": size.get("longest_edge")}, "longest_edge")
+    return {"image_size": (side, side), "crop_mode": "squash"}
+
+
 # By class: the fields of `Preprocess` that the settings stand for
 OWN_SIZES: dict[str, Callable[[Json], dict[str, Any]]] = {
     "Siglip2ImageProcessor": _siglip2,
     "Qwen2VLImageProcessor": _qwen2_vl,
     "Idefics3ImageProcessor": _idefics3,
     "SmolVLMImageProcessor": _idefics3,
+    "Gemma4ImageProcessor": _gemma4,
+    "PixtralImageProcessor": _pixtral,
+    "Kimi_K25ImageProcessor": _kimi,
+    "Llama4ImageProcessor": _llama4,
+    "Idefics2ImageProcessor": _idefics2,
 }

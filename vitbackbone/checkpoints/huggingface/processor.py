@@ -34,7 +34,7 @@ RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear",
 BILINEAR, BICUBIC = 2, 3
 
 Sides = tuple[int, int]  # (H, W)
-Colour = tuple[float, float, float]
+Colour = tuple[float, ...]  # one number a channel
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,10 @@ _TILES = {
 }
 _QWEN2_VL = Processor(BICUBIC, CLIP_MEAN, CLIP_STD, _BOUNDS, default_to_square=False, own=_QWEN)
 _IDEFICS3 = Processor(1, HALF, HALF, {"longest_edge": 4 * 364}, default_to_square=False, own=_TILES)
+_SOFT = {"patch_size": 16, "max_soft_tokens": 280, "pooling_kernel_size": 3}
+_KIMI = {"max_patches": 16384, "patch_size": 14, "merge_size": 2}
+_SQUARE_PATCH = {"patch_size": {"height": 16, "width": 16}, "do_pad": True, "pad_size": None}
+_EDGES = {"shortest_edge": 378, "longest_edge": 980}
 _NAFLEX = {"patch_size": 16, "max_num_patches": 256}
 _EFFICIENTNET = {"rescale_offset": False, "include_top": True}
 
@@ -116,6 +120,24 @@ PROCESSORS: dict[str, Processor] = {
     "Qwen2VLImageProcessor": _QWEN2_VL,
     "Idefics3ImageProcessor": _IDEFICS3,
     "SmolVLMImageProcessor": _IDEFICS3,
+    "Gemma4ImageProcessor": Processor(
+        BICUBIC, HALF, HALF, None, own={**_SOFT, "do_normalize": False}, resampling="torchvision"
+    ),
+    "PixtralImageProcessor": Processor(BICUBIC, CLIP_MEAN, CLIP_STD, {"longest_edge": 1024}, own=_SQUARE_PATCH),
+    "Kimi_K25ImageProcessor": Processor(
+        BICUBIC, HALF, HALF, {"max_height": 512, "max_width": 512}, own=_KIMI, resampling="torchvision"
+    ),
+    "Llama4ImageProcessor": Processor(
+        BILINEAR,
+        HALF,
+        HALF,
+        _square(336),
+        own={"max_patches": 16, "resize_to_max_canvas": False},
+        resampling="torchvision",
+    ),
+    "Idefics2ImageProcessor": Processor(
+        BILINEAR, HALF, HALF, _EDGES, default_to_square=False, own={"do_image_splitting": False, "do_pad": True}
+    ),
     "Tipsv2ImageProcessor": Processor(
         BILINEAR, HALF, HALF, _square(448), own={"do_normalize": False}, resampling="torchvision"
     ),
@@ -146,6 +168,7 @@ NO_EFFECT = {
     *("num_channels", "name_or_path", "_name_or_path", "backend"),
 }
 FILE = "preprocessor_config.json"
+MOST_CHANNELS = 1024
 LARGEST = 1e6  # no mean, deviation or factor is larger, or smaller than its inverse
 
 
@@ -398,12 +421,12 @@ def _interpolation(settings: Json) -> Interpolation:
 
 
 def _colour(settings: Json, key: str) -> Colour:
+    """Return one number a channel: those of a list, or one number for three channels."""
     value = settings[key]
     values = [*value] * (3 if len(value) == 1 else 1) if isinstance(value, list | tuple) else [value] * 3
-    if len(values) != 3:
-        raise ValueError(f"{FILE} has {key}={SHORT.repr(value)}; want 3 numbers, or one")
-    red, green, blue = (_number({key: each}, key) for each in values)
-    return red, green, blue
+    if not 0 < len(values) <= MOST_CHANNELS:
+        raise ValueError(f"{FILE} has {key}={SHORT.repr(value)}; want a number for each channel, or one")
+    return tuple(_number({key: each}, key) for each in values)
 
 
 def _scale(settings: Json) -> float:
@@ -421,18 +444,16 @@ def _normalisation(settings: Json) -> tuple[Colour, Colour]:
     rescaling, minus 1 (EfficientNet's `rescale_offset`), normalisation, another division by std (`include_top`)."""
     scale = _scale(settings)
     offset = float(settings["do_rescale"] and settings.get("rescale_offset", False))
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean: Colour = (0.0, 0.0, 0.0)
+    std: Colour = (1.0, 1.0, 1.0)
     if settings["do_normalize"]:
         mean, std = _colour(settings, "image_mean"), _colour(settings, "image_std")
-    again = _colour(settings, "image_std") if settings.get("include_top", False) else (1.0, 1.0, 1.0)
+    again = _colour(settings, "image_std") if settings.get("include_top", False) else (1.0,) * len(std)
+    if len(mean) != len(std):
+        raise ValueError(f"{FILE} has {len(mean)} values of image_mean and {len(std)} of image_std; want as many")
     if 0 in (*std, *again):
         raise ValueError(f"{FILE} has image_std={SHORT.repr(settings['image_std'])}; want no zero")
     return (
-        _triple([(value + offset) / scale for value in mean]),
-        _triple([value * twice / scale for value, twice in zip(std, again, strict=True)]),
+        tuple((value + offset) / scale for value in mean),
+        tuple(value * twice / scale for value, twice in zip(std, again, strict=True)),
     )
-
-
-def _triple(values: list[float]) -> Colour:
-    red, green, blue = values
-    return red, green, blue

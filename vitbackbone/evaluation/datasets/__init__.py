@@ -31,6 +31,23 @@ FILES = {
     "cub200": "fine",
     "inaturalist-2018": "inaturalist",
     "inaturalist-2021": "inaturalist",
+    "ade20k": "segmentation",
+    "voc12": "segmentation",
+    "cityscapes": "segmentation",
+    "segmentation-folder": "segmentation",
+    "nyu": "depth",
+    "kitti": "depth",
+    "roxford5k": "revisited",
+    "rparis6k": "revisited",
+    "spair": "spair",
+    "davis": "davis",
+    "mvtec": "mvtec",
+    "copydays": "copydays",
+    "copydays-whitening": "copydays",
+    "copydays-distractors": "copydays",
+    "voc07-boxes": "boxes",
+    "voc12-boxes": "boxes",
+    "coco20k": "boxes",
 }
 
 

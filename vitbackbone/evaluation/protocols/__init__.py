@@ -7,6 +7,15 @@ from vitbackbone.files import did_you_mean
 
 # The module of each protocol. It has a tuple `VARIANTS` of `Protocol` records, the default one first.
 FILES = {
+    "segmentation": "segmentation",
+    "depth-nyu": "depth",
+    "depth-kitti": "depth",
+    "retrieval": "retrieval",
+    "correspondence": "correspondence",
+    "tracking": "tracking",
+    "anomaly": "anomaly",
+    "copies": "copies",
+    "discovery": "discovery",
     "knn": "knn",
     "knn-few-shot": "knn",
     "linear": "linear",
