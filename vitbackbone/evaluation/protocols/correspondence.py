@@ -20,12 +20,13 @@ from vitbackbone.evaluation.datasets.spair import Correspondences, Pair
 from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.inputs import features_of, normalised, resize, size_of
 from vitbackbone.evaluation.methods.matching import match, read_at
-from vitbackbone.evaluation.metrics.keypoints import mean_pck, within
+from vitbackbone.evaluation.metrics.keypoints import Mean, mean_pck, within
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
 from vitbackbone.images import load_image
 
+MEANS: tuple[Mean, ...] = ("pair", "point", "category")
 HELD = 128  # feature maps that are kept in memory
 Points = Float[np.ndarray, "K 2"]
 
@@ -193,9 +194,11 @@ def _measured(
     scores = [Score(f"{name} per {metric.mean}", value, len(pairs), "pairs", published="PCK@0.1")]
     if metric.mean == "pair":
         scores[0] = replace(scores[0], interval=(low, high), method=resampled.METHOD.format(of="pairs"))
-    others = [kind for kind in ("pair", "point", "category") if kind != metric.mean]
-    scores += [Score(f"{name} per {kind}", 100 * mean_pck(right, kind), len(pairs), "pairs", main=False)
-               for kind in others]  # type: ignore[arg-type]  # fmt: skip
+    scores += [
+        Score(f"{name} per {kind}", 100 * mean_pck(right, kind), len(pairs), "pairs", main=False)
+        for kind in MEANS
+        if kind != metric.mean
+    ]
     scores += [
         Score(f"{name} {category}", 100 * mean_pck({category: rows}, metric.mean), len(rows), "pairs", main=False)
         for category, rows in sorted(right.items())

@@ -187,7 +187,7 @@ def depth_of(run: Run, head: DenseHead, photo: Image.Image) -> Float[np.ndarray,
 def counted(truth: Float[np.ndarray, "H W"], metric: Metric) -> Bool[np.ndarray, "H W"]:
     """Return the pixels that count."""
     top, bottom, left, right = metric.mask
-    return (truth > metric.least) & (truth < metric.most) & box_mask(truth.shape, (top, bottom, left, right))  # type: ignore[arg-type]
+    return (truth > metric.least) & (truth < metric.most) & box_mask(truth.shape, (top, bottom, left, right))
 
 
 def score(run: Run) -> Sequence[Score]:
