@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.copydays import Copies, Photos
+from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.inputs import last, normalised, resize, vectors
 from vitbackbone.evaluation.methods.whitening import fit_whitening
@@ -19,7 +20,6 @@ from vitbackbone.evaluation.metrics.ranking import average_precision, micro_aver
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
-from vitbackbone.images import load_image
 
 WHITENING, DISTRACTORS = "copydays-whitening", "copydays-distractors"
 
@@ -57,7 +57,7 @@ class Metric:
 def vector(run: Run, path: Path) -> Float[np.ndarray, " D"]:
     """Return the vector of a photo."""
     view, reads = run.protocol.view, run.protocol.features
-    image = normalised(resize(load_image(path), (view.size, view.size), "bicubic"), run.backbone)[None]
+    image = normalised(resize(open_photo(path), (view.size, view.size), "bicubic"), run.backbone)[None]
     with evaluating(run.backbone):
         features = last(run.backbone, image)
         found = vectors(features)[0].float()

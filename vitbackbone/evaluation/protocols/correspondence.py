@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitbackbone.contract import evaluating
+from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.datasets.spair import Correspondences, Pair
 from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.inputs import features_of, normalised, resize, size_of
@@ -24,7 +25,6 @@ from vitbackbone.evaluation.metrics.keypoints import Mean, mean_pck, within
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
-from vitbackbone.images import load_image
 
 MEANS: tuple[Mean, ...] = ("pair", "point", "category")
 HELD = 128  # feature maps that are kept in memory
@@ -122,7 +122,7 @@ class Matcher:
 
     def _features(self, name: str) -> tuple[Shown, Float[Tensor, "D h w"]]:
         backbone = self.run.backbone
-        shown = show(load_image(self.data.root / name), self.run.protocol.view, backbone.spec.stride)
+        shown = show(open_photo(self.data.root / name), self.run.protocol.view, backbone.spec.stride)
         with evaluating(backbone):
             features = features_of(backbone, normalised(shown.image, backbone)[None], [-1], self.norm)[0]
             return shown, F.normalize(features.patches[0].float(), dim=0)

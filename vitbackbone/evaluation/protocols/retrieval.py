@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitbackbone.contract import evaluating
+from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.datasets.revisited import Query, Revisited
 from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.inputs import (
@@ -29,7 +30,6 @@ from vitbackbone.evaluation.metrics.ranking import Ranked, score_query
 from vitbackbone.evaluation.protocol import Nothing, Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
-from vitbackbone.images import load_image
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _scaled(image: Float[Tensor, "1 3 H W"], scale: float, stride: int) -> Float
 
 def query_photo(run: Run, data: Revisited, row: int) -> Image.Image:
     """Return a query's photo, cropped to its box if the protocol does so."""
-    photo = load_image(data.root / data.queries[row])
+    photo = open_photo(data.root / data.queries[row])
     if not run.protocol.view.crop_queries:
         return photo
     left, top, right, bottom = data.truth[row].box.tolist()
@@ -121,7 +121,7 @@ def score(run: Run) -> Sequence[Score]:
     rows = range(len(data.queries) if run.limit is None else min(run.limit, len(data.queries)))
     queries = run.each("queries", key, rows, lambda row: {"vector": vector(run, query_photo(run, data, row))})
     database = run.each(
-        "database", key, data.photos, lambda name: {"vector": vector(run, load_image(data.root / name))}
+        "database", key, data.photos, lambda name: {"vector": vector(run, open_photo(data.root / name))}
     )
     order = rankings(queries["vector"], database["vector"])
     ks, found = run.protocol.metric.at, []
