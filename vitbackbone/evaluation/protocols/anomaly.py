@@ -16,7 +16,15 @@ from torch.nn import functional as F
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.mvtec import Anomalies, Category
 from vitbackbone.evaluation.datasets.photos import open_photo
-from vitbackbone.evaluation.methods.inputs import features_of, normalised, resize, short_side, size_of, whole_patches
+from vitbackbone.evaluation.methods.inputs import (
+    features_of,
+    normalised,
+    resize,
+    short_side,
+    size_of,
+    stand_in,
+    whole_patches,
+)
 from vitbackbone.evaluation.methods.memory_bank import distances, foreground, image_score, rotations, score_map
 from vitbackbone.evaluation.metrics.regions import pro
 from vitbackbone.evaluation.protocol import Protocol, Score
@@ -128,6 +136,8 @@ NAMES = ("image AUROC", "pixel AUROC", "PRO")
 def score(run: Run) -> Sequence[Score]:
     """Fill the bank, compare and measure."""
     data: Anomalies = run.data
+    for sentence in stand_in(run.backbone.spec, norm=run.protocol.features.norm, cls=False):
+        run.note(sentence)
     protocol, fit = run.protocol, run.protocol.fit
     if run.limit is not None:
         run.note("every category is measured whole; --limit takes the first categories")

@@ -14,7 +14,13 @@ from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.copydays import Copies, Photos
 from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.methods import resampled
-from vitbackbone.evaluation.methods.inputs import last, normalised, resize, vectors
+from vitbackbone.evaluation.methods.inputs import (
+    last,
+    normalised,
+    resize,
+    stand_in,
+    vectors,
+)
 from vitbackbone.evaluation.methods.whitening import fit_whitening
 from vitbackbone.evaluation.metrics.ranking import average_precision, micro_average_precision
 from vitbackbone.evaluation.protocol import Protocol, Score
@@ -85,6 +91,8 @@ def ranked(
 def score(run: Run) -> Sequence[Score]:
     """Extract, whiten, rank and measure."""
     data: Copies = run.data
+    for sentence in stand_in(run.backbone.spec, norm=True, cls=True):
+        run.note(sentence)
     if run.limit is not None:
         run.note("Copydays is small and is measured whole; --limit leaves blocks out, but for the strong copies")
     blocks = list(data.blocks)[: run.limit]

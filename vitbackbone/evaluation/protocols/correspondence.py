@@ -19,7 +19,13 @@ from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.datasets.spair import Correspondences, Pair
 from vitbackbone.evaluation.methods import resampled
-from vitbackbone.evaluation.methods.inputs import features_of, normalised, resize, size_of
+from vitbackbone.evaluation.methods.inputs import (
+    features_of,
+    normalised,
+    resize,
+    size_of,
+    stand_in,
+)
 from vitbackbone.evaluation.methods.matching import match, read_at
 from vitbackbone.evaluation.metrics.keypoints import Mean, mean_pck, within
 from vitbackbone.evaluation.protocol import Protocol, Score
@@ -157,6 +163,8 @@ def chosen_pairs(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
 def score(run: Run) -> Sequence[Score]:
     """Match and measure."""
     data: Correspondences = run.data
+    for sentence in stand_in(run.backbone.spec, norm=any(run.protocol.features.norms), cls=False):
+        run.note(sentence)
     protocol, metric = run.protocol, run.protocol.metric
     pairs = chosen_pairs(data.pairs, metric.pairs_per_category, metric.seed)
     if run.limit is not None:

@@ -23,6 +23,7 @@ from vitbackbone.evaluation.methods.inputs import (
     normalised,
     resize,
     size_of,
+    stand_in,
     vectors,
     whole_patches,
 )
@@ -115,6 +116,8 @@ def truth(query: Query, difficulty: str) -> tuple[NDArray[Any], NDArray[Any]]:
 def score(run: Run) -> Sequence[Score]:
     """Extract, rank and measure."""
     data: Revisited = run.data
+    for sentence in stand_in(run.backbone.spec, norm=True, cls=True):
+        run.note(sentence)
     key = ["retrieval", run.protocol.view, data.digest()]
     if run.limit is not None:
         run.note("the whole database is ranked, so --limit leaves queries out and no photo")

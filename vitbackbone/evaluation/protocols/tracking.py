@@ -16,7 +16,14 @@ from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.davis import Video, Videos
 from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.methods import resampled
-from vitbackbone.evaluation.methods.inputs import last, normalised, resize, resize_aliased, size_of
+from vitbackbone.evaluation.methods.inputs import (
+    last,
+    normalised,
+    resize,
+    resize_aliased,
+    size_of,
+    stand_in,
+)
 from vitbackbone.evaluation.methods.propagation import one_hot, propagate, stretched
 from vitbackbone.evaluation.metrics.masks import contour_f, jaccard
 from vitbackbone.evaluation.protocol import Nothing, Protocol, Score
@@ -133,6 +140,8 @@ def measure(video: Video, masks: Sequence[UInt8[np.ndarray, "H W"]]) -> dict[str
 def score(run: Run) -> Sequence[Score]:
     """Propagate and measure."""
     data: Videos = run.data
+    for sentence in stand_in(run.backbone.spec, norm=True, cls=False):
+        run.note(sentence)
     videos = list(data.sequences)[: run.limit]
     key = ["tracking", run.protocol.view, run.protocol.fit, data.digest()]
     found = []
