@@ -8,6 +8,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import evaluation_pages
 import generated
 
 import vitbackbone
@@ -70,4 +71,5 @@ def setup(app: Any) -> None:
 
 
 generated.write(Path(__file__).parent / "_generated")
+evaluation_pages.write(Path(__file__).parent / "evaluate" / "protocols")
 exclude_patterns.append("_generated/*.md")

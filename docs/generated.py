@@ -9,17 +9,18 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ROOMS = {  # each package: what is in it, and its column and row in the drawing; it imports from the rows below its own
     "cli": ("the command", 1.5, 0),
-    "heads": ("features to results", 1, 1),
-    "sklearn": ("ImageFeatures", 3, 1),
-    "store": ("features on disk", 0, 1),
-    "inspection": ("costs and pictures", 2, 1),
-    "runtime": ("the same features, sooner", 0, 2),
-    "checkpoints": ("names and files to weights", 2, 2),
-    "networks": ("networks of timm", 2, 3),
-    "model": ("the Vision Transformer", 1.5, 4),
-    "contract": ("what a backbone returns", 1.5, 5),
-    "images": ("files to tensors", 1.5, 6),
-    "files": ("whole files or none", 1.5, 7),
+    "evaluation": ("the papers' protocols", 1, 1),
+    "heads": ("features to results", 1, 2),
+    "sklearn": ("ImageFeatures", 3, 2),
+    "store": ("features on disk", 0, 2),
+    "inspection": ("costs and pictures", 2, 2),
+    "runtime": ("the same features, sooner", 0, 3),
+    "checkpoints": ("names and files to weights", 2, 3),
+    "networks": ("networks of timm", 2, 4),
+    "model": ("the Vision Transformer", 1.5, 5),
+    "contract": ("what a backbone returns", 1.5, 6),
+    "images": ("files to tensors", 1.5, 7),
+    "files": ("whole files or none", 1.5, 8),
 }
 Edge = tuple[str, str]  # the importing package and the imported one
 Point = tuple[float, float]
@@ -74,7 +75,7 @@ POPULAR = {
 
 
 def popular() -> str:
-    """Return the table of the encoders that people use most, as Markdown."""
+    """Return the table of the encoders that people use most, as Markdown. `python docs/generated.py` prints it."""
     from vitbackbone.inspection import models_rows
 
     rows = models_rows(list(POPULAR))
@@ -212,3 +213,7 @@ def _box(name: str, x: float, y: float) -> str:
         f'font-weight="600" fill="#1d2a3a">{name}</text><text x="{x:.0f}" y="{y + 13:.0f}" text-anchor="middle" '
         f'font-size="12.5" fill="#46566b">{what}</text>'
     )
+
+
+if __name__ == "__main__":
+    print(popular(), end="")

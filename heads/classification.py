@@ -120,20 +120,23 @@ def lc_features(*features: Features) -> Float[Tensor, "B F"]:
 class ConcatHead(Classifying):
     """A linear layer on `lc_features`: DINOv2's classifier on its last layer, or on its last four by `layers="last4"`.
 
+    `mean`: whether it reads the mean of the last layer's patches, or CLS tokens alone.
     (Oquab et al. 2023; facebookresearch/dinov2, hub/classifiers.py)
     """
 
-    def __init__(self, spec: BackboneSpec, num_classes: Count, layers: Layers = "last") -> None:
-        super().__init__(spec, Needs(layers, prefix=True, pooled=False))
+    def __init__(self, spec: BackboneSpec, num_classes: Count, layers: Layers = "last", mean: bool = True) -> None:
+        super().__init__(spec, Needs(layers, norm=spec.has_norm, prefix=True, pooled=False))
         self.num_classes = num_classes
-        self.linear = nn.Linear(sum(spec.dims[layer] for layer in self.layers) + spec.dim, num_classes)
+        self.mean = mean
+        self.linear = nn.Linear(sum(spec.dims[layer] for layer in self.layers) + mean * spec.dim, num_classes)
         # The initialisation of its authors (dinov2/eval/linear.py).
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, *features: Features) -> Float[Tensor, "B K"]:
         """Return logits. Raises `ValueError` on features without CLS."""
-        return self.linear(lc_features(*features))
+        read = lc_features(*features) if self.mean else torch.cat([pool_cls(each) for each in features], dim=1)
+        return self.linear(read)
 
 
 Classifier = MlpHead | DistilledHead | ConcatHead

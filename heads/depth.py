@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from heads.base import DenseHead, Needs
 from heads.options import Count, Layers
-from heads.parallel import refuse_past_ddp, total
+from heads.parallel import BatchNorm2d, refuse_past_ddp, total
 from heads.segmentation import check_tensor
 from vitbackbone import BackboneSpec, Features, align, pool_cls
 
@@ -46,7 +46,9 @@ class LinearDepth(DepthHead):
 
     (Oquab et al. 2023, DINOv2, section 7.4; facebookresearch/dinov2, hub/depthers.py)
 
-    `layers` are read without the final norm. `"last"` is DINOv2's `linear`, and `"even4"` its `linear4`.
+    `"last"` is DINOv2's `linear`, and `"even4"` its `linear4`. DINOv3's has `norm=True, cls=False, batch_norm=True,
+    upsample=1`: the final norm, no CLS token beside each patch, batch norm, and no finer grid
+    (facebookresearch/dinov3, eval/depth/models/linear_head.py).
     `min_depth`, `max_depth` bound the bins, in the unit of the targets. The defaults are DINOv2's for NYU, in metres.
     Raises `ValueError` unless 0 < min_depth < max_depth.
     """
@@ -60,24 +62,33 @@ class LinearDepth(DepthHead):
         bins: Count = 256,
         min_depth: Bound = 0.001,
         max_depth: Bound = 10.0,
+        norm: bool = False,
+        cls: bool = True,
+        batch_norm: bool = False,
+        upsample: Count = UPSAMPLE,
     ) -> None:
         if not 0 < min_depth < max_depth:
             raise ValueError(f"LinearDepth: min_depth={min_depth}, max_depth={max_depth}; want 0 < min < max")
-        super().__init__(spec, Needs(layers, norm=False, prefix=True, pooled=False))
-        width = 2 * sum(spec.dims[layer] for layer in self.layers)
+        super().__init__(spec, Needs(layers, norm=norm, prefix=cls, pooled=False))
+        self.cls, self.upsample = cls, upsample
+        width = (1 + cls) * sum(spec.dims[layer] for layer in self.layers)
+        self.bn = BatchNorm2d(width) if batch_norm else nn.Identity()
         self.linear = nn.Conv2d(width, bins, kernel_size=1)
         self.register_buffer("centres", torch.linspace(min_depth, max_depth, bins), persistent=False)
 
     def maps(self, *features: Features) -> Float[Tensor, "B 1 h w"]:
-        """Return depth on a grid four times as fine as the first map. Raises `ValueError` on features without CLS."""
+        """Return depth on a grid `upsample` times as fine as the first map.
+
+        Raises `ValueError` on features without CLS, if the head reads it.
+        """
         geometry = features[0].geometry
         parts = []
         for each in features:
             x = align(each, geometry)
-            parts += [x, pool_cls(each)[:, :, None, None].expand_as(x)]
+            parts += [x, pool_cls(each)[:, :, None, None].expand_as(x)] if self.cls else [x]
         # Upstream resizes before the linear map. The result is the same, but it resizes many times the channels.
-        logits = self.linear(torch.cat(parts, dim=1))
-        logits = F.interpolate(logits, scale_factor=UPSAMPLE, mode="bilinear", align_corners=False)
+        logits = self.linear(self.bn(torch.cat(parts, dim=1)))
+        logits = F.interpolate(logits, scale_factor=self.upsample, mode="bilinear", align_corners=False)
         weights = F.relu(logits) + FLOOR
         depth = einsum(weights, self.centres.to(weights), "B K h w, K -> B h w") / weights.sum(dim=1)
         return depth[:, None]

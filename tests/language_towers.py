@@ -38,6 +38,11 @@ def packed(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
     return Outputs(raw[max(layers)], raw, raw[max(layers)].mean(dim=1))
 
 
+def sapiens(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
+    out = model(x, output_hidden_states=True)
+    return Outputs(out.last_hidden_state, states(out, layers), out.pooler_output)
+
+
 def internvl(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
     out = plain(model, x, layers)
     mean = model.config.use_mean_pooling
@@ -245,4 +250,25 @@ def tower_case(name: str) -> Case:
     )
 
 
+SAPIENS = {
+    **{"num_register_tokens": 2, "num_key_value_attention_heads": 1, "num_first_full_attention_layers": 1},
+    **{"num_last_full_attention_layers": 1},
+}
+TOWERS |= {
+    "sapiens 2": Tower("Sapiens 2", "sapiens2.Sapiens2Model", sapiens, {**NAMED, **SAPIENS}),
+    "sapiens 2, without biases": Tower(
+        "Sapiens 2",
+        "sapiens2.Sapiens2Model",
+        sapiens,
+        {**NAMED, **SAPIENS, "key_bias": False, "proj_bias": False, "mlp_bias": False, "use_qk_norm": False},
+        HF_SIZES[2:3],
+    ),
+    "sapiens 2, plain mlp": Tower(
+        "Sapiens 2",
+        "sapiens2.Sapiens2Model",
+        sapiens,
+        {**NAMED, **SAPIENS, "use_gated_mlp": False, "hidden_act": "gelu", "num_register_tokens": 0},
+        HF_SIZES[2:3],
+    ),
+}
 LANGUAGE_CASES: list[Case] = [tower_case(name) for name in TOWERS]

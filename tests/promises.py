@@ -3,9 +3,9 @@
 PROMISES = {
     1: "an exception or Ctrl-C in mid-write leaves neither target nor temporary file",
     2: "kill -9 at random moments, then resume: byte-identical to an uninterrupted run",
-    3: "a truncated or bit-flipped shard, or an empty marker, is noticed and redone",
+    3: "a truncated or bit-flipped shard, or a damaged record, is noticed and redone",
     4: "a full disk: a clear error, earlier shards intact, resumes",
-    5: "a second writer is refused with the first one's pid; a dead one's lock is taken over",
+    5: "writers at the same time share the work; the claims of dead ones are taken over",
     6: "another model, weights, preprocessing, dtype or inputs: refused, the difference named",
     7: "a truncated JPEG or PNG is a row that says why, neighbours kept",
     8: "empty, text, missing, no permission, a folder named x.jpg",
@@ -27,6 +27,16 @@ PROMISES = {
     24: "pickled weights are refused",
     25: "an archive's member that leads out of it is refused",
     26: "nothing is read with allow_pickle",
+    27: "a plan that changes meanwhile: a slice keeps to its snapshot, and no row gets another image's features",
+    28: "an open reader keeps its snapshot, whatever runs do meanwhile",
+    29: "verify notices every flipped bit and every lost file, records included, and names it",
+    30: "a duplicate survives its original; the features of a vanished image stay until prune --gone",
+    31: "a source that was away comes back without options",
+    32: "a changed image is redone alone; its neighbours keep their bytes",
+    33: "every failed row says what would heal it",
+    34: "one process, several, slices, a cluster: the same objects",
+    35: "SIGTERM: the shard is dropped, its claim is given back, exit code 143",
+    36: "prune removes what no kept snapshot needs, and nothing else",
 }
 
 

@@ -29,6 +29,7 @@ from .contract import float32_default as float32_default
 from .contract import pool_cls as pool_cls
 from .contract import pool_mean as pool_mean
 from .contract import stack_maps as stack_maps
+from .evaluation import evaluate as evaluate
 from .files import Record as Record
 from .files import did_you_mean as did_you_mean
 from .files import parse_json as parse_json

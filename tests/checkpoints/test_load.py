@@ -312,9 +312,18 @@ def test_an_unknown_policy_is_refused() -> None:
     assert "positions='jax'; want one of native, timm, hf" in result.stderr
 
 
-def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match="did you mean 'vit_small_patch14_dinov2.lvd142m'"):
-        load_backbone("vit_small_patch14_dinov2", weights="random")
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("vit_small_patch14_dinov2.lvd142", "did you mean 'vit_small_patch14_dinov2.lvd142m'"),
+        ("vit_small_patch14_dinov2", "'vit_small_patch14_dinov2.lvd142m' or 'timm:vit_small_patch14_dinov2'?"),
+        ("fastvit_t8", "did you mean 'timm:fastvit_t8'?"),
+        ("fastvit_t8.apple_in1k", "did you mean 'timm:fastvit_t8.apple_in1k'?"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(hint)):
+        load_backbone(name, weights="random")
 
 
 def test_without_a_network_the_error_names_nano_and_the_manual_path(

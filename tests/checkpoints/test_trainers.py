@@ -104,6 +104,18 @@ def test_the_network_is_found(
     assert relative_error(got.cls, want[:, 0]) < LIMIT
 
 
+@pytest.mark.parametrize("name", ["efficientnet_b0", "ghostnet_050", "mobilenetv3_small_050", "tf_mixnet_s"])
+def test_stages_of_a_network_are_no_chunks(name: str, tmp_path: Path) -> None:
+    """EfficientNet's own keys are `blocks.stage.block.`, as a trainer's chunks of a ViT are."""
+    network = randomise(timm.create_model(name, num_classes=3))
+    torch.save({"state_dict": behind("model.", network.state_dict())}, tmp_path / "trained.pth")
+    pixels = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        got = load_backbone(f"timm:{name}", weights=tmp_path / "trained.pth")(pixels)
+        want = network.forward_head(network.forward_features(pixels), pre_logits=True)
+    assert relative_error(got.pooled, want) < LIMIT
+
+
 def test_a_line_says_what_was_taken_and_left_out(
     networks: tuple[nn.Module, State, State], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tests.helpers import photo
 from tests.images.grids import grid
 from vitbackbone import FusedPreprocess, Photo, Preprocess, load_image
+from vitbackbone.images import fast
 from vitbackbone.images.errors import DamagedImage, TooManyPixels, UnknownFormat, UnsupportedPixels
 from vitbackbone.images.preprocess import CropMode, ImageTransform
 from vitbackbone.images.resize import FILTERS, Interpolation, resized_crop
@@ -44,18 +45,25 @@ def apart(one: Tensor, other: Tensor) -> int:
 
 @pytest.fixture
 def decoders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Record that torchvision was asked to decode, and that it did."""
-    import torchvision.io
+    """Record that simplejpeg was asked to decode, and that it did."""
+    used: list[str] = []
+    decoder = fast.DECODERS[0]
 
-    used, decode = [], torchvision.io.decode_jpeg
+    def load() -> fast.Decode:
+        decode = decoder.load()
 
-    def spy(data: Tensor, *args: object) -> Tensor:
-        used.append("asked")
-        picture = decode(data, *args)
-        used.append("done")
-        return picture
+        def spy(data: bytes, size: tuple[int, int]) -> Tensor:
+            used.append("asked")
+            picture = decode(data, size)
+            used.append("done")
+            return picture
 
-    monkeypatch.setattr(torchvision.io, "decode_jpeg", spy)
+        return spy
+
+    spying = replace(decoder, load=load)
+    monkeypatch.setattr(fast, "DECODERS", (spying, *fast.DECODERS[1:]))
+    fast._equal(spying)  # compares
+    used.clear()
     return used
 
 
@@ -147,13 +155,13 @@ def test_what_lies_behind_the_end_is_not_read() -> None:
         assert torch.equal(Photo(data + garbage).decode(), decoded_by_pillow(data))
 
 
-def test_what_torchvision_cannot_read_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torchvision.io
-
-    def fail(*_: object) -> Tensor:
+def test_what_a_fast_decoder_cannot_read_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(data: bytes, size: tuple[int, int]) -> Tensor:
         raise RuntimeError("no support for this in this build")
 
-    monkeypatch.setattr(torchvision.io, "decode_jpeg", fail)
+    failing = replace(fast.DECODERS[0], load=lambda: fail)
+    monkeypatch.setattr(fast, "DECODERS", (failing,))
+    monkeypatch.setattr(fast, "_is_equal", lambda *_: True)
     data = encode(photo(40, 56))
     assert torch.equal(Photo(data).decode(), decoded_by_pillow(data))
 

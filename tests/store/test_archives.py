@@ -23,8 +23,7 @@ from PIL import Image
 
 from tests.helpers import tiny_vit
 from vitbackbone.store import extract
-from vitbackbone.store.locate import Unreadable, read_bytes
-from vitbackbone.store.plan import locators
+from vitbackbone.store.locate import Unreadable, locators, read_bytes
 from vitbackbone.store.source import list_inputs
 from vitbackbone.store.tar import BLOCK
 

@@ -7,9 +7,10 @@ import importlib
 import json
 import os
 import pickle
+import shutil
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from vitbackbone.files import publish
 from vitbackbone.images.preprocess import Preprocess
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.vit import ViT
-from vitbackbone.store import FeatureStore, extract
+from vitbackbone.store import FeatureStore, extract, verify
 from vitbackbone.store.layout import INDEX
 from vitbackbone.store.reader import ImageReader
 from vitbackbone.store.source import list_inputs
@@ -55,7 +56,7 @@ class Watched(ViT):
     def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
         if not hasattr(self, "seen"):
             self.seen: list[tuple[int, int]] = []
-        markers = len(list(self.out.glob("shards/*.json"))) if self.out else 0
+        markers = len(list(self.out.glob("done/*.json"))) if self.out else 0
         self.seen.append((len(images), markers))
         return super().forward_layers(images, layers, norm)
 
@@ -92,6 +93,17 @@ def direct(model: ViT, path: Path, layer: int = -1, **options: object) -> Featur
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {str(f.relative_to(directory)): f.read_bytes() for f in sorted(directory.rglob("*")) if f.is_file()}
+
+
+def objects(directory: Path) -> dict[str, bytes]:
+    """The files of a store that are named by their content. Records also hold times."""
+    return {name: data for name, data in contents(directory).items() if name.startswith("objects/")}
+
+
+def features_of(directory: Path, shard: int) -> Path:
+    """The file with the features of a shard."""
+    name = FeatureStore(directory).table.names[shard]
+    return directory / "objects" / name[:2] / name
 
 
 # --- what is stored ---------------------------------------------------------------------------------------------------
@@ -142,20 +154,20 @@ def test_the_files_are_laid_out_as_designed(photos: Path, tmp_path: Path) -> Non
     model = backbone(num_registers=2)
     out = tmp_path / "f"
     store = extract(model, photos, out, tokens=["cls", "registers", "patches"], layers=[0, 1], shard_size=4)
-    assert set(contents(out)) == {
-        "manifest.json",
-        "inputs/00000.parquet",
-        *(f"index/0000{i}.parquet" for i in (0, 1)),
-        *(f"shards/0000{i}.{kind}" for i in (0, 1) for kind in ("json", "safetensors")),
-    }
-    second = {name: tuple(tensor.shape) for name, tensor in load_file(out / "shards/00001.safetensors").items()}
+    assert {name for name in contents(out) if not name.startswith("objects/")} == {
+        "latest.json", "snapshots/00000001.json", "snapshots/00000002.json",
+    }  # fmt: skip
+    for name, data in objects(out).items():
+        digest = hashlib.sha256(data).hexdigest()
+        assert name.startswith(f"objects/{digest[:2]}/{digest}.")
+    assert (out / "latest.json").read_bytes() == (out / "snapshots/00000002.json").read_bytes()
+    second = {name: tuple(tensor.shape) for name, tensor in load_file(features_of(out, 1)).items()}
     assert second == {
         "cls": (2, 16), "cls.0": (2, 16), "registers": (2, 2, 16), "registers.0": (2, 2, 16),
         "patches": (32, 16), "patches.0": (32, 16), "grid": (2, 2),
     }  # fmt: skip
-    marker = json.loads((out / "shards/00001.json").read_text())
-    assert marker["rows"] == 3
-    assert marker["sha256"] == hashlib.sha256((out / "shards/00001.safetensors").read_bytes()).hexdigest()
+    assert store.snapshot.root == str(photos)
+    assert str(photos) not in json.dumps(store.manifest)
 
     assert store.index.schema.names == INDEX.names
     assert store.index["row"].to_pylist() == list(range(7))
@@ -168,6 +180,7 @@ def test_the_files_are_laid_out_as_designed(photos: Path, tmp_path: Path) -> Non
     assert store.manifest["model"]["weights_sha256"] == weights_sha256(model)
     assert store.manifest["preprocessing"]["mean"] == list(model.preprocess.mean)
     assert store.index["reason"].to_pylist() == [None] * 5 + ["empty", None]
+    assert store.index["remedy"].to_pylist() == [None] * 5 + ["replace the file; every run tries it again", None]
 
 
 @pytest.mark.promise(11)
@@ -220,7 +233,7 @@ def test_worker_processes_give_the_same_bytes(photos: Path, tmp_path: Path) -> N
             backbone(), photos, tmp_path / str(workers), tokens=["cls", "patches"], batch_size=2, shard_size=3,
             workers=workers, keep_aspect=True, resolution=24,
         )  # fmt: skip
-    assert contents(tmp_path / "0") == contents(tmp_path / "2")
+    assert objects(tmp_path / "0") == objects(tmp_path / "2")
 
 
 def test_a_shard_is_on_disk_before_the_next_begins(photos: Path, tmp_path: Path) -> None:
@@ -573,7 +586,7 @@ def test_a_second_run_finishes_what_the_first_did_not(photos: Path, tmp_path: Pa
     stopped = Interrupted(TINY).eval()
     with pytest.raises(KeyboardInterrupt):
         extract(stopped, photos, tmp_path / "f", shard_size=2)
-    assert not any(name.endswith(".tmp") for name in contents(tmp_path / "f"))
+    assert not [name for name in contents(tmp_path / "f") if "unfinished" in name or "leases" in name]
     with pytest.raises(ValueError, match="is incomplete: 2 of 4 shards are missing; run the same extraction again"):
         FeatureStore(tmp_path / "f")
 
@@ -584,19 +597,23 @@ def test_a_second_run_finishes_what_the_first_did_not(photos: Path, tmp_path: Pa
     extract(again, photos, tmp_path / "f", shard_size=2)
     assert not hasattr(again, "seen")
     extract(backbone(), photos, tmp_path / "whole", shard_size=2)
-    assert contents(tmp_path / "f") == contents(tmp_path / "whole")
+    assert objects(tmp_path / "f") == objects(tmp_path / "whole")
 
 
-DAMAGE = {
-    "cut shard": ("shards/00001.safetensors", lambda data: data[:-7]),
-    "flipped bit": ("shards/00001.safetensors", lambda data: data[:-7] + bytes([data[-7] ^ 1]) + data[-6:]),
-    "no shard": ("shards/00001.safetensors", None),
-    "empty marker": ("shards/00001.json", lambda data: b""),
-    "other marker": ("shards/00001.json", lambda data: b"[]"),
-    "no marker": ("shards/00001.json", None),
-    "cut index": ("index/00001.parquet", lambda data: data[:-7]),
-    "no index": ("index/00001.parquet", None),
+DAMAGE: dict[str, Callable[[bytes], bytes] | None] = {
+    "cut": lambda data: data[:-7],
+    "flipped bit": lambda data: data[:-7] + bytes([data[-7] ^ 1]) + data[-6:],
+    "empty": lambda data: b"",
+    "lost": None,
 }
+
+
+def spoiled(file: Path, kind: str) -> None:
+    damage = DAMAGE[kind]
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
 
 
 @pytest.mark.promise(3)
@@ -604,15 +621,50 @@ DAMAGE = {
 def test_a_damaged_shard_is_noticed_and_redone(photos: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "f"
     extract(backbone(), photos, out, shard_size=3)
+    whole = objects(out)
+    spoiled(features_of(out, 1), kind)
+    model = backbone()
+    store = extract(model, photos, out, shard_size=3)
+    assert [count for count, _ in model.seen] == [3]
+    assert {name: objects(out)[name] for name in whole} == whole
+    assert verify(out).problems == ()
+    assert len(store) == 7
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_shard_that_waits_for_its_snapshot_is_checked_as_well(photos: Path, tmp_path: Path, kind: str) -> None:
+    """Its record, and its features."""
+    out = tmp_path / "f"
+    for pattern in ("done/*.json", "objects/*/*.safetensors"):
+        torch.manual_seed(0)
+        stopped = Interrupted(TINY).eval()
+        stopped.limit = 1
+        with pytest.raises(KeyboardInterrupt):
+            extract(stopped, photos, out, shard_size=3)
+        spoiled(next(out.glob(pattern)), kind)
+        model = backbone()
+        extract(model, photos, out, shard_size=3)
+        assert [count for count, _ in model.seen] == [3, 3, 1]
+        assert verify(out).problems == ()
+        shutil.rmtree(out)
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("name", ["snapshots/00000002.json", "latest.json"])
+def test_a_damaged_record_of_the_last_snapshot_is_healed_by_its_copy(
+    photos: Path, tmp_path: Path, kind: str, name: str
+) -> None:
+    out = tmp_path / "f"
+    extract(backbone(), photos, out, shard_size=3)
     whole = contents(out)
-    name, damage = DAMAGE[kind]
-    if damage is None:
-        (out / name).unlink()
-    else:
-        (out / name).write_bytes(damage(whole[name]))
+    spoiled(out / name, kind)
+    assert [file for file, _ in verify(out).problems] == [name]
+    assert len(FeatureStore(out)) == 7
     model = backbone()
     extract(model, photos, out, shard_size=3)
-    assert [count for count, _ in model.seen] == [3]
+    assert not hasattr(model, "seen")
     assert contents(out) == whole
 
 
@@ -670,14 +722,6 @@ def test_the_order_of_tokens_and_the_batch_size_are_no_difference(photos: Path, 
     assert not hasattr(model, "seen")
 
 
-def test_shards_of_a_lost_manifest_do_not_count(photos: Path, tmp_path: Path) -> None:
-    extract(backbone(), photos, tmp_path / "f")
-    (tmp_path / "f" / "manifest.json").unlink()
-    model = backbone()
-    assert extract(model, photos, tmp_path / "f", resolution=24).manifest["preprocessing"]["resolution"] == 24
-    assert sum(images for images, _ in model.seen) == 7
-
-
 def test_batches_of_a_shard_begin_small_so_that_the_forward_need_not_wait(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for i in range(50):
@@ -726,16 +770,17 @@ def test_the_store_opens_without_reading_the_shards(
     out = tmp_path / "f"
     extract(backbone(), photos, out, tokens=["cls", "patches"], shard_size=1)
     opened: list[str] = []
-    module = importlib.import_module("vitbackbone.store.store")
+    module = importlib.import_module("vitbackbone.store.tensors")
     monkeypatch.setattr(module, "safe_open", lambda path, **o: (opened.append(path.name), safe_open(path, **o))[1])
-    (out / "shards/00005.safetensors").write_bytes(b"damaged")
+    third, fifth = features_of(out, 3), features_of(out, 5)
+    fifth.write_bytes(b"damaged")
     store = FeatureStore(out)
     assert len(store) == len(store.paths) == len(store.labels) == 7
     assert opened == []
     store.patches(3)
     store.patches(3)
-    assert opened == ["00003.safetensors"]
-    with pytest.raises(ValueError, match=r"00005\.safetensors is damaged .* run the same extraction again"):
+    assert opened == [third.name]
+    with pytest.raises(ValueError, match=rf"{fifth.name} is damaged .* run the same extraction again"):
         store.patches(5)
 
 
@@ -743,7 +788,8 @@ def test_the_features_of_one_shard_are_mapped_not_copied(photos: Path, tmp_path:
     out = tmp_path / "f"
     store = extract(backbone(), photos, out, tokens=["cls", "patches"])
     address = store.cls.__array_interface__["data"][0]
-    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if "00000.safetensors" in line]
+    name = store.table.names[0]
+    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if name in line]
     spans = [[int(end, 16) for end in line.split()[0].split("-")] for line in maps]
     assert any(start <= address < stop for start, stop in spans)
     store.cls[:] = 0  # the map is private: what is on disk stays
@@ -766,13 +812,17 @@ def test_a_store_says_what_it_has_not(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no layer 0; it stores \[1\] of 2"):
         store.layer(0)
     for directory in (photos, tmp_path / "nowhere", photos / "cat/0.jpg"):
-        with pytest.raises(ValueError, match=r"is not a feature store: it has no manifest\.json"):
+        with pytest.raises(ValueError, match=r"is not a feature store: it has no latest\.json and no snapshots/"):
             FeatureStore(directory)
-    (photos / "manifest.json").write_text('{"name": "of something else"}')
-    with pytest.raises(ValueError, match="is not a feature store: its manifest does not have schema 2"):
-        FeatureStore(photos)
-    with pytest.raises(ValueError, match="its manifest does not have schema 2"):
-        extract(backbone(), photos, photos)
+
+
+@pytest.mark.parametrize("use", [FeatureStore, verify, lambda out: extract(backbone(), out, out)])
+def test_a_store_of_the_first_edition_is_refused(photos: Path, use: Callable[[Path], object]) -> None:
+    (photos / "manifest.json").write_text(json.dumps({"schema": 2, "model": {}}))
+    before = contents(photos)
+    with pytest.raises(ValueError, match="is a store of the first edition, which this version does not read"):
+        use(photos)
+    assert contents(photos) == before
 
 
 def test_a_folder_name_does_not_become_a_column(photos: Path, tmp_path: Path) -> None:

@@ -1,19 +1,25 @@
 """Files of a store that somebody edited or lost, and places where none can be written: a sentence that names them."""
 
-import json
+import copy
 import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.helpers import save_photo, tiny_vit
+from vitbackbone.files import LocalStorage
 from vitbackbone.store import FeatureStore, export, extract, verify
+from vitbackbone.store.layout import LATEST, snapshot_key
+from vitbackbone.store.objects import put_json, put_table
+from vitbackbone.store.records import Part, seal
+from vitbackbone.store.snapshots import latest
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +51,8 @@ def again(store: Path) -> FeatureStore:
     return extract(tiny_vit(), store.parent / "photos", store, **options)
 
 
-def edited(file: Path, *keys: str, value: object) -> None:
-    whole = json.loads(file.read_bytes())
+def edited(record: dict[str, Any], *keys: str, value: object) -> dict[str, Any]:
+    whole = copy.deepcopy(record)
     part = whole
     for key in keys[:-1]:
         part = part[key]
@@ -54,7 +60,7 @@ def edited(file: Path, *keys: str, value: object) -> None:
         del part[keys[-1]]
     else:
         part[keys[-1]] = value
-    file.write_text(json.dumps(whole))
+    return whole
 
 
 WRONG: list[tuple[tuple[str, ...], object]] = [
@@ -78,35 +84,87 @@ WRONG: list[tuple[tuple[str, ...], object]] = [
 ]
 
 
+def resealed(store: Path, **changes: object) -> None:
+    """Give the last snapshot other fields, as somebody who knows how records are sealed."""
+    place = LocalStorage(store)
+    last = latest(place)
+    assert last is not None
+    for key in (snapshot_key(last.number), LATEST):
+        (store / key).write_bytes(seal(last.model_copy(update=changes)))
+
+
 @pytest.mark.parametrize(("keys", "value"), WRONG)
 def test_a_wrong_key_of_the_manifest_is_named(store: Path, keys: tuple[str, ...], value: object) -> None:
-    edited(store / "manifest.json", *keys, value=value)
-    for use in (FeatureStore, verify, again):
-        with pytest.raises(ValueError, match=rf"out.*manifest\.json has (?s:.)*{keys[0]}"):
+    wrong = edited(FeatureStore(store).manifest, *keys, value=value)
+    resealed(store, manifest=put_json(LocalStorage(store), wrong))
+    for use in (FeatureStore, again):
+        with pytest.raises(ValueError, match=rf"manifest has (?s:.)*{keys[0]}"):
             use(store)
+    assert any("manifest has" in problem for _, problem in verify(store).problems)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"null", b"[]", b"[" * 100_000, b'{"schema": 2}', b"\0" * 99])
-def test_a_manifest_that_is_no_manifest_is_named(store: Path, data: bytes) -> None:
-    (store / "manifest.json").write_bytes(data)
-    for use in (FeatureStore, verify, again):
-        with pytest.raises(ValueError, match=r"out.*manifest"):
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"null", b"[]", b"[" * 100_000, b'{"schema": 3}', b"\0" * 99])
+def test_a_record_that_is_no_record_is_named(store: Path, data: bytes) -> None:
+    for name in ("latest.json", "snapshots/00000002.json"):
+        (store / name).write_bytes(data)
+    for use in (FeatureStore, again):
+        with pytest.raises(
+            ValueError, match=r"snapshots/00000002\.json (?s:.*) and so is its copy .*; delete it to go back"
+        ):
             use(store)
+    assert [file for file, _ in verify(store).problems] == ["latest.json"]
+    (store / "snapshots/00000002.json").unlink()  # as the sentence says
+    assert len(again(store)) == 4
+
+
+def every_file(store: Path) -> list[Path]:
+    return sorted(file for file in store.rglob("*") if file.is_file())
+
+
+def test_any_flipped_bit_and_any_lost_file_is_noticed(store: Path) -> None:
+    """Of every file of the store: records, tables, features."""
+    assert verify(store).problems == ()
+    random = np.random.default_rng(0)
+    for file in every_file(store):
+        whole = file.read_bytes()
+        name = str(file.relative_to(store))
+        for at in {0, len(whole) - 1, *random.integers(0, len(whole), 3).tolist()}:
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << int(random.integers(8))]) + whole[at + 1 :])
+            assert name in {problem[0] for problem in verify(store).problems}, (name, at)
+        file.unlink()
+        assert name in {problem[0] for problem in verify(store).problems}, name
+        file.write_bytes(whole)
+
+
+def part_of(store: Path, table: str) -> Path:
+    name = getattr(FeatureStore(store).snapshot, table)[0].name
+    return store / "objects" / name[:2] / name
+
+
+@pytest.mark.parametrize("table", ["rows", "results"])
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b"PAR1"), Path.unlink])
+def test_a_damaged_table_is_named(store: Path, table: str, damage: Callable[[Path], object]) -> None:
+    file = part_of(store, table)
+    damage(file)
+    for read in (lambda: FeatureStore(store).index, lambda: again(store)):
+        with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
+            read()
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("rows", "2"), ("rows", -1), ("rows", 10**9), ("read", 10**9), ("read", None), ("sha256", 5), ("copies", True)],
+    "change",
+    [
+        lambda table: table.drop_columns(["path"]),
+        lambda table: table.set_column(5, "label", pa.array(["a"] * len(table))),
+        lambda table: table[:1],
+    ],
 )
-def test_a_wrong_marker_is_named_and_its_shard_done_again(store: Path, key: str, value: object) -> None:
-    file = store / "shards" / "00001.json"
-    before = file.read_bytes()
-    edited(file, key, value=value)
-    with pytest.raises(ValueError, match=r"incomplete: 1 of 2 .*00001\.json is damaged"):
-        FeatureStore(store)
-    assert [problem[0] for problem in verify(store).problems] == [file]
-    again(store)
-    assert file.read_bytes() == before
+def test_a_table_of_another_shape_is_named(store: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    part = FeatureStore(store).snapshot.rows[0]
+    (wrong,) = put_table(LocalStorage(store), iter([change(pq.ParquetFile(part_of(store, "rows")).read())]), ())
+    resealed(store, rows=(Part(name=wrong.name, rows=part.rows),))
+    with pytest.raises(ValueError, match=rf"{wrong.name} is damaged"):
+        again(store)
 
 
 def drop_rows(file: Path) -> None:
@@ -119,43 +177,11 @@ def drop_tensor(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [drop_rows, drop_tensor, lambda file: file.write_bytes(b"x" * 99), Path.unlink])
 def test_a_shard_of_another_shape_is_named_where_it_is_read(store: Path, damage: Callable[[Path], object]) -> None:
-    damage(store / "shards" / "00001.safetensors")
+    name = FeatureStore(store).table.names[1]
+    damage(store / "objects" / name[:2] / name)
     for read in (lambda: FeatureStore(store).cls, lambda: FeatureStore(store).patches(3)):
-        with pytest.raises(ValueError, match=r"00001\.safetensors is damaged .*run the same extraction again"):
+        with pytest.raises(ValueError, match=rf"{name} is damaged .*run the same extraction again"):
             read()
-
-
-@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b"PAR1"), Path.unlink])
-def test_a_damaged_index_is_named(store: Path, damage: Callable[[Path], object]) -> None:
-    damage(store / "index" / "00000.parquet")
-    with pytest.raises(ValueError, match=r"index/00000\.parquet is damaged"):
-        _ = FeatureStore(store).index
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda table: table.replace_schema_metadata({"class_names": "[1]", "shards": "[]"}),
-        lambda table: table.replace_schema_metadata({"class_names": "{", "shards": "[]"}),
-        lambda table: table.replace_schema_metadata({}),
-        lambda table: table.drop_columns(["path"]),
-        lambda table: table.set_column(3, "label", pa.array([9] * len(table))),
-        lambda table: table.set_column(3, "label", pa.array([None] * len(table), pa.int64())),
-    ],
-)
-def test_a_damaged_plan_is_named(store: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    file = store / "inputs" / "00000.parquet"
-    pq.write_table(change(pq.ParquetFile(file).read()), file, row_group_size=2)
-    with pytest.raises(ValueError, match=r"inputs(/00000\.parquet)? is damaged"):
-        again(store)
-
-
-@pytest.mark.parametrize("name", ["lock.json", "lock-inputs.json", "lock-0-of-2.json"])
-@pytest.mark.parametrize("data", [b"", b"[]", b'{"pid": "x"}', b"[" * 10**5, b'{"pid": -1, "host": "a"}', b"\xff"])
-def test_a_lock_that_says_not_who_is_named(store: Path, name: str, data: bytes) -> None:
-    (store / name).write_bytes(data)
-    with pytest.raises(BlockingIOError, match=rf"delete .*{name}"):
-        again(store)
 
 
 def test_a_place_where_no_folder_can_be_is_refused_in_a_sentence(made: Path, tmp_path: Path) -> None:
@@ -165,7 +191,7 @@ def test_a_place_where_no_folder_can_be_is_refused_in_a_sentence(made: Path, tmp
         tmp_path / "file": "file is a file, and not a folder",
         tmp_path / "file" / "below": "file is a file, and not a folder",
         tmp_path / "link": "link is a link that leads nowhere",
-        "s3://bucket/store": "is an address",
+        "ftp://host/store": "is an address|has the scheme ftp://",
     }
     for out, message in cases.items():
         with pytest.raises(ValueError, match=message):
@@ -184,5 +210,5 @@ def test_a_limit_of_a_files_size_is_an_error_that_says_what_to_do(made: Path, tm
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert not (tmp_path / "out" / ".unfinished").exists()
     assert len(extract(tiny_vit(), made / "photos", tmp_path / "out", **options)) == 4

@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from vitbackbone.store.lock import writing
 
 from heads import LinearProbe
 from tests.helpers import save_photo, tiny_vit
 from vitbackbone.contract.features import Features
 from vitbackbone.contract.geometry import Images
+from vitbackbone.files import LocalStorage
 from vitbackbone.model.vit import ViT
 from vitbackbone.store import FeatureStore, export, extract, verify
-from vitbackbone.store.lock import writing
-from vitbackbone.store.slices import Slice
 
 
 @pytest.fixture
@@ -27,7 +27,12 @@ def photos(tmp_path: Path) -> Path:
 
 
 def shards(directory: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted((directory / "shards").iterdir())}
+    """The features of all shards."""
+    return {file.name: file.read_bytes() for file in sorted(directory.glob("objects/*/*.safetensors"))}
+
+
+def objects(directory: Path) -> set[str]:
+    return {file.name for file in directory.glob("objects/*/*")}
 
 
 def test_new_photos_get_rows_behind_the_old_ones_and_copies_are_computed_once(photos: Path, tmp_path: Path) -> None:
@@ -51,27 +56,7 @@ def test_slices_make_the_same_shards(photos: Path, tmp_path: Path) -> None:
     for i in range(3):
         store = extract(tiny_vit(), photos, tmp_path / "three", shard_size=2, slice=(i, 3), progress=False)
         assert store.missing == 2 - i
-    assert shards(tmp_path / "one") == shards(tmp_path / "three")
-
-
-@pytest.mark.promise(5)
-def test_a_second_writer_is_refused_with_the_first_ones_pid(photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "f"
-    out.mkdir()
-    with writing(out, Slice()), pytest.raises(BlockingIOError, match=r"is being written by process \d+ on host"):
-        extract(tiny_vit(), photos, out, progress=False)
-    extract(tiny_vit(), photos, out, progress=False)
-
-
-def test_a_flipped_bit_is_found(photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "f"
-    extract(tiny_vit(), photos, out, progress=False)
-    assert verify(out).problems == ()
-    file = out / "shards" / "00000.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-3] ^= 1
-    file.write_bytes(data)
-    assert [problem[0] for problem in verify(out).problems] == [file]
+    assert objects(tmp_path / "one") == objects(tmp_path / "three")
 
 
 @pytest.mark.promise(25)
@@ -120,17 +105,19 @@ def test_exports_hold_the_features(photos: Path, tmp_path: Path) -> None:
     )
 
 
-def test_what_kills_left_is_swept_by_whoever_writes_the_file(photos: Path, tmp_path: Path) -> None:
+def test_what_kills_left_is_swept_by_the_next_run(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "f"
-    names = ["inputs/.00000.parquet.dead.tmp", "shards/.00000.safetensors.dead.tmp", "index/.00000.parquet.dead.tmp"]
-    for name in [*names, ".manifest.json.dead.tmp"]:
-        (out / name).mkdir(parents=True)
-        (out / name / "half").write_bytes(b"half")
-        (out / name / ".tmpvDqw7I").touch()  # as safetensors makes beside what it writes
-    (out / ".lock.json.dead.tmp").write_bytes(b"half")
-    extract(tiny_vit(), photos, out, progress=False)
-    assert list(out.rglob(".*.tmp")) == []
+    dead = out / ".unfinished" / "0123"
+    dead.mkdir(parents=True)
+    (dead / "alive").touch()  # no process holds its lock
+    (dead / "features.safetensors").write_bytes(b"half")
+    with LocalStorage(out).scratch() as alive:
+        extract(tiny_vit(), photos, out, progress=False)
+        assert not dead.exists()
+        assert alive.exists()
     assert verify(out).problems == ()
+    extract(tiny_vit(), photos, out, progress=False)
+    assert sorted(path.name for path in out.iterdir()) == ["done", "latest.json", "leases", "objects", "snapshots"]
 
 
 @pytest.mark.parametrize("engine", ["native", "openvino"])
@@ -141,7 +128,7 @@ def test_the_path_is_kept_in_the_manifest_and_another_is_refused(photos: Path, t
     assert store.manifest["runtime"]["engine"] == engine
     np.testing.assert_allclose(store.cls, plain.cls, atol=1e-5)
     before = shards(out)
-    (out / "shards" / "00000.json").unlink()
+    next(out.glob("objects/*/*.safetensors")).unlink()
     extract(tiny_vit(), photos, out, progress=False)  # by the path that the store was made with, as none is asked
     assert shards(out) == before
     other = {"native": "openvino", "openvino": "native"}[engine]

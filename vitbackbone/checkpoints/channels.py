@@ -22,6 +22,9 @@ def with_channels(config: ViTConfig | TimmConfig, channels: int | None) -> ViTCo
     """
     if channels is None or channels == config.channels:
         return config
+    if isinstance(config, ViTConfig) and (config.wavelengths or config.channel_groups):
+        wanted = "wavelengths=" if config.wavelengths else f"images of {config.channels} channels, without in_chans"
+        raise ValueError(f"in_chans={channels}: the channels of this network have no kernels to inflate; give {wanted}")
     if channels < 1:
         raise ValueError(f"in_chans={channels}; want at least 1")
     if config.channels != RGB:
@@ -30,6 +33,20 @@ def with_channels(config: ViTConfig | TimmConfig, channels: int | None) -> ViTCo
             f"own, which no rule turns into {channels}. Pass images of {config.channels} channels, without in_chans"
         )
     return replace(config, channels=channels)
+
+
+def with_wavelengths(config: ViTConfig | TimmConfig, wavelengths: tuple[float, ...]) -> ViTConfig:
+    """Return a configuration for images with a channel of each wavelength, in micrometres.
+
+    Raises `ValueError` if the network has a kernel of its own for each channel, or if a wavelength is not above 0.
+    """
+    if not isinstance(config, ViTConfig) or not config.wavelengths:
+        raise ValueError(
+            f"wavelengths={wavelengths}: the network has a kernel of its own for each channel of its images"
+        )
+    if not wavelengths or not all(0 < each < 100 for each in wavelengths):
+        raise ValueError(f"wavelengths={wavelengths}; want micrometres, such as 0.665 for red, one for each channel")
+    return replace(config, channels=len(wavelengths), wavelengths=wavelengths)
 
 
 def kernels(backbone: Any) -> tuple[str, ...]:
@@ -47,6 +64,8 @@ def stored_channels(
 
     `names`: the parameters that read the channels.
     """
+    if isinstance(config, ViTConfig) and (config.wavelengths or config.channel_groups):
+        return config.channels
     for rule in rules:
         if rule.targets and rule.targets[0] in names and rule.sources[0] in tensors:
             shape = tensors[rule.sources[0]].shape

@@ -2,7 +2,7 @@
 
 import fnmatch
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -19,6 +19,7 @@ from vitbackbone.checkpoints.channels import (
     preprocess_for,
     stored_channels,
     with_channels,
+    with_wavelengths,
 )
 from vitbackbone.checkpoints.formats import FORMATS, TOWERS
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
@@ -36,7 +37,7 @@ from vitbackbone.checkpoints.trainers import unwrap
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry, Positions
 from vitbackbone.contract import BackboneModule, float32_default
 from vitbackbone.images import Preprocess
-from vitbackbone.model import Indivisible, ViT, ViTConfig
+from vitbackbone.model import Indivisible, ViT, ViTConfig, make_vit
 from vitbackbone.networks import FusedBackbone, FusedConfig, TimmBackbone, TimmConfig, fuse
 
 Weights = str | PathLike[str]
@@ -66,6 +67,7 @@ def load_backbone(
     tower: str | None = None,
     part: str | None = None,
     in_chans: int | None = None,
+    wavelengths: Sequence[float] | None = None,
 ) -> BackboneModule:
     """Load a backbone in eval mode.
 
@@ -93,12 +95,14 @@ def load_backbone(
     `in_chans`: the number of channels of the images, if it is not the name's. A checkpoint with such kernels is loaded
     as it is, and RGB kernels are fitted by timm's rule: 1 is their sum, n are the kernels in turn, times 3 / n. The
     means and deviations of `preprocess` follow; replace them if those of the bands are known.
+    `wavelengths`: of the channels of the images, in micrometres, for a network that makes its patch projection from
+    them (DOFA).
 
     Raises `ValueError` on an unknown name, a malformed file, or several towers, `OSError` if a file cannot be read,
     `WeightsUnavailable` if the weights cannot be downloaded, and `ConversionError` if the file does not fill the model
     exactly.
     """
-    options = Options(positions, indivisible, image_size, dtype, device, tower, part, in_chans)
+    options = Options(positions, indivisible, image_size, dtype, device, tower, part, in_chans, wavelengths)
     return _load_checkpoint(name, weights, options).backbone
 
 
@@ -114,10 +118,11 @@ def load_checkpoint(
     tower: str | None = None,
     part: str | None = None,
     in_chans: int | None = None,
+    wavelengths: Sequence[float] | None = None,
 ) -> Checkpoint:
     """Load a backbone with the parameters and class names of its classifier, if the checkpoint has one. It takes the
     arguments of `load_backbone` and raises its errors."""
-    options = Options(positions, indivisible, image_size, dtype, device, tower, part, in_chans)
+    options = Options(positions, indivisible, image_size, dtype, device, tower, part, in_chans, wavelengths)
     return _load_checkpoint(name, weights, options)
 
 
@@ -133,6 +138,7 @@ class Options:
     tower: str | None
     part: str | None
     in_chans: int | None = None
+    wavelengths: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if self.positions not in get_args(Positions):
@@ -143,6 +149,8 @@ class Options:
     def apply(self, config: ViTConfig | TimmConfig) -> ViTConfig | TimmConfig:
         """Return the configuration with the options that belong to it."""
         sized = replace(at_size(config, self.image_size), indivisible=self.indivisible)
+        if self.wavelengths is not None:
+            return with_wavelengths(sized, tuple(self.wavelengths))
         return with_channels(sized, self.in_chans)
 
     def move(self, checkpoint: Checkpoint) -> Checkpoint:
@@ -231,7 +239,7 @@ def _place(known: str, weights: Weights | None) -> str:
 def _build(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> ViT | TimmBackbone:
     if isinstance(config, TimmConfig):
         return TimmBackbone(config, _preprocess(config, entry), name)
-    return ViT(config, _preprocess(config, entry), name)
+    return make_vit(config, _preprocess(config, entry), name)
 
 
 def _preprocess(config: ViTConfig | TimmConfig, entry: Entry) -> Preprocess:
@@ -271,7 +279,7 @@ def _fill(
     if grid != config.grid and isinstance(found, Directory) and options.image_size is None:
         raise ConversionError(_two_sizes(config, size))
     with torch.device("meta"):
-        backbone = ViT(config, _preprocess(config, entry), name)
+        backbone = make_vit(config, _preprocess(config, entry), name)
         expected = _build(replace(config, image_size=size, channels=stored), entry, name).state_dict()
     parameters = convert(taken.tensors, rules, expected)
     if stored != config.channels:

@@ -36,7 +36,8 @@ def trained_grid(config: ViTConfig, rules: Rules, tensors: State) -> tuple[int, 
     A table does not hold its shape: it has the configuration's grid if their numbers agree, and else is a square.
     Raises `ConversionError` if it can be neither.
     """
-    if config.position_grid is not None or config.position == "axes":  # the table is the same at every size
+    # the table is the same at every size, or holds several grids
+    if config.position_grid is not None or config.position == "axes" or config.position_steps > 1:
         return config.grid
     h, w = config.grid
     count = _positions(rules, tensors, {h * w: h * w, (2 * h - 1) * (2 * w - 1) + 3: h * w})

@@ -46,9 +46,11 @@ def settle(
 
 
 def settle_swin(config: TimmConfig, rules: Rules, tensors: State) -> TimmConfig:
-    """Return the configuration of a Swin without the final norm, if a checkpoint has none. Classes that hand the stages
-    to a decoder have a norm for each stage that it reads."""
-    return replace(config, final_norm=config.final_norm and "model.norm.weight" in Parts(rules, tensors))
+    """Return the configuration of a Swin, or of another network with levels, without the final norm, if a checkpoint
+    has none. Classes that hand the stages to a decoder have a norm for each stage that it reads."""
+    found = Parts(rules, tensors)
+    there = "model.norm.weight" in found or "model.head.norm.weight" in found
+    return replace(config, final_norm=config.final_norm and there, map_norm=config.map_norm and there)
 
 
 class Parts:

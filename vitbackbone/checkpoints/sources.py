@@ -19,7 +19,7 @@ from vitbackbone.checkpoints.shapes import settle, settle_swin
 from vitbackbone.checkpoints.shards import FindFile, read_directory
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.timm_directory import TimmDirectory
-from vitbackbone.checkpoints.timm_names import describe_timm
+from vitbackbone.checkpoints.timm_names import describe_timm, is_timm
 from vitbackbone.checkpoints.towers import NoTower, Part, Taken, choose, count_blocks, find_parts, name_part
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry
 from vitbackbone.files import SHORT, did_you_mean, read_json
@@ -81,7 +81,9 @@ class Directory:
             settings, saved_by = chosen.settings, self.architecture
             config = settle(entry.config, taken.rules, taken.tensors, blocks, settings, saved_by)
             entry = replace(entry, config=config)
-        elif isinstance(entry.config, TimmConfig) and (chosen.path or self.architecture.endswith("Backbone")):
+        elif isinstance(entry.config, TimmConfig) and (
+            chosen.path or self.architecture.endswith(("Backbone", "PreTraining"))
+        ):
             entry = replace(entry, config=settle_swin(entry.config, taken.rules, taken.tensors))
         return entry, taken
 
@@ -223,5 +225,10 @@ def read_published(name: str) -> State:
 
 
 def _unknown(known: str) -> str:
-    hint = did_you_mean(known, [*ZOO, *ADAPTED]) or "."
+    listed = [*ZOO, *ADAPTED]
+    tagged = [name for name in listed if name.startswith(f"{known}.")]
+    if tagged or is_timm(known):
+        hint = f", did you mean {' or '.join(map(repr, [*tagged[:3], f'timm:{known}']))}?"
+    else:
+        hint = did_you_mean(known, listed) or "."
     return f"unknown backbone {known!r}{hint} Want a name of list_backbones(), 'hf:OWNER/REPOSITORY' or a directory."

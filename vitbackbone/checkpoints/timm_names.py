@@ -50,6 +50,14 @@ class TimmEntry:
     classifier: tuple[str, ...]  # the layers of that head, by timm's names
 
 
+def is_timm(name: str) -> bool:
+    """Return whether timm knows an architecture, given with or without the tag of its weights."""
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    return bool(timm.is_model(architecture)) and (not tag or timm.is_model_pretrained(name))
+
+
 def describe_timm(name: str) -> TimmEntry:
     """Return what timm knows about `name`, without building the model or using the network. The name is an
     architecture, with or without the tag of its weights, such as `"swin_tiny_patch4_window7_224.ms_in1k"`.

@@ -26,7 +26,8 @@ from vitbackbone.networks import TimmConfig
 
 COMMON_WORDS = {"", "model", "config", "encoder", "vision"}  # in names of most settings and prefixes
 DEEPEST = 8  # objects inside each other in a config.json
-PATCHES = {"patch_embed.proj.weight", "model.patch_embed.proj.weight"}  # a tower has one of these parameters
+# a tower has one of these parameters
+PATCHES = {"patch_embed.proj.weight", "model.patch_embed.proj.weight", "model.stem.0.weight"}
 
 
 class NoTower(ValueError):
@@ -157,7 +158,7 @@ def _named(prefixes: Sequence[str], tower: str | None, part: str | None) -> list
 
 
 def _take(state: State, rules: Rules, prefix: str, prefixes: Sequence[str]) -> Taken:
-    tensors, unused = leave_out(merge_chunks(within(state, prefix, rules)), rules)
+    tensors, unused = leave_out(merge_chunks(within(state, prefix, rules), rules), rules)
     above = re.sub(r"[^.]*\.$", "", prefix)
     used = {above + key.removeprefix(OUTSIDE) for key in tensors if key.startswith(OUTSIDE)}
     return Taken(tensors, rules, describe_taken(state.keys() - used, prefix, prefixes, unused))
@@ -196,7 +197,9 @@ def _fits(part: Part, prefix: str, state: State) -> bool:
     config = part.model_type.read(part.settings)
     kernels = [state[prefix + anchor] for anchor in _anchors(part.rules) if prefix + anchor in state]
     if isinstance(config, TimmConfig):
-        return all(len(kernel) == dict(config.arguments)["embed_dim"] for kernel in kernels)
+        arguments = dict(config.arguments)
+        width = arguments["dims"][0] if "dims" in arguments else arguments["embed_dim"]
+        return all(len(kernel) == width for kernel in kernels)
     return count_blocks(state, prefix, part.rules) == config.depth and all(len(k) == config.dim for k in kernels)
 
 

@@ -7,7 +7,7 @@ keeps, such as a teacher and a student, are towers behind several prefixes.
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from torch import Tensor
 
@@ -19,7 +19,8 @@ LOG = logging.getLogger("vitbackbone")
 
 # Wrappers of modules that may stand anywhere in a key: torch.compile, FSDP, activation checkpointing
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
-CHUNKED = re.compile(r"blocks\.([0-9]{1,4})\.([0-9]{1,4})\.")
+# Blocks of chunks (DINOv2's trainer), and of stages (Hiera in transformers, whose other libraries number them through)
+CHUNKED = re.compile(r"(?:blocks\.([0-9]{1,4})|encoder\.stages\.([0-9]{1,4})\.layers)\.([0-9]{1,4})\.")
 # The averaged copy of a network comes first, because it is the one that authors publish and evaluate
 AVERAGED = (
     "state_dict_ema",
@@ -71,26 +72,35 @@ def _rank(prefix: str, order: list[str]) -> int:
     return min((order.index(word) for word in prefix.split(".") if word in order), default=len(order))
 
 
-def merge_chunks(state: State) -> State:
-    """Return the tensors with the blocks of chunks, `blocks.c.i`, numbered through. DINOv2's trainer writes them, with
-    `i` counted over all chunks; other trainers count within a chunk."""
+def merge_chunks(state: State, rules: Rules) -> State:
+    """Return the tensors with the blocks of chunks, `blocks.c.i`, or stages, `encoder.stages.c.layers.i`, numbered
+    through. DINOv2's trainer counts `i` over all chunks; others count within a chunk or stage. A network whose own
+    stages have such keys, as EfficientNet's, keeps them."""
     keys = {key: match for key in state if (match := CHUNKED.match(key))}
-    if not keys or any(key.startswith("blocks.") for key in state.keys() - keys.keys()):
+    known = _known(rules)
+    if not keys or any(key.startswith("blocks.") for key in state.keys() - keys.keys()) or any(map(known, keys)):
         return state
-    blocks = sorted({(int(match[1]), int(match[2])) for match in keys.values()})
+    places = {key: (int(match[1] or match[2]), int(match[3])) for key, match in keys.items()}
+    blocks = sorted(set(places.values()))
     through = len({i for _, i in blocks}) == len(blocks)
     number = {block: block[1] if through else n for n, block in enumerate(blocks)}
-    places = {key: key for key in state} | {
-        f"blocks.{number[int(match[1]), int(match[2])]}.{key[match.end() :]}": key for key, match in keys.items()
+    names = {key: key for key in state} | {
+        f"blocks.{number[places[key]]}.{key[match.end() :]}": key for key, match in keys.items()
     }
-    return Renamed(state, {new: old for new, old in places.items() if new not in keys})
+    return Renamed(state, {new: old for new, old in names.items() if new not in keys})
 
 
 def leave_out(state: State, rules: Rules) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors without those that no rule knows and no feature depends on, and the keys of the latter."""
-    known = Templates((source, (0, 0)) for rule in rules for source in rule.sources)
-    unused = [key for key in state if UNUSED.match(key) and not any(known.match(key))]
+    known = _known(rules)
+    unused = [key for key in state if UNUSED.match(key) and not known(key)]
     return {key: state[key] for key in state if key not in set(unused)}, unused
+
+
+def _known(rules: Rules) -> Callable[[str], bool]:
+    """Return a test whether some rule reads a key."""
+    templates = Templates((source, (0, 0)) for rule in rules for source in rule.sources)
+    return lambda key: any(True for _ in templates.match(key))
 
 
 def describe_taken(keys: Collection[str], prefix: str, prefixes: Collection[str], unused: Collection[str]) -> str:

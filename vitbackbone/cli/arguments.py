@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitbackbone import __version__
 from vitbackbone.cli.model import STRONGER
 from vitbackbone.cli.output import add_json
-from vitbackbone.cli.places import DEVICES, out_folder
+from vitbackbone.cli.places import DEVICES, out_folder, store_folder
 from vitbackbone.cli.usage import Options, Parser
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def parser() -> Parser:
 
     _add_extraction(command)
     _add_probing(command)
+    _add_evaluation(command)
     _add_looking(command)
     _add_checking(command)
     return whole
@@ -85,13 +86,20 @@ def _add_extraction(command: Command) -> None:
         "Write the features of images into a store. Run it again to compute what is missing, damaged, new or changed.",
         f"vitbackbone extract photos/ --model {STRONGER} --out features/ --tokens cls,patches",
         "vitbackbone extract 'shards/*.tar' --out features/ --workers 4",
+        "vitbackbone extract 's3://photos/shard-{000000..000999}.tar' --out s3://features/dinov2",
+        "vitbackbone extract photos/ --out features/ --devices all",
         "vitbackbone extract photos/ --out features/ --slice 0/3",
         "vitbackbone extract photos/ --out features/ --cluster ray --ray-address auto --ray-gpus 1",
     )
-    text = "a folder (sub-folders are labels), a quoted glob, a list with columns path[,label], or .tar/.zip/.parquet"
-    p.add_argument("source", metavar="SOURCE", help=text)
+    text = (
+        "a folder (sub-folders are labels), a quoted glob, a list with columns path or url[,label], or "
+        ".tar/.zip/.parquet; each also in a bucket (s3://, gs://, az://); or hf://datasets/OWNER/NAME. Without it, "
+        "compute what another run has planned for this store"
+    )
+    p.add_argument("source", metavar="SOURCE", nargs="?", help=text)
     _model(p)
-    p.add_argument("--out", type=out_folder, required=True, metavar="DIR", help="folder of the store")
+    text = "folder of the store, or its URL in a bucket"
+    p.add_argument("--out", type=store_folder, required=True, metavar="DIR", help=text)
 
     group = p.add_argument_group("what is stored")
     text = "kinds of tokens to store: cls, patches, registers, or several with commas"
@@ -117,9 +125,13 @@ def _add_extraction(command: Command) -> None:
     text = "processes that read images; 0 reads them in the main process"
     group.add_argument("--workers", type=_count, default=0, metavar="N", help=text)
     group.add_argument("--device", default="cpu", help=DEVICE)
+    text = "all, or several devices with commas: one process for each, which takes the next free shard"
+    group.add_argument("--devices", type=_devices, metavar="NAMES", help=text)
     text = "compute slice I of N, counted from 0, while other runs compute the others, such as $SLURM_ARRAY_TASK_ID/8"
     group.add_argument("--slice", type=_slice, metavar="I/N", help=text)
     group.add_argument("--retry-failed", action="store_true", help="read the failed images again")
+    text = "let a list of URLs name addresses of this machine and of private networks"
+    group.add_argument("--allow-private-urls", action="store_true", help=text)
 
     group = p.add_argument_group("what computes")
     text = "lowest precision allowed; a higher one is used where it is faster. fp32 equals float32 to 1e-5"
@@ -144,15 +156,42 @@ def _add_extraction(command: Command) -> None:
     add_json(p)
 
     p = command(
-        "export",
-        "extraction.run_export",
-        "Convert a store for other programs: npy (clip-retrieval), parquet (pandas, polars) or csv.",
-        "vitbackbone export features/ --format npy",
-        "vitbackbone export features/ --format parquet --out table/",
+        "log",
+        "extraction.run_log",
+        "List the snapshots of a store, the last one first. FeatureStore(STORE, snapshot=N) opens any of them.",
+        "vitbackbone log features/",
+        "vitbackbone log features/ --json",
     )
     p.add_argument("store", metavar="STORE", help=STORE)
-    text = "npy: img_emb/ and metadata/; parquet and csv: tables with a row for each image"
-    p.add_argument("--format", required=True, choices=["npy", "parquet", "csv"], help=text)
+    add_json(p)
+
+    p = command(
+        "prune",
+        "extraction.run_prune",
+        "Remove old snapshots of a store, and the files that only those need.",
+        "vitbackbone prune features/",
+        "vitbackbone prune features/ --gone",
+    )
+    p.add_argument("store", metavar="STORE", help=STORE)
+    p.add_argument("--keep", type=_positive, default=1, metavar="N", help="snapshots to keep (default: 1)")
+    text = "also remove the rows and features of images that are no longer in the source"
+    p.add_argument("--gone", action="store_true", help=text)
+
+    p = command(
+        "export",
+        "extraction.run_export",
+        "Convert a store for other programs. An older export in the same folder is replaced.",
+        "vitbackbone export features/ --format npy",
+        "vitbackbone export features/ table/ --format parquet",
+    )
+    p.add_argument("store", metavar="STORE", help=STORE)
+    p.add_argument("place", type=out_folder, nargs="?", metavar="OUT", help="output folder, as --out")
+    text = (
+        "npy: the layout of clip-retrieval; parquet: tables for pandas, polars, DuckDB; csv; webdataset: .tar files; "
+        "zarr, hdf5: arrays; lance: a table for vector search"
+    )
+    formats = ["npy", "parquet", "csv", "webdataset", "zarr", "hdf5", "lance"]  # `store.FORMATS`
+    p.add_argument("--format", required=True, choices=formats, help=text)
     p.add_argument("--out", type=out_folder, metavar="DIR", help="output folder (default: STORE/export-FORMAT)")
 
 
@@ -221,6 +260,39 @@ def _add_probing(command: Command) -> None:
     group.add_argument("--template", action="append", metavar="TEXT", help=text)
     text = "tokenizer of the text tower, if it does not lie beside the weights"
     group.add_argument("--tokenizer", metavar="PATH", help=text)
+
+
+def _add_evaluation(command: Command) -> None:
+    p = command(
+        "evaluate",
+        "evaluating.run_evaluate",
+        "Compute a backbone's figures by the papers' protocols, with the published figures beside them. A killed run "
+        "resumes. The exit code is 1 if an image could not be read, or if `check` finds a difference.",
+        f"vitbackbone evaluate knn linear --data imagenet=ImageNet/ --model {STRONGER} --out results/",
+        "vitbackbone evaluate list",
+        "vitbackbone evaluate describe knn",
+        "vitbackbone evaluate check knn --data imagenet=ImageNet/",
+        "vitbackbone evaluate report results/",
+    )
+    text = "protocols; or list, describe PROTOCOL, check PROTOCOL, report OUT"
+    p.add_argument("what", nargs="+", metavar="PROTOCOL", help=text)
+    _model(p)
+    text = "a dataset in its official layout; give it again for several. A folder alone is the protocol's first dataset"
+    p.add_argument("--data", action="append", metavar="NAME=DIR", help=text)
+    text = "folder for results, trained heads, and what a killed run resumes from; several runs may share it"
+    p.add_argument("--out", type=out_folder, metavar="DIR", help=text)
+    text = "whose settings, such as v2 for DINOv2 (default: the first that `list` shows)"
+    p.add_argument("--variant", metavar="NAME", help=text)
+    text = "change a setting that `describe` shows, such as fit.ks=10,20; give it again for several"
+    p.add_argument("--set", action="append", metavar="KEY=VALUE", help=text)
+    text = "use at most N images of each part of a dataset, to try a command"
+    p.add_argument("--limit", type=_positive, metavar="N", help=text)
+    group = p.add_argument_group("how it runs")
+    group.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images in one forward pass")
+    text = "processes that read images; 0 reads them in the main process"
+    group.add_argument("--workers", type=_count, default=0, metavar="N", help=text)
+    group.add_argument("--device", default="cpu", help=DEVICE)
+    add_json(p)
 
 
 def _add_looking(command: Command) -> None:
@@ -327,6 +399,10 @@ def _pixels(text: str) -> int | tuple[int, int]:
     if max(height, width) > MAX_SIDE:
         raise argparse.ArgumentTypeError(f"{text!r}; want at most {MAX_SIDE} pixels a side")
     return (height, width) if width else height
+
+
+def _devices(text: str) -> str | list[str]:
+    return text if text == "all" else _words(text)
 
 
 def _slice(text: str) -> "Slice":

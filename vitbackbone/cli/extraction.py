@@ -1,4 +1,4 @@
-"""The commands `extract`, `verify` and `export`: photos to a feature store, its check, and its conversion."""
+"""The commands `extract`, `verify`, `log`, `prune` and `export`: photos to a feature store, and its upkeep."""
 
 import argparse
 import signal
@@ -22,7 +22,7 @@ def run_extract(args: argparse.Namespace) -> int:
     from vitbackbone.store import extract
 
     cluster = _cluster(args)
-    with _terminable():
+    with terminable():
         store = extract(
             load(args),
             args.source,
@@ -40,9 +40,11 @@ def run_extract(args: argparse.Namespace) -> int:
             engine=args.engine,
             workers=args.workers,
             device=args.device,
+            devices=args.devices,
             slice=(args.slice.index, args.slice.count) if args.slice else (0, 1),
             cluster=cluster,
             retry_failed=args.retry_failed,
+            allow_private_urls=args.allow_private_urls,
             progress=not args.quiet,
         )
     failed = store.failed
@@ -79,14 +81,47 @@ def run_verify(args: argparse.Namespace) -> int:
         for file, problem in found.problems:
             print(f"  {escaped(str(file))}: {printable(problem)}")
     elif not args.quiet:
-        print(f"{store}: {found.images} images in {found.shards} shards, all as they were written")
+        print(f"{store}: {found.images} images in {found.shards} shards, all files as they were written")
     return 1 if found.problems else 0
+
+
+def run_log(args: argparse.Namespace) -> int:
+    from vitbackbone.store import history
+
+    snapshots = history(args.store)
+    if args.json:
+        keys = ("number", "made", "why", "parent", "root")
+        shown = [{key: getattr(one, key) for key in keys} | dict(one.counts) for one in snapshots]
+        print_json({"store": args.store, "snapshots": shown})
+        return 0
+    print(f"{'snapshot':>8}  {'made':25}  {'by':7}  {'images':>9}  {'read':>9}  {'failed':>7}  {'gone':>7}  shards")
+    for one in snapshots:
+        counts = one.counts
+        left = f", {counts.pending} to compute" if counts.pending else ""
+        numbers = f"{counts.rows:>9}  {counts.read:>9}  {counts.failed:>7}  {counts.gone:>7}  {counts.shards}{left}"
+        print(f"{one.number:>8}  {printable(one.made):25}  {printable(one.why):7}  {numbers}")
+    return 0
+
+
+def run_prune(args: argparse.Namespace) -> int:
+    from vitbackbone.store import prune
+
+    done = prune(args.store, args.keep, args.gone)
+    if not args.quiet:
+        rows = f"; {done.rows} rows of images that are gone" if args.gone else ""
+        print(
+            f"{escaped(args.store)}: removed {done.snapshots} snapshots and {done.objects} files of {done.bytes:,} "
+            f"bytes{rows}"
+        )
+    return 0
 
 
 def run_export(args: argparse.Namespace) -> int:
     from vitbackbone.store import FeatureStore, export
 
-    out = Path(args.out or Path(args.store) / f"export-{args.format}")
+    if args.out and args.place:
+        raise ValueError(f"two output folders were given, {args.place} and {args.out}; want one")
+    out = Path(args.out or args.place or Path(args.store) / f"export-{args.format}")
     files = export(FeatureStore(args.store), args.format, out, progress=not args.quiet)
     if not args.quiet:
         print(f"{len(files)} file{'s' * (len(files) != 1)}: {escaped(str(out))}")
@@ -101,7 +136,7 @@ def _print_some(lines: list[str], more: str) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM, with which schedulers stop a job, end the command as Ctrl-C does: no half-written file, no lock."""
 
     def stop(*_: object) -> None:

@@ -20,8 +20,8 @@ class Backbone(Protocol):
     """Anything that turns images into `Features`.
 
     `images` is a float tensor (B, 3, H, W), normalised as `preprocess` does, or a list of tensors (3, Hi, Wi) of any
-    sizes. A `FusedBackbone` of n members also takes the 3n channels that its `preprocess` returns. Anything else raises
-    `ValueError`.
+    sizes. A `FusedBackbone` of n members also takes the 3n channels that its `preprocess` returns. If `spec.tubelet` is
+    above 0, it also takes clips (B, T, 3, H, W) of any number of frames. Anything else raises `ValueError`.
     """
 
     @property
@@ -103,7 +103,7 @@ class BackboneModule(nn.Module, ABC):
 
     def forward_layers(self, images: Images, layers: Sequence[int], norm: Norm = True) -> tuple[Features, ...]:
         """See `Backbone`."""
-        check_images(images, self.channels)
+        check_images(images, self.channels, self.spec.tubelet > 0)
         return self(images, Asked(tuple(self.spec.wanted(layers, norm))))
 
     def forward_prefix(self, images: Images, layers: Sequence[int], norm: Norm = True) -> tuple[Prefix, ...]:
@@ -114,12 +114,12 @@ class BackboneModule(nn.Module, ABC):
         """
         if type(self).forward_layers is not BackboneModule.forward_layers:  # a subclass has its own method
             return tuple(Prefix.of(features) for features in self.forward_layers(images, layers, norm))
-        check_images(images, self.channels)
+        check_images(images, self.channels, self.spec.tubelet > 0)
         return self(images, Asked(tuple(self.spec.wanted(layers, norm)), "prefix"))
 
     def attention(self, images: Images, layers: Sequence[int]) -> tuple[Attention, ...]:
         """See `Backbone`. The maps are recomputed from queries and keys; `forward` keeps its fused kernel."""
-        check_images(images, self.channels)
+        check_images(images, self.channels, self.spec.tubelet > 0)
         return self(images, Asked(tuple((layer, False) for layer in self.spec.indices(layers)), "attention"))
 
     @property
@@ -145,22 +145,25 @@ def one_by_one(run: Callable[[Tensor], Mapping[Wanted, Features]], images: Image
     return {each: stack([outputs[each] for outputs in alone]) for each in alone[0]}
 
 
-def check_images(images: Images, channels: Sequence[int] = (3,)) -> None:
+def check_images(images: Images, channels: Sequence[int] = (3,), clips: bool = False) -> None:
     """Raise `ValueError` unless `images` is a float tensor (B, C, H, W) or a non-empty list of float tensors (C, H, W).
 
     `channels`: the accepted values of C.
+    `clips`: whether a float tensor (B, T, C, H, W) is accepted too.
     """
     c = " or ".join(map(str, channels))
-    wanted = f"want a float tensor (B, {c}, H, W), normalised, or a list of ({c}, H, W) tensors of any sizes"
+    also = f" clips (B, T, {c}, H, W)," if clips else ""
+    wanted = f"want a float tensor (B, {c}, H, W), normalised,{also} or a list of ({c}, H, W) tensors of any sizes"
+    ranks: tuple[int, ...]
     if isinstance(images, Tensor):
         batch: Sequence[Tensor] = [images]
-        rank = 4
+        ranks = (4, 5) if clips else (4,)
     elif isinstance(images, list | tuple) and images and all(isinstance(image, Tensor) for image in images):
-        batch, rank = images, 3
+        batch, ranks = images, (3,)
     else:
         raise ValueError(f"images is {_describe(images)}; {wanted}")
     for image in batch:
-        if image.ndim != rank or image.shape[-3] not in channels or 0 in filter(numbers, image.shape):
+        if image.ndim not in ranks or image.shape[-3] not in channels or 0 in filter(numbers, image.shape):
             raise ValueError(f"images has shape {tuple(image.shape)}; {wanted}")
         if not image.is_floating_point():
             raise ValueError(f"images is {image.dtype}; {wanted}. `backbone.preprocess(photo)` returns such a tensor")

@@ -5,7 +5,7 @@ Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
 import torch
@@ -32,7 +32,7 @@ def pool_mean(features: "Features") -> Float[Tensor, "B D"]:
     """
     patches, wide = features.patches, torch.promote_types(features.patches.dtype, torch.float32)
     if one_value(features.geometry.grids):
-        return patches.mean(dim=(2, 3), dtype=wide).to(patches.dtype)
+        return patches.mean(dim=tuple(range(2, patches.ndim)), dtype=wide).to(patches.dtype)
     valid = features.valid[:, None]
     total = (patches * valid).sum(dim=(2, 3), dtype=wide)
     return (total / valid.sum(dim=(2, 3))).to(patches.dtype)
@@ -70,24 +70,42 @@ def _shape(value: object) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Features(_Shapes):
-    """The features of one layer, with the same fields for every family of backbones."""
+    """The features of one layer, with the same fields for every family of backbones.
+
+    The map of clips (B, T, C, H, W) has an axis of time, (B, D, t, h, w), and CLS and registers stand for a whole clip.
+    `BackboneSpec.tubelet` is the number of frames in a step of time. `step` returns the features of one step. If a
+    backbone has patches for each group of channels (SatMAE), the groups are the steps.
+    """
 
     cls: Float[Tensor, "B D"] | None  # None if the backbone has no CLS token
     registers: Float[Tensor, "B R D"]  # all prefix tokens but CLS, in the checkpoint's order
-    patches: Float[Tensor, "B D h w"]  # feature map, row-major over the image
+    patches: Float[Tensor, "B D *t h w"]  # feature map, row-major over the image; of clips, step by step
     geometry: Geometry
     # The checkpoint's own pooling of these features.
     pool: Callable[["Features"], Float[Tensor, "B P"]] = field(default=pool_cls_or_mean, repr=False)
 
     @property
     def tokens(self) -> Float[Tensor, "B N D"]:
-        """The patches as a sequence, (B, h*w, D), row-major."""
-        return rearrange(self.patches, "B D h w -> B (h w) D")
+        """The patches as a sequence, (B, h*w, D), row-major. Those of clips are (B, t*h*w, D), step by step."""
+        return rearrange(self.patches, "B D ... -> B (...) D")
 
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w) of the feature map."""
         return self.geometry.grid
+
+    def step(self, index: int) -> "Features":
+        """Return the features of one step of time of clips, with the clips' CLS, registers and pooled vectors.
+
+        Its `patches` are a map (B, D, h, w), which everything that reads the features of images takes.
+        Raises `ValueError` for features of images, and `IndexError` if the clips have no such step.
+        """
+        if self.geometry.steps is None:
+            raise ValueError("these are features of images, which have no steps of time; read `patches`")
+        if not -self.geometry.steps <= index < self.geometry.steps:
+            raise IndexError(f"step {index} of clips with {self.geometry.steps} steps of time")
+        geometry = replace(self.geometry, steps=None)
+        return Features(self.cls, self.registers, self.patches[:, :, index], geometry, Pooled(self.pooled))
 
     @property
     def pooled(self) -> Float[Tensor, "B P"]:
@@ -106,7 +124,7 @@ class Features(_Shapes):
         h, w = geometry.grid
         cls = None if self.cls is None else self.cls[one]
         pool = Pooled(self.pool.vectors[one]) if isinstance(self.pool, Pooled) else self.pool
-        return Features(cls, self.registers[one], self.patches[one, :, :h, :w], geometry, pool)
+        return Features(cls, self.registers[one], self.patches[one, ..., :h, :w], geometry, pool)
 
     @property
     def valid(self) -> Bool[Tensor, "B h w"]:
@@ -134,16 +152,17 @@ class Prefix(_Shapes):
         return Prefix(features.cls, features.registers, features.pooled)
 
 
-def stack_maps(maps: Sequence[Shaped[Tensor, "_ C _ _"]]) -> Shaped[Tensor, "B C h w"]:
+def stack_maps(maps: Sequence[Shaped[Tensor, "_ C *t _ _"]]) -> Shaped[Tensor, "B C *t h w"]:
     """Concatenate maps of several sizes on the batch axis, padded with zeros at the bottom and right to the largest."""
-    h, w = (max(each.shape[axis] for each in maps) for axis in (2, 3))
-    return torch.cat([F.pad(each, (0, w - each.shape[3], 0, h - each.shape[2])) for each in maps])
+    h, w = (max(each.shape[axis] for each in maps) for axis in (-2, -1))
+    return torch.cat([F.pad(each, (0, w - each.shape[-1], 0, h - each.shape[-2])) for each in maps])
 
 
 def stack(alone: Sequence[Features]) -> Features:
     """Join the features of single images into one batch, with maps padded with zeros to the largest grid."""
     first = alone[0]
-    geometry = Geometry(tuple(size for f in alone for size in f.geometry.sizes), first.geometry.stride)
+    sizes = tuple(size for f in alone for size in f.geometry.sizes)
+    geometry = Geometry(sizes, first.geometry.stride, steps=first.geometry.steps)
     patches = stack_maps([f.patches for f in alone])
     cls = None if first.cls is None else torch.cat([pool_cls(f) for f in alone])
     done = [f.pool.vectors for f in alone if isinstance(f.pool, Pooled)]
@@ -159,13 +178,15 @@ class Attention(_Shapes):
     weights: Float[Tensor, "B heads N N"]
     num_prefix: int  # CLS and registers
     grid: tuple[int, int]  # (h, w) of the patches
+    steps: int | None = field(default=None, repr=False)  # of time in clips; None for images
 
     @property
-    def cls_to_patches(self) -> Float[Tensor, "B heads h w"]:
+    def cls_to_patches(self) -> Float[Tensor, "B heads *t h w"]:
         """The weights of the patches in the first token, which is CLS if there is one, as maps.
 
         Raises `ValueError` if the backbone has no prefix token.
         """
         if not self.num_prefix:
             raise ValueError("this backbone has no CLS token; read a patch's row of `weights` instead")
-        return rearrange(self.weights[:, :, 0, self.num_prefix :], "B heads (h w) -> B heads h w", h=self.grid[0])
+        seen = self.weights[:, :, 0, self.num_prefix :]
+        return seen.unflatten(2, self.grid if self.steps is None else (self.steps, *self.grid))

@@ -1,14 +1,14 @@
 """The geometry of a batch: where its patches lie, in pixels of the images and of the photos."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from vitbackbone.contract.repeated import Repeated, one_value
 from vitbackbone.images import View
 
-Images = Tensor | Sequence[Tensor]  # (B, 3, H, W) float, or a list of (3, Hi, Wi)
+Images = Tensor | Sequence[Tensor]  # (B, 3, H, W) float, clips (B, T, 3, H, W), or a list of (3, Hi, Wi)
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,17 @@ class Geometry:
     sizes: Sequence[tuple[int, int]]  # (H, W) of each image that the backbone was given, before padding
     stride: int  # pixels from one patch to the next
     views: tuple[View, ...] | None = None  # how each image was cut from its photo
+    steps: int | None = field(default=None, repr=False)  # of time in the maps of clips; None for images
 
     @classmethod
-    def of(cls, images: Images, stride: int) -> "Geometry":
-        """Return the geometry of a batch (B, C, H, W), or of a list of images (C, Hi, Wi)."""
+    def of(cls, images: Images, stride: int, tubelet: int = 1) -> "Geometry":
+        """Return the geometry of a batch (B, C, H, W), of clips (B, T, C, H, W), or of a list of images (C, Hi, Wi).
+
+        `tubelet`: the number of frames in one step of time.
+        """
         if isinstance(images, Tensor):
-            return cls(Repeated((images.shape[2], images.shape[3]), images.shape[0]), stride)
+            steps = None if images.ndim == 4 else (images.shape[1] - 1) // tubelet + 1
+            return cls(Repeated((images.shape[-2], images.shape[-1]), images.shape[0]), stride, steps=steps)
         return cls(tuple((image.shape[1], image.shape[2]) for image in images), stride)
 
     @property
@@ -48,6 +53,11 @@ class Geometry:
     def grid(self) -> tuple[int, int]:
         """(h, w) of the feature map, which holds the tallest and the widest image."""
         return _largest(self.grids)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(h, w) of the feature map, or (t, h, w) for clips."""
+        return self.grid if self.steps is None else (self.steps, *self.grid)
 
     @property
     def grids(self) -> Sequence[tuple[int, int]]:

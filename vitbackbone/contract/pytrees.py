@@ -28,7 +28,7 @@ def _split_geometry(geometry: Geometry) -> Parts:
     sizes = geometry.sizes
     if not isinstance(sizes, Repeated):
         return [], (geometry.stride, tuple(sizes), None, geometry.views)
-    parts = (*sizes.value, sizes.times)
+    parts = (*sizes.value, sizes.times, *([] if geometry.steps is None else [geometry.steps]))
     # An exporter of ONNX refuses numbers among the outputs: those that are fixed belong to the structure of the graph.
     fixed = tuple(part if torch.compiler.is_exporting() and numbers(part) else None for part in parts)
     leaves = [part for part, known in zip(parts, fixed, strict=True) if known is None]
@@ -39,8 +39,8 @@ def _join_geometry(leaves: Sequence[Any], context: Any) -> Geometry:
     stride, sizes, fixed, views = context
     if sizes is None:
         left = iter(leaves)
-        height, width, count = (next(left) if known is None else known for known in fixed)
-        sizes = Repeated((height, width), count)
+        height, width, count, *steps = (next(left) if known is None else known for known in fixed)
+        return Geometry(Repeated((height, width), count), stride, views, *steps)
     return Geometry(sizes, stride, views)
 
 
@@ -90,12 +90,13 @@ def _join_prefix(leaves: Sequence[Any], _: None) -> Prefix:
 
 
 def _split_attention(attention: Attention) -> Parts:
-    return [attention.weights, *attention.grid], attention.num_prefix
+    steps = [] if attention.steps is None else [attention.steps]
+    return [attention.weights, *attention.grid, *steps], attention.num_prefix
 
 
 def _join_attention(leaves: Sequence[Any], num_prefix: Any) -> Attention:
-    weights, h, w = leaves
-    return Attention(weights, num_prefix, (h, w))
+    weights, h, w, *steps = leaves
+    return Attention(weights, num_prefix, (h, w), *steps)
 
 
 def _register(

@@ -38,7 +38,7 @@ def publish(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         shutil.rmtree(folder)
-    _flush(target.parent)  # the rename itself
+    flush(target.parent)  # the rename itself
 
 
 def publish_text(target: Path, text: str) -> None:
@@ -63,10 +63,10 @@ def publish_together(folder: Path, name: str) -> Iterator[Path]:
         yield temporary
         for file in temporary.iterdir():
             _finish(file)
-        _flush(temporary)
+        flush(temporary)
         _settle(folder, name)  # files that a killed writer had ready
         temporary.replace(ready)  # from here on the new files count
-        _flush(folder)
+        flush(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after the rename it is gone already
     _settle(folder, name)
@@ -110,9 +110,9 @@ def _settle(folder: Path, name: str) -> None:
         return
     for file in sorted(ready.iterdir()):
         file.replace(folder / file.name)
-    _flush(folder)
+    flush(folder)
     ready.rmdir()
-    _flush(folder)
+    flush(folder)
 
 
 def _private_folder(target: Path) -> Path:
@@ -122,11 +122,17 @@ def _private_folder(target: Path) -> Path:
 
 
 def _finish(file: Path) -> None:
-    file.chmod(0o666 & ~UMASK)  # safetensors makes private files; others get the usual permissions
-    _flush(file)
+    with_usual_permissions(file)
+    flush(file)
 
 
-def _flush(path: Path) -> None:
+def with_usual_permissions(file: Path) -> None:
+    """Give a file the permissions that a new file has. safetensors makes private files."""
+    file.chmod(0o666 & ~UMASK)
+
+
+def flush(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

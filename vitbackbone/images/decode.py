@@ -1,7 +1,7 @@
 """The bytes of an image file to an upright RGB picture, with Pillow's pixels.
 
-Every command, `extract` and the Python API read images through `Photo`. torchvision decodes where it is faster and
-gives the same pixels.
+Every command, `extract` and the Python API read images through `Photo`. The decoders of `fast` serve where they give
+the same pixels.
 
 Axes: `H W` pixels of the photo, `h w` of a picture that may be decoded at a lower scale.
 """
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vitbackbone.images.colours import to_rgb
 from vitbackbone.images.errors import DamagedImage, ImageError, MissingDecoder, TooManyPixels
+from vitbackbone.images.fast import decode_fast
 from vitbackbone.images.jxl_header import jxl_size
 from vitbackbone.images.metadata import read_orientation, without_metadata
 from vitbackbone.images.signature import FORMATS as FORMATS
@@ -43,10 +44,6 @@ DECODERS: dict[str, tuple[str, str]] = {
     "HEIF": ("pillow_heif.as_plugin", "heif"),
     "JXL": ("pillow_jxl", "jxl"),
 }
-
-# (format, mode) that torchvision decodes to the same bits as Pillow. MPO is a JPEG with more pictures behind it.
-# Pillow decodes CMYK. It decodes PNG and WebP too, because torchvision reads their alpha and 16 bits differently.
-TORCHVISION = {("JPEG", "RGB"), ("JPEG", "L"), ("MPO", "RGB"), ("MPO", "L")}
 
 SEVERAL = ("GIF", "WEBP", "PNG", "MPO", "AVIF", "HEIF")  # formats whose files may hold several pictures
 LEAST_FRAME = 8  # least bytes of a frame, in any format
@@ -173,8 +170,12 @@ class Photo:
     def _decode(self, at_least: tuple[int, int] | None) -> UInt8[Tensor, "3 h w"]:
         """Decode the picture as it is stored."""
         scaled = at_least is not None and self._draft(at_least)
-        picture = None if scaled else self._by_torchvision()
+        picture = None if scaled else self._by_fast_decoder()
         return self._by_pillow() if picture is None else picture
+
+    def _by_fast_decoder(self) -> UInt8[Tensor, "3 h w"] | None:
+        assert self._image.format is not None  # it was opened from a file
+        return decode_fast(self._data, (self._image.format, self._image.mode), self._image.size[::-1])
 
     def _by_pillow(self) -> UInt8[Tensor, "3 h w"]:
         try:
@@ -195,19 +196,6 @@ class Photo:
         whole, (height, width) = self._image.size, at_least
         self._image.draft(None, (height, width) if self._sideways else (width, height))
         return self._image.size != whole
-
-    def _by_torchvision(self) -> UInt8[Tensor, "3 h w"] | None:
-        """Decode the picture as it is stored. Return None if Pillow must decode it, or must say what is wrong."""
-        if (self._image.format, self._image.mode) not in TORCHVISION:
-            return None
-        try:
-            from torchvision.io import ImageReadMode, decode_jpeg
-        except ImportError:  # deprecated since torchvision 0.29, to be removed
-            return None
-        try:
-            return decode_jpeg(torch.frombuffer(bytearray(self._data), dtype=torch.uint8), ImageReadMode.RGB)
-        except RuntimeError:
-            return None
 
     @contextmanager
     def _pillows_limit(self) -> Iterator[None]:

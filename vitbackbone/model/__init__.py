@@ -12,6 +12,7 @@ from vitbackbone.model.config import (
     QkvBias,
     Resampling,
     Rotary,
+    Tiles,
     ViTConfig,
     check_kinds,
     vit_config,
@@ -32,6 +33,7 @@ from vitbackbone.model.text import (
     TextTransformer,
     fill,
 )
+from vitbackbone.model.tiled import TiledViT, make_vit
 from vitbackbone.model.vit import Mask, Tokens, ViT
 
 __all__ = [
@@ -64,6 +66,8 @@ __all__ = [
     "TextTokenizer",
     "TextTower",
     "TextTransformer",
+    "TiledViT",
+    "Tiles",
     "Tokens",
     "ViT",
     "ViTConfig",
@@ -71,6 +75,7 @@ __all__ = [
     "check_kinds",
     "fill",
     "inflate_kernel",
+    "make_vit",
     "resample",
     "resample_line",
     "resample_relative",

@@ -223,15 +223,19 @@ class SelfAttention(nn.Module):
         """Undo `_enter`. `rows`: the number of rows of the result."""
         return x
 
-    def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
-        """Return softmax(q kᵀ / √d + bias). Row i holds the weights of all tokens in token i."""
-        return self._scores(x, grid).softmax(dim=-1)
+    def weights(
+        self, x: Float[Tensor, "B N D"], grid: tuple[int, int], steps: int | None = None
+    ) -> Float[Tensor, "B heads N N"]:
+        """Return softmax(q kᵀ / √d + bias). Row i holds the weights of all tokens in token i. `steps`: of clips."""
+        return self._scores(x, grid, steps).softmax(dim=-1)
 
-    def _scores(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
+    def _scores(
+        self, x: Float[Tensor, "B N D"], grid: tuple[int, int], steps: int | None = None
+    ) -> Float[Tensor, "B heads N N"]:
         """Return q kᵀ / √d + bias."""
         q, k, _ = self._split(x)
         bias = None if self.rel_pos is None else self.rel_pos(q, grid)
-        q, k = self._turn(q, k, Layout((grid,)))
+        q, k = self._turn(q, k, Layout((grid,), steps or 1))
         # scaled first, because the product overflows in half precision
         scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
         return scores if bias is None else scores + bias
@@ -297,7 +301,9 @@ class WindowAttention(SelfAttention):
         parts = x.split([count * math.prod(self._windows(grid)) for grid, count in layout.groups])
         return layout.join([self._uncut(part, *group) for part, group in zip(parts, layout.groups, strict=True)])
 
-    def weights(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B heads N N"]:
+    def weights(
+        self, x: Float[Tensor, "B N D"], grid: tuple[int, int], steps: int | None = None
+    ) -> Float[Tensor, "B heads N N"]:
         """Return the maps of all windows as one map over the image, 0 between different windows.
 
         Rows of a window with padding sum to less than 1, because the weights of the padding are left out. A prefix

@@ -1,17 +1,17 @@
 """The configuration of a Vision Transformer: one frozen record that validates itself, and the table of sizes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-Position = Literal["learned", "sincos1d", "sincos2d", "computed2d", "axes", "none"]
+Position = Literal["learned", "sincos1d", "sincos2d", "computed2d", "clips", "axes", "none"]
 RelativePosition = Literal["none", "table", "decomposed"]
 QkvBias = Literal["qkv", "qv", "none"]
 MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "geglu", "geglu_tanh"]
 GATED: tuple[MlpKind, ...] = ("swiglu", "geglu", "geglu_tanh")
 NormKind = Literal["layer", "rms"]
-BranchNorm = Literal["before", "after", "both"]
+BranchNorm = Literal["before", "after", "both", "sum"]
 QkNorm = Literal["none", "head", "full"]
 WindowEdge = Literal["pad", "cut"]
 Pool = Literal["cls", "prefix", "tokens", "mean", "cls_mean", "map", "query", "neck"]
@@ -20,7 +20,7 @@ Mode = Literal["bicubic", "bilinear"]
 RelativeMode = Literal["spline", "geometric", "bilinear"]
 Fit = Literal["resize", "square", "tile", "buckets"]
 AsSquare = Literal["never", "elsewhere", "always"]
-Coordinates = Literal["centred", "index"]
+Coordinates = Literal["centred", "index", "corners"]
 Pairs = Literal["halves", "neighbours"]
 
 
@@ -82,11 +82,15 @@ class Rotary:
 
     `coordinates`: `"centred"` is 2π times a patch's centre, which lies in [-1, 1] on every grid (DINOv3). `"index"` is
     a patch's row or column plus `offset`, rescaled so that every grid spans `reference` (EVA-02), or as it is if
-    `reference` is None (Qwen2-VL). Tokens in front of the patches are not turned, so that `offset` sets their distance
-    to the patches.
+    `reference` is None (Qwen2-VL). `"corners"` puts the corners of every grid on those of `reference` (V-JEPA 2.1).
+    Tokens in front of the patches are not turned, so that `offset` sets their distance to the patches.
     `interleaved`: whether the wavelengths of the columns lie between those of the rows (Pixtral). Otherwise both axes
     have the same.
     `cls_angles`: whether CLS is turned by learned angles, one for each pair of channels (MLCD).
+    `time`: whether a third of a head's channels encode the step of time, a third the row, and a third the column, in
+    this order. Channels that are left over are not turned.
+    `repeated`: whether the wavelengths of an axis run twice over its channels, where channels that turn together are
+    neighbours (V-JEPA 2). Such channels have different angles, so that this is no rotation.
 
     Raises `ValueError` on an unknown value, and if `theta` is not above 0.
     """
@@ -98,12 +102,29 @@ class Rotary:
     offset: float = 0.0
     interleaved: bool = False
     cls_angles: bool = False
+    time: bool = False
+    repeated: bool = False
     bfloat16: bool = False  # whether wavelengths are rounded to bfloat16, as in the authors' DINOv3 files
 
     def __post_init__(self) -> None:
         check_kinds(self, {"coordinates": Coordinates, "pairs": Pairs})
         if self.theta <= 0:
             raise ValueError(f"Rotary: theta must be above 0, got {self.theta}")
+        if self.coordinates == "corners" and self.reference is None:
+            raise ValueError("Rotary: coordinates='corners' needs reference, the grid with these corners")
+        if self.repeated and (self.pairs != "neighbours" or self.cls_angles):
+            raise ValueError("Rotary: repeated=True goes with pairs='neighbours' and without cls_angles")
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of an image, and what runs over all of them (see `tiled.py`)."""
+
+    arrangements: tuple[tuple[int, int], ...]  # rows and columns of tiles that an image may have
+    count: int  # tiles of every image; those that it lacks are empty
+    depth: int  # blocks with gates, behind the blocks of the configuration
+    taps: tuple[int, ...]  # blocks whose output stands beside the last one's
+    norm_eps: float = 1e-5  # of the norms before and behind the blocks of the configuration
 
 
 @dataclass(frozen=True)
@@ -129,13 +150,21 @@ class ViTConfig:
     patch_bias: bool = True  # whether the patch projection has a bias
     embed_norm: bool = False  # whether a norm follows the patch projection, before positions and CLS
     patch_padding: int = 0  # zeros around the image in the patch projection, in pixels (ViTPose)
+    tubelet: int = 0  # frames in a patch of a clip; 0: images alone (Arnab et al. 2021, ViViT)
+    # Whether images have a projection of their own beside that of clips. Otherwise their frame is repeated (V-JEPA 2)
+    image_patches: bool = False
+    channel_groups: int = 0  # groups of channels, each with patches of its own as a step of the map; 0: none (SatMAE)
+    # Of the channels, in micrometres. The patch projection is made for them when weights are loaded (DOFA)
+    wavelengths: tuple[float, ...] = ()
     pre_norm: bool = False  # whether a norm precedes the first block
     cls: bool = True  # whether there is a CLS token
     num_registers: int = 0  # prefix tokens that are neither CLS nor patch: registers, DeiT's distillation token
-    # A learned table, a table of sinusoids, sinusoids computed for each grid, or a learned vector a row and a column
+    # A learned table, a table of sinusoids, sinusoids computed for each grid, sinusoids of time beside a table of those
+    # of rows and columns (Prithvi), or a learned vector a row and a column
     position: Position = "learned"
     axis_positions: int = 0  # rows, and columns, that position="axes" has vectors for
     position_grid: tuple[int, int] | None = None  # (h, w) of the position table; None is the grid of image_size
+    position_steps: int = 1  # steps of the map that the learned table has positions for; 1 serves any number
     resampling: Resampling = Resampling()
     rotary: Rotary | None = None
     relative_position: RelativePosition = "none"  # bias on attention: a table (BEiT), or rows plus columns (SAM)
@@ -152,10 +181,12 @@ class ViTConfig:
     v_norm: bool = False  # whether the values of each head are divided by their root mean square
     attn_norm: bool = False  # whether a norm precedes the projection after attention
     norm: NormKind = "layer"  # layer norm, or root mean square without a bias
-    branch_norm: BranchNorm = "before"  # norms of a block: before attention and MLP, after them, or both
+    # norms of a block: before attention and MLP, after them, both, or after they are added to the tokens (BERT)
+    branch_norm: BranchNorm = "before"
     layer_scale: bool = False  # whether residual branches have a learned factor per channel
     norm_eps: float = 1e-6
     final_norm: bool = True  # whether a norm follows the last block
+    tap_norms: tuple[int, ...] = ()  # blocks whose output has a norm of its own in place of the final norm (V-JEPA 2.1)
     fc_norm: bool = False  # whether a norm after mean pooling replaces the final norm
     # The CLS token, the mean of CLS and registers (timm's distilled DeiT, Pixio), some prefix tokens side by side
     # (C-RADIO), the mean of the patches, CLS beside that mean (Virchow), attention pooling with an MLP (SigLIP) or
@@ -166,6 +197,7 @@ class ViTConfig:
     pool_mlp_dim: int = 0  # hidden width of the MLP of attention pooling; 0 is mlp_dim
     pool_prefix: bool = False  # whether attention pooling reads CLS and registers too
     neck_dim: int = 0  # channels of SAM's neck; 0 is no neck
+    tiles: Tiles | None = None  # of which an image of several times `image_size` consists (Llama 3.2 Vision)
     projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
     projection_bias: bool = False
     # Whether there is a token for masked patches. It changes no plain feature, so it is no part of the settings' text
@@ -195,13 +227,16 @@ class ViTConfig:
             )
         if self.position_grid is not None and (min(self.position_grid) < 1 or self.position == "none"):
             raise wrong(f"position_grid={self.position_grid} with position={self.position!r}; want sides of at least 1")
-        parts = {"sincos1d": 2, "sincos2d": 4, "computed2d": 4}.get(self.position, 1)
+        parts = {"sincos1d": 2, "sincos2d": 4, "computed2d": 4, "clips": 16}.get(self.position, 1)
         if self.dim % parts:
             raise wrong(f"position={self.position!r} needs dim divisible by {parts}, got {self.dim}")
         if (self.position == "axes") != (self.axis_positions > 0):
             raise wrong(f"axis_positions={self.axis_positions} with position={self.position!r}; want both or neither")
-        if self.rotary and self.head_width % 4:
+        if self.rotary and self.rotary.time and (self.head_width % 2 or self.head_width < 6 or not self.tubelet):
+            raise wrong(f"rotary.time needs tubelet and heads of an even width above 5, got {self.head_width}")
+        if self.rotary and not self.rotary.time and self.head_width % 4:
             raise wrong(f"rotary needs heads of a width divisible by 4, got {self.head_width}")
+        self._check_clips(wrong)
         if self.rotary and self.rotary.cls_angles and self.num_prefix != int(self.cls):
             raise wrong("rotary.cls_angles=True turns CLS, and has no angles for registers")
         if self.relative_position == "decomposed" and self.num_prefix:
@@ -253,6 +288,31 @@ class ViTConfig:
             raise wrong(f"num_registers must be 0 or more, got {self.num_registers}")
         if not 0 <= self.drop_path < 1:
             raise wrong(f"drop_path must be in [0, 1), got {self.drop_path}")
+
+    def _check_clips(self, wrong: Callable[[str], ValueError]) -> None:
+        """Raise `ValueError` on settings that clips do not go with."""
+        others = {
+            "stem": self.stem,
+            "window": self.window,
+            "relative_position": self.relative_position != "none",
+            "patch_padding": self.patch_padding,
+            "rotary.cls_angles": self.rotary is not None and self.rotary.cls_angles,
+        }
+        found = [name for name, there in others.items() if there]
+        if self.tubelet < 0 or (self.tubelet and found):
+            raise wrong(f"tubelet={self.tubelet} with {', '.join(found) or 'nothing else'}; want 0, or none of these")
+        if self.channel_groups and (self.channel_groups < 0 or self.tubelet or found):
+            raise wrong(f"channel_groups={self.channel_groups} with {', '.join(found) or 'tubelet'}; want 0")
+        if self.wavelengths and len(self.wavelengths) != self.channels:
+            raise wrong(f"wavelengths={self.wavelengths} for channels={self.channels}; want one for each")
+        if self.position_steps < 1 or (self.position_steps > 1 and self.position != "learned"):
+            raise wrong(f"position_steps={self.position_steps} with position={self.position!r}; want 1, or 'learned'")
+        if self.image_patches and not self.tubelet:
+            raise wrong("image_patches=True needs tubelet, the frames of the patches of clips")
+        if self.tap_norms and (not self.final_norm or any(not 0 <= i < self.depth - 1 for i in self.tap_norms)):
+            raise wrong(
+                f"tap_norms={self.tap_norms} with depth={self.depth}; want blocks before the last, and final_norm"
+            )
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from vitbackbone.model.clipped import make_linear
 from vitbackbone.model.config import Resampling, ViTConfig
 from vitbackbone.model.norms import norm_or_identity
 from vitbackbone.model.packing import Layout
-from vitbackbone.model.position import computed2d, resample, sincos1d, sincos2d
+from vitbackbone.model.position import computed2d, resample, sincos, sincos1d, sincos2d
 
 GRIDS = 32  # number of grids whose positions are kept: a batch of `extract` has at most this many
 
@@ -37,6 +37,47 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         return self.proj(images)
+
+
+class ClipEmbed(nn.Module):
+    """The linear projection of patches of several frames to width D, as a convolution (Arnab et al. 2021, ViViT).
+
+    Clips are filled up to whole patches with their last frame. An image is a clip of one frame, or has a projection of
+    its own.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.frames, p = config.tubelet, config.patch_size
+        size, bias = (self.frames, p, p), config.patch_bias
+        self.proj = nn.Conv3d(config.channels, config.dim, kernel_size=size, stride=size, bias=bias)
+        own = nn.Conv2d(config.channels, config.dim, kernel_size=p, stride=p, bias=bias)
+        self.image_proj = own if config.image_patches else None
+
+    def forward(self, images: Float[Tensor, "B *T C H W"]) -> Float[Tensor, "B D *t h w"]:
+        if images.ndim == 4:
+            return self.clips(images[:, None])[:, :, 0] if self.image_proj is None else self.image_proj(images)
+        return self.clips(images)
+
+    def clips(self, frames: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B D t h w"]:
+        if missing := -frames.shape[1] % self.frames:
+            frames = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
+        return self.proj(frames.transpose(1, 2))
+
+
+class GroupEmbed(nn.Module):
+    """The linear projections of the patches of groups of channels, side by side in one convolution (Cong et al. 2022,
+    SatMAE). The kernel of a group is zero for the channels of others.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        p, self.groups = config.patch_size, config.channel_groups
+        width = self.groups * config.dim
+        self.proj = nn.Conv2d(config.channels, width, kernel_size=p, stride=p, bias=config.patch_bias)
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D g h w"]:
+        return self.proj(images).unflatten(1, (self.groups, -1)).transpose(1, 2)
 
 
 class ConvStem(nn.Module):
@@ -67,9 +108,9 @@ class PositionEmbedding(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.grid = config.table_grid
+        self.grid, self.steps = config.table_grid, config.position_steps
         self.resampling: Resampling = config.resampling
-        shape = (self.grid[0] * self.grid[1], config.dim)
+        shape = (self.steps * self.grid[0] * self.grid[1], config.dim)
         if config.position == "learned":
             self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
         else:
@@ -84,8 +125,18 @@ class PositionEmbedding(nn.Module):
         """
         self.tables = {}
 
-    def forward(self, grid: tuple[int, int], like: Tensor | None = None) -> Float[Tensor, "N D"]:
-        """Return the positions of a grid, like the table on its device and in its precision."""
+    def forward(self, grid: tuple[int, int], like: Tensor | None = None, steps: int = 1) -> Float[Tensor, "N D"]:
+        """Return the positions of a grid, like the table on its device and in its precision.
+
+        `steps`: of the map. Every step has the same positions, unless the table has positions for each step. Raises
+        `ValueError` if the table is for another number of steps.
+        """
+        if self.steps not in (1, steps):
+            raise ValueError(f"the positions are for {self.steps} steps of the map, and these images have {steps}")
+        table = self._kept(grid)
+        return table.repeat(steps, 1) if steps > self.steps else table
+
+    def _kept(self, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
         if self.tables is None or torch.compiler.is_compiling():
             return self.at(grid)
         version = 0 if self.table.is_inference() else self.table._version
@@ -101,7 +152,8 @@ class PositionEmbedding(nn.Module):
 
     def at(self, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
         """Make the positions of a grid from the table."""
-        return resample(self.table, self.grid, grid, self.resampling)
+        each = [resample(step, self.grid, grid, self.resampling) for step in self.table.chunk(self.steps)]
+        return each[0] if len(each) == 1 else torch.cat(each)
 
 
 class AxisEmbedding(PositionEmbedding):
@@ -114,7 +166,7 @@ class AxisEmbedding(PositionEmbedding):
         nn.Module.__init__(self)
         shape = (2, config.axis_positions, config.dim)  # columns, then rows
         self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
-        self.tables = None
+        self.tables, self.steps = None, 1
 
     def at(self, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
         """Add the vectors of the rows to the vectors of the columns."""
@@ -136,19 +188,54 @@ class ComputedPositions(nn.Module):
     def keep(self) -> None:
         """Do nothing: the tables of the latest grids are always cached."""
 
-    def forward(self, grid: tuple[int, int], like: Tensor | None = None) -> Float[Tensor, "N D"]:
+    def forward(self, grid: tuple[int, int], like: Tensor | None = None, steps: int = 1) -> Float[Tensor, "N D"]:
         """Return the positions of a grid, on the device and in the precision of `like`; default: float32 on the CPU."""
-        table = computed2d(grid, self.dim, torch.device("cpu") if like is None else like.device)
+        table = self.at(grid, torch.device("cpu") if like is None else like.device, steps)
         return table if like is None else table.type_as(like)
+
+    def at(self, grid: tuple[int, int], device: torch.device, steps: int) -> Float[Tensor, "N D"]:
+        """Compute the positions of a grid, the same at every step."""
+        table = computed2d(grid, self.dim, device)
+        return table.repeat(steps, 1) if steps > 1 else table
+
+
+class ClipPositions(ComputedPositions):
+    """Sines and cosines of a patch's column, row and step of time (Jakubik et al. 2023, Prithvi).
+
+    Those of columns and rows are a table at the native grid, which is resampled to others; time counts on.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        self.grid, self.resampling = config.table_grid, config.resampling
+
+    def at(self, grid: tuple[int, int], device: torch.device, steps: int) -> Float[Tensor, "N D"]:
+        """Compute the positions of the patches of all steps, step by step."""
+        space = resample(sincos2d(self.grid, self.dim // 16 * 12).to(device), self.grid, grid, self.resampling)
+        time = sincos(torch.arange(steps, device=device), self.dim // 16 * 4)
+        h, w = grid
+        both = [space[None].expand(steps, h * w, -1), time[:, None].expand(steps, h * w, -1)]
+        return torch.cat(both, dim=2).flatten(0, 1)
 
 
 def position_embedding(config: ViTConfig) -> PositionEmbedding | ComputedPositions | None:
     """Build the positions of a configuration; None if it has none."""
     if config.position == "none":
         return None
+    if config.position == "clips":
+        return ClipPositions(config)
     if config.position == "computed2d":
         return ComputedPositions(config)
     return AxisEmbedding(config) if config.position == "axes" else PositionEmbedding(config)
+
+
+def patch_embedding(config: ViTConfig) -> PatchEmbed | ClipEmbed | GroupEmbed | ConvStem:
+    """Build the way from images to patch vectors."""
+    if config.channel_groups:
+        return GroupEmbed(config)
+    if config.tubelet:
+        return ClipEmbed(config)
+    return ConvStem(config) if config.stem else PatchEmbed(config)
 
 
 def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -245,7 +332,8 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """An encoder block: attention and then an MLP, each with its own norms and residual connection.
 
-    A norm stands before each (Vision Transformer), behind each (EVA-CLIP's largest), or both (Gemma 4).
+    A norm stands before each (Vision Transformer), behind each (EVA-CLIP's largest), both (Gemma 4), or behind each
+    sum with the residual (BERT).
     """
 
     def __init__(self, config: ViTConfig, index: int) -> None:
@@ -255,15 +343,17 @@ class Block(nn.Module):
             return LayerScale(config.dim) if config.layer_scale else nn.Identity()
 
         everywhere = not config.window or index in config.global_blocks
-        before, after = config.branch_norm != "after", config.branch_norm != "before"
+        before, after = config.branch_norm in ("before", "both"), config.branch_norm in ("after", "both")
         self.norm1 = norm_or_identity(before, config)
         self.attn = SelfAttention(config, config.grid) if everywhere else WindowAttention(config)
         self.post1 = norm_or_identity(after, config)
         self.ls1 = scale()
+        self.sum1 = norm_or_identity(config.branch_norm == "sum", config)
         self.norm2 = norm_or_identity(before, config)
         self.mlp = mlp(config)
         self.post2 = norm_or_identity(after, config)
         self.ls2 = scale()
+        self.sum2 = norm_or_identity(config.branch_norm == "sum", config)
         self.drop_path = DropPath(config.drop_path * index / max(config.depth - 1, 1))
         self.waits = config.num_prefix > 0 and not everywhere  # prefix tokens take no part
 
@@ -291,7 +381,8 @@ class Block(nn.Module):
         stream = layout.prefix(x) if prefix else x
         # The output of attention has no name, so that its memory is free during the MLP.
         x = stream + self.drop_path(self.ls1(self.post1(self.attn(self.norm1(x), layout, mask, prefix))), lengths)
-        x = x + self.drop_path(self.ls2(self.post2(self.mlp(self.norm2(x)))), lengths)
+        x = self.sum1(x)
+        x = self.sum2(x + self.drop_path(self.ls2(self.post2(self.mlp(self.norm2(x)))), lengths))
         return self._rejoin(held, x, layout) if held else x
 
     def _hold(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[list[Tensor], Float[Tensor, "B N D"]]:

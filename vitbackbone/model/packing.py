@@ -31,17 +31,20 @@ class Layout:
     """The images of each row of tokens.
 
     An image is its prefix tokens and then its h*w patches in raster order. Prefix tokens are CLS, registers and any
-    tokens added in front. Every image has the same number of prefix tokens.
+    tokens added in front. Every image has the same number of prefix tokens. A clip is an image of several steps of
+    time, each with h*w patches.
     """
 
     grids: tuple[Grid, ...]  # (h, w) of each image of a row
+    steps: int = 1  # of time in each
 
     @classmethod
-    def of(cls, grids: Sequence[Grid]) -> "Layout":
-        """Return the layout of a batch of images, given their grids in any order."""
+    def of(cls, grids: Sequence[Grid], steps: int | None = None) -> "Layout":
+        """Return the layout of a batch of images, given their grids in any order, or of clips of `steps` steps."""
         if isinstance(grids, Repeated):
-            return cls((grids.value,))
-        return cls((grids[0],) if one_value(grids) else tuple(grids[i] for i in packing_order(grids)))
+            return cls((grids.value,), steps or 1)
+        each = (grids[0],) if one_value(grids) else tuple(grids[i] for i in packing_order(grids))
+        return cls(each, steps or 1)
 
     @property
     def groups(self) -> list[tuple[Grid, int]]:
@@ -50,19 +53,19 @@ class Layout:
 
     def num_prefix(self, tokens: int) -> int:
         """Return the number of prefix tokens of an image, in a row of `tokens` tokens."""
-        return (tokens - sum(h * w for h, w in self.grids)) // len(self.grids)
+        return (tokens - sum(self.steps * h * w for h, w in self.grids)) // len(self.grids)
 
     def lengths(self, tokens: int, prefix: bool = False) -> list[int]:
         """Return the number of tokens of each image in a row of `tokens`. `prefix`: count prefix tokens alone."""
         ahead = self.num_prefix(tokens)
-        return [ahead if prefix else ahead + h * w for h, w in self.grids]
+        return [ahead if prefix else ahead + self.steps * h * w for h, w in self.grids]
 
     def split(self, x: Float[Tensor, "B *heads T D"]) -> list[tuple[Grid, Float[Tensor, "M *heads N D"]]]:
         """Return each grid with the batch of its images, as views in the order of the row."""
         if len(self.grids) == 1:
             return [(self.grids[0], x)]
         prefix, groups = self.num_prefix(x.shape[-2]), self.groups
-        parts = x.split([count * (prefix + grid[0] * grid[1]) for grid, count in groups], dim=-2)
+        parts = x.split([count * (prefix + self.steps * h * w) for (h, w), count in groups], dim=-2)
         apart = [part.unflatten(-2, (count, -1)).movedim(-3, 1) for part, (_, count) in zip(parts, groups, strict=True)]
         return [(grid, part.flatten(0, 1)) for part, (grid, _) in zip(apart, groups, strict=True)]
 

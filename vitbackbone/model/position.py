@@ -37,6 +37,12 @@ def sincos1d(grid: tuple[int, int], dim: int) -> Float[Tensor, "N D"]:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()
 
 
+def sincos(positions: Int[Tensor, " N"], dim: int) -> Float[Tensor, "N D"]:
+    """Return all sines, and then all cosines, of positions on one axis."""
+    angle = _angles(positions, dim)
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+
 def sincos2d(grid: tuple[int, int], dim: int) -> Float[Tensor, "N D"]:
     """Return the fixed table over columns and rows, (h*w, D).
 
@@ -87,8 +93,7 @@ def computed2d(grid: tuple[int, int], dim: int, device: torch.device) -> Float[T
     """Return the table of `sincos2d` for a grid whose sides a tracer may leave open, (h*w, D)."""
     (h, w), parts = grid, []
     for side in (w, h):
-        angle = _angles(torch.arange(side, device=device), dim // 2)
-        parts.append(torch.cat([angle.sin(), angle.cos()], dim=1).float())
+        parts.append(sincos(torch.arange(side, device=device), dim // 2))
     columns, rows = parts
     both = [columns[None].expand(h, w, dim // 2), rows[:, None].expand(h, w, dim // 2)]
     return torch.cat(both, dim=2).view(h * w, dim)
@@ -268,26 +273,49 @@ def resampling_matrix(
 
 
 @kept(32)  # a batch of `extract` has at most this many grids
-def rotary_table(rotary: Rotary, dim: int, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "2 N d"]:
-    """Return cosines and sines of the rotation angles of each patch, for heads of width `dim`, in float32."""
-    steps = torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4)
-    between = 0.5 / (dim // 4) if rotary.interleaved else 0.0  # half a step of the progression
-    periods = [rotary.theta**steps, rotary.theta ** (steps + between)]
+def rotary_table(
+    rotary: Rotary, dim: int, grid: tuple[int, int], device: torch.device, steps: int = 1
+) -> Float[Tensor, "2 N d"]:
+    """Return cosines and sines of the rotation angles of each patch, for heads of width `dim`, in float32.
+
+    `steps`: of time in a clip, whose patches come step by step.
+    """
+    pairs = dim // (6 if rotary.time else 4)  # of channels, for each axis
+    progression = torch.arange(pairs, dtype=torch.float32, device=device) / pairs
+    between = 0.5 / pairs if rotary.interleaved else 0.0  # half a step of the progression
+    periods = [rotary.theta**progression, rotary.theta ** (progression + between)]
     if rotary.bfloat16:
         periods = [each.bfloat16().float() for each in periods]
+    axes = _coordinates(rotary, grid, device)
+    rows, columns = (axis[:, None] / each for axis, each in zip(axes, periods, strict=True))
+    (h, w), angles = grid, [rows[None, :, None], columns[None, None]]
+    if rotary.time:
+        times = torch.arange(steps, dtype=torch.float32, device=device)
+        angles = [(times[:, None] / periods[0])[:, None, None], *angles]
+    each = [axis.expand(steps, h, w, pairs) for axis in angles]
+    if rotary.repeated:
+        angle = torch.cat([part for axis in each for part in (axis, axis)], dim=3).view(steps * h * w, -1)
+        angle = F.pad(angle, (0, dim - angle.shape[1]))
+    else:
+        angle = torch.cat(each, dim=3).view(steps * h * w, -1)
+        angle = F.pad(angle, (0, dim // 2 - angle.shape[1]))
+        angle = torch.cat([angle, angle], 1) if rotary.pairs == "halves" else angle.repeat_interleave(2, dim=1)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def _coordinates(rotary: Rotary, grid: tuple[int, int], device: torch.device) -> list[Float[Tensor, " side"]]:
+    """Return the coordinates of the rows and of the columns."""
     axes = [torch.arange(side, dtype=torch.float32, device=device) for side in grid]
     counts = [_count(side, device) for side in grid]
     if rotary.coordinates == "centred":
-        axes = [2 * math.pi * (2 * (a + 0.5) / side - 1) for a, side in zip(axes, counts, strict=True)]
-    else:
-        axes = [a + rotary.offset for a in axes]
-        if rotary.reference is not None:
-            axes = [a / side * span for a, side, span in zip(axes, counts, rotary.reference, strict=True)]
-    rows, columns = (axis[:, None] / each for axis, each in zip(axes, periods, strict=True))
-    both = [rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)]
-    angle = torch.cat(both, dim=2).view(grid[0] * grid[1], dim // 2)
-    angle = torch.cat([angle, angle], 1) if rotary.pairs == "halves" else angle.repeat_interleave(2, dim=1)
-    return torch.stack([angle.cos(), angle.sin()])
+        return [2 * math.pi * (2 * (a + 0.5) / side - 1) for a, side in zip(axes, counts, strict=True)]
+    if rotary.coordinates == "corners" and rotary.reference is not None:
+        spans = zip(axes, counts, rotary.reference, strict=True)
+        return [a * (span - 1) / (side - 1).clamp(min=1) for a, side, span in spans]
+    axes = [a + rotary.offset for a in axes]
+    if rotary.reference is None:
+        return axes
+    return [a / side * span for a, side, span in zip(axes, counts, rotary.reference, strict=True)]
 
 
 def rotary_row(
@@ -299,7 +327,7 @@ def rotary_row(
     the identity for `num_prefix` prefix tokens.
     """
     if len(layout.grids) == 1:
-        return rotary_table(rotary, dim, layout.grids[0], device)
+        return rotary_table(rotary, dim, layout.grids[0], device, layout.steps)
     return _rotary_row(rotary, dim, layout, num_prefix, device)
 
 

@@ -2,7 +2,8 @@
 
     images (B, C, H, W) -> patches (B, h*w, D) -> + positions -> CLS and registers in front -> blocks -> Features
 
-Images of different sizes share one row of tokens (1, T, D); see `packing.py`.
+Images of different sizes share one row of tokens (1, T, D); see `packing.py`. A network of clips (B, T, C, H, W) has
+the patches of all steps of time in one row, step by step.
 
 Axes: `B` batch, `N` tokens, `T` tokens of a row, `D` width, `h w` patch grid, `C` channels and `H W` pixels.
 """
@@ -41,7 +42,7 @@ from vitbackbone.contract import (
 from vitbackbone.images import Preprocess
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.kept import Kept, check_keep, run_kept
-from vitbackbone.model.layers import Block, ConvStem, PatchEmbed, position_embedding
+from vitbackbone.model.layers import Block, patch_embedding, position_embedding
 from vitbackbone.model.norms import make_norm, norm_or_identity
 from vitbackbone.model.packing import Grid, Layout, packing_order
 from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling, PrefixVector, from_prefix
@@ -77,7 +78,7 @@ class ViT(BackboneModule):
         self.channels = (config.channels,)
         self.engine = engine
         self.preprocess = preprocess or Preprocess(image_size=config.image_size)
-        self.patch_embed = ConvStem(config) if config.stem else PatchEmbed(config)
+        self.patch_embed = patch_embedding(config)
         self.embed_norm = norm_or_identity(config.embed_norm, config)
         self.pos_embed = position_embedding(config)
         self.cls_token = nn.Parameter(torch.randn(1, 1, config.dim) * 0.02) if config.cls else None
@@ -89,6 +90,7 @@ class ViT(BackboneModule):
         self.norm_pre = norm_or_identity(config.pre_norm, config)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
         self.norm = make_norm(config) if config.final_norm else None
+        self.tap_norms = nn.ModuleDict({str(index): make_norm(config) for index in config.tap_norms})
         self.attn_pool = AttentionPool(config) if config.pool in ("map", "query") else None
         self.neck = Neck(config) if config.neck_dim else None
         self.fc_norm = norm_or_identity(config.fc_norm, config)
@@ -107,8 +109,8 @@ class ViT(BackboneModule):
         `keep`: see `forward_kept`, which calls the module with it.
         """
         asked = asked or self.last
-        check_images(images, self.channels)
-        geometry = Geometry.of(images, self.config.patch_size)
+        check_images(images, self.channels, self.spec.tubelet > 0)
+        geometry = self._geometry(images)
         if mask is not None:
             self._check_mask(images, geometry, mask)
         if keep is not None:
@@ -136,8 +138,11 @@ class ViT(BackboneModule):
         """Raise `ValueError` unless this backbone runs as it was loaded, on a batch of images of one size."""
         if self.engine is not None or type(self).tokens is not ViT.tokens:
             raise ValueError(f"an optimised backbone takes no {option}=; use the backbone as it was loaded")
-        if not isinstance(images, Tensor):
-            raise ValueError(f"a list of images takes no {option}=; call once per image size, with a batch")
+        if self.config.channel_groups:
+            raise ValueError(f"{self.spec.name} has patches for each group of channels; it takes no {option}=")
+        if not isinstance(images, Tensor) or images.ndim == 5:
+            given = "clips take" if isinstance(images, Tensor) else "a list of images takes"
+            raise ValueError(f"{given} no {option}=; call once per image size, with a batch of images")
 
     def forward_kept(self, images: Float[Tensor, "B C H W"], keep: Keep) -> Kept:
         """Return the features of some patches of each image, computed as if there were no others.
@@ -147,7 +152,7 @@ class ViT(BackboneModule):
         Raises `ValueError` on indices that are no patches, if attention stays within windows, for a list of images, and
         for an optimised backbone.
         """
-        check_images(images, self.channels)
+        check_images(images, self.channels, self.spec.tubelet > 0)
         self._check_plain(images, "keep")
         grid = Geometry.of(images, self.config.patch_size).grid
         check_keep(keep, images.shape[0], grid[0] * grid[1])
@@ -161,7 +166,7 @@ class ViT(BackboneModule):
         If the requested part is "prefix", they are the prefix tokens alone, and the deepest block runs for them alone.
         """
         x, _ = self.embed(images, geometry, mask)
-        layout = Layout.of(geometry.grids)
+        layout = Layout.of(geometry.grids, geometry.steps)
         outputs: Tokens = {}
         for i, block in enumerate(self._first(asked.deepest + 1)):
             last = asked.part == "prefix" and i == asked.deepest
@@ -169,8 +174,20 @@ class ViT(BackboneModule):
             for norm in (False, True):
                 if (i, norm) in asked.wanted:
                     taken = layout.prefix(x) if asked.part == "prefix" and not last else x
-                    outputs[i, norm] = self.norm(taken) if norm and self.norm is not None else taken
+                    outputs[i, norm] = self.norm_of(i)(taken) if norm else taken
         return outputs
+
+    def norm_of(self, layer: int) -> nn.Module:
+        """Return the norm of a layer's output: the final norm, or the layer's own."""
+        if str(layer) in self.tap_norms:
+            return self.tap_norms[str(layer)]
+        assert self.norm is not None  # `BackboneSpec.wanted` refuses norms that a network lacks
+        return self.norm
+
+    def _geometry(self, images: Images) -> Geometry:
+        geometry = Geometry.of(images, self.config.patch_size, max(self.config.tubelet, 1))
+        groups = self.config.channel_groups
+        return replace(geometry, steps=groups) if groups else geometry
 
     def windowed(self, window: int, num_global: int = 4) -> "ViT":
         """Return the same network, its parameters shared, with attention in windows in all blocks but a few.
@@ -204,10 +221,10 @@ class ViT(BackboneModule):
         maps: dict[Wanted, Attention] = {}
         for i, block in enumerate(self._first(asked.deepest + 1)):
             if (i, False) in asked.wanted:
-                weights = block.attn.weights(block.norm1(x), geometry.grid)
-                maps[i, False] = Attention(weights, self.config.num_prefix, geometry.grid)
+                weights = block.attn.weights(block.norm1(x), geometry.grid, geometry.steps)
+                maps[i, False] = Attention(weights, self.config.num_prefix, geometry.grid, geometry.steps)
             if i < asked.deepest:
-                x = block(x, Layout((geometry.grid,)))
+                x = block(x, Layout.of(geometry.grids, geometry.steps))
         return maps
 
     def embed(
@@ -218,11 +235,11 @@ class ViT(BackboneModule):
         The tokens of an image are CLS, registers, and patches in raster order. Images with equal grids have one row
         each, and images with different grids share one row, in the order of `Layout.of(geometry.grids)`.
         """
-        geometry = geometry or Geometry.of(images, self.config.patch_size)
+        geometry = geometry or self._geometry(images)
         rows = [self._embed(batch, grid, mask) for grid, batch in self.batches(images, geometry)]
         return rows[0] if len(rows) == 1 else torch.cat([row.flatten(0, 1) for row in rows])[None], geometry
 
-    def batches(self, images: Images, geometry: Geometry) -> list[tuple[Grid, Float[Tensor, "B C H W"]]]:
+    def batches(self, images: Images, geometry: Geometry) -> list[tuple[Grid, Float[Tensor, "B *T C H W"]]]:
         """Return each grid with its images, padded to whole patches, in the order of packing."""
         if isinstance(images, Tensor):
             return [(geometry.grid, self._pad(images, geometry.grid))]
@@ -232,7 +249,7 @@ class ViT(BackboneModule):
             for grid, same in groupby(packing_order(grids), key=grids.__getitem__)
         ]
 
-    def _pad(self, images: Float[Tensor, "B C _ _"], grid: Grid) -> Float[Tensor, "B C H W"]:
+    def _pad(self, images: Float[Tensor, "B *T C _ _"], grid: Grid) -> Float[Tensor, "B *T C H W"]:
         """Pad the images at the bottom and right to whole patches, with the mean colour, which is 0 here."""
         height, width = images.shape[-2:]
         tall, wide = (side * self.config.patch_size for side in grid)
@@ -248,13 +265,17 @@ class ViT(BackboneModule):
             torch._check(wide == width)
         return F.pad(images, (0, wide - width, 0, tall - height))
 
-    def _embed(self, images: Float[Tensor, "B C H W"], grid: Grid, mask: Mask | None = None) -> Float[Tensor, "B N D"]:
+    def _embed(
+        self, images: Float[Tensor, "B *T C H W"], grid: Grid, mask: Mask | None = None
+    ) -> Float[Tensor, "B N D"]:
         images = images.to(self.patch_embed.proj.weight.dtype)
-        x = self.embed_norm(self.patch_embed(images).flatten(2).mT)  # B (h w) D
+        maps = self.patch_embed(images)
+        steps = maps.shape[2] if maps.ndim == 5 else 1
+        x = self.embed_norm(maps.flatten(2).mT)  # B (h w) D
         if mask is not None and self.mask_token is not None:
             x = torch.where(mask.flatten(1)[..., None], self.mask_token, x)
         if self.pos_embed is not None:
-            x = x + self.pos_embed(grid, x)
+            x = x + self.pos_embed(grid, x, steps)
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         return self.norm_pre(torch.cat([*prefix, x], dim=1))
 
@@ -262,12 +283,12 @@ class ViT(BackboneModule):
         """Turn the tokens of a block into `Features`."""
         grids = geometry.grids
         if not one_value(grids):
-            lengths = Layout.of(grids).lengths(x.shape[1])
+            lengths = Layout.of(grids, geometry.steps).lengths(x.shape[1])
             each = dict(zip(packing_order(grids), x.split(lengths, dim=1), strict=True))
             return stack([self.unpack(each[i], geometry.image(i)) for i in range(len(grids))])
         cls = x[:, 0] if self.config.cls else None
         registers = x[:, int(self.config.cls) : self.config.num_prefix]
-        patches = x[:, self.config.num_prefix :].mT.unflatten(2, geometry.grid)  # B D h w
+        patches = x[:, self.config.num_prefix :].mT.unflatten(2, geometry.shape)  # B D h w, or B D t h w
         if torch.compiler.is_exporting():  # a convolution on a view would specialise sides of size 1
             patches = copied(patches)
         return Features(cls, registers, patches, geometry, Pooling(self._vector(), self.fc_norm, self.projection))
@@ -309,6 +330,7 @@ def _spec(c: ViTConfig, name: str) -> BackboneSpec:
         in_chans=c.channels,
         settings=describe_settings(c),
         pooled_dim=c.projection_dim or c.vector_dim,
+        tubelet=c.tubelet,
     )
 
 

@@ -8,7 +8,7 @@ Axes: `B` batch, `R` register tokens, `D` width, `h w` patch grid, `N` tokens, `
 
 from collections.abc import Mapping, Set
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -69,6 +69,7 @@ class TimmConfig:
     channels: int = 3  # of the images
     windows: Windows = "timm"
     final_norm: bool = True  # False: the network's final norm is left out, for weights that have none
+    map_norm: bool = False  # whether the norm of the head is the final norm of the map too (DINOv3's ConvNeXt)
     indivisible: Indivisible = "pad"  # sizes that need padding: pad right and bottom, or refuse
 
     def __post_init__(self) -> None:
@@ -137,6 +138,8 @@ class TimmBackbone(BackboneModule):
         self.model: Any = model
         shapes = shapes or model
         self.levels = read_levels(shapes.eval(), config.architecture, _trial_size(config))
+        if config.map_norm:
+            self.levels = replace(self.levels, has_norm=True)
         model.train()
         self.copies = SizedCopies(partial(_for_size, config), config.image_size) if config.rebuild else None
         if not config.rebuild:
@@ -209,7 +212,10 @@ class TimmBackbone(BackboneModule):
         for norm in sorted({norm for _, norm in wanted}):  # timm norms all levels or none, so both need two runs
             layers = sorted(layer for layer, asked in wanted if asked == norm)
             last = layers[-1] == self.levels.depth - 1 and norm == self.levels.has_norm
-            found = run(model, padded, layers, norm, final=last and self.levels.reads_final)
+            own = norm and not self.config.map_norm
+            found = run(model, padded, layers, own, final=last and self.levels.reads_final)
+            if norm and self.config.map_norm:
+                found = replace(found, maps=[model.head.norm(level) for level in found.maps])
             for i, layer in enumerate(layers):
                 outputs[layer, norm] = self._unpack(found, i, layer, model, images, padded)
         return outputs
@@ -339,7 +345,8 @@ def _create(config: TimmConfig, size: Size | None = None) -> Any:
     if config.windows != "timm":
         _replace_windows(model, by_size=config.windows == "sized")
     if not config.final_norm:
-        model.norm = nn.Identity()
+        owner: Any = model if isinstance(getattr(model, "norm", None), nn.Module) else model.head
+        owner.norm = nn.Identity()
     return model
 
 

@@ -87,7 +87,7 @@ def _worthwhile(images: Tensor) -> bool:
 def _tables(vit: ViT, geometry: Geometry, device: torch.device) -> list[Tensor]:
     """Return the position table and the table of rotary angles that the blocks read."""
     config, grid = vit.config, geometry.grid
-    tables = [] if vit.pos_embed is None else [vit.pos_embed(grid)]
+    tables = [] if vit.pos_embed is None else [vit.pos_embed(grid, None, geometry.steps or 1)]
     if config.rotary is not None:
-        tables.append(rotary_table(config.rotary, config.head_width, grid, device))
+        tables.append(rotary_table(config.rotary, config.head_width, grid, device, geometry.steps or 1))
     return tables

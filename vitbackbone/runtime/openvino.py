@@ -65,6 +65,9 @@ class OpenVinoBackbone(ViT):
             raise ValueError(f"precision={precision!r}; want one of {', '.join(get_args(Precision))}")
         if rest not in HINTS:
             raise ValueError(f"rest={rest!r}; want one of {', '.join(HINTS)}")
+        if backbone.config.tubelet or backbone.config.channel_groups:
+            what = "takes clips" if backbone.config.tubelet else "has patches for each group of channels"
+            raise ValueError(f"{backbone.spec.name} {what}, which have no graph here")
         if precision == "int8" and sample is None:
             raise ValueError("precision='int8' needs calibration: give a batch of typical images as `sample`")
         if precision == "int8" and backbone.config.clipped:

@@ -85,7 +85,7 @@ def build(
         if (i, False) in wanted:
             results.append(ops.result(taken))
         if (i, True) in wanted:
-            results.append(ops.result(graph.norm(vit.norm, taken)))
+            results.append(ops.result(graph.norm(vit.norm_of(i), taken)))
     return ov.Model(results, list(graph.inputs.values()), vit.spec.name)
 
 
@@ -177,9 +177,9 @@ class GraphBuilder:
 
     def run(self, index: int, block: Block, x: Value, prefix: bool) -> Value:
         mixed = self.norm(block.post1, self.attention(index, block.attn, self.norm(block.norm1, x), prefix))
-        x = ops.add(self.prefix(x) if prefix else x, self.scale(block.ls1, mixed))
+        x = self.norm(block.sum1, ops.add(self.prefix(x) if prefix else x, self.scale(block.ls1, mixed)))
         hidden = self.norm(block.post2, self.mlp(block.mlp, self.norm(block.norm2, x)))
-        return ops.add(x, self.scale(block.ls2, hidden))
+        return self.norm(block.sum2, ops.add(x, self.scale(block.ls2, hidden)))
 
     def behind(self, x: Value) -> Value:
         """Return the patches."""
@@ -194,7 +194,7 @@ class GraphBuilder:
         if isinstance(vit.patch_embed, ConvStem):
             for layer in vit.patch_embed.convs:
                 x = self.stem(layer, x)
-        x = self.convolution(vit.patch_embed.proj, x)
+        x = self.convolution(cast(nn.Conv2d, vit.patch_embed.proj), x)  # of clips there is no graph
         x = self.norm(vit.embed_norm, ops.transpose(ops.reshape(x, [0, self.config.dim, -1], True), [0, 2, 1]))
         if vit.pos_embed is not None:
             x = ops.add(x, self.input("positions", -1, self.config.dim))

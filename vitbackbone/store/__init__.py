@@ -1,16 +1,19 @@
 """The feature store: images to features on disk, with nothing lost."""
 
 from vitbackbone.store.cluster import RayCluster
-from vitbackbone.store.export import export
+from vitbackbone.store.formats import FORMATS, export
 from vitbackbone.store.groups import copies, groups_by
 from vitbackbone.store.photos import ReadPhoto, read_photos, source_files
+from vitbackbone.store.prune import prune
 from vitbackbone.store.run import extract
 from vitbackbone.store.slices import Slice
+from vitbackbone.store.snapshots import history
 from vitbackbone.store.source import list_inputs
 from vitbackbone.store.store import FeatureStore
 from vitbackbone.store.verify import verify
 
 __all__ = [
+    "FORMATS",
     "FeatureStore",
     "RayCluster",
     "ReadPhoto",
@@ -19,7 +22,9 @@ __all__ = [
     "export",
     "extract",
     "groups_by",
+    "history",
     "list_inputs",
+    "prune",
     "read_photos",
     "source_files",
     "verify",

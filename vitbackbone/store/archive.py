@@ -2,18 +2,19 @@
 
 They are read in place. Nothing is unpacked, a member's name never becomes a path on disk, and a name that leads out of
 the archive is refused. A member is identified by its position in the archive, so two members of one name are two
-images. No file stays open between two reads, so processes and threads share nothing.
+images. No file stays open between two reads, so processes and threads share nothing. An archive in a bucket is read by
+the same code as one on the disk (`remote.open_file`).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from vitbackbone.store.labels import Folder, Label
 from vitbackbone.store.names import Notes
 
 MAX_IMAGE_BYTES = 2**30  # the largest image that passes the pixel limit is half of this
+Digest = bytes  # a name of its own beside the field `bytes`
 WHOLE = "[archive]"  # the name of the row for an archive that cannot be listed
 
 
@@ -30,6 +31,7 @@ class ArchiveMember:
     bytes: int  # size; -1 if it is unknown before reading
     label: Label
     damage: str | None = None  # the fault at a damaged place; None for an image
+    sha256: Digest | None = None  # of its content, if the listing has read it anyway
 
 
 def damaged_member(offset: int, text: str, name: str | None = None) -> ArchiveMember:
@@ -41,7 +43,8 @@ def damaged_member(offset: int, text: str, name: str | None = None) -> ArchiveMe
 class Archive(Protocol):
     """Lists and reads one kind of archive. Raises only `OSError` and `ValueError`."""
 
-    def __init__(self, file: Path) -> None: ...
+    def __init__(self, file: str, private: bool = False) -> None:
+        """`file`: a path or a URL. `private`: as for `remote.open_file`."""
 
     def members(self, notes: Notes) -> Iterator[ArchiveMember]:
         """Yield the images and damaged places in the archive's order. Files that are left out are noted in `notes`."""

@@ -7,9 +7,10 @@ images under the same paths.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from vitbackbone.contract import Backbone
+from vitbackbone.store.layout import done_key
+from vitbackbone.store.records import Snapshot
+from vitbackbone.store.results import read_tasks
 from vitbackbone.store.shard_job import Job, Tally, compute, ready
+from vitbackbone.store.slices import Slice
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -45,9 +50,11 @@ class RayCluster:
             raise ValueError(f"cpus={self.cpus}, gpus={self.gpus}; want none below 0")
 
 
-def compute_on_cluster(job: Job, backbone: Backbone, numbers: Sequence[int], options: RayCluster) -> Iterator[Tally]:
-    """Compute shards with actors, and yield a tally for each. If an actor or a node crashes, other actors compute its
-    unfinished shards.
+def compute_on_cluster(
+    job: Job, backbone: Backbone, snapshot: Snapshot, mine: Slice, options: RayCluster
+) -> Iterator[Tally]:
+    """Compute the shards of a snapshot with actors, and yield a tally for each. Whichever actor is free takes the next
+    shard. If an actor or a node crashes, other actors compute its unfinished shards.
 
     Raises `ImportError` if Ray is not installed, and any exception of an actor.
     """
@@ -57,6 +64,14 @@ def compute_on_cluster(job: Job, backbone: Backbone, numbers: Sequence[int], opt
     except ImportError as error:
         raise ImportError("a Ray cluster needs Ray: pip install 'vitbackbone[ray]'") from error
 
+    items = [
+        {"part": part, "number": task.number}
+        for part, work in enumerate(snapshot.work)
+        for task in read_tasks(job.storage, snapshot, work)
+        if task.number in mine and job.storage.head(done_key(task.key)) is None
+    ]
+    if not items:
+        return
     started = not ray.is_initialized()
     if started:
         ray.init(address=options.address, log_to_driver=False, logging_level=logging.WARNING)
@@ -64,15 +79,14 @@ def compute_on_cluster(job: Job, backbone: Backbone, numbers: Sequence[int], opt
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         least, most = (options.actors,) * 2 if isinstance(options.actors, int) else options.actors
-        absolute = replace(job, directory=job.directory.absolute())
-        shards = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
+        shards = ray.data.from_items(items, override_num_blocks=len(items))
         done = shards.map_batches(
             Shards,
-            fn_constructor_args=(absolute, ray.put(backbone), torch.get_num_threads()),
+            fn_constructor_args=(job, snapshot, ray.put(backbone), torch.get_num_threads()),
             batch_size=1,
             num_cpus=options.cpus,
             num_gpus=options.gpus or None,
-            compute=ray.data.ActorPoolStrategy(min_size=least, max_size=max(least, min(most, len(numbers)))),
+            compute=ray.data.ActorPoolStrategy(min_size=least, max_size=max(least, min(most, len(items)))),
         )
         for row in done.iter_rows():
             yield Tally(int(row["images"]), int(row["failed"]))
@@ -86,19 +100,25 @@ def compute_on_cluster(job: Job, backbone: Backbone, numbers: Sequence[int], opt
 class Shards:
     """An actor: it computes the shards whose numbers it gets."""
 
-    def __init__(self, job: Job, backbone: "ObjectRef[Any]", threads: int) -> None:
+    def __init__(self, job: Job, snapshot: Snapshot, backbone: "ObjectRef[Any]", threads: int) -> None:
         import ray
 
         # The driver's number of threads, because another number changes the last bits of the features.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
         self.job = job
+        self.tasks = lru_cache(1)(lambda part: {task.number: task for task in read_tasks(job.storage, snapshot, part)})
+        self.work = snapshot.work
         # Never exited: the process ends with the actor.
         self.backbone: Backbone = ExitStack().enter_context(ready(job, ray.get(backbone)))
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
         """Compute the shards in the column `number`. Return the images of each shard, and how many of them failed."""
-        tallies = [list(compute(self.job, self.backbone, [int(number)])) for number in batch["number"]]
+        tasks = [
+            self.tasks(self.work[part])[number]
+            for part, number in zip(batch["part"].tolist(), batch["number"].tolist(), strict=True)
+        ]
+        tallies = [list(compute(self.job, self.backbone, iter([task]))) for task in tasks]
         return {
             "images": np.array([sum(tally.images for tally in shard) for shard in tallies]),
             "failed": np.array([sum(tally.failed for tally in shard) for shard in tallies]),

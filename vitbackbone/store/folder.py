@@ -10,11 +10,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from vitbackbone.images import HEAD
-from vitbackbone.store.layout import MANIFEST
+from vitbackbone.store.layout import FOLDERS, LATEST
 from vitbackbone.store.names import Notes, escaped, is_hidden, is_image
 
 Identity = tuple[int, int]  # device and inode of a folder
-STORE = ("shards", "index", "inputs")  # folders inside a store
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,8 @@ class Walk:
         above = (*folder.above, here)
         skipped: Sequence[str] = ()
         if not folder.prefix and _is_store(folder.path):
-            skipped = STORE
-            self.notes.say("folders that are feature stores are left out", ", ".join(f"{name}/" for name in STORE))
+            skipped = FOLDERS
+            self.notes.say("folders that are feature stores are left out", ", ".join(f"{name}/" for name in FOLDERS))
         listed: list[tuple[str, _Folder | str]] = []
         for name, is_link, is_folder in found:
             if not self.keep(name) or name in skipped:
@@ -127,7 +126,7 @@ def expand(pattern: str, notes: Notes) -> list[str]:
     hidden = any(part.startswith(".") for part in parts)
     walk = Walk(Path(start or "."), notes, lambda name: hidden or not is_hidden(name))
     wanted = [None if part == "**" else re.compile(translate(part)) for part in parts]
-    return [start + path for path in walk.files() if _matches(path.split("/"), wanted)]
+    return [start + path for path in walk.files() if matches(path.split("/"), wanted)]
 
 
 @lru_cache(1024)
@@ -138,7 +137,7 @@ def _is_circular(folder: Path) -> bool:
     return len({(status.st_dev, status.st_ino) for status in way}) < len(way)
 
 
-def _matches(names: Sequence[str], wanted: Sequence[re.Pattern[str] | None]) -> bool:
+def matches(names: Sequence[str], wanted: Sequence[re.Pattern[str] | None]) -> bool:
     """Tell whether the names of a path match the parts of a pattern. None matches any number of names."""
     reached = {0}  # indices of the parts that may match next
     for name in names:
@@ -170,7 +169,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_store(folder: str) -> bool:
-    return os.path.isfile(f"{folder}/{MANIFEST}") and os.path.isdir(f"{folder}/shards")  # noqa: PTH112, PTH113
+    return os.path.isfile(f"{folder}/{LATEST}") and os.path.isdir(f"{folder}/snapshots")  # noqa: PTH112, PTH113
 
 
 def _head(file: Path) -> bytes:

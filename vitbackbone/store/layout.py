@@ -1,13 +1,19 @@
 """The files of a feature store. This module is the only definition of the layout.
 
-    manifest.json              everything that decides the features: model, preprocessing, precision, tokens, layers
-    inputs/00000.parquet       the inputs that one run added, in row order: `PLAN`
-    index/00000.parquet        a row for every input of the shard, with its status: `INDEX`
-    shards/00000.safetensors   features of the n images that were read, in row order
-    shards/00000.json          the `Marker`, written last: the shard is complete
-    lock*.json                 the processes that write the store now
+    snapshots/00000001.json       records of the store's states, each created once: `records.Snapshot`
+    latest.json                   a copy of the last record, which repairs that one if it is lost
+    objects/ab/abcd….json         manifest, class names           } named by the SHA-256
+    objects/ab/abcd….parquet      parts of the tables below       } of their content,
+    objects/ab/abcd….safetensors  features of one shard           } never changed
+    done/KEY.json                 shards that are computed and not yet in a snapshot: `records.Done`
+    leases/KEY.json               shards that a worker is computing, and runs at work: `leases.Lease`
 
-Tensors of a shard. `L` is the number of patches of all its images, the sum of h * w:
+A snapshot is complete in itself: it names its manifest, its class names, and the parts of three tables. `ROWS` has a
+row for each input and says where its features are: in which shard, and in which slot of it. Inputs with the same
+content share a slot. `RESULTS` has a row for each slot that is computed, `WORK` one for each slot that is not. A
+snapshot with work is a plan; the run that computes it publishes the next one, without work.
+
+Tensors of a shard. n is the number of its slots that could be read, in order, and `L` the number of their patches:
 
     cls        (n, D)
     registers  (n, R, D)
@@ -16,119 +22,87 @@ Tensors of a shard. `L` is the number of patches of all its images, the sum of h
 
 These names hold the features of the last layer that was asked. Tensors of the other layers carry the layer's 0-based
 index: `cls.3`, `registers.3`, `patches.3`. All layers share `grid`.
-
-An input with the same content as an earlier input is a copy. It has a row of its own and the features of the original.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 import pyarrow as pa
 import torch
-from pydantic import Field
 
-from vitbackbone.files import read_json
-
-SCHEMA = 2
+SCHEMA = 3
 TOKENS = ("cls", "registers", "patches")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-MANIFEST = "manifest.json"
+FOLDERS = ("snapshots", "objects", "done", "leases")
+LATEST = "latest.json"
+PART = 1 << 16  # most rows of a part of a table, but for one shard that has more
 
-PLAN = pa.schema(
-    {
-        "path": pa.binary(),  # POSIX, from the root; for a member, the archive's path, "/" and the member's name
-        "archive": pa.int32(),  # bytes of `path` that name the archive; 0 for a plain file
-        "offset": pa.int64(),  # position in the archive
+_PLACE = {
+    "path": pa.binary(),  # POSIX, from the root; for a member, the archive's path, "/" and the member's name
+    "archive": pa.int32(),  # bytes of `path` that name the archive; 0 for a plain file
+    "offset": pa.int64(),  # position in the archive
+    "bytes": pa.int64(),  # -1 if the file is missing
+}
+
+ROWS = pa.schema(
+    _PLACE
+    | {
+        "version": pa.string(),  # changes with the file: its modification time; for a member, the archive's
         "label": pa.int64(),  # index into the class names, -1 where unknown
-        "bytes": pa.int64(),  # -1 if the file is missing
-        "mtime": pa.int64(),  # modification time in nanoseconds; for a member, the archive's
         "sha256": pa.binary(32),  # of the content; null if it could not be read
-        "same_as": pa.int64(),  # row of the original, if this is a copy; else null
+        "shard": pa.int64(),  # of the features; null if the content could not be read
+        "slot": pa.int64(),
+        "reason": pa.string(),  # one of `locate.Reason` if the content could not be read, else null
+        "error": pa.string(),
+        "gone": pa.bool_(),  # no longer in the source
     }
 )
+
+WORK = pa.schema({"shard": pa.int64()} | _PLACE | {"sha256": pa.binary(32)})
+
+_OUTCOME = {
+    "reason": pa.string(),  # one of `locate.Reason` if it failed, else null
+    "error": pa.string(),  # the reason as a sentence
+    "width": pa.int32(),  # pixels of the upright photo; null if unknown
+    "height": pa.int32(),
+    "frames": pa.int32(),  # of an animation, or pages; only the first is embedded
+}
+
+RESULTS = pa.schema({"shard": pa.int64(), "features": pa.string()} | _OUTCOME)  # `features`: name of the object
 
 INDEX = pa.schema(
     {
         "row": pa.int64(),  # position among all inputs
         "path": pa.string(),  # bytes that are not UTF-8 are written \udcXX
-        "label": pa.int64(),  # index into the class names, -1 where unknown
-        "status": pa.string(),  # "ok", "failed" or, in the files, "copy"
-        "reason": pa.string(),  # one of `locate.Reason` if it failed, else null
-        "error": pa.string(),  # the reason as a sentence
-        "width": pa.int32(),  # pixels of the upright photo; null if unknown
-        "height": pa.int32(),
-        "frames": pa.int32(),  # of an animation, or pages; only the first is embedded
+        "label": pa.int64(),
+        "status": pa.string(),  # "ok", "failed", or "pending" in a store that is not complete
+    }
+    | _OUTCOME
+    | {
+        "remedy": pa.string(),  # what would heal a failed input
         "sha256": pa.string(),  # of the content; null if it could not be read
-        "same_as": pa.int64(),  # row of the original, if this is a copy; else null
+        "same_as": pa.int64(),  # first row with the same features, if this is a later one; else null
+        "gone": pa.bool_(),  # no longer in the source
     }
 )
 
 
-def shard_file(directory: Path, shard: int) -> Path:
-    return directory / "shards" / f"{shard:05}.safetensors"
+def object_key(name: str) -> str:
+    """Return the key of an object. Its name is the SHA-256 of its content and a suffix."""
+    return f"objects/{name[:2]}/{name}"
 
 
-def marker_file(directory: Path, shard: int) -> Path:
-    return directory / "shards" / f"{shard:05}.json"
+def snapshot_key(number: int) -> str:
+    return f"snapshots/{number:08}.json"
 
 
-def index_file(directory: Path, shard: int) -> Path:
-    return directory / "index" / f"{shard:05}.parquet"
+def done_key(key: str) -> str:
+    return f"done/{key}.json"
 
 
-def inputs_file(directory: Path, generation: int) -> Path:
-    return directory / "inputs" / f"{generation:05}.parquet"
-
-
-def inputs_files(directory: Path) -> list[Path]:
-    """Return the plan's files in order. Raises `ValueError` if one is missing."""
-    files = sorted((directory / "inputs").glob("[0-9]*.parquet"))
-    for number, file in enumerate(files):
-        if file != inputs_file(directory, number):
-            raise ValueError(
-                f"{inputs_file(directory, number)} is missing, but {file.name} exists; restore the missing file"
-            )
-    return files
+def lease_key(key: str) -> str:
+    return f"leases/{key}.json"
 
 
 def tensor_name(kind: str, layer: int, layers: Sequence[int]) -> str:
     """Return the tensor name of one kind of tokens of `layer` in a store of `layers`."""
     return kind if layer == layers[-1] else f"{kind}.{layer}"
-
-
-Count = Annotated[int, Field(ge=0)]
-
-
-@dataclass(frozen=True)
-class Marker:
-    """The record that a shard is complete, with checksums of its files and of what it was made from."""
-
-    rows: Count  # inputs of the shard
-    read: Count  # inputs with features in this shard
-    copies: Count  # inputs with the features of an earlier row
-    sha256: str  # of the shard's tensors
-    index_sha256: str
-    manifest_sha256: str  # a shard of another manifest is not complete
-    inputs_sha256: str  # nor is a shard of other inputs
-
-    def __post_init__(self) -> None:
-        if self.read + self.copies > self.rows:
-            raise ValueError(f"read={self.read} and copies={self.copies} are more than rows={self.rows}")
-
-    @property
-    def failed(self) -> int:
-        return self.rows - self.read - self.copies
-
-    def fits(self, manifest_sha256: str, inputs_sha256: str, rows: int) -> bool:
-        """Tell whether the shard was made with this manifest from these inputs."""
-        return (self.manifest_sha256, self.inputs_sha256, self.rows) == (manifest_sha256, inputs_sha256, rows)
-
-
-def read_marker(directory: Path, shard: int) -> Marker | None:
-    """Return the marker of a shard; None if it is missing or damaged, so that the shard is computed again."""
-    try:
-        return read_json(marker_file(directory, shard), Marker)
-    except (FileNotFoundError, ValueError):
-        return None

@@ -2,15 +2,19 @@
 
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
+from vitbackbone.files.cloud_requests import ServiceError
 from vitbackbone.store.archive import MAX_IMAGE_BYTES, NotAFile
 from vitbackbone.store.names import Escape
-from vitbackbone.store.source import ARCHIVES
+from vitbackbone.store.remote import is_remote, read_remote
+from vitbackbone.store.rows import Root
+from vitbackbone.store.source import ARCHIVES, ending_of
 
 Reason = Literal[
     "missing",
@@ -29,6 +33,30 @@ Reason = Literal[
     "not finite",  # its features are NaN or Inf
 ]
 
+AWAY = ("missing", "denied", "unreadable")  # the content may still be what it was
+PASSING = (*AWAY, "changed")  # faults that may pass by themselves; every run tries these inputs again
+
+# What would heal a failed input, for whoever reads its row.
+REMEDIES: dict[Reason, str] = {
+    "missing": "put the file back; every run tries it again",
+    "denied": "give permission to read the file; every run tries it again",
+    "not a file": "put a regular file in its place; every run tries it again",
+    "outside": "pack the archive again without names that lead out of it",
+    "empty": "replace the file; every run tries it again",
+    "too large": "make the file smaller",
+    "unreadable": "check the disk, the network or the archive; every run tries it again",
+    "changed": "run again when nothing writes the file",
+    "unknown format": "convert the file to a known format, or take it out of the source",
+    "bomb": "raise --max-pixels and run with --retry-failed, if the picture is really so large",
+    "damaged": "replace the file by an undamaged copy",
+    "unsupported": "convert the file to 8 or 16 bits a channel in RGB",
+    "too thin": "crop the picture, or run without --keep-aspect into another store",
+    "not finite": "extract in float32 into another store",
+}
+
+
+AWAY_SERVICE = "the service that holds it did not answer"  # the same text at every run
+
 
 class Unreadable(Exception):
     """The input cannot be read. Users see the text. It holds no absolute paths, so every run gives the same text."""
@@ -42,20 +70,38 @@ class Unreadable(Exception):
 class Locator:
     """The place of an input."""
 
-    file: str  # the input, or its archive
+    file: str  # the input, or its archive: a path or a URL
     member: str = ""  # its name in the archive; empty for a plain file
     offset: int = -1  # see `archive.ArchiveMember`
     bytes: int = -1
+    private: bool = False  # as for `remote.open_file`
+
+
+def locators(root: Root, table: pa.Table, sizes: Sequence[int]) -> list[Locator]:
+    """Return the places of the inputs in a table of `ROWS`, `WORK` or `rows.LISTED`."""
+    found: list[Locator] = []
+    columns = (table[name].to_pylist() for name in ("path", "archive", "offset"))
+    for path, archive, offset, size in zip(*columns, sizes, strict=True):
+        if archive:
+            member = os.fsdecode(path[archive + 1 :])
+            found.append(Locator(root.locate(os.fsdecode(path[:archive])), member, offset, size, root.private))
+        else:
+            found.append(Locator(root.locate(os.fsdecode(path)), private=root.private))
+    return found
 
 
 def read_bytes(at: Locator) -> bytes:
     """Read the bytes of an input. Raises `Unreadable`."""
     try:
-        return _read_member(at) if at.member else _read_file(Path(at.file))
+        if at.member:
+            return _read_member(at)
+        return _read_url(at) if is_remote(at.file) else _read_file(Path(at.file))
     except FileNotFoundError as error:
         raise Unreadable("missing", _text(error)) from error
     except PermissionError as error:
         raise Unreadable("denied", _text(error)) from error
+    except ServiceError as error:
+        raise Unreadable("unreadable", AWAY_SERVICE) from error
     except Escape as error:
         raise Unreadable("outside", _text(error)) from error
     except NotAFile as error:
@@ -78,6 +124,12 @@ def _read_file(path: Path) -> bytes:
     return data
 
 
+def _read_url(at: Locator) -> bytes:
+    data = read_remote(at.file, MAX_IMAGE_BYTES + 1, at.private)
+    _check_size(len(data))
+    return data
+
+
 def _without_waiting(path: str, flags: int) -> int:
     """Open a file. Without the flag, opening a pipe would wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
@@ -86,7 +138,8 @@ def _without_waiting(path: str, flags: int) -> int:
 def _read_member(at: Locator) -> bytes:
     if at.bytes >= 0:
         _check_size(at.bytes)
-    data = ARCHIVES[Path(at.file).suffix.lower()](Path(at.file)).read(at.member, at.offset, at.bytes)
+    archive = ARCHIVES[ending_of(at.file)](at.file, at.private)
+    data = archive.read(at.member, at.offset, at.bytes)
     _check_size(len(data))
     if len(data) != at.bytes >= 0:
         raise Unreadable("damaged", f"the archive says {at.bytes} bytes and has {len(data)}")

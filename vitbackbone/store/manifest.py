@@ -1,6 +1,5 @@
 """The manifest: everything that decides the features of a store. Runs share a store if their manifests are equal."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from pydantic import Field, model_validator
 from vitbackbone.contract import Backbone, BackboneSpec, Runtime
 from vitbackbone.files import Record, parse_json
 from vitbackbone.images import Decoding, Resolution
-from vitbackbone.store.layout import MANIFEST, SCHEMA
+from vitbackbone.store.layout import SCHEMA
 
 Manifest = dict[str, Any]
 
@@ -80,31 +79,16 @@ def make_manifest(
         "norm": backbone.spec.norms(layers),
         "shard_size": shard_size,
     }
-    return parse(serialise(manifest))
-
-
-def serialise(manifest: Manifest) -> bytes:
-    """Return the bytes of a manifest's file."""
-    return (json.dumps(manifest, indent=2) + "\n").encode()
+    return parse(json.dumps(manifest).encode())
 
 
 def parse(data: bytes) -> Manifest:
-    """Parse a manifest's file. Raises `ValueError` that names each wrong key."""
-    try:
-        manifest = json.loads(data)
-    except RecursionError:
-        raise ValueError(f"its {MANIFEST} nests too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"its {MANIFEST} is not valid JSON ({error})") from None
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+    """Parse a manifest. Raises `ValueError` that names each wrong key."""
+    parse_json(data, _Fields, "its manifest")
+    manifest: Manifest = json.loads(data)
+    if manifest.get("schema") != SCHEMA:
         raise ValueError(f"its manifest does not have schema {SCHEMA}, which this version reads")
-    parse_json(data, _Fields, f"its {MANIFEST}")
     return manifest
-
-
-def manifest_sha256(manifest: Manifest) -> str:
-    """Return the checksum by which markers name a manifest."""
-    return hashlib.sha256(serialise(manifest)).hexdigest()
 
 
 def differences(stored: object, asked: object, name: str = "") -> list[str]:

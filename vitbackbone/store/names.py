@@ -82,6 +82,12 @@ class Notes:
         """Add a note. `kind` is its heading: notes with one heading become one line."""
         self._kinds.setdefault(kind, []).append(text)
 
+    def join(self, others: "Notes") -> None:
+        """Add the notes of another listing."""
+        for kind, texts in others._kinds.items():
+            self._kinds.setdefault(kind, []).extend(texts)
+        self._ignored.update(others._ignored)
+
     def ignore(self, name: str) -> None:
         """Count a file that is not an image by name or content."""
         self._ignored[extension(name)] += 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import repeat
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from vitbackbone.store.archive import ArchiveMember, check_bytes, damaged_member
 from vitbackbone.store.labels import Label, LabelError, as_label
 from vitbackbone.store.names import Notes, escaped
+from vitbackbone.store.remote import open_file, version_of
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
 SHOWN_NAMES = ("path", "name", "file_name", "filename")
@@ -24,12 +25,13 @@ ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
 
 
 @contextmanager
-def open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
+def open_parquet(file: str | Path, private: bool = False, anew: bool = False) -> Iterator[pq.ParquetFile]:
     """Open a parquet file. pyarrow would take a path such as "run:1/a.parquet" for a URI, so it gets an open file.
 
-    Raises `ValueError` if the file is not valid parquet, `OSError` if it cannot be read.
+    `private`, `anew`: as for `open_file`. Raises `ValueError` if the file is not valid parquet, `OSError` if it cannot
+    be read.
     """
-    with file.open("rb") as opened:
+    with open_file(str(file), private, anew) as opened:
         try:
             parquet = pq.ParquetFile(opened, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
@@ -47,11 +49,12 @@ class Parquet:
     """A parquet archive. Its images are bytes, or `{bytes, path}` as in Hugging Face's datasets. The columns `label`,
     and `path` or `name`, are optional."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: str, private: bool = False) -> None:
         self.file = file
+        self.private = private
 
     def members(self, notes: Notes) -> Iterator[ArchiveMember]:
-        with open_parquet(self.file) as table:
+        with open_parquet(self.file, self.private) as table:
             columns = table.schema_arrow.names
             check_unique(columns, (*SHOWN_NAMES, "label"))
             if image_column(table.schema_arrow) is None:
@@ -76,7 +79,7 @@ class Parquet:
 
     def class_names(self) -> list[str]:
         """Read class names from the metadata: `classes`, a JSON list, or the `ClassLabel` of Hugging Face datasets."""
-        with open_parquet(self.file) as table:
+        with open_parquet(self.file, self.private) as table:
             metadata = table.schema_arrow.metadata or {}
             label = self._label_column(table.schema_arrow, Notes())
         try:
@@ -96,9 +99,9 @@ class Parquet:
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         if offset < 0:
-            with open_parquet(self.file):  # its error may say more
+            with open_parquet(self.file, self.private):  # its error may say more
                 raise ValueError("the archive is damaged there")
-        first, cells = _images(self.file, self.file.stat().st_mtime_ns, offset)
+        first, cells = _images(self.file, self.private, offset)
         cell = cells[offset - first].as_py()
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
         if not isinstance(data, bytes):
@@ -120,7 +123,7 @@ class Parquet:
         found = [name for name, about in features.items() if _kind(about) == "ClassLabel" and name in schema.names]
         if len(found) > 1:
             text = "archives with several label columns get no labels; name one of them 'label'"
-            notes.say(text, escaped(f"{self.file.name} has {', '.join(found)}"))
+            notes.say(text, escaped(f"{PurePosixPath(self.file).name} has {', '.join(found)}"))
         return found[0] if len(found) == 1 else None
 
 
@@ -146,9 +149,9 @@ def check_unique(columns: Sequence[str], wanted: Iterable[str]) -> None:
             raise ValueError(f"{columns.count(name)} columns are named {name!r}; want one")
 
 
-def has_images(file: Path) -> bool:
+def has_images(file: str, private: bool = False) -> bool:
     """Tell whether a parquet file holds images, and not only their paths."""
-    with open_parquet(file) as table:
+    with open_parquet(file, private, anew=True) as table:
         return image_column(table.schema_arrow) is not None
 
 
@@ -175,10 +178,10 @@ def _kind(about: object) -> object:
     return about.get("_type") if isinstance(about, dict) else None
 
 
-# A process caches the row group that it read last, since one holds many images. The file's time is part of the key.
+# A process caches the row group that it read last, since one holds many images. The file's version is part of the key.
 @lru_cache(1)
-def _group(file: Path, _: int, group: int) -> pa.ChunkedArray:
-    with open_parquet(file) as table:
+def _group(file: str, private: bool, _: str, group: int) -> pa.ChunkedArray:
+    with open_parquet(file, private) as table:
         column = image_column(table.schema_arrow)
         if column is None:
             raise ValueError("the file has no column of images now")
@@ -186,18 +189,20 @@ def _group(file: Path, _: int, group: int) -> pa.ChunkedArray:
 
 
 @lru_cache(4)
-def _starts(file: Path, _: int) -> Sequence[int]:
-    with open_parquet(file) as table:
+def _starts(file: str, private: bool, _: str) -> Sequence[int]:
+    with open_parquet(file, private) as table:
         starts = [0]
         for group in range(table.num_row_groups):
             starts.append(starts[-1] + table.metadata.row_group(group).num_rows)
         return starts
 
 
-def _images(file: Path, time: int, row: int) -> tuple[int, pa.ChunkedArray]:
+def _images(file: str, private: bool, row: int) -> tuple[int, pa.ChunkedArray]:
     """Return the row group of a row: its first row, and its images."""
-    starts = _starts(file, time)
+    with open_file(file, private) as opened:
+        version = version_of(opened)
+    starts = _starts(file, private, version)
     if row >= starts[-1]:
         raise ValueError(f"the file has only {starts[-1]} rows; row {row} is missing")
     group = bisect_right(starts, row) - 1
-    return starts[group], _group(file, time, group)
+    return starts[group], _group(file, private, version, group)

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitbackbone.images import ImageTransform, Resolution
-from vitbackbone.store.layout import PLAN
-from vitbackbone.store.locate import Locator, Reason, Unreadable, read_bytes
-from vitbackbone.store.names import escaped
-from vitbackbone.store.plan import locators, read_plan
+from vitbackbone.store.locate import Locator, Reason, Unreadable, locators, read_bytes
+from vitbackbone.store.names import EXTENSIONS, escaped
 from vitbackbone.store.reader import ImageReader
-from vitbackbone.store.source import list_inputs
+from vitbackbone.store.remote import is_remote
+from vitbackbone.store.rows import Root
+from vitbackbone.store.source import ending_of, list_inputs
 from vitbackbone.store.store import FeatureStore
 
 LISTED = (".csv", ".tar", ".zip", ".parquet")
@@ -58,6 +58,12 @@ def read_photos(
 
 def _list(source: str) -> list[tuple[str, Locator]]:
     """Return the path and the place of each photo of a source. A file that is not a list is one photo."""
+    if is_remote(source):
+        if ending_of(source)[1:] in EXTENSIONS and not glob.has_magic(source):
+            return [(source, Locator(source))]
+        inputs = list_inputs(source)
+        names = [inputs.root.locate(name) for name in inputs.paths]
+        return list(zip(names, locators(inputs.root, inputs.table, inputs.table["bytes"].to_pylist()), strict=True))
     path = Path(source)
     pattern = glob.has_magic(source) and not path.exists()
     if not pattern and not path.is_dir() and not (path.is_file() and path.suffix.lower() in LISTED):
@@ -84,17 +90,17 @@ def _read(path: str, at: Locator, reader: ImageReader, preprocess: ImageTransfor
 def source_files(store: FeatureStore, images: Sequence[int], folder: Path | None = None) -> list[bytes | None] | None:
     """Read the source files of some images of a store: the bytes of each, None for a file that has changed.
 
-    `folder`: the folder of the photos. A store holds no absolute paths, so the default tries the store's parent folder,
-    the current folder, and the folders inside both. Returns None if no file is found.
+    `folder`: the folder of the photos. The default tries the folder that the store remembers, the store's parent
+    folder, the current folder, and the folders inside both. Returns None if no file is found.
     """
     table = store.images.take(list(images))
-    rows = table["row"].to_pylist()
-    plan = read_plan(store.directory, store.manifest["shard_size"]).table.take(rows).cast(PLAN)
-    for root in [folder] if folder is not None else _near(store.directory):
+    plan = store.table.rows.take(table["row"])
+    roots = [folder] if folder is not None else [store.snapshot.root, *_near(store.directory)]
+    for root in roots:
         found = [
             _unchanged(at, sha256)
             for at, sha256 in zip(
-                locators(root, plan, plan["bytes"].to_pylist()), table["sha256"].to_pylist(), strict=True
+                locators(Root(str(root)), plan, plan["bytes"].to_pylist()), table["sha256"].to_pylist(), strict=True
             )
         ]
         if any(data is not None for data in found):

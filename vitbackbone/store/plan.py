@@ -1,261 +1,242 @@
-"""The plan of a store: every input with its checksum, and the shard of each.
+"""The plan of a store: a row for every input, and the shard and slot that has or will have its features.
 
-The plan is written before any shard is computed, so that every process computes the same shards. A run that finds new
-inputs appends them: their rows and shards follow the existing ones. If the content of an input changes, the plan of its
-shard no longer fits the shard's marker, and the shard is computed again.
+A run compares the source with the last snapshot. Rows keep their order; new inputs follow. An input whose content an
+earlier one has shares its slot. Only content without features is planned anew, in new shards, so that shards that are
+computed keep their bytes. The work is linear in the number of inputs.
 """
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Int
 
-from vitbackbone.files import parse_json
+from vitbackbone.store.identity import CHUNK, Contents, read_contents, sizes_and_versions
 from vitbackbone.store.labels import UNKNOWN
-from vitbackbone.store.layout import PLAN, inputs_file, inputs_files
-from vitbackbone.store.locate import Locator, Unreadable, read_bytes
-from vitbackbone.store.parquet import open_parquet, write_parquet
-from vitbackbone.store.publication import published
+from vitbackbone.store.layout import ROWS, WORK
+from vitbackbone.store.locate import AWAY, PASSING
 from vitbackbone.store.rows import Inputs
-
-READERS = 8  # threads that compute checksums; hashlib releases the GIL
-CHUNK = 2**13  # most inputs that are Python objects at a time
-UNREAD = bytes(32)  # stands for the digest of an input that cannot be read; no content has it
-
-Digests = Iterator[bytes]
-
-
-@dataclass(frozen=True)
-class _About:
-    """The metadata of one file of the plan."""
-
-    class_names: tuple[str, ...]
-    shards: tuple[str, ...]  # `PlannedShard.sha256` of each
 
 
 @dataclass(frozen=True, eq=False)
-class PlannedShard:
-    """The inputs of one shard."""
+class Known:
+    """The state of a store before a run."""
 
-    number: int
-    first: int  # row of its first input
-    table: pa.Table  # of `PLAN`, its inputs
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    @property
-    def rows(self) -> range:
-        return range(self.first, self.first + len(self))
-
-    @property
-    def sha256(self) -> str:
-        """Checksum of the paths, labels and contents of its inputs."""
-        digest = hashlib.sha256(f"{self.first}\0".encode())
-        columns = (self.table[name].to_pylist() for name in ("path", "label", "sha256", "same_as"))
-        for path, label, sha256, same_as in zip(*columns, strict=True):
-            digest.update(path + f"\0{label}\0{same_as}\0".encode() + (sha256 or b"\0"))
-        return digest.hexdigest()
-
-    def originals(self) -> list[int]:
-        """Return the inputs to read, counted from 0: all except copies of earlier rows."""
-        return np.flatnonzero(self.table["same_as"].is_null().to_numpy()).tolist()
+    rows: pa.Table  # of `ROWS`
+    results: pa.Table  # of `RESULTS`, of the shards whose files are undamaged
+    class_names: tuple[str, ...]
+    next_shard: int
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All inputs of a store, in the order in which the runs added them."""
+    """The state of a store after a comparison with its source."""
 
-    generations: tuple[pa.Table, ...]  # of `PLAN`, one for each run that added inputs
+    rows: pa.Table  # of `ROWS`
+    work: pa.Table  # of `WORK`, by shard and slot
     class_names: tuple[str, ...]
-    shard_size: int
-
-    def __len__(self) -> int:
-        return sum(map(len, self.generations))
-
-    @property
-    def table(self) -> pa.Table:
-        return pa.concat_tables(self.generations) if self.generations else PLAN.empty_table()
-
-    def shards(self) -> list[PlannedShard]:
-        """Return all shards. Each generation begins a new one."""
-        shards: list[PlannedShard] = []
-        first = 0
-        for table in self.generations:
-            for start in range(0, len(table), self.shard_size):
-                shards.append(PlannedShard(len(shards), first + start, table[start : start + self.shard_size]))
-            first += len(table)
-        return shards
-
-
-@dataclass(frozen=True)
-class PlanChange:
-    """The differences between a source and the plan before a run."""
-
+    next_shard: int
     added: int = 0
     changed: int = 0  # inputs whose content has changed
     gone: int = 0  # inputs that are no longer in the source; their rows stay
-
-
-@dataclass(frozen=True)
-class Outline:
-    """The part of a plan that is known without reading its rows."""
-
-    class_names: tuple[str, ...]
-    shards: tuple[str, ...]  # `PlannedShard.sha256` of each
-    rows: tuple[int, ...]  # inputs of each
-
-
-def read_plan(directory: Path, shard_size: int) -> Plan:
-    """Read the plan of a store. Raises `ValueError` if a file of it is damaged."""
-    tables: list[pa.Table] = []
-    outline = read_outline(directory)
-    for file in inputs_files(directory):
-        with _damage(file), open_parquet(file) as parquet:
-            tables.append(_checked(parquet.read().cast(PLAN), outline.class_names))
-    plan = Plan(tuple(tables), outline.class_names, shard_size)
-    if outline.shards != tuple(shard.sha256 for shard in plan.shards()):
-        raise ValueError(
-            f"{directory / 'inputs'} is damaged: its rows do not have the checksums that were written; {_REPAIR}"
-        )
-    return plan
-
-
-def read_outline(directory: Path) -> Outline:
-    """Read the outline of a plan. Raises `ValueError` if a file of the plan is damaged."""
-    names: tuple[str, ...] = ()
-    shards: list[str] = []
-    rows: list[int] = []
-    for file in inputs_files(directory):
-        with _damage(file), open_parquet(file) as parquet:
-            metadata = parquet.metadata
-            about = parquet.schema_arrow.metadata or {}
-            whole = b'{"class_names": %s, "shards": %s}' % (about[b"class_names"], about[b"shards"])
-            written = parse_json(whole, _About, "its metadata")
-            names = written.class_names
-            shards += written.shards
-            rows += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            if len(shards) != len(rows):
-                raise ValueError("it does not have a row group for each shard")
-    return Outline(names, tuple(shards), tuple(rows))
-
-
-def read_shard(directory: Path, shard_size: int, number: int) -> PlannedShard:
-    """Read one shard of a plan and not the others."""
-    first = counted = 0
-    for file in inputs_files(directory):
-        with _damage(file), open_parquet(file) as parquet:
-            if number - counted < parquet.num_row_groups:
-                group = number - counted
-                return PlannedShard(number, first + group * shard_size, parquet.read_row_group(group).cast(PLAN))
-            counted += parquet.num_row_groups
-            first += parquet.metadata.num_rows
-    raise ValueError(f"{directory} has no shard {number}; the last is {counted - 1}")
-
-
-def write_plan(directory: Path, plan: Plan, before: Plan) -> None:
-    """Write the generations that differ from the plan `before`."""
-    (directory / "inputs").mkdir(exist_ok=True)
-    digests = [shard.sha256 for shard in plan.shards()]
-    counted = 0
-    for number, table in enumerate(plan.generations):
-        count = -(-len(table) // plan.shard_size)
-        metadata = {
-            "class_names": json.dumps(plan.class_names),
-            "shards": json.dumps(digests[counted : counted + count]),
-        }
-        counted += count
-        last = number == len(plan.generations) - 1
-        same = number < len(before.generations) and table.equals(before.generations[number])
-        if not same or (last and plan.class_names != before.class_names):
-            with published(inputs_file(directory, number)) as temporary:
-                write_parquet(table.replace_schema_metadata(metadata), temporary, row_group_size=plan.shard_size)
+    back: int = 0  # failed inputs that are read again
 
 
 def make_plan(
-    inputs: Inputs, before: Plan, watch: Callable[[Digests, int], Digests], reread: bool = False
-) -> tuple[Plan, PlanChange]:
-    """Update the plan `before` to the listed inputs, and return it with the differences.
+    inputs: Inputs,
+    known: Known,
+    shard_size: int,
+    watch: Callable[[Contents, int], Contents],
+    retry_failed: bool = False,
+) -> Plan:
+    """Plan what the listed inputs need beyond the `known` state.
 
-    Reads the content of inputs that are new or have another size or time, and with `reread` of those that could not be
-    read before. `watch` gets the iterator of digests and their number, and returns an iterator of the same digests.
+    Reads the content of inputs that are new or have another size or version, and of those that could not be read
+    before. With `retry_failed`, all failed inputs are tried again; else only those that failed by a passing fault.
+    `watch` gets the iterator of contents and their number, and returns an iterator of the same contents.
 
     Raises `ValueError` if no input is in the plan, or if a label differs.
     """
-    known, listed = before.table, inputs.table
-    row_of = _match(known["path"], listed["path"])
+    listed = inputs.table
+    row_of = _match(known.rows["path"], listed["path"])
     first = np.flatnonzero(row_of >= 0)
     kept = row_of[first]
-    if len(known) and not len(kept):
-        raise ValueError(
-            f"this store was built from different inputs: none of its {len(known)} images, such as "
-            f"{os.fsdecode(known['path'][0].as_py())!r}, is among the {len(listed)} of the source; give another --out"
-        )
-    names = (*before.class_names, *(name for name in inputs.class_names if name not in before.class_names))
-    of_class = np.array([*(names.index(name) for name in inputs.class_names), UNKNOWN])
-    labels = of_class[listed["label"].to_numpy()]
-    _check_labels(known, kept, labels[first], names)
+    _check_same_source(known, kept, len(listed))
+    names = (*known.class_names, *(name for name in inputs.class_names if name not in known.class_names))
+    labels = np.array([*map({n: i for i, n in enumerate(names)}.get, inputs.class_names), UNKNOWN])[
+        listed["label"].to_numpy()
+    ]
+    _check_labels(known.rows, kept, labels[first], names)
 
-    sizes, times = _stat(inputs.root, listed)
-    columns = {name: known[name].to_numpy().copy() for name in ("bytes", "mtime", "offset")}
-    suspect = (sizes[first] != columns["bytes"][kept]) | (times[first] != columns["mtime"][kept])
-    if reread:
-        suspect |= known["sha256"].is_null().to_numpy()[kept]
+    sizes, versions = sizes_and_versions(inputs.root, listed)
+    suspect = sizes[first] != known.rows["bytes"].to_numpy()[kept]
+    suspect |= pc.not_equal(versions.take(first), known.rows["version"].take(kept)).to_numpy()
+    suspect |= known.rows["sha256"].is_null().to_numpy()[kept]
     again, new = first[suspect], np.flatnonzero(row_of < 0)
-    for name, values in (("bytes", sizes), ("mtime", times), ("offset", listed["offset"].to_numpy())):
-        columns[name][kept] = values[first]
-
     to_read = np.concatenate([again, new])
-    digests = np.fromiter(watch(_digests(inputs.root, listed, sizes, to_read), len(to_read)), "V32", len(to_read))
-    sha256 = _raw(known["sha256"])
-    changed = int((digests[: len(again)] != sha256[row_of[again]]).sum())
-    sha256[row_of[again]] = digests[: len(again)]
-    sha256 = np.concatenate([sha256, digests[len(again) :]])
-    was_read = sha256 != np.array(UNREAD, "V32")
+    found = _collect(watch(read_contents(inputs.root, listed, sizes, to_read), len(to_read)))
 
+    rows = _merge(known.rows, listed, sizes, versions, labels, kept, first, new)
+    at = np.concatenate([row_of[again], np.arange(len(known.rows), len(rows))])  # rows that were read
+    away = _are_away(rows, at, found)
+    gone = rows["gone"].to_numpy().copy()
+    gone[at[away]] = True
+    before = rows["sha256"]
+    for name, column in found.items():
+        rows = _replaced(rows, name, at[~away], column.filter(pa.array(~away)))
+    moved = _differ(before, rows["sha256"])  # their content is another now
+    shards, slots, ill = _places(rows, known.results, moved, retry_failed)
+    again_ = ill & ~gone
+    shards[again_] = slots[again_] = -1
+    shards, slots, next_shard = _assign(rows["sha256"], shards, slots, gone, ill, known.next_shard, shard_size)
+    computed = shards_of(known.results)
+    _compact(shards, slots, computed)
+    for name, column in (("shard", _nullable(shards)), ("slot", _nullable(slots)), ("gone", pa.array(gone))):
+        rows = rows.set_column(ROWS.get_field_index(name), ROWS.field(name), column)
+    work = _work(rows, shards, slots, gone, computed)
+    counts = (len(new), int(moved.sum()), int(gone.sum()), int(again_.sum()))
+    return Plan(rows, work, names, next_shard, *counts)
+
+
+def _merge(
+    known: pa.Table,
+    listed: pa.Table,
+    sizes: Int[np.ndarray, " n"],
+    versions: pa.Array,
+    labels: Int[np.ndarray, " n"],
+    kept: Int[np.ndarray, " k"],
+    first: Int[np.ndarray, " k"],
+    new: Int[np.ndarray, " m"],
+) -> pa.Table:
+    """Return the known rows with what the listing says of them now, and the new rows behind them."""
+    gone = np.ones(len(known), bool)
+    gone[kept] = pc.and_(pc.equal(versions.take(pa.array(first)), ""), known["sha256"].take(pa.array(kept)).is_valid())
+    columns: dict[str, object] = {}
+    for name, values in (("offset", listed["offset"].to_numpy()), ("bytes", sizes)):
+        column = known[name].to_numpy().copy()
+        column[kept] = values[first]
+        columns[name] = np.concatenate([column, values[new]])
     chosen = pa.array(new)
-    whole = pa.table(
-        {
-            "path": pa.chunked_array([*known["path"].chunks, *listed["path"].take(chosen).chunks], pa.binary()),
-            "archive": np.concatenate([known["archive"].to_numpy(), listed["archive"].to_numpy()[new]]),
-            "offset": np.concatenate([columns["offset"], listed["offset"].to_numpy()[new]]),
-            "label": np.concatenate([known["label"].to_numpy(), labels[new]]),
-            "bytes": np.concatenate([columns["bytes"], sizes[new]]),
-            "mtime": np.concatenate([columns["mtime"], times[new]]),
-            "sha256": pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(32), len(sha256), [pa.array(was_read).buffers()[1], pa.py_buffer(sha256)]
-            ),
-            "same_as": _first_with_content(sha256, was_read),
-        },
-        PLAN,
-    )
-    lengths = [*map(len, before.generations), *([len(new)] if len(new) else [])]
-    starts = np.cumsum([0, *lengths]).tolist()
-    generations = tuple(
-        whole[start : start + length].combine_chunks() for start, length in zip(starts, lengths, strict=False)
-    )
-    return Plan(generations, names, before.shard_size), PlanChange(len(new), changed, len(known) - len(kept))
+    updated = _replaced(known, "version", kept, versions.take(pa.array(first)))["version"]
+    columns["version"] = pa.chunked_array([*updated.chunks, versions.take(chosen)], pa.string())
+    for name in ("path", "archive"):
+        columns[name] = pa.chunked_array(
+            [*known[name].chunks, *listed[name].take(chosen).chunks], ROWS.field(name).type
+        )
+    columns["label"] = np.concatenate([known["label"].to_numpy(), labels[new]])
+    for name in ("sha256", "shard", "slot", "reason", "error"):
+        empty = pa.nulls(len(new), ROWS.field(name).type)
+        columns[name] = pa.chunked_array([*known[name].chunks, empty], ROWS.field(name).type)
+    columns["gone"] = np.concatenate([gone, np.zeros(len(new), bool)])
+    return pa.table({name: columns[name] for name in ROWS.names}, ROWS)
 
 
-def locators(root: Path, table: pa.Table, sizes: Sequence[int]) -> list[Locator]:
-    """Return the places of the inputs in a table of `PLAN` or `rows.LISTED`."""
-    found: list[Locator] = []
-    columns = (table[name].to_pylist() for name in ("path", "archive", "offset"))
-    for path, archive, offset, size in zip(*columns, sizes, strict=True):
-        if archive:
-            member = os.fsdecode(path[archive + 1 :])
-            found.append(Locator(str(root / os.fsdecode(path[:archive])), member, offset, size))
-        else:
-            found.append(Locator(str(root / os.fsdecode(path))))
-    return found
+def _are_away(rows: pa.Table, at: Int[np.ndarray, " m"], found: dict[str, pa.Array]) -> Bool[np.ndarray, " m"]:
+    """Tell which of the inputs that were read had a content before and cannot be reached now. They keep it."""
+    unreachable = pc.fill_null(pc.is_in(found["reason"], value_set=pa.array(AWAY)), False).to_numpy(False)
+    return unreachable & rows["sha256"].take(pa.array(at)).is_valid().to_numpy()
+
+
+def _places(
+    rows: pa.Table, results: pa.Table, moved: Bool[np.ndarray, " n"], retry_failed: bool
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Return the shard and slot of each row, -1 if it has none, and whether the slot is to be tried again."""
+    shards, slots = (pc.fill_null(rows[name], -1).to_numpy().copy() for name in ("shard", "slot"))
+    shards[moved] = slots[moved] = -1
+    reasons = results["reason"]
+    failed = reasons.is_valid() if retry_failed else pc.is_in(reasons, value_set=pa.array(PASSING))
+    at = result_rows(results, shards, slots)
+    ill = at >= 0
+    ill[ill] = failed.to_numpy()[at[ill]]
+    return shards, slots, ill
+
+
+def _assign(
+    sha256: pa.ChunkedArray,
+    shards: Int[np.ndarray, " n"],
+    slots: Int[np.ndarray, " n"],
+    gone: Bool[np.ndarray, " n"],
+    ill: Bool[np.ndarray, " n"],
+    next_shard: int,
+    shard_size: int,
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], int]:
+    """Give each row without a place that of an earlier row with the same content, else a new one."""
+    codes = pc.fill_null(sha256.combine_chunks().dictionary_encode().indices, -1).to_numpy()
+    first = np.full(codes.max(initial=-1) + 1, -1)  # the first row with a place, of each content
+    placed = np.flatnonzero((shards >= 0) & (codes >= 0) & ~ill)[::-1]
+    first[codes[placed]] = placed
+    loose = np.flatnonzero((shards < 0) & (codes >= 0) & ~gone)
+    alone = loose[first[codes[loose]] < 0]
+    leaders = alone[np.sort(np.unique(codes[alone], return_index=True)[1])]  # the first row of each new content
+    number = np.arange(len(leaders))
+    shards[leaders], slots[leaders] = next_shard + number // shard_size, number % shard_size
+    first[codes[leaders]] = leaders
+    shards[loose], slots[loose] = shards[first[codes[loose]]], slots[first[codes[loose]]]
+    return shards, slots, next_shard + -(-len(leaders) // shard_size)
+
+
+def _compact(shards: Int[np.ndarray, " n"], slots: Int[np.ndarray, " n"], computed: Int[np.ndarray, " s"]) -> None:
+    """Number the slots of the shards to compute without gaps, in place. Rows that have moved leave gaps behind."""
+    waiting = np.flatnonzero((shards >= 0) & ~np.isin(shards, computed))
+    order = waiting[np.lexsort((slots[waiting], shards[waiting]))]
+    begins_shard = np.diff(shards[order], prepend=-1) != 0
+    begins_slot = begins_shard | (np.diff(slots[order], prepend=-1) != 0)
+    rank = np.cumsum(begins_slot)
+    slots[order] = rank - np.repeat(rank[begins_shard], np.diff(np.flatnonzero(begins_shard), append=len(order)))
+
+
+def _work(
+    rows: pa.Table,
+    shards: Int[np.ndarray, " n"],
+    slots: Int[np.ndarray, " n"],
+    gone: Bool[np.ndarray, " n"],
+    computed: Int[np.ndarray, " s"],
+) -> pa.Table:
+    """Return the slots to compute, each with the place of the first row that has it and is in the source."""
+    waiting = np.flatnonzero((shards >= 0) & ~np.isin(shards, computed))
+    order = waiting[np.lexsort((waiting, gone[waiting], slots[waiting], shards[waiting]))]
+    first = (np.diff(shards[order], prepend=-1) != 0) | (np.diff(slots[order], prepend=-1) != 0)
+    return rows.take(pa.array(order[first])).select(WORK.names).cast(WORK)
+
+
+def result_rows(
+    results: pa.Table, shards: Int[np.ndarray, " n"], slots: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, " n"]:
+    """Return the row in `results` of each shard and slot; -1 if the shard is not computed."""
+    of_slot = results["shard"].to_numpy()
+    starts = np.flatnonzero(np.diff(of_slot, prepend=-1))
+    if not len(starts):
+        return np.full(len(shards), -1)
+    at = np.searchsorted(of_slot[starts], shards).clip(max=len(starts) - 1)
+    return np.where(of_slot[starts][at] == shards, starts[at] + slots, -1)
+
+
+def shards_of(results: pa.Table) -> Int[np.ndarray, " s"]:
+    """Return the numbers of the shards in a table of `RESULTS` or `WORK`, in order."""
+    of_slot = results["shard"].to_numpy()
+    return of_slot[np.flatnonzero(np.diff(of_slot, prepend=-1))]
+
+
+def _replaced(table: pa.Table, name: str, at: Int[np.ndarray, " m"], values: pa.Array) -> pa.Table:
+    """Replace some cells of a column."""
+    which = np.arange(len(table))
+    which[at] = len(table) + np.arange(len(at))
+    field = table.schema.field(name)
+    both = pa.chunked_array([*table[name].chunks, values.cast(field.type)], field.type)
+    return table.set_column(table.schema.get_field_index(name), field, both.take(pa.array(which)))
+
+
+def _differ(before: pa.ChunkedArray, now: pa.ChunkedArray) -> Bool[np.ndarray, " n"]:
+    """Tell which contents were known and are another, or none, now."""
+    differs = pc.fill_null(pc.not_equal(before, now), True).to_numpy()
+    return differs & before.is_valid().to_numpy()
+
+
+def _nullable(numbers: Int[np.ndarray, " n"]) -> pa.Array:
+    return pa.array(numbers, pa.int64(), mask=numbers < 0)
 
 
 def _match(known: pa.ChunkedArray, listed: pa.ChunkedArray) -> Int[np.ndarray, " n"]:
@@ -282,32 +263,12 @@ def _numbered(codes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     return numbered
 
 
-_REPAIR = "restore the file, or delete the folder inputs/ and run the same extraction again, which plans it anew"
-
-
-def _checked(table: pa.Table, class_names: Sequence[str]) -> pa.Table:
-    """Return a generation of a plan. Raises `ValueError` if a column holds impossible values."""
-    for name, low, high in (("label", UNKNOWN, len(class_names) - 1), ("archive", 0, None), ("same_as", 0, None)):
-        bounds = pc.min_max(table[name]).as_py()
-        if bounds["min"] is not None and (bounds["min"] < low or (high is not None and bounds["max"] > high)):
-            raise ValueError(f"its column {name!r} goes from {bounds['min']} to {bounds['max']}")
-    for name in ("path", "archive", "offset", "label", "bytes", "mtime"):
-        if table[name].null_count:
-            raise ValueError(f"its column {name!r} has rows without a value")
-    return table
-
-
-class _damage:
-    """Turns an error in the block into a `ValueError` that names the file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, pa.ArrowException | OSError | KeyError | TypeError | ValueError):
-            raise ValueError(f"{self.file} is damaged ({error}); {_REPAIR}") from error
+def _check_same_source(known: Known, kept: Int[np.ndarray, " k"], listed: int) -> None:
+    if len(known.rows) and not len(kept):
+        raise ValueError(
+            f"this store was built from different inputs: none of its {len(known.rows)} images, such as "
+            f"{os.fsdecode(known.rows['path'][0].as_py())!r}, is among the {listed} of the source; give another --out"
+        )
 
 
 def _check_labels(
@@ -317,67 +278,27 @@ def _check_labels(
     for i in np.flatnonzero(stored != labels)[:1].tolist():
         path = os.fsdecode(known["path"][int(kept[i])].as_py())
         was, now = (repr(names[label]) if label >= 0 else "none" for label in (stored[i], labels[i]))
+        count = int((stored != labels).sum())
         raise ValueError(
-            f"{_labels(int((stored != labels).sum()))} changed since the store was made, for example {path!r}: "
+            f"{count} label{'s' * (count != 1)} changed since the store was made, for example {path!r}: "
             f"{was} -> {now}; give another --out"
         )
 
 
-def _labels(count: int) -> str:
-    return "1 label" if count == 1 else f"{count} labels"
+def _collect(contents: Contents) -> dict[str, pa.Array]:
+    """Return the columns of the contents. They are packed piece by piece, because Python objects take more memory."""
+    names = ("sha256", "reason", "error")
+    chunks: list[list[pa.Array]] = [[], [], []]
+    cells: list[tuple[bytes | None, str | None, str | None]] = []
 
+    def pack() -> None:
+        for i, name in enumerate(names):
+            chunks[i].append(pa.array([cell[i] for cell in cells], ROWS.field(name).type))
+        cells.clear()
 
-def _stat(root: Path, listed: pa.Table) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Return the size and time of each input, -1 if missing. A member has its own size and the archive's time."""
-    sizes, times = listed["bytes"].to_numpy().copy(), np.full(len(listed), -1)
-    of_archive: dict[bytes, tuple[int, int]] = {}
-    for start in range(0, len(listed), CHUNK):
-        some = listed[start : start + CHUNK]
-        for i, (path, archive) in enumerate(zip(some["path"].to_pylist(), some["archive"].to_pylist(), strict=True)):
-            if archive:
-                name = path[:archive]
-                if name not in of_archive:
-                    of_archive[name] = _size_and_time(os.path.join(os.fsencode(root), name))  # noqa: PTH118  # bytes
-                times[start + i] = of_archive[name][1]
-            else:
-                sizes[start + i], times[start + i] = _size_and_time(os.path.join(os.fsencode(root), path))  # noqa: PTH118  # bytes
-    return sizes, times
-
-
-def _size_and_time(path: bytes) -> tuple[int, int]:
-    try:
-        status = os.stat(path)  # noqa: PTH116  # a Path for each of a million files costs more than asking for it
-    except (OSError, ValueError):  # ValueError: a null character
-        return -1, -1
-    return status.st_size, (status.st_mtime_ns + 2**63) % 2**64 - 2**63  # times after the year 2262 wrap in 64 bits
-
-
-def _digests(root: Path, listed: pa.Table, sizes: Int[np.ndarray, " n"], chosen: Int[np.ndarray, " m"]) -> Digests:
-    """Yield the SHA-256 of each chosen input, `UNREAD` if it cannot be read."""
-    archives = bool(len(chosen)) and pc.max(listed["archive"]).as_py() > 0
-    with ThreadPoolExecutor(1 if archives else READERS) as threads:  # an archive is read in its own order
-        for start in range(0, len(chosen), CHUNK):
-            some = chosen[start : start + CHUNK]
-            yield from threads.map(_digest, locators(root, listed.take(pa.array(some)), sizes[some].tolist()))
-
-
-def _digest(at: Locator) -> bytes:
-    try:
-        return hashlib.sha256(read_bytes(at)).digest()
-    except Unreadable:
-        return UNREAD
-
-
-def _raw(sha256: pa.ChunkedArray) -> Shaped[np.ndarray, " n"]:
-    """Return the digests of a plan, `UNREAD` for null. It is a NumPy array, because a million `bytes` take 70 MB."""
-    whole = pc.fill_null(sha256, pa.scalar(UNREAD, sha256.type)).combine_chunks()
-    return np.frombuffer(whole.buffers()[1], "V32", len(whole), 32 * whole.offset).copy()
-
-
-def _first_with_content(sha256: Shaped[np.ndarray, " n"], was_read: Bool[np.ndarray, " n"]) -> pa.Array:
-    """Return the original of each copy, and null for other rows. An unread row is no copy."""
-    known = np.flatnonzero(was_read)
-    _, first, inverse = np.unique(sha256[known], return_index=True, return_inverse=True)
-    same_as = np.arange(len(sha256))
-    same_as[known] = known[first[inverse]]
-    return pa.array(same_as, mask=same_as == np.arange(len(sha256)))
+    for content in contents:
+        cells.append(content)
+        if len(cells) == CHUNK:
+            pack()
+    pack()
+    return {name: pa.concat_arrays(chunks[i]) for i, name in enumerate(names)}

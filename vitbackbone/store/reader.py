@@ -2,10 +2,14 @@
 
 import hashlib
 import math
+import multiprocessing
 import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.context import BaseContext
 
 import torch
 from jaxtyping import UInt8
@@ -13,8 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitbackbone.contract import Images
+from vitbackbone.files.cloud_clients import has_clients
 from vitbackbone.images import Decoding, ImageError, ImageTransform, Photo, Resolution
+from vitbackbone.store.identity import REQUESTS
 from vitbackbone.store.locate import Locator, Reason, Unreadable, read_bytes
+from vitbackbone.store.remote import is_remote
 
 MAX_FRAMES = 2**31 - 1  # the most that the index can hold
 Asked = tuple[Locator, bytes | None]  # an input, and its SHA-256 in the plan
@@ -74,6 +81,14 @@ class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
         self.decoding = decoding
         self.max_pixels = max_pixels
 
+    def __getitems__(self, asked: Sequence[Asked]) -> list[tuple[Outcome, UInt8[Tensor, "C H W"] | None]]:
+        """Read the inputs of a batch. Those that lie elsewhere are asked for together, since each answer takes long."""
+        elsewhere = [one for one in asked if is_remote(one[0].file) and not one[0].member]
+        if len(elsewhere) < 2:
+            return [self[one] for one in asked]
+        with ThreadPoolExecutor(min(len(elsewhere), REQUESTS)) as threads:
+            return list(threads.map(self.__getitem__, asked))
+
     def __getitem__(self, asked: Asked) -> tuple[Outcome, UInt8[Tensor, "C H W"] | None]:
         at, sha256 = asked
         size: tuple[int, int] | tuple[None, None] = (None, None)
@@ -117,19 +132,24 @@ def read_batches(
 ) -> Iterator[PixelBatch]:
     """Read batches for a device, in order. `workers` processes read them; with 0 this process does. Each worker has at
     most two batches waiting.
-
-    Raises `ChildProcessError` if a worker was killed.
     """
     loader = DataLoader(
         reader,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
+        multiprocessing_context=_afresh() if workers and has_clients() else None,
         worker_init_fn=_ignore_interrupts,
         pin_memory=torch.device(device).type == "cuda",
     )
+    yield from loader
+
+
+@contextmanager
+def naming_a_killed_reader() -> Iterator[None]:
+    """Raise `ChildProcessError` if a reading process is killed. torch tells of it wherever the main thread is then."""
     try:
-        yield from loader
+        yield
     except RuntimeError as error:
         killed = re.match(r"DataLoader worker \(pid.*", str(error))
         if not killed:
@@ -138,6 +158,16 @@ def read_batches(
             f"a process that reads images was killed ({killed[0]}), most often because memory ran out. Use fewer "
             "workers or a smaller batch size, and run the same extraction again; complete shards are kept"
         ) from error
+
+
+def _afresh() -> BaseContext:
+    """Return a way to start processes that have no client of a bucket, because a client does not survive a fork.
+
+    They are forked from a process that has imported this module and opened nothing, so that each starts at once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _ignore_interrupts(_: int) -> None:

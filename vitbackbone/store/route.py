@@ -7,20 +7,17 @@ the last bits.
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal, cast, get_args
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from vitbackbone.contract import Backbone, BackboneModule, Precision, Runtime, device_of
 from vitbackbone.images import ImageTransform, Photo, Resolution
 from vitbackbone.runtime import SAMPLE, optimize, rebuild
-from vitbackbone.store.layout import MANIFEST
-from vitbackbone.store.locate import Unreadable, read_bytes
-from vitbackbone.store.manifest import parse
-from vitbackbone.store.plan import locators, read_plan
-from vitbackbone.store.rows import Inputs
+from vitbackbone.store.locate import Unreadable, locators, read_bytes
+from vitbackbone.store.rows import Root
 
 AUTO_FROM = 2000  # images; with fewer, comparing the routes takes longer than it saves
 TRIED = 64  # most inputs that are opened for a sample
@@ -32,20 +29,19 @@ def choose(
     backbone: Backbone,
     precision: Precision,
     engine: Choice,
-    directory: Path,
+    stored: Runtime | None,
     count: int,
     sample: list[Tensor],
     device: torch.device | str,
 ) -> Runtime:
-    """Choose what computes the features of `count` images for the store in `directory`.
+    """Choose what computes the features of `count` images. `stored`: the runtime of the existing store, if any.
 
-    Reuses the existing store's runtime if it is precise enough. If it is not, the manifest check refuses the run.
+    Reuses the store's runtime if it is precise enough. If it is not, the check of the settings refuses the run.
     Raises `ValueError` as `optimize` does.
     """
     given = backbone.runtime if isinstance(backbone, BackboneModule) else Runtime()
     if is_optimised(backbone):  # by the caller
         return given
-    stored = _stored(directory)
     if stored is not None:
         close_enough = _rank(stored.precision) <= _rank(precision)
         if close_enough and engine in ("auto", stored.engine):
@@ -63,9 +59,8 @@ def is_optimised(backbone: Backbone) -> bool:
 
 
 def read_sample(
-    directory: Path,
-    inputs: Inputs,
-    shard_size: int,
+    root: Root,
+    rows: pa.Table,
     preprocess: ImageTransform,
     resolution: Resolution | None,
     keep_aspect: bool,
@@ -73,12 +68,11 @@ def read_sample(
 ) -> list[Tensor]:
     """Read the first images that can be read, (C, H, W) each.
 
-    They come from the existing store's plan if there is one, because its rows keep their order.
+    `rows`: the first rows of the existing store, because they keep their order; of the source if there is none.
     """
-    table = read_plan(directory, shard_size).table if (directory / "inputs").is_dir() else inputs.table
-    table = (table if len(table) else inputs.table)[:TRIED]
+    table = rows[:TRIED]
     found: list[Tensor] = []
-    for at in locators(inputs.root, table, table["bytes"].to_pylist()):
+    for at in locators(root, table, table["bytes"].to_pylist()):
         try:
             pixels = preprocess.pixels(Photo(read_bytes(at), max_pixels), resolution, keep_aspect)
         except (Unreadable, OSError, ValueError):
@@ -122,14 +116,6 @@ def on(device: torch.device | str, backbone: Backbone) -> Iterator[None]:
         yield
     finally:
         backbone.to(home)
-
-
-def _stored(directory: Path) -> Runtime | None:
-    """Return the runtime of the store's manifest; None if it cannot be read."""
-    try:
-        return Runtime(**parse((directory / MANIFEST).read_bytes())["runtime"])
-    except (OSError, ValueError):
-        return None
 
 
 def _optimisable(backbone: Backbone) -> bool:

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from vitbackbone.store.labels import Label, LabelError, as_label, classes
 from vitbackbone.store.names import Notes, escaped
+from vitbackbone.store.remote import is_remote
 
 MAX_SIZE = 2**63 - 1  # that the table holds; a damaged header may claim more
 CHUNK = 2**16  # most rows that are Python objects at a time
@@ -20,16 +20,52 @@ LISTED = pa.schema(
         "archive": pa.int32(),  # bytes of `path` that name the archive; 0 for a plain file
         "offset": pa.int64(),  # position in the archive, see `archive.ArchiveMember`
         "bytes": pa.int64(),  # -1 for a plain file, whose size the file system has
+        "version": pa.string(),  # changes with the file, as `remote.version_of`; null where the listing does not tell
+        "sha256": pa.binary(32),  # of the content, if the listing has read it anyway; else null
         "label": pa.int64(),  # index into the class names, -1 where unknown
     }
 )
+
+
+@dataclass(frozen=True)
+class Root:
+    """The start of relative paths: a folder, or the URL of a prefix."""
+
+    place: str
+    private: bool = False  # whether addresses of the web may belong to private networks
+
+    def __str__(self) -> str:
+        return self.place
+
+    def locate(self, path: str) -> str:
+        """Return the place of a path of an input: itself if it is a URL or an absolute path of this machine."""
+        if is_remote(path):
+            return path
+        if not is_remote(self.place):
+            return os.path.join(self.place, path)  # noqa: PTH118  # a Path for each of a million is slow
+        between = "" if self.place.endswith("/") else "/"
+        return _without_parents(f"{self.place}{between}{path}")
+
+
+def _without_parents(url: str) -> str:
+    """Return a URL with its ".." resolved. Those that would lead out of the bucket stay, and reading refuses them."""
+    if "/../" not in url:
+        return url
+    start, _, rest = url.partition("://")
+    found: list[str] = []
+    for part in rest.split("/"):
+        if part == ".." and len(found) > 1 and found[-1] != "..":
+            found.pop()
+        else:
+            found.append(part)
+    return f"{start}://{'/'.join(found)}"
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """The images to extract, in the order of their rows."""
 
-    root: Path  # the start of relative paths
+    root: Root
     table: pa.Table  # of `LISTED`: a million paths take a few dozen MB, and several hundred as Python objects
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # sentences about files that were left out
@@ -49,7 +85,7 @@ class Inputs:
 
     def files(self, start: int, stop: int) -> list[str]:
         """Return the files of the rows [start, stop). Only for inputs that are plain files."""
-        return [str(self.root / os.fsdecode(path)) for path in self.table["path"][start:stop].to_pylist()]
+        return [self.root.locate(os.fsdecode(path)) for path in self.table["path"][start:stop].to_pylist()]
 
 
 class Rows:
@@ -57,7 +93,7 @@ class Rows:
 
     def __init__(self) -> None:
         self.notes = Notes()
-        self._cells: list[tuple[bytes, int, int, int, int]] = []
+        self._cells: list[tuple[bytes, int, int, int, str | None, bytes | None, int]] = []
         self._batches: list[pa.RecordBatch] = []
         self._labels: dict[Label, tuple[int, str]] = {}  # a code for each label, and its first place
 
@@ -68,6 +104,8 @@ class Rows:
         archive: str = "",
         offset: int = -1,
         size: int = -1,
+        version: str | None = None,
+        sha256: bytes | None = None,
         place: tuple[str, int] | None = None,
     ) -> None:
         """Add a row. `place`: the list and its row, for errors; by default the path.
@@ -82,14 +120,14 @@ class Rows:
         known = self._labels.get(found)
         if known is None:
             known = self._labels[found] = (len(self._labels), _place(whole, place))
-        self._cells.append((whole, len(os.fsencode(archive)), offset, min(size, MAX_SIZE), known[0]))
+        self._cells.append((whole, len(os.fsencode(archive)), offset, min(size, MAX_SIZE), version, sha256, known[0]))
         if len(self._cells) == CHUNK:
             self._pack()
 
     def __len__(self) -> int:
         return len(self._cells) + sum(map(len, self._batches))
 
-    def inputs(self, root: Path, names: Sequence[str] = ()) -> Inputs:
+    def inputs(self, root: Root, names: Sequence[str] = ()) -> Inputs:
         """Return all rows. `names`: the class names of whole-number labels, if known."""
         self._pack()
         table = pa.Table.from_batches(self._batches, LISTED)

@@ -1,43 +1,42 @@
 """The extraction: list the images, plan the shards, and compute those that are not complete."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Iterable, Sequence
 from os import PathLike
-from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from vitbackbone.contract import Backbone, Precision, check_device, weights_sha256
-from vitbackbone.files import progress_bar
+from vitbackbone.contract import Backbone, Precision, Runtime, check_device, weights_sha256
+from vitbackbone.files import LocalStorage, open_storage, progress_bar
 from vitbackbone.images import Decoding, Resolution
 from vitbackbone.store.cluster import RayCluster, compute_on_cluster
-from vitbackbone.store.layout import DTYPES, TOKENS, Marker, read_marker
-from vitbackbone.store.lock import planning, writing
-from vitbackbone.store.manifest import Manifest, make_manifest, manifest_sha256
-from vitbackbone.store.plan import Outline, make_plan, read_outline, read_plan, write_plan
+from vitbackbone.store.layout import DTYPES, ROWS, TOKENS
+from vitbackbone.store.leases import Leases
+from vitbackbone.store.manifest import make_manifest
+from vitbackbone.store.objects import read_part
+from vitbackbone.store.processes import all_devices, pull_on_devices
 from vitbackbone.store.publication import check_folder
+from vitbackbone.store.pull import pull
+from vitbackbone.store.records import Snapshot
 from vitbackbone.store.route import Choice, calibration, choose, is_optimised, read_sample
-from vitbackbone.store.rows import Inputs
-from vitbackbone.store.shard_job import Job, compute, ready
+from vitbackbone.store.rows import Root
+from vitbackbone.store.shard_job import Job, Tally
 from vitbackbone.store.slices import Slice
+from vitbackbone.store.snapshots import latest, read_manifest
 from vitbackbone.store.source import list_inputs
 from vitbackbone.store.store import FeatureStore
-from vitbackbone.store.writer import broken_files, check_manifest, claim
+from vitbackbone.store.transaction import check_settings, publish_plan, publish_results
 
 SHARD_BYTES = 2**28  # largest default shard
-CHECKERS = 4  # threads that read complete shards; more are no faster on most disks
 
-T = TypeVar("T")
 log = logging.getLogger("vitbackbone")
 
 
 def extract(
     backbone: Backbone,
-    source: str | PathLike[str],
+    source: str | PathLike[str] | None,
     out: str | PathLike[str],
     *,
     tokens: Sequence[str] = ("cls",),
@@ -53,9 +52,11 @@ def extract(
     engine: Choice = "auto",
     workers: int = 0,
     device: torch.device | str = "cpu",
+    devices: Sequence[str] | Literal["all"] | None = None,
     slice: tuple[int, int] = (0, 1),
     cluster: RayCluster | None = None,
     retry_failed: bool = False,
+    allow_private_urls: bool = False,
     progress: bool = True,
 ) -> FeatureStore:
     """Write the features of the images of `source` into the store `out`, and return the store.
@@ -65,7 +66,9 @@ def extract(
     Images with the same content are computed once. The run needs about twice the memory of one shard.
 
     `backbone`: must be an `nn.Module`. It runs on `device` in eval mode and in its own dtype, and is left unchanged.
-    `source`: a folder, a glob, a CSV or parquet list, or archives; see `list_inputs`.
+    `source`: a folder, a glob, a CSV or parquet list, or archives, on this machine or in a bucket; see `list_inputs`.
+    None lists nothing and computes what the last run has planned, to help it from another machine.
+    `out`: a folder, or the URL of a prefix in a bucket such as s3://bucket/features.
     `tokens`: any of "cls", "registers", "patches".
     `layers`: block indices, negative from the end. The backbone's final norm is applied if it has one. The store
     shows the last of these layers by default.
@@ -78,10 +81,14 @@ def extract(
     the defaults, a run of 2000 images or more takes the fastest route that equals float32 to 1e-5. A smaller run takes
     plain torch, because comparing the routes takes longer than it saves.
     `workers`: processes that read images; 0 reads in this process.
+    `devices`: compute in one process for each of these devices, such as ("cuda:0", "cuda:1") or ("cpu", "cpu"); each
+    takes the next free shard. "all" is each GPU, or each group of CPUs of a machine without one. A script that gives
+    it must not call `extract` when it is imported, but under `if __name__ == "__main__":`.
     `slice`: (i, n) computes slice i of n, counted from 0, while other runs compute the others. The returned store is
     partial until all slices are complete.
     `cluster`: compute the shards on a Ray cluster.
-    `retry_failed`: read the failed images again. `progress`: show a progress bar.
+    `retry_failed`: read the failed images again. `allow_private_urls`: as for `list_inputs`. `progress`: show a
+    progress bar.
 
     Raises `ValueError` if the source has no images, if an argument does not fit the backbone or another argument, or
     if `out` is a store made from something else; the error lists each difference. Raises `BlockingIOError` while
@@ -98,11 +105,15 @@ def extract(
     ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+    several = all_devices() if devices == "all" else list(devices or ())
     if cluster is None:
-        check_device(device)
-    elif is_optimised(backbone):
+        for one in several or [device]:
+            check_device(one)
+    elif several:
+        raise ValueError("devices are those of this machine; for a cluster, give the GPUs of each actor")
+    if is_optimised(backbone) and (several or cluster is not None):
         raise ValueError(
-            "an optimised backbone cannot be sent to a cluster; give the plain backbone, a precision and an engine"
+            "an optimised backbone cannot be sent to other processes; give the plain one, a precision and an engine"
         )
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; want one of {', '.join(DTYPES)}")
@@ -115,15 +126,26 @@ def extract(
     if len(set(indices)) < len(indices):
         raise ValueError(f"layers={list(layers)} names a layer twice; want each once")
     shard_size = shard_size or _default_shard_size(backbone, kinds, indices, size, DTYPES[dtype])
-    directory = Path(out)
-    check_folder(directory)
-    inputs = list_inputs(source)
-    for note in inputs.notes:
+    storage = open_storage(out)
+    if isinstance(storage, LocalStorage):
+        check_folder(storage.root)
+    inputs = None if source is None else list_inputs(source, allow_private_urls=allow_private_urls)
+    for note in inputs.notes if inputs is not None else ():
         log.warning("%s", note)
+    last = latest(storage)
+    if inputs is not None:
+        root, count = inputs.root, len(inputs)
+    elif last is not None:
+        root, count = Root(last.root, allow_private_urls), last.counts.rows
+    else:
+        raise ValueError(f"{storage.url} is not a store yet; give the source of the images")
+    stored = None if last is None else Runtime(**read_manifest(storage, last)["runtime"])
     sample: list[Tensor] = []
     if precision != "fp32":
-        sample = read_sample(directory, inputs, shard_size, backbone.preprocess, resolution, keep_aspect, max_pixels)
-    runtime = choose(backbone, precision, engine, directory, len(inputs), sample, device)
+        listed = inputs.table if inputs is not None else ROWS.empty_table()
+        first = read_part(storage, last.rows[0], ROWS) if last is not None and last.rows else listed
+        sample = read_sample(root, first, backbone.preprocess, resolution, keep_aspect, max_pixels)
+    runtime = choose(backbone, precision, engine, stored, count, sample, device)
     manifest = make_manifest(
         backbone,
         weights_sha256(backbone),
@@ -137,70 +159,42 @@ def extract(
         runtime=runtime,
         calibration=calibration(runtime, sample),
     )
-    check_manifest(directory, manifest)
-    directory.mkdir(parents=True, exist_ok=True)
-    with writing(directory, mine):
-        with planning(directory):
-            outline = _plan(directory, manifest, inputs, retry_failed, progress)
-        job = Job(directory, inputs.root, manifest, batch_size, workers, str(device), sample, max_pixels)
-        _run(job, backbone, outline, mine, retry_failed, cluster, progress)
-    return FeatureStore(directory, partial=not mine.whole)
+
+    def watch(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+        bar: Iterable[Any] = progress_bar(items, what, progress, passing=True, total=total)
+        return bar
+
+    with Leases(storage).kept() as leases:
+        leases.claim_run()
+        leases.sweep()
+        storage.sweep()
+        if inputs is not None:
+            snapshot = publish_plan(storage, manifest, inputs, retry_failed, watch)
+        else:
+            check_settings(storage, last, manifest)
+            assert last is not None  # checked above
+            snapshot = last
+        job = Job(storage, root, manifest, batch_size, workers, str(device), sample, max_pixels)
+        while snapshot.work:
+            if cluster is not None:
+                tallies = compute_on_cluster(job, backbone, snapshot, mine, cluster)
+            elif several:
+                tallies = pull_on_devices(job, backbone, snapshot, mine, several)
+            else:
+                tallies = pull(job, backbone, snapshot, mine)
+            _show(tallies, snapshot, mine, progress)
+            snapshot = publish_results(storage, snapshot)
+            if not mine.whole:
+                break  # the other shards are those of other runs
+    return FeatureStore(out, snapshot=snapshot.number, partial=not mine.whole)
 
 
-def _plan(directory: Path, manifest: Manifest, inputs: Inputs, reread: bool, progress: bool) -> Outline:
-    """Publish the plan, and log what it changes."""
-    check_manifest(directory, manifest)  # again, because another run may have written it since
-    claim(directory, manifest)
-    before = read_plan(directory, manifest["shard_size"])
-
-    def watch(digests: Iterator[bytes], total: int) -> Iterator[bytes]:
-        return iter(progress_bar(digests, "reading new images", progress, passing=True, total=total))
-
-    plan, change = make_plan(inputs, before, watch, reread)
-    write_plan(directory, plan, before)
-    if len(before) and change.added:
-        log.info("%s: %d new images, added behind its %d", directory, change.added, len(before))
-    if change.changed:
-        log.warning("%s: %d images have changed; their shards are computed again", directory, change.changed)
-    if change.gone:
-        log.warning("%s: %d of its images are no longer in the source; their rows stay", directory, change.gone)
-    return read_outline(directory)
-
-
-def _run(
-    job: Job,
-    backbone: Backbone,
-    outline: Outline,
-    mine: Slice,
-    retry_failed: bool,
-    cluster: RayCluster | None,
-    progress: bool,
-) -> None:
-    """Compute the shards of a slice that are not complete."""
-    numbers = [number for number in range(len(outline.shards)) if number in mine]
-    expected = manifest_sha256(job.manifest)
-
-    def done(number: int) -> Marker | None:
-        marker = read_marker(job.directory, number)
-        if marker is None or not marker.fits(expected, outline.shards[number], outline.rows[number]):
-            return None
-        return None if (retry_failed and marker.failed) or broken_files(job.directory, number, marker) else marker
-
-    with ThreadPoolExecutor(CHECKERS) as threads:
-        checked = threads.map(done, numbers)
-        bar = progress_bar(checked, "checking complete shards", progress, passing=True, total=len(numbers))
-        markers = list(bar)
-    finished = [marker for marker in markers if marker is not None]
-    todo = [number for number, marker in zip(numbers, markers, strict=True) if marker is None]
-    if not todo:
-        return
-    failed, before = sum(marker.failed for marker in finished), sum(marker.rows for marker in finished)
-    total = before + sum(outline.rows[number] for number in todo)
-    with (
-        ready(job, backbone) if cluster is None else nullcontext(backbone) as routed,
-        progress_bar(shown=progress, total=total, initial=before, unit="img") as bar,
-    ):
-        tallies = compute(job, routed, todo) if cluster is None else compute_on_cluster(job, backbone, todo, cluster)
+def _show(tallies: Iterable[Tally], snapshot: Snapshot, mine: Slice, progress: bool) -> None:
+    """Let the work go on, and show its progress."""
+    counts = snapshot.counts
+    done = counts.rows - sum(part.rows for part in snapshot.work) // mine.count
+    failed = counts.failed
+    with progress_bar(shown=progress, total=counts.rows, initial=done, unit="img") as bar:
         for tally in tallies:
             failed += tally.failed
             bar.set_postfix(failed=failed, refresh=False)

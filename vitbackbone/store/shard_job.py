@@ -1,22 +1,25 @@
-"""Compute shards: read, embed, write. Every process on every machine computes a shard by this module."""
+"""Compute shards: read, embed, publish. Every process on every machine computes a shard by this module."""
 
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vitbackbone.contract import Backbone, Runtime, evaluating
+from vitbackbone.files import Storage
 from vitbackbone.store.embed import Embedder
 from vitbackbone.store.layout import DTYPES
+from vitbackbone.store.locate import locators
 from vitbackbone.store.manifest import Manifest
-from vitbackbone.store.plan import PlannedShard, locators, read_shard
-from vitbackbone.store.reader import Asked, ImageReader, Outcome, read_batches
+from vitbackbone.store.reader import Asked, ImageReader, Outcome, naming_a_killed_reader, read_batches
+from vitbackbone.store.results import Task, publish_result
 from vitbackbone.store.route import prepared
-from vitbackbone.store.writer import write_shard
+from vitbackbone.store.rows import Root
 
 FIRST = 4  # images of the first batch of a shard
 SPREAD = 2  # a forward has at most this many times the pixels of a batch of images of the asked size
@@ -24,20 +27,16 @@ SPREAD = 2  # a forward has at most this many times the pixels of a batch of ima
 
 @dataclass(frozen=True)
 class Job:
-    """A description of the work: everything that a process needs beside the backbone."""
+    """A description of the work: everything that a process needs beside the backbone and the tasks."""
 
-    directory: Path
-    root: Path  # of the inputs
+    storage: Storage
+    root: Root  # of the inputs
     manifest: Manifest
     batch_size: int
     workers: int
     device: str
     sample: list[Tensor]  # images that check a route below float32
     max_pixels: int | None = None  # of a photo; a larger one is a failed row
-
-    def shard(self, number: int) -> PlannedShard:
-        """Read the plan of one shard."""
-        return read_shard(self.directory, self.manifest["shard_size"], number)
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,16 @@ def ready(job: Job, backbone: Backbone) -> Iterator[Backbone]:
         yield routed
 
 
-def compute(job: Job, backbone: Backbone, numbers: Sequence[int]) -> Iterator[Tally]:
-    """Compute and write shards. Yield a tally for each batch."""
+def compute(
+    job: Job, backbone: Backbone, tasks: Iterator[Task], finished: Callable[[Task, float], object] = lambda *_: None
+) -> Iterator[Tally]:
+    """Compute and publish shards. Yield a tally for each batch. `finished` gets each shard and its seconds.
+
+    `tasks` may come one by one. The images of the next shard are read while this one is embedded.
+    """
     asked = job.manifest["preprocessing"]
     resolution = tuple(asked["resolution"]) if isinstance(asked["resolution"], list) else asked["resolution"]
     reader = ImageReader(backbone.preprocess, resolution, asked["keep_aspect"], asked["decoding"], job.max_pixels)
-    batches = read_batches(reader, _batches(job, numbers), job.workers, job.device)
     area = math.prod(backbone.preprocess.view((1, 1), resolution, asked["keep_aspect"]).size)
     embedder = Embedder(
         backbone,
@@ -70,27 +73,26 @@ def compute(job: Job, backbone: Backbone, numbers: Sequence[int]) -> Iterator[Ta
         job.device,
         SPREAD * job.batch_size * area,
     )
-    with evaluating(backbone):
-        for number in numbers:
-            shard = job.shard(number)
-            originals = len(shard.originals())
-            if originals < len(shard):
-                yield Tally(len(shard) - originals, 0)
-            computed = _Computed(embedder.empty())
-            for _ in _spans(originals, job.batch_size):
-                outcomes, tensors = embedder(next(batches))
-                computed.add(outcomes, tensors)
-                yield Tally(len(outcomes), sum(outcome.reason is not None for outcome in outcomes))
-            write_shard(job.directory, job.manifest, shard, computed.outcomes, computed.tensors())
+    waiting: deque[Task] = deque()  # shards whose images are being read
+    shard: _Shard | None = None
+    with evaluating(backbone), naming_a_killed_reader():
+        for batch in read_batches(reader, _batches(job, tasks, waiting), job.workers, job.device):
+            shard = shard or _Shard(waiting.popleft(), embedder.empty())
+            outcomes, tensors = embedder(batch)
+            shard.add(outcomes, tensors)
+            yield Tally(len(outcomes), sum(outcome.reason is not None for outcome in outcomes))
+            if len(shard.outcomes) == len(shard.task):
+                publish_result(job.storage, shard.task, shard.outcomes, shard.tensors())
+                finished(shard.task, time.monotonic() - shard.began)
+                shard = None
 
 
-def _batches(job: Job, numbers: Sequence[int]) -> Iterator[list[Asked]]:
+def _batches(job: Job, tasks: Iterator[Task], waiting: deque[Task]) -> Iterator[list[Asked]]:
     """Yield the images of each batch. All images of a batch belong to one shard."""
-    for number in numbers:
-        table = job.shard(number).table
-        table = table.filter(table["same_as"].is_null())
-        for span in _spans(len(table), job.batch_size):
-            asked = table[span.start : span.stop]
+    for task in tasks:
+        waiting.append(task)
+        for span in _spans(len(task), job.batch_size):
+            asked = task.table[span.start : span.stop]
             found = locators(job.root, asked, asked["bytes"].to_pylist())
             yield list(zip(found, asked["sha256"].to_pylist(), strict=True))
 
@@ -107,11 +109,13 @@ def _spans(count: int, batch_size: int) -> Iterator[range]:
         start, size = start + size, min(2 * size, batch_size)
 
 
-class _Computed:
+class _Shard:
     """The outcomes and features of one shard while its batches are computed."""
 
-    def __init__(self, empty: dict[str, Tensor]) -> None:
+    def __init__(self, task: Task, empty: dict[str, Tensor]) -> None:
+        self.task = task
         self.outcomes: list[Outcome] = []
+        self.began = time.monotonic()
         self._batches = {name: [tensor] for name, tensor in empty.items()}
 
     def add(self, outcomes: Sequence[Outcome], rows: dict[str, Tensor]) -> None:

@@ -3,44 +3,65 @@
 import glob
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
+from vitbackbone.files import Stored
 from vitbackbone.store.archive import WHOLE, Archive, ArchiveMember, damaged_member
+from vitbackbone.store.braces import expand_braces, has_braces
 from vitbackbone.store.folder import Walk, expand, images
 from vitbackbone.store.labels import UNKNOWN, Label, LabelError
-from vitbackbone.store.lists import add_csv, add_parquet
-from vitbackbone.store.names import EXTENSIONS, escaped
+from vitbackbone.store.lists import add_csv, add_parquet, add_text
+from vitbackbone.store.names import EXTENSIONS, Notes, escaped
 from vitbackbone.store.parquet import Parquet, has_images
-from vitbackbone.store.rows import Inputs, Rows
+from vitbackbone.store.prefix import below, hint, images_of, matching
+from vitbackbone.store.remote import Remote, is_remote, open_file, split, version_of
+from vitbackbone.store.rows import Inputs, Root, Rows
 from vitbackbone.store.tar import Tar
 from vitbackbone.store.zip import Zip
 
-ARCHIVES: dict[str, Callable[[Path], Archive]] = {".tar": Tar, ".zip": Zip, ".parquet": Parquet}
-LISTS: dict[str, Callable[[Rows, Path, str], None]] = {".csv": add_csv, ".parquet": add_parquet}
+ARCHIVES: dict[str, Callable[[str, bool], Archive]] = {".tar": Tar, ".zip": Zip, ".parquet": Parquet}
+LISTS: dict[str, Callable[[Rows, str, str, bool], None]] = {
+    ".csv": add_csv,
+    ".parquet": add_parquet,
+    ".txt": add_text,
+}
+AT_ONCE = 16  # archives elsewhere that are listed at once
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lzma|Z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 WANTED = (
-    "want a folder of images, a glob such as 'photos/**/*.jpg', a .csv or .parquet list with a column 'path', or "
-    f"an archive of images ({', '.join(ARCHIVES)}) or a glob of several such as 'shards/*.tar'"
+    "want a folder of images, a glob such as 'photos/**/*.jpg', a .csv or .parquet list with a column 'path' or 'url', "
+    f"an archive of images ({', '.join(ARCHIVES)}) or a pattern of several such as 'shards/*.tar', or one of these in "
+    "a bucket (s3://, gs://, az://)"
 )
 
 
-def list_inputs(source: str | PathLike[str]) -> Inputs:
+def list_inputs(source: str | PathLike[str], *, allow_private_urls: bool = False) -> Inputs:
     """List the images of a folder, a glob, lists or archives. Images that cannot be read are listed too.
 
     - Folder: all images below it, sorted. The extension tells an image; for an unknown extension the content does.
       Classes are the first-level sub-folders. Hidden files and feature stores are skipped. Links are followed, except
       in circles.
-    - Glob: all images that it matches, sorted, without labels. `**` is any depth.
-    - Lists, `.csv` or `.parquet`, one or a glob of several: the rows in their order. Labels come from the column
-      `label`, if it exists. Names are sorted into classes. Whole numbers are class indices. Empty or -1 is unknown.
-      Relative paths start at the list's folder.
+    - Glob: all images that it matches, sorted, without labels. `**` is any depth. Braces as in
+      `shard-{000000..000099}.tar` stand for all their names, in their order.
+    - Lists, `.csv` or `.parquet`, one or a glob of several: the rows in their order. The column `path` holds paths,
+      which start at the list's folder if they are relative, or the column `url` holds URLs. Labels come from the
+      column `label`, if it exists. Names are sorted into classes. Whole numbers are class indices. Empty or -1 is
+      unknown. A `.txt` holds a URL a line.
     - Archives, one or a glob of several: `.tar`, `.zip`, and `.parquet` with a column of images. They are sorted by
       name, and each keeps its own order. Classes are the archive's labels, else the folders
       below the one that holds all its images. A damaged place is listed as an image that cannot be read.
+
+    All of these also lie in a bucket: `s3://BUCKET/PREFIX` (also `gs://`, `az://`) is a folder, and globs, lists and
+    archives are named likewise. `hf://datasets/OWNER/NAME` stands for the parquet files, else the archives, of a data
+    set of the Hugging Face Hub. A list or an archive may also lie at `https://`.
+
+    `allow_private_urls`: whether addresses of the web may belong to this machine or to a private network.
 
     `Inputs.notes` describes files that were left out. Raises `ValueError` if the source does not exist, is none of
     these or has no image, or if labels contradict each other. Raises `OSError` if the source cannot be read.
@@ -48,16 +69,7 @@ def list_inputs(source: str | PathLike[str]) -> Inputs:
     text = os.fspath(source)
     if not text:
         raise ValueError(f"the source is empty; {WANTED}")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise ValueError(f"{text} is an address; copy the images to this machine, or mount them as a folder")
-    if Path(text).is_dir():
-        inputs = _from_folder(Path(text))
-    elif Path(text).exists():
-        inputs = _from_files(Path(text).absolute().parent, [Path(text).name], text)
-    elif glob.has_magic(text):
-        inputs = _from_glob(text)
-    else:
-        raise ValueError(f"{text}: no such file or folder; {WANTED}")
+    inputs = _from_remote(text, allow_private_urls) if is_remote(text) else _from_disk(text, allow_private_urls)
     if not len(inputs):
         said = "".join(f"\n  {note}" for note in inputs.notes)
         endings = ", ".join(sorted(EXTENSIONS))
@@ -65,30 +77,115 @@ def list_inputs(source: str | PathLike[str]) -> Inputs:
     return inputs
 
 
+def ending_of(path: str) -> str:
+    """Return the extension of a path or URL in lower case, with the dot. The query of a web address is left out."""
+    if path.lower().startswith(("http://", "https://")):
+        path = urlsplit(path).path
+    return PurePosixPath(path).suffix.lower()
+
+
+def _from_disk(text: str, private: bool) -> Inputs:
+    if Path(text).is_dir():
+        return _from_folder(Path(text))
+    if Path(text).exists():
+        return _from_files(Root(str(Path(text).absolute().parent), private), [Path(text).name], text)
+    if has_braces(text) or glob.has_magic(text):
+        return _from_patterns(text, private)
+    raise ValueError(f"{text}: no such file or folder; {WANTED}")
+
+
 def _from_folder(folder: Path) -> Inputs:
     rows = Rows()
     for path in images(Walk(folder, rows.notes).files(), folder, rows.notes):
-        rows.add(path, path.split("/", 1)[0] if "/" in path else None)
-    return rows.inputs(folder.absolute())
+        rows.add(path, _first_folder(path))
+    return rows.inputs(Root(str(folder.absolute())))
 
 
-def _from_glob(pattern: str) -> Inputs:
-    rows = Rows()
-    found = expand(pattern, rows.notes)
-    tables = [path for path in found if _ending(path) in (*ARCHIVES, *LISTS) and Path(path).is_file()]
-    if found and all(COMPRESSED.search(path) for path in found):
-        raise ValueError(f"{pattern}: these archives are compressed; unpack them to plain .tar files")
-    if tables and (len(tables) == len(found) or _ending(pattern) in (*ARCHIVES, *LISTS)):
-        return _from_files(Path.cwd(), tables, pattern)
+def _first_folder(path: str) -> str | None:
+    return path.split("/", 1)[0] if "/" in path else None
+
+
+def _from_patterns(text: str, private: bool) -> Inputs:
+    rows, found = Rows(), list[str]()
+    for pattern in expand_braces(text):
+        found += expand(pattern, rows.notes) if glob.has_magic(pattern) else [pattern]
+    root = Root(str(Path.cwd()), private)
+    files = _are_files(text, [path for path in found if not Path(path).is_dir()])
+    if files:
+        return _from_files(root, files, text)
     for path in images(iter(found), Path(), rows.notes):
         rows.add(path)
-    return rows.inputs(Path.cwd())
+    return rows.inputs(root)
 
 
-def _from_files(root: Path, files: Sequence[str], source: str) -> Inputs:
+def _are_files(pattern: str, found: Sequence[str]) -> list[str]:
+    """Return the lists or archives that a pattern names; none if it names images."""
+    if found and all(COMPRESSED.search(path) for path in found):
+        raise ValueError(f"{pattern}: these archives are compressed; unpack them to plain .tar files")
+    files = [path for path in found if ending_of(path) in (*ARCHIVES, *LISTS)]
+    named = ending_of(pattern) in (*ARCHIVES, *LISTS)
+    return files if len(files) == len(found) or named else []
+
+
+def _from_remote(url: str, private: bool) -> Inputs:
+    try:
+        service, key = split(url, private)
+        if url.startswith(("http://", "https://")):
+            start, _, name = url.rpartition("/")
+            return _from_files(Root(start, private), [name], url)
+        if COMPRESSED.search(key):
+            raise ValueError(f"{url} is compressed; unpack it to a plain .tar")
+        root = Root(url[: len(url) - len(key)], private)
+        if has_braces(key) or glob.has_magic(key):
+            return _from_keys(root, service, key, url)
+        if ending_of(key) in (*ARCHIVES, *LISTS):
+            folder, _, name = url.rpartition("/")
+            return _from_files(Root(folder, private), [name], url)
+        return _from_prefix(root, service, key, url)
+    except LabelError:
+        raise
+    except ValueError as error:
+        raise error if url in str(error) else ValueError(f"{url}: {error}") from error
+    except OSError as error:
+        raise error if error.filename else OSError(error.errno, error.strerror or str(error), url) from error
+
+
+def _from_keys(root: Root, service: Remote, pattern: str, source: str) -> Inputs:
+    """List the keys of a pattern of a bucket."""
+    rows, found = Rows(), list[Stored]()
+    for one in expand_braces(pattern):
+        found += matching(service, one) if glob.has_magic(one) else [Stored(one, -1, "")]
+    files = _are_files(pattern, [stored.key for stored in found])
+    if files:
+        return _from_files(root, files, source)
+    for stored in images_of(service, iter(found), rows.notes):
+        rows.add(stored.key, size=stored.size, version=stored.version or None)  # a name of braces was not listed
+    return rows.inputs(root)
+
+
+def _from_prefix(root: Root, service: Remote, key: str, url: str) -> Inputs:
+    """List a folder of a bucket, or the files of a data set."""
+    prefix = f"{key.rstrip('/')}/" if key else ""
+    rows, here = Rows(), Root(url.rstrip("/"), root.private)
+    if url.startswith("hf://"):
+        names = [stored.key[len(prefix) :] for stored in below(service, prefix)]
+        of_kind = [[name for name in names if ending_of(name) == ending] for ending in (".parquet", ".tar", ".zip")]
+        files = next((some for some in of_kind if some), [])
+        if files:
+            return _from_files(here, files, url)
+    found = below(service, prefix)
+    for stored in images_of(service, found, rows.notes):
+        path = stored.key[len(prefix) :]
+        rows.add(path, _first_folder(path), size=stored.size, version=stored.version)
+    if not len(rows):
+        raise ValueError(f"found no image below {url}{hint(service, url, key)}; {WANTED}")
+    return rows.inputs(here)
+
+
+def _from_files(root: Root, files: Sequence[str], source: str) -> Inputs:
     """List archives or lists. `source`: the user's name for them, for errors."""
     rows = Rows()
-    is_list = [_is_list(root / file) for file in files]
+    is_list = [_is_list(root.locate(file), root.private, len(files) > 1) for file in files]
     if any(is_list) and not all(is_list):
         ours, other = files[is_list.index(True)], files[is_list.index(False)]
         raise ValueError(f"{source}: {ours} is a list of images and {other} is an archive; give them one by one")
@@ -97,61 +194,106 @@ def _from_files(root: Path, files: Sequence[str], source: str) -> Inputs:
     for file in files:
         try:
             folder = os.path.dirname(file)  # noqa: PTH120  # Path.parent would be "." for no folder
-            LISTS[_ending(file)](rows, root / file, folder)
+            LISTS[ending_of(file)](rows, root.locate(file), folder, root.private)
         except ValueError as error:
             raise ValueError(f"{source if len(files) == 1 else file}: {error}") from error
     return rows.inputs(root)
 
 
-def _ending(path: str) -> str:
-    return Path(path).suffix.lower()
+def _is_list(file: str, private: bool, of_several: bool) -> bool:
+    """Tell whether a file is a list, else an archive. Raises `ValueError` if it is neither.
 
-
-def _is_list(file: Path) -> bool:
-    """Tell whether a file is a list, else an archive. Raises `ValueError` if it is neither."""
-    if not file.is_file():
+    `of_several`: a missing file is one archive of several, whose row says that it is missing.
+    """
+    if not is_remote(file) and not Path(file).is_file() and (not of_several or Path(file).exists()):
         raise ValueError(f"{file} is neither a file nor a folder; {WANTED}")
-    if COMPRESSED.search(file.name):
+    if COMPRESSED.search(file):
         raise ValueError(f"{file} is compressed; unpack it to a plain .tar")
-    ending = _ending(file.name)
+    ending = ending_of(file)
     if ending not in (*ARCHIVES, *LISTS):
         raise ValueError(f"{file} is neither a list nor an archive of images; {WANTED}")
     try:
-        return ending in LISTS and (ending not in ARCHIVES or not has_images(file))
+        return ending in LISTS and (ending not in ARCHIVES or not has_images(file, private))
     except (OSError, ValueError):
         return False  # the archive's reader raises the error
 
 
-def _from_archives(rows: Rows, root: Path, files: Sequence[str], source: str) -> Inputs:
+def _from_archives(rows: Rows, root: Root, files: Sequence[str], source: str) -> Inputs:
     names = _ClassNames()
     images, damages = 0, list[str]()
-    for file in files:
-        for member in _members(rows, names, root, file):
+    for listing in _listings(root, files):
+        names.begin(listing.file, listing.class_names)
+        for member in listing.members:
             images += member.damage is None
             if member.damage is not None:
                 damages.append(member.damage)
-                rows.notes.say("damaged archives", f"{escaped(file)}: {escaped(member.damage)}")
-            rows.add(member.name, names.label(member, file), file, member.offset, member.bytes)
+                rows.notes.say("damaged archives", f"{escaped(listing.file)}: {escaped(member.damage)}")
+            label = names.label(member, listing.file)
+            rows.add(member.name, label, listing.file, member.offset, member.bytes, listing.version, member.sha256)
+        rows.notes.join(listing.notes)
     names.check()
     if damages and not images:
         raise ValueError(f"{source}: found no image there: {'; '.join(damages[:3])}")
     return rows.inputs(root, names.all)
 
 
-def _members(rows: Rows, names: "_ClassNames", root: Path, file: str) -> Iterator[ArchiveMember]:
-    """Yield the members of an archive. An archive that cannot be listed is one damaged member."""
-    archive = ARCHIVES[_ending(file)](root / file)
+@dataclass(frozen=True)
+class _Listing:
+    """What an archive lists."""
+
+    file: str
+    class_names: list[str]
+    members: Iterable[ArchiveMember]
+    version: str | None
+    notes: Notes
+
+
+def _listings(root: Root, files: Sequence[str]) -> Iterator[_Listing]:
+    """List archives in their order: one by one on the disk, and several at once elsewhere."""
+    if not is_remote(root.place):
+        yield from (_listing(root, file) for file in files)
+        return
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for start in range(0, len(files), AT_ONCE):
+            some = files[start : start + AT_ONCE]
+            yield from threads.map(lambda file: _listing(root, file, whole=True), some)
+
+
+def _listing(root: Root, file: str, whole: bool = False) -> _Listing:
+    """List an archive. One that cannot be listed is one damaged member. `whole`: read all members now."""
+    notes, place = Notes(), root.locate(file)
+    names, version = list[str](), None
     try:
-        names.begin(file, archive.class_names())
-        before = len(rows)
-        yield from archive.members(rows.notes)
-        if len(rows) == before:
-            rows.notes.say("archives without images", escaped(file))
+        archive = ARCHIVES[ending_of(file)](place, root.private)
+        with open_file(place, root.private, anew=True) as opened:
+            version = version_of(opened)
+        names = archive.class_names()
     except LabelError as error:
         raise LabelError(f"{file}: {error}") from error
     except (OSError, ValueError, pa.ArrowException) as error:
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        yield damaged_member(-1, f"the archive {text}" if text.startswith("is ") else text, WHOLE)
+        return _Listing(file, [], [_whole(error)], version, notes)
+    members = _members(archive, notes, file)
+    return _Listing(file, names, list(members) if whole else members, version, notes)
+
+
+def _members(archive: Archive, notes: Notes, file: str) -> Iterator[ArchiveMember]:
+    """Yield the members of an archive, and one damaged member if the listing breaks off."""
+    found = False
+    try:
+        for member in archive.members(notes):
+            found = True
+            yield member
+        if not found:
+            notes.say("archives without images", escaped(file))
+    except LabelError as error:
+        raise LabelError(f"{file}: {error}") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        yield _whole(error)
+
+
+def _whole(error: Exception) -> ArchiveMember:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return damaged_member(-1, f"the archive {text}" if text.startswith("is ") else text, WHOLE)
 
 
 class _ClassNames:

@@ -4,7 +4,6 @@ Axes: `N` images that were read, `R` register tokens, `D` width, `h w` patch gri
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from os import PathLike
@@ -17,83 +16,65 @@ import pyarrow.compute as pc
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitbackbone.store.layout import (
-    INDEX,
-    MANIFEST,
-    Marker,
-    index_file,
-    marker_file,
-    read_marker,
-    shard_file,
-    tensor_name,
-)
-from vitbackbone.store.manifest import Manifest, manifest_sha256, parse
-from vitbackbone.store.parquet import open_parquet
-from vitbackbone.store.plan import Outline, read_outline
-
-
-@dataclass(frozen=True, eq=False)
-class _Shard:
-    """An open shard: its tensors are memory-mapped."""
-
-    file: Any  # an untyped class of safetensors
-    grid: Int[np.ndarray, "n 2"]
-    starts: Int[np.ndarray, " n"]  # first patch of each image
+from vitbackbone.files import open_storage
+from vitbackbone.store.layout import DTYPES, tensor_name
+from vitbackbone.store.snapshots import open_snapshot, read_classes, read_manifest
+from vitbackbone.store.table import Table, read_all
+from vitbackbone.store.tensors import TensorFile, open_tensors
 
 
 class FeatureStore:
-    """A store that `extract` wrote. It is memory-mapped: opening a thousand shards reads none of their features.
+    """One snapshot of a store that `extract` wrote, whatever later runs do. Files of this machine are memory-mapped:
+    opening a thousand shards reads none of their features.
 
     `cls`, `patches`, `registers`, `paths` and `labels` cover the N = `len(store)` images that were read, in one order.
     `failed` lists the other inputs, and `index` has a row for every input. Features are those of the last layer that
     was asked; `layer(i)` gives another of `layers`. bfloat16 is returned as float32, because NumPy has no bfloat16.
     Images with the same content have the same features, which are stored once.
 
-    `layer`: the layer to show, 0-based or negative from the model's end. `partial`: open a store that is not complete;
-    `missing` counts the shards that it lacks.
-    Raises `ValueError` if the directory is not a store, or not a complete store.
+    `directory`: a folder, or a URL such as s3://bucket/features. `layer`: the layer to show, 0-based or negative from
+    the model's end. `snapshot`: the number of a snapshot; by default the last complete one. `partial`: open the last
+    snapshot even if it is not complete; `missing` counts the shards that it lacks.
+    Raises `ValueError` if there is no store, or no complete snapshot.
     """
 
-    def __init__(self, directory: str | PathLike[str], layer: int | None = None, *, partial: bool = False) -> None:
+    def __init__(
+        self,
+        directory: str | PathLike[str],
+        layer: int | None = None,
+        *,
+        partial: bool = False,
+        snapshot: int | None = None,
+    ) -> None:
+        self.storage = open_storage(directory)
         self.directory = Path(directory)
-        self.manifest = read_manifest(self.directory)
+        self.snapshot = open_snapshot(self.storage, snapshot, partial)
+        self.manifest = read_manifest(self.storage, self.snapshot)
         self.layers: tuple[int, ...] = tuple(self.manifest["layers"])  # 0-based, in the order asked
-        outline = read_outline(self.directory)
-        if not outline.shards:
-            raise ValueError(f"{self.directory} is incomplete: it has no plan; run the same extraction again")
-        self.class_names: list[str] = list(outline.class_names)
+        self.class_names: list[str] = read_classes(self.storage, self.snapshot)
         self._layer = self.layers[-1] if layer is None else self._resolve(layer)
         self._partial = partial
-        markers = _markers(self.directory, self.manifest, outline, partial)
-        self.missing = len(outline.shards) - len(markers)
-        self._numbers = list(markers)  # of the complete shards
-        self._copies = sum(marker.copies for marker in markers.values())
-        self._reads = np.array([marker.read for marker in markers.values()], dtype=np.int64)
-        self._starts = self._reads.cumsum() - self._reads  # row of each shard's first feature
-        self._open: dict[int, _Shard] = {}
+        self._open: dict[int, TensorFile] = {}
 
     def __len__(self) -> int:
-        return len(self.paths) if self._copies else int(self._reads.sum())
+        return len(self.paths) if self.snapshot.work else self.snapshot.counts.read
 
     def __repr__(self) -> str:
-        return f"FeatureStore({str(self.directory)!r}, layer={self._layer}): {len(self)} images"
+        where = f"{self.storage.url!r}, layer={self._layer}, snapshot={self.snapshot.number}"
+        return f"FeatureStore({where}): {len(self)} images"
 
-    def __reduce__(self) -> tuple[Callable[..., "FeatureStore"], tuple[Path, int, bool]]:
-        return _reopened, (
-            self.directory,
-            self._layer,
-            self._partial,
-        )  # a memory map cannot be pickled, so the copy opens the files
+    def __reduce__(self) -> tuple[Callable[..., "FeatureStore"], tuple[str, int, bool, int]]:
+        # A memory map cannot be pickled, so the copy opens the files.
+        return _reopened, (self.storage.url, self._layer, self._partial, self.snapshot.number)
 
     def layer(self, layer: int) -> "FeatureStore":
         """Return the store with the features of another layer, 0-based or negative from the model's end.
 
         Raises `ValueError` if that layer is not stored.
         """
-        return FeatureStore(self.directory, self._resolve(layer), partial=self._partial)
+        return _reopened(self.storage.url, self._resolve(layer), self._partial, self.snapshot.number)
 
     @cached_property
     def cls(self) -> Float[np.ndarray, "N D"]:
@@ -113,13 +94,20 @@ class FeatureStore:
         name = self._name("patches")
         if not -len(self) <= i < len(self):
             raise IndexError(f"image {i} of a store of {len(self)} images")
-        feature = int(self._features[i])
-        number = int(np.searchsorted(self._starts, feature, side="right")) - 1
-        row = feature - self._starts[number]
+        number, row = (int(values[i]) for values in self._features)
         shard = self._shard(number)
-        (h, w), start = shard.grid[row], shard.starts[row]
-        tokens = _numpy(shard.file.get_slice(name)[int(start) : int(start + h * w)])
+        h, w = shard.grid[row].tolist()
+        start = int(shard.starts[row])
+        tokens = _numpy(shard.read(name, start, start + h * w))
         return tokens.reshape(h, w, -1).transpose(2, 0, 1)
+
+    @cached_property
+    def grids(self) -> Int[np.ndarray, "N 2"]:
+        """(h, w) of each image's patches."""
+        self._name("patches")
+        numbers, rows = self._features
+        found = [self._shard(int(number)).grid[run] for number, run in _runs(numbers, rows)]
+        return np.concatenate([np.empty((0, 2), np.int32), *found]).astype(np.int32)
 
     @property
     def tokens(self) -> "StoredTokens":
@@ -135,14 +123,20 @@ class FeatureStore:
         return StoredRows(self, np.arange(len(self)))
 
     @cached_property
+    def table(self) -> Table:
+        """All rows and results of the snapshot, as they are stored."""
+        return read_all(self.storage, self.snapshot)
+
+    @property
+    def missing(self) -> int:
+        """The number of shards that are not computed yet."""
+        return self.table.pending if self.snapshot.work else 0
+
+    @cached_property
     def index(self) -> pa.Table:
-        """A row for every input, in order, with the columns of `layout.INDEX`. A copy has the status of its original.
-        The status is "pending" if the original's shard is not complete."""
-        if not self._numbers:
-            return INDEX.empty_table()
-        files = (index_file(self.directory, number) for number in self._numbers)
-        table = pa.concat_tables(_read_index(file) for file in files)
-        return _resolve_copies(table) if self._copies else table
+        """A row for every input, in order, with the columns of `layout.INDEX`. The status is "pending" if its shard is
+        not computed yet."""
+        return self.table.index()
 
     @cached_property
     def images(self) -> pa.Table:
@@ -168,31 +162,34 @@ class FeatureStore:
         return self.index.filter(pc.equal(self.index["status"], status))
 
     @cached_property
-    def _features(self) -> Int[np.ndarray, " N"]:
-        """The row of each image's features, counted over all shards."""
-        if not self._copies:
-            return np.arange(len(self))
-        ok = self.images
-        original = ok["same_as"].is_null().to_numpy()
-        wanted = pc.coalesce(ok["same_as"], ok["row"]).to_numpy()
-        return np.searchsorted(ok["row"].to_numpy()[original], wanted)
+    def _features(self) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+        """The shard of each image, as its position among the shards, and the row in it."""
+        return self.table.features()
 
     def _all(self, kind: str) -> Float[np.ndarray, "N ..."]:
         name = self._name(kind)
-        parts = [self._shard(number).file.get_tensor(name) for number in range(len(self._numbers))]
-        stored = _numpy(parts[0] if len(parts) == 1 else torch.cat(parts))
-        return stored[self._features] if self._copies else stored
+        if not self.table.names:
+            return self.read(kind, [])
+        if self.table.is_plain:  # a single shard stays a memory map
+            parts = [self._shard(number).read(name) for number in range(len(self.table.names))]
+            return _numpy(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return self.read(kind, np.arange(len(self)))
 
     def read(self, kind: str, images: Sequence[int] | Int[np.ndarray, " n"]) -> Float[np.ndarray, "n ..."]:
         """Read `cls` (n, D) or `registers` (n, R, D) of some images, in the given order. Returns a copy."""
         name = self._name(kind)
-        features = self._features[np.asarray(images, dtype=np.int64)]
-        numbers = np.searchsorted(self._starts, features, side="right") - 1
-        parts = [self._shard(0).file.get_slice(name)[0:0]] if not len(features) else []
-        for number, rows in _runs(numbers, features - self._starts[numbers]):
-            low, high = int(rows.min()), int(rows.max()) + 1
-            parts.append(self._shard(number).file.get_slice(name)[low:high][torch.from_numpy(rows - low)])
-        return _numpy(torch.cat(parts))
+        chosen = np.asarray(images, dtype=np.int64)
+        numbers, rows = (values[chosen] for values in self._features)
+        parts = []
+        for number, run in _runs(numbers, rows):
+            low, high = int(run.min()), int(run.max()) + 1
+            parts.append(self._shard(number).read(name, low, high)[torch.from_numpy(run - low)])
+        return _numpy(torch.cat(parts) if parts else self._empty(kind))
+
+    def _empty(self, kind: str) -> Tensor:
+        spec = self.manifest["model"]["spec"]
+        before = (spec["num_registers"],) if kind == "registers" else ()
+        return torch.empty(0, *before, spec["dims"][self._layer], dtype=DTYPES[self.manifest["dtype"]])
 
     def _name(self, kind: str) -> str:
         if kind not in self.manifest["tokens"]:
@@ -209,39 +206,12 @@ class FeatureStore:
             raise ValueError(f"{self.directory} has no layer {layer}; it stores {list(self.layers)} of {depth} layers")
         return index
 
-    def _shard(self, number: int) -> _Shard:
+    def _shard(self, number: int) -> TensorFile:
         if number not in self._open:
-            path = shard_file(self.directory, self._numbers[number])
-            try:
-                file: Any = safe_open(path, framework="pt")
-            except (SafetensorError, FileNotFoundError) as error:
-                raise ValueError(f"{path} is damaged ({error}); run the same extraction again to repair it") from error
-            _check_shapes(path, file, int(self._reads[number]))
-            grid = file.get_tensor("grid").numpy() if "patches" in self.manifest["tokens"] else np.empty((0, 2), int)
-            sizes = grid.astype(np.int64).prod(axis=1)
-            self._check_tensors(path, file, int(sizes.sum()))
-            self._open[number] = _Shard(file, grid, sizes.cumsum() - sizes)
+            shard = open_tensors(self.storage, self.table.names[number])
+            shard.check(self.manifest["tokens"], self.layers, int(self.table.reads[number]))
+            self._open[number] = shard
         return self._open[number]
-
-    def _check_tensors(self, path: Path, file: Any, patches: int) -> None:
-        """Raise `ValueError` if a shard does not have the tensors of its manifest."""
-        for layer in self.layers:
-            for kind in self.manifest["tokens"]:
-                name = tensor_name(kind, layer, self.layers)
-                shape = file.get_slice(name).get_shape() if name in file.keys() else None  # noqa: SIM118  # no dict
-                if shape is None or (kind == "patches" and shape[0] != patches):
-                    raise ValueError(f"{path} is damaged ({name}: {shape}); run the same extraction again to repair it")
-
-
-def _check_shapes(path: Path, file: Any, rows: int) -> None:
-    """Raise `ValueError` if a shard does not have a row for each image."""
-    for name in file.keys():  # noqa: SIM118  # no dict
-        shape = file.get_slice(name).get_shape()
-        if not name.startswith("patches") and shape[0] != rows:
-            raise ValueError(
-                f"{path} is damaged ({name} has {shape[0]} rows, want {rows}); run the same extraction again to "
-                "repair it"
-            )
 
 
 class StoredTokens(Sequence[Float[np.ndarray, "T D"]]):
@@ -289,8 +259,8 @@ class StoredRows:
             yield self.store.read("cls", self.chosen[start : start + rows])
 
 
-def _reopened(directory: Path, layer: int, partial: bool) -> FeatureStore:
-    return FeatureStore(directory, layer, partial=partial)
+def _reopened(place: str, layer: int, partial: bool, snapshot: int) -> FeatureStore:
+    return FeatureStore(place, layer, partial=partial, snapshot=snapshot)
 
 
 def _runs(numbers: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> Iterator[tuple[int, Int[np.ndarray, " m"]]]:
@@ -300,58 +270,5 @@ def _runs(numbers: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> Iterat
         yield int(numbers[start]), rows[start:end]
 
 
-def _resolve_copies(table: pa.Table) -> pa.Table:
-    """Give each copy the status of its original."""
-    rows = table["row"].to_numpy()
-    wanted = pc.coalesce(table["same_as"], table["row"])
-    at = pc.index_in(wanted, value_set=pa.array(rows))
-    of_original = table.take(at.combine_chunks())
-    for name in ("status", "reason", "error", "width", "height", "frames"):
-        column = of_original[name]
-        if name == "status":
-            column = pc.fill_null(column, "pending")
-        table = table.set_column(
-            table.schema.get_field_index(name), INDEX.field(name), column.cast(INDEX.field(name).type)
-        )
-    return table
-
-
-def _read_index(file: Path) -> pa.Table:
-    try:
-        with open_parquet(file) as parquet:
-            return parquet.read().cast(INDEX)
-    except (pa.ArrowException, FileNotFoundError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error}); run the same extraction again to repair it") from error
-
-
 def _numpy(tensor: Tensor) -> Float[np.ndarray, "..."]:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def read_manifest(directory: Path) -> Manifest:
-    """Read the manifest of a store. Raises `ValueError` if the directory is not a store."""
-    try:
-        return parse((directory / MANIFEST).read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"{directory} is not a feature store: it has no {MANIFEST}") from error
-    except ValueError as error:
-        raise ValueError(f"{directory} is not a feature store: {error}") from error
-
-
-def _markers(directory: Path, manifest: Manifest, outline: Outline, partial: bool) -> dict[int, Marker]:
-    """Return the markers of complete shards. Raises `ValueError` if one is missing, unless `partial`."""
-    expected = manifest_sha256(manifest)
-    found = {number: read_marker(directory, number) for number in range(len(outline.shards))}
-    done = {
-        number: marker
-        for number, marker in found.items()
-        if marker is not None and marker.fits(expected, outline.shards[number], outline.rows[number])
-    }
-    if len(done) < len(found) and not partial:
-        broken = [marker_file(directory, number) for number in found if number not in done]
-        wrong = [f"; {file} is damaged or belongs to other inputs" for file in broken if file.exists()]
-        raise ValueError(
-            f"{directory} is incomplete: {len(found) - len(done)} of {len(found)} shards are missing; run the same "
-            f"extraction again to finish it{''.join(wrong[:3])}"
-        )
-    return done

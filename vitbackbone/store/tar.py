@@ -1,5 +1,6 @@
 """Images in `.tar` files. Headers are parsed here, so that members are listed as GNU tar does and behind damage too."""
 
+import hashlib
 import os
 import posixpath
 import re
@@ -8,19 +9,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import BinaryIO
 
+from vitbackbone.files.ranged import RangedFile
 from vitbackbone.images import HEAD
 from vitbackbone.store.archive import ArchiveMember, NotAFile, check_bytes, damaged_member, folder_of
 from vitbackbone.store.labels import Label, as_text
 from vitbackbone.store.names import Notes, check_name, escaped, extension, is_hidden, is_image
+from vitbackbone.store.remote import open_file, version_of
 
 BLOCK = 512
 ZEROS = bytes(BLOCK)
 MAX_EXTENSION = 2**20  # bytes of a long name or a PAX header; usual ones have some hundred
 MAX_LABEL = 4096  # bytes of a .cls file
 MAX_LINKS = 16  # in a chain
+READ_AHEAD = 2**20  # bytes of a member that a listing of an archive elsewhere reads, too
 CHUNK = 2**20  # bytes to search at a time for the next header
 
 COMPRESSED = {
@@ -32,6 +36,7 @@ COMPRESSED = {
 }
 
 HARD_LINK, SYMBOLIC_LINK, FOLDERS, SPARSE = b"1", b"2", (b"5", b"D"), b"S"
+PLAIN_FILES = (b"0", b"\0", b"7")
 NO_FILES = (b"3", b"4", b"6", b"M", b"V")  # devices, pipes, fragments of files, volume labels
 
 
@@ -76,11 +81,12 @@ class Tar:
     """A plain tar; a compressed tar has no offsets. A member's label is the `.cls` file with its key, else its folder.
     Files of one key stand together (webdataset, docs/webdataset.md)."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: str, private: bool = False) -> None:
         self.file = file
+        self.private = private
 
     def members(self, notes: Notes) -> Iterator[ArchiveMember]:
-        with self.file.open("rb") as file:
+        with open_file(self.file, self.private) as file:
             _check_plain(file.read(8))
             for _, group in groupby(_entries(file, notes), _key):
                 sample = list(group)
@@ -90,14 +96,16 @@ class Tar:
                         yield damaged_member(entry.offset, entry.text)
                     elif _is_wanted(file, entry, notes):
                         size = entry.size if entry.is_file else -1
-                        yield ArchiveMember(entry.name, entry.offset, size, label or folder_of(entry.name))
+                        digest = _digest(file, entry) if isinstance(file, RangedFile) else None
+                        folder = label or folder_of(entry.name)
+                        yield ArchiveMember(entry.name, entry.offset, size, folder, sha256=digest)
 
     def class_names(self) -> list[str]:
         return []
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         check_name(name)
-        with self.file.open("rb") as file:
+        with open_file(self.file, self.private) as file:
             if offset < 0:
                 _check_plain(file.read(8))
                 raise ValueError("the archive is damaged there")
@@ -105,7 +113,7 @@ class Tar:
             if entry.name != name:
                 raise ValueError(f"the archive has changed: it has the member {entry.name!r} there")
             if entry.is_link:
-                entry = _target(file, self.file, entry)
+                entry = _target(file, self.file, self.private, entry)
             if not entry.is_file:
                 raise NotAFile("is not a regular file in its archive")
             check_bytes(entry.size)
@@ -124,7 +132,7 @@ def _check_plain(start: bytes) -> None:
 def _entries(file: BinaryIO, notes: Notes) -> Iterator[Entry | DamagedPlace]:
     """Yield entries and damaged places in order. After a damaged place, it searches for the next header."""
     length = file.seek(0, os.SEEK_END)
-    at, shown = 0, escaped(Path(file.name).name)
+    at, shown = 0, escaped(PurePosixPath(file.name).name)
     while at < length:
         try:
             if _is_end(file, at, length):
@@ -290,6 +298,16 @@ def _is_wanted(file: BinaryIO, entry: Entry, notes: Notes) -> bool:
     return False
 
 
+def _digest(file: RangedFile, entry: Entry) -> bytes | None:
+    """Return the SHA-256 of a small member of an archive elsewhere: its bytes came with the headers around it, and need
+    not be asked for again. None if only `Tar.read` can tell its content."""
+    if entry.kind not in PLAIN_FILES or not 0 < entry.size <= READ_AHEAD:
+        return None
+    file.seek(entry.start)
+    data = file.read(entry.size)
+    return hashlib.sha256(data).digest() if len(data) == entry.size else None
+
+
 def _key(entry: Entry | DamagedPlace) -> str | int:
     if isinstance(entry, DamagedPlace):
         return entry.offset
@@ -313,19 +331,19 @@ def _label(file: BinaryIO, sample: Sequence[Entry | DamagedPlace], notes: Notes)
 
 
 @lru_cache(1)  # a process reads the members of one archive in turn
-def _offsets(file: Path, _: int) -> dict[str, list[int]]:
-    """Return the offsets of the headers of each name. The second argument is the file's time."""
+def _offsets(file: str, private: bool, _: str) -> dict[str, list[int]]:
+    """Return the offsets of the headers of each name. The last argument is the file's version."""
     found: dict[str, list[int]] = {}
-    with file.open("rb") as opened:
+    with open_file(file, private) as opened:
         for entry in _entries(opened, Notes()):
             if isinstance(entry, Entry):
                 found.setdefault(posixpath.normpath(entry.name), []).append(entry.offset)
     return found
 
 
-def _target(file: BinaryIO, path: Path, link: Entry) -> Entry:
+def _target(file: BinaryIO, path: str, private: bool, link: Entry) -> Entry:
     """Return the member that a link leads to, as in an unpacked archive."""
-    offsets = _offsets(path, path.stat().st_mtime_ns)
+    offsets = _offsets(path, private, version_of(file))
     entry = link
     for _ in range(MAX_LINKS):
         hard = entry.kind == HARD_LINK

@@ -1,19 +1,23 @@
-"""Check the files of a store against their checksums."""
+"""Check every file of a store against its checksum, and every name against the files."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 
-from vitbackbone.files import progress_bar
-from vitbackbone.store.layout import read_marker
-from vitbackbone.store.manifest import manifest_sha256
-from vitbackbone.store.plan import read_outline, read_plan
-from vitbackbone.store.store import read_manifest
-from vitbackbone.store.writer import broken_files
+import pyarrow.compute as pc
+
+from vitbackbone.files import Record, Storage, open_storage, progress_bar
+from vitbackbone.store.layout import LATEST, RESULTS, object_key, snapshot_key
+from vitbackbone.store.leases import Lease
+from vitbackbone.store.objects import check_object, read_part
+from vitbackbone.store.records import Done, Snapshot, checksum, unseal
+from vitbackbone.store.snapshots import latest, read_classes, read_manifest
 
 READERS = 4  # threads
+KINDS: dict[str, type[Record]] = {"snapshots": Snapshot, "done": Done, "leases": Lease}
+
+Problem = tuple[str, str]  # the file, and what is wrong with it
 
 
 @dataclass(frozen=True)
@@ -22,43 +26,106 @@ class Verified:
 
     shards: int
     images: int
-    problems: tuple[tuple[Path, str], ...]
+    snapshots: int
+    problems: tuple[Problem, ...]
 
 
 def verify(directory: str | PathLike[str], progress: bool = False) -> Verified:
-    """Read every file of a store and compare it with its checksum. Changes nothing.
+    """Read every file of a store, its records included, and compare it with its checksum. Names what is missing.
 
-    Raises `ValueError` if the directory is not a store.
+    Changes nothing. Raises `ValueError` if the directory is not a store.
     """
-    folder = Path(directory)
-    manifest = read_manifest(folder)
+    storage = open_storage(directory)
     try:
-        read_plan(folder, manifest["shard_size"])
-        outline = read_outline(folder)
+        last = latest(storage)
     except ValueError as error:
-        return Verified(0, 0, ((folder / "inputs", str(error)),))
-    expected = manifest_sha256(manifest)
+        if storage.head(LATEST) is None and next(storage.list("snapshots/"), None) is None:
+            raise  # a store of the first edition
+        return Verified(0, 0, 0, ((LATEST, str(error)),))
+    if last is None:
+        raise ValueError(f"{storage.url} is not a feature store: it has no {LATEST} and no snapshots/")
+    problems: list[Problem] = []
+    records = _read_records(storage, problems)
+    snapshots = {record.number: record for record in records.values() if isinstance(record, Snapshot)} | {
+        last.number: last
+    }
+    problems += _broken_chain(records, last)
+    needed = dict[str, str]()  # the key of each object, and who needs it
+    for snapshot in snapshots.values():
+        needed |= dict.fromkeys(map(object_key, snapshot.objects()), f"snapshot {snapshot.number}")
+        needed |= dict.fromkeys(_features(storage, snapshot, problems), f"snapshot {snapshot.number}")
+    for key, record in records.items():
+        if isinstance(record, Done):
+            needed[object_key(record.features)] = key
+    problems += _check_objects(storage, needed, progress)
+    problems += _unreadable(storage, last) if not problems else []
+    counts = last.counts
+    return Verified(counts.shards, counts.rows, len(snapshots), tuple(sorted(set(problems))))
 
-    def check(number: int) -> list[tuple[Path, str]]:
-        marker = read_marker(folder, number)
-        file = folder / "shards" / f"{number:05}.json"
-        if marker is None:
-            return [(file, "is damaged; the shard is not complete" if file.exists() else "the shard is not complete")]
-        if not marker.fits(expected, outline.shards[number], outline.rows[number]):
-            return [(file, "the shard was made from other inputs or with another manifest")]
-        return [
-            (broken, "is damaged: its checksum differs" if broken.exists() else "is missing")
-            for broken in broken_files(folder, number, marker)
-        ]
 
+def _read_records(storage: Storage, problems: list[Problem]) -> dict[str, Record]:
+    """Read all records of a store, by their keys."""
+    found: dict[str, Record] = {}
+    keys = [stored.key for folder in KINDS for stored in storage.list(f"{folder}/")]
+    for key in [LATEST, *keys]:
+        try:
+            found[key] = unseal(storage.get(key), KINDS.get(key.partition("/")[0], Snapshot), key)
+        except FileNotFoundError:
+            if key == LATEST or not key.startswith("leases/"):  # a worker gives its leases back
+                problems.append((key, "is missing"))
+        except ValueError as error:
+            problems.append((key, str(error).removeprefix(f"{key} ")))
+    return found
+
+
+def _broken_chain(records: dict[str, Record], last: Snapshot) -> Iterator[Problem]:
+    """Yield the faults of the chain of snapshots."""
+    copy = records.get(LATEST)
+    if isinstance(copy, Snapshot) and copy.number != last.number:
+        yield LATEST, f"is a copy of snapshot {copy.number}; the last one is {last.number}"
+    before: Record | None = None
+    for number in range(last.oldest, last.number + 1):
+        key = snapshot_key(number)
+        record = records.get(key)
+        if record is None:
+            yield key, "is missing or damaged"
+        elif isinstance(record, Snapshot):
+            if record.number != number:
+                yield key, f"is the record of snapshot {record.number}"
+            if before is not None and record.parent != checksum(before):
+                yield key, f"does not follow the record {snapshot_key(number - 1)}"
+        before = record
+    if isinstance(copy, Snapshot) and before is not None and copy.number == last.number and copy != before:
+        yield LATEST, f"is another record than {snapshot_key(last.number)}"
+
+
+def _features(storage: Storage, snapshot: Snapshot, problems: list[Problem]) -> Iterator[str]:
+    """Yield the keys of the features that a snapshot needs."""
+    for part in snapshot.results:
+        try:
+            names = pc.unique(read_part(storage, part, RESULTS)["features"]).to_pylist()
+        except ValueError:
+            continue  # the check of all objects names it
+        yield from map(object_key, names)
+
+
+def _check_objects(storage: Storage, needed: dict[str, str], progress: bool) -> Iterator[Problem]:
+    """Read all objects, and yield those that are damaged or missing."""
+    there = [stored.key for stored in storage.list("objects/")]
+    keys = list(dict.fromkeys([*needed, *there]))
     with ThreadPoolExecutor(READERS) as threads:
-        found = threads.map(check, range(len(outline.shards)))
-        bar = progress_bar(found, "verifying", progress, passing=True, total=len(outline.shards), unit="shard")
-        problems = [problem for shard in bar for problem in shard]
-    problems += [(path, "is a temporary file of a killed run; it does no harm") for path in _leftovers(folder)]
-    return Verified(len(outline.shards), sum(outline.rows), tuple(problems))
+        checked = threads.map(lambda key: check_object(storage, key.rpartition("/")[2]), keys)
+        for key, problem in zip(
+            keys, progress_bar(checked, "verifying", progress, passing=True, total=len(keys)), strict=True
+        ):
+            if problem is not None:
+                yield key, problem + (f"; {needed[key]} needs it" if key in needed else "; no snapshot needs it")
 
 
-def _leftovers(folder: Path) -> Iterator[Path]:
-    for place in (folder, folder / "inputs", folder / "index", folder / "shards"):
-        yield from sorted(place.glob(".*.tmp"))
+def _unreadable(storage: Storage, last: Snapshot) -> Iterator[Problem]:
+    """Yield the objects whose content has no meaning to this version."""
+    for read, name in ((read_manifest, last.manifest), (read_classes, last.classes)):
+        try:
+            read(storage, last)
+        except ValueError as error:
+            yield object_key(name), str(error)

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ import pyarrow as pa
 from vitbackbone.images import HEAD
 from vitbackbone.store.archive import MAX_IMAGE_BYTES, ArchiveMember, NotAFile, check_bytes, damaged_member, folder_of
 from vitbackbone.store.names import Notes, check_name, is_hidden, is_image
+from vitbackbone.store.remote import open_file, version_of
 
 # Layouts: an entry of the directory, the header of a member, the end of the directory, and its two 64-bit forms.
 ENTRY = struct.Struct("<4s6H3L5H2L")
@@ -70,11 +70,12 @@ class Directory:
 class Zip:
     """A zip. The label of a member is its folder."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: str, private: bool = False) -> None:
         self.file = file
+        self.private = private
 
     def members(self, notes: Notes) -> Iterator[ArchiveMember]:
-        with self.file.open("rb") as file:
+        with open_file(self.file, self.private) as file:
             directory = _directory(file)
             at, count = directory.start, 0
             while at < directory.end:
@@ -97,7 +98,7 @@ class Zip:
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         check_name(name)
-        with self.file.open("rb") as file:
+        with open_file(self.file, self.private) as file:
             try:
                 entry = _entry(file, max(offset, 0))
             except NoEntry:
@@ -105,13 +106,13 @@ class Zip:
                 raise
             if entry.name != name:
                 raise ValueError(f"the archive has changed: it has the member {entry.name!r} there")
-            return _content(file, entry, _before(self.file, self.file.stat().st_mtime_ns))
+            return _content(file, entry, _before(self.file, self.private, version_of(file)))
 
 
 @lru_cache(8)
-def _before(file: Path, _: int) -> int:
-    """Return the number of bytes before the archive. The second argument is the file's time."""
-    with file.open("rb") as opened:
+def _before(file: str, private: bool, _: str) -> int:
+    """Return the number of bytes before the archive. The last argument is the file's version."""
+    with open_file(file, private) as opened:
         return _directory(opened).before
 
 

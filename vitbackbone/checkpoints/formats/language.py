@@ -6,6 +6,7 @@ from vitbackbone.checkpoints.formats.internvl import INTERN_VIT, INTERNVL
 from vitbackbone.checkpoints.formats.kimi import KIMI
 from vitbackbone.checkpoints.formats.llama4 import LLAMA4
 from vitbackbone.checkpoints.formats.mlcd import MLCD
+from vitbackbone.checkpoints.formats.mllama import MLLAMA
 from vitbackbone.checkpoints.formats.pixtral import PIXTRAL
 from vitbackbone.checkpoints.formats.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from vitbackbone.checkpoints.rules import Rules
@@ -22,4 +23,5 @@ LANGUAGE: dict[str, Rules] = {
     "hf_gemma4": GEMMA4,
     "hf_llama4": LLAMA4,
     "hf_kimi": KIMI,
+    "hf_mllama": MLLAMA,
 }

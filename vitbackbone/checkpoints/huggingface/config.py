@@ -13,6 +13,14 @@ from vitbackbone.checkpoints.huggingface.clip_kin import CLIP_KIN
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.huggingface.idefics import IDEFICS_EVAL, read_idefics
 from vitbackbone.checkpoints.huggingface.language import LANGUAGE
+from vitbackbone.checkpoints.huggingface.levels import (
+    CONVNEXT_EVAL,
+    HIERA_EVAL,
+    SAM2_EVAL,
+    read_dinov3_convnext,
+    read_hiera,
+    read_sam2,
+)
 from vitbackbone.checkpoints.huggingface.pixio import PIXIO_EVAL, read_pixio
 from vitbackbone.checkpoints.huggingface.processor import (
     CLIP_EVAL,
@@ -40,6 +48,7 @@ from vitbackbone.checkpoints.huggingface.records import (
     read_tower,
 )
 from vitbackbone.checkpoints.huggingface.sam3 import SAM3_EVAL, read_sam3
+from vitbackbone.checkpoints.huggingface.sapiens2 import SAPIENS2_EVAL, read_sapiens2
 from vitbackbone.checkpoints.huggingface.shared import ANTIALIASED, HIDDEN_ACT, PLAIN
 from vitbackbone.checkpoints.huggingface.shared import resampled_always as _always
 from vitbackbone.checkpoints.huggingface.shared import shared_fields as _shared
@@ -49,6 +58,7 @@ from vitbackbone.checkpoints.huggingface.tipsv2 import TIPSV2_EVAL, read_tipsv2
 from vitbackbone.checkpoints.huggingface.vit_kin import DPT_EVAL, YOLOS_EVAL, read_dpt, read_msn, read_yolos
 from vitbackbone.checkpoints.huggingface.vitdet import VITDET_EVAL, read_vitdet
 from vitbackbone.checkpoints.huggingface.vitpose import VITPOSE_EVAL, read_vitpose
+from vitbackbone.checkpoints.huggingface.vjepa import VJEPA_EVAL, read_vjepa2
 from vitbackbone.files import SHORT
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Rotary, ViTConfig
@@ -304,6 +314,11 @@ MODEL_TYPES: dict[str, ModelType] = {
     "smolvlm_vision": ModelType(read_idefics, "hf_siglip", IDEFICS_EVAL, fixed_input=True),
     "pixio": ModelType(read_pixio, "hf_pixio", PIXIO_EVAL, fixed_input=False),
     "vitdet": ModelType(read_vitdet, "hf_vitdet", VITDET_EVAL, fixed_input=True),
+    "hiera": ModelType(read_hiera, "hf_hiera", HIERA_EVAL, fixed_input=True),
+    "sam2_hiera_det_model": ModelType(read_sam2, "hf_sam2", SAM2_EVAL, fixed_input=True),
+    "dinov3_convnext": ModelType(read_dinov3_convnext, "hf_dinov3_convnext", CONVNEXT_EVAL, fixed_input=True),
+    "sapiens2": ModelType(read_sapiens2, "hf_sapiens2", SAPIENS2_EVAL, fixed_input=True),
+    "vjepa2": ModelType(read_vjepa2, "hf_vjepa2", VJEPA_EVAL, fixed_input=True),
     "vitpose_backbone": ModelType(read_vitpose, "hf_vitpose", VITPOSE_EVAL, fixed_input=True),
     "metaclip_2": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),
     "metaclip_2_vision_model": ModelType(_clip, "hf_clip", CLIP_EVAL, fixed_input=True),

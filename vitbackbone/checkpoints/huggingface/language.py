@@ -9,6 +9,7 @@ from vitbackbone.checkpoints.huggingface.internvl import INTERNVL_EVAL, read_int
 from vitbackbone.checkpoints.huggingface.kimi import KIMI_EVAL, read_kimi
 from vitbackbone.checkpoints.huggingface.llama4 import LLAMA4_EVAL, read_llama4
 from vitbackbone.checkpoints.huggingface.mlcd import read_mlcd
+from vitbackbone.checkpoints.huggingface.mllama import MLLAMA_EVAL, read_mllama
 from vitbackbone.checkpoints.huggingface.pixtral import PIXTRAL_EVAL, read_pixtral
 from vitbackbone.checkpoints.huggingface.processor import CLIP_EVAL
 from vitbackbone.checkpoints.huggingface.qwen_vl import (
@@ -38,6 +39,7 @@ LANGUAGE: dict[str, Row] = {
     "mlcd_vision_model": (read_mlcd, "hf_mlcd", CLIP_EVAL, True),
     "gemma4_vision": (read_gemma4, "hf_gemma4", GEMMA4_EVAL, False),
     "llama4_vision_model": (read_llama4, "hf_llama4", LLAMA4_EVAL, True),
+    "mllama_vision_model": (read_mllama, "hf_mllama", MLLAMA_EVAL, True),
     "kimi_k25_vision": (read_kimi, "hf_kimi", KIMI_EVAL, False),
     "moonvit": (read_kimi, "hf_kimi", KIMI_EVAL, False),
 }

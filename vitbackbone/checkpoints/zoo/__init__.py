@@ -12,9 +12,12 @@ from vitbackbone.checkpoints.zoo.huggingface import HUGGING_FACE
 from vitbackbone.checkpoints.zoo.language import LANGUAGE
 from vitbackbone.checkpoints.zoo.naflex import NAFLEX
 from vitbackbone.checkpoints.zoo.pathology import PATHOLOGY
+from vitbackbone.checkpoints.zoo.repositories import REPOSITORIES
+from vitbackbone.checkpoints.zoo.satellites import SATELLITES
 from vitbackbone.checkpoints.zoo.text import OPENAI_TEXT, TEXT_REPOSITORIES
 from vitbackbone.checkpoints.zoo.timm import TIMM
 from vitbackbone.checkpoints.zoo.tipsv2 import TIPSV2
+from vitbackbone.checkpoints.zoo.video import VIDEO
 from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD
 from vitbackbone.model import ViTConfig
 from vitbackbone.networks import FusedConfig
@@ -64,6 +67,9 @@ ZOO: dict[str, Entry] = {
     **FRANCA,
     **HUGGING_FACE,
     **LANGUAGE,
+    **REPOSITORIES,
+    **VIDEO,
+    **SATELLITES,
     "openvla": OPENVLA,
 }
 

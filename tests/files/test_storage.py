@@ -1,0 +1,108 @@
+"""What every storage promises. Each place where a store may live passes the same tests: add it to `PLACES`."""
+
+import hashlib
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from vitbackbone.files import Storage, open_storage, read_chunks
+
+PLACES: dict[str, Callable[[Path], str]] = {"disk": lambda folder: str(folder / "store")}
+
+
+@pytest.fixture(params=PLACES)
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return open_storage(PLACES[request.param](tmp_path))
+
+
+def test_an_object_is_read_whole_and_in_ranges(storage: Storage) -> None:
+    data = bytes(range(256)) * 40
+    storage.put("objects/aa/one", data)
+    assert storage.get("objects/aa/one") == data
+    assert storage.get_range("objects/aa/one", 250, 20) == data[250:270]
+    assert storage.get_range("objects/aa/one", len(data) - 5, 20) == data[-5:]
+    assert b"".join(read_chunks(storage, "objects/aa/one", chunk=1000)) == data
+    found = storage.head("objects/aa/one")
+    assert found is not None
+    assert (found.key, found.size) == ("objects/aa/one", len(data))
+    storage.put("objects/aa/one", b"repaired")
+    assert storage.get("objects/aa/one") == b"repaired"
+
+
+def test_a_missing_object_is_named(storage: Storage) -> None:
+    assert storage.head("no/such") is None
+    assert list(storage.list()) == []
+    storage.delete("no/such")
+    for read in (lambda: storage.get("no/such"), lambda: storage.get_range("no/such", 0, 4)):
+        with pytest.raises(FileNotFoundError, match="such"):
+            read()
+    assert storage.swap("no/such", b"x", "1") is None
+
+
+def test_a_finished_file_becomes_an_object(storage: Storage) -> None:
+    with storage.scratch() as folder:
+        file = folder / "big"
+        file.write_bytes(b"7" * 100_000)
+        storage.put("objects/big", file)
+    assert not folder.exists()
+    assert storage.get("objects/big") == b"7" * 100_000
+    assert [found.key for found in storage.list()] == ["objects/big"]
+    local = storage.local_path("objects/big")
+    assert local is None or local.read_bytes() == b"7" * 100_000
+
+
+def test_one_of_many_creators_wins(storage: Storage) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(5):
+            won = list(threads.map(lambda i, key=f"snapshots/{number}": storage.create(key, b"%d" % i), range(8)))
+            assert sum(won) == 1
+            assert storage.get(f"snapshots/{number}") == b"%d" % won.index(True)
+    assert storage.create("snapshots/0", storage.get("snapshots/0"))  # its own content: as after a lost answer
+    assert not storage.create("snapshots/0", b"another")
+
+
+def test_one_of_many_swappers_wins(storage: Storage) -> None:
+    storage.create("leases/a", b"-")
+    first = storage.head("leases/a")
+    assert first is not None
+    with ThreadPoolExecutor(8) as threads:
+        new = list(threads.map(lambda i: storage.swap("leases/a", b"%d" % i, first.version), range(8)))
+    won = [version for version in new if version is not None]
+    assert len(won) == 1
+    assert storage.get("leases/a") == b"%d" % new.index(won[0])
+    now = storage.head("leases/a")
+    assert now is not None
+    assert now.version == won[0] != first.version
+    storage.delete("leases/a")
+    assert storage.head("leases/a") is None
+
+
+def test_keys_are_listed_in_order_and_from_a_key_on(storage: Storage) -> None:
+    keys = ["a.b", "a/b", "a/é", "ab/c", "b/1/x", "b/10", "b/2"]
+    for key in reversed(keys):
+        storage.put(key, b"")
+    expected = sorted(keys, key=str.encode)
+    assert [found.key for found in storage.list()] == expected
+    for prefix in ("a", "a/", "b/1", "b/1/", "c", ""):
+        for after in ("", "a.b", "a/b", "b/10", "b/1", "zzz"):
+            wanted = [key for key in expected if key.startswith(prefix) and key > after]
+            assert [found.key for found in storage.list(prefix, after)] == wanted, (prefix, after)
+
+
+def test_a_storage_can_be_sent_to_another_process(storage: Storage) -> None:
+    storage.put("objects/x", b"1")
+    assert pickle.loads(pickle.dumps(storage)).get("objects/x") == b"1"  # noqa: S301  # made here
+
+
+@pytest.mark.parametrize("key", ["", "/a", "../a", "a/../b", "a//b", "./a", "a\0b"])
+def test_a_key_cannot_leave_the_place(storage: Storage, key: str) -> None:
+    with pytest.raises(ValueError, match="not a key"):
+        storage.put(key, hashlib.sha256(b"").digest())
+
+
+def test_another_scheme_is_refused() -> None:
+    with pytest.raises(ValueError, match="ftp://; want a folder, s3://, gs:// or az://"):
+        open_storage("ftp://host/store")

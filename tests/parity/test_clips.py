@@ -1,0 +1,134 @@
+"""V-JEPA 2 and 2.1 equal transformers and the paper, for clips of any number of frames and for images."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.helpers import randomise, relative_error
+from tests.oracles import Case, Size, errors
+from tests.vision_clips import CLIP_CASES, PUBLISHED, TAPS
+from vitbackbone import ViT, ViTConfig, optimize
+from vitbackbone.model import Rotary
+
+LIMIT = 1e-5
+each = pytest.mark.parametrize("case", CLIP_CASES, ids=lambda case: case.name)
+
+
+def clips(frames: int, size: Size, batch: int = 2) -> Tensor:
+    return torch.randn(batch, frames, 3, *size, generator=torch.Generator().manual_seed(frames))
+
+
+def whole(x: Tensor, case: Case, tubelet: int) -> Tensor:
+    """Fill clips with zeros at the right and bottom, and with their last frame."""
+    h, w = x.shape[3:]
+    x = F.pad(x, (0, -w % case.multiple, 0, -h % case.multiple))
+    return torch.cat([x, *[x[:, -1:]] * (-x.shape[1] % tubelet)], dim=1)
+
+
+@each
+def test_images_are_upstreams(case: Case, tmp_path: Path) -> None:
+    model = case.model()
+    case.save(model, tmp_path)
+    ours = case.load(tmp_path, case.policy)
+    for size in case.sizes[2:]:
+        found = errors(ours, case, model, size, batch=2)
+        assert max(found.values()) <= LIMIT, (size, found)
+
+
+@each
+@pytest.mark.parametrize(
+    "frames", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow)]
+)
+def test_clips_are_upstreams(case: Case, frames: int, tmp_path: Path) -> None:
+    model = case.model()
+    case.save(model, tmp_path)
+    ours = case.load(tmp_path, case.policy)
+    spec = ours.spec
+    for size in case.sizes[2:4]:
+        x = clips(frames, size)
+        with torch.inference_mode():
+            want = case.run(model, whole(x, case, spec.tubelet), list(range(spec.depth)))
+            got, raw = ours(x), ours.forward_layers(x, range(spec.depth), norm=False)
+        h, w = (-(-side // case.multiple) for side in size)
+        assert got.patches.shape == (2, spec.dim, -(-frames // spec.tubelet), h, w)
+        assert relative_error(got.tokens, want.tokens) <= LIMIT
+        assert relative_error(got.pooled, want.pooled) <= LIMIT
+        assert max(relative_error(each.tokens, want.layers[i]) for i, each in enumerate(raw)) <= LIMIT
+
+
+def test_layers_have_norms_of_their_own(tmp_path: Path) -> None:
+    """V-JEPA 2.1 hands out four blocks, each with a norm."""
+    model = PUBLISHED.model()
+    PUBLISHED.save(model, tmp_path)
+    ours, x = PUBLISHED.load(tmp_path, "native"), clips(4, (48, 64))
+    with torch.inference_mode():
+        _, _, normed = model(x)
+        for layer, features in zip(TAPS, ours.forward_layers(x, TAPS), strict=True):
+            assert relative_error(features.tokens, normed[layer]) <= LIMIT
+
+
+# ---- the contract of clips ----------------------------------------------------------------------------------------
+
+CONFIG = ViTConfig(
+    **{"image_size": (32, 32), "patch_size": 8, "dim": 24, "depth": 2, "num_heads": 2, "mlp_dim": 48, "tubelet": 2},
+    **{"position": "none", "rotary": Rotary(100.0, "index", "halves", time=True), "num_registers": 2},
+)
+
+
+def test_a_step_of_time_is_a_map() -> None:
+    vit, x = randomise(ViT(CONFIG)), clips(5, (30, 43))
+    features = vit(x)
+    assert features.patches.shape == (2, 24, 3, 4, 6)
+    assert features.grid == (4, 6)
+    assert features.geometry.shape == (3, 4, 6)
+    assert features.geometry.box(0, 3, 5)[0] == 40
+    assert features.tokens.shape == (2, 72, 24)
+    step = features.step(-1)
+    assert torch.equal(step.patches, features.patches[:, :, 2])
+    assert torch.equal(step.pooled, features.pooled)
+    assert torch.equal(features.image(1).patches, features.patches[1:])
+    with pytest.raises(IndexError, match="step 3 of clips with 3 steps"):
+        features.step(3)
+    with pytest.raises(ValueError, match="features of images"):
+        vit(x[:, 0]).step(0)
+
+
+def test_attention_over_a_clip() -> None:
+    vit, x = randomise(ViT(CONFIG)), clips(4, (16, 24))
+    (map_,) = vit.attention(x, [1])
+    assert map_.weights.shape == (2, 2, 15, 15)
+    assert map_.cls_to_patches.shape == (2, 2, 2, 2, 3)
+    torch.testing.assert_close(map_.weights.sum(dim=-1), torch.ones(2, 2, 15))
+    assert relative_error(vit.forward_prefix(x, [1])[0].cls, vit(x).cls) <= LIMIT
+
+
+def test_other_backbones_refuse_clips() -> None:
+    vit = ViT(ViTConfig(image_size=(32, 32), patch_size=8, dim=24, depth=1, num_heads=2, mlp_dim=48))
+    with pytest.raises(ValueError, match=r"has shape \(2, 4, 3, 16, 16\); want a float tensor \(B, 3, H, W\)"):
+        vit(clips(4, (16, 16)))
+    video = ViT(CONFIG)
+    with pytest.raises(ValueError, match=r"clips \(B, T, 3, H, W\)"):
+        video(torch.zeros(2, 4, 4, 16, 16))
+
+
+def test_fast_paths_run_clips_or_refuse() -> None:
+    vit, x = randomise(ViT(CONFIG)), clips(4, (32, 32))
+    fast = optimize(vit, sample=None)
+    with torch.inference_mode():
+        assert relative_error(fast(x).patches, vit(x).patches) <= LIMIT
+    with pytest.raises(ValueError, match="takes clips"):
+        optimize(vit, engine="openvino")
+
+
+def test_clips_are_exported() -> None:
+    vit, x = randomise(ViT(CONFIG)), clips(4, (32, 40))
+    batch = torch.export.Dim("batch", min=2, max=64)
+    height, width = (8 * torch.export.Dim(name, min=2, max=64) for name in ("h", "w"))
+    program = torch.export.export(vit, (x,), dynamic_shapes=({0: batch, 3: height, 4: width},))
+    for other in (clips(4, (32, 40)), clips(4, (16, 48), batch=3)):
+        got = program.module()(other)
+        assert got.geometry.shape == (2, other.shape[3] // 8, other.shape[4] // 8)
+        assert relative_error(got.patches, vit(other).patches) <= LIMIT

@@ -1,0 +1,103 @@
+"""Hiera, SAM 2's encoder and DINOv3's ConvNeXt equal transformers and timm, level by level."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch.nn import functional as F
+
+from tests.helpers import randomise, relative_error
+from tests.level_networks import (
+    CONVNEXT,
+    HIERA,
+    LEVEL_CASES,
+    SAM2,
+    convnext_model,
+    cropped,
+    timm_convnext,
+)
+from tests.oracles import Case, errors, images
+from vitbackbone import load_backbone
+
+LIMIT = 1e-5
+each = pytest.mark.parametrize("case", LEVEL_CASES, ids=lambda case: case.name)
+
+
+@each
+def test_levels_are_upstreams(case: Case, tmp_path: Path) -> None:
+    model = case.model()
+    case.save(model, tmp_path)
+    ours = case.load(tmp_path, case.policy)
+    assert ours.spec.strides == (4, 8, 16, 32)
+    assert ours.spec.dims == (16, 32, 64, 128)
+    for size in case.sizes:
+        found = errors(ours, case, model, size, batch=2)
+        assert max(found.values()) <= LIMIT, (size, found)
+
+
+@each
+def test_odd_sizes_are_upstreams_padded(case: Case, tmp_path: Path) -> None:
+    model, size = case.model(), (61, 75)
+    case.save(model, tmp_path)
+    ours, x = case.load(tmp_path, case.policy), images(size, 2)
+    with torch.inference_mode():
+        want = case.run(model, F.pad(x, (0, 21, 0, 3)), list(range(4)))
+        for layer, features in enumerate(ours.forward_layers(x, range(4), norm=False)):
+            tokens = cropped(want.layers[layer], ours.spec.strides[layer], size)
+            assert relative_error(features.tokens, tokens) <= LIMIT
+
+
+def test_dinov3s_convnext_is_timms(tmp_path: Path) -> None:
+    model, x = convnext_model(), images((64, 96), 2)
+    model.save_pretrained(tmp_path)
+    network, ours = timm_convnext(model), load_backbone(tmp_path)
+    with torch.inference_mode():
+        assert relative_error(ours(x).pooled, network(x)) <= LIMIT
+        levels = network.forward_intermediates(x, intermediates_only=True)
+        for features, level in zip(ours.forward_layers(x, range(4), norm=False), levels, strict=True):
+            assert relative_error(features.patches, level) <= LIMIT
+
+
+WHOLE = {
+    "HieraBackbone": (transformers.HieraConfig, HIERA),
+    "HieraForPreTraining": (
+        transformers.HieraConfig,
+        {**HIERA, "decoder_depth": 1, "decoder_hidden_size": 16, "decoder_num_heads": 2},
+    ),
+    "HieraForImageClassification": (transformers.HieraConfig, {**HIERA, "num_labels": 3}),
+    "DINOv3ConvNextBackbone": (transformers.DINOv3ConvNextConfig, CONVNEXT),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_classes_around_the_network(name: str, tmp_path: Path) -> None:
+    config, settings = WHOLE[name]
+    model = randomise(getattr(transformers, name)(config(**settings)))
+    model.save_pretrained(tmp_path)
+    ours, x = load_backbone(tmp_path), images((64, 64), 2)
+    with torch.inference_mode():
+        if name.startswith("Hiera"):
+            plain = transformers.HieraModel(config(**HIERA), add_pooling_layer=False).eval()
+            state = {key.removeprefix("hiera."): value for key, value in model.state_dict().items()}
+            assert not plain.load_state_dict(state, strict=False).missing_keys
+            want = plain(x, output_hidden_states=True).reshaped_hidden_states[-1].flatten(1, 2)
+        else:
+            want = model(x, output_hidden_states=True).hidden_states[-1].flatten(2).mT
+        assert not ours.spec.has_norm
+        assert relative_error(ours(x).tokens, want) <= LIMIT
+
+
+def test_the_encoder_of_a_whole_sam_2_is_read(tmp_path: Path) -> None:
+    sam2 = import_module("transformers.models.sam2.modeling_sam2")
+    backbone = sam2.Sam2HieraDetModel.config_class(**SAM2).to_dict()
+    sizes = {"backbone_channel_list": [128, 64, 32, 16], "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]}
+    kind = sam2.Sam2VisionModel
+    model = randomise(kind(kind.config_class(backbone_config=backbone, fpn_hidden_size=32, **sizes)))
+    model.save_pretrained(tmp_path)
+    ours, x = load_backbone(tmp_path), images((96, 64), 2)
+    with torch.inference_mode():
+        want = model.backbone(x).intermediate_hidden_states
+        for features, level in zip(ours.forward_layers(x, range(4), norm=False), want, strict=True):
+            assert relative_error(features.tokens, level.flatten(1, 2)) <= LIMIT

@@ -1,0 +1,380 @@
+"""Servers of buckets for tests: S3 in memory behind a proxy that injects faults, and servers of npm if installed."""
+
+import base64
+import hmac
+import http.client
+import io
+import random
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import tarfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock, Thread
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+from tests.helpers import photo
+
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+
+
+@dataclass
+class Faults:
+    """What the proxy does to requests: the share of each fault, and what it counted."""
+
+    refused: float = 0.0  # 503 before the service sees the request
+    lost: float = 0.0  # the service does the work, and the connection is cut
+    failed: float = 0.0  # the service does the work, and the answer is 500
+    cut: float = 0.0  # half of the body, then the connection is cut
+    slow: float = 0.0  # the body drips
+    denied: float = 0.0  # 403
+    only: str = ""  # faults happen to requests whose method and path match this pattern
+    most: int = 10**9  # faults in all
+    seed: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
+    signatures: list[str] = field(default_factory=list)  # what each request authorised itself by
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self._lock = Lock()
+
+    def choose(self, request: tuple[str, str, str]) -> str:
+        with self._lock:
+            self.requests.append(request)
+            if sum(self.counts.values()) >= self.most or not re.search(self.only, f"{request[0]} {request[1]}"):
+                return "none"
+            at = self._random.random()
+            for kind in ("refused", "lost", "failed", "cut", "slow", "denied"):
+                at -= getattr(self, kind)
+                if at < 0:
+                    self.counts[kind] = self.counts.get(kind, 0) + 1
+                    return kind
+            return "none"
+
+
+class _Proxy(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    faults: Faults
+    backend: tuple[str, int]
+
+    def log_message(self, *_: object) -> None: ...
+
+    def _pass(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fault = self.faults.choose((self.command, self.path, self.headers.get("Range", "")))
+        self.faults.signatures.append(self.headers.get("Authorization", ""))
+        if fault == "denied":
+            return self._answer(403, {}, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+        if fault == "refused":
+            return self._answer(503, {}, b"<Error><Code>SlowDown</Code><Message>Slow down</Message></Error>")
+        connection = http.client.HTTPConnection(*self.backend)
+        try:
+            connection.request(self.command, self.path, body, dict(self.headers.items()))
+            response = connection.getresponse()
+            data = response.read()
+        finally:
+            connection.close()
+        if fault == "lost":
+            return self._hang_up()
+        if fault == "failed":
+            return self._answer(500, {}, b"<Error><Code>InternalError</Code><Message>We failed</Message></Error>")
+        return self._answer(response.status, dict(response.getheaders()), data, fault)
+
+    def _answer(self, status: int, headers: dict[str, str], data: bytes, fault: str = "none") -> None:
+        self.send_response(status)
+        said = {name.lower(): value for name, value in headers.items()}
+        length = said.get("content-length", len(data)) if self.command == "HEAD" else len(data)
+        skipped = ("content-length", "transfer-encoding", "connection", "date", "server")
+        for name, value in headers.items():
+            if name.lower() not in skipped:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if fault == "cut" and len(data) > 1:
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            return self._hang_up()
+        pieces = 4 if fault == "slow" else 1
+        step = -(-len(data) // pieces) or 1
+        for start in range(0, len(data), step):
+            self.wfile.write(data[start : start + step])
+            self.wfile.flush()
+            time.sleep(0.02 if fault == "slow" else 0)
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, *_: object) -> None: ...  # a client that hangs up is what the tests ask for
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext | None = None) -> Iterator[str]:
+    """Serve by a handler in threads of this process, by TLS if there is a context. Gives the URL."""
+    server = _Server(("127.0.0.1", 0), handler)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield f"http{'s' * (context is not None)}://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def proxy(backend: str, faults: Faults) -> Iterator[str]:
+    """Put a proxy that injects faults before a server. Gives its URL."""
+    host, _, port = backend.removeprefix("http://").partition(":")
+    handler = type("Proxy", (_Proxy,), {"faults": faults, "backend": (host, int(port))})
+    with serving(handler) as url:
+        yield url
+
+
+@pytest.fixture
+def quick_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let requests be repeated after milliseconds."""
+    from vitbackbone.files import cloud_clients, cloud_requests
+
+    pauses = {"init_backoff": timedelta(milliseconds=2), "max_backoff": timedelta(milliseconds=20), "base": 2}
+    monkeypatch.setitem(cloud_clients.RETRIES, "backoff", pauses)
+    monkeypatch.setattr(cloud_requests, "PAUSE", 0.005)
+
+
+@contextmanager
+def moto() -> Iterator[str]:
+    """Serve S3 in memory, with a bucket `photos`. Gives the URL."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        url = f"http://{host}:{port}"
+        urllib.request.urlopen(f"{url}/moto-api/reset", data=b"").close()
+        make_bucket(url, "photos")
+        yield url
+    finally:
+        server.stop()
+
+
+def make_bucket(url: str, name: str) -> None:
+    urllib.request.urlopen(urllib.request.Request(f"{url}/{name}", method="PUT")).close()
+
+
+@contextmanager
+def npm_server(name: str, *options: str) -> Iterator[str]:
+    """Serve by a program of npm, which is skipped where it is not installed. `{port}` and `{folder}` are filled in."""
+    program = shutil.which(name)
+    if program is None:
+        pytest.skip(f"{name} is not installed (npm install -g {name.split('-')[0]})")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [program, *(option.format(port=port) for option in options)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+            assert time.monotonic() < deadline, f"{name} did not start"
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+ACCOUNT = "devstoreaccount1"  # of Azurite, with its published key
+ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+@contextmanager
+def azurite(folder: Path) -> Iterator[str]:
+    """Serve Azure's blobs, with a container `photos`. Gives the URL of the account."""
+    options = ("--blobPort", "{port}", "--location", str(folder), "--silent", "--skipApiVersionCheck")
+    with npm_server("azurite-blob", *options) as url:
+        sent = formatdate(usegmt=True)
+        named = f"x-ms-date:{sent}\nx-ms-version:2021-08-06\n/{ACCOUNT}/{ACCOUNT}/photos\nrestype:container"
+        text = "PUT" + "\n" * 12 + named
+        signature = base64.b64encode(hmac.digest(base64.b64decode(ACCOUNT_KEY), text.encode(), "sha256")).decode()
+        headers = {"x-ms-date": sent, "x-ms-version": "2021-08-06", "Authorization": f"SharedKey {ACCOUNT}:{signature}"}
+        address = f"{url}/{ACCOUNT}/photos?restype=container"
+        urllib.request.urlopen(urllib.request.Request(address, method="PUT", headers=headers)).close()
+        yield f"{url}/{ACCOUNT}"
+
+
+class _Google(BaseHTTPRequestHandler):
+    """Serves Google's storage by its XML interface, with generations: what obstore uses of it."""
+
+    protocol_version = "HTTP/1.1"
+    objects: dict[str, tuple[bytes, int]]
+    parts: dict[str, bytes]
+    lock: Lock
+
+    def log_message(self, *_: object) -> None: ...
+
+    def _send(self, status: int, data: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _key(self) -> tuple[str, dict[str, list[str]]]:
+        parts = urlsplit(self.path)
+        return unquote(parts.path).lstrip("/").partition("/")[2], parse_qs(parts.query, keep_blank_values=True)
+
+    def do_PUT(self) -> None:
+        (key, query), data = self._key(), self.rfile.read(int(self.headers["Content-Length"]))
+        if "partNumber" in query:
+            self.parts[f"{key} {int(query['partNumber'][0]):05}"] = data
+            return self._send(200, ETag=f'"{len(self.parts)}"')
+        return self._write(key, data)
+
+    def do_POST(self) -> None:
+        (key, query), _ = self._key(), self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if "uploads" in query:
+            return self._send(
+                200, b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
+            )
+        whole = b"".join(self.parts[name] for name in sorted(self.parts) if name.startswith(f"{key} "))
+        return self._write(key, whole, b"<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>")
+
+    def _write(self, key: str, data: bytes, answer: bytes = b"") -> None:
+        wanted = self.headers.get("x-goog-if-generation-match")
+        with self.lock:
+            generation = self.objects[key][1] if key in self.objects else 0
+            if wanted is not None and int(wanted) != generation:
+                return self._send(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+            generation = time.time_ns()
+            self.objects[key] = data, generation
+        return self._send(200, answer, ETag=f'"{generation:x}"', x_goog_generation=str(generation))
+
+    def do_GET(self) -> None:
+        key, query = self._key()
+        if "list-type" in query:
+            prefix, offset = query.get("prefix", [""])[0], query.get("start-after", [""])[0]
+            items = "".join(
+                f"<Contents><Key>{name}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+                f"<ETag>&quot;{generation:x}&quot;</ETag><Size>{len(data)}</Size></Contents>"
+                for name, (data, generation) in sorted(self.objects.items())
+                if name.startswith(prefix) and name > offset
+            )
+            return self._send(
+                200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>".encode()
+            )
+        if key not in self.objects:
+            return self._send(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        data, generation = self.objects[key]
+        about = {"ETag": f'"{generation:x}"', "x_goog_generation": str(generation)}
+        about["Last_Modified"] = formatdate(usegmt=True)
+        found = self.headers.get("Range")
+        if self.command == "HEAD" or not found:
+            return self._send(200, data, **about)
+        start, end = (int(end) for end in found.removeprefix("bytes=").split("-"))
+        if start >= len(data):
+            return self._send(416, b"<Error><Code>InvalidRange</Code></Error>")
+        end = min(end, len(data) - 1)
+        return self._send(206, data[start : end + 1], Content_Range=f"bytes {start}-{end}/{len(data)}", **about)
+
+    do_HEAD = do_GET
+
+    def do_DELETE(self) -> None:
+        key, _ = self._key()
+        self._send(204 if self.objects.pop(key, None) else 404)
+
+
+def google() -> AbstractContextManager[str]:
+    """Serve Google's storage in memory. Gives the URL."""
+    return serving(type("Google", (_Google,), {"objects": {}, "parts": {}, "lock": Lock()}))
+
+
+def put_folder(folder: Path, storage: object) -> None:
+    """Copy the files of a folder into a storage, under their relative paths."""
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            storage.put(file.relative_to(folder).as_posix(), file.read_bytes())  # type: ignore[attr-defined]
+
+
+class _ManyKeys(BaseHTTPRequestHandler):
+    """Lists a bucket of `count` keys, a thousand a page, as S3 does. Nothing else is there."""
+
+    protocol_version = "HTTP/1.1"
+    count = 1_000_000
+
+    def log_message(self, *_: object) -> None: ...
+
+    def do_GET(self) -> None:
+        asked = parse_qs(urlsplit(self.path).query)
+        start = int(asked.get("continuation-token", ["0"])[0])
+        stop = min(start + 1000, self.count)
+        item = (
+            "<Contents><Key>{}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+            "<ETag>&quot;{:032x}&quot;</ETag><Size>60000</Size></Contents>"
+        )
+        items = "".join(item.format(f"photos/{i // 1000:04}/photo-{i:07}.jpg", i) for i in range(start, stop))
+        more = stop < self.count
+        token = f"<NextContinuationToken>{stop}</NextContinuationToken>" if more else ""
+        data = (
+            '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>many</Name>'
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{items}</ListBucketResult>"
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def many_keys(count: int) -> AbstractContextManager[str]:
+    """Serve the list of a bucket of `count` keys. Gives the URL."""
+    return serving(type("ManyKeys", (_ManyKeys,), {"count": count}))
+
+
+@contextmanager
+def photos_in_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Serve the bucket `photos` with three shards of four photos, and let this process go to it."""
+    from vitbackbone.files import open_storage
+    from vitbackbone.files.cloud_clients import client_of
+
+    with moto() as url:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(name, value)
+        client_of.cache_clear()
+        for shard in range(3):
+            data = io.BytesIO()
+            with tarfile.open(fileobj=data, mode="w") as tar:
+                for i in range(4):
+                    image = io.BytesIO()
+                    photo(40, 52, seed=4 * shard + i).save(image, "PNG")
+                    member = tarfile.TarInfo(f"{4 * shard + i:02}.png")
+                    member.size = image.tell()
+                    tar.addfile(member, io.BytesIO(image.getvalue()))
+            open_storage("s3://photos/shards").put(f"part-{shard:04}.tar", data.getvalue())
+        yield
+        client_of.cache_clear()

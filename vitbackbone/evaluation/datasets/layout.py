@@ -1,0 +1,176 @@
+"""The layout of a dataset as it is distributed: how it is read in place, and how many of what it should have."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from vitbackbone.evaluation.settings import digest
+
+
+class LayoutError(ValueError):
+    """A folder does not have the layout that a dataset is distributed in."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A dataset and its official layout.
+
+    `read` opens a folder and returns the record of the dataset's kind; it raises `LayoutError` with a sentence if a
+    file or folder is missing. `counts` tells how many of what the record has. `official` are the counts of the whole
+    dataset, by the same names.
+    """
+
+    name: str
+    kind: str  # such as "classification"
+    title: str  # such as "ImageNet-1k"
+    tree: str  # the layout, for `describe` and the documentation
+    read: Callable[[Path], Any]
+    counts: Callable[[Any], Mapping[str, int]]
+    official: Mapping[str, int] = field(default_factory=dict)
+    source: str = ""
+
+    def check(self, root: Path) -> "Check":
+        """Compare a folder with the official counts. Raises `LayoutError` if it cannot be read at all."""
+        return Check(self, root, dict(self.counts(self.read(root))))
+
+
+@dataclass(frozen=True)
+class Check:
+    """The counts of a folder beside the official ones."""
+
+    layout: Layout
+    root: Path
+    counts: Mapping[str, int]
+
+    @property
+    def differing(self) -> dict[str, tuple[int, int]]:
+        """(here, official) of each count that differs."""
+        official = self.layout.official
+        return {
+            name: (self.counts.get(name, 0), count)
+            for name, count in official.items()
+            if self.counts.get(name, 0) != count
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images in order, each with the index of its class, -1 if unknown. If an image may have several classes, `labels`
+    has a column for each class: 1 present, 0 absent, -1 not counted.
+
+    `pixels`: the images themselves, if the dataset is distributed as arrays; `names` are then for humans only.
+    """
+
+    root: Path
+    names: Sequence[str]  # paths relative to `root`
+    labels: Int[np.ndarray, "N ..."]
+    classes: Sequence[str]
+    pixels: UInt8[np.ndarray, "N H W 3"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, rows: Int[np.ndarray, " n"]) -> "Images":
+        """Return some of the images, in the given order."""
+        names = [self.names[i] for i in rows.tolist()]
+        pixels = None if self.pixels is None else self.pixels[rows]
+        return replace(self, names=names, labels=self.labels[rows], pixels=pixels)
+
+    def limited(self, limit: int | None) -> "Images":
+        """Return at most `limit` images, a random choice with a fixed seed, in their order."""
+        if limit is None or len(self) <= limit:
+            return self
+        return self.take(np.sort(np.random.RandomState(0).permutation(len(self))[:limit]))
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the names and the labels."""
+        return digest(list(self.names), self.labels.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A classification dataset: `train` is fitted on, and `test` is reported."""
+
+    train: Images
+    test: Images
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the names and labels of both splits."""
+        return digest(self.train.digest(), self.test.digest())
+
+
+def count_labelled(data: Labelled) -> dict[str, int]:
+    """Count the images of both splits, and the classes that have images to fit on."""
+    labels = data.train.labels
+    fitted = labels.shape[1] if labels.ndim == 2 else len(np.unique(labels))
+    return {"training images": len(data.train), "test images": len(data.test), "classes": fitted}
+
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
+
+
+def image_names(folder: Path) -> list[str]:
+    """Return the names of the images in a folder, sorted. Hidden files are no images."""
+    with os.scandir(folder) as entries:
+        return sorted(each.name for each in entries if each.name[0] != "." and each.name.lower().endswith(SUFFIXES))
+
+
+def folder_names(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted(each.name for each in entries if each.name[0] != "." and each.is_dir())
+
+
+def class_folders(root: Path, split: str, classes: Sequence[str] | None, tree: str) -> Images:
+    """Read `SPLIT/CLASS/*`. `classes`: the classes in the order of their indices; by default the folders, sorted.
+
+    Raises `LayoutError` if the split or every class is missing, or a folder is no class.
+    """
+    top = need_folder(root, *filter(None, [split]), tree=tree)
+    found = folder_names(top)
+    if not found:
+        loose = len(image_names(top))
+        hint = f"; its {loose} images lie outside of class folders: sort them into one folder a class" if loose else ""
+        raise LayoutError(f"{top} has no class folders{hint}; the official layout is {tree}")
+    known = list(found if classes is None else classes)
+    index = {name: i for i, name in enumerate(known)}
+    unknown = [name for name in found if name not in index]
+    if unknown:
+        raise LayoutError(f"{top} has {len(unknown)} folders that are no class, such as {unknown[0]}; want {tree}")
+    names, labels = [], []
+    for name in found:
+        images = image_names(top / name)
+        names += ["/".join([*filter(None, [split]), name, image]) for image in images]
+        labels += [index[name]] * len(images)
+    if not names:
+        raise LayoutError(f"{top} has {len(found)} class folders and no image; the official layout is {tree}")
+    return Images(root, names, np.array(labels, dtype=np.int64), known)
+
+
+def read_lines(file: Path) -> list[str]:
+    """Return the lines of a text file that are not empty. Raises `LayoutError` if it is no text."""
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise LayoutError(f"{file} is no text file ({error})") from error
+
+
+def need_folder(root: Path, *parts: str, tree: str) -> Path:
+    """Return a folder of a dataset. Raises `LayoutError` if it is missing."""
+    folder = root.joinpath(*parts)
+    if not folder.is_dir():
+        raise LayoutError(f"{root} has no folder {'/'.join(parts) or '.'}; the official layout is {tree}")
+    return folder
+
+
+def need_file(root: Path, *parts: str, tree: str) -> Path:
+    """Return a file of a dataset. Raises `LayoutError` if it is missing."""
+    file = root.joinpath(*parts)
+    if not file.is_file():
+        raise LayoutError(f"{root} has no file {'/'.join(parts)}; the official layout is {tree}")
+    return file

@@ -1,0 +1,59 @@
+"""Accuracies of class scores.
+
+Axes: `N` images, `K` classes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+def ranked(scores: Float[np.ndarray, "N K"], count: int) -> Int[np.ndarray, "N count"]:
+    """Return the classes of the highest scores, descending. Of equal scores, the lower index comes first."""
+    count = min(count, scores.shape[1])
+    if count < scores.shape[1]:
+        kept = np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)
+        low = np.take_along_axis(scores, kept, axis=1).min(axis=1)
+        tied = (scores >= low[:, None]).sum(axis=1) > count
+        for row in np.flatnonzero(tied):  # the choice of argpartition among equal scores is arbitrary
+            kept[row] = np.sort(np.argsort(-scores[row], kind="stable")[:count])
+    else:
+        kept = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    order = np.argsort(-np.take_along_axis(scores, kept, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(kept, order, axis=1)
+
+
+def in_top(ranks: Int[np.ndarray, "N R"], labels: Int[np.ndarray, " N"], k: int) -> Bool[np.ndarray, " N"]:
+    """Return whether each label is among the first `k` ranked classes."""
+    return (ranks[:, :k] == labels[:, None]).any(axis=1)
+
+
+def in_list(predicted: Int[np.ndarray, " N"], lists: Sequence[Sequence[int]]) -> Bool[np.ndarray, " M"]:
+    """Return whether each prediction is in its list, for the M images whose list is not empty (ImageNet ReaL)."""
+    return np.array([label in each for label, each in zip(predicted.tolist(), lists, strict=True) if each], dtype=bool)
+
+
+def best_of(scores: Float[np.ndarray, "N K"], subset: Int[np.ndarray, " S"]) -> Int[np.ndarray, " N"]:
+    """Return the best class of a subset: the scores are cut to the subset before the argmax (ImageNet-A and -R)."""
+    return subset[scores[:, subset].argmax(axis=1)]
+
+
+def mean_per_class(right: Bool[np.ndarray, " N"], labels: Int[np.ndarray, " N"]) -> float:
+    """Return the accuracy of each class that has images, averaged over these classes."""
+    totals = np.bincount(labels)
+    hits = np.bincount(labels, right, minlength=len(totals))
+    return float((hits[totals > 0] / totals[totals > 0]).mean())
+
+
+def eleven_point_ap(scores: Float[np.ndarray, " N"], positive: Bool[np.ndarray, " N"]) -> float:
+    """Return VOC 2007's average precision: the highest precision at recalls of at least 0, .1, ..., 1, averaged.
+
+    (Everingham et al. 2010, section 4.2.) Raises `ValueError` if there is no positive.
+    """
+    if not positive.any():
+        raise ValueError("an average precision needs at least one positive")
+    hits = positive[np.argsort(-scores, kind="stable")].cumsum()
+    precision, recall = hits / np.arange(1, len(hits) + 1), hits / hits[-1]
+    points = [precision[recall >= level - 1e-12].max(initial=0.0) for level in np.linspace(0, 1, 11)]
+    return float(np.mean(points))

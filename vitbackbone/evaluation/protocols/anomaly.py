@@ -1,0 +1,204 @@
+"""Few-shot anomaly detection by nearest patches: MVTec AD (Damm et al. 2025, AnomalyDINO)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitbackbone.contract import evaluating
+from vitbackbone.evaluation.datasets.mvtec import Anomalies, Category
+from vitbackbone.evaluation.datasets.photos import open_photo
+from vitbackbone.evaluation.methods.inputs import (
+    features_of,
+    normalised,
+    resize,
+    short_side,
+    size_of,
+    stand_in,
+    whole_patches,
+)
+from vitbackbone.evaluation.methods.memory_bank import distances, foreground, image_score, rotations, score_map
+from vitbackbone.evaluation.metrics.regions import pro
+from vitbackbone.evaluation.protocol import Protocol, Score
+from vitbackbone.evaluation.run import Run
+from vitbackbone.evaluation.settings import setting
+from vitbackbone.files import progress_bar
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class View:
+    """How a photo is shown."""
+
+    short: int = setting(448, "shorter side, in pixels; Pillow's bicubic filter")
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The features that are compared."""
+
+    norm: bool = setting(True, "whether the final norm is applied, if there is one; without, 6 to 7 points are lost")
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The sound photos that others are compared with, and the mask of the object."""
+
+    shots: int = setting(1, "sound photos of a category; the first by name for seed 0, the next for seed 1")
+    seeds: tuple[int, ...] = setting((0, 1, 2), "runs whose figures are averaged")
+    rotations: int = setting(8, "turned copies of each, evenly over the circle; 1 for none")
+    masked: tuple[str, ...] = setting(
+        ("capsule", "hazelnut", "pill", "screw", "toothbrush"), "categories whose background scores 0 in test photos"
+    )
+    threshold: float = setting(10.0, "least first principal component of a patch that shows the object")
+    border: float = setting(0.2, "share of each side that the centre leaves out")
+    least: float = setting(0.35, "share of the centre that must be object, or the component's sign is turned")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How distances become scores."""
+
+    top: float = setting(0.01, "share of the patches whose mean distance is the photo's score")
+    sigma: float = setting(4.0, "of the Gaussian that blurs the map, in pixels of the photo")
+    limit: float = setting(0.3, "most false positive rate of PRO")
+
+
+def patches(run: Run, photo: Image.Image) -> Float[Tensor, "D h w"]:
+    """Return the patches of a photo, cut at the right and bottom to whole patches."""
+    backbone, view = run.backbone, run.protocol.view
+    shown = resize(photo, short_side(size_of(photo), view.short), "bicubic")
+    image = normalised(whole_patches(shown, backbone.spec.stride), backbone)[None]
+    norm = run.protocol.features.norm and backbone.spec.has_norm
+    return features_of(backbone, image, [-1], norm)[0].patches[0].float()
+
+
+def bank(run: Run, category: Category, seed: int) -> Float[Tensor, "R D"]:
+    """Return the patches of the sound photos of a seed, of length 1."""
+    fit = run.protocol.fit
+    names = sorted(category.train)[seed * fit.shots : (seed + 1) * fit.shots]
+    if len(names) < fit.shots:
+        raise ValueError(
+            f"{category.name} has {len(category.train)} sound photos, too few for {fit.shots} of seed {seed}; "
+            "lower fit.shots or fit.seeds"
+        )
+    found = []
+    for name in names:
+        for turned in rotations(np.asarray(open_photo(category.root / name)), fit.rotations):
+            found.append(F.normalize(patches(run, Image.fromarray(turned)).flatten(1).T, dim=1))
+    return torch.cat(found)
+
+
+def measure(run: Run, category: Category, seed: int) -> Arrays:
+    """Return the distance of each patch of each test photo, (h, w), 0 where the background is masked."""
+    fit, found = run.protocol.fit, {}
+    with evaluating(run.backbone):
+        sound = bank(run, category, seed)
+        for index, name in enumerate(category.test):
+            seen = patches(run, open_photo(category.root / name))
+            grid, tokens = (seen.shape[1], seen.shape[2]), seen.flatten(1).T
+            far = distances(F.normalize(tokens, dim=1), sound).double().cpu().numpy()
+            if category.name in fit.masked:
+                shown = foreground(tokens.cpu().numpy(), grid, fit.threshold, fit.border, fit.least)
+                far = np.where(shown, far, 0.0)
+            found[str(index)] = far.reshape(grid)
+    return found
+
+
+def figures(run: Run, category: Category, found: Arrays) -> tuple[float, float, float]:
+    """Return AUROC of photos, AUROC of pixels, and PRO of a category."""
+    metric = run.protocol.metric
+    rows = [found[str(index)] for index in range(len(category.test))]
+    scores = [image_score(each.reshape(-1), metric.top) for each in rows]
+    maps: list[Float[np.ndarray, "H W"]] = []
+    masks: list[Bool[np.ndarray, "H W"]] = []
+    for index, row in enumerate(rows):
+        size = size_of(open_photo(category.root / category.test[index]))
+        maps.append(score_map(row, size, metric.sigma))
+        masks.append(category.mask(index, size))
+    defective = [mask is not None for mask in category.masks]
+    pixels, truth = (np.concatenate([each.ravel() for each in part]) for part in (maps, masks))
+    return float(roc_auc_score(defective, scores)), float(roc_auc_score(truth, pixels)), pro(maps, masks, metric.limit)
+
+
+NAMES = ("image AUROC", "pixel AUROC", "PRO")
+
+
+def score(run: Run) -> Sequence[Score]:
+    """Fill the bank, compare and measure."""
+    data: Anomalies = run.data
+    for sentence in stand_in(run.backbone.spec, norm=run.protocol.features.norm, cls=False):
+        run.note(sentence)
+    protocol, fit = run.protocol, run.protocol.fit
+    if run.limit is not None:
+        run.note("every category is measured whole; --limit takes the first categories")
+    categories = list(data.categories)[: run.limit]
+    table = np.zeros((len(fit.seeds), len(categories), len(NAMES)))
+    jobs = [(i, j) for i in range(len(fit.seeds)) for j in range(len(categories))]
+    for i, j in progress_bar(jobs, "comparing", run.machine.progress, unit="category"):
+        category, seed = categories[j], fit.seeds[i]
+        key = ["anomaly", protocol.view, protocol.features, replace(fit, seeds=()), seed, category.digest()]
+        found = run.stage("distances", key, lambda c=category, s=seed: measure(run, c, s))  # type: ignore[misc]
+        kept = run.stage(
+            "anomalies",
+            [*key, protocol.metric],
+            lambda c=category, f=found: {"figures": np.array(figures(run, c, dict(f)))},  # type: ignore[misc]
+        )
+        table[i, j] = kept["figures"]
+    return _scores(table, categories)
+
+
+def _scores(table: Float[np.ndarray, "S C 3"], categories: Sequence[Category]) -> list[Score]:
+    found = []
+    for i, name in enumerate(NAMES):
+        runs = table[:, :, i].mean(axis=1)
+        interval, method = None, ""
+        if len(runs) > 1:
+            spread = float(runs.std(ddof=1))
+            interval = (100 * (float(runs.mean()) - spread), 100 * (float(runs.mean()) + spread))
+            method = f"mean ± standard deviation of {len(runs)} seeds"
+        count = len(categories)
+        found.append(
+            Score(name, 100 * float(runs.mean()), count, "categories", interval=interval, method=method, published=name)
+        )
+    for j, category in enumerate(categories):
+        for i, name in enumerate(NAMES):
+            value = 100 * float(table[:, j, i].mean())
+            found.append(Score(f"{name} {category.name}", value, len(category.test), "photos", main=False))
+    return found
+
+
+AGNOSTIC = Protocol(
+    name="anomaly",
+    variant="agnostic",
+    summary="MVTec AD from one sound photo: the distance of each patch to its nearest sound patch.",
+    source="Damm et al. 2025, AnomalyDINO (arXiv 2405.14529); dammsi/AnomalyDINO, run_anomalydino.py",
+    kind="anomalies",
+    datasets=("mvtec",),
+    view=View(),
+    features=Reads(),
+    fit=Bank(),
+    metric=Metric(),
+    score=score,
+    traps=(
+        "Without the final norm, figures fall by 6 to 7 points (anomalib#3627).",
+        "Figures are means over categories, and over seeds that take other sound photos.",
+        "PRO gives each connected defect the same weight, whatever its size, and stops at a false positive rate of .3.",
+        "The sign of a principal component is free; where too little of the centre is object, it is turned.",
+        "Copies are turned with exact coordinates; OpenCV rounds them to 1/32 of a pixel.",
+    ),
+)
+LARGE = replace(
+    AGNOSTIC, variant="agnostic-672", summary="MVTec AD from one sound photo, at 672 pixels.", view=View(short=672)
+)
+
+VARIANTS = (AGNOSTIC, LARGE)

@@ -1,0 +1,274 @@
+"""Semantic correspondence on SPair-71k, in the four forms that papers report: they differ by ten points."""
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitbackbone.contract import evaluating
+from vitbackbone.evaluation.datasets.photos import open_photo
+from vitbackbone.evaluation.datasets.spair import Correspondences, Pair
+from vitbackbone.evaluation.methods import resampled
+from vitbackbone.evaluation.methods.inputs import (
+    features_of,
+    normalised,
+    resize,
+    size_of,
+    stand_in,
+)
+from vitbackbone.evaluation.methods.matching import match, read_at
+from vitbackbone.evaluation.metrics.keypoints import Mean, mean_pck, within
+from vitbackbone.evaluation.protocol import Protocol, Score
+from vitbackbone.evaluation.run import Run
+from vitbackbone.evaluation.settings import setting
+
+MEANS: tuple[Mean, ...] = ("pair", "point", "category")
+HELD = 128  # feature maps that are kept in memory
+Points = Float[np.ndarray, "K 2"]
+
+
+@dataclass(frozen=True)
+class View:
+    """How a photo is shown."""
+
+    shape: Literal["native", "squash", "middle", "corner"] = setting(
+        "native", "its own size; squashed to a square; in the middle of a square; in the top left of a square"
+    )
+    size: int = setting(0, "side of the square in pixels, rounded down to whole patches; 0 without a square")
+    patches: int = setting(0, "side of the square in patches, in place of `size`; 0 to use `size`")
+    filter: Literal["nearest", "bilinear", "bicubic", "lanczos"] = setting("bicubic", "Pillow's filter")
+    fill: int = setting(0, "level of the square around the photo")
+    whole_pixels: bool = setting(False, "whether keypoints are cut to whole pixels of the view")
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The features that are compared."""
+
+    norms: tuple[bool, ...] = setting((True,), "whether the final norm is applied; the best of several is reported")
+    read: Literal["nearest", "inside", "bilinear"] = setting(
+        "inside", "the patch at the rounded index, the patch that holds the point, or interpolated"
+    )
+
+
+@dataclass(frozen=True)
+class Match:
+    """How the keypoint is found."""
+
+    how: Literal["argmax", "window", "kernel"] = setting("argmax", "the best patch, or a mean of places around it")
+    sigma: float = setting(7.0, "of the Gaussian around the best patch, in patches")
+    window: int = setting(5, "patches from the best one, in both directions")
+    temperature: float = setting(0.04, "of the softmax over places")
+    half_patch: bool = setting(True, "whether a patch stands for its centre, not its corner")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """When a keypoint is right, and what is averaged."""
+
+    alpha: float = setting(0.1, "share of the longer side of the target's box")
+    rule: Literal["<=", "<"] = setting("<=", "whether a keypoint exactly at the threshold is right")
+    mean: Literal["pair", "point", "category"] = setting("pair", "what has the same weight")
+    pairs_per_category: int = setting(0, "pairs that are drawn from each category; 0 for all")
+    seed: int = setting(20, "seed of that draw, from pairs sorted by name")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A photo in its view, and how points get there."""
+
+    image: Image.Image
+    scale: tuple[float, float]  # (x, y) pixels of the view for a pixel of the photo
+    offset: tuple[int, int]  # (x, y) of the photo in the view
+
+
+def show(photo: Image.Image, view: View, stride: int) -> Shown:
+    """Return a photo in its view."""
+    height, width = size_of(photo)
+    side = view.patches * stride or view.size // stride * stride
+    if view.shape == "native":
+        return Shown(photo, (1.0, 1.0), (0, 0))
+    if view.shape == "squash":
+        return Shown(resize(photo, (side, side), view.filter), (side / width, side / height), (0, 0))
+    longer, colour = max(height, width), (view.fill,) * 3
+    scale = (side / longer, side / longer)
+    if view.shape == "corner":
+        square = Image.new("RGB", (longer, longer), colour)
+        square.paste(photo)
+        return Shown(resize(square, (side, side), view.filter), scale, (0, 0))
+    small = (side, round(side * width / height)) if height > width else (round(side * height / width), side)
+    square = Image.new("RGB", (side, side), colour)
+    offset = ((side - small[1]) // 2, (side - small[0]) // 2)
+    square.paste(resize(photo, small, view.filter), offset)
+    return Shown(square, scale, offset)
+
+
+def placed(points: Points, shown: Shown, view: View) -> Points:
+    """Return points of the photo in pixels of the view."""
+    moved = points * np.array(shown.scale) + np.array(shown.offset)
+    return np.trunc(moved) if view.whole_pixels else moved
+
+
+class Matcher:
+    """The distances of the keypoints that are found in a pair's target from the true ones."""
+
+    def __init__(self, run: Run, data: Correspondences, norm: bool) -> None:
+        self.run, self.data, self.norm = run, data, norm and run.backbone.spec.has_norm
+        self.features = lru_cache(HELD)(self._features)
+
+    def _features(self, name: str) -> tuple[Shown, Float[Tensor, "D h w"]]:
+        backbone = self.run.backbone
+        shown = show(open_photo(self.data.root / name), self.run.protocol.view, backbone.spec.stride)
+        with evaluating(backbone):
+            features = features_of(backbone, normalised(shown.image, backbone)[None], [-1], self.norm)[0]
+            return shown, F.normalize(features.patches[0].float(), dim=0)
+
+    def distances(self, pair: Pair) -> Float[np.ndarray, " K"]:
+        """Return the distance of each keypoint in pixels of the target's photo."""
+        protocol, stride = self.run.protocol, self.run.backbone.spec.stride
+        how, view = protocol.fit, protocol.view
+        (source, features), (target, others) = self.features(pair.source), self.features(pair.target)
+        with torch.inference_mode():
+            extent = np.array([features.shape[2], features.shape[1]]) * stride
+            at = torch.from_numpy(placed(pair.source_points, source, view) / extent).to(features)
+            described = read_at(features, at, protocol.features.read)
+            cells = match(described, others, how.how, how.sigma, how.window, how.temperature)
+        found = cells.double().cpu().numpy() * stride + (stride // 2 if how.half_patch else 0)
+        error = (found - placed(pair.target_points, target, view)) / np.array(target.scale)
+        return np.linalg.norm(error, axis=1)
+
+
+def chosen_pairs(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
+    """Return pairs of each category drawn without replacement, or all if `count` is 0."""
+    if not count:
+        return list(pairs)
+    found = []
+    for category in sorted({each.category for each in pairs}):
+        of_one = sorted((each for each in pairs if each.category == category), key=lambda each: each.name)
+        random.Random(seed).shuffle(of_one)
+        found += of_one[:count]
+    return found
+
+
+def score(run: Run) -> Sequence[Score]:
+    """Match and measure."""
+    data: Correspondences = run.data
+    for sentence in stand_in(run.backbone.spec, norm=any(run.protocol.features.norms), cls=False):
+        run.note(sentence)
+    protocol, metric = run.protocol, run.protocol.metric
+    pairs = chosen_pairs(data.pairs, metric.pairs_per_category, metric.seed)
+    if run.limit is not None:
+        pairs = random.Random(0).sample(pairs, min(run.limit, len(pairs)))
+    most = max(len(each.source_points) for each in pairs)
+    found = []
+    for norm in dict.fromkeys(norm and run.backbone.spec.has_norm for norm in protocol.features.norms):
+        matcher = Matcher(run, data, norm)
+        key = ["correspondence", protocol.view, protocol.features.read, protocol.fit, norm, data.digest()]
+
+        def one(pair: Pair, matcher: Matcher = matcher) -> dict[str, Float[np.ndarray, " K"]]:
+            distances = matcher.distances(pair)
+            return {"distance": np.pad(distances, (0, most - len(distances)), constant_values=np.nan)}
+
+        distances = run.each("matching", [*key, [each.name for each in pairs]], pairs, one)["distance"]
+        found.append((*_measured(pairs, distances, protocol), norm))
+    _, scores, norm = max(found, key=lambda each: each[0])
+    if len(found) > 1:
+        run.facts["final norm"] = norm
+    return scores
+
+
+def _measured(
+    pairs: Sequence[Pair], distances: Float[np.ndarray, "N most"], protocol: Protocol
+) -> tuple[float, list[Score]]:
+    metric = protocol.metric
+    right: dict[str, list[NDArray[Any]]] = defaultdict(list)
+    each = []
+    for pair, row in zip(pairs, distances, strict=True):
+        found = within(row[~np.isnan(row)], pair.size, metric.alpha, metric.rule)
+        right[pair.category].append(found)
+        each.append(found.mean())
+    value, name = 100 * mean_pck(right, metric.mean), f"PCK@{metric.alpha:g}"
+    low, high = (100 * bound for bound in resampled.mean_interval(np.array(each)))
+    scores = [Score(f"{name} per {metric.mean}", value, len(pairs), "pairs", published="PCK@0.1")]
+    if metric.mean == "pair":
+        scores[0] = replace(scores[0], interval=(low, high), method=resampled.METHOD.format(of="pairs"))
+    scores += [
+        Score(f"{name} per {kind}", 100 * mean_pck(right, kind), len(pairs), "pairs", main=False)
+        for kind in MEANS
+        if kind != metric.mean
+    ]
+    scores += [
+        Score(f"{name} {category}", 100 * mean_pck({category: rows}, metric.mean), len(rows), "pairs", main=False)
+        for category, rows in sorted(right.items())
+    ]
+    return value, scores
+
+
+OFFICIAL = Protocol(
+    name="correspondence",
+    variant="official",
+    summary="SPair-71k as its authors count it: photos at their own size, the most similar patch, the mean over pairs.",
+    source="Min et al. 2019; juhongm999/hpf, model/evaluation.py. It fixes the rule and the mean, and no view or match",
+    kind="correspondences",
+    datasets=("spair",),
+    view=View(),
+    features=Reads(),
+    fit=Match(),
+    metric=Metric(),
+    score=score,
+    traps=(
+        "Four forms are in use. DINOv3 B has 46.8 in INSID3's (768) and 57.2 in its own: name the form.",
+        "A mean over pairs, over keypoints and over categories are three figures; results.json has all.",
+        "Probe3D draws 200 pairs a category from an unsorted list of files, which differs from disk to disk. Here the "
+        "list is sorted.",
+        "GeoAware-SC counts less than the threshold, others at most the threshold.",
+    ),
+)
+INSID3 = replace(
+    OFFICIAL,
+    variant="insid3",
+    summary="SPair-71k as INSID3 has it: squashed photos, and a mean of places under a Gaussian.",
+    source="visinf/INSID3, inference_keypoint_matching.py, utils/keypoints.py",
+    view=View(shape="squash", size=768, filter="bilinear"),
+    features=Reads(read="nearest"),
+    fit=Match(how="kernel", half_patch=False),
+)
+GEOAWARE = replace(
+    OFFICIAL,
+    variant="geoaware",
+    summary="SPair-71k as GeoAware-SC has it: 60 x 60 patches in the middle of a square, a soft mean of places.",
+    source="Zhang et al. 2024; Junyi42/GeoAware-SC, pck_train.py, configs/eval_zero_shot_spair.yaml",
+    view=View(shape="middle", patches=60, filter="lanczos"),
+    fit=Match(how="window", temperature=0.02),
+    metric=Metric(rule="<"),
+)
+PROBE3D = replace(
+    OFFICIAL,
+    variant="probe3d",
+    summary="SPair-71k as Probe3D has it: a white square of 800, interpolated features, 200 pairs a category.",
+    source="El Banani et al. 2024; mbanani/probe3d, evaluate_spair_correspondence.py",
+    view=View(shape="corner", size=800, fill=255, whole_pixels=True),
+    features=Reads(read="bilinear"),
+    fit=Match(half_patch=False),
+    metric=Metric(rule="<", mean="category", pairs_per_category=200),
+)
+V3 = replace(
+    PROBE3D,
+    variant="v3",
+    summary="SPair-71k as DINOv3 has it: Probe3D's form at 64 x 64 patches, the better of normed and not.",
+    source="Siméoni et al. 2025, DINOv3, section 6.1 and appendix D",
+    view=replace(PROBE3D.view, size=0, patches=64),
+    features=Reads(read="bilinear", norms=(True, False)),
+)
+
+VARIANTS = (OFFICIAL, INSID3, GEOAWARE, PROBE3D, V3)

@@ -1,0 +1,148 @@
+"""Run protocols on a backbone, and keep their results."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from vitbackbone.contract import BackboneModule
+from vitbackbone.evaluation.datasets import Check, find_layout
+from vitbackbone.evaluation.protocol import Protocol
+from vitbackbone.evaluation.protocols import find_protocol
+from vitbackbone.evaluation.report import write_report
+from vitbackbone.evaluation.results import Results, make_result, read_results
+from vitbackbone.evaluation.run import Machine, Run
+from vitbackbone.files import did_you_mean
+
+log = logging.getLogger("vitbackbone")
+Data = str | PathLike[str] | Mapping[str, str | PathLike[str]]
+
+
+def evaluate(
+    protocols: str | Sequence[str],
+    backbone: BackboneModule,
+    data: Data,
+    out: str | PathLike[str] | None = None,
+    *,
+    variant: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    device: str = "cpu",
+    workers: int = 0,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Results:
+    """Compute a backbone's figures by the papers' protocols. `vitbackbone evaluate list` shows the protocols.
+
+    `data`: the folder of each dataset by its name, or the one folder of the protocol's own dataset.
+    `out`: the folder for results, trained heads, and everything that a killed run resumes from. Results of several
+    calls join in it. None keeps nothing but the results that are returned.
+    `variant`: whose settings, such as "v2" or "v3"; by default the protocol's first. `settings`: settings to change,
+    such as `{"fit.ks": "10,20"}`.
+    `limit`: at most so many images of each part of a dataset. No published figure stands beside such a run.
+    `device`, `workers`, `batch_size`, `progress`: as for `extract`.
+
+    Raises `ValueError` on an unknown protocol, variant, dataset or setting, and on a dataset of another layout, before
+    anything is computed.
+    """
+    names = [protocols] if isinstance(protocols, str) else list(protocols)
+    texts = {key: _text(value) for key, value in (settings or {}).items()}
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}; want at least 1")
+    if not names:
+        raise ValueError("no protocol was given; `vitbackbone evaluate list` shows them")
+    chosen = [find_protocol(name, variant) for name in names]
+    chosen = _with_settings(chosen, texts)
+    folders = _folders(data, chosen)
+    pairs = [(each, dataset) for each in chosen for dataset in own_datasets(each, folders)]
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="vitbackbone-evaluate-") as folder:
+            return _run_all(
+                pairs, backbone, folders, Path(folder), limit, Machine(device, workers, batch_size, progress)
+            )
+    return _run_all(pairs, backbone, folders, Path(out), limit, Machine(device, workers, batch_size, progress))
+
+
+def _with_settings(protocols: Sequence[Protocol], texts: Mapping[str, str]) -> list[Protocol]:
+    """Change settings in each protocol that has them. Raises `ValueError` on one that no protocol has."""
+    found = []
+    for each in protocols:
+        own = each.names()
+        found.append(each.with_settings({key: text for key, text in texts.items() if key in own}))
+    for key in texts:
+        if not any(key in each.names() for each in protocols):
+            protocols[0].with_settings({key: texts[key]})  # its error names what there is
+    return found
+
+
+def own_datasets(protocol: Protocol, folders: Mapping[str, Path]) -> list[str]:
+    """Return the given datasets that a protocol runs on. Raises `ValueError` if one that it needs is missing."""
+    own = [name for name in folders if find_layout(name).kind == protocol.kind]
+    if protocol.joined:
+        own = [name for name in protocol.datasets if name in folders][:1]
+    if not own:
+        raise ValueError(
+            f"{protocol.name} needs a dataset of the kind {protocol.kind}, such as --data {protocol.datasets[0]}=DIR"
+        )
+    missing = [name for name in protocol.also if name not in folders]
+    if missing:
+        raise ValueError(f"{protocol.name} also needs --data {missing[0]}=DIR")
+    return own
+
+
+def _folders(data: Data, protocols: Sequence[Protocol]) -> dict[str, Path]:
+    """Return the folder of each dataset. Raises `ValueError` if no protocol reads one of them, or it is missing."""
+    if not isinstance(data, Mapping):
+        data = {protocols[0].datasets[0]: data}
+    folders = {name: Path(folder) for name, folder in data.items()}
+    for name, folder in folders.items():
+        about = find_layout(name)
+        if not any(about.kind == each.kind or name in (*each.also, *each.optional) for each in protocols):
+            read = sorted({name for each in protocols for name in (*each.datasets, *each.also, *each.optional)})
+            raise ValueError(
+                f"none of these protocols reads {name}{did_you_mean(name, read)}; they read {', '.join(read)}"
+            )
+        if not folder.exists():
+            raise ValueError(f"--data {name}={folder}: there is no such folder")
+    return folders
+
+
+def _run_all(
+    pairs: Sequence[tuple[Protocol, str]],
+    backbone: BackboneModule,
+    folders: Mapping[str, Path],
+    out: Path,
+    limit: int | None,
+    machine: Machine,
+) -> Results:
+    found: dict[str, Any] = {}
+    runs = [Run(each, backbone, dataset, folders, out, limit, machine, found=found) for each, dataset in pairs]
+    for run in runs:  # every layout is read before anything is computed
+        for name in (run.dataset, *run.protocol.also, *(name for name in run.protocol.optional if name in folders)):
+            run.read(name)
+    out.mkdir(parents=True, exist_ok=True)
+    results, mine = read_results(out), Results()
+    for run in runs:
+        log.info("%s (%s) on %s", run.protocol.name, run.protocol.variant, run.dataset)
+        start = time.monotonic()
+        scores = run.protocol.score(run)
+        read = [name for name in folders if name in run.protocol.datasets] if run.protocol.joined else [run.dataset]
+        read += run.protocol.also
+        checks = {
+            name: Check(find_layout(name), folders[name], find_layout(name).counts(run.read(name))) for name in read
+        }
+        made = make_result(run, scores, checks, time.monotonic() - start)
+        results, mine = results.with_result(made), mine.with_result(made)
+        results.write(out)
+        write_report(results, out)
+    return mine
+
+
+def _text(value: Any) -> str:
+    """Return a setting's value as the text that `--set` takes."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

@@ -1,0 +1,122 @@
+"""The rows of a snapshot joined with the results of its shards."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
+
+from vitbackbone.files import Storage
+from vitbackbone.store.labels import as_utf8
+from vitbackbone.store.layout import INDEX, ROWS
+from vitbackbone.store.locate import REMEDIES
+from vitbackbone.store.objects import read_table
+from vitbackbone.store.plan import result_rows
+from vitbackbone.store.records import Snapshot
+from vitbackbone.store.results import as_table, encoded, in_order, read_done, read_results, read_tasks, spans
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The rows and results of a snapshot.
+
+    `pending`: shards that are not computed.
+    """
+
+    rows: pa.Table  # of `ROWS`
+    results: pa.Table  # of `RESULTS`
+    pending: int
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The object of each shard's features, in the order of the shards."""
+        return self.results["features"].take([start for _, start, _ in spans(self.results)]).to_pylist()
+
+    @cached_property
+    def reads(self) -> Int[np.ndarray, " s"]:
+        """The number of images in each shard's features."""
+        return np.add.reduceat(self._good, self._starts) if len(self.names) else np.empty(0, np.int64)
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether the images are the rows of all shards, one after the other."""
+        at = self._at[self._at >= 0]
+        return np.array_equal(at[self._good[at] == 1], np.flatnonzero(self._good))
+
+    def features(self) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+        """Return the shard of each image that was read, as its position among the shards, and the row in it."""
+        before = np.cumsum(self._good) - self._good
+        at = self._at[self._at >= 0]
+        at = at[self._good[at] == 1]
+        shard = np.searchsorted(self._starts, at, side="right") - 1
+        return shard, before[at] - before[self._starts[shard]]
+
+    def index(self) -> pa.Table:
+        """Return the table of `INDEX`."""
+        at = pa.array(self._at, mask=self._at < 0)
+        outcome = {name: self.results[name].take(at) for name in ("reason", "error", "width", "height", "frames")}
+        for name in ("reason", "error"):  # of inputs whose content could not be read
+            outcome[name] = pc.coalesce(self.rows[name], outcome[name])
+        computed = pc.or_(at.is_valid(), self.rows["reason"].is_valid())
+        status = pc.if_else(outcome["reason"].is_valid(), "failed", pc.if_else(computed, "ok", "pending"))
+        columns = {
+            "row": np.arange(len(self.rows)),
+            "path": [shown(path) for path in self.rows["path"].to_pylist()],
+            "label": self.rows["label"],
+            "status": status,
+            **outcome,
+            "remedy": [REMEDIES.get(reason) for reason in outcome["reason"].to_pylist()],
+            "sha256": [digest and digest.hex() for digest in self.rows["sha256"].to_pylist()],
+            "same_as": self._same_as(),
+            "gone": self.rows["gone"],
+        }
+        return pa.table(columns, INDEX)
+
+    @cached_property
+    def _at(self) -> Int[np.ndarray, " n"]:
+        """The row in `results` of each input, -1 if it has none."""
+        shards, slots = (pc.fill_null(self.rows[name], -1).to_numpy() for name in ("shard", "slot"))
+        return result_rows(self.results, shards, slots)
+
+    @cached_property
+    def _good(self) -> Int[np.ndarray, " m"]:
+        """1 for each result with features, else 0."""
+        return self.results["reason"].is_null().to_numpy().astype(np.int64)
+
+    @cached_property
+    def _starts(self) -> Int[np.ndarray, " s"]:
+        return np.array([start for _, start, _ in spans(self.results)], dtype=np.int64)
+
+    def _same_as(self) -> pa.Array:
+        """Return the first row with the same features for each later one, else null."""
+        shards, slots = (pc.fill_null(self.rows[name], -1).to_numpy() for name in ("shard", "slot"))
+        order = np.lexsort((slots, shards))
+        begins = (np.diff(shards[order], prepend=-2) != 0) | (np.diff(slots[order], prepend=-2) != 0)
+        first = np.empty(len(order), np.int64)
+        first[order] = order[begins][np.cumsum(begins) - 1]
+        return pa.array(first, mask=(first == np.arange(len(order))) | (shards < 0))
+
+
+def read_all(storage: Storage, snapshot: Snapshot) -> Table:
+    """Read the tables of a snapshot, and the results of its shards that are computed and not yet part of it."""
+    new, pending = [], 0
+    for part in snapshot.work:
+        for task in read_tasks(storage, snapshot, part):
+            done = read_done(storage, task.key)
+            pending += done is None
+            if done is not None:
+                new.append(encoded(as_table(task, done)))
+    results = read_results(storage, snapshot)
+    return Table(
+        read_table(storage, snapshot.rows, ROWS),
+        in_order(pa.concat_tables([results, *new])) if new else results,
+        pending,
+    )
+
+
+def shown(path: bytes) -> str:
+    """Return a path as users see it: bytes that are not UTF-8 are written \\udcXX."""
+    return as_utf8(os.fsdecode(path))

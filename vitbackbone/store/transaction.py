@@ -1,0 +1,193 @@
+"""The steps of a run: read the last snapshot, plan against the source, gather results, publish the next snapshot."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vitbackbone.files import Storage
+from vitbackbone.store.identity import Contents
+from vitbackbone.store.layout import RESULTS, ROWS, WORK, done_key, lease_key
+from vitbackbone.store.locate import PASSING
+from vitbackbone.store.manifest import Manifest, differences
+from vitbackbone.store.objects import check_object, cut, put_json, put_table, read_table
+from vitbackbone.store.plan import Known, Plan, make_plan, result_rows, shards_of
+from vitbackbone.store.records import Counts, Snapshot
+from vitbackbone.store.results import (
+    Task,
+    as_table,
+    cut_at_shards,
+    encoded,
+    in_order,
+    read_done,
+    read_results,
+    read_tasks,
+)
+from vitbackbone.store.rows import Inputs
+from vitbackbone.store.snapshots import following, latest, publish, read_classes, read_manifest, repair
+
+CHECKERS = 4  # threads that read complete shards; more are no faster on most disks
+
+Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]  # shows the progress of a step with its number of items
+log = logging.getLogger("vitbackbone")
+
+
+def check_settings(storage: Storage, last: Snapshot | None, manifest: Manifest) -> None:
+    """Raise `ValueError` with each difference if the place is a store with another manifest."""
+    if last is None:
+        return
+    different = differences(read_manifest(storage, last), manifest)
+    if different:
+        raise ValueError(
+            f"{storage.url} was made with other settings; give another --out, or the same settings:\n  "
+            + "\n  ".join(different)
+        )
+
+
+def publish_plan(storage: Storage, manifest: Manifest, inputs: Inputs, retry_failed: bool, watch: Watch) -> Snapshot:
+    """Compare the source with the last snapshot. Publish and return the next one if anything is to be done or recorded.
+
+    If another run publishes at the same time, this one compares again with what that published.
+    """
+    while True:
+        last = latest(storage)
+        check_settings(storage, last, manifest)
+        known = _known(storage, last, watch)
+
+        def read(contents: Contents, total: int) -> Contents:
+            return iter(watch(contents, total, "reading new images"))
+
+        plan = make_plan(inputs, known, manifest["shard_size"], read, retry_failed)
+        snapshot = next_snapshot(storage, last, manifest, plan, known.results, str(inputs.root), "plan")
+        if last is not None and snapshot.content() == last.content():
+            return last
+        if publish(storage, snapshot):
+            _tell(storage, last, plan)
+            return snapshot
+
+
+def publish_results(storage: Storage, snapshot: Snapshot) -> Snapshot:
+    """Publish the snapshot that has the results of all shards of the plan `snapshot`.
+
+    If some are missing, as the shards of other slices, nothing is published. If another run has published a plan
+    meanwhile, the results go into the snapshot after that one, for the shards that both plans have.
+    Returns the last snapshot that this run knows.
+    """
+    while snapshot.work:
+        found = [(task, read_done(storage, task.key)) for task in _tasks(storage, snapshot)]
+        if any(done is None for _, done in found):
+            for task, done in found:
+                if done is None:
+                    storage.delete(done_key(task.key))  # it may be damaged
+            newer = latest(storage)
+            if newer is None or newer.number <= snapshot.number:
+                return snapshot
+            snapshot = newer
+            continue
+        new = [encoded(as_table(task, done)) for task, done in found if done is not None]
+        results = in_order(pa.concat_tables([read_results(storage, snapshot), *new]))
+        names = tuple(read_classes(storage, snapshot))
+        plan = Plan(read_table(storage, snapshot.rows, ROWS), WORK.empty_table(), names, snapshot.next_shard)
+        manifest = read_manifest(storage, snapshot)
+        after = next_snapshot(storage, snapshot, manifest, plan, results, snapshot.root, "results")
+        if publish(storage, after):
+            for task, _ in found:
+                storage.delete(done_key(task.key))
+                storage.delete(lease_key(task.key))
+            return after
+        snapshot = latest(storage) or snapshot
+    return snapshot
+
+
+def _known(storage: Storage, last: Snapshot | None, watch: Watch) -> Known:
+    """Read the state of the last snapshot. Shards whose features are damaged count as not computed."""
+    if last is None:
+        return Known(ROWS.empty_table(), encoded(RESULTS.empty_table()), (), 0)
+    repair(storage, last)
+    results = read_results(storage, last)
+    pending = {task.key: read_done(storage, task.key) for task in _tasks(storage, last)}
+    computed = pc.unique(results["features"].cast(pa.string())).to_pylist()
+    names = list(dict.fromkeys([*computed, *(done.features for done in pending.values() if done is not None)]))
+    with ThreadPoolExecutor(CHECKERS) as threads:
+        checked = threads.map(lambda name: check_object(storage, name), names)
+        wrong = list(watch(checked, len(names), "checking complete shards"))
+    broken = {name for name, problem in zip(names, wrong, strict=True) if problem is not None}
+    for key, done in pending.items():
+        if done is None or done.features in broken or not set(done.reason).isdisjoint(PASSING):
+            storage.delete(done_key(key))  # damaged, or worth another try
+    undamaged = pc.invert(
+        pc.is_in(results["features"].cast(pa.string()), value_set=pa.array(sorted(broken), pa.string()))
+    )
+    rows = read_table(storage, last.rows, ROWS)
+    return Known(rows, results.filter(undamaged), tuple(read_classes(storage, last)), last.next_shard)
+
+
+def _tasks(storage: Storage, snapshot: Snapshot) -> Iterator[Task]:
+    for part in snapshot.work:
+        yield from read_tasks(storage, snapshot, part)
+
+
+def next_snapshot(
+    storage: Storage,
+    last: Snapshot | None,
+    manifest: Manifest,
+    plan: Plan,
+    results: pa.Table,
+    root: str,
+    why: str,
+    oldest: int | None = None,
+) -> Snapshot:
+    """Write the objects of the snapshot after `last`, and return its record. Arguments as for `Snapshot`."""
+    live = pc.is_in(results["shard"], value_set=pc.unique(plan.rows["shard"]))
+    results = results.filter(live)  # without shards that no row needs now
+    number, parent = following(last)
+    return Snapshot(
+        number=number,
+        parent=parent,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        why=why,
+        manifest=put_json(storage, manifest),
+        classes=put_json(storage, list(plan.class_names)),
+        rows=put_table(storage, cut(plan.rows), last.rows if last else ()),
+        work=put_table(storage, cut_at_shards([plan.work], WORK), last.work if last else ()),
+        results=put_table(storage, cut_at_shards([results], RESULTS), last.results if last else ()),
+        counts=_counts(plan, results),
+        next_shard=plan.next_shard,
+        oldest=oldest or (last.oldest if last else 1),
+        root=root,
+    )
+
+
+def _counts(plan: Plan, results: pa.Table) -> Counts:
+    shards, slots = (pc.fill_null(plan.rows[name], -1).to_numpy() for name in ("shard", "slot"))
+    at = result_rows(results, shards, slots)
+    failed = results["reason"].is_valid().to_numpy()[at[at >= 0]].sum() + (shards < 0).sum()
+    pending = len(shards_of(plan.work))
+    return Counts(
+        rows=len(plan.rows),
+        read=int(len(plan.rows) - failed - ((at < 0) & (shards >= 0)).sum()),
+        failed=int(failed),
+        gone=pc.sum(plan.rows["gone"]).as_py() or 0,
+        shards=len(shards_of(results)) + pending,
+        pending=pending,
+    )
+
+
+def _tell(storage: Storage, last: Snapshot | None, plan: Plan) -> None:
+    """Log what a plan changes."""
+    if last is not None and plan.added:
+        log.info("%s: %d new images, added behind its %d", storage.url, plan.added, last.counts.rows)
+    if plan.changed:
+        log.warning("%s: %d images have changed and are computed again", storage.url, plan.changed)
+    if plan.back:
+        log.info("%s: %d images that failed are tried again", storage.url, plan.back)
+    if plan.gone and (last is None or plan.gone > last.counts.gone):
+        log.warning(
+            "%s: %d of its images are not in the source now; their features stay until `vitbackbone prune --gone`",
+            storage.url,
+            plan.gone,
+        )
