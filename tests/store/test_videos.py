@@ -192,8 +192,8 @@ def test_shards_begin_with_keyframes_where_possible(tmp_path: Path) -> None:
     slots = store.table.rows["slot"].to_pylist()
     first = [row["frame"] for row, slot in zip(rows_of(store, "clip.mp4"), slots, strict=True) if slot == 0]
     keys = keyframes((tmp_path / "clip.mp4").read_bytes())
-    assert first == keys
-    assert len(keys) > 3
+    assert set(first) <= set(keys)
+    assert len(first) > 3
     check(store, "clip.mp4", (tmp_path / "clip.mp4").read_bytes())
 
 
