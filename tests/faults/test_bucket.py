@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 
 from tests.helpers import save_photo, tiny_vit
-from tests.servers import KEYS, Faults, make_bucket, moto, proxy, put_folder
+from tests.servers import KEYS, Faults, make_bucket, moto, proxy, put_folder, quick_repeats
 from vitbackbone.files import cloud_clients, open_storage
 from vitbackbone.store import FeatureStore, extract, verify
 from vitbackbone.store.remote import _bucket
 
 pytest.importorskip("obstore", reason="buckets need the extra 'cloud'")
+pytestmark = pytest.mark.usefixtures(quick_repeats.__name__)
 
 SETTINGS = {"tokens": ["cls", "patches"], "shard_size": 2, "batch_size": 2, "progress": False}
 
