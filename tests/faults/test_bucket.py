@@ -141,6 +141,7 @@ def test_the_store_in_a_bucket_is_the_store_on_the_disk(faults: Faults, out: str
     assert not [path for path in written if path.endswith((".safetensors", ".parquet")) or "snapshots" in path]
 
 
+@pytest.mark.slow
 @pytest.mark.promise(20)
 def test_several_workers_share_a_store_in_a_bucket(faults: Faults, out: str, photos: Path, tmp_path: Path) -> None:
     """Threads stand for processes: what they share is the bucket alone."""
@@ -181,6 +182,7 @@ def test_a_helper_lists_nothing_and_computes_what_is_planned(
         run(None, out, dtype="float16")
 
 
+@pytest.mark.slow
 @pytest.mark.promise(3)
 def test_a_flipped_bit_anywhere_in_the_bucket_is_noticed_and_repaired(faults: Faults, out: str, photos: Path) -> None:
     run(photos, out)
@@ -195,7 +197,7 @@ def test_a_flipped_bit_anywhere_in_the_bucket_is_noticed_and_repaired(faults: Fa
             assert [problem for problem in verify(out, progress=False).problems if key in str(problem)], key
         if key.endswith(".safetensors"):
             run(photos, out)
-            assert objects(out) == whole
+            assert whole.items() <= objects(out).items()
         storage.put(key, good)
     assert verify(out, progress=False).problems == ()
 
@@ -207,6 +209,7 @@ def test_other_settings_are_refused_in_a_bucket(faults: Faults, out: str, photos
         run(photos, out, dtype="float16")
 
 
+@pytest.mark.slow
 @pytest.mark.promise(7)
 def test_a_source_in_a_bucket_that_is_away_for_a_while_comes_back(
     faults: Faults, out: str, photos: Path, server: str, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +233,7 @@ def test_a_source_in_a_bucket_that_is_away_for_a_while_comes_back(
     np.testing.assert_array_equal(store.cls[order], on_disk.cls[np.argsort(on_disk.paths)])
 
 
+@pytest.mark.slow
 def test_an_open_reader_keeps_its_snapshot(faults: Faults, out: str, photos: Path) -> None:
     reader = run(photos, out)
     before, paths = reader.cls.copy(), list(reader.paths)

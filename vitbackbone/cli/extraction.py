@@ -5,11 +5,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitbackbone.cli.model import load
 from vitbackbone.cli.output import print_json
+from vitbackbone.cli.places import folder_beside
 from vitbackbone.cli.text import escaped, printable
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def run_prune(args: argparse.Namespace) -> int:
 def run_export(args: argparse.Namespace) -> int:
     from vitbackbone.store import FeatureStore, export
 
-    out = Path(args.out or Path(args.store) / f"export-{args.format}")
+    out = folder_beside(args.out, args.store, f"export-{args.format}")
     files = export(FeatureStore(args.store), args.format, out, progress=not args.quiet)
     if not args.quiet:
         print(f"{len(files)} file{'s' * (len(files) != 1)}: {escaped(str(out))}")

@@ -35,6 +35,10 @@ class PrivateAddress(PermissionError):
     """The address belongs to this machine or to a private network, which a list from outside may not reach."""
 
 
+class FileTooLarge(OSError):
+    """The file has more than `MAX_BYTES`."""
+
+
 @dataclass(frozen=True)
 class WebAnswer:
     """An answer with a status of success."""
@@ -54,8 +58,8 @@ def fetch(
     """Ask for a URL, or for `length` bytes of it from `start` on.
 
     `private`: whether the address may be private. Raises `FileNotFoundError`, `PermissionError` if the server denies
-    access, `PrivateAddress`, `ServiceError` if a fault stays through all tries, `ValueError` if the URL is not valid,
-    and `OSError` for any other refusal or if the answer is too large.
+    access, `PrivateAddress`, `ServiceError` if a fault stays through all tries, `FileTooLarge`, `ValueError` if the
+    URL is not valid, and `OSError` for any other refusal.
     """
     for attempt in range(TRIES):
         try:
@@ -151,13 +155,13 @@ def _body(response: http.client.HTTPResponse, names: dict[str, str], most: int, 
     """Read at most `most` bytes. `whole`: more of them are an error."""
     said = names.get("content-length", "")
     if whole and said.isdigit() and int(said) > most:
-        raise OSError(errno.EFBIG, f"the file has {said} bytes; want at most {most}")
+        raise FileTooLarge(errno.EFBIG, f"the file has {said} bytes; want at most {most}")
     chunks, size = [], 0
     while size < most + whole and (data := response.read1(min(1 << 16, most + whole - size))):
         chunks.append(data)
         size += len(data)
     if whole and size > most:
-        raise OSError(errno.EFBIG, f"the file has more than {most} bytes")
+        raise FileTooLarge(errno.EFBIG, f"the file has more than {most} bytes")
     if said.isdigit() and size < min(int(said), most):
         raise http.client.IncompleteRead(b"", int(said) - size)
     return b"".join(chunks)

@@ -10,6 +10,7 @@ from typing import Literal
 import pyarrow as pa
 
 from vitbackbone.files.cloud_requests import ServiceError
+from vitbackbone.files.web import FileTooLarge
 from vitbackbone.store.archive import MAX_IMAGE_BYTES, NotAFile
 from vitbackbone.store.names import Escape
 from vitbackbone.store.remote import is_remote, read_remote
@@ -102,6 +103,8 @@ def read_bytes(at: Locator) -> bytes:
         raise Unreadable("denied", _text(error)) from error
     except ServiceError as error:
         raise Unreadable("unreadable", AWAY_SERVICE) from error
+    except FileTooLarge as error:
+        raise Unreadable("too large", _text(error)) from error
     except Escape as error:
         raise Unreadable("outside", _text(error)) from error
     except NotAFile as error:
