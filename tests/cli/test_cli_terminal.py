@@ -213,7 +213,7 @@ def test_verify_names_what_is_damaged_in_json(store: Path, tmp_path: Path, capsy
     import shutil
 
     copy = shutil.copytree(store, tmp_path / "copy")
-    next((copy / "shards").glob("*.safetensors")).write_bytes(b"")
+    next(copy.glob("objects/*/*.safetensors")).write_bytes(b"")
     code, out, _ = said(["verify", str(copy), "--json"], capsys)
     assert code == 1
     (problem,) = json.loads(out)["problems"]

@@ -34,7 +34,8 @@ def _split(root: Path, file: str, folders: tuple[str, str], tree: str) -> Pairs:
 def read_nyu(root: Path) -> Depths:
     """Read NYU Depth v2: 16-bit millimetres."""
     root = settle(root, "nyu")
-    return Depths(*(_split(root, f"nyu_{each}.txt", ("", ""), NYU_TREE) for each in ("train", "test")), NYU_SCALE)
+    train, test = (_split(root, f"nyu_{each}.txt", ("", ""), NYU_TREE) for each in ("train", "test"))
+    return Depths(train, test, NYU_SCALE)
 
 
 def read_kitti(root: Path) -> Depths:

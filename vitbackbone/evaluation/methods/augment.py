@@ -41,14 +41,20 @@ def distort(pixels: UInt8[Tensor, "3 H W"], colours: Colours, rng: Generator) ->
     if first:
         pixels = _contrast(pixels, colours, rng)
     if rng.integers(2):
-        pixels = TVF.adjust_saturation(pixels, float(rng.uniform(*colours.saturation)))
+        pixels = TVF.adjust_saturation(pixels, _draw(colours.saturation, rng))
     if rng.integers(2):
         pixels = TVF.adjust_hue(pixels, float(rng.uniform(-colours.hue, colours.hue)))
     return pixels if first else _contrast(pixels, colours, rng)
 
 
 def _contrast(pixels: UInt8[Tensor, "3 H W"], colours: Colours, rng: Generator) -> UInt8[Tensor, "3 H W"]:
-    return _levels(pixels.float() * rng.uniform(*colours.contrast)) if rng.integers(2) else pixels
+    return _levels(pixels.float() * _draw(colours.contrast, rng)) if rng.integers(2) else pixels
+
+
+def _draw(bounds: tuple[float, ...], rng: Generator) -> float:
+    """Return a number between the least and the most."""
+    least, most = bounds
+    return float(rng.uniform(least, most))
 
 
 def _levels(values: Float[Tensor, "3 H W"]) -> UInt8[Tensor, "3 H W"]:
@@ -74,7 +80,7 @@ def random_crop(
 
     (mmsegmentation, `Resize`, `RandomCrop` with `cat_max_ratio`, `RandomFlip`)
     """
-    size = short_side(size_of(photo), max(int(crops.short * rng.uniform(*crops.scales)), 1), "nearest")
+    size = short_side(size_of(photo), max(int(crops.short * _draw(crops.scales, rng)), 1), "nearest")
     pixels = pixels_of(resize(photo, size, "bilinear"))
     scaled = np.asarray(resize(Image.fromarray(labels), size, "nearest"))
     top, left = _corner(size, crops.size, rng)
@@ -125,7 +131,7 @@ def random_depth_view(
     left = int(rng.integers(photo.shape[2] - width + 1))
     photo, target = (each[:, top : top + height, left : left + width] for each in (photo, target))
     if rng.random() < 0.5:
-        levels = (photo * 255) ** float(rng.uniform(*views.gamma)) * float(rng.uniform(*views.brightness))
-        factors = torch.from_numpy(rng.uniform(*views.colour, size=3)).float()
+        levels = (photo * 255) ** _draw(views.gamma, rng) * _draw(views.brightness, rng)
+        factors = torch.tensor([_draw(views.colour, rng) for _ in range(3)])
         photo = (levels * factors[:, None, None]).clamp(0, 255) / 255
     return photo, target[0]

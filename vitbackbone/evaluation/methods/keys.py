@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ def key_map(backbone: BackboneModule, image: Float[Tensor, "3 H W"]) -> Float[Te
         raise ValueError(
             f"{backbone.spec.name} does not show its keys; want a native ViT as it was loaded, or features=outputs"
         )
-    attention = backbone.blocks[-1].attn
+    attention: Any = backbone.blocks[-1].attn
     with _caught(attention.qkv) as outputs:
         features = backbone(image[None].to(device_of(backbone) or torch.device("cpu")))
     h, w = features.grid

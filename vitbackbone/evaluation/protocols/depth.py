@@ -20,7 +20,11 @@ from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.augment import DepthViews, random_depth_view
 from vitbackbone.evaluation.methods.dense import Training, predict
 from vitbackbone.evaluation.methods.depth_losses import first_loss, gradient_loss
-from vitbackbone.evaluation.methods.inputs import normalised, pixels_of
+from vitbackbone.evaluation.methods.inputs import (
+    normalised,
+    pixels_of,
+    stand_in,
+)
 from vitbackbone.evaluation.methods.schedules import Schedule
 from vitbackbone.evaluation.methods.training import Optimiser, Rows, Sample
 from vitbackbone.evaluation.metrics.depth import NAMES, box_mask, depth_errors
@@ -187,12 +191,14 @@ def depth_of(run: Run, head: DenseHead, photo: Image.Image) -> Float[np.ndarray,
 def counted(truth: Float[np.ndarray, "H W"], metric: Metric) -> Bool[np.ndarray, "H W"]:
     """Return the pixels that count."""
     top, bottom, left, right = metric.mask
-    return (truth > metric.least) & (truth < metric.most) & box_mask(truth.shape, (top, bottom, left, right))  # type: ignore[arg-type]
+    return (truth > metric.least) & (truth < metric.most) & box_mask(truth.shape, (top, bottom, left, right))
 
 
 def score(run: Run) -> Sequence[Score]:
     """Train and measure."""
     data: Depths = run.data
+    for sentence in stand_in(run.backbone.spec, norm=run.protocol.features.norm, cls=run.protocol.features.cls):
+        run.note(sentence)
     protocol, fit = run.protocol, run.protocol.fit
     fitted, tested = data.train.limited(run.limit), data.test.limited(run.limit)
     reads, metric = protocol.features, protocol.metric
