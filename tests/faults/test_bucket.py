@@ -143,7 +143,7 @@ def test_the_store_in_a_bucket_is_the_store_on_the_disk(faults: Faults, out: str
 
 
 @pytest.mark.slow
-@pytest.mark.promise(20)
+@pytest.mark.promise(5, 34)
 def test_several_workers_share_a_store_in_a_bucket(faults: Faults, out: str, photos: Path, tmp_path: Path) -> None:
     """Threads stand for processes: what they share is the bucket alone."""
     run(photos, tmp_path / "out")
@@ -166,7 +166,7 @@ def test_several_workers_share_a_store_in_a_bucket(faults: Faults, out: str, pho
     np.testing.assert_array_equal(FeatureStore(out).cls, FeatureStore(tmp_path / "out").cls)
 
 
-@pytest.mark.promise(20)
+@pytest.mark.promise(20, 34)
 def test_a_helper_lists_nothing_and_computes_what_is_planned(
     faults: Faults, out: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +184,7 @@ def test_a_helper_lists_nothing_and_computes_what_is_planned(
 
 
 @pytest.mark.slow
-@pytest.mark.promise(3)
+@pytest.mark.promise(3, 29)
 def test_a_flipped_bit_anywhere_in_the_bucket_is_noticed_and_repaired(faults: Faults, out: str, photos: Path) -> None:
     run(photos, out)
     storage, whole = open_storage(out), objects(out)
@@ -211,7 +211,7 @@ def test_other_settings_are_refused_in_a_bucket(faults: Faults, out: str, photos
 
 
 @pytest.mark.slow
-@pytest.mark.promise(7)
+@pytest.mark.promise(31)
 def test_a_source_in_a_bucket_that_is_away_for_a_while_comes_back(
     faults: Faults, out: str, photos: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +235,7 @@ def test_a_source_in_a_bucket_that_is_away_for_a_while_comes_back(
 
 
 @pytest.mark.slow
+@pytest.mark.promise(28)
 def test_an_open_reader_keeps_its_snapshot(faults: Faults, out: str, photos: Path) -> None:
     reader = run(photos, out)
     before, paths = reader.cls.copy(), list(reader.paths)
@@ -263,7 +264,7 @@ def test_workers_read_a_bucket_in_processes_of_their_own(
 
 
 @pytest.mark.slow
-@pytest.mark.promise(19)
+@pytest.mark.promise(19, 35)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_command_keeps_what_is_done_and_gives_its_leases_back(
     faults: Faults, out: str, photos: Path, tmp_path: Path, number: int, code: int
