@@ -235,6 +235,27 @@ def test_a_source_in_a_bucket_that_is_away_for_a_while_comes_back(
 
 
 @pytest.mark.slow
+@pytest.mark.promise(30, 32)
+def test_a_changed_object_is_redone_alone_and_a_deleted_one_keeps_its_features(
+    faults: Faults, out: str, photos: Path, server: str
+) -> None:
+    make_bucket(server, "changing")
+    source = open_storage("s3://changing/photos")
+    put_folder(photos, source)
+    first = run("s3://changing/photos", out)
+    before, rows = features(out), dict(zip(first.paths, first.cls, strict=True))
+    source.put("03.png", source.get("00.png") + b"x")
+    source.delete("05.png")
+    faults.lost = faults.refused = 0.05
+    second = run("s3://changing/photos", out)
+    assert before <= features(out)
+    assert len(features(out)) == len(before) + 1
+    for path, row in zip(second.paths, second.cls, strict=True):
+        np.testing.assert_allclose(row, rows["00.png" if path == "03.png" else path], atol=1e-5)
+    assert "05.png" in second.paths
+
+
+@pytest.mark.slow
 @pytest.mark.promise(28)
 def test_an_open_reader_keeps_its_snapshot(faults: Faults, out: str, photos: Path) -> None:
     reader = run(photos, out)
