@@ -21,7 +21,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from vitbackbone.files.cloud_requests import ServiceError
 
 MAX_BYTES = 2**27  # of one answer
-SECONDS = 60.0  # of one answer, from the connection to the last byte
+SECONDS = 60.0  # of one answer, redirects and repetitions included
 SILENCE = 15.0  # seconds without a byte
 REDIRECTS = 5
 TRIES = 3
@@ -61,14 +61,16 @@ def fetch(
     access, `PrivateAddress`, `ServiceError` if a fault stays through all tries, `FileTooLarge`, `ValueError` if the
     URL is not valid, and `OSError` for any other refusal.
     """
-    for attempt in range(TRIES):
+    deadline, pause = time.monotonic() + SECONDS, PAUSE
+    for _ in range(TRIES - 1):
         try:
-            return _follow(url, start, length, private, method)
+            return _follow(url, start, length, private, method, deadline)
         except ServiceError:
-            if attempt == TRIES - 1:
+            if time.monotonic() + pause >= deadline:
                 raise
-            time.sleep(PAUSE * 2**attempt)
-    raise AssertionError
+            time.sleep(pause)
+            pause *= 2
+    return _follow(url, start, length, private, method, deadline)
 
 
 def check_url(url: str) -> None:
@@ -100,8 +102,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
-def _follow(url: str, start: int, length: int | None, private: bool, method: str) -> WebAnswer:
-    deadline = time.monotonic() + SECONDS
+def _follow(url: str, start: int, length: int | None, private: bool, method: str, deadline: float) -> WebAnswer:
     for _ in range(REDIRECTS + 1):
         check_url(url)
         found = _ask(url, start, length, private, method, deadline)
