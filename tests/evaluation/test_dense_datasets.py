@@ -11,6 +11,7 @@ from PIL import Image
 from tests.evaluation import dense_data
 from vitbackbone.evaluation import LayoutError, find_layout
 from vitbackbone.evaluation.datasets.pairs import IGNORED
+from vitbackbone.evaluation.datasets.photos import open_photo
 
 COUNTS = {
     "ade20k": {"training photos": 3, "validation photos": 3, "classes": 150},
@@ -148,6 +149,17 @@ def test_hostile_files_are_refused(tmp_path, capsys):
     file.write_text(json.dumps(record | {"category": "../x"}))
     with pytest.raises(LayoutError, match="inside the dataset"):
         find_layout("spair").read(root)
+
+
+def test_photos_are_read_as_stored_or_named(tmp_path):
+    picture = np.asarray(Image.open(dense_data.save(tmp_path / "a.png")))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.fromarray(picture).save(tmp_path / "b.png", exif=exif)
+    assert np.array_equal(np.asarray(open_photo(tmp_path / "b.png")), picture)
+    (tmp_path / "c.jpg").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    with pytest.raises(LayoutError, match="c.jpg cannot be read.*run the command again"):
+        open_photo(tmp_path / "c.jpg")
 
 
 def test_boxes_of_coco_leave_crowds_out_and_are_rounded(tmp_path):

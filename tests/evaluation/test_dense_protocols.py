@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from heads import load_head
 from tests.evaluation import dense_data
 from tests.helpers import tiny_vit
-from vitbackbone.evaluation import evaluate, find_protocol, variants
+from vitbackbone.evaluation import evaluate, figures, find_protocol, variants
 from vitbackbone.evaluation.metrics.masks import contour_f
 from vitbackbone.evaluation.metrics.regions import pro
 
@@ -432,6 +432,15 @@ def test_every_setting_has_a_meaning_and_a_source(name):
             assert each.source, each.key
         assert protocol.traps
         assert protocol.summary.endswith(".")
+
+
+def test_published_figures_belong_to_a_variant_and_a_dataset():
+    for figure in figures():
+        if figure.protocol in OWN:
+            protocol = find_protocol(figure.protocol, figure.variant)
+            assert figure.dataset in protocol.datasets
+            assert figure.source
+    assert {figure.protocol for figure in figures()} >= set(OWN)
 
 
 def test_the_heads_of_the_papers_are_those_of_the_package(backbone, tmp_path: Path):

@@ -141,6 +141,17 @@ def test_a_killed_run_resumes_to_the_same_results(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["segmentation ade20k", "depth nyu", "retrieval", "copydays", "mvtec", "corloc v3"])
+def test_a_backbone_without_cls_and_norm_runs_and_says_so(name, tmp_path):
+    backbone = tiny_vit(depth=4, cls=False, pool="mean", final_norm=False)
+    (result,) = run(name, backbone, tmp_path, "out")
+    if name != "corloc v3":
+        assert any("no final norm" in note for note in result.notes) or name == "depth nyu"
+    if name in ("depth nyu", "retrieval", "copydays"):
+        assert any("no CLS token" in note for note in result.notes)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_nano_runs(name, tmp_path, monkeypatch):
     monkeypatch.setattr(dense, "CHECKPOINTS", 1)

@@ -9,8 +9,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from vitbackbone.evaluation.datasets.layout import LayoutError
+from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.settings import digest
-from vitbackbone.images import load_image
 
 IGNORED = 255
 
@@ -38,8 +38,8 @@ class Pairs:
         return digest(list(self.photos), list(self.targets))
 
     def photo(self, index: int) -> Image.Image:
-        """Return a photo, upright in RGB."""
-        return load_image(self.root / self.photos[index])
+        """Return a photo in RGB."""
+        return open_photo(self.root / self.photos[index])
 
     def stored(self, index: int) -> Image.Image:
         """Return a target as it is stored. Raises `LayoutError` if it cannot be read."""

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitbackbone.contract import BackboneModule, Features, device_of
+from vitbackbone.contract import BackboneModule, BackboneSpec, Features, device_of
 
 Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
@@ -115,6 +115,16 @@ def features_of(
 def last(backbone: BackboneModule, images: Float[Tensor, "B C H W"]) -> Features:
     """Return the features of the last layer, normed if the backbone has a final norm."""
     return features_of(backbone, images, [-1], backbone.spec.has_norm)[0]
+
+
+def stand_in(spec: BackboneSpec, norm: bool, cls: bool) -> list[str]:
+    """Return a sentence for the final norm and the CLS token, where a protocol wants one that the backbone lacks."""
+    found = []
+    if norm and not spec.has_norm:
+        found.append("the backbone has no final norm, so its layers are read as they are")
+    if cls and not spec.has_cls:
+        found.append("the backbone has no CLS token; its own pooling stands in for it, and no head joins it to patches")
+    return found
 
 
 def vectors(features: Features) -> Float[Tensor, "B D"]:

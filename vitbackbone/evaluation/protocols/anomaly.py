@@ -15,14 +15,22 @@ from torch.nn import functional as F
 
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.mvtec import Anomalies, Category
-from vitbackbone.evaluation.methods.inputs import features_of, normalised, resize, short_side, size_of, whole_patches
+from vitbackbone.evaluation.datasets.photos import open_photo
+from vitbackbone.evaluation.methods.inputs import (
+    features_of,
+    normalised,
+    resize,
+    short_side,
+    size_of,
+    stand_in,
+    whole_patches,
+)
 from vitbackbone.evaluation.methods.memory_bank import distances, foreground, image_score, rotations, score_map
 from vitbackbone.evaluation.metrics.regions import pro
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
 from vitbackbone.files import progress_bar
-from vitbackbone.images import load_image
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -85,7 +93,7 @@ def bank(run: Run, category: Category, seed: int) -> Float[Tensor, "R D"]:
         )
     found = []
     for name in names:
-        for turned in rotations(np.asarray(load_image(category.root / name)), fit.rotations):
+        for turned in rotations(np.asarray(open_photo(category.root / name)), fit.rotations):
             found.append(F.normalize(patches(run, Image.fromarray(turned)).flatten(1).T, dim=1))
     return torch.cat(found)
 
@@ -96,7 +104,7 @@ def measure(run: Run, category: Category, seed: int) -> Arrays:
     with evaluating(run.backbone):
         sound = bank(run, category, seed)
         for index, name in enumerate(category.test):
-            seen = patches(run, load_image(category.root / name))
+            seen = patches(run, open_photo(category.root / name))
             grid, tokens = (seen.shape[1], seen.shape[2]), seen.flatten(1).T
             far = distances(F.normalize(tokens, dim=1), sound).double().cpu().numpy()
             if category.name in fit.masked:
@@ -114,7 +122,7 @@ def figures(run: Run, category: Category, found: Arrays) -> tuple[float, float, 
     maps: list[Float[np.ndarray, "H W"]] = []
     masks: list[Bool[np.ndarray, "H W"]] = []
     for index, row in enumerate(rows):
-        size = size_of(load_image(category.root / category.test[index]))
+        size = size_of(open_photo(category.root / category.test[index]))
         maps.append(score_map(row, size, metric.sigma))
         masks.append(category.mask(index, size))
     defective = [mask is not None for mask in category.masks]
@@ -128,6 +136,8 @@ NAMES = ("image AUROC", "pixel AUROC", "PRO")
 def score(run: Run) -> Sequence[Score]:
     """Fill the bank, compare and measure."""
     data: Anomalies = run.data
+    for sentence in stand_in(run.backbone.spec, norm=run.protocol.features.norm, cls=False):
+        run.note(sentence)
     protocol, fit = run.protocol, run.protocol.fit
     if run.limit is not None:
         run.note("every category is measured whole; --limit takes the first categories")

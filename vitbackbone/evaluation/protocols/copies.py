@@ -12,14 +12,20 @@ from torch.nn import functional as F
 
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.copydays import Copies, Photos
+from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.methods import resampled
-from vitbackbone.evaluation.methods.inputs import last, normalised, resize, vectors
+from vitbackbone.evaluation.methods.inputs import (
+    last,
+    normalised,
+    resize,
+    stand_in,
+    vectors,
+)
 from vitbackbone.evaluation.methods.whitening import fit_whitening
 from vitbackbone.evaluation.metrics.ranking import average_precision, micro_average_precision
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
-from vitbackbone.images import load_image
 
 WHITENING, DISTRACTORS = "copydays-whitening", "copydays-distractors"
 
@@ -57,7 +63,7 @@ class Metric:
 def vector(run: Run, path: Path) -> Float[np.ndarray, " D"]:
     """Return the vector of a photo."""
     view, reads = run.protocol.view, run.protocol.features
-    image = normalised(resize(load_image(path), (view.size, view.size), "bicubic"), run.backbone)[None]
+    image = normalised(resize(open_photo(path), (view.size, view.size), "bicubic"), run.backbone)[None]
     with evaluating(run.backbone):
         features = last(run.backbone, image)
         found = vectors(features)[0].float()
@@ -85,6 +91,8 @@ def ranked(
 def score(run: Run) -> Sequence[Score]:
     """Extract, whiten, rank and measure."""
     data: Copies = run.data
+    for sentence in stand_in(run.backbone.spec, norm=True, cls=True):
+        run.note(sentence)
     if run.limit is not None:
         run.note("Copydays is small and is measured whole; --limit leaves blocks out, but for the strong copies")
     blocks = list(data.blocks)[: run.limit]

@@ -16,15 +16,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitbackbone.contract import evaluating
+from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.datasets.spair import Correspondences, Pair
 from vitbackbone.evaluation.methods import resampled
-from vitbackbone.evaluation.methods.inputs import features_of, normalised, resize, size_of
+from vitbackbone.evaluation.methods.inputs import (
+    features_of,
+    normalised,
+    resize,
+    size_of,
+    stand_in,
+)
 from vitbackbone.evaluation.methods.matching import match, read_at
 from vitbackbone.evaluation.metrics.keypoints import Mean, mean_pck, within
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
-from vitbackbone.images import load_image
 
 MEANS: tuple[Mean, ...] = ("pair", "point", "category")
 HELD = 128  # feature maps that are kept in memory
@@ -122,7 +128,7 @@ class Matcher:
 
     def _features(self, name: str) -> tuple[Shown, Float[Tensor, "D h w"]]:
         backbone = self.run.backbone
-        shown = show(load_image(self.data.root / name), self.run.protocol.view, backbone.spec.stride)
+        shown = show(open_photo(self.data.root / name), self.run.protocol.view, backbone.spec.stride)
         with evaluating(backbone):
             features = features_of(backbone, normalised(shown.image, backbone)[None], [-1], self.norm)[0]
             return shown, F.normalize(features.patches[0].float(), dim=0)
@@ -157,6 +163,8 @@ def chosen_pairs(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
 def score(run: Run) -> Sequence[Score]:
     """Match and measure."""
     data: Correspondences = run.data
+    for sentence in stand_in(run.backbone.spec, norm=any(run.protocol.features.norms), cls=False):
+        run.note(sentence)
     protocol, metric = run.protocol, run.protocol.metric
     pairs = chosen_pairs(data.pairs, metric.pairs_per_category, metric.seed)
     if run.limit is not None:

@@ -20,7 +20,11 @@ from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.augment import DepthViews, random_depth_view
 from vitbackbone.evaluation.methods.dense import Training, predict
 from vitbackbone.evaluation.methods.depth_losses import first_loss, gradient_loss
-from vitbackbone.evaluation.methods.inputs import normalised, pixels_of
+from vitbackbone.evaluation.methods.inputs import (
+    normalised,
+    pixels_of,
+    stand_in,
+)
 from vitbackbone.evaluation.methods.schedules import Schedule
 from vitbackbone.evaluation.methods.training import Optimiser, Rows, Sample
 from vitbackbone.evaluation.metrics.depth import NAMES, box_mask, depth_errors
@@ -193,6 +197,8 @@ def counted(truth: Float[np.ndarray, "H W"], metric: Metric) -> Bool[np.ndarray,
 def score(run: Run) -> Sequence[Score]:
     """Train and measure."""
     data: Depths = run.data
+    for sentence in stand_in(run.backbone.spec, norm=run.protocol.features.norm, cls=run.protocol.features.cls):
+        run.note(sentence)
     protocol, fit = run.protocol, run.protocol.fit
     fitted, tested = data.train.limited(run.limit), data.test.limited(run.limit)
     reads, metric = protocol.features, protocol.metric

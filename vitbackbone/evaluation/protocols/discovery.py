@@ -11,6 +11,7 @@ from torch import Tensor
 from heads import accuracy_interval
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.boxes import Boxed
+from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.methods.discovery import box_of, lost, tokencut
 from vitbackbone.evaluation.methods.inputs import last, normalised
 from vitbackbone.evaluation.methods.keys import key_map
@@ -19,7 +20,6 @@ from vitbackbone.evaluation.metrics.intervals import WILSON
 from vitbackbone.evaluation.protocol import Nothing, Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
-from vitbackbone.images import load_image
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def feature_map(run: Run, image: Float[Tensor, "3 H W"]) -> Float[Tensor, "D h w
 def boxes(run: Run, data: Boxed, row: int) -> dict[str, Float[np.ndarray, "T 4"]]:
     """Return the box of a photo for each threshold; there is one for LOST."""
     fit, stride = run.protocol.fit, run.backbone.spec.stride
-    photo = load_image(data.root / data.photos[row])
+    photo = open_photo(data.root / data.photos[row])
     features = feature_map(run, normalised(photo, run.backbone))
     if fit.method == "lost":
         masks = [lost(features, fit.k)]

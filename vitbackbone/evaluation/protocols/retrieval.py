@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitbackbone.contract import evaluating
+from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.datasets.revisited import Query, Revisited
 from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.inputs import (
@@ -22,6 +23,7 @@ from vitbackbone.evaluation.methods.inputs import (
     normalised,
     resize,
     size_of,
+    stand_in,
     vectors,
     whole_patches,
 )
@@ -29,7 +31,6 @@ from vitbackbone.evaluation.metrics.ranking import Ranked, score_query
 from vitbackbone.evaluation.protocol import Nothing, Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
-from vitbackbone.images import load_image
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _scaled(image: Float[Tensor, "1 3 H W"], scale: float, stride: int) -> Float
 
 def query_photo(run: Run, data: Revisited, row: int) -> Image.Image:
     """Return a query's photo, cropped to its box if the protocol does so."""
-    photo = load_image(data.root / data.queries[row])
+    photo = open_photo(data.root / data.queries[row])
     if not run.protocol.view.crop_queries:
         return photo
     left, top, right, bottom = data.truth[row].box.tolist()
@@ -115,13 +116,15 @@ def truth(query: Query, difficulty: str) -> tuple[NDArray[Any], NDArray[Any]]:
 def score(run: Run) -> Sequence[Score]:
     """Extract, rank and measure."""
     data: Revisited = run.data
+    for sentence in stand_in(run.backbone.spec, norm=True, cls=True):
+        run.note(sentence)
     key = ["retrieval", run.protocol.view, data.digest()]
     if run.limit is not None:
         run.note("the whole database is ranked, so --limit leaves queries out and no photo")
     rows = range(len(data.queries) if run.limit is None else min(run.limit, len(data.queries)))
     queries = run.each("queries", key, rows, lambda row: {"vector": vector(run, query_photo(run, data, row))})
     database = run.each(
-        "database", key, data.photos, lambda name: {"vector": vector(run, load_image(data.root / name))}
+        "database", key, data.photos, lambda name: {"vector": vector(run, open_photo(data.root / name))}
     )
     order = rankings(queries["vector"], database["vector"])
     ks, found = run.protocol.metric.at, []

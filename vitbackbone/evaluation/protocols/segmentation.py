@@ -20,7 +20,13 @@ from vitbackbone.evaluation.datasets.pairs import IGNORED, Pairs, Segmentation
 from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.augment import Colours, Crops, distort, random_crop
 from vitbackbone.evaluation.methods.dense import Training, predict
-from vitbackbone.evaluation.methods.inputs import normalised, resize, short_side, size_of
+from vitbackbone.evaluation.methods.inputs import (
+    normalised,
+    resize,
+    short_side,
+    size_of,
+    stand_in,
+)
 from vitbackbone.evaluation.methods.schedules import Schedule
 from vitbackbone.evaluation.methods.training import Optimiser, Rows, Sample
 from vitbackbone.evaluation.methods.windows import enlarged, slide
@@ -160,7 +166,9 @@ def trainings(run: Run, data: Segmentation, split: Pairs) -> Iterator[tuple[dict
     """Yield the training of each learning rate and weight decay."""
     fit = run.protocol.fit
     given = replace(fit, rates=(), weight_decays=(), validate_every=0)  # all that a training depends on, beside these
-    key = ["segmentation", given, run.protocol.features, Sizes.of(run), split.digest(), data.lookup.tolist()]
+    sizes = Sizes.of(run)
+    shown = [sizes.train_short, sizes.crop, split.digest(), data.lookup.tolist()]
+    key = ["segmentation", given, run.protocol.features, *shown]
     for rate, decay in itertools.product(fit.rates, fit.weight_decays):
         schedule = Schedule(fit.schedule, fit.steps, fit.warmup, fit.warmup_ratio)
         optimiser = Optimiser(rate, decay, fit.beta2, float("inf"), schedule)
@@ -194,6 +202,8 @@ def measure(run: Run, data: Segmentation, split: Pairs, training: Training, stop
 def score(run: Run) -> Sequence[Score]:
     """Train, choose and measure."""
     data: Segmentation = run.data
+    for sentence in stand_in(run.backbone.spec, norm=run.protocol.features.norm, cls=False):
+        run.note(sentence)
     fitted, tested = data.train.limited(run.limit), data.test.limited(run.limit)
     steps, every = run.protocol.fit.steps, run.protocol.fit.validate_every
     stops = [*range(every, steps, every), steps] if every else [steps]

@@ -14,15 +14,22 @@ from torch.nn import functional as F
 
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.davis import Video, Videos
+from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.methods import resampled
-from vitbackbone.evaluation.methods.inputs import last, normalised, resize, resize_aliased, size_of
+from vitbackbone.evaluation.methods.inputs import (
+    last,
+    normalised,
+    resize,
+    resize_aliased,
+    size_of,
+    stand_in,
+)
 from vitbackbone.evaluation.methods.propagation import one_hot, propagate, stretched
 from vitbackbone.evaluation.metrics.masks import contour_f, jaccard
 from vitbackbone.evaluation.protocol import Nothing, Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
 from vitbackbone.files import progress_bar
-from vitbackbone.images import load_image
 
 PATCH = 16
 
@@ -73,7 +80,7 @@ class Tracker:
     def features(self, frame: int) -> Float[Tensor, "D h w"]:
         """Return the normed patches of a frame, of length 1."""
         view, backbone = self.run.protocol.view, self.run.backbone
-        photo = load_image(self.video.root / self.video.frames[frame])
+        photo = open_photo(self.video.root / self.video.frames[frame])
         size = input_size(size_of(photo), view, backbone.spec.stride)
         shown = resize_aliased(photo, size) if view.resizing == "opencv" else resize(photo, size, "bicubic")
         features = last(backbone, normalised(shown, backbone, view.std or None)[None])
@@ -133,6 +140,8 @@ def measure(video: Video, masks: Sequence[UInt8[np.ndarray, "H W"]]) -> dict[str
 def score(run: Run) -> Sequence[Score]:
     """Propagate and measure."""
     data: Videos = run.data
+    for sentence in stand_in(run.backbone.spec, norm=True, cls=False):
+        run.note(sentence)
     videos = list(data.sequences)[: run.limit]
     key = ["tracking", run.protocol.view, run.protocol.fit, data.digest()]
     found = []
