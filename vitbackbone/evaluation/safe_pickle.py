@@ -74,8 +74,10 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _no_bytes() -> bytes:
+def _no_bytes(*given: Any) -> bytes:
     """Return the bytes of an empty array as protocol 2 writes them."""
+    if given:
+        raise pickle.UnpicklingError("it makes bytes of something else")
     return b""
 
 
