@@ -53,6 +53,14 @@ def test_the_photos_a_second_are_those_of_the_benchmark() -> None:
     assert (int(exact), int(fast)) == (round(measured["ours"]), round(measured["ours, decoding fast"]))
 
 
+def test_the_ten_models_are_those_of_the_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    from generated import popular  # type: ignore[import-not-found]
+
+    table = re.search(r"<!-- popular -->\n(.*?)<!-- /popular -->", README.read_text(), re.DOTALL)[1]
+    assert table == popular(), "python docs/generated.py prints the table"
+
+
 def test_the_groups_of_parity_agree_with_the_families() -> None:
     parity = pytest.importorskip("benchmarks.parity")
 
