@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitbackbone.contract import BackboneModule
-from vitbackbone.evaluation.datasets import Check, find_layout
+from vitbackbone.evaluation.datasets import Check, Labelled, find_layout
 from vitbackbone.evaluation.protocol import Protocol
 from vitbackbone.evaluation.protocols import find_protocol
 from vitbackbone.evaluation.report import write_report
@@ -124,7 +124,7 @@ def _run_all(
     runs = [Run(each, backbone, dataset, folders, out, limit, machine, found=found) for each, dataset in pairs]
     for run in runs:  # every layout is read before anything is computed
         for name in (run.dataset, *run.protocol.also, *(name for name in run.protocol.optional if name in folders)):
-            run.read(name)
+            _check_labels(run.protocol, name, run.read(name))
     out.mkdir(parents=True, exist_ok=True)
     results, mine = read_results(out), Results()
     for run in runs:
@@ -141,6 +141,12 @@ def _run_all(
         results.write(out)
         write_report(results, out)
     return mine
+
+
+def _check_labels(protocol: Protocol, name: str, data: Any) -> None:
+    """Raise `ValueError` if images have several labels and the protocol takes one."""
+    if isinstance(data, Labelled) and data.train.labels.ndim > 1 and not protocol.several_labels:
+        raise ValueError(f"the images of {name} have several labels, and {protocol.name} takes one; use logistic")
 
 
 def _text(value: Any) -> str:
