@@ -1,6 +1,6 @@
 """Write small datasets in official layouts for `vitbackbone evaluate`: CIFAR-10, a corrupted copy of it, and digits.
 
-    python benchmarks/evaluation_data.py ../shared/data/cifar10/train.parquet --out data --train 5000 --val 1000
+    python -m benchmarks.evaluation_data ../shared/data/cifar10/train.parquet --out data --train 5000 --val 1000
 
 `data/cifar10` and `data/digits` have the layout {train,val}/CLASS/*. `data/cifar10-c` has that of ImageNet-C: 15
 corruptions of 5 severities, drawn here in the manner of Hendrycks and Dietterich, on a part of the val images.
@@ -8,7 +8,6 @@ corruptions of 5 severities, drawn here in the manner of Hendrycks and Dietteric
 
 import argparse
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,7 +87,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 def write_cifar(parquet: Path, out: Path, train: int, val: int, corrupted: int) -> None:
     table = pq.read_table(parquet)
-    classes = json.loads(table.schema.metadata[b"classes"])
+    classes = table.schema.metadata[b"classes"].decode().split(",")
     rows = np.arange(len(table))
     held = rows % HELD_OUT == HELD_OUT - 1
     for split, chosen in (("train", rows[~held][:train]), ("val", rows[held][:val])):
@@ -121,7 +120,7 @@ def write_digits(out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parquet", type=Path, help="CIFAR-10: columns image and label, class names in the metadata")
+    parser.add_argument("parquet", type=Path, help="CIFAR-10: columns image and label, names in the metadata")
     parser.add_argument("--out", type=Path, required=True, help="folder of the datasets")
     parser.add_argument("--train", type=int, default=5000, help="training photos of CIFAR-10")
     parser.add_argument("--val", type=int, default=1000, help="val photos of CIFAR-10")

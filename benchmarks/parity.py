@@ -20,14 +20,12 @@ import transformers
 from tqdm import tqdm
 
 from tests.helpers import relative_error
-from tests.language_towers import LANGUAGE_CASES
-from tests.oracles import CASES, POLICIES, Case, Size, errors, images, timm_at, timm_case
-from tests.small_timm import SMALL_CASES
-from tests.towers import TOWER_CASES
+from tests.oracles import POLICIES, Case, Size, errors, images, timm_at, timm_case
+from tests.parity_cases import IMAGE_CASES, TEXT_CASES, TextCase
 from vitbackbone import WeightsUnavailable, load_backbone
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("cls", "registers", "patches", "layers", "pooled", "neck")
+PARTS = ("cls", "registers", "patches", "layers", "pooled", "neck", "text")
 PUBLISHED = (
     "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
     "deit_tiny_distilled_patch16_224.fb_in1k",
@@ -49,6 +47,10 @@ GROUPS = {  # rows of the README: the first words of the families in each
     "Perception Encoder, AIMv2, MLCD, MetaCLIP 2": ("PE", "AIMv2", "MLCD", "MetaCLIP"),
     "EVA-CLIP, EUPE, LingBot-Vision": ("EVA-CLIP", "EUPE", "LingBot"),
     "InternViT, Qwen-VL, Pixtral, Gemma 4, Llama 4, Kimi": ("Intern", "Qwen", "Pixtral", "Gemma", "Llama", "MoonViT"),
+    "Llama 3.2 Vision (mllama), Sapiens 2": ("mllama", "Sapiens"),
+    "V-JEPA 2, V-JEPA 2.1": ("V-JEPA",),
+    "Hiera, SAM 2": ("Hiera", "SAM 2"),
+    "Prithvi, SatMAE, DOFA": ("Prithvi", "SatMAE", "DOFA"),
     "TIPSv2, C-RADIO, Pixio, Idefics, SmolVLM, DPT, YOLOS": (
         "TIPS",
         "C-RADIO",
@@ -61,8 +63,9 @@ GROUPS = {  # rows of the README: the first words of the families in each
     "SAM": ("SAM",),
     "Swin, Swin V2": ("Swin",),
     "OpenVLA's DINOv2 + SigLIP": ("OpenVLA",),
+    "text towers": ("text",),
 }
-UPSTREAMS = ("timm", "transformers")
+UPSTREAMS = {"timm": "timm", "transformers": "transformers", "open_clip": "open_clip", "formula": "the paper's formula"}
 Worst = dict[tuple[str, str], tuple[float, int]]  # family and upstream: the largest error, and how many were measured
 
 
@@ -72,7 +75,7 @@ class Row:
     upstream: str
     name: str
     policy: str
-    size: Size
+    size: Size | None  # None for texts
     found: dict[str, float]
 
 
@@ -92,6 +95,11 @@ def measure(case: Case, folder: Path) -> Iterator[Row]:
             yield Row(case.family, f"timm, positions by {formula}", case.name, policy, size, found)
 
 
+def measure_text(case: TextCase, folder: Path) -> Row:
+    """Return the error of the vectors of texts."""
+    return Row(case.family, case.upstream, case.name, "", None, {"text": case.error(folder)})
+
+
 def table(rows: list[Row]) -> str:
     lines = [
         f"| family | upstream | model | policy | pixels | {' | '.join(PARTS)} |",
@@ -99,7 +107,7 @@ def table(rows: list[Row]) -> str:
     ]
     for row in rows:
         cells = [f"{row.found[part]:.0e}".replace("0e+00", "0") if part in row.found else "" for part in PARTS]
-        pixels = f"{row.size[0]} x {row.size[1]}"
+        pixels = "" if row.size is None else f"{row.size[0]} x {row.size[1]}"
         lines.append(f"| {row.family} | {row.upstream} | {row.name} | {row.policy} | {pixels} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -114,11 +122,17 @@ def worst_of(rows: list[Row]) -> Worst:
     return worst
 
 
+def group_of(family: str) -> str:
+    """Return the group whose names a family begins with, the longest name first: SAM 2 is no SAM."""
+    names = {start: group for group, starts in GROUPS.items() for start in starts}
+    return names[max((start for start in names if family.startswith(start)), key=len)]
+
+
 def grouped(worst: Worst) -> Worst:
     """Return the largest error of each group of families."""
     found: Worst = {}
     for (family, upstream), (error, count) in worst.items():
-        group = next(group for group, starts in GROUPS.items() if family.startswith(starts))
+        group = group_of(family)
         before, counted = found.get((group, upstream), (0.0, 0))
         found[group, upstream] = (max(before, error), counted + count)
     return found
@@ -126,10 +140,12 @@ def grouped(worst: Worst) -> Worst:
 
 def summary(worst: Worst) -> str:
     """Return a table of the largest errors, as Markdown."""
-    lines = ["| family | against timm | against transformers |", "| --- | --- | --- |"]
+    used = [upstream for upstream in UPSTREAMS if any(upstream == other for _, other in worst)]
+    heads = " | ".join(f"against {UPSTREAMS[upstream]}" for upstream in used)
+    lines = [f"| family | {heads} |", "| --- |" + " --- |" * len(used)]
     for family in dict.fromkeys(family for family, _ in worst):
         cells = []
-        for upstream in UPSTREAMS:
+        for upstream in used:
             error, count = worst.get((family, upstream), (0.0, 0))
             cells.append(f"{error:.0e}".replace("0e+00", "0") + f" ({count})" if count else "")
         lines.append(f"| {family} | {' | '.join(cells)} |")
@@ -169,25 +185,28 @@ def replace_between(path: Path, mark: str, text: str) -> None:
 def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for number, case in enumerate(tqdm([*CASES, *TOWER_CASES, *SMALL_CASES, *LANGUAGE_CASES], unit="case")):
+        for number, case in enumerate(tqdm([*IMAGE_CASES, *TEXT_CASES], unit="case")):
             place = Path(folder) / str(number)
             place.mkdir()
-            rows += measure(case, place)
+            rows += measure(case, place) if isinstance(case, Case) else [measure_text(case, place)]
             gc.collect()
     checked = published()
     worst = max(rows, key=lambda row: max(row.found.values()))
+    at = "" if worst.size is None else f", {worst.size[0]} x {worst.size[1]}"
     text = f"""# Parity
 
 The largest |a - b| / max |b| of each part, in float32, on identical weights with every parameter randomised:
 LayerScale, norms, biases, positions. 0 is bit for bit. `layers` is the worst of all blocks, without the final norm;
-`pooled` is the checkpoint's own pooling, with a projection where it has one. Sizes are the native one, another square,
-one that is not square, one that the patch does not divide (padded with zeros on both sides), and one patch wide.
+`pooled` is the checkpoint's own pooling, with a projection where it has one; `text` is the vectors of a text tower.
+Where no library has the network, the oracle is the formula of its paper, written in the tests. Sizes are the native
+one, another square, one that is not square, one that the patch does not divide (padded with zeros on both sides), and
+one patch wide.
 
 If upstream has no such policy, the oracle is timm at that size, and its tables are first resampled by the formula of
 the implementation that is named. CLIP of transformers norms CLS alone; here the norm is on every token, and
 the oracle's too. Written by `make parity` with {versions()}.
 
-Largest of all: {max(worst.found.values()):.0e} ({worst.name}, {worst.size[0]} x {worst.size[1]}).
+Largest of all: {max(worst.found.values()):.0e} ({worst.name}{at}).
 
 {table(rows)}
 

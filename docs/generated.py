@@ -75,7 +75,7 @@ POPULAR = {
 
 
 def popular() -> str:
-    """Return the table of the encoders that people use most, as Markdown."""
+    """Return the table of the encoders that people use most, as Markdown. `python docs/generated.py` prints it."""
     from vitbackbone.inspection import models_rows
 
     rows = models_rows(list(POPULAR))
@@ -213,3 +213,7 @@ def _box(name: str, x: float, y: float) -> str:
         f'font-weight="600" fill="#1d2a3a">{name}</text><text x="{x:.0f}" y="{y + 13:.0f}" text-anchor="middle" '
         f'font-size="12.5" fill="#46566b">{what}</text>'
     )
+
+
+if __name__ == "__main__":
+    print(popular(), end="")

@@ -3,24 +3,29 @@
 import base64
 import hmac
 import http.client
+import io
 import random
 import re
 import shutil
 import socket
 import ssl
 import subprocess
+import tarfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+
+from tests.helpers import photo
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 
@@ -34,11 +39,13 @@ class Faults:
     failed: float = 0.0  # the service does the work, and the answer is 500
     cut: float = 0.0  # half of the body, then the connection is cut
     slow: float = 0.0  # the body drips
+    denied: float = 0.0  # 403
     only: str = ""  # faults happen to requests whose method and path match this pattern
     most: int = 10**9  # faults in all
     seed: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
+    signatures: list[str] = field(default_factory=list)  # what each request authorised itself by
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -50,7 +57,7 @@ class Faults:
             if sum(self.counts.values()) >= self.most or not re.search(self.only, f"{request[0]} {request[1]}"):
                 return "none"
             at = self._random.random()
-            for kind in ("refused", "lost", "failed", "cut", "slow"):
+            for kind in ("refused", "lost", "failed", "cut", "slow", "denied"):
                 at -= getattr(self, kind)
                 if at < 0:
                     self.counts[kind] = self.counts.get(kind, 0) + 1
@@ -68,6 +75,9 @@ class _Proxy(BaseHTTPRequestHandler):
     def _pass(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = self.faults.choose((self.command, self.path, self.headers.get("Range", "")))
+        self.faults.signatures.append(self.headers.get("Authorization", ""))
+        if fault == "denied":
+            return self._answer(403, {}, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
         if fault == "refused":
             return self._answer(503, {}, b"<Error><Code>SlowDown</Code><Message>Slow down</Message></Error>")
         connection = http.client.HTTPConnection(*self.backend)
@@ -144,6 +154,16 @@ def proxy(backend: str, faults: Faults) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def quick_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let requests be repeated after milliseconds."""
+    from vitbackbone.files import cloud_clients, cloud_requests
+
+    pauses = {"init_backoff": timedelta(milliseconds=2), "max_backoff": timedelta(milliseconds=20), "base": 2}
+    monkeypatch.setitem(cloud_clients.RETRIES, "backoff", pauses)
+    monkeypatch.setattr(cloud_requests, "PAUSE", 0.005)
+
+
 @contextmanager
 def moto() -> Iterator[str]:
     """Serve S3 in memory, with a bucket `photos`. Gives the URL."""
@@ -208,6 +228,93 @@ def azurite(folder: Path) -> Iterator[str]:
         yield f"{url}/{ACCOUNT}"
 
 
+class _Google(BaseHTTPRequestHandler):
+    """Serves Google's storage by its XML interface, with generations: what obstore uses of it."""
+
+    protocol_version = "HTTP/1.1"
+    objects: dict[str, tuple[bytes, int]]
+    parts: dict[str, bytes]
+    lock: Lock
+
+    def log_message(self, *_: object) -> None: ...
+
+    def _send(self, status: int, data: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _key(self) -> tuple[str, dict[str, list[str]]]:
+        parts = urlsplit(self.path)
+        return unquote(parts.path).lstrip("/").partition("/")[2], parse_qs(parts.query, keep_blank_values=True)
+
+    def do_PUT(self) -> None:
+        (key, query), data = self._key(), self.rfile.read(int(self.headers["Content-Length"]))
+        if "partNumber" in query:
+            self.parts[f"{key} {int(query['partNumber'][0]):05}"] = data
+            return self._send(200, ETag=f'"{len(self.parts)}"')
+        return self._write(key, data)
+
+    def do_POST(self) -> None:
+        (key, query), _ = self._key(), self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if "uploads" in query:
+            return self._send(
+                200, b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
+            )
+        whole = b"".join(self.parts[name] for name in sorted(self.parts) if name.startswith(f"{key} "))
+        return self._write(key, whole, b"<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>")
+
+    def _write(self, key: str, data: bytes, answer: bytes = b"") -> None:
+        wanted = self.headers.get("x-goog-if-generation-match")
+        with self.lock:
+            generation = self.objects[key][1] if key in self.objects else 0
+            if wanted is not None and int(wanted) != generation:
+                return self._send(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+            generation = time.time_ns()
+            self.objects[key] = data, generation
+        return self._send(200, answer, ETag=f'"{generation:x}"', x_goog_generation=str(generation))
+
+    def do_GET(self) -> None:
+        key, query = self._key()
+        if "list-type" in query:
+            prefix, offset = query.get("prefix", [""])[0], query.get("start-after", [""])[0]
+            items = "".join(
+                f"<Contents><Key>{name}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+                f"<ETag>&quot;{generation:x}&quot;</ETag><Size>{len(data)}</Size></Contents>"
+                for name, (data, generation) in sorted(self.objects.items())
+                if name.startswith(prefix) and name > offset
+            )
+            return self._send(
+                200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>".encode()
+            )
+        if key not in self.objects:
+            return self._send(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        data, generation = self.objects[key]
+        about = {"ETag": f'"{generation:x}"', "x_goog_generation": str(generation)}
+        about["Last_Modified"] = formatdate(usegmt=True)
+        found = self.headers.get("Range")
+        if self.command == "HEAD" or not found:
+            return self._send(200, data, **about)
+        start, end = (int(end) for end in found.removeprefix("bytes=").split("-"))
+        if start >= len(data):
+            return self._send(416, b"<Error><Code>InvalidRange</Code></Error>")
+        end = min(end, len(data) - 1)
+        return self._send(206, data[start : end + 1], Content_Range=f"bytes {start}-{end}/{len(data)}", **about)
+
+    do_HEAD = do_GET
+
+    def do_DELETE(self) -> None:
+        key, _ = self._key()
+        self._send(204 if self.objects.pop(key, None) else 404)
+
+
+def google() -> AbstractContextManager[str]:
+    """Serve Google's storage in memory. Gives the URL."""
+    return serving(type("Google", (_Google,), {"objects": {}, "parts": {}, "lock": Lock()}))
+
+
 def put_folder(folder: Path, storage: object) -> None:
     """Copy the files of a folder into a storage, under their relative paths."""
     for file in sorted(folder.rglob("*")):
@@ -247,3 +354,27 @@ class _ManyKeys(BaseHTTPRequestHandler):
 def many_keys(count: int) -> AbstractContextManager[str]:
     """Serve the list of a bucket of `count` keys. Gives the URL."""
     return serving(type("ManyKeys", (_ManyKeys,), {"count": count}))
+
+
+@contextmanager
+def photos_in_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Serve the bucket `photos` with three shards of four photos, and let this process go to it."""
+    from vitbackbone.files import open_storage
+    from vitbackbone.files.cloud_clients import client_of
+
+    with moto() as url:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(name, value)
+        client_of.cache_clear()
+        for shard in range(3):
+            data = io.BytesIO()
+            with tarfile.open(fileobj=data, mode="w") as tar:
+                for i in range(4):
+                    image = io.BytesIO()
+                    photo(40, 52, seed=4 * shard + i).save(image, "PNG")
+                    member = tarfile.TarInfo(f"{4 * shard + i:02}.png")
+                    member.size = image.tell()
+                    tar.addfile(member, io.BytesIO(image.getvalue()))
+            open_storage("s3://photos/shards").put(f"part-{shard:04}.tar", data.getvalue())
+        yield
+        client_of.cache_clear()

@@ -23,7 +23,6 @@ from vitbackbone import load_backbone
 from vitbackbone.checkpoints.huggingface import read_config
 from vitbackbone.checkpoints.huggingface.clip_kin import CLIP_KIN
 from vitbackbone.checkpoints.huggingface.config import MODEL_TYPES
-from vitbackbone.checkpoints.huggingface.language import LANGUAGE
 from vitbackbone.checkpoints.tensor_files import read_weights
 
 INDEX = "model.safetensors.index.json"
@@ -104,12 +103,41 @@ NETWORK = {
     "layer_norm_eps": 1e-6,
 }
 SWIN = {"image_size": 64, "patch_size": 4, "num_channels": 3, "embed_dim": 24, "window_size": 4, "mlp_ratio": 4.0}
+# The towers of language models, whose files have names of their own for some settings
+PATCHES = {"patch_size": 8}
+BLOCKS = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96}
+PLAIN = {"image_size": 64, **PATCHES, **BLOCKS}
+QWEN = {**PATCHES, "depth": 3, "num_heads": 3, "spatial_merge_size": 2, "in_channels": 3}
+QWEN2 = {**QWEN, "embed_dim": 48, "mlp_ratio": 4}
+QWEN25 = {**QWEN, "hidden_size": 48, "intermediate_size": 96, "window_size": 32}
+QWEN3 = {**QWEN, "hidden_size": 48, "intermediate_size": 96, "num_position_embeddings": 64}
+AIM = {**PLAIN, "rms_norm_eps": 1e-5}
+MOON = {**PATCHES, **BLOCKS, "pos_emb_height": 8, "pos_emb_width": 8}
+GEMMA = {**PATCHES, **BLOCKS, "num_key_value_heads": 3, "head_dim": 16, "rms_norm_eps": 1e-6}
+TOWERS: dict[str, dict[str, object]] = {
+    "internvl_vision": {**PLAIN, "layer_norm_eps": 1e-6},
+    "intern_vit_6b": {**PLAIN, "layer_norm_eps": 1e-6},
+    "aimv2": AIM,
+    "aimv2_vision_model": AIM,
+    "qwen2_vl": QWEN2,
+    "qwen2_vl_vision": QWEN2,
+    "qwen2_5_vl": QWEN25,
+    "qwen2_5_vl_vision": QWEN25,
+    "qwen3_vl": QWEN3,
+    "qwen3_vl_vision": QWEN3,
+    "pixtral": {**PLAIN, "head_dim": 16, "rope_theta": 100.0},
+    "mlcd_vision_model": {**PLAIN, "layer_norm_eps": 1e-5, "num_key_value_groups": 1},
+    "gemma4_vision": {**GEMMA, "position_embedding_size": 64},
+    "llama4_vision_model": {**PLAIN, "layer_norm_eps": 1e-5},
+    "kimi_k25_vision": MOON,
+    "moonvit": MOON,
+}
+ALONE: dict[str, dict[str, object]] = {**TOWERS, "swin": SWIN, "swinv2": SWIN}  # all their settings
 NUMBERS = [
-    (kind, key)
-    for kind, own in {**SETTINGS, "swin": SWIN, "swinv2": SWIN}.items()
-    for key in ({**NETWORK, **own} if own is not SWIN else own)
+    *((kind, key) for kind, own in SETTINGS.items() for key in {**NETWORK, **own}),
+    *((kind, key) for kind, own in ALONE.items() for key in own),
 ]
-FLOATS = ("layer_norm_eps", "mlp_ratio", "rope_theta", "layer_scale_init_value")
+FLOATS = ("layer_norm_eps", "mlp_ratio", "rope_theta", "layer_scale_init_value", "rms_norm_eps")
 UNBOUNDED = ("rope_theta", "layer_scale_init_value")  # no size depends on them
 WRONG = [-1, 10**9, 10**30, True, "x", "8", [], [8], [8, 8, 8], {}, {"height": 8}, [[8, 8]], 1e300]
 
@@ -117,6 +145,8 @@ WRONG = [-1, 10**9, 10**30, True, "x", "8", [], [8], [8, 8, 8], {}, {"height": 8
 def whole(kind: str) -> dict[str, object]:
     if kind.startswith("swin"):
         return {"model_type": kind, "depths": [2, 2], "num_heads": [2, 4], **SWIN}
+    if kind in TOWERS:
+        return {"model_type": kind, **TOWERS[kind]}
     fixed = {"model_type": kind, "global_attn_indexes": [1], "use_mid_position_embeddings": False}
     return {**fixed, **NETWORK, **SETTINGS[kind]}
 
@@ -130,12 +160,8 @@ def test_every_model_type_is_tried() -> None:
         "sam_hq",
         "metaclip_2",
     }  # those that keep the same settings under vision_config
-    assert MODEL_TYPES.keys() - wrapped - LANGUAGE.keys() == SETTINGS.keys() | {
-        "swin",
-        "swinv2",
-        "donut-swin",
-        "maskformer-swin",
-    }
+    swins = {"swin", "swinv2", "donut-swin", "maskformer-swin"}
+    assert MODEL_TYPES.keys() - wrapped == SETTINGS.keys() | TOWERS.keys() | swins
 
 
 @pytest.mark.parametrize(

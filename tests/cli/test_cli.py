@@ -101,7 +101,7 @@ def test_extract_takes_all_its_options(photos: Path, tmp_path: Path) -> None:
     assert features.layers == (8, 11)
     assert features.cls.dtype == np.float16
     assert features.patches(0).shape == (192, 2, 3)
-    assert len(list((out / "shards").glob("*.safetensors"))) == 3
+    assert len(list(out.glob("objects/*/*.safetensors"))) == 3
 
 
 def test_nothing_readable_is_exit_code_1_and_a_whole_store(tmp_path: Path) -> None:
@@ -257,14 +257,15 @@ def test_an_interrupt_keeps_what_is_done(photos: Path, tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
     )
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "out").glob("shards/*.json")) and time.monotonic() < deadline:
+    while not list((tmp_path / "out").glob("done/*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 130
     assert "interrupted; what is done is kept" in error
     assert "Traceback" not in error
-    assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert not (tmp_path / "out" / ".unfinished").exists()
+    assert not list((tmp_path / "out").glob("leases/*"))
 
 
 def test_predict_goes_on_after_a_bad_photo(store: Path, photos: Path, tmp_path: Path, capsys: object) -> None:

@@ -11,6 +11,7 @@ import pytest
 import heads
 import vitbackbone
 from tests.docs.pages import ROOT, run_page, save_photos
+from tests.servers import photos_in_shards
 
 DOCS = ROOT / "docs"
 PAGES = sorted(
@@ -20,6 +21,7 @@ PAGES = sorted(
 )
 ZERO_SHOT = DOCS / "how-to" / "zero-shot.md"  # it uses a model in the folder `clip`
 TRACED = DOCS / "how-to" / "export.md"
+BUCKETS = DOCS / "how-to" / "a-billion-images.md"  # it reads and writes s3://photos
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,10 @@ def test_the_code_of_a_page_runs_in_order(page: Path, tmp_path: Path, monkeypatc
         from tests.text.models import CASES
 
         CASES["clip"].save(tmp_path / "clip")
-    if page == TRACED:
+    if page == BUCKETS:
+        with photos_in_shards(monkeypatch):
+            run_page(page)
+    elif page == TRACED:
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         subprocess.run([sys.executable, "-m", "tests.docs.pages", page], check=True)
     else:

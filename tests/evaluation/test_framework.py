@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.evaluation.classified import SMALL, WNIDS, make_imagenet, save
-from tests.helpers import tiny_vit
-from vitbackbone import evaluate
+from tests.helpers import TINY, randomise, tiny_vit
+from vitbackbone import ViT, evaluate
 from vitbackbone.cli import main
 from vitbackbone.evaluation import (
     PROTOCOLS,
@@ -37,12 +37,17 @@ from vitbackbone.evaluation.subsets import hold_out_share
 FAST = {**SMALL, "fit.ks": "3"}
 
 
+def named(name: str) -> ViT:
+    """A tiny backbone that is called as a published one."""
+    return randomise(ViT(TINY, name=name))
+
+
 @pytest.fixture
 def imagenet(tmp_path) -> Path:
     return make_imagenet(tmp_path / "imagenet", 4, 2)
 
 
-# ---- golden values ----------------------------------------------------------------------------------------------------
+# ---- golden values ---------------------------------------------------------------------------------------------------
 
 
 def test_alexnet_itself_has_a_corruption_error_of_one() -> None:
@@ -87,7 +92,7 @@ def test_a_share_of_each_class_is_held_out() -> None:
     assert [int(held[labels == label].sum()) for label in range(3)] == [2, 1, 0]
 
 
-# ---- pickles ----------------------------------------------------------------------------------------------------------
+# ---- pickles ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -130,20 +135,20 @@ def test_other_pickles_are_refused(value, tmp_path, monkeypatch) -> None:
 def test_cifar_is_read_as_distributed(tmp_path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
-    random = np.random.default_rng(0)
+    random, first = np.random.default_rng(0), np.empty(0)
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
         batch = {"data": random.integers(0, 255, (2, 3072), dtype=np.uint8), "labels": [0, 1]}
         (folder / name).write_bytes(pickle.dumps(batch))
+        first = batch["data"][0] if name == "data_batch_1" else first
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["cat", "dog"]}))
     data = find_layout("cifar10").read(tmp_path)
     assert (len(data.train), len(data.test), data.train.classes) == (10, 2, ["cat", "dog"])
-    first = pickle.loads((folder / "data_batch_1").read_bytes())["data"][0]
     assert np.array_equal(data.train.pixels[0], first.reshape(3, 32, 32).transpose(1, 2, 0))
     result = evaluate("knn", tiny_vit(), {"cifar10": tmp_path}, settings=FAST, progress=False)["knn"]
     assert result.scores[0].n == 2
 
 
-# ---- layouts and errors -----------------------------------------------------------------------------------------------
+# ---- layouts and errors ----------------------------------------------------------------------------------------------
 
 
 def test_imagenet_v2_counts_in_numbers_not_in_letters(tmp_path) -> None:
@@ -195,9 +200,9 @@ def test_a_wrong_command_is_a_sentence(command, message, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: os.rename(root / "val", root / "test"), "has no folder val; the official layout is"),
+        (lambda root: (root / "val").rename(root / "test"), "has no folder val; the official layout is"),
         (
-            lambda root: os.rename(root / "val" / WNIDS[0], root / "gone"),
+            lambda root: (root / "val" / WNIDS[0]).rename(root / "gone"),
             "val has no image of 1 classes that train has",
         ),
         (lambda root: save(root / "val" / "n09999999" / "a.JPEG", 0, 0), "1 folders that are no class, such as n0999"),
@@ -230,7 +235,7 @@ def test_a_corrupt_image_is_left_out_and_named(imagenet, tmp_path) -> None:
     assert "1 training images could not be read and are left out of the fit" in result.notes
 
 
-# ---- resuming ---------------------------------------------------------------------------------------------------------
+# ---- resuming --------------------------------------------------------------------------------------------------------
 
 
 class Killed(Exception):
@@ -301,7 +306,7 @@ def test_a_run_killed_by_the_system_gives_the_same_results(name, tmp_path) -> No
     assert _without_times(tmp_path / "killed") == _without_times(tmp_path / "whole")
 
 
-# ---- results ----------------------------------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------------------------------
 
 
 def test_results_join_in_one_folder_and_are_reported(imagenet, tmp_path, capsys) -> None:
@@ -311,7 +316,7 @@ def test_results_join_in_one_folder_and_are_reported(imagenet, tmp_path, capsys)
     results = read_results(out)
     assert [each.settings["fit.ks"] for each in results] == [[3], [1]]
     assert results[0].hash != results[1].hash
-    assert results[0].versions["torch"] == torch.__version__
+    assert torch.__version__.startswith(results[0].versions["torch"])
     assert main(["evaluate", "report", str(out)]) == 0
     assert "| knn (v2) | imagenet | top-1 (k=3) |" in capsys.readouterr().out
     assert "<table>" in (out / "report.html").read_text()
@@ -324,8 +329,7 @@ def test_results_join_in_one_folder_and_are_reported(imagenet, tmp_path, capsys)
 def test_a_published_figure_stands_beside_a_whole_run_alone(imagenet, tmp_path, monkeypatch) -> None:
     from vitbackbone.evaluation import runner
 
-    backbone = tiny_vit()
-    monkeypatch.setattr(backbone.spec, "__dict__", {**vars(backbone.spec), "name": "vit_small_patch14_dinov2.lvd142m"})
+    backbone = named("vit_small_patch14_dinov2.lvd142m")
     official = {"training images": 16, "test images": 8, "classes": 4}
     real = runner.find_layout
     monkeypatch.setattr(
@@ -366,6 +370,6 @@ def test_a_gap_names_the_setting_and_its_known_effect() -> None:
 
 def test_reports_cannot_be_steered_by_names(imagenet, tmp_path) -> None:
     (imagenet / "val" / WNIDS[0] / "<script>|x.JPEG").write_bytes(b"no image")
-    evaluate("knn", tiny_vit(name="a|<b>"), imagenet, tmp_path / "out", settings=FAST, progress=False)
+    evaluate("knn", named("a|<b>"), imagenet, tmp_path / "out", settings=FAST, progress=False)
     for file in write_report(read_results(tmp_path / "out"), tmp_path / "out"):
         assert "<script>" not in file.read_text()

@@ -1,5 +1,6 @@
 """A bucket as a storage: on a real S3 server, behind a proxy that injects faults."""
 
+import json
 import os
 import pickle
 import threading
@@ -8,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import ACCOUNT_KEY, KEYS, Faults, azurite, moto, npm_server, proxy
+from tests.servers import ACCOUNT_KEY, KEYS, Faults, azurite, google, moto, npm_server, proxy, quick_repeats
 from vitbackbone.files import cloud_clients, cloud_requests, object_storage
 from vitbackbone.files.object_storage import ObjectStorage, open_bucket
 
 pytest.importorskip("obstore", reason="buckets need the extra 'cloud'")
+pytestmark = pytest.mark.usefixtures(quick_repeats.__name__)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,59 @@ def test_azure_keeps_the_contract_of_a_storage(tmp_path: Path, monkeypatch: pyte
             cloud_clients.client_of.cache_clear()
             check_contract(open_bucket("az://photos/contract"))
             check_conditions(open_bucket("az://photos/conditions"))
+    cloud_clients.client_of.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["none", "refused", "lost", "failed", "cut"])
+def test_google_keeps_the_contract_of_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    faults = Faults() if kind == "none" else Faults(**{kind: 0.2})
+    with google() as url, proxy(url, faults) as through:
+        account = {"client_email": "", "private_key": "", "private_key_id": "", "disable_oauth": True}
+        (tmp_path / "account.json").write_text(json.dumps(account | {"gcs_base_url": through}))
+        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
+        monkeypatch.setenv("GOOGLE_BASE_URL", through)
+        cloud_clients.client_of.cache_clear()
+        storage = open_bucket("gs://photos/contract")
+        check_contract(storage)
+        listed = next(storage.list())
+        assert storage.swap(listed.key, b"by a list", listed.version)  # which tells no generation
+        assert storage.swap(listed.key, b"again", listed.version) is None
+        check_conditions(open_bucket("gs://photos/conditions"))
+    cloud_clients.client_of.cache_clear()
+
+
+def test_credentials_are_those_of_the_tools_of_the_cloud(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("boto3")
+    faults = Faults()
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    with proxy(server, faults) as url:
+        (tmp_path / "config").write_text(f"[profile work]\nregion = eu-west-1\nendpoint_url = {url}\n")
+        (tmp_path / "credentials").write_text("[work]\naws_access_key_id = MINE\naws_secret_access_key = secret\n")
+        for name, value in {
+            "AWS_CONFIG_FILE": str(tmp_path / "config"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"),
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            monkeypatch.setenv(name, value)
+        cloud_clients.client_of.cache_clear()
+        with pytest.raises(PermissionError, match="no credentials were found; set AWS_ACCESS_KEY_ID"):
+            open_bucket("s3://photos")
+        monkeypatch.setenv("AWS_PROFILE", "work")
+        open_bucket("s3://photos").put("credentials", b"1")
+        assert "Credential=MINE/" in faults.signatures[-1]
+        assert "/eu-west-1/s3/" in faults.signatures[-1]
+        monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        cloud_clients.client_of.cache_clear()
+        open_bucket("s3://photos").head("credentials")
+        assert faults.signatures[-1] == ""
+        faults.denied = 1.0
+        with pytest.raises(PermissionError, match=r"access is denied \(Access Denied\); set AWS_ACCESS_KEY_ID"):
+            open_bucket("s3://photos").get("credentials")
     cloud_clients.client_of.cache_clear()
 
 

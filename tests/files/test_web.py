@@ -12,10 +12,6 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
 
 from tests.servers import serving
 from vitbackbone.files import web
@@ -234,6 +230,11 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 def test_a_certificate_is_checked(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By a server with a certificate that nobody knows, then with one that is trusted."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.x509.oid import NameOID
+
     key, name = rsa.generate_private_key(65537, 2048), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (

@@ -1,4 +1,4 @@
-"""Other channels and other sizes of encoders in the adapter over transformers, and encoders found by the later rules."""
+"""Other channels and sizes of encoders in the adapter over transformers, and encoders found by the later rules."""
 
 import json
 from pathlib import Path

@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers import save_photo
 from vitbackbone import load_backbone
-from vitbackbone.store import RayCluster, extract
+from vitbackbone.store import RayCluster, extract, verify
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,11 +36,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("one") / "out"
     extract(load_backbone("nano"), photos, out, **OPTIONS)
-    return contents(out)
+    return objects(out)
 
 
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(directory)): f.read_bytes() for f in sorted(directory.rglob("*")) if f.is_file()}
+def objects(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.glob("objects/*/*")}
 
 
 @pytest.fixture
@@ -75,6 +75,7 @@ def kill_a_node(cluster: object) -> None:
     cluster.remove_node(cluster.nodes[0], allow_graceful=False)
 
 
+@pytest.mark.promise(34)
 def test_shards_are_those_of_one_process_after_an_actor_and_a_node_were_killed(
     photos: Path, tmp_path: Path, expected: dict[str, bytes], cluster: object
 ) -> None:
@@ -82,7 +83,7 @@ def test_shards_are_those_of_one_process_after_an_actor_and_a_node_were_killed(
     happened: list[int] = []  # how many shards were done at each fault
 
     def after(shards: int, fault: Callable[[object], None]) -> None:
-        while (done := len(list(out.glob("shards/*.json")))) < shards:
+        while (done := len(list(out.glob("done/*.json")))) < shards:
             time.sleep(0.05)
         fault(cluster)
         happened.append(done)
@@ -97,5 +98,6 @@ def test_shards_are_those_of_one_process_after_an_actor_and_a_node_were_killed(
     thread.join(timeout=10)
     assert len(happened) == 2
     assert max(happened) < 20
-    assert contents(out) == expected
+    assert objects(out) == expected
     assert [path for path, _ in store.failed] == ["07.png"]
+    assert verify(out).problems == ()

@@ -100,6 +100,16 @@ def _bpe(special: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     return model["vocab"], [tuple(pair) for pair in model["merges"]]
 
 
+def bert_tokenizer() -> Any:
+    """Return a BertTokenizer with some pieces of words."""
+    learned = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learned.normalizer = normalizers.BertNormalizer()
+    learned.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    learned.train_from_iterator(WORDS, trainers.WordPieceTrainer(vocab_size=160, special_tokens=special))
+    return transformers.BertTokenizer(vocab=learned.get_vocab())
+
+
 def siglip2_tokenizer(**options: Any) -> Any:
     """Return a Siglip2Tokenizer. It pads on the left unless an option says otherwise."""
     vocab, merges = _bpe(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"])
@@ -163,6 +173,14 @@ CASES: dict[str, Case] = {
     "metaclip 2": Case("MetaClip2Model", "MetaClip2Config", xlm_tokenizer, whole={"projection_dim": 24}),
     "aimv2": Case("Aimv2Model", "Aimv2Config", clip_tokenizer, whole={"projection_dim": 24}),
     "aimv2 biased": Case("Aimv2Model", "Aimv2Config", clip_tokenizer, text={"qkv_bias": True, "mlp_bias": True}),
+    "chinese clip": Case("ChineseCLIPModel", "ChineseCLIPConfig", bert_tokenizer, whole={"projection_dim": 24}),
+    "altclip": Case(
+        "AltCLIPModel",
+        "AltCLIPConfig",
+        xlm_tokenizer,
+        text={"max_position_embeddings": LENGTH + 2, "project_dim": 20},
+        whole={"projection_dim": 24},
+    ),
     "siglip": Case("SiglipModel", "SiglipConfig", siglip_tokenizer, "max_length", masked=False),
     "siglip projected": Case(
         "SiglipModel", "SiglipConfig", siglip_tokenizer, "max_length", text={"projection_size": 32}, masked=False

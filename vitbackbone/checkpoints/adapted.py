@@ -67,7 +67,7 @@ def read_adapted(settings: Json, default: Preprocess) -> Preprocess:
     plain = {**colours, "image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
     for each in (settings, plain):
         try:
-            return read_preprocess(each, default)
+            return read_preprocess(each, default, own_network=False)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError):
             continue
     return default

@@ -24,7 +24,9 @@ def fill_resampled(encoder: nn.Module, settings: Any, trained: nn.Module, traine
     wanted, tensors = encoder.state_dict(), dict(trained.state_dict())
     for name, tensor in tensors.items():
         shape = wanted[name].shape if name in wanted else tensor.shape
-        if shape != tensor.shape:
+        if shape != tensor.shape and not tensor.is_floating_point():  # such as a range of indices
+            tensors[name] = wanted[name]
+        elif shape != tensor.shape:
             old, new = (_grid(each, patch) for each in (trained_settings, settings))
             resized = None if old is None or new is None else _resized(tensor, shape, old, new)
             if resized is None or resized.shape != shape:

@@ -17,6 +17,7 @@ Find = Callable[[str], Path | None]  # the path of a file beside the checkpoint,
 
 TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
+PIECES = "vocab.txt"  # BERT's, one a line
 OPEN_CLIP_MERGES = "bpe_simple_vocab_16e6.txt.gz"  # openai/CLIP and open_clip ship it
 SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 LIMIT = 1 << 28  # bytes of a tokenizer; the 900,000 words of XLM-V have 60 MB
@@ -76,6 +77,8 @@ def read_tokenizer(find: Find, where: str) -> "Tokenizer":
             raise ValueError(f"{file} is not a tokenizer that the library tokenizers reads: {error}") from error
     if (vocabulary := find(VOCABULARY)) and (merges := find(MERGES)):
         return _built(_read_vocabulary(vocabulary), _pairs(merges, read_bytes(merges, LIMIT)), merges)
+    if pieces := find(PIECES):
+        return _read_pieces(pieces, read_tokenizer_settings(find).do_lower_case is not False)
     if packed := find(OPEN_CLIP_MERGES):
         return _read_packed(packed)
     raise ValueError(f"{where} has no tokenizer: {_wanted(find)}")
@@ -92,11 +95,33 @@ def _wanted(find: Find) -> str:
     """Say what to do without a tokenizer that is readable here."""
     found = next((name for name in SENTENCEPIECE if find(name)), None)
     if found is None:
-        return f"want {TOKENIZER}, {VOCABULARY} with {MERGES}, or {OPEN_CLIP_MERGES}; or give tokenizer=PATH"
+        return f"want {TOKENIZER}, {VOCABULARY} with {MERGES}, {PIECES}, or {OPEN_CLIP_MERGES}; or give tokenizer=PATH"
     return (
         f"{found} is a sentencepiece model, which is not read here. Write it as {TOKENIZER}, by "
         "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR), or give tokenizer=PATH"
     )
+
+
+def _read_pieces(file: Path, lower: bool) -> "Tokenizer":
+    """Build BERT's tokenizer from its vocabulary (transformers, models/bert/tokenization_bert.py)."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import WordPiece
+
+    try:
+        words = read_bytes(file, LIMIT).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error}); download it again") from error
+    vocabulary = {word: index for index, word in enumerate(words)}
+    if missing := [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if token not in vocabulary]:
+        raise ValueError(f"{file} has no {missing[0]}; want a vocabulary of BERT, a word a line")
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(["[UNK]", "[CLS]", "[SEP]", "[PAD]", *(["[MASK]"] if "[MASK]" in vocabulary else [])])
+    ends = (("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
+    tokenizer.post_processor = processors.BertProcessing(*ends)
+    return tokenizer
 
 
 def _read_packed(file: Path) -> "Tokenizer":

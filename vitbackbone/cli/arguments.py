@@ -180,13 +180,18 @@ def _add_extraction(command: Command) -> None:
     p = command(
         "export",
         "extraction.run_export",
-        "Convert a store for other programs: npy (clip-retrieval), parquet (pandas, polars) or csv.",
+        "Convert a store for other programs. An older export in the same folder is replaced.",
         "vitbackbone export features/ --format npy",
-        "vitbackbone export features/ --format parquet --out table/",
+        "vitbackbone export features/ table/ --format parquet",
     )
     p.add_argument("store", metavar="STORE", help=STORE)
-    text = "npy: img_emb/ and metadata/; parquet and csv: tables with a row for each image"
-    p.add_argument("--format", required=True, choices=["npy", "parquet", "csv"], help=text)
+    p.add_argument("place", type=out_folder, nargs="?", metavar="OUT", help="output folder, as --out")
+    text = (
+        "npy: the layout of clip-retrieval; parquet: tables for pandas, polars, DuckDB; csv; webdataset: .tar files; "
+        "zarr, hdf5: arrays; lance: a table for vector search"
+    )
+    formats = ["npy", "parquet", "csv", "webdataset", "zarr", "hdf5", "lance"]  # `store.FORMATS`
+    p.add_argument("--format", required=True, choices=formats, help=text)
     p.add_argument("--out", type=out_folder, metavar="DIR", help="output folder (default: STORE/export-FORMAT)")
 
 

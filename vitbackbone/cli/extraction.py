@@ -119,7 +119,9 @@ def run_prune(args: argparse.Namespace) -> int:
 def run_export(args: argparse.Namespace) -> int:
     from vitbackbone.store import FeatureStore, export
 
-    out = Path(args.out or Path(args.store) / f"export-{args.format}")
+    if args.out and args.place:
+        raise ValueError(f"two output folders were given, {args.place} and {args.out}; want one")
+    out = Path(args.out or args.place or Path(args.store) / f"export-{args.format}")
     files = export(FeatureStore(args.store), args.format, out, progress=not args.quiet)
     if not args.quiet:
         print(f"{len(files)} file{'s' * (len(files) != 1)}: {escaped(str(out))}")

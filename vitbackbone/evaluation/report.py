@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitbackbone.evaluation.datasets import find_layout
 from vitbackbone.evaluation.results import Figures, Result, Results
 from vitbackbone.files import publish_text
 
-HEADER = ("protocol", "dataset", "metric", "here", "95 % interval", "n", "paper", "difference")
+HEADER = ("protocol", "dataset", "metric", "here", "interval", "n", "paper", "difference")
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     each: f"\\{each}" for each in "&%$#_{}"
 }
@@ -79,7 +80,7 @@ def _table(name: str, fingerprint: str, group: Iterable[Result]) -> Table:
             lines.append(
                 f"{label} on {result.dataset}: --limit {result.limit}, so no published figure stands beside it"
             )
-        elif not result.official:
+        elif not result.official and find_layout(result.dataset).official:
             lines.append(
                 f"{label} on {result.dataset}: not the whole official dataset, so no published figure stands beside it"
             )

@@ -4,6 +4,7 @@ A client is shared by all threads of a process. It does not survive a fork: its 
 request of the child would wait forever. So a forked child gets an error instead.
 """
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -41,7 +42,8 @@ _process = [0]  # the process that has opened a client
 def client_of(bucket: str) -> "ObjectStore":
     """Return the client of a bucket such as `s3://photos`.
 
-    Raises `ImportError` without obstore, `ValueError` for a wrong name or setting, and `RuntimeError` in a process
+    Raises `ImportError` without obstore, `ValueError` for a wrong name or setting, `PermissionError` if boto3 finds no
+    credentials, and `RuntimeError` in a process
     that was forked after its parent had opened a client.
     """
     if _process[0] not in (0, os.getpid()):
@@ -73,8 +75,9 @@ def _s3(name: str) -> "ObjectStore":
         session = botocore.session.get_session()  # reads the environment and the profile of ~/.aws
         settings["region"] = session.get_config_variable("region")
         endpoint = endpoint or session.get_scoped_config().get("endpoint_url")
-        if session.get_credentials() is not None:
-            settings["credential_provider"] = Boto3CredentialProvider(session)
+        if session.get_credentials() is None:  # boto3 has looked everywhere, the machine's role included
+            raise PermissionError(errno.EACCES, f"no credentials were found; {CREDENTIALS['s3']}", f"s3://{name}")
+        settings["credential_provider"] = Boto3CredentialProvider(session)
     settings["endpoint"] = endpoint
     return S3Store(name, **_common(endpoint), **{key: value for key, value in settings.items() if value})
 

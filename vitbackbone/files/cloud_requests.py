@@ -65,6 +65,8 @@ def _final(error: Exception, place: str) -> OSError | None:
     from obstore import exceptions
 
     status, text = status_of(error), _sentence(error)
+    if isinstance(error, PermissionError):  # it says already what to do
+        return error
     denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
     no_credentials = re.search(r"169\.254\.169\.254|metadata\.google|[Cc]redential|Azure CLI|azure cli", str(error))
     if denied or status in (401, 403) or (no_credentials and status != 503):

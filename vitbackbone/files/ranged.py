@@ -56,12 +56,12 @@ class RangedContent:
         return window.start <= at <= window.end + window.ahead
 
     def _advance(self, window: _Window, at: int, length: int) -> None:
-        """Read on, so that the window holds the asked range."""
+        """Read on from the end of the window, so that it holds the asked range. A gap before it is read, too, since it
+        is small, and a reader that has looked ahead may come back."""
         window.ahead = min(2 * window.ahead, LARGEST)
-        inside = at < window.end
-        start = max(window.start, at - BEHIND) if inside else at
-        kept = window.data[start - window.start :] if inside else b""
-        begin = start + len(kept)
+        start = max(window.start, min(at - BEHIND, window.end))
+        kept = window.data[start - window.start :]
+        begin = window.end
         wanted = min(max(at + length - begin, window.ahead), self.size - begin)
         data = self._read(begin, wanted)
         if len(data) != wanted:

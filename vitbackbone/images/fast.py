@@ -12,6 +12,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def _simplejpeg() -> Decode:
 
 
 def _torchcodec() -> Decode:
-    from torchcodec import decoders
+    decoders = import_module("torchcodec.decoders")
 
     def decode(data: bytes, size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
         # It turns the picture by its EXIF orientation. `Photo` does that for all formats, by its own rules.

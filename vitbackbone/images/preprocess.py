@@ -98,10 +98,10 @@ class Preprocess:
     The other modes show the whole photo with nearly its aspect, so that inputs differ in size. Both sides are
     multiples of `multiple` pixels. `"patches"` takes the largest scale at which the sides, rounded up, have at most
     `most_pixels` together (SigLIP 2 NaFlex). `"area"` rounds the photo's own sides to the nearest multiples, and scales
-    it only if that has fewer than `least_pixels` or more than `most_pixels` (Qwen2-VL's `smart_resize`). `"budget"` takes
-    the largest scale with `most_pixels`, and rounds the sides down (Gemma 4). `"square"` shrinks a photo that does not
-    fit into a square of `most_pixels`, and rounds the sides up (Pixtral). `"canvas"` shrinks a photo of more than
-    `most_pixels`, in patches of `least_pixels`, and fills the right and bottom with black up to the multiples (Kimi).
+    it only if that has fewer than `least_pixels` or more than `most_pixels` (Qwen2-VL's `smart_resize`). `"budget"`
+    takes the largest scale with `most_pixels`, and rounds the sides down (Gemma 4). `"square"` shrinks a photo that
+    does not fit into a square of `most_pixels`, and rounds the sides up (Pixtral). `"canvas"` shrinks a photo of more
+    than `most_pixels`, in patches of `least_pixels`, and fills the right and bottom with black (Kimi).
     A resolution (H, W) takes the place of `most_pixels`.
 
     `mean`, `std`, `scale`: one mean and deviation for each channel, of values divided by `scale`. A photo has bytes up

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitbackbone.contract import tree_leaves
-from vitbackbone.model import ViT, ViTConfig
+from vitbackbone.model import ViT, ViTConfig, make_vit
 
 aten = torch.ops.aten
 FLOAT32 = 4  # bytes
@@ -50,7 +50,7 @@ class Costs:
 def on_meta(config: ViTConfig) -> ViT:
     """Return the network on the meta device, in evaluation mode."""
     with torch.inference_mode(False), torch.device("meta"):  # tensors of inference mode cannot be counted
-        return ViT(config).eval()
+        return make_vit(config).eval()
 
 
 @cache
@@ -58,6 +58,7 @@ def parameters(config: ViTConfig) -> int:
     """Count the parameters of the `ViT`, with fixed position tables, pooling and projection, without a classifier."""
     model, kinds = _one_of_each_kind(config)
     counted = sum(p.numel() for p in model.parameters())
+    counted += len(config.tap_norms) * sum(p.numel() for p in model.norm.parameters()) if model.norm is not None else 0
     for block, count in zip(model.blocks, kinds, strict=True):
         counted += (count - 1) * sum(p.numel() for p in block.parameters())
     return counted
@@ -76,7 +77,7 @@ def _one_of_each_kind(config: ViTConfig) -> tuple[ViT, list[int]]:
     windowed = windowed_blocks(config)
     kinds = [count for count in (windowed, config.depth - windowed) if count]
     last = (len(kinds) - 1,) if config.window and windowed < config.depth else ()
-    return on_meta(replace(config, depth=len(kinds), global_blocks=last)), kinds
+    return on_meta(replace(config, depth=len(kinds), global_blocks=last, tap_norms=())), kinds
 
 
 @cache
@@ -85,8 +86,10 @@ def costs(config: ViTConfig, size: tuple[int, int], batch: int = 1) -> Costs:
 
     The activations leave out tables that stay between forwards, such as rotary positions. They also leave out the
     workspace of torch's kernels and the reserve of the allocator.
-    Raises `ValueError` on a size that the configuration refuses.
+    Raises `ValueError` on a size that the configuration refuses, and for a network of tiles.
     """
+    if config.tiles is not None:
+        raise ValueError("costs are known for networks of whole images only, and this one runs all tiles of an image")
     model, kinds = _one_of_each_kind(config)
     with torch.inference_mode(False), torch.no_grad(), torch.device("meta"):
         with FlopCounterMode(display=False) as forward:

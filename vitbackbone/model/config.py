@@ -11,7 +11,7 @@ QkvBias = Literal["qkv", "qv", "none"]
 MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "geglu", "geglu_tanh"]
 GATED: tuple[MlpKind, ...] = ("swiglu", "geglu", "geglu_tanh")
 NormKind = Literal["layer", "rms"]
-BranchNorm = Literal["before", "after", "both"]
+BranchNorm = Literal["before", "after", "both", "sum"]
 QkNorm = Literal["none", "head", "full"]
 WindowEdge = Literal["pad", "cut"]
 Pool = Literal["cls", "prefix", "tokens", "mean", "cls_mean", "map", "query", "neck"]
@@ -181,7 +181,8 @@ class ViTConfig:
     v_norm: bool = False  # whether the values of each head are divided by their root mean square
     attn_norm: bool = False  # whether a norm precedes the projection after attention
     norm: NormKind = "layer"  # layer norm, or root mean square without a bias
-    branch_norm: BranchNorm = "before"  # norms of a block: before attention and MLP, after them, or both
+    # norms of a block: before attention and MLP, after them, both, or after they are added to the tokens (BERT)
+    branch_norm: BranchNorm = "before"
     layer_scale: bool = False  # whether residual branches have a learned factor per channel
     norm_eps: float = 1e-6
     final_norm: bool = True  # whether a norm follows the last block

@@ -332,7 +332,8 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """An encoder block: attention and then an MLP, each with its own norms and residual connection.
 
-    A norm stands before each (Vision Transformer), behind each (EVA-CLIP's largest), or both (Gemma 4).
+    A norm stands before each (Vision Transformer), behind each (EVA-CLIP's largest), both (Gemma 4), or behind each
+    sum with the residual (BERT).
     """
 
     def __init__(self, config: ViTConfig, index: int) -> None:
@@ -342,15 +343,17 @@ class Block(nn.Module):
             return LayerScale(config.dim) if config.layer_scale else nn.Identity()
 
         everywhere = not config.window or index in config.global_blocks
-        before, after = config.branch_norm != "after", config.branch_norm != "before"
+        before, after = config.branch_norm in ("before", "both"), config.branch_norm in ("after", "both")
         self.norm1 = norm_or_identity(before, config)
         self.attn = SelfAttention(config, config.grid) if everywhere else WindowAttention(config)
         self.post1 = norm_or_identity(after, config)
         self.ls1 = scale()
+        self.sum1 = norm_or_identity(config.branch_norm == "sum", config)
         self.norm2 = norm_or_identity(before, config)
         self.mlp = mlp(config)
         self.post2 = norm_or_identity(after, config)
         self.ls2 = scale()
+        self.sum2 = norm_or_identity(config.branch_norm == "sum", config)
         self.drop_path = DropPath(config.drop_path * index / max(config.depth - 1, 1))
         self.waits = config.num_prefix > 0 and not everywhere  # prefix tokens take no part
 
@@ -378,7 +381,8 @@ class Block(nn.Module):
         stream = layout.prefix(x) if prefix else x
         # The output of attention has no name, so that its memory is free during the MLP.
         x = stream + self.drop_path(self.ls1(self.post1(self.attn(self.norm1(x), layout, mask, prefix))), lengths)
-        x = x + self.drop_path(self.ls2(self.post2(self.mlp(self.norm2(x)))), lengths)
+        x = self.sum1(x)
+        x = self.sum2(x + self.drop_path(self.ls2(self.post2(self.mlp(self.norm2(x)))), lengths))
         return self._rejoin(held, x, layout) if held else x
 
     def _hold(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[list[Tensor], Float[Tensor, "B N D"]]:

@@ -177,9 +177,9 @@ class GraphBuilder:
 
     def run(self, index: int, block: Block, x: Value, prefix: bool) -> Value:
         mixed = self.norm(block.post1, self.attention(index, block.attn, self.norm(block.norm1, x), prefix))
-        x = ops.add(self.prefix(x) if prefix else x, self.scale(block.ls1, mixed))
+        x = self.norm(block.sum1, ops.add(self.prefix(x) if prefix else x, self.scale(block.ls1, mixed)))
         hidden = self.norm(block.post2, self.mlp(block.mlp, self.norm(block.norm2, x)))
-        return ops.add(x, self.scale(block.ls2, hidden))
+        return self.norm(block.sum2, ops.add(x, self.scale(block.ls2, hidden)))
 
     def behind(self, x: Value) -> Value:
         """Return the patches."""

@@ -1,7 +1,7 @@
 """The feature store: images to features on disk, with nothing lost."""
 
 from vitbackbone.store.cluster import RayCluster
-from vitbackbone.store.export import export
+from vitbackbone.store.formats import FORMATS, export
 from vitbackbone.store.groups import copies, groups_by
 from vitbackbone.store.photos import ReadPhoto, read_photos, source_files
 from vitbackbone.store.prune import prune
@@ -13,6 +13,7 @@ from vitbackbone.store.store import FeatureStore
 from vitbackbone.store.verify import verify
 
 __all__ = [
+    "FORMATS",
     "FeatureStore",
     "RayCluster",
     "ReadPhoto",

@@ -14,6 +14,7 @@ from vitbackbone.store.labels import Folder, Label
 from vitbackbone.store.names import Notes
 
 MAX_IMAGE_BYTES = 2**30  # the largest image that passes the pixel limit is half of this
+Digest = bytes  # a name of its own beside the field `bytes`
 WHOLE = "[archive]"  # the name of the row for an archive that cannot be listed
 
 
@@ -30,7 +31,7 @@ class ArchiveMember:
     bytes: int  # size; -1 if it is unknown before reading
     label: Label
     damage: str | None = None  # the fault at a damaged place; None for an image
-    sha256: bytes | None = None  # of its content, if the listing has read it anyway
+    sha256: Digest | None = None  # of its content, if the listing has read it anyway
 
 
 def damaged_member(offset: int, text: str, name: str | None = None) -> ArchiveMember:

@@ -20,7 +20,7 @@ class Hub:
         self._opened = threading.local()  # the file that this thread has read last
 
     def describe(self, key: str) -> Stored:
-        return _stored(_asked(lambda: self._files.info(key, refresh=True)))
+        return _stored(_asked(lambda: self._files.info(key, refresh=True, expand_info=True)))
 
     def read(self, key: str, start: int, length: int, version: str | None = None) -> bytes:
         def read() -> bytes:

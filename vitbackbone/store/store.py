@@ -101,6 +101,14 @@ class FeatureStore:
         tokens = _numpy(shard.read(name, start, start + h * w))
         return tokens.reshape(h, w, -1).transpose(2, 0, 1)
 
+    @cached_property
+    def grids(self) -> Int[np.ndarray, "N 2"]:
+        """(h, w) of each image's patches."""
+        self._name("patches")
+        numbers, rows = self._features
+        found = [self._shard(int(number)).grid[run] for number, run in _runs(numbers, rows)]
+        return np.concatenate([np.empty((0, 2), np.int32), *found]).astype(np.int32)
+
     @property
     def tokens(self) -> "StoredTokens":
         """The patches of each image, (h*w, D) and row-major as `Features.tokens`, read on access."""

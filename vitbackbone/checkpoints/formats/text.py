@@ -4,6 +4,8 @@ Each table is relative to the tower. A whole model has it under a prefix, beside
 dropped.
 """
 
+from torch import Tensor
+
 from vitbackbone.checkpoints.formats.changes import TRANSPOSE, gated, qkv
 from vitbackbone.checkpoints.rules import Change, Rule, Rules, both, drop, inside, read_only, rename
 
@@ -51,6 +53,38 @@ AIMV2: Rules = (
     rename("rms_norm.weight", "norm.weight"),
 )
 
+
+def _bert(first: int) -> Rules:
+    """Return the rules of BERT (Devlin et al. 2019). `first`: the position of a text's first token in the table."""
+
+    def there(positions: Tensor, types: Tensor) -> tuple[Tensor]:
+        return (positions[first:] + types[0],)  # all tokens of a text have the first type
+
+    layer = "encoder.layer.{i}"
+    names = {
+        **{"attention.output.dense": "attn.proj", "attention.output.LayerNorm": "sum1"},
+        **{"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2", "output.LayerNorm": "sum2"},
+    }
+    tables = ("embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight")
+    return (
+        rename("embeddings.word_embeddings.weight", "token_embed.weight"),
+        Rule(tables, ("pos_embed",), Change(there)),
+        *both("embeddings.LayerNorm", "embed_norm"),
+        *qkv(f"{layer}.attention.self.", ("query", "key", "value"), "blocks.{i}.attn"),
+        *(rule for theirs, ours in names.items() for rule in both(f"{layer}.{theirs}", f"blocks.{{i}}.{ours}")),
+        drop("embeddings.position_ids"),
+        drop("embeddings.token_type_ids"),
+        drop("pooler.dense.weight"),
+        drop("pooler.dense.bias"),
+    )
+
+
+BERT, ROBERTA = _bert(0), _bert(2)  # the first positions of RoBERTa belong to padding
+# Two linear layers behind each other, of which the second has no bias
+_TWICE = Change(lambda weight, bias, second: (second @ weight, second @ bias))
+_ALTCLIP: Rules = (*inside("roberta.", ROBERTA), *both("pre_LN", "norm"))
+_TRANSFORMED = ("text_model.transformation.weight", "text_model.transformation.bias", "text_projection.weight")
+
 # ---- OpenAI and open_clip -----------------------------------------------------------------------------------------
 
 _RESBLOCK = "transformer.resblocks.{i}"
@@ -92,6 +126,15 @@ TEXT: dict[str, Rules] = {
     "Siglip2TextModel": _alone(SIGLIP),
     "Aimv2Model": (*inside("text_model.", AIMV2), *_PROJECTION, *_LOGITS, *_IMAGES),
     "Aimv2TextModel": AIMV2,
+    "ChineseCLIPModel": (*inside("text_model.", BERT), *_PROJECTION, *_LOGITS, *_IMAGES),
+    "ChineseCLIPTextModel": BERT,
+    "AltCLIPModel": (
+        *inside("text_model.", _ALTCLIP),
+        Rule(_TRANSFORMED, ("projection.weight", "projection.bias"), _TWICE),
+        *_LOGITS,
+        *_IMAGES,
+    ),
+    "AltCLIPTextModel": (*_ALTCLIP, *both("transformation", "projection")),
     "Tipsv2Model": _WHOLE_TIPSV2,
     "Tipsv2TextModel": OPEN_CLIP,
     "open_clip": (*OPEN_CLIP, *_BESIDE),

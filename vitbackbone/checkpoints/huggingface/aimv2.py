@@ -33,6 +33,7 @@ def read_aimv2(config: Json) -> ViTConfig:
     return ViTConfig(
         image_size=(side, side),
         patch_size=settings.patch_size[0],
+        channels=settings.num_channels,
         dim=settings.hidden_size,
         depth=settings.num_hidden_layers,
         num_heads=settings.num_attention_heads,

@@ -41,6 +41,7 @@ def read_gemma4(config: Json) -> ViTConfig:
     return ViTConfig(
         image_size=(side, side),
         patch_size=patch,
+        channels=settings.num_channels,
         dim=settings.hidden_size,
         depth=settings.num_hidden_layers,
         num_heads=settings.num_attention_heads,

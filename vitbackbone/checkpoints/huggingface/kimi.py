@@ -46,6 +46,7 @@ def read_kimi(config: Json) -> ViTConfig:
     return ViTConfig(
         image_size=(settings.pos_emb_height * patch, settings.pos_emb_width * patch),
         patch_size=patch,
+        channels=settings.num_channels,
         dim=settings.hidden_size,
         depth=settings.num_hidden_layers,
         num_heads=settings.num_attention_heads,

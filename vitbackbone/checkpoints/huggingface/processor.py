@@ -50,6 +50,7 @@ class Processor:
     default_to_square: bool = True  # whether `size` as one number means a square or the shorter edge
     own: Json = field(default_factory=dict)  # settings of this class alone, with their defaults
     resampling: ResizeLibrary = "pillow"  # for files that do not name one
+    rescaled: bool = False  # whether the network itself turns its input x into 2x - 1, which ours does not
 
     def defaults(self) -> dict[str, Any]:
         return {
@@ -121,7 +122,7 @@ PROCESSORS: dict[str, Processor] = {
     "Idefics3ImageProcessor": _IDEFICS3,
     "SmolVLMImageProcessor": _IDEFICS3,
     "Gemma4ImageProcessor": Processor(
-        BICUBIC, HALF, HALF, None, own={**_SOFT, "do_normalize": False}, resampling="torchvision"
+        BICUBIC, HALF, HALF, None, own={**_SOFT, "do_normalize": False}, resampling="torchvision", rescaled=True
     ),
     "PixtralImageProcessor": Processor(BICUBIC, CLIP_MEAN, CLIP_STD, {"longest_edge": 1024}, own=_SQUARE_PATCH),
     "Kimi_K25ImageProcessor": Processor(
@@ -172,10 +173,11 @@ MOST_CHANNELS = 1024
 LARGEST = 1e6  # no mean, deviation or factor is larger, or smaller than its inverse
 
 
-def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
+def read_preprocess(processor: Json, default: Preprocess, own_network: bool = True) -> Preprocess:
     """Read the settings of a `preprocessor_config.json` like the processor class that it names.
 
     `default`: the preprocessing of its model type, which decides the class if the file names none.
+    `own_network`: whether it feeds this package's network, and not transformers'.
 
     The result equals the processor of transformers, which resizes with Pillow or with torchvision. Classes whose name
     ends in "Fast", and classes that only torchvision implements, give `resampling="torchvision"`; others "pillow".
@@ -201,6 +203,9 @@ def read_preprocess(processor: Json, default: Preprocess) -> Preprocess:
             f"{FILE} has do_resize=False; only True is supported, because photos would keep their own sizes"
         )
     mean, std = _normalisation(settings)
+    if kind.rescaled and own_network:
+        mean = tuple(value + deviation / 2 for value, deviation in zip(mean, std, strict=True))
+        std = tuple(deviation / 2 for deviation in std)
     steps: dict[str, Any] = {
         "interpolation": _interpolation(settings),
         "mean": mean,

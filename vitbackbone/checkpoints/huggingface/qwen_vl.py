@@ -28,7 +28,9 @@ class QwenVision(Network):
 
     image_size: Pair = (448, 448)  # no file has it
     patch_size: Pair = (14, 14)
-    num_channels: int = Field(default=3, validation_alias=AliasChoices("in_channels", "in_chans"))
+    num_channels: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=3, validation_alias=AliasChoices("in_channels", "in_chans")
+    )
     num_hidden_layers: Depth = Field(default=32, validation_alias="depth")
     num_attention_heads: Heads = Field(default=16, validation_alias="num_heads")
     spatial_merge_size: Annotated[int, Field(ge=1, le=64)] = 2
@@ -40,6 +42,7 @@ class QwenVision(Network):
         return {
             "image_size": (side, side),
             "patch_size": self.patch_size[0],
+            "channels": self.num_channels,
             "dim": self.hidden_size,
             "depth": self.num_hidden_layers,
             "num_heads": self.num_attention_heads,

@@ -84,12 +84,43 @@ class Aimv2Text(TextNetwork):
     mlp_bias: bool = False
 
 
+class BertText(TextNetwork):
+    """The text tower of Chinese-CLIP, which is BERT."""
+
+    vocab_size: Vocabulary = 30522
+    hidden_size: Width = 768
+    intermediate_size: Width = 3072
+    num_attention_heads: Heads = 12
+    max_position_embeddings: Length = 512
+    hidden_act: str = "gelu"
+    layer_norm_eps: Epsilon = 1e-12
+
+
+class AltText(BertText):
+    """The text tower of AltCLIP, which is XLM-R with a norm and a linear layer on its first token."""
+
+    vocab_size: Vocabulary = 250002
+    hidden_size: Width = 1024
+    num_hidden_layers: Depth = 24
+    num_attention_heads: Heads = 16
+    intermediate_size: Width = 4096
+    max_position_embeddings: Annotated[int, Field(ge=3, le=1 << 16)] = 514
+    layer_norm_eps: Epsilon = 1e-5
+    project_dim: Width = 768
+
+
 class Whole(Record):
     """The settings beside those of the towers."""
 
     projection_dim: Width = 512
     max_logit_scale: Annotated[float, Field(ge=1)] = 100.0
     temperature_init_value: Annotated[float, Field(gt=0)] = 0.005065968260169029
+
+
+class AltWhole(Record):
+    """The settings of AltCLIP beside those of the towers."""
+
+    projection_dim: Width = 768
 
 
 def _shared(settings: TextNetwork, gated: bool = False) -> dict[str, Any]:
@@ -165,6 +196,33 @@ def _siglip(config: Json, part: "Part") -> TextConfig:
     )
 
 
+def _bert(settings: TextNetwork, part: "Part", **fields: Any) -> TextConfig:
+    """Return BERT, read at its first token (Devlin et al. 2019)."""
+    return TextConfig(
+        **{**_shared(settings), **fields},
+        branch_norm="sum",
+        embed_norm=True,
+        causal=False,
+        mask_padding=True,
+        pool="first",
+        scale="exp" if part.whole else "none",
+    )
+
+
+def _chinese_clip(config: Json, part: "Part") -> TextConfig:
+    width = read_settings(config, Whole).projection_dim if part.whole else 0
+    return _bert(part.settings, part, final_norm=False, projection_dim=width)
+
+
+def _altclip(config: Json, part: "Part") -> TextConfig:
+    settings = part.settings
+    assert isinstance(settings, AltText)
+    width = read_settings(config, AltWhole).projection_dim if part.whole else settings.project_dim
+    # the first two positions of the table belong to padding
+    length = settings.max_position_embeddings - 2
+    return _bert(settings, part, length=length, projection_dim=width, projection_bias=True)
+
+
 def _tipsv2(config: Json, part: "Part") -> TextConfig:
     assert isinstance(part.settings, Tipsv2Text)
     return TextConfig(
@@ -208,7 +266,13 @@ _SIGLIP = TextType(SiglipText, _siglip, "SiglipTokenizer", whole=True)
 _SIGLIP_2 = TextType(SiglipText, _siglip, "Siglip2Tokenizer", whole=True)
 _AIMV2 = TextType(Aimv2Text, _aimv2)
 _TIPSV2 = TextType(Tipsv2Text, _tipsv2, "Tipsv2Tokenizer", whole=True)
+_CHINESE_CLIP = TextType(BertText, _chinese_clip, "BertTokenizer")
+_ALTCLIP = TextType(AltText, _altclip, "XLMRobertaTokenizer")
 TEXT_TYPES: dict[str, TextType] = {
+    "chinese_clip": _CHINESE_CLIP,
+    "chinese_clip_text_model": _CHINESE_CLIP,
+    "altclip": _ALTCLIP,
+    "altclip_text_model": _ALTCLIP,
     "clip": _CLIP,
     "clip_text_model": _CLIP,
     "metaclip_2": _METACLIP_2,
@@ -231,6 +295,8 @@ PAD_TOKENS = {
     "CLIPTokenizer": "<|endoftext|>",
     "CLIPTokenizerFast": "<|endoftext|>",
     "SiglipTokenizer": "</s>",
+    "BertTokenizer": "[PAD]",
+    "BertTokenizerFast": "[PAD]",
 }  # any other pads with "<pad>"
 
 

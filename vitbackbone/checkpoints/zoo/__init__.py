@@ -12,6 +12,7 @@ from vitbackbone.checkpoints.zoo.huggingface import HUGGING_FACE
 from vitbackbone.checkpoints.zoo.language import LANGUAGE
 from vitbackbone.checkpoints.zoo.naflex import NAFLEX
 from vitbackbone.checkpoints.zoo.pathology import PATHOLOGY
+from vitbackbone.checkpoints.zoo.repositories import REPOSITORIES
 from vitbackbone.checkpoints.zoo.satellites import SATELLITES
 from vitbackbone.checkpoints.zoo.text import OPENAI_TEXT, TEXT_REPOSITORIES
 from vitbackbone.checkpoints.zoo.timm import TIMM
@@ -66,6 +67,7 @@ ZOO: dict[str, Entry] = {
     **FRANCA,
     **HUGGING_FACE,
     **LANGUAGE,
+    **REPOSITORIES,
     **VIDEO,
     **SATELLITES,
     "openvla": OPENVLA,

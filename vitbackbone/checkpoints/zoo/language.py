@@ -28,13 +28,15 @@ _ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "Qwen/Qwen3-VL-4B-Instruct": ("qwen3_vl_vision", _QWEN3_SMALL, "apache-2.0"),
     "Qwen/Qwen3-VL-8B-Instruct": ("qwen3_vl_vision", {}, "apache-2.0"),
     "mistral-community/pixtral-12b": ("pixtral", {"hidden_act": "silu"}, "apache-2.0"),
-    "DeepGlint-AI/mlcd-vit-bigG-patch14-336": ("mlcd_vision_model", _BIG_G, "apache-2.0"),
-    "DeepGlint-AI/mlcd-vit-bigG-patch14-448": ("mlcd_vision_model", {**_BIG_G, "image_size": 448}, "apache-2.0"),
+    "DeepGlint-AI/mlcd-vit-bigG-patch14-336": ("mlcd_vision_model", _BIG_G, "mit"),
+    "DeepGlint-AI/mlcd-vit-bigG-patch14-448": ("mlcd_vision_model", {**_BIG_G, "image_size": 448}, "mit"),
     "meta-llama/Llama-4-Scout-17B-16E-Instruct": (
         "llama4_vision_model",
         {"image_size": 336, "hidden_size": 1408},
         "llama4",
     ),
+    "meta-llama/Llama-3.2-11B-Vision-Instruct": ("mllama_vision_model", {"image_size": 560}, "llama3.2"),
+    "meta-llama/Llama-3.2-90B-Vision-Instruct": ("mllama_vision_model", {"image_size": 560}, "llama3.2"),
     "moonshotai/MoonViT-SO-400M": ("moonvit", {}, "mit"),
 }
 

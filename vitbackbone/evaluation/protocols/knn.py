@@ -101,7 +101,8 @@ def _scores(run: Run, tries: Sequence[Right]) -> list[Score]:
             spread = float(np.std(each, ddof=1))
             mean = float(np.mean(each))
             method = f"mean ± sample standard deviation of {len(each)} tries"
-            found.append(Score(name, mean, len(right), interval=(mean - spread, mean + spread), method=method))
+            interval = (mean - spread, mean + spread)
+            found.append(Score(name, mean, len(right), interval=interval, method=method, main=top == 1))
         if k == main and top == 1:
             found[-1] = replace(found[-1], published="top-1")
     return found

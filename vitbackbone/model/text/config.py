@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from vitbackbone.model.config import MlpKind, NormKind, ViTConfig, check_kinds
+from vitbackbone.model.config import BranchNorm, MlpKind, NormKind, ViTConfig, check_kinds
 
 TextPosition = Literal["learned", "sinusoidal"]
 TextPool = Literal["eos", "argmax", "last", "first", "mean"]
@@ -30,6 +30,9 @@ class TextConfig:
     layer_scale: bool = False  # whether residual branches have a learned factor per channel
     norm: NormKind = "layer"
     norm_eps: float = 1e-5
+    branch_norm: BranchNorm = "before"  # norms of a block; see `ViTConfig`
+    embed_norm: bool = False  # whether a norm precedes the first block (BERT)
+    final_norm: bool = True  # whether a norm follows the last block
     causal: bool = True  # whether a token attends to no later token
     mask_padding: bool = False  # whether padding is left out of attention and of the mean
     position: TextPosition = "learned"
@@ -49,7 +52,8 @@ class TextConfig:
         def wrong(text: str) -> ValueError:
             return ValueError(f"TextConfig: {text}")
 
-        check_kinds(self, {"mlp": MlpKind, "position": TextPosition, "pool": TextPool, "scale": Scale})
+        kinds = {"mlp": MlpKind, "position": TextPosition, "pool": TextPool, "scale": Scale, "branch_norm": BranchNorm}
+        check_kinds(self, kinds)
         for name in ("vocab_size", "length"):
             if getattr(self, name) < 1:
                 raise wrong(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -85,6 +89,7 @@ class TextConfig:
             layer_scale=self.layer_scale,
             norm=self.norm,
             norm_eps=self.norm_eps,
+            branch_norm=self.branch_norm,
             position="none",
             cls=False,
             pool="mean",

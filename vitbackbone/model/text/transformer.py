@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitbackbone.contract import float32_default
 from vitbackbone.model.layers import Block
-from vitbackbone.model.norms import make_norm
+from vitbackbone.model.norms import norm_or_identity
 from vitbackbone.model.packing import Layout
 from vitbackbone.model.text.config import TextConfig
 
@@ -33,7 +33,8 @@ class TextTransformer(nn.Module):
         self.pos_embed = nn.Parameter(table) if config.position == "learned" else None
         blocks = config.blocks
         self.blocks = nn.ModuleList(Block(blocks, index) for index in range(config.depth))
-        self.norm = make_norm(blocks)
+        self.embed_norm = norm_or_identity(config.embed_norm, blocks)
+        self.norm = norm_or_identity(config.final_norm, blocks)
         width, bias = config.projection_dim, config.projection_bias
         self.projection = nn.Linear(config.dim, width, bias=bias) if width else nn.Identity()
         self.logit_scale = nn.Parameter(torch.tensor(START[config.scale])) if config.scale != "none" else None
@@ -55,7 +56,7 @@ class TextTransformer(nn.Module):
         x = self.token_embed(ids)
         if config.scale_tokens:
             x = x * math.sqrt(config.dim)
-        x = x + self._positions()[:count].to(x)
+        x = self.embed_norm(x + self._positions()[:count].to(x))
         layout, seen = Layout(((1, count),)), self._seen(ids, mask)
         for block in self.blocks:
             x = cast(Block, block)(x, layout, seen)
