@@ -129,6 +129,18 @@ TOWERS: dict[str, dict[str, object]] = {
     "mlcd_vision_model": {**PLAIN, "layer_norm_eps": 1e-5, "num_key_value_groups": 1},
     "gemma4_vision": {**GEMMA, "position_embedding_size": 64},
     "llama4_vision_model": {**PLAIN, "layer_norm_eps": 1e-5},
+    "mllama_vision_model": {
+        **{"image_size": 64, "hidden_size": 48, "attention_heads": 3, "intermediate_size": 96, "norm_eps": 1e-5},
+        **{**PATCHES, "num_hidden_layers": 3, "num_global_layers": 2, "max_num_tiles": 4},
+    },
+    "vjepa2": {
+        **{"crop_size": 64, "hidden_size": 48, "num_attention_heads": 3, "layer_norm_eps": 1e-6, "mlp_ratio": 4},
+        **{**PATCHES, "num_hidden_layers": 3, "tubelet_size": 2, "in_chans": 3},
+    },
+    "sapiens2": {**PLAIN, "num_register_tokens": 4, "rms_norm_eps": 1e-6, "rope_theta": 100.0},
+    "hiera": {"image_size": 64, "embed_dim": 48, "num_channels": 3, "mlp_ratio": 4},
+    "sam2_hiera_det_model": {"image_size": 64, "num_channels": 3},
+    "dinov3_convnext": {"image_size": 64, "num_channels": 3, "layer_norm_eps": 1e-6},
     "kimi_k25_vision": MOON,
     "moonvit": MOON,
 }
@@ -137,7 +149,7 @@ NUMBERS = [
     *((kind, key) for kind, own in SETTINGS.items() for key in {**NETWORK, **own}),
     *((kind, key) for kind, own in ALONE.items() for key in own),
 ]
-FLOATS = ("layer_norm_eps", "mlp_ratio", "rope_theta", "layer_scale_init_value", "rms_norm_eps")
+FLOATS = ("layer_norm_eps", "mlp_ratio", "rope_theta", "layer_scale_init_value", "rms_norm_eps", "norm_eps")
 UNBOUNDED = ("rope_theta", "layer_scale_init_value")  # no size depends on them
 WRONG = [-1, 10**9, 10**30, True, "x", "8", [], [8], [8, 8, 8], {}, {"height": 8}, [[8, 8]], 1e300]
 
@@ -146,7 +158,7 @@ def whole(kind: str) -> dict[str, object]:
     if kind.startswith("swin"):
         return {"model_type": kind, "depths": [2, 2], "num_heads": [2, 4], **SWIN}
     if kind in TOWERS:
-        return {"model_type": kind, **TOWERS[kind]}
+        return {"model_type": kind, "intermediate_layers_indices": [1], **TOWERS[kind]}
     fixed = {"model_type": kind, "global_attn_indexes": [1], "use_mid_position_embeddings": False}
     return {**fixed, **NETWORK, **SETTINGS[kind]}
 
