@@ -298,6 +298,8 @@ def _add_evaluation(command: Command) -> None:
     text = "processes that read images; 0 reads them in the main process"
     group.add_argument("--workers", type=_count, default=0, metavar="N", help=text)
     group.add_argument("--device", default="cpu", help=DEVICE)
+    text = "all, or several devices with commas, that extract features in parallel, one process each"
+    group.add_argument("--devices", type=_devices, metavar="NAMES", help=text)
     add_json(p)
 
 

@@ -149,6 +149,7 @@ class TransformersBackbone(BackboneModule):
         if next(model.parameters()).device.type != "meta":
             for layout in shapes.layers:
                 self.encoder.places(native, layout, torch.device("cpu"))
+            self.encoder.known.clear()  # initial weights may hide a place
         self.preprocess = preprocess or Preprocess(image_size=native)
         self.shapes = shapes
         self.has_cls = shapes.layers[-1].others > 0 and any(

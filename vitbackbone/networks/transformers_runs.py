@@ -246,7 +246,7 @@ class Encoder:
                 f"{name} returns {h * w + layout.others} tokens, and only {len(where)} of those that enter its blocks "
                 "hold a part of the image: they are no map"
             )
-        if len(where) > h * w:  # patches overlap, or a later step drops tokens
+        if len(where) != h * w:  # patches overlap, a later step drops tokens, or the weights are zero so far
             return plain + layout.others
         found = codes.cpu()[where]
         if torch.equal(found.sort().values, plain):

@@ -12,6 +12,7 @@ from typing import Literal
 import pyarrow as pa
 
 from vitbackbone.files.cloud_requests import ServiceError
+from vitbackbone.files.web import FileTooLarge
 from vitbackbone.images import ImageError, Photo
 from vitbackbone.images.sources import HeldPhoto
 from vitbackbone.store.archive import MAX_IMAGE_BYTES, NotAFile
@@ -115,6 +116,8 @@ def _as_unreadable() -> Iterator[None]:
         raise Unreadable("denied", _text(error)) from error
     except ServiceError as error:
         raise Unreadable("unreadable", AWAY_SERVICE) from error
+    except FileTooLarge as error:
+        raise Unreadable("too large", _text(error)) from error
     except Escape as error:
         raise Unreadable("outside", _text(error)) from error
     except ImageError as error:

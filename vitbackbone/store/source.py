@@ -37,6 +37,7 @@ LISTS: dict[str, Callable[[Rows, str, str, bool], None]] = {
 EVERY_FRAME = Sampling()
 AT_ONCE = 16  # archives elsewhere that are listed at once
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lzma|Z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+BROKEN = re.compile(r"^(s3|gs|az|hf|https?):/(?!/)", re.IGNORECASE)  # a URL that became a `Path`
 WANTED = (
     "want a folder of images, a glob such as 'photos/**/*.jpg', a .csv or .parquet list with a column 'path' or 'url', "
     f"an archive of images ({', '.join(ARCHIVES)}) or a pattern of several such as 'shards/*.tar', or one of these in "
@@ -78,6 +79,8 @@ def list_inputs(
     text = os.fspath(source)
     if not text:
         raise ValueError(f"the source is empty; {WANTED}")
+    if not Path(text).exists():
+        text = BROKEN.sub(r"\1://", text)
     inputs = _from_remote(text, allow_private_urls) if is_remote(text) else _from_disk(text, allow_private_urls)
     if not len(inputs):
         said = "".join(f"\n  {note}" for note in inputs.notes)
