@@ -181,7 +181,8 @@ def forward_section(cases: tuple[tuple[str, int], ...], began: float, seconds: f
         torch._dynamo.reset()
         timed, config, route = case(name, batch, seconds, toy)
         routes.add(route)
-        flops = costs(config, config.image_size, batch).flops
+        with torch.inference_mode(False):  # its counters hook into modules that are made here
+            flops = costs(config, config.image_size, batch).flops
         base = next(each for each in timed if each.name == "timm, compiled")
         for each in timed:
             rates = f"{1000 * each.seconds:.2f}", f"{batch / each.seconds:,.0f}"

@@ -2,6 +2,7 @@
 
     python -m benchmarks.folder                       # photo-like JPEGs of 1 to 2 megapixels, made here
     python -m benchmarks.folder FOLDER --workers 1
+    python -m benchmarks.folder --count 10000 --ours  # `extract` alone, once each
 
 Compares `extract` with a loop over timm and a `DataLoader`, and with the `image-feature-extraction` pipeline of
 transformers, on the same photos, pixels, batches and worker processes. It computes CLS of ViT-S/16 at 224 pixels in
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.input import SIZES, made
 from benchmarks.peers import from_timm
-from benchmarks.timing import DEVICE, ON_GPU, machine, markdown, medians, noise
+from benchmarks.timing import DEVICE, ON_GPU, Contestants, machine, markdown, medians, noise
 from vitbackbone import Photo, extract, optimize
 from vitbackbone.images import Decoding
 
@@ -65,9 +66,9 @@ def piped(pipeline: Callable, paths: list[Path], out: Path, batch: int, workers:
     np.save(out, np.array([np.asarray(tokens)[0, 0] for tokens in every]))
 
 
-def compare(folder: Path, batch: int, workers: int, seconds: float) -> str:
+def compare(folder: Path, batch: int, workers: int, seconds: float, ours_alone: bool = False, name: str = MODEL) -> str:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    theirs, backbone = from_timm(MODEL)
+    theirs, backbone = from_timm(name)
     fast = optimize(backbone)
     preprocess = backbone.preprocess
     transform = create_transform(
@@ -102,37 +103,34 @@ def compare(folder: Path, batch: int, workers: int, seconds: float) -> str:
                 progress=False,
             )
 
-        t = medians(
-            {
-                "timm and a DataLoader": partial(
-                    loop, theirs.model, transform, paths, out / "timm.npy", batch, workers
-                ),
-                "transformers' pipeline": partial(piped, pipeline, paths, out / "hf.npy", batch, workers),
-                "ours, torch as it is": partial(ours, backbone, "exact"),
-                "ours": partial(ours, fast, "exact"),
-                "ours, decoding fast": partial(ours, fast, "fast"),
-                "ours, decoding draft": partial(ours, fast, "draft"),
-            },
-            seconds,
-            most=5,
-        )
+        contestants: Contestants = {
+            "timm and a DataLoader": partial(loop, theirs.model, transform, paths, out / "timm.npy", batch, workers),
+            "transformers' pipeline": partial(piped, pipeline, paths, out / "hf.npy", batch, workers),
+            "ours, torch as it is": partial(ours, backbone, "exact"),
+            "ours": partial(ours, fast, "exact"),
+            "ours, decoding fast": partial(ours, fast, "fast"),
+            "ours, decoding draft": partial(ours, fast, "draft"),
+        }
+        if ours_alone:
+            contestants = {who: run for who, run in contestants.items() if who.startswith("ours")}
+        t = medians(contestants, seconds, least=1 if ours_alone else 3, most=1 if ours_alone else 5)
     x = noise(batch, 3, *preprocess.image_size)
     some = [path.read_bytes() for path in paths[:12]]
     stages = {decoding: decoding_rate(backbone, some, decoding) for decoding in ("exact", "fast", "draft")}
     forward = batch / medians({"": partial(fast.forward_prefix, x, [-1])}, 20)[""]
     first, count = next(iter(t.values())), len(paths)
     rows = []
-    for name, value in t.items():
-        decoding = name.rpartition(" ")[2] if "decoding" in name else "exact"
+    for who, value in t.items():
+        decoding = who.rpartition(" ")[2] if "decoding" in who else "exact"
         bound = 1 / (1 / stages[decoding] + 1 / forward)
-        share = f"{count / value / bound:.0%}" if name.startswith("ours") and "as it is" not in name else ""
-        rows.append((name, f"{count / value:.1f}", f"{first / value:.2f}", share))
+        share = f"{count / value / bound:.0%}" if who.startswith("ours") and "as it is" not in who else ""
+        rows.append((who, f"{count / value:.1f}", f"{first / value:.2f}", share))
     cores = torch.get_num_threads()
     rates = ", ".join(f"{rate:.0f} ({decoding})" for decoding, rate in stages.items())
     return (
-        f"{count} photos, CLS of ViT-S/16 at 224 pixels, batches of {batch}, {workers} worker(s), {cores} cores; ours "
+        f"{count} photos, CLS of {name} at 224 pixels, batches of {batch}, {workers} worker(s), {cores} cores; ours "
         f"by {fast.runtime.route}.\n\n"
-        f"{markdown(['', 'images/s', 'against timm', 'of what the stages allow'], rows)}\n\n"
+        f"{markdown(['', 'images/s', f'against {next(iter(t))}', 'of what the stages allow'], rows)}\n\n"
         f"The stages alone, on all cores: decoding {rates} images/s, forward {forward:.1f} images/s."
     )
 
@@ -149,10 +147,10 @@ def decoding_rate(backbone: object, files: list[bytes], decoding: Decoding) -> f
     return threads * len(files) / one
 
 
-def report(batch: int, workers: int, count: int, seconds: float) -> str:
+def report(batch: int, workers: int, count: int, seconds: float, ours_alone: bool = False, name: str = MODEL) -> str:
     with tempfile.TemporaryDirectory() as folder:
         photos(Path(folder), count)
-        return compare(Path(folder), batch, workers, seconds)
+        return compare(Path(folder), batch, workers, seconds, ours_alone, name)
 
 
 def main() -> None:
@@ -162,13 +160,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--workers", type=int, default=1, metavar="N")
     parser.add_argument("--seconds", type=float, default=120, help="time to measure, at least three rounds")
+    parser.add_argument("--ours", action="store_true", help="measure `extract` alone, each way once")
+    parser.add_argument("--model", default=MODEL, metavar="NAME", help=f"a model of timm (default: {MODEL})")
     args = parser.parse_args()
     print(f"{machine()}, {torch.get_num_threads()} threads\n", flush=True)
     with torch.inference_mode():
         if args.folder:
-            print(compare(args.folder, args.batch_size, args.workers, args.seconds))
+            print(compare(args.folder, args.batch_size, args.workers, args.seconds, args.ours, args.model))
         else:
-            print(report(args.batch_size, args.workers, args.count, args.seconds))
+            print(report(args.batch_size, args.workers, args.count, args.seconds, args.ours, args.model))
 
 
 if __name__ == "__main__":
