@@ -169,7 +169,7 @@ def extract(
         leases.sweep()
         storage.sweep()
         if inputs is not None:
-            snapshot = publish_plan(storage, manifest, inputs, retry_failed, watch)
+            snapshot = publish_plan(storage, manifest, inputs, mine, retry_failed, watch)
         else:
             check_settings(storage, last, manifest)
             assert last is not None  # checked above
