@@ -15,7 +15,7 @@ import torch
 
 from tests.evaluation.classified import SMALL, WNIDS, make_imagenet, save
 from tests.helpers import TINY, randomise, tiny_vit
-from vitbackbone import ViT, evaluate
+from vitbackbone import ViT, evaluate, load_backbone
 from vitbackbone.cli import main
 from vitbackbone.evaluation import (
     PROTOCOLS,
@@ -304,6 +304,19 @@ def test_a_run_killed_by_the_system_gives_the_same_results(name, tmp_path) -> No
     killed.wait()
     assert start("killed").wait() == 0
     assert _without_times(tmp_path / "killed") == _without_times(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_several_devices_give_the_features_of_one(imagenet, tmp_path) -> None:
+    one, several = (
+        evaluate(["knn", "linear"], load_backbone("nano"), imagenet, tmp_path / name, **options, progress=False)
+        for name, options in (
+            ("one", {"settings": {**FAST, "fit.size": 32, "fit.steps": 2, "fit.batch": 4}}),
+            ("two", {"settings": {**FAST, "fit.size": 32, "fit.steps": 2, "fit.batch": 4}, "devices": ("cpu", "cpu")}),
+        )
+    )
+    for each, other in zip(one, several, strict=True):
+        assert [score.value for score in each.scores] == [score.value for score in other.scores]
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------

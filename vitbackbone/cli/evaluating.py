@@ -37,6 +37,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             settings=_pairs(args.set, "--set"),
             limit=args.limit,
             device=args.device,
+            devices=args.devices,
             workers=args.workers,
             batch_size=args.batch_size,
             progress=not args.quiet,

@@ -38,6 +38,7 @@ class Protocol:
     score: Callable[["Run"], Sequence["Score"]]
     also: tuple[str, ...] = ()  # datasets that it needs beside its own
     optional: tuple[str, ...] = ()  # datasets that it scores too, if they are given
+    several_labels: bool = False  # whether an image may have several labels, as in VOC 2007
     joined: bool = False  # whether it reads all given datasets of its kind at once, and not one after the other
     sources: Mapping[str, str] = field(default_factory=dict)  # of settings that are not a field's default
     traps: tuple[str, ...] = ()  # for its page: what moves the figure unnoticed

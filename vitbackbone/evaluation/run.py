@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ class Machine:
     workers: int = 0  # processes that read images
     batch_size: int = 32  # images of one forward, where the protocol does not set it
     progress: bool = True
+    devices: Sequence[str] | Literal["all"] | None = None  # that extract in parallel, one process each
 
 
 @dataclass(eq=False)

@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vitbackbone.contract import BackboneModule
-from vitbackbone.evaluation.datasets import Check, find_layout
+from vitbackbone.evaluation.datasets import Check, Labelled, find_layout
 from vitbackbone.evaluation.protocol import Protocol
 from vitbackbone.evaluation.protocols import find_protocol
 from vitbackbone.evaluation.report import write_report
@@ -31,6 +31,7 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     limit: int | None = None,
     device: str = "cpu",
+    devices: Sequence[str] | Literal["all"] | None = None,
     workers: int = 0,
     batch_size: int = 32,
     progress: bool = True,
@@ -43,7 +44,7 @@ def evaluate(
     `variant`: whose settings, such as "v2" or "v3"; by default the protocol's first. `settings`: settings to change,
     such as `{"fit.ks": "10,20"}`.
     `limit`: at most so many images of each part of a dataset. No published figure stands beside such a run.
-    `device`, `workers`, `batch_size`, `progress`: as for `extract`.
+    `device`, `devices`, `workers`, `batch_size`, `progress`: as for `extract`. Classifiers are trained on `device`.
 
     Raises `ValueError` on an unknown protocol, variant, dataset or setting, and on a dataset of another layout, before
     anything is computed.
@@ -58,12 +59,13 @@ def evaluate(
     chosen = _with_settings(chosen, texts)
     folders = _folders(data, chosen)
     pairs = [(each, dataset) for each in chosen for dataset in own_datasets(each, folders)]
+    machine = Machine(device, workers, batch_size, progress, devices)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="vitbackbone-evaluate-") as folder:
             return _run_all(
                 pairs, backbone, folders, Path(folder), limit, Machine(device, workers, batch_size, progress)
             )
-    return _run_all(pairs, backbone, folders, Path(out), limit, Machine(device, workers, batch_size, progress))
+    return _run_all(pairs, backbone, folders, Path(out), limit, machine)
 
 
 def _with_settings(protocols: Sequence[Protocol], texts: Mapping[str, str]) -> list[Protocol]:
@@ -122,7 +124,7 @@ def _run_all(
     runs = [Run(each, backbone, dataset, folders, out, limit, machine, found=found) for each, dataset in pairs]
     for run in runs:  # every layout is read before anything is computed
         for name in (run.dataset, *run.protocol.also, *(name for name in run.protocol.optional if name in folders)):
-            run.read(name)
+            _check_labels(run.protocol, name, run.read(name))
     out.mkdir(parents=True, exist_ok=True)
     results, mine = read_results(out), Results()
     for run in runs:
@@ -139,6 +141,12 @@ def _run_all(
         results.write(out)
         write_report(results, out)
     return mine
+
+
+def _check_labels(protocol: Protocol, name: str, data: Any) -> None:
+    """Raise `ValueError` if images have several labels and the protocol takes one."""
+    if isinstance(data, Labelled) and data.train.labels.ndim > 1 and not protocol.several_labels:
+        raise ValueError(f"the images of {name} have several labels, and {protocol.name} takes one; use logistic")
 
 
 def _text(value: Any) -> str:

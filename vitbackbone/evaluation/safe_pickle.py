@@ -74,8 +74,10 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _no_bytes() -> bytes:
+def _no_bytes(*given: Any) -> bytes:
     """Return the bytes of an empty array as protocol 2 writes them."""
+    if given:
+        raise pickle.UnpicklingError("it makes bytes of something else")
     return b""
 
 
@@ -88,15 +90,11 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): _no_bytes,
-} | {
-    (f"numpy.{core}.{module}", name): function
-    for core in ("core", "_core")
-    for module, name, function in (
-        ("multiarray", "_reconstruct", _Array),
-        ("multiarray", "scalar", _scalar),
-        ("numeric", "_frombuffer", _from_buffer),
-    )
 }
+for core in ("numpy.core", "numpy._core"):  # NumPy 1 and NumPy 2
+    ALLOWED[f"{core}.multiarray", "_reconstruct"] = _Array
+    ALLOWED[f"{core}.multiarray", "scalar"] = _scalar
+    ALLOWED[f"{core}.numeric", "_frombuffer"] = _from_buffer
 
 
 class _Unpickler(pickle.Unpickler):

@@ -173,6 +173,7 @@ def vectors(run: Run, images: Images, view: CropView, features: VectorFeatures, 
             batch_size=machine.batch_size,
             workers=machine.workers,
             device=machine.device,
+            devices=machine.devices,
             progress=machine.progress,
         )
     return _aligned(run, store, images, what)

@@ -14,7 +14,8 @@ NYU_SCALE, KITTI_SCALE = 1000.0, 256.0  # stored values of a metre
 
 def _split(root: Path, file: str, folders: tuple[str, str], tree: str) -> Pairs:
     """Return the pairs of a list file. Lines whose depth is `None` are dropped."""
-    photos, depths = [], []
+    photos: list[str] = []
+    depths: list[str] = []
     for line in read_lines(root, file, tree=tree):
         fields = line.split()
         if len(fields) < 2:

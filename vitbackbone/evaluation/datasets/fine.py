@@ -176,6 +176,8 @@ def read_caltech(root: Path) -> Labelled:
     """Read Caltech-101. Without list files, 30 images of a class are drawn to fit on. Raises `LayoutError`."""
     top = _below(root, "101_ObjectCategories", CALTECH)
     classes = folder_names(top)
+    if not classes:
+        raise LayoutError(f"{top} has no class folders; the official layout is {CALTECH}")
     if (top / "train.txt").is_file() and (top / "test.txt").is_file():
         pairs = {
             name: [(line, line.partition("/")[0]) for line in read_lines(top / f"{name}.txt")]

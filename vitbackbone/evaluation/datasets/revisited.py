@@ -59,7 +59,8 @@ def _query(value: Any, count: int, file: Path) -> Query:
     box = np.asarray(value.get("bbx", (0, 0, 0, 0)), dtype=np.float64).reshape(-1)
     if box.shape != (4,):
         raise LayoutError(f"{file}: a query's bbx has {len(box)} numbers; want 4")
-    return Query(*(_indices(value[key], count, file) for key in ("easy", "hard", "junk")), box)
+    easy, hard, junk = (_indices(value[key], count, file) for key in ("easy", "hard", "junk"))
+    return Query(easy, hard, junk, box)
 
 
 def _read(name: str, root: Path) -> Revisited:

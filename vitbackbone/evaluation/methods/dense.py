@@ -22,7 +22,7 @@ from vitbackbone.evaluation.methods.training import Loop, Optimiser, Rows, Sampl
 from vitbackbone.evaluation.run import Run
 from vitbackbone.files import publish
 
-CHECKPOINTS = 500  # steps between checkpoints of a training
+CHECKPOINTS = 50  # steps between checkpoints of a training
 
 
 def predict(

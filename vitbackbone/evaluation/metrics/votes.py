@@ -29,7 +29,11 @@ def nearest(
     top = queries.new_empty(len(queries), 0)
     rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start, block in blocks:
-        found, columns = (queries @ block.T).topk(min(k, len(block)))
+        similarities = queries @ block.T
+        wanted = min(k, len(block))
+        if top.shape[1] == k:  # few samples of a later block come closer than the ones that were found
+            wanted = min(wanted, int((similarities > top[:, -1:]).sum(dim=1).max()))
+        found, columns = similarities.topk(wanted)
         top, rows = torch.cat([top, found], dim=1), torch.cat([rows, columns + start], dim=1)
         top, kept = top.topk(min(k, top.shape[1]))
         rows = rows.gather(1, kept)

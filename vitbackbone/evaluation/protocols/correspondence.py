@@ -196,12 +196,21 @@ def _measured(
     for pair, row in zip(pairs, distances, strict=True):
         found = within(row[~np.isnan(row)], pair.size, metric.alpha, metric.rule)
         right[pair.category].append(found)
-        each.append(found.mean())
+        each.append(found)
     value, name = 100 * mean_pck(right, metric.mean), f"PCK@{metric.alpha:g}"
-    low, high = (100 * bound for bound in resampled.mean_interval(np.array(each)))
-    scores = [Score(f"{name} per {metric.mean}", value, len(pairs), "pairs", published="PCK@0.1")]
-    if metric.mean == "pair":
-        scores[0] = replace(scores[0], interval=(low, high), method=resampled.METHOD.format(of="pairs"))
+    low, high = (100 * bound for bound in _interval(pairs, each, metric.mean))
+    method = resampled.METHOD.format(of="pairs")
+    scores = [
+        Score(
+            f"{name} per {metric.mean}",
+            value,
+            len(pairs),
+            "pairs",
+            interval=(low, high),
+            method=method,
+            published="PCK@0.1",
+        )
+    ]
     scores += [
         Score(f"{name} per {kind}", 100 * mean_pck(right, kind), len(pairs), "pairs", main=False)
         for kind in MEANS
@@ -212,6 +221,24 @@ def _measured(
         for category, rows in sorted(right.items())
     ]
     return value, scores
+
+
+def _interval(pairs: Sequence[Pair], right: Sequence[NDArray[Any]], mean: Mean) -> tuple[float, float]:
+    """Return the bootstrap interval of a mean PCK over pairs."""
+    if mean == "pair":
+        return resampled.mean_interval(np.array([each.mean() for each in right]))
+    categories = sorted({each.category for each in pairs})
+    counts = np.zeros((len(pairs), len(categories), 2))
+    for row, pair, each in zip(counts, pairs, right, strict=True):
+        row[categories.index(pair.category)] = each.sum(), len(each)
+
+    def figure(total: Float[np.ndarray, "C 2"]) -> float:
+        if mean == "point":
+            return float(total[:, 0].sum() / total[:, 1].sum())
+        drawn = total[:, 1] > 0
+        return float((total[drawn, 0] / total[drawn, 1]).mean())
+
+    return resampled.interval(counts, figure)
 
 
 OFFICIAL = Protocol(

@@ -211,6 +211,7 @@ LOGISTIC = Protocol(
     fit=Sweep(),
     metric=Accuracy(),
     score=score,
+    several_labels=True,
     sources={"view.short": V3},
     traps=(
         "The short side is resized to 224, not to 256.",
