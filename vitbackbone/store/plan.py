@@ -90,8 +90,8 @@ def make_plan(
         rows = _replaced(rows, name, at[~away], column.filter(pa.array(~away)))
     moved = _differ(before, rows["sha256"])  # their content is another now
     shards, slots, ill = _places(rows, known.results, moved, retry_failed)
-    again_ = ill & ~gone
-    shards[again_] = slots[again_] = -1
+    retried = ill & ~gone
+    shards[retried] = slots[retried] = -1
     begins = may_begin(rows["path"])
     shards, slots, next_shard = _assign(rows["sha256"], shards, slots, gone, ill, begins, known.next_shard, shard_size)
     computed = shards_of(known.results)
@@ -99,7 +99,7 @@ def make_plan(
     for name, column in (("shard", _nullable(shards)), ("slot", _nullable(slots)), ("gone", pa.array(gone))):
         rows = rows.set_column(ROWS.get_field_index(name), ROWS.field(name), column)
     work = _work(rows, shards, slots, gone, computed)
-    counts = (len(new), int(moved.sum()), int(gone.sum()), int(again_.sum()))
+    counts = (len(new), int(moved.sum()), int(gone.sum()), int(retried.sum()))
     return Plan(rows, work, names, next_shard, *counts)
 
 

@@ -158,7 +158,7 @@ def _cpus(device: str, number: int) -> list[int]:
         return []
     if not device.startswith("cuda"):
         return sorted(nodes[number % len(nodes)])
-    about = torch.cuda.get_device_properties(device)
+    about: Any = torch.cuda.get_device_properties(device)  # torch does not declare all of its fields
     address = f"{about.pci_domain_id:04x}:{about.pci_bus_id:02x}:{about.pci_device_id:02x}.0"
     try:
         node = int(Path(f"/sys/bus/pci/devices/{address}/numa_node").read_text())

@@ -73,6 +73,16 @@ def read_done(storage: Storage, key: str) -> Done | None:
         return None
 
 
+def discard_if_damaged(storage: Storage, key: str) -> None:
+    """Remove the record of a computed shard if it is damaged: no worker could write it again otherwise."""
+    try:
+        unseal(storage.get(done_key(key)), Done, done_key(key))
+    except FileNotFoundError:
+        return  # a worker may be writing it now
+    except ValueError:
+        storage.delete(done_key(key))
+
+
 def as_table(task: Task, done: Done) -> pa.Table:
     """Return the rows of a computed shard in the table of results."""
     columns = {

@@ -112,7 +112,7 @@ def extract(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     several = all_devices() if devices == "all" else list(devices or ())
     if cluster is None:
-        for one in several or [device]:
+        for one in several or [str(device)]:
             check_device(one)
     elif several:
         raise ValueError("devices are those of this machine; for a cluster, give the GPUs of each actor")
@@ -177,7 +177,7 @@ def extract(
         leases.sweep()
         storage.sweep()
         if inputs is not None:
-            snapshot = publish_plan(storage, manifest, inputs, retry_failed, watch)
+            snapshot = publish_plan(storage, manifest, inputs, mine, retry_failed, watch)
         else:
             check_settings(storage, last, manifest)
             assert last is not None  # checked above

@@ -21,6 +21,7 @@ from vitbackbone.store.results import (
     Task,
     as_table,
     cut_at_shards,
+    discard_if_damaged,
     encoded,
     in_order,
     read_done,
@@ -28,6 +29,7 @@ from vitbackbone.store.results import (
     read_tasks,
 )
 from vitbackbone.store.rows import Inputs
+from vitbackbone.store.slices import Slice
 from vitbackbone.store.snapshots import following, latest, publish, read_classes, read_manifest, repair
 
 CHECKERS = 4  # threads that read complete shards; more are no faster on most disks
@@ -48,7 +50,9 @@ def check_settings(storage: Storage, last: Snapshot | None, manifest: Manifest) 
         )
 
 
-def publish_plan(storage: Storage, manifest: Manifest, inputs: Inputs, retry_failed: bool, watch: Watch) -> Snapshot:
+def publish_plan(
+    storage: Storage, manifest: Manifest, inputs: Inputs, mine: Slice, retry_failed: bool, watch: Watch
+) -> Snapshot:
     """Compare the source with the last snapshot. Publish and return the next one if anything is to be done or recorded.
 
     If another run publishes at the same time, this one compares again with what that published.
@@ -56,7 +60,7 @@ def publish_plan(storage: Storage, manifest: Manifest, inputs: Inputs, retry_fai
     while True:
         last = latest(storage)
         check_settings(storage, last, manifest)
-        known = _known(storage, last, watch)
+        known = _known(storage, last, mine, watch)
 
         def read(contents: Contents, total: int) -> Contents:
             return iter(watch(contents, total, "reading new images"))
@@ -78,38 +82,51 @@ def publish_results(storage: Storage, snapshot: Snapshot) -> Snapshot:
     Returns the last snapshot that this run knows.
     """
     while snapshot.work:
-        found = [(task, read_done(storage, task.key)) for task in _tasks(storage, snapshot)]
-        if any(done is None for _, done in found):
-            for task, done in found:
-                if done is None:
-                    storage.delete(done_key(task.key))  # it may be damaged
+        keys: list[str] = []
+        new = _gather(storage, snapshot, keys)
+        if new is None:
             newer = latest(storage)
             if newer is None or newer.number <= snapshot.number:
                 return snapshot
             snapshot = newer
             continue
-        new = [encoded(as_table(task, done)) for task, done in found if done is not None]
         results = in_order(pa.concat_tables([read_results(storage, snapshot), *new]))
         names = tuple(read_classes(storage, snapshot))
         plan = Plan(read_table(storage, snapshot.rows, ROWS), WORK.empty_table(), names, snapshot.next_shard)
         manifest = read_manifest(storage, snapshot)
         after = next_snapshot(storage, snapshot, manifest, plan, results, snapshot.root, "results")
         if publish(storage, after):
-            for task, _ in found:
-                storage.delete(done_key(task.key))
-                storage.delete(lease_key(task.key))
+            for key in keys:
+                storage.delete(done_key(key))
+                storage.delete(lease_key(key))
             return after
         snapshot = latest(storage) or snapshot
     return snapshot
 
 
-def _known(storage: Storage, last: Snapshot | None, watch: Watch) -> Known:
-    """Read the state of the last snapshot. Shards whose features are damaged count as not computed."""
+def _gather(storage: Storage, snapshot: Snapshot, keys: list[str]) -> list[pa.Table] | None:
+    """Return the results of all shards of a plan, and add their keys to `keys`; None if a shard is not computed yet."""
+    found = []
+    for task in _tasks(storage, snapshot):
+        done = read_done(storage, task.key)
+        if done is None:
+            discard_if_damaged(storage, task.key)
+            return None
+        found.append(encoded(as_table(task, done)))
+        keys.append(task.key)
+    return found
+
+
+def _known(storage: Storage, last: Snapshot | None, mine: Slice, watch: Watch) -> Known:
+    """Read the state of the last snapshot. Shards whose features are damaged count as not computed.
+
+    Results that wait for a snapshot are checked, too, if they are `mine` to compute again.
+    """
     if last is None:
         return Known(ROWS.empty_table(), encoded(RESULTS.empty_table()), (), 0)
     repair(storage, last)
     results = read_results(storage, last)
-    pending = {task.key: read_done(storage, task.key) for task in _tasks(storage, last)}
+    pending = {task.key: read_done(storage, task.key) for task in _tasks(storage, last) if task.number in mine}
     computed = pc.unique(results["features"].cast(pa.string())).to_pylist()
     names = list(dict.fromkeys([*computed, *(done.features for done in pending.values() if done is not None)]))
     with ThreadPoolExecutor(CHECKERS) as threads:
@@ -117,8 +134,10 @@ def _known(storage: Storage, last: Snapshot | None, watch: Watch) -> Known:
         wrong = list(watch(checked, len(names), "checking complete shards"))
     broken = {name for name, problem in zip(names, wrong, strict=True) if problem is not None}
     for key, done in pending.items():
-        if done is None or done.features in broken or not set(done.reason).isdisjoint(PASSING):
-            storage.delete(done_key(key))  # damaged, or worth another try
+        if done is None:
+            discard_if_damaged(storage, key)
+        elif done.features in broken or not set(done.reason).isdisjoint(PASSING):
+            storage.delete(done_key(key))  # damaged, or worth another try by this run
     undamaged = pc.invert(
         pc.is_in(results["features"].cast(pa.string()), value_set=pa.array(sorted(broken), pa.string()))
     )
