@@ -16,12 +16,13 @@ import pytest
 
 from tests.servers import KEYS, Faults, moto, proxy, put_folder, quick_repeats
 from vitbackbone.files import cloud_clients
+from vitbackbone.files.cloud_requests import ServiceDown
 from vitbackbone.files.object_storage import open_bucket
 from vitbackbone.files.ranged import LARGEST, SMALLEST, RangedContent, RangedFile
 from vitbackbone.store import braces
 from vitbackbone.store.braces import expand_braces, has_braces
 from vitbackbone.store.identity import read_contents
-from vitbackbone.store.locate import Unreadable, locators, read_bytes
+from vitbackbone.store.locate import AWAY_SERVICE, Unreadable, locators, read_bytes
 from vitbackbone.store.rows import Inputs
 from vitbackbone.store.source import list_inputs
 
@@ -223,6 +224,23 @@ def test_an_archive_that_is_replaced_while_it_is_read_gives_no_mixed_bytes(fault
     with pytest.raises(Unreadable, match="has changed while it was read"):
         read_bytes(at[39])
     assert read_bytes(at[39])  # opened anew
+
+
+def test_an_object_that_fails_is_a_row_and_a_service_that_is_down_ends_the_run(
+    faults: Faults, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitbackbone.files.cloud_requests.PATIENCE", 0.05)
+    monkeypatch.setitem(cloud_clients.RETRIES, "max_retries", 0)
+    put_folder(folder, open_bucket("s3://photos/ill"))
+    inputs = list_inputs("s3://photos/ill/photos")
+    faults.refused, faults.only = 1.0, "GET .*cat/1"
+    found = contents(inputs)
+    assert [data for data in found if isinstance(data, str)] == [f"unreadable: {AWAY_SERVICE}"]
+    faults.only = ""
+    with pytest.raises(ServiceDown, match="does not answer as it should.*run the same command again"):
+        contents(inputs)
+    faults.refused = 0
+    assert not [data for data in contents(inputs) if isinstance(data, str)]
 
 
 def test_a_list_in_a_bucket_never_names_a_file_of_this_machine(faults: Faults, tmp_path: Path) -> None:

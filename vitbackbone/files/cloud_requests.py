@@ -12,13 +12,19 @@ from vitbackbone.files.cloud_clients import CREDENTIALS
 
 PATIENCE = 300.0  # seconds in which a request is repeated
 PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds before the first repetition and the latest; a pause doubles the one before
+IN_A_ROW = 3  # requests of a bucket that fail at every repetition, with no success between them: the service is down
 PASSING = (408, 409, 425, 429)  # refusals that may pass
 
 T = TypeVar("T")
+_failed: dict[str, int] = {}  # such requests of each bucket
 
 
 class ServiceError(OSError):
     """The service failed at every repetition. The fault may pass: the same request may succeed later."""
+
+
+class ServiceDown(ServiceError):
+    """Several requests in a row failed at every repetition, so that others need not be tried."""
 
 
 class ConditionsIgnored(OSError):
@@ -28,15 +34,18 @@ class ConditionsIgnored(OSError):
 def repeat(request: Callable[[], T], place: str) -> T:
     """Send a request until it succeeds, is refused, or the patience ends.
 
-    Raises `FileNotFoundError`, `PermissionError`, `ServiceError` or another `OSError` that names the place. The errors
-    of obstore that answer a condition, `AlreadyExistsError` and `PreconditionError`, pass through.
+    Raises `FileNotFoundError`, `PermissionError`, `ServiceError`, `ServiceDown` or another `OSError` that names the
+    place. The errors of obstore that answer a condition, `AlreadyExistsError` and `PreconditionError`, pass through.
     """
     from obstore import exceptions
 
     deadline, pause = time.monotonic() + PATIENCE, PAUSE
+    bucket = "/".join(place.split("/", 3)[:3])
     while True:
         try:
-            return request()
+            found = request()
+            _failed.pop(bucket, None)
+            return found
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
                 raise OSError(errno.EINVAL, "there is no bucket of this name", place) from error
@@ -49,7 +58,10 @@ def repeat(request: Callable[[], T], place: str) -> T:
                 text = (
                     f"the service does not answer as it should ({_sentence(error)}); run the same command again later"
                 )
-                raise final or ServiceError(errno.EIO, text, place) from error
+                if final:
+                    raise final from error
+                _failed[bucket] = _failed.get(bucket, 0) + 1
+                raise (ServiceDown if _failed[bucket] >= IN_A_ROW else ServiceError)(errno.EIO, text, place) from error
         time.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, LONGEST_PAUSE)
 

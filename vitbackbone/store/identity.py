@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
+from vitbackbone.files.cloud_requests import ServiceDown
 from vitbackbone.store.locate import Locator, Unreadable, content_sha256, locators
 from vitbackbone.store.remote import is_remote, split
 from vitbackbone.store.rows import Root
@@ -97,6 +98,8 @@ def _described(place: str) -> tuple[int, str]:
     try:
         service, key = split(place)
         stored = service.describe(key)
+    except ServiceDown:
+        raise
     except (OSError, ValueError):
         return MISSING
     return stored.size, stored.version

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from vitbackbone.files.cloud_requests import ServiceError
+from vitbackbone.files.cloud_requests import ServiceDown, ServiceError
 from vitbackbone.files.web import FileTooLarge
 from vitbackbone.images import ImageError, Photo
 from vitbackbone.images.sources import HeldPhoto
@@ -97,7 +97,7 @@ def locators(root: Root, table: pa.Table, sizes: Sequence[int]) -> list[Locator]
 
 
 def read_bytes(at: Locator) -> bytes:
-    """Read the bytes of an input. Raises `Unreadable`."""
+    """Read the bytes of an input. Raises `Unreadable`, and `ServiceDown` if no input of the service can be read."""
     with _as_unreadable():
         if is_video(at.file):
             return _read_frame(at)
@@ -114,6 +114,8 @@ def _as_unreadable() -> Iterator[None]:
         raise Unreadable("missing", _text(error)) from error
     except PermissionError as error:
         raise Unreadable("denied", _text(error)) from error
+    except ServiceDown:  # a row for each of a million inputs would say no more, and take days
+        raise
     except ServiceError as error:
         raise Unreadable("unreadable", AWAY_SERVICE) from error
     except FileTooLarge as error:

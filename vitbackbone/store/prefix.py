@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 
 from vitbackbone.files import Stored
+from vitbackbone.files.cloud_requests import ServiceError
 from vitbackbone.images import HEAD
 from vitbackbone.images.video_format import VIDEO_EXTENSIONS
 from vitbackbone.store.folder import matches
@@ -41,6 +42,8 @@ def images_of(service: Remote, found: Iterator[Stored], notes: Notes) -> Iterato
     def head(stored: Stored) -> bytes:
         try:
             return service.read(stored.key, 0, HEAD)
+        except ServiceError:  # an image that nobody could look at must not count as another file
+            raise
         except (OSError, ValueError):
             return b""
 

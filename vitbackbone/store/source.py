@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from vitbackbone.files import Stored
+from vitbackbone.files.cloud_requests import ServiceDown
 from vitbackbone.images.video_sampling import Sampling
 from vitbackbone.store.archive import WHOLE, Archive, ArchiveMember, damaged_member
 from vitbackbone.store.braces import expand_braces, has_braces
@@ -288,6 +289,8 @@ def _listing(root: Root, file: str, whole: bool = False) -> _Listing:
         with open_file(place, root.private, anew=True) as opened:
             version = version_of(opened)
         names = archive.class_names()
+    except ServiceDown:
+        raise
     except LabelError as error:
         raise LabelError(f"{file}: {error}") from error
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -305,6 +308,8 @@ def _members(archive: Archive, notes: Notes, file: str) -> Iterator[ArchiveMembe
             yield member
         if not found:
             notes.say("archives without images", escaped(file))
+    except ServiceDown:
+        raise
     except LabelError as error:
         raise LabelError(f"{file}: {error}") from error
     except (OSError, ValueError, pa.ArrowException) as error:
