@@ -37,7 +37,7 @@ def pytest_addoption(parser) -> None:
     parser.addoption("--promises", action="store_true", help="print what became of each promise of extraction")
 
 
-OUTCOMES: dict[int, list[str]] = {}  # of each promise, those of its tests
+OUTCOMES: dict[tuple[str, int], list[str]] = {}  # of each promise on the disk or in a bucket, those of its tests
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -50,7 +50,8 @@ def pytest_runtest_logreport(report) -> None:
     if report.when == "call" or report.outcome != "passed":  # or it never got to its call
         for name, value in report.user_properties:
             if name == "promise":
-                OUTCOMES.setdefault(value, []).append(report.outcome)
+                place = "bucket" if "test_bucket.py" in report.nodeid else "disk"
+                OUTCOMES.setdefault((place, value), []).append(report.outcome)
 
 
 def pytest_terminal_summary(terminalreporter, config) -> None:

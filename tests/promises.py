@@ -40,12 +40,16 @@ PROMISES = {
 }
 
 
-def table(outcomes: dict[int, list[str]]) -> list[str]:
-    """A line for each promise: what became of its tests, which are "passed", "failed" or "skipped"."""
-    lines = []
+def table(outcomes: dict[tuple[str, int], list[str]]) -> list[str]:
+    """A line for each promise: what became of its tests on the disk and in a bucket, which are "passed", "failed" or
+    "skipped". What a promise says of reading an image does not depend on the place, and is shown on the disk."""
+    lines = [f"{'':>3}  {'disk':<9}  {'bucket':<9}"]
     for number, promise in PROMISES.items():
-        found = outcomes.get(number, [])
-        counts = ", ".join(f"{found.count(kind)} {kind}" for kind in ("passed", "failed", "skipped") if kind in found)
-        held = "failed" not in found and "passed" in found
-        lines.append(f"{number:>3}  {'held' if held else 'NOT SHOWN':<9}  {promise} ({counts or 'no test ran'})")
+        cells, counts = [], []
+        for place in ("disk", "bucket"):
+            found = outcomes.get((place, number), [])
+            held = "failed" not in found and "passed" in found
+            cells.append("held" if held else "NOT SHOWN" if found or place == "disk" else "")
+            counts += [f"{found.count(kind)} {kind}" for kind in ("passed", "failed", "skipped") if kind in found]
+        lines.append(f"{number:>3}  {cells[0]:<9}  {cells[1]:<9}  {promise} ({', '.join(counts) or 'no test ran'})")
     return lines

@@ -66,6 +66,7 @@ from .networks import tile as tile
 from .runtime import optimize as optimize
 from .sklearn import ImageFeatures as ImageFeatures
 from .store import FeatureStore as FeatureStore
+from .store import embed_batch as embed_batch
 from .store import extract as extract
 from .store import list_inputs as list_inputs
 from .store import verify as verify

@@ -126,7 +126,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "neomme": {"layer_types": None},
     "emu3": {
         "vocabulary_map": {"<image>": 9},
-        "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1], "hidden_size": 32, "attn_resolutions": [1]},
+        "vq_config": {"base_channels": 32, "channel_multiplier": [1] * 4, "hidden_size": 32, "attn_resolutions": [3]},
     },
 }
 

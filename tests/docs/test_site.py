@@ -19,6 +19,8 @@ PAGES = sorted(
     for page in DOCS.rglob("*.md")
     if not page.relative_to(DOCS).parts[0].startswith("_") and re.search("^```(python|bash)$", page.read_text(), re.M)
 )
+VIDEO = DOCS / "how-to" / "video.md"  # it reads the video `clip.mp4`
+FORMATS = DOCS / "how-to" / "formats.md"
 ZERO_SHOT = DOCS / "how-to" / "zero-shot.md"  # it uses a model in the folder `clip`
 TRACED = DOCS / "how-to" / "export.md"
 BUCKETS = DOCS / "how-to" / "a-billion-images.md"  # it reads and writes s3://photos
@@ -37,6 +39,13 @@ def test_the_code_of_a_page_runs_in_order(page: Path, tmp_path: Path, monkeypatc
         from tests.text.models import CASES
 
         CASES["clip"].save(tmp_path / "clip")
+    if page == VIDEO:
+        pytest.importorskip("av")
+        from tests.images.videos import KINDS, make_video
+
+        (tmp_path / "clip.mp4").write_bytes(make_video(KINDS["mp4"]))
+    if page == FORMATS:
+        pytest.importorskip("h5py")
     if page == BUCKETS:
         with photos_in_shards(monkeypatch):
             run_page(page)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import cases
 from tests.servers import ACCOUNT_KEY, KEYS, Faults, azurite, google, moto, npm_server, proxy, quick_repeats
 from vitbackbone.files import cloud_clients, cloud_requests, object_storage
 from vitbackbone.files.object_storage import ObjectStorage, open_bucket
@@ -95,7 +96,7 @@ def test_azure_keeps_the_contract_of_a_storage(tmp_path: Path, monkeypatch: pyte
     cloud_clients.client_of.cache_clear()
 
 
-@pytest.mark.parametrize("kind", ["none", "refused", "lost", "failed", "cut"])
+@pytest.mark.parametrize("kind", cases(["none", "refused", "lost", "failed", "cut"], {"lost"}))
 def test_google_keeps_the_contract_of_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     faults = Faults() if kind == "none" else Faults(**{kind: 0.2})
     with google() as url, proxy(url, faults) as through:
@@ -140,7 +141,8 @@ def test_credentials_are_those_of_the_tools_of_the_cloud(
         monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         cloud_clients.client_of.cache_clear()
-        open_bucket("s3://photos").head("credentials")
+        with pytest.raises(PermissionError):  # the server has no public objects
+            open_bucket("s3://photos").head("credentials")
         assert faults.signatures[-1] == ""
         faults.denied = 1.0
         with pytest.raises(PermissionError, match=r"access is denied \(Access Denied\); set AWS_ACCESS_KEY_ID"):
@@ -174,7 +176,7 @@ def check_conditions(storage: ObjectStorage) -> None:
     assert sorted(stored.key for stored in storage.list("c/")) == sorted(f"c/{i}" for i in range(12))
 
 
-@pytest.mark.parametrize("kind", ["refused", "lost", "failed", "cut", "slow"])
+@pytest.mark.parametrize("kind", cases(["refused", "lost", "failed", "cut", "slow"], {"lost", "cut"}))
 def test_passing_faults_change_nothing(connect: object, kind: str) -> None:
     faults = Faults(**{kind: 0.3}, seed=1)
     check_conditions(connect(faults, f"faults-{kind}"))

@@ -98,6 +98,12 @@ def decoded(data: bytes, stream: int = 0) -> list[tuple[int, np.ndarray]]:
     return found
 
 
+def keyframes(data: bytes) -> list[int]:
+    """Return the indices of the keyframes."""
+    with av.open(io.BytesIO(data)) as container:
+        return [i for i, frame in enumerate(container.decode(video=0)) if frame.key_frame]
+
+
 def packets(data: bytes, stream: int = 0) -> Sequence[tuple[int, int, int]]:
     """Return the time, the position and the size in bytes of each packet."""
     with av.open(io.BytesIO(data)) as container:

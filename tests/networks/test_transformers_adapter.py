@@ -27,9 +27,38 @@ TOLERANCE = 1e-5
 # padded patches, tokens behind the patches, timm's network within a directory, a backbone under a decoder
 QUICK = ["altclip", "resnet", "segformer", "qwen2_vl", "siglip2", "yolos", "convnextv2", "detr", "paddleocr_vl"]
 QUICK += ["llama4", "donut-swin", "vitdet"]
-SLOW = ["blip", "cvt", "dinov3_convnext", "efficientnet", "florence2", "focalnet", "git", "glm4v", "glm_ocr"]
-SLOW += ["hiera", "instructblip", "internvl", "janus", "kimi_k25", "levit", "lw_detr", "mobilenet_v2", "mobilevit"]
-SLOW += [
+SLOW = [
+    "blip",
+    "bridgetower",
+    "cvt",
+    "deepseek_ocr2",
+    "dinov3_convnext",
+    "efficientnet",
+    "florence2",
+    "focalnet",
+    "fuyu",
+    "gemma4_unified",
+    "git",
+    "glm4v",
+    "glm_ocr",
+    "groupvit",
+    "hiera",
+    "inkling_mm_model",
+    "instructblip",
+    "internvl",
+    "janus",
+    "janus_vqgan",
+    "kimi_k25",
+    "layoutlmv3",
+    "levit",
+    "lw_detr",
+    "maskformer",
+    "mistral_large4",
+    "mobilenet_v2",
+    "mobilevit",
+    "molmo2",
+    "nemotron_h_omni",
+    "neomme",
     "owlvit",
     "poolformer",
     "pvt_v2",

@@ -36,8 +36,8 @@ def inflated(kernel: Tensor, channels: int, axis: int = 1) -> Tensor:
 @pytest.mark.parametrize(
     ("model_type", "channels"),
     [
-        ("regnet", 1),
         ("regnet", 4),
+        pytest.param("regnet", 1, marks=pytest.mark.slow),
         *(pytest.param("segformer", n, marks=pytest.mark.slow) for n in (1, 2, 4, 13)),
         *(pytest.param("cvt", n, marks=pytest.mark.slow) for n in (2, 5)),
     ],
@@ -91,7 +91,7 @@ def test_patches_that_a_processor_packs_keep_their_channels(tmp_path: Path) -> N
         load_backbone(tmp_path, in_chans=4)
 
 
-@pytest.mark.parametrize("size", [(96, 96), (96, 128)])
+@pytest.mark.parametrize("size", [(96, 128), pytest.param((96, 96), marks=pytest.mark.slow)])
 def test_positions_are_resampled_to_another_image_size(size: tuple[int, int], tmp_path: Path) -> None:
     """BLIP's table has CLS first. Its own rule is bicubic, without antialiasing."""
     model = saved("blip_vision_model", tmp_path)
@@ -159,6 +159,7 @@ def test_an_encoder_that_groups_its_patches_ends_before_the_first_grouping(tmp_p
     assert relative_error(got.pooled, want) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_queries_beside_the_patches_are_no_map(tmp_path: Path) -> None:
     """DeepSeek-OCR 2 returns learned queries. Its SAM encoder, which has a map, is taken in its place."""
     model = saved("deepseek_ocr2", tmp_path)
@@ -169,6 +170,7 @@ def test_queries_beside_the_patches_are_no_map(tmp_path: Path) -> None:
         assert relative_error(backbone(x).patches, want) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_an_autoencoder_gives_way_to_its_encoder(tmp_path: Path) -> None:
     model = saved("janus_vqgan", tmp_path)
     backbone = load_backbone(tmp_path)

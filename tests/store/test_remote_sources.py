@@ -126,6 +126,7 @@ def test_a_source_in_a_bucket_is_the_source_on_the_disk(faults: Faults, folder: 
     faults.refused = faults.cut = 0.1
     there, here = list_inputs(f"s3://photos/sources/{source}"), list_inputs(folder / source)
     same(there, here)
+    assert list_inputs(Path(f"s3://photos/sources/{source}")).paths == here.paths
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from vitbackbone.store.lock import writing
 
 from heads import LinearProbe
 from tests.helpers import save_photo, tiny_vit

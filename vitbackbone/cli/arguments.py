@@ -120,6 +120,12 @@ def _add_extraction(command: Command) -> None:
     text = "images in one file (default: 1000, or fewer so that a file has at most 256 MiB)"
     group.add_argument("--shard-size", type=_positive, metavar="N", help=text)
 
+    group = p.add_argument_group("which frames of a video are read (default: all)").add_mutually_exclusive_group()
+    text = "the frame that is shown at each 1/F second"
+    group.add_argument("--fps", type=float, metavar="F", help=text)
+    group.add_argument("--stride", type=_positive, metavar="N", help="every N-th frame")
+    group.add_argument("--keyframes", action="store_true", help="the frames that need no other to be decoded")
+
     group = p.add_argument_group("how it runs")
     group.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images in one forward pass")
     text = "processes that read images; 0 reads them in the main process"

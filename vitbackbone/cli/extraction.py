@@ -5,11 +5,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitbackbone.cli.model import load
 from vitbackbone.cli.output import print_json
+from vitbackbone.cli.places import folder_beside
 from vitbackbone.cli.text import escaped, printable
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ def run_extract(args: argparse.Namespace) -> int:
             devices=args.devices,
             slice=(args.slice.index, args.slice.count) if args.slice else (0, 1),
             cluster=cluster,
+            fps=args.fps,
+            stride=args.stride,
+            keyframes=args.keyframes,
             retry_failed=args.retry_failed,
             allow_private_urls=args.allow_private_urls,
             progress=not args.quiet,
@@ -121,7 +124,7 @@ def run_export(args: argparse.Namespace) -> int:
 
     if args.out and args.place:
         raise ValueError(f"two output folders were given, {args.place} and {args.out}; want one")
-    out = Path(args.out or args.place or Path(args.store) / f"export-{args.format}")
+    out = folder_beside(args.out or args.place, args.store, f"export-{args.format}")
     files = export(FeatureStore(args.store), args.format, out, progress=not args.quiet)
     if not args.quiet:
         print(f"{len(files)} file{'s' * (len(files) != 1)}: {escaped(str(out))}")

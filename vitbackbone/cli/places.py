@@ -39,6 +39,14 @@ def store_folder(text: str) -> str:
     return text if scheme else out_folder(text)
 
 
+def folder_beside(out: str | None, store: str, name: str) -> Path:
+    """Return the output folder of a command: the given one, else one in the store. Raises `ValueError` if the store
+    lies in a bucket and no folder is given."""
+    if out is None and _scheme(store):
+        raise ValueError(f"{escaped(store)} lies in a bucket; give --out with a folder of this machine")
+    return Path(out or Path(store) / name)
+
+
 def check_places(arguments: argparse.Namespace) -> None:
     """Raise `ValueError` on empty texts in any argument, and on addresses such as s3://bucket/photos in one that cannot
     have them."""

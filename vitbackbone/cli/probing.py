@@ -14,6 +14,7 @@ from vitbackbone.cli.classes import print_classes
 from vitbackbone.cli.measured import Measured, confusion_table
 from vitbackbone.cli.model import loading
 from vitbackbone.cli.output import print_json
+from vitbackbone.cli.places import folder_beside
 from vitbackbone.cli.text import escaped
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def probe(args: argparse.Namespace) -> int:
     from heads.probe_files import save_probe
     from vitbackbone.store import FeatureStore
 
-    out = Path(args.out or Path(args.store) / f"probe-{args.probe}")
+    out = folder_beside(args.out, args.store, f"probe-{args.probe}")
     store = FeatureStore(args.store)
     kind = "tokens" if args.probe == "attentive" else _kind(store)
     images, y = _labelled(store, store.class_names)

@@ -43,7 +43,7 @@ def open_bucket(url: str) -> "ObjectStorage":
 
     Raises `ValueError` if the URL names no bucket or its prefix is not a path, and `ImportError` without obstore.
     """
-    found = re.fullmatch(r"([A-Za-z0-9]+):/+([^/]+)(?:/(.*))?", url, re.DOTALL)
+    found = re.fullmatch(r"([A-Za-z0-9]+):/{1,2}([^/]+)(?:/(.*))?", url, re.DOTALL)
     if not found or found[1].lower() not in CREDENTIALS:
         raise ValueError(f"{url!r} names no bucket; want a URL such as s3://BUCKET/PREFIX")
     storage = ObjectStorage(f"{found[1].lower()}://{found[2]}", (found[3] or "").strip("/"))

@@ -21,7 +21,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from vitbackbone.files.cloud_requests import ServiceError
 
 MAX_BYTES = 2**27  # of one answer
-SECONDS = 60.0  # of one answer, from the connection to the last byte
+SECONDS = 60.0  # of one answer, redirects and repetitions included
 SILENCE = 15.0  # seconds without a byte
 REDIRECTS = 5
 TRIES = 3
@@ -33,6 +33,10 @@ AGENT = "vitbackbone"
 
 class PrivateAddress(PermissionError):
     """The address belongs to this machine or to a private network, which a list from outside may not reach."""
+
+
+class FileTooLarge(OSError):
+    """The file has more than `MAX_BYTES`."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,19 @@ def fetch(
     """Ask for a URL, or for `length` bytes of it from `start` on.
 
     `private`: whether the address may be private. Raises `FileNotFoundError`, `PermissionError` if the server denies
-    access, `PrivateAddress`, `ServiceError` if a fault stays through all tries, `ValueError` if the URL is not valid,
-    and `OSError` for any other refusal or if the answer is too large.
+    access, `PrivateAddress`, `ServiceError` if a fault stays through all tries, `FileTooLarge`, `ValueError` if the
+    URL is not valid, and `OSError` for any other refusal.
     """
-    for attempt in range(TRIES):
+    deadline, pause = time.monotonic() + SECONDS, PAUSE
+    for _ in range(TRIES - 1):
         try:
-            return _follow(url, start, length, private, method)
+            return _follow(url, start, length, private, method, deadline)
         except ServiceError:
-            if attempt == TRIES - 1:
+            if time.monotonic() + pause >= deadline:
                 raise
-            time.sleep(PAUSE * 2**attempt)
-    raise AssertionError
+            time.sleep(pause)
+            pause *= 2
+    return _follow(url, start, length, private, method, deadline)
 
 
 def check_url(url: str) -> None:
@@ -96,8 +102,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
-def _follow(url: str, start: int, length: int | None, private: bool, method: str) -> WebAnswer:
-    deadline = time.monotonic() + SECONDS
+def _follow(url: str, start: int, length: int | None, private: bool, method: str, deadline: float) -> WebAnswer:
     for _ in range(REDIRECTS + 1):
         check_url(url)
         found = _ask(url, start, length, private, method, deadline)
@@ -151,13 +156,13 @@ def _body(response: http.client.HTTPResponse, names: dict[str, str], most: int, 
     """Read at most `most` bytes. `whole`: more of them are an error."""
     said = names.get("content-length", "")
     if whole and said.isdigit() and int(said) > most:
-        raise OSError(errno.EFBIG, f"the file has {said} bytes; want at most {most}")
+        raise FileTooLarge(errno.EFBIG, f"the file has {said} bytes; want at most {most}")
     chunks, size = [], 0
     while size < most + whole and (data := response.read1(min(1 << 16, most + whole - size))):
         chunks.append(data)
         size += len(data)
     if whole and size > most:
-        raise OSError(errno.EFBIG, f"the file has more than {most} bytes")
+        raise FileTooLarge(errno.EFBIG, f"the file has more than {most} bytes")
     if said.isdigit() and size < min(int(said), most):
         raise http.client.IncompleteRead(b"", int(said) - size)
     return b"".join(chunks)

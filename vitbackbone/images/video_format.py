@@ -49,7 +49,7 @@ def video_format(head: bytes) -> str | None:
         return MATROSKA
     for size in PACKET_SIZES:
         starts = range(size - 188, len(head), size)
-        if len(starts) >= 3 and all(head[start] == SYNC for start in starts):
+        if len(starts) >= 2 and all(head[start] == SYNC for start in starts):
             return MPEG_TS
     return None
 

@@ -79,14 +79,14 @@ def info(name: str, entry: Entry, resolution: Resolution | None = None) -> str:
         facts.append(("windows", _windows(config)))
     patches = "a stem of 3x3 convolutions" if config.stem else "a linear projection of each patch"
     mean, std = (", ".join(f"{v:g}" for v in values) for values in (preprocess.mean, preprocess.std))
-    tokens = " + ".join([f"{h} x {w} = {h * w} patches", *_prefix(config)])
+    tokens = " + ".join([f"{h} x {w}{_groups(config)} = {_count_patches(config, (h, w))} patches", *_prefix(config)])
     compute = f"{_digits(cost.flops / 1e9)} GFLOPs an image, {_share(cost)} of it in the attention part"
     if cost.pooling:
         compute += f"; features.pooled adds {_digits(cost.pooling / 1e9)} GFLOPs"
     facts += [
         ("patches", f"{p} x {p} pixels, through {patches}"),
         ("input", f"{_by(size)} pixels, {preprocess.interpolation}, mean ({mean}), std ({std})"),
-        ("tokens", tokens + f" = {h * w + config.num_prefix}" * bool(config.num_prefix)),
+        ("tokens", tokens + f" = {_count_patches(config, (h, w)) + config.num_prefix}" * bool(config.num_prefix)),
         ("parameters", f"{_digits(parameters(config) / 1e6)} M"),
         ("compute", compute),
         ("activations", f"{_bytes(cost.activations)} an image at the peak, in float32"),
@@ -122,7 +122,7 @@ def info_record(name: str, entry: Entry, resolution: Resolution | None = None) -
         "preprocess": asdict(entry.preprocess),
         "resolution": size,
         "grid": grid,
-        "tokens": grid[0] * grid[1] + config.num_prefix,
+        "tokens": _count_patches(config, grid) + config.num_prefix,
         "parameters": parameters(config),
         "flops": cost.flops,
         **asdict(cost),
@@ -152,7 +152,7 @@ def _costs(label: str, config: ViTConfig, size: tuple[int, int]) -> list[str]:
     return [
         label,
         _by(grid),
-        f"{grid[0] * grid[1] + config.num_prefix}",
+        f"{_count_patches(config, grid) + config.num_prefix}",
         f"{_digits(parameters(config) / 1e6)} M",
         _digits(cost.flops / 1e9),
         f"{_digits(cost.attention / 1e9)} ({_share(cost)})",
@@ -163,11 +163,21 @@ def _costs(label: str, config: ViTConfig, size: tuple[int, int]) -> list[str]:
 
 # ---- the forward pass step by step ----------------------------------------------------------------------------------
 
+
+def _count_patches(config: ViTConfig, grid: tuple[int, int]) -> int:
+    return grid[0] * grid[1] * max(config.channel_groups, 1)
+
+
+def _groups(config: ViTConfig) -> str:
+    return f" x {config.channel_groups} groups" if config.channel_groups else ""
+
+
 POSITIONS = {
     "learned": "a learned vector",
     "sincos1d": "a fixed 1-D sine-cosine vector",
     "sincos2d": "a fixed 2-D sine-cosine vector",
     "computed2d": "a 2-D sine-cosine vector, computed for this grid,",
+    "clips": "a 3-D sine-cosine vector, of time too,",
     "axes": "the sum of a learned vector for the row and one for the column",
 }
 NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
@@ -262,14 +272,19 @@ def _entering(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row
     else:
         rows.append(("patches", f"{h} x {w} = {h * w}", f"patches of {p} x {p} x {c} = {c * p * p} values each"))
         how = f"linear projection E of each patch (a convolution with kernel and stride {p})"
-    rows.append(("patch embedding", _by((h * w, shapes["patch_embed"][1][0])), how))
+    if config.tubelet:
+        how += f", of {_count(config.tubelet, 'frame')}; an image is one frame"
+    if config.channel_groups:
+        how += f", for each of {config.channel_groups} groups of channels"
+    tokens = _count_patches(config, (h, w))
+    rows.append(("patch embedding", _by((tokens, config.dim)), how))
     if config.embed_norm:
         rows.append((NORMS[config.norm], _by(shapes["embed_norm"][1][-2:]), ""))
     if config.position != "none":
         note = f"{POSITIONS[config.position]} per position"
         if config.position not in ("axes", "computed2d") and (h, w) != config.table_grid:
             note += f", {FITS[config.resampling.fit]} from {_by(config.table_grid)} to {_by((h, w))}"
-        rows.append(("+ positions", _by((h * w, config.dim)), note))
+        rows.append(("+ positions", _by((tokens, config.dim)), note))
     if config.num_prefix:
         folded = config.cls and config.position != "none"
         note = "in front of the patches" + "; a position of CLS itself is folded into CLS" * folded
@@ -307,7 +322,7 @@ def _block(config: ViTConfig, grid: tuple[int, int], shapes: Shapes) -> list[Row
     hidden = shapes["blocks.0.mlp.w3" if gated else "blocks.0.mlp.fc2"][0][-1]
     mlp = f"{d} -> {'2 x ' * gated}{hidden} -> {d}, {ACTIVATIONS[config.mlp]}{f', then {norm}' * config.mlp_norm}"
     scale, legend = ("γ · ", ", γ learned per channel") if config.layer_scale else ("", "")
-    before, after = config.branch_norm != "after", config.branch_norm != "before"
+    before, after = config.branch_norm in ("before", "both"), config.branch_norm in ("after", "both")
     given = f"({norm}(x))" if before else "(x)"
 
     def branch(name: str) -> str:

@@ -152,8 +152,9 @@ class PositionEmbedding(nn.Module):
 
     def at(self, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
         """Make the positions of a grid from the table."""
-        each = [resample(step, self.grid, grid, self.resampling) for step in self.table.chunk(self.steps)]
-        return each[0] if len(each) == 1 else torch.cat(each)
+        if self.steps == 1:
+            return resample(self.table, self.grid, grid, self.resampling)
+        return torch.cat([resample(step, self.grid, grid, self.resampling) for step in self.table.chunk(self.steps)])
 
 
 class AxisEmbedding(PositionEmbedding):

@@ -1,5 +1,6 @@
 """The feature store: images to features on disk, with nothing lost."""
 
+from vitbackbone.store.batch import embed_batch
 from vitbackbone.store.cluster import RayCluster
 from vitbackbone.store.formats import FORMATS, export
 from vitbackbone.store.groups import copies, groups_by
@@ -19,6 +20,7 @@ __all__ = [
     "ReadPhoto",
     "Slice",
     "copies",
+    "embed_batch",
     "export",
     "extract",
     "groups_by",

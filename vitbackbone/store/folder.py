@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vitbackbone.images import HEAD
 from vitbackbone.store.layout import FOLDERS, LATEST
-from vitbackbone.store.names import Notes, escaped, is_hidden, is_image
+from vitbackbone.store.names import Notes, escaped, is_hidden, is_image, is_video
 
 Identity = tuple[int, int]  # device and inode of a folder
 
@@ -106,9 +106,10 @@ class Walk:
 
 
 def images(found: Iterator[str], root: Path, notes: Notes) -> Iterator[str]:
-    """Yield the paths of images, by name or content. Other files are counted in `notes`."""
+    """Yield the paths of images and videos, by name or content. Other files are counted in `notes`."""
     for path in found:
-        if is_image(path, partial(_head, root / path)):
+        head = partial(_head, root / path)
+        if is_image(path, head) or is_video(path, head):
             yield path
         elif not (root / path).is_dir():
             notes.ignore(path)

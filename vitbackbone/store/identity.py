@@ -1,6 +1,5 @@
 """Tell which inputs changed, by size and version, and read the content of those that did."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
-from vitbackbone.store.locate import Locator, Unreadable, locators, read_bytes
+from vitbackbone.store.locate import Locator, Unreadable, content_sha256, locators
 from vitbackbone.store.remote import is_remote, split
 from vitbackbone.store.rows import Root
 
@@ -86,7 +85,7 @@ def read_contents(
 
 def _content(at: Locator) -> tuple[bytes | None, str | None, str | None]:
     try:
-        return hashlib.sha256(read_bytes(at)).digest(), None, None
+        return content_sha256(at), None, None
     except Unreadable as unreadable:
         return None, unreadable.reason, str(unreadable)
 

@@ -82,6 +82,11 @@ INDEX = pa.schema(
         "sha256": pa.string(),  # of the content; null if it could not be read
         "same_as": pa.int64(),  # first row with the same features, if this is a later one; else null
         "gone": pa.bool_(),  # no longer in the source
+        "stream": pa.int32(),  # of a video's frame; these five are null for photos
+        "frame": pa.int64(),  # its index among the frames of the stream
+        "pts": pa.int64(),  # its time, in units of `time_base`
+        "time_base": pa.string(),  # seconds, such as 1/12800
+        "keyframe": pa.bool_(),
     }
 )
 

@@ -1,8 +1,10 @@
 """Locate an input, a plain file or a member of an archive, and read its bytes."""
 
+import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +12,11 @@ from typing import Literal
 import pyarrow as pa
 
 from vitbackbone.files.cloud_requests import ServiceError
+from vitbackbone.files.web import FileTooLarge
+from vitbackbone.images import ImageError, Photo
+from vitbackbone.images.sources import HeldPhoto
 from vitbackbone.store.archive import MAX_IMAGE_BYTES, NotAFile
+from vitbackbone.store.frames import check_video, frame_identity, is_video, read_frame
 from vitbackbone.store.names import Escape
 from vitbackbone.store.remote import is_remote, read_remote
 from vitbackbone.store.rows import Root
@@ -92,18 +98,30 @@ def locators(root: Root, table: pa.Table, sizes: Sequence[int]) -> list[Locator]
 
 def read_bytes(at: Locator) -> bytes:
     """Read the bytes of an input. Raises `Unreadable`."""
-    try:
+    with _as_unreadable():
+        if is_video(at.file):
+            return _read_frame(at)
         if at.member:
             return _read_member(at)
         return _read_url(at) if is_remote(at.file) else _read_file(Path(at.file))
+
+
+@contextmanager
+def _as_unreadable() -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise Unreadable("missing", _text(error)) from error
     except PermissionError as error:
         raise Unreadable("denied", _text(error)) from error
     except ServiceError as error:
         raise Unreadable("unreadable", AWAY_SERVICE) from error
+    except FileTooLarge as error:
+        raise Unreadable("too large", _text(error)) from error
     except Escape as error:
         raise Unreadable("outside", _text(error)) from error
+    except ImageError as error:
+        raise Unreadable(error.reason, str(error)) from error
     except NotAFile as error:
         raise Unreadable("not a file", _text(error)) from error
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: the path has a null character
@@ -122,6 +140,40 @@ def _read_file(path: Path) -> bytes:
         data = file.read(MAX_IMAGE_BYTES + 1)
     _check_size(len(data))  # it may have grown since the check above
     return data
+
+
+def content_sha256(at: Locator) -> bytes:
+    """Return the SHA-256 of an input's content, or a frame's identity without decoding it. Raises `Unreadable`."""
+    if not is_frame(at):
+        return hashlib.sha256(read_bytes(at)).digest()
+    with _as_unreadable():
+        return frame_identity(at.file, at.member, at.private)
+
+
+def is_frame(at: Locator) -> bool:
+    """Tell whether an input is a frame of a video."""
+    return bool(at.member) and is_video(at.file)
+
+
+def read_photo(at: Locator, max_pixels: int | None) -> tuple[Photo, bytes]:
+    """Return an input as a photo, and the SHA-256 of its content or the identity of a frame. Raises `Unreadable`."""
+    with _as_unreadable():
+        if is_frame(at):
+            pixels, identity = read_frame(at.file, at.member, at.private, max_pixels)
+            return HeldPhoto(pixels, max_pixels), identity
+        data = read_bytes(at)
+        return Photo(data, max_pixels), hashlib.sha256(data).digest()
+
+
+def _read_frame(at: Locator) -> bytes:
+    """Return a frame as the bytes of a PPM file. A video without a frame is one that cannot be listed: say why."""
+    if not is_remote(at.file) and not Path(at.file).is_file():
+        return _read_file(Path(at.file))  # raises the right error
+    if not at.member:
+        check_video(at.file, at.private)
+        raise Unreadable("changed", "the video can be read now; run the same extraction again")
+    pixels, _ = read_frame(at.file, at.member, at.private, None)
+    return b"P6 %d %d 255\n" % (pixels.shape[2], pixels.shape[1]) + pixels.permute(1, 2, 0).numpy().tobytes()
 
 
 def _read_url(at: Locator) -> bytes:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from vitbackbone.images import ImageError, image_format
+from vitbackbone.images.video_format import VIDEO_EXTENSIONS, video_format
 
 # A file with one of these extensions is an image. If it cannot be decoded, it is a failed row.
 _IMAGES = """
@@ -39,6 +40,12 @@ def is_image(name: str, head: Callable[[], bytes]) -> bool:
     extension."""
     kind = extension(name)
     return kind in EXTENSIONS or (kind not in OTHERS and _begins_as_image(head()))
+
+
+def is_video(name: str, head: Callable[[], bytes]) -> bool:
+    """Tell whether a file is a video. `head` is called for the extensions that other files have too, as TypeScript."""
+    kind = extension(name)
+    return kind in VIDEO_EXTENSIONS and (kind not in ("ts", "mts") or video_format(head()) is not None)
 
 
 def _begins_as_image(head: bytes) -> bool:

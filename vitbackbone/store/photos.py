@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitbackbone.images import ImageTransform, Resolution
-from vitbackbone.store.locate import Locator, Reason, Unreadable, locators, read_bytes
+from vitbackbone.store.locate import Locator, Reason, Unreadable, content_sha256, is_frame, locators, read_bytes
 from vitbackbone.store.names import EXTENSIONS, escaped
 from vitbackbone.store.reader import ImageReader
 from vitbackbone.store.remote import is_remote
@@ -78,10 +78,10 @@ def _list(source: str) -> list[tuple[str, Locator]]:
 
 def _read(path: str, at: Locator, reader: ImageReader, preprocess: ImageTransform) -> ReadPhoto:
     try:
-        data = read_bytes(at)
+        sha256 = content_sha256(at)
     except Unreadable as unreadable:
         return ReadPhoto(path, reason=unreadable.reason, error=str(unreadable))
-    record, pixels = reader[at, hashlib.sha256(data).digest()]
+    record, pixels = reader[at, sha256]
     if pixels is None:
         return ReadPhoto(path, reason=record.reason, error=record.error)
     return ReadPhoto(path, preprocess.normalise(pixels))
@@ -120,6 +120,7 @@ def _near(directory: Path) -> Iterator[Path]:
 def _unchanged(at: Locator, sha256: str) -> bytes | None:
     try:
         data = read_bytes(at)
+        found = content_sha256(at) if is_frame(at) else hashlib.sha256(data).digest()
     except Unreadable:
         return None
-    return data if hashlib.sha256(data).hexdigest() == sha256 else None
+    return data if found.hex() == sha256 else None

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
+from vitbackbone.store.frames import may_begin
 from vitbackbone.store.identity import CHUNK, Contents, read_contents, sizes_and_versions
 from vitbackbone.store.labels import UNKNOWN
 from vitbackbone.store.layout import ROWS, WORK
@@ -91,7 +92,8 @@ def make_plan(
     shards, slots, ill = _places(rows, known.results, moved, retry_failed)
     again_ = ill & ~gone
     shards[again_] = slots[again_] = -1
-    shards, slots, next_shard = _assign(rows["sha256"], shards, slots, gone, ill, known.next_shard, shard_size)
+    begins = may_begin(rows["path"])
+    shards, slots, next_shard = _assign(rows["sha256"], shards, slots, gone, ill, begins, known.next_shard, shard_size)
     computed = shards_of(known.results)
     _compact(shards, slots, computed)
     for name, column in (("shard", _nullable(shards)), ("slot", _nullable(slots)), ("gone", pa.array(gone))):
@@ -160,6 +162,7 @@ def _assign(
     slots: Int[np.ndarray, " n"],
     gone: Bool[np.ndarray, " n"],
     ill: Bool[np.ndarray, " n"],
+    begins: Bool[np.ndarray, " n"],
     next_shard: int,
     shard_size: int,
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], int]:
@@ -171,11 +174,28 @@ def _assign(
     loose = np.flatnonzero((shards < 0) & (codes >= 0) & ~gone)
     alone = loose[first[codes[loose]] < 0]
     leaders = alone[np.sort(np.unique(codes[alone], return_index=True)[1])]  # the first row of each new content
-    number = np.arange(len(leaders))
-    shards[leaders], slots[leaders] = next_shard + number // shard_size, number % shard_size
+    starts = _shard_starts(begins[leaders], shard_size)
+    number = np.searchsorted(starts, np.arange(len(leaders)), side="right") - 1
+    shards[leaders], slots[leaders] = next_shard + number, np.arange(len(leaders)) - starts[number]
     first[codes[leaders]] = leaders
     shards[loose], slots[loose] = shards[first[codes[loose]]], slots[first[codes[loose]]]
-    return shards, slots, next_shard + -(-len(leaders) // shard_size)
+    return shards, slots, next_shard + len(starts)
+
+
+def _shard_starts(begins: Bool[np.ndarray, " n"], shard_size: int) -> Int[np.ndarray, " s"]:
+    """Return the first of the inputs of each new shard. A shard has at most `shard_size` inputs.
+
+    A shard of frames begins with a keyframe if that leaves the one before it more than half full: else the frames of
+    one group would be decoded twice.
+    """
+    starts, end = list[int](), 0
+    while end < len(begins):
+        starts.append(end)
+        end += shard_size
+        if end < len(begins) and not begins[end]:
+            good = np.flatnonzero(begins[end - shard_size // 2 + 1 : end])
+            end = end - shard_size // 2 + 1 + int(good[-1]) if len(good) else end
+    return np.array(starts, dtype=np.int64)
 
 
 def _compact(shards: Int[np.ndarray, " n"], slots: Int[np.ndarray, " n"], computed: Int[np.ndarray, " s"]) -> None:

@@ -4,12 +4,14 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import translate
+from functools import partial
 from itertools import islice
 
 from vitbackbone.files import Stored
 from vitbackbone.images import HEAD
+from vitbackbone.images.video_format import VIDEO_EXTENSIONS
 from vitbackbone.store.folder import matches
-from vitbackbone.store.names import EXTENSIONS, OTHERS, Notes, escaped, extension, is_hidden, is_image
+from vitbackbone.store.names import EXTENSIONS, OTHERS, Notes, escaped, extension, is_hidden, is_image, is_video
 from vitbackbone.store.remote import Remote
 
 AT_ONCE = 64  # requests under way for the first bytes of files without a known extension
@@ -34,7 +36,7 @@ def matching(service: Remote, pattern: str) -> Iterator[Stored]:
 
 
 def images_of(service: Remote, found: Iterator[Stored], notes: Notes) -> Iterator[Stored]:
-    """Yield the images, by name or content. Other files are counted in `notes`."""
+    """Yield the images and videos, by name or content. Other files are counted in `notes`."""
 
     def head(stored: Stored) -> bytes:
         try:
@@ -44,10 +46,12 @@ def images_of(service: Remote, found: Iterator[Stored], notes: Notes) -> Iterato
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         while some := list(islice(found, CHUNK)):
-            unknown = [stored for stored in some if extension(stored.key) not in EXTENSIONS | OTHERS]
+            told = (EXTENSIONS | OTHERS | VIDEO_EXTENSIONS) - {"ts", "mts"}
+            unknown = [stored for stored in some if extension(stored.key) not in told]
             begins = dict(zip((stored.key for stored in unknown), threads.map(head, unknown), strict=True))
             for stored in some:
-                if is_image(stored.key, lambda key=stored.key, begins=begins: begins[key]):  # type: ignore[misc]
+                first = partial(begins.__getitem__, stored.key)
+                if is_image(stored.key, first) or is_video(stored.key, first):
                     yield stored
                 else:
                     notes.ignore(stored.key)

@@ -1,6 +1,5 @@
 """Read images into batches of pixels, in worker processes. An image that cannot be read yields a reason."""
 
-import hashlib
 import math
 import multiprocessing
 import re
@@ -20,9 +19,10 @@ from vitbackbone.contract import Images
 from vitbackbone.files.cloud_clients import has_clients
 from vitbackbone.images import Decoding, ImageError, ImageTransform, Photo, Resolution
 from vitbackbone.store.identity import REQUESTS
-from vitbackbone.store.locate import Locator, Reason, Unreadable, read_bytes
+from vitbackbone.store.locate import Locator, Reason, Unreadable, read_photo
 from vitbackbone.store.remote import is_remote
 
+CHANGED = "has changed since the run began; run the same extraction again"
 MAX_FRAMES = 2**31 - 1  # the most that the index can hold
 Asked = tuple[Locator, bytes | None]  # an input, and its SHA-256 in the plan
 
@@ -94,21 +94,13 @@ class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
         size: tuple[int, int] | tuple[None, None] = (None, None)
         frames: int | None = None
         try:
-            data = read_bytes(at)
-            if hashlib.sha256(data).digest() != sha256:
-                text = "has changed since the run began; run the same extraction again"
-                raise Unreadable("changed", text)
-            photo = self._open(data)
+            photo, found = read_photo(at, self.max_pixels)
+            if found != sha256:
+                raise Unreadable("changed", CHANGED)
             size, frames = photo.size, _count_frames(photo)
             return Outcome(None, None, size[1], size[0], frames), self._pixels(photo)
         except Unreadable as unreadable:
             return Outcome(unreadable.reason, str(unreadable), size[1], size[0], frames), None
-
-    def _open(self, data: bytes) -> Photo:
-        try:
-            return Photo(data, self.max_pixels)
-        except ImageError as error:
-            raise Unreadable(error.reason, str(error)) from error
 
     def _pixels(self, photo: Photo) -> UInt8[Tensor, "C H W"]:
         try:

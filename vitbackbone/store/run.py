@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vitbackbone.contract import Backbone, Precision, Runtime, check_device, weights_sha256
 from vitbackbone.files import LocalStorage, open_storage, progress_bar
 from vitbackbone.images import Decoding, Resolution
+from vitbackbone.images.video_sampling import Sampling
 from vitbackbone.store.cluster import RayCluster, compute_on_cluster
 from vitbackbone.store.layout import DTYPES, ROWS, TOKENS
 from vitbackbone.store.leases import Leases
@@ -55,6 +56,9 @@ def extract(
     devices: Sequence[str] | Literal["all"] | None = None,
     slice: tuple[int, int] = (0, 1),
     cluster: RayCluster | None = None,
+    fps: float | None = None,
+    stride: int | None = None,
+    keyframes: bool = False,
     retry_failed: bool = False,
     allow_private_urls: bool = False,
     progress: bool = True,
@@ -87,6 +91,7 @@ def extract(
     `slice`: (i, n) computes slice i of n, counted from 0, while other runs compute the others. The returned store is
     partial until all slices are complete.
     `cluster`: compute the shards on a Ray cluster.
+    `fps`, `stride`, `keyframes`: the frames of a video that are read, as for `Sampling`; all by default.
     `retry_failed`: read the failed images again. `allow_private_urls`: as for `list_inputs`. `progress`: show a
     progress bar.
 
@@ -129,7 +134,10 @@ def extract(
     storage = open_storage(out)
     if isinstance(storage, LocalStorage):
         check_folder(storage.root)
-    inputs = None if source is None else list_inputs(source, allow_private_urls=allow_private_urls)
+    sampling = Sampling(fps, stride, keyframes)
+    inputs = None
+    if source is not None:
+        inputs = list_inputs(source, allow_private_urls=allow_private_urls, sampling=sampling)
     for note in inputs.notes if inputs is not None else ():
         log.warning("%s", note)
     last = latest(storage)

@@ -13,9 +13,11 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from vitbackbone.files import Stored
+from vitbackbone.images.video_sampling import Sampling
 from vitbackbone.store.archive import WHOLE, Archive, ArchiveMember, damaged_member
 from vitbackbone.store.braces import expand_braces, has_braces
 from vitbackbone.store.folder import Walk, expand, images
+from vitbackbone.store.frames import is_video, with_frames
 from vitbackbone.store.labels import UNKNOWN, Label, LabelError
 from vitbackbone.store.lists import add_csv, add_parquet, add_text
 from vitbackbone.store.names import EXTENSIONS, Notes, escaped
@@ -32,8 +34,10 @@ LISTS: dict[str, Callable[[Rows, str, str, bool], None]] = {
     ".parquet": add_parquet,
     ".txt": add_text,
 }
+EVERY_FRAME = Sampling()
 AT_ONCE = 16  # archives elsewhere that are listed at once
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lzma|Z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+BROKEN = re.compile(r"^(s3|gs|az|hf|https?):/(?!/)", re.IGNORECASE)  # a URL that became a `Path`
 WANTED = (
     "want a folder of images, a glob such as 'photos/**/*.jpg', a .csv or .parquet list with a column 'path' or 'url', "
     f"an archive of images ({', '.join(ARCHIVES)}) or a pattern of several such as 'shards/*.tar', or one of these in "
@@ -41,7 +45,9 @@ WANTED = (
 )
 
 
-def list_inputs(source: str | PathLike[str], *, allow_private_urls: bool = False) -> Inputs:
+def list_inputs(
+    source: str | PathLike[str], *, allow_private_urls: bool = False, sampling: Sampling = EVERY_FRAME
+) -> Inputs:
     """List the images of a folder, a glob, lists or archives. Images that cannot be read are listed too.
 
     - Folder: all images below it, sorted. The extension tells an image; for an unknown extension the content does.
@@ -57,10 +63,14 @@ def list_inputs(source: str | PathLike[str], *, allow_private_urls: bool = False
       name, and each keeps its own order. Classes are the archive's labels, else the folders
       below the one that holds all its images. A damaged place is listed as an image that cannot be read.
 
+    A video (.mp4, .mov, .mkv, .webm, .ts and so on) that is named by any of these, or alone, is listed by its frames. A
+    video that cannot be listed is one input that cannot be read. Videos inside archives are left out.
+
     All of these also lie in a bucket: `s3://BUCKET/PREFIX` (also `gs://`, `az://`) is a folder, and globs, lists and
     archives are named likewise. `hf://datasets/OWNER/NAME` stands for the parquet files, else the archives, of a data
     set of the Hugging Face Hub. A list or an archive may also lie at `https://`.
 
+    `sampling`: the frames of a video that are listed; all by default.
     `allow_private_urls`: whether addresses of the web may belong to this machine or to a private network.
 
     `Inputs.notes` describes files that were left out. Raises `ValueError` if the source does not exist, is none of
@@ -69,12 +79,14 @@ def list_inputs(source: str | PathLike[str], *, allow_private_urls: bool = False
     text = os.fspath(source)
     if not text:
         raise ValueError(f"the source is empty; {WANTED}")
+    if not Path(text).exists():
+        text = BROKEN.sub(r"\1://", text)
     inputs = _from_remote(text, allow_private_urls) if is_remote(text) else _from_disk(text, allow_private_urls)
     if not len(inputs):
         said = "".join(f"\n  {note}" for note in inputs.notes)
         endings = ", ".join(sorted(EXTENSIONS))
         raise ValueError(f"{text}: found no image there; {WANTED}. Extensions of images: {endings}{said}")
-    return inputs
+    return with_frames(inputs, sampling)
 
 
 def ending_of(path: str) -> str:
@@ -87,6 +99,10 @@ def ending_of(path: str) -> str:
 def _from_disk(text: str, private: bool) -> Inputs:
     if Path(text).is_dir():
         return _from_folder(Path(text))
+    if Path(text).is_file() and is_video(text):
+        rows = Rows()
+        rows.add(Path(text).name)
+        return rows.inputs(Root(str(Path(text).absolute().parent), private))
     if Path(text).exists():
         return _from_files(Root(str(Path(text).absolute().parent), private), [Path(text).name], text)
     if has_braces(text) or glob.has_magic(text):
@@ -141,6 +157,10 @@ def _from_remote(url: str, private: bool) -> Inputs:
         if ending_of(key) in (*ARCHIVES, *LISTS):
             folder, _, name = url.rpartition("/")
             return _from_files(Root(folder, private), [name], url)
+        if is_video(key):
+            rows = Rows()
+            rows.add(key)
+            return rows.inputs(root)
         return _from_prefix(root, service, key, url)
     except LabelError:
         raise

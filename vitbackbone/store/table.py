@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from vitbackbone.files import Storage
+from vitbackbone.store.frames import frame_columns
 from vitbackbone.store.labels import as_utf8
 from vitbackbone.store.layout import INDEX, ROWS
 from vitbackbone.store.locate import REMEDIES
@@ -72,6 +73,7 @@ class Table:
             "sha256": [digest and digest.hex() for digest in self.rows["sha256"].to_pylist()],
             "same_as": self._same_as(),
             "gone": self.rows["gone"],
+            **frame_columns(self.rows["path"]),
         }
         return pa.table(columns, INDEX)
 

@@ -12,6 +12,7 @@ from vitbackbone.files import progress_bar
 from vitbackbone.store.store import FeatureStore
 
 ABOUT = ("path", "label", "width", "height", "sha256")
+OF_FRAMES = ("stream", "frame", "pts", "time_base", "keyframe")  # in a store that has frames of videos
 
 
 def spans(store: FeatureStore, progress: bool) -> Iterator[tuple[int, range]]:
@@ -23,9 +24,10 @@ def spans(store: FeatureStore, progress: bool) -> Iterator[tuple[int, range]]:
 
 def about(store: FeatureStore, span: range) -> pa.Table:
     """Return what is known of some images: path, label, class name, size and sha256."""
-    rows = store.images.slice(span.start, len(span)).select(ABOUT)
-    names = [*store.class_names, None]  # label -1 is unknown
-    classes = pa.array([names[label] for label in rows["label"].to_pylist()], pa.string())
+    names = ABOUT + (OF_FRAMES if store.images["stream"].null_count < len(store.images) else ())
+    rows = store.images.slice(span.start, len(span)).select(names)
+    known = [*store.class_names, None]  # label -1 is unknown
+    classes = pa.array([known[label] for label in rows["label"].to_pylist()], pa.string())
     return rows.add_column(2, "class", classes)
 
 

@@ -1,0 +1,252 @@
+"""Frames of videos as inputs: a row for each frame.
+
+A video is listed as if it were an archive of its frames. The name of a frame tells its stream, its index among the
+frames of that stream, its time (`pts`), the seconds of a unit of that time, and whether it is a keyframe:
+
+    clip.mp4/0/000012@6144x1-12800k      stream 0, frame 12, pts 6144 in units of 1/12800 s, a keyframe
+
+The content of a frame is identified by the checksum of the file, the stream and the time, so that planning decodes
+nothing.
+"""
+
+import hashlib
+import os
+import re
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from importlib.util import find_spec
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from vitbackbone.images.errors import DamagedImage, ImageError
+from vitbackbone.images.video import Video, VideoStream, list_frames
+from vitbackbone.images.video_format import VIDEO_EXTENSIONS
+from vitbackbone.images.video_frames import FrameReader
+from vitbackbone.images.video_sampling import Sampling
+from vitbackbone.store.names import escaped, extension
+from vitbackbone.store.remote import is_remote, open_file, version_of
+from vitbackbone.store.rows import LISTED, Inputs
+
+ENDINGS = "|".join(sorted(VIDEO_EXTENSIONS))
+IS_VIDEO = rf"(?i)\.(?:{ENDINGS})$"
+FRAME = r"(?P<stream>\d+)/(?P<frame>\d+)@(?P<pts>-?\d+)x(?P<units>\d+)-(?P<per>\d+)(?P<key>k?)"
+IS_FRAME = rf"(?i)\.(?:{ENDINGS})/{FRAME}$"
+REST = re.compile(r"\[the rest of stream (\d+)\]")  # the row of the frames that a damaged stream lacks
+KEPT = 4  # videos that a process keeps open
+
+
+def is_video(path: str) -> bool:
+    """Tell by its name whether a file is a video."""
+    return extension(path) in VIDEO_EXTENSIONS
+
+
+def with_frames(inputs: Inputs, sampling: Sampling) -> Inputs:
+    """Replace each video among the inputs by its frames. A video that cannot be listed stays: it is a failed row."""
+    table = inputs.table
+    is_file = pc.equal(table["archive"], 0)
+    places = np.flatnonzero(pc.and_(is_file, pc.match_substring_regex(table["path"], IS_VIDEO)).to_numpy())
+    if not len(places):
+        return inputs
+    if find_spec("av") is None:
+        left = pc.invert(pa.array(np.isin(np.arange(len(table)), places)))
+        note = f"{len(places)} videos are left out; for their frames run pip install 'vitbackbone[video]'"
+        return Inputs(inputs.root, table.filter(left), inputs.class_names, (*inputs.notes, note))
+    parts, start, notes = [], 0, list(inputs.notes)
+    for place in places.tolist():
+        parts.append(table[start:place])
+        row = table[place : place + 1].to_pylist()[0]
+        path = os.fsdecode(row["path"])
+        try:
+            video = _opened(inputs.root.locate(path), inputs.root.private)
+        except (ImageError, OSError) as error:
+            notes.append(f"{escaped(path)}: {error}")
+            parts.append(table[place : place + 1])
+        else:
+            parts.append(_rows(row["path"], row["label"], video, sampling))
+        start = place + 1
+    return Inputs(inputs.root, pa.concat_tables([*parts, table[start:]]), inputs.class_names, tuple(notes))
+
+
+def _rows(path: bytes, label: int, video: "_Opened", sampling: Sampling) -> pa.Table:
+    names: list[str] = []
+    times: list[int] = []
+    for stream in video.listed.streams:
+        chosen = sampling.choose(stream.pts, stream.time_base, stream.keyframe)
+        names += [frame_name(stream, row) for row in chosen.tolist()]
+        times += stream.pts[chosen].tolist()
+        if stream.problem is not None:
+            names.append(f"[the rest of stream {stream.index}]")
+            times.append(-1)
+    count = len(names)
+    columns = {
+        "path": [path + b"/" + name.encode() for name in names],
+        "archive": [len(path)] * count,
+        "offset": times,
+        "bytes": [-1] * count,
+        "version": [video.version] * count,
+        "sha256": pa.nulls(count, pa.binary(32)),
+        "label": [label] * count,
+    }
+    return pa.table(columns, LISTED)
+
+
+def frame_name(stream: VideoStream, row: int) -> str:
+    """Return the name of a frame of a stream."""
+    base = stream.time_base
+    key = "k" if stream.keyframe[row] else ""
+    return f"{stream.index}/{row:06}@{stream.pts[row]}x{base.numerator}-{base.denominator}{key}"
+
+
+def frame_columns(paths: pa.Array | pa.ChunkedArray) -> dict[str, Any]:
+    """Return what the paths of rows say of frames: stream, frame, pts, time_base and keyframe, null for photos."""
+    found = pc.extract_regex(paths.cast(pa.binary()), IS_FRAME)
+    cells = {name: pc.struct_field(found, name).cast(pa.string()) for name in ("stream", "frame", "pts", "key")}
+    base = [pc.struct_field(found, name).cast(pa.string()) for name in ("units", "per")]
+    return {
+        "stream": cells["stream"].cast(pa.int32()),
+        "frame": cells["frame"].cast(pa.int64()),
+        "pts": cells["pts"].cast(pa.int64()),
+        "time_base": pc.binary_join_element_wise(*base, "/"),
+        "keyframe": pc.equal(cells["key"], "k"),
+    }
+
+
+def may_begin(paths: pa.ChunkedArray) -> Bool[np.ndarray, " n"]:
+    """Tell of each row whether a shard may well begin with it: photos and keyframes need no row before them."""
+    is_frame = pc.match_substring_regex(paths, IS_FRAME)
+    return pc.or_(pc.invert(is_frame), pc.match_substring_regex(paths, "k$")).to_numpy()
+
+
+def read_frame(file: str, member: str, private: bool, max_pixels: int | None) -> tuple[UInt8[Tensor, "3 H W"], bytes]:
+    """Return a frame of a video, upright, and its identity. Raises `ImageError` or `OSError`."""
+    with _lock:
+        video = _opened(file, private)
+        stream, pts = _parsed(video.listed, member)
+        return video.reader(max_pixels).read(stream, pts), _identity(video, stream, pts)
+
+
+def frame_identity(file: str, member: str, private: bool) -> bytes:
+    """Return the identity of a frame without decoding it. Raises as `read_frame`."""
+    with _lock:
+        video = _opened(file, private)
+        return _identity(video, *_parsed(video.listed, member))
+
+
+def check_video(file: str, private: bool) -> None:
+    """Raise the error for which a video cannot be listed, if it still cannot."""
+    with _lock:
+        _opened(file, private)
+
+
+def _identity(video: "_Opened", stream: int, pts: int) -> bytes:
+    return hashlib.sha256(video.digest + f"{stream}:{pts}".encode()).digest()
+
+
+def _parsed(video: Video, member: str) -> tuple[int, int]:
+    """Return the stream and the time of a frame. Raises `ImageError` if the row stands for frames that are lost."""
+    found = re.fullmatch(FRAME, member)
+    if found is not None:
+        return int(found["stream"]), int(found["pts"])
+    rest = REST.fullmatch(member)
+    problem = video.stream(int(rest[1])).problem if rest is not None else None
+    raise DamagedImage(problem or f"the video has no frame {member!r}")
+
+
+# ---- open videos --------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Opened:
+    """A video that this process has open."""
+
+    file: BufferedIOBase
+    version: str
+    listed: Video
+    readers: dict[int | None, FrameReader]
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The SHA-256 of the file."""
+        for reader in self.readers.values():
+            reader.close()
+        self.file.seek(0)
+        digest = hashlib.sha256()
+        while data := self.file.read(1 << 20):
+            digest.update(data)
+        return digest.digest()
+
+    def reader(self, max_pixels: int | None) -> FrameReader:
+        if max_pixels not in self.readers:
+            self.close_readers()
+            self.readers[max_pixels] = FrameReader(self.file, self.listed, max_pixels)
+        return self.readers[max_pixels]
+
+    def close_readers(self) -> None:
+        for reader in self.readers.values():
+            reader.close()
+        self.readers.clear()
+
+    def close(self) -> None:
+        self.close_readers()
+        self.file.close()
+
+
+_lock = threading.RLock()
+_open: OrderedDict[str, _Opened] = OrderedDict()  # by path; the one that was used last comes last
+
+
+def _forget() -> None:
+    """Forget what the parent process has open: both would move one position in the file."""
+    global _lock
+    _lock = threading.RLock()
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _opened(place: str, private: bool) -> _Opened:
+    """Return a video, opened anew if it has changed. Raises `ImageError` or `OSError`."""
+    with _lock:
+        known = _open.pop(place, None)
+        if known is not None and known.version == _version(place, private):
+            _open[place] = known
+            return known
+        if known is not None:
+            known.close()
+        if not is_remote(place) and not Path(place).is_file():  # a pipe would wait for a writer
+            Path(place).stat()
+            raise DamagedImage("not a regular file")
+        file = cast(BufferedIOBase, open_file(place, private, anew=True))
+        try:
+            video = _Opened(file, version_of(file), list_frames(file), {})  # type: ignore[arg-type]
+        except BaseException:
+            file.close()
+            raise
+        _open[place] = video
+        while len(_open) > KEPT:
+            _open.popitem(last=False)[1].close()
+        return video
+
+
+def _version(place: str, private: bool) -> str:
+    if not is_remote(place):
+        return str(Path(place).stat().st_mtime_ns)
+    with open_file(place, private) as file:
+        return version_of(file)
+
+
+def time_of(pts: int, time_base: str) -> float:
+    """Return the seconds of a time of the index."""
+    return float(pts * Fraction(time_base))
