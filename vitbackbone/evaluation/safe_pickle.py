@@ -85,12 +85,14 @@ def _nothing(*_: Any) -> None:
     """Stand for `numpy.ndarray`, which a pickle names as the class of its arrays and never calls."""
 
 
-ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+Makers = dict[tuple[str, str], Callable[..., Any]]
+PARTS: Makers = {
     ("numpy", "ndarray"): _nothing,
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): _no_bytes,
-} | {
+}
+ARRAYS: Makers = {
     (f"numpy.{core}.{module}", name): function
     for core in ("core", "_core")
     for module, name, function in (
@@ -99,6 +101,7 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
         ("numeric", "_frombuffer", _from_buffer),
     )
 }
+ALLOWED = PARTS | ARRAYS
 
 
 class _Unpickler(pickle.Unpickler):
