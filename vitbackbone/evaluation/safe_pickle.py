@@ -85,16 +85,23 @@ def _nothing(*_: Any) -> None:
     """Stand for `numpy.ndarray`, which a pickle names as the class of its arrays and never calls."""
 
 
-ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+Makers = dict[tuple[str, str], Callable[..., Any]]
+PARTS: Makers = {
     ("numpy", "ndarray"): _nothing,
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): _no_bytes,
 }
-for core in ("numpy.core", "numpy._core"):  # NumPy 1 and NumPy 2
-    ALLOWED[f"{core}.multiarray", "_reconstruct"] = _Array
-    ALLOWED[f"{core}.multiarray", "scalar"] = _scalar
-    ALLOWED[f"{core}.numeric", "_frombuffer"] = _from_buffer
+ARRAYS: Makers = {
+    (f"numpy.{core}.{module}", name): function
+    for core in ("core", "_core")
+    for module, name, function in (
+        ("multiarray", "_reconstruct", _Array),
+        ("multiarray", "scalar", _scalar),
+        ("numeric", "_frombuffer", _from_buffer),
+    )
+}
+ALLOWED = PARTS | ARRAYS
 
 
 class _Unpickler(pickle.Unpickler):
