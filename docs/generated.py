@@ -120,8 +120,8 @@ def _room(parts: Iterable[str]) -> str:
 
 def _exports() -> dict[str, str]:
     """Return the package of each public name of `vitbackbone`."""
-    stub = ast.parse((ROOT / "vitbackbone" / "__init__.pyi").read_text())
-    froms = [node for node in stub.body if isinstance(node, ast.ImportFrom) and node.module]
+    public = ast.parse((ROOT / "vitbackbone" / "__init__.py").read_text())
+    froms = [node for node in ast.walk(public) if isinstance(node, ast.ImportFrom) and node.level == 1]
     return {alias.name: str(node.module).split(".")[0] for node in froms for alias in node.names}
 
 
