@@ -119,7 +119,9 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    "value", [Evil(), os.system, np.array([{}], dtype=object), range(3), np.dtype("f4"), np.zeros(2, "i4,f4")], ids=str
+    "value",
+    [Evil(), os.system, np.array([{}], dtype=object), range(3), np.dtype("f4"), np.zeros(2, "i4,f4")],
+    ids=["call", "function", "object array", "range", "dtype", "record"],
 )
 def test_other_pickles_are_refused(value, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
