@@ -121,8 +121,8 @@ def _room(parts: Iterable[str]) -> str:
 def _exports() -> dict[str, str]:
     """Return the package of each public name of `vitbackbone`."""
     public = ast.parse((ROOT / "vitbackbone" / "__init__.py").read_text())
-    froms = [node for node in ast.walk(public) if isinstance(node, ast.ImportFrom) and node.level == 1]
-    return {alias.name: str(node.module).split(".")[0] for node in froms for alias in node.names}
+    froms = [node for node in ast.walk(public) if isinstance(node, ast.ImportFrom)]
+    return {alias.name: _room(str(node.module).split(".")) for node in froms for alias in node.names}
 
 
 def direct(edges: Iterable[Edge]) -> list[Edge]:

@@ -19,7 +19,6 @@ LINES = [
     ["extract", "photos", "--out", "x", "--nothing"],
     ["extract", "photos", "--out", "x", "--layers", "a"],
     ["extract", "photos", "--out", "x", "--device", "gpu"],
-    ["verify", "s3://bucket/store"],
 ]
 
 

@@ -18,7 +18,7 @@ import av
 from tests.images.videos import KINDS, SIZE, Kind, decoded, make_video, packets, picture
 from vitbackbone.images.errors import DamagedImage, ImageError, TooManyPixels, UnknownFormat
 from vitbackbone.images.video import Video, list_frames
-from vitbackbone.images.video_format import VIDEO_HEAD, video_format
+from vitbackbone.images.video_files import VIDEO_HEAD, video_format
 from vitbackbone.images.video_frames import FrameReader
 from vitbackbone.images.video_sampling import Sampling
 

@@ -1,6 +1,7 @@
 """Folders, globs and lists: every image is a row, whatever else lies beside it, and what is left out is said."""
 
 import codecs
+import importlib
 import io
 import os
 import socket
@@ -217,7 +218,7 @@ def test_a_store_in_its_own_source_is_left_out_and_runs_again(tmp_path: Path, in
     root = fill(tmp_path / "photos", "cat/1.jpg", "dog/2.jpg")
     out = tmp_path / inside
     first = extract(tiny_vit(), root, out, progress=False)
-    (out / "shards" / "picture.png").write_bytes((root / "cat/1.jpg").read_bytes())
+    (out / "objects" / "picture.png").write_bytes((root / "cat/1.jpg").read_bytes())
     again = extract(tiny_vit(), root, out, progress=False)
     assert first.paths == again.paths == ["cat/1.jpg", "dog/2.jpg"]
     assert again.class_names == ["cat", "dog"]
@@ -249,19 +250,19 @@ def test_a_file_that_changes_during_the_run_is_a_row_that_failed(
     for i in range(3):
         save_photo(tmp_path / "in" / f"{i}.png", seed=i)
     file = tmp_path / "in" / "1.png"
-    module = __import__("vitbackbone.store.run", fromlist=["_run"])
-    run = module._run
+    module = importlib.import_module("vitbackbone.store.run")
+    pull = module.pull
 
-    def changed(*args: object) -> None:
+    def changed(*args: object) -> object:
         data = file.read_bytes()
         file.unlink()
         if change in ("grows", "shrinks"):
             file.write_bytes(data * 2 if change == "grows" else data[:9])
         elif change == "becomes a pipe":
             os.mkfifo(file)
-        run(*args)
+        return pull(*args)
 
-    monkeypatch.setattr(module, "_run", changed)
+    monkeypatch.setattr(module, "pull", changed)
     store = extract(tiny_vit(), tmp_path / "in", tmp_path / "out", progress=False)
     assert store.paths == ["0.png", "2.png"]
     assert [path for path, _ in store.failed] == ["1.png"]

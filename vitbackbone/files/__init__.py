@@ -1,23 +1,41 @@
 """Files written whole or not at all, JSON read through a schema, and the progress bars and hints of all packages."""
 
-from vitbackbone.files.atomic import leftovers, publish, publish_text, publish_together, read_together
-from vitbackbone.files.local_storage import LocalStorage
+from vitbackbone.files.atomic import flush, leftovers, publish, publish_text, publish_together, read_together
+from vitbackbone.files.cloud_clients import has_clients
+from vitbackbone.files.cloud_requests import ServiceDown, ServiceError
+from vitbackbone.files.local_storage import LIMITS, LocalStorage, full
+from vitbackbone.files.object_storage import READ_PART, open_bucket
 from vitbackbone.files.progress import bars_are_hidden, no_progress_bars, progress_bar
+from vitbackbone.files.ranged import RangedContent, RangedFile
 from vitbackbone.files.records import SHORT, Record, check_record, parse_json, read_bytes, read_json
 from vitbackbone.files.storage import Storage, Stored, open_storage, read_chunks
 from vitbackbone.files.suggestions import did_you_mean
+from vitbackbone.files.web import MAX_BYTES, FileTooLarge, fetch, size_of
 
 __all__ = [
+    "LIMITS",
+    "MAX_BYTES",
+    "READ_PART",
     "SHORT",
+    "FileTooLarge",
     "LocalStorage",
+    "RangedContent",
+    "RangedFile",
     "Record",
+    "ServiceDown",
+    "ServiceError",
     "Storage",
     "Stored",
     "bars_are_hidden",
     "check_record",
     "did_you_mean",
+    "fetch",
+    "flush",
+    "full",
+    "has_clients",
     "leftovers",
     "no_progress_bars",
+    "open_bucket",
     "open_storage",
     "parse_json",
     "progress_bar",
@@ -28,4 +46,5 @@ __all__ = [
     "read_chunks",
     "read_json",
     "read_together",
+    "size_of",
 ]

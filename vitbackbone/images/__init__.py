@@ -1,7 +1,7 @@
 """Images: files, bytes and arrays to normalised tensors, and back to the pixels of the photo."""
 
 from vitbackbone.images.decode import Photo
-from vitbackbone.images.errors import ImageError
+from vitbackbone.images.errors import DamagedImage, ImageError
 from vitbackbone.images.fits import LONG
 from vitbackbone.images.preprocess import (
     CLIP_MEAN,
@@ -19,7 +19,11 @@ from vitbackbone.images.preprocess import (
 )
 from vitbackbone.images.resize import FILTERS, Interpolation, ResizeLibrary
 from vitbackbone.images.signature import HEAD, image_format
-from vitbackbone.images.sources import ImageSource, load_image, open_image
+from vitbackbone.images.sources import HeldPhoto, ImageSource, load_image, open_image
+from vitbackbone.images.video import Video, VideoStream, list_frames
+from vitbackbone.images.video_files import VIDEO_EXTENSIONS, video_format
+from vitbackbone.images.video_frames import FrameReader
+from vitbackbone.images.video_sampling import Sampling
 from vitbackbone.images.view import Resolution, View, check_area, sides
 
 __all__ = [
@@ -31,8 +35,12 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "LONG",
+    "VIDEO_EXTENSIONS",
     "CropMode",
+    "DamagedImage",
     "Decoding",
+    "FrameReader",
+    "HeldPhoto",
     "ImageError",
     "ImageSource",
     "ImageTransform",
@@ -41,13 +49,18 @@ __all__ = [
     "Preprocess",
     "ResizeLibrary",
     "Resolution",
+    "Sampling",
+    "Video",
+    "VideoStream",
     "View",
     "check_area",
     "enough",
     "image_format",
+    "list_frames",
     "load_image",
     "open_image",
     "prepare_images",
     "sides",
     "stack_images",
+    "video_format",
 ]

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from vitbackbone.images.errors import DamagedImage, ImageError
-from vitbackbone.images.video_format import check_codec, opened_video, reason
+from vitbackbone.images.video_files import check_codec, opened_video, reason
 
 NO_TIME = -(2**63)  # stands for an unknown time
 VP8_SHOWN = 0x10  # bit of a VP8 frame's first byte; a frame without it is only a reference for others

@@ -21,7 +21,7 @@ from torch import Tensor
 from vitbackbone.images.decode import limit_of
 from vitbackbone.images.errors import DamagedImage, TooManyPixels
 from vitbackbone.images.video import Video, VideoStream, list_frames
-from vitbackbone.images.video_format import opened_video, reason
+from vitbackbone.images.video_files import opened_video, reason
 
 # Report every fault that the decoder finds, instead of drawing something in the place of what is lost.
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}

@@ -28,11 +28,16 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from vitbackbone.images.errors import DamagedImage, ImageError
-from vitbackbone.images.video import Video, VideoStream, list_frames
-from vitbackbone.images.video_format import VIDEO_EXTENSIONS
-from vitbackbone.images.video_frames import FrameReader
-from vitbackbone.images.video_sampling import Sampling
+from vitbackbone.images import (
+    VIDEO_EXTENSIONS,
+    DamagedImage,
+    FrameReader,
+    ImageError,
+    Sampling,
+    Video,
+    VideoStream,
+    list_frames,
+)
 from vitbackbone.store.names import escaped, extension
 from vitbackbone.store.remote import is_remote, open_file, version_of
 from vitbackbone.store.rows import LISTED, Inputs

@@ -4,8 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from vitbackbone.files import Stored
-from vitbackbone.files.cloud_requests import ServiceError
+from vitbackbone.files import ServiceError, Stored
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
-from vitbackbone.files.cloud_requests import ServiceDown
+from vitbackbone.files import ServiceDown
 from vitbackbone.store.locate import Locator, Unreadable, content_sha256, locators
 from vitbackbone.store.remote import is_remote, split
 from vitbackbone.store.rows import Root

@@ -11,10 +11,8 @@ from typing import Literal
 
 import pyarrow as pa
 
-from vitbackbone.files.cloud_requests import ServiceDown, ServiceError
-from vitbackbone.files.web import FileTooLarge
-from vitbackbone.images import ImageError, Photo
-from vitbackbone.images.sources import HeldPhoto
+from vitbackbone.files import FileTooLarge, ServiceDown, ServiceError
+from vitbackbone.images import HeldPhoto, ImageError, Photo
 from vitbackbone.store.archive import MAX_IMAGE_BYTES, NotAFile
 from vitbackbone.store.frames import check_video, frame_identity, is_video, read_frame
 from vitbackbone.store.names import Escape

@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
-from vitbackbone.images import ImageError, image_format
-from vitbackbone.images.video_format import VIDEO_EXTENSIONS, video_format
+from vitbackbone.images import VIDEO_EXTENSIONS, ImageError, image_format, video_format
 
 # A file with one of these extensions is an image. If it cannot be decoded, it is a failed row.
 _IMAGES = """

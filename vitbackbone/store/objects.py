@@ -107,7 +107,7 @@ def cut(table: pa.Table) -> Iterator[pa.Table]:
 
 def as_os_error(error: Exception, place: str) -> Exception:
     """Return the error of the system behind an error of safetensors, which names it only in its text."""
-    from vitbackbone.files.local_storage import LIMITS, full
+    from vitbackbone.files import LIMITS, full
 
     code = next((code for code in LIMITS if f"os error {code})" in str(error)), None)
     return error if code is None else full(code, "features.safetensors", place)

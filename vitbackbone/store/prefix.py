@@ -7,10 +7,8 @@ from fnmatch import translate
 from functools import partial
 from itertools import islice
 
-from vitbackbone.files import Stored
-from vitbackbone.files.cloud_requests import ServiceError
-from vitbackbone.images import HEAD
-from vitbackbone.images.video_format import VIDEO_EXTENSIONS
+from vitbackbone.files import ServiceError, Stored
+from vitbackbone.images import HEAD, VIDEO_EXTENSIONS
 from vitbackbone.store.folder import matches
 from vitbackbone.store.names import EXTENSIONS, OTHERS, Notes, escaped, extension, is_hidden, is_image, is_video
 from vitbackbone.store.remote import Remote

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitbackbone.contract import Images
-from vitbackbone.files.cloud_clients import has_clients
+from vitbackbone.files import has_clients
 from vitbackbone.images import Decoding, ImageError, ImageTransform, Photo, Resolution
 from vitbackbone.store.identity import REQUESTS
 from vitbackbone.store.locate import Locator, Reason, Unreadable, read_photo

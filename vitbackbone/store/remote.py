@@ -15,10 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast, runtime_checkable
 
-from vitbackbone.files import Stored
-from vitbackbone.files.object_storage import READ_PART, open_bucket
-from vitbackbone.files.ranged import RangedContent, RangedFile
-from vitbackbone.files.web import MAX_BYTES, fetch, size_of
+from vitbackbone.files import MAX_BYTES, READ_PART, RangedContent, RangedFile, Stored, fetch, open_bucket, size_of
 
 SCHEMES = ("s3", "gs", "az", "hf", "http", "https")
 MOST_OPEN = 2  # remote files of which a thread keeps the parts that were read last

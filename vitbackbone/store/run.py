@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from vitbackbone.contract import Backbone, Precision, Runtime, check_device, weights_sha256
 from vitbackbone.files import LocalStorage, open_storage, progress_bar
-from vitbackbone.images import Decoding, Resolution
-from vitbackbone.images.video_sampling import Sampling
+from vitbackbone.images import Decoding, Resolution, Sampling
 from vitbackbone.store.cluster import RayCluster, compute_on_cluster
 from vitbackbone.store.layout import DTYPES, ROWS, TOKENS
 from vitbackbone.store.leases import Leases

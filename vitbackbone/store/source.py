@@ -12,9 +12,8 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from vitbackbone.files import Stored
-from vitbackbone.files.cloud_requests import ServiceDown
-from vitbackbone.images.video_sampling import Sampling
+from vitbackbone.files import ServiceDown, Stored
+from vitbackbone.images import Sampling
 from vitbackbone.store.archive import WHOLE, Archive, ArchiveMember, damaged_member
 from vitbackbone.store.braces import expand_braces, has_braces
 from vitbackbone.store.folder import Walk, expand, images

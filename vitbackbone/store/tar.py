@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
-from vitbackbone.files.ranged import RangedFile
+from vitbackbone.files import RangedFile
 from vitbackbone.images import HEAD
 from vitbackbone.store.archive import ArchiveMember, NotAFile, check_bytes, damaged_member, folder_of
 from vitbackbone.store.labels import Label, as_text

@@ -19,8 +19,7 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
-from vitbackbone.files import Record, leftovers, parse_json
-from vitbackbone.files.atomic import flush
+from vitbackbone.files import Record, flush, leftovers, parse_json
 from vitbackbone.store.publication import check_folder
 from vitbackbone.store.store import FeatureStore
 
