@@ -162,6 +162,7 @@ COMPOSITES: dict[str, Composite] = {
             )
         ),
         "model.pixel_level_module.encoder",
+        norm=False,
     ),
     "upernet of swin": Composite(
         lambda: hf.UperNetForSemanticSegmentation(

@@ -641,8 +641,8 @@ def test_processor_settings_that_cannot_be_followed_are_refused(settings: dict[s
 @pytest.mark.parametrize("name", [name for name in ZOO if name.startswith("hf:")])
 def test_hub_entries_normalise_as_their_family_does(name: str) -> None:
     none = (0, 0, 0)  # TIPSv2 takes values from 0 to 1, and C-RADIO normalises by itself
-    half = dict.fromkeys(("hf_siglip", "hf_qwen3_vl", "hf_llama4", "hf_kimi"), HALF)
-    clip = dict.fromkeys(("hf_clip", "hf_qwen2_vl", "hf_qwen2_5_vl", "hf_pixtral", "hf_mlcd"), CLIP_MEAN)
+    half = dict.fromkeys(("hf_siglip", "hf_qwen3_vl", "hf_llama4", "hf_kimi", "hf_sam3"), HALF)
+    clip = dict.fromkeys(("hf_clip", "hf_qwen2_vl", "hf_qwen2_5_vl", "hf_pixtral", "hf_mlcd", "hf_mllama"), CLIP_MEAN)
     by_format = {**half, **clip, "hf_tipsv2": none, "hf_radio": none}
     google = name.startswith("hf:google/")
     usual = HOPTIMUS_MEAN if "H-optimus" in name else HALF if google else IMAGENET_MEAN

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,29 +91,17 @@ def test_a_long_name_on_the_sheet_is_cut_and_its_probability_is_not() -> None:
 
 
 def test_a_sheet_of_photos_that_moved_needs_their_folder(
-    store: Path, photos: Path, tmp_path: Path, capsys: object, monkeypatch: pytest.MonkeyPatch
+    store: Path, photos: Path, tmp_path: Path, capsys: object
 ) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "a" / "b")
-    moved = tmp_path / "a" / "b" / "deep" / "store"
-    moved.parent.mkdir()
-    moved.symlink_to(store)
-    command = [
-        "probe",
-        str(store),
-        "--test",
-        str(moved),
-        "--out",
-        str(tmp_path / "probe"),
-        "--probe",
-        "knn",
-        "--k",
-        "9",
-    ]
+    shutil.copytree(photos, tmp_path / "before")
+    assert main(["extract", str(tmp_path / "before"), "--out", str(tmp_path / "test")]) == 0
+    (tmp_path / "before").rename(tmp_path / "after")
+    command = ["probe", str(store), "--test", str(tmp_path / "test"), "--out", str(tmp_path / "probe")]
+    command += ["--probe", "knn", "--k", "9"]
     assert main(command) == 0
     assert "--photos DIR" in capsys.readouterr().err
     assert not (tmp_path / "probe/misclassified.jpg").exists()
-    assert main([*command, "--photos", str(photos)]) == 0
+    assert main([*command, "--photos", str(tmp_path / "after")]) == 0
     assert (tmp_path / "probe/misclassified.jpg").exists()
 
 

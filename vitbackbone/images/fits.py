@@ -83,6 +83,22 @@ def on_canvas(source: Size, multiple: int, least: int, most: int) -> Size:
     return height, width
 
 
+def between_edges(source: Size, multiple: int, least: int, most: int) -> Size:
+    """Return the size of `source`, with its longer side shrunk into a square of `most` pixels, and each side grown to
+    that of a square of `least` pixels. Nothing is rounded to multiples.
+
+    Rounded as by transformers (image_processing_idefics2.py).
+    """
+    height, width = source
+    longest, aspect = math.isqrt(most), source[1] / source[0]
+    if width >= height and width > longest:
+        height, width = int(longest / aspect), longest
+    elif height > longest:
+        height, width = longest, int(longest * aspect)
+    shortest = math.isqrt(least)
+    return max(height, shortest), max(width, shortest)
+
+
 Fit = Callable[[Size, int, int, int], Size]
 FITTED: dict[str, Fit] = {
     "patches": most_patches,
@@ -90,4 +106,5 @@ FITTED: dict[str, Fit] = {
     "budget": within_budget,
     "square": within_square,
     "canvas": on_canvas,
+    "edges": between_edges,
 }

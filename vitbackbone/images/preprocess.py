@@ -24,7 +24,9 @@ HALF = (0.5, 0.5, 0.5)
 BYTES = 255.0  # the largest value of a byte
 MOST_CROP = 2.0  # of `crop_pct`: beyond, the photo would fill less than a quarter of the input
 
-CropMode = Literal["center", "squash", "border", "letterbox", "pad", "patches", "area", "budget", "square", "canvas"]
+CropMode = Literal[
+    "center", "squash", "border", "letterbox", "pad", "patches", "area", "budget", "square", "canvas", "edges"
+]
 CropRounding = Literal["even", "down"]
 Decoding = Literal["exact", "fast", "draft"]
 
@@ -101,7 +103,8 @@ class Preprocess:
     it only if that has fewer than `least_pixels` or more than `most_pixels` (Qwen2-VL's `smart_resize`). `"budget"`
     takes the largest scale with `most_pixels`, and rounds the sides down (Gemma 4). `"square"` shrinks a photo that
     does not fit into a square of `most_pixels`, and rounds the sides up (Pixtral). `"canvas"` shrinks a photo of more
-    than `most_pixels`, in patches of `least_pixels`, and fills the right and bottom with black (Kimi).
+    than `most_pixels`, in patches of `least_pixels`, and fills the right and bottom with black (Kimi). `"edges"` keeps
+    the sides between those of squares of `least_pixels` and `most_pixels` (Idefics 2).
     A resolution (H, W) takes the place of `most_pixels`.
 
     `mean`, `std`, `scale`: one mean and deviation for each channel, of values divided by `scale`. A photo has bytes up
@@ -129,7 +132,7 @@ class Preprocess:
     crop_rounding: CropRounding = "even"
     resampling: ResizeLibrary = "pillow"
     multiple: int = 1  # modes that keep the aspect: what divides both sides of an input, in pixels
-    least_pixels: int = 0  # "area": pixels of the smallest input; "canvas": of a patch
+    least_pixels: int = 0  # "area", "edges": of the smallest input; "canvas": of a patch
     most_pixels: int = 0  # modes that keep the aspect: pixels of the largest input
     scale: float = BYTES  # the stored value that is 1 before the mean is subtracted
 

@@ -97,10 +97,10 @@ def _llama4(settings: Json) -> dict[str, Any]:
 
 
 def _idefics2(settings: Json) -> dict[str, Any]:
-    """Each photo keeps its aspect and is padded beside the others of its batch. Here it is squashed to a square."""
+    """Each photo has a size of its own. A processor of transformers also pads it to the largest of its batch."""
     size = settings["size"] if isinstance(settings["size"], dict) else {}
-    side = _whole({"longest_edge": size.get("longest_edge")}, "longest_edge")
-    return {"image_size": (side, side), "crop_mode": "squash"}
+    edges = {key: _whole({key: size.get(key)}, key) for key in ("shortest_edge", "longest_edge")}
+    return _budget("edges", 1, edges["shortest_edge"] ** 2, edges["longest_edge"] ** 2)
 
 
 # By class: the fields of `Preprocess` that the settings stand for

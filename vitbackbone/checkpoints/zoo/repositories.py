@@ -3,10 +3,12 @@
 A row holds what the tower's reader needs; what it leaves out is the default of the model type.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from vitbackbone.checkpoints.huggingface import MODEL_TYPES
 from vitbackbone.checkpoints.zoo.entry import Entry
+from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD
 from vitbackbone.model import ViTConfig
 
 _OWKIN = "owkin-non-commercial"
@@ -24,12 +26,15 @@ _ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "facebook/sam3": ("sam3_vit_model", {}, "sam-license"),
     "facebook/sapiens2-pretrain-0.4b": ("sapiens2", {"image_size": [1024, 768]}, "sapiens2-license"),
 }
+_COLOURS = {"owkin/phikon": (IMAGENET_MEAN, IMAGENET_STD)}  # where the processor's file is not its type's default
 
 
 def _entry(name: str, model_type: str, settings: dict[str, Any], licence: str) -> Entry:
     known = MODEL_TYPES[model_type]
     config, preprocess = known.read_whole(settings)
     assert isinstance(config, ViTConfig)
+    mean, std = _COLOURS.get(name, (preprocess.mean, preprocess.std))
+    preprocess = replace(preprocess, mean=mean, std=std)
     return Entry(config, known.layout, preprocess, licence, name, config.resampling)
 
 
