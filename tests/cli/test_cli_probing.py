@@ -95,13 +95,14 @@ def test_a_sheet_of_photos_that_moved_needs_their_folder(
 ) -> None:
     shutil.copytree(photos, tmp_path / "before")
     assert main(["extract", str(tmp_path / "before"), "--out", str(tmp_path / "test")]) == 0
-    (tmp_path / "before").rename(tmp_path / "after")
+    (tmp_path / "far" / "away").mkdir(parents=True)  # a folder beside the store would be found
+    (tmp_path / "before").rename(tmp_path / "far" / "away" / "photos")
     command = ["probe", str(store), "--test", str(tmp_path / "test"), "--out", str(tmp_path / "probe")]
     command += ["--probe", "knn", "--k", "9"]
     assert main(command) == 0
     assert "--photos DIR" in capsys.readouterr().err
     assert not (tmp_path / "probe/misclassified.jpg").exists()
-    assert main([*command, "--photos", str(tmp_path / "after")]) == 0
+    assert main([*command, "--photos", str(tmp_path / "far" / "away" / "photos")]) == 0
     assert (tmp_path / "probe/misclassified.jpg").exists()
 
 
