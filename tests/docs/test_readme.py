@@ -9,6 +9,7 @@ from PIL import Image
 from heads.names import BUILT_IN
 from tests.docs.pages import ROOT, blocks, run_page, save_photos
 from tests.helpers import photo
+from vitbackbone.evaluation import PROTOCOLS
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
@@ -103,6 +104,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted(path for path in DOCS.rglob("*.md")
 def test_every_file_it_links_to_or_names_exists(page: Path) -> None:
     text = page.read_text()
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        assert (page.parent / target).exists(), target
+        made = target.removeprefix("protocols/").removesuffix(".md") in PROTOCOLS  # written when the site is built
+        assert made or (page.parent / target).exists(), target
     for name in re.findall(r"`((?:vitbackbone|heads|tests|docs|examples|benchmarks)/[\w./-]+)`", text):
         assert name == "docs/_build" or (ROOT / name).exists(), name

@@ -101,3 +101,6 @@ class RangedFile(io.BufferedIOBase):
 
     def read1(self, size: int = -1, /) -> bytes:
         return self.read(SMALLEST if size < 0 else size)
+
+
+OpenFile = io.BufferedReader | RangedFile  # of a disk, or of a place that is read by ranges

@@ -20,7 +20,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -233,9 +233,9 @@ def _opened(place: str, private: bool) -> _Opened:
         if not is_remote(place) and not Path(place).is_file():  # a pipe would wait for a writer
             Path(place).stat()
             raise DamagedImage("not a regular file")
-        file = cast(BufferedIOBase, open_file(place, private, anew=True))
+        file = open_file(place, private, anew=True)
         try:
-            video = _Opened(file, version_of(file), list_frames(file), {})  # type: ignore[arg-type]
+            video = _Opened(file, version_of(file), list_frames(file), {})
         except BaseException:
             file.close()
             raise

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import pyarrow.parquet as pq
 
@@ -75,7 +75,7 @@ def _lines(file: str, private: bool) -> Iterator[TextIO]:
         start = opened.read(4)
         opened.seek(0)
         encoding = next((encoding for mark, encoding in MARKS.items() if start.startswith(mark)), "utf-8")
-        yield io.TextIOWrapper(opened, encoding, errors="surrogateescape", newline="")
+        yield io.TextIOWrapper(cast(io.BufferedReader, opened), encoding, errors="surrogateescape", newline="")
 
 
 def _cells(table: pq.ParquetFile, kind: str) -> Iterator[tuple[Any, Any]]:

@@ -13,9 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from vitbackbone.files import MAX_BYTES, READ_PART, RangedContent, RangedFile, Stored, fetch, open_bucket, size_of
+from vitbackbone.files import (
+    MAX_BYTES,
+    READ_PART,
+    OpenFile,
+    RangedContent,
+    RangedFile,
+    Stored,
+    fetch,
+    open_bucket,
+    size_of,
+)
 
 SCHEMES = ("s3", "gs", "az", "hf", "http", "https")
 MOST_OPEN = 2  # remote files of which a thread keeps the parts that were read last
@@ -65,16 +75,16 @@ def split(place: str, private: bool = False) -> tuple[Remote, str]:
     return _bucket(f"{scheme}://{bucket}"), key
 
 
-def open_file(place: str, private: bool = False, anew: bool = False) -> BinaryIO:
+def open_file(place: str, private: bool = False, anew: bool = False) -> OpenFile:
     """Open a file for reading. `anew`: forget what this process knows about a remote file."""
     if not is_remote(place):
         return Path(place).open("rb")
     if anew:
         _editions[place] = _editions.get(place, 0) + 1
-    return cast(BinaryIO, RangedFile(_content(place, private), place))
+    return RangedFile(_content(place, private), place)
 
 
-def version_of(file: BinaryIO) -> str:
+def version_of(file: OpenFile) -> str:
     """Return a text that changes when an open file is written: the ETag, or the modification time."""
     if isinstance(file, RangedFile):
         return file.content.version

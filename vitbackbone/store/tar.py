@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import PurePosixPath
-from typing import BinaryIO
 
-from vitbackbone.files import RangedFile
+from vitbackbone.files import OpenFile, RangedFile
 from vitbackbone.images import HEAD
 from vitbackbone.store.archive import ArchiveMember, NotAFile, check_bytes, damaged_member, folder_of
 from vitbackbone.store.labels import Label, as_text
@@ -129,7 +128,7 @@ def _check_plain(start: bytes) -> None:
             raise ValueError(f"is compressed by {kind}; unpack it to a plain .tar")
 
 
-def _entries(file: BinaryIO, notes: Notes) -> Iterator[Entry | DamagedPlace]:
+def _entries(file: OpenFile, notes: Notes) -> Iterator[Entry | DamagedPlace]:
     """Yield entries and damaged places in order. After a damaged place, it searches for the next header."""
     length = file.seek(0, os.SEEK_END)
     at, shown = 0, escaped(PurePosixPath(file.name).name)
@@ -157,7 +156,7 @@ def _entries(file: BinaryIO, notes: Notes) -> Iterator[Entry | DamagedPlace]:
         notes.say("archives without an end mark, which may have been cut", shown)
 
 
-def _is_end(file: BinaryIO, at: int, length: int) -> bool:
+def _is_end(file: OpenFile, at: int, length: int) -> bool:
     """Tell whether the end mark, two blocks of zeros, is there. Raises `NoHeader` on a single block of zeros."""
     file.seek(at)
     if file.read(BLOCK) != ZEROS:
@@ -167,7 +166,7 @@ def _is_end(file: BinaryIO, at: int, length: int) -> bool:
     return True
 
 
-def _next_header(file: BinaryIO, at: int, length: int) -> int:
+def _next_header(file: OpenFile, at: int, length: int) -> int:
     """Return the offset of the next header; `length` if there is none."""
     for start in range(at, length, CHUNK):
         file.seek(start)
@@ -204,7 +203,7 @@ def _number(field: bytes) -> int:
     return value
 
 
-def _header(file: BinaryIO, at: int) -> bytes:
+def _header(file: OpenFile, at: int) -> bytes:
     file.seek(at)
     header = file.read(BLOCK)
     if len(header) < BLOCK:
@@ -214,7 +213,7 @@ def _header(file: BinaryIO, at: int) -> bytes:
     return header
 
 
-def _entry(file: BinaryIO, at: int, length: int) -> Entry:
+def _entry(file: OpenFile, at: int, length: int) -> Entry:
     """Read the entry that begins at `at`. Raises `NoHeader` if it is not valid."""
     first, pax, long = at, dict[bytes, bytes](), dict[bytes, bytes]()
     header = _header(file, at)
@@ -278,11 +277,11 @@ def _decimal(records: dict[bytes, bytes], key: bytes, default: int) -> int:
     return int(value)
 
 
-def _entry_at(file: BinaryIO, offset: int) -> Entry:
+def _entry_at(file: OpenFile, offset: int) -> Entry:
     return _entry(file, offset, file.seek(0, os.SEEK_END))
 
 
-def _is_wanted(file: BinaryIO, entry: Entry, notes: Notes) -> bool:
+def _is_wanted(file: OpenFile, entry: Entry, notes: Notes) -> bool:
     """Tell whether a member is an image, by its name or content."""
     if entry.kind in (*FOLDERS, b"V") or is_hidden(entry.name):
         return False
@@ -315,7 +314,7 @@ def _key(entry: Entry | DamagedPlace) -> str | int:
     return f"{folder}/{base.split('.', 1)[0]}"
 
 
-def _label(file: BinaryIO, sample: Sequence[Entry | DamagedPlace], notes: Notes) -> Label:
+def _label(file: OpenFile, sample: Sequence[Entry | DamagedPlace], notes: Notes) -> Label:
     """Return the label in the `.cls` file of a sample; None if it has none."""
     for entry in sample:
         if not isinstance(entry, Entry) or extension(entry.name) != "cls" or is_hidden(entry.name):
@@ -341,7 +340,7 @@ def _offsets(file: str, private: bool, _: str) -> dict[str, list[int]]:
     return found
 
 
-def _target(file: BinaryIO, path: str, private: bool, link: Entry) -> Entry:
+def _target(file: OpenFile, path: str, private: bool, link: Entry) -> Entry:
     """Return the member that a link leads to, as in an unpacked archive."""
     offsets = _offsets(path, private, version_of(file))
     entry = link
@@ -359,7 +358,7 @@ def _target(file: BinaryIO, path: str, private: bool, link: Entry) -> Entry:
     raise ValueError(f"links to {link.link!r}, which leads in a circle or through more than {MAX_LINKS} links")
 
 
-def _read_sparse(file: BinaryIO, entry: Entry) -> bytes:
+def _read_sparse(file: OpenFile, entry: Entry) -> bytes:
     """Return the bytes of a sparse file."""
     file.seek(entry.offset)
     try:

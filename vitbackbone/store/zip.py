@@ -8,10 +8,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import BinaryIO
 
 import pyarrow as pa
 
+from vitbackbone.files import OpenFile
 from vitbackbone.images import HEAD
 from vitbackbone.store.archive import MAX_IMAGE_BYTES, ArchiveMember, NotAFile, check_bytes, damaged_member, folder_of
 from vitbackbone.store.names import Notes, check_name, is_hidden, is_image
@@ -116,7 +116,7 @@ def _before(file: str, private: bool, _: str) -> int:
         return _directory(opened).before
 
 
-def _directory(file: BinaryIO) -> Directory:
+def _directory(file: OpenFile) -> Directory:
     """Find the directory. Raises `ValueError` if it is missing."""
     length = file.seek(0, os.SEEK_END)
     tail_at = max(0, length - END.size - 2**16)
@@ -142,7 +142,7 @@ def _directory(file: BinaryIO) -> Directory:
     return Directory(start, end, start - offset, count)
 
 
-def _record_64(file: BinaryIO, offset: int, end: int) -> tuple[int, int, int, int, int, int, int] | None:
+def _record_64(file: OpenFile, offset: int, end: int) -> tuple[int, int, int, int, int, int, int] | None:
     """Return the offset and fields of the 64-bit end of the directory; None if it is missing.
 
     If a program stands before the archive, the record lies just before `end` instead of at `offset`.
@@ -158,13 +158,13 @@ def _record_64(file: BinaryIO, offset: int, end: int) -> tuple[int, int, int, in
     return None
 
 
-def _next_entry(file: BinaryIO, at: int, end: int) -> int:
+def _next_entry(file: OpenFile, at: int, end: int) -> int:
     file.seek(at)
     found = file.read(end - at).find(IS_ENTRY)
     return end if found < 0 else at + found
 
 
-def _entry(file: BinaryIO, at: int) -> Entry:
+def _entry(file: OpenFile, at: int) -> Entry:
     """Read an entry of the directory. Raises `NoEntry` if it is not valid."""
     file.seek(at)
     fixed = file.read(ENTRY.size)
@@ -214,7 +214,7 @@ def _name(raw: bytes, flags: int, made_by: int, unicode_path: bytes) -> str:
     return name if "/" in name else name.replace("\\", "/")
 
 
-def _is_wanted(file: BinaryIO, entry: Entry, before: int, notes: Notes) -> bool:
+def _is_wanted(file: OpenFile, entry: Entry, before: int, notes: Notes) -> bool:
     """Tell whether a member is an image, by its name or content."""
     if entry.name.endswith("/") or is_hidden(entry.name):
         return False
@@ -231,7 +231,7 @@ def _is_wanted(file: BinaryIO, entry: Entry, before: int, notes: Notes) -> bool:
     return False
 
 
-def _content(file: BinaryIO, entry: Entry, before: int) -> bytes:
+def _content(file: OpenFile, entry: Entry, before: int) -> bytes:
     if entry.symbolic_link:
         raise NotAFile("is a symbolic link in its archive; the links of a .zip are not followed")
     check_bytes(entry.size)
@@ -244,7 +244,7 @@ def _content(file: BinaryIO, entry: Entry, before: int) -> bytes:
     return data
 
 
-def _chunks(file: BinaryIO, entry: Entry, header: int, most: int) -> Iterator[bytes]:
+def _chunks(file: OpenFile, entry: Entry, header: int, most: int) -> Iterator[bytes]:
     """Yield at most `most` bytes of a member's content."""
     if entry.flags & ENCRYPTED:
         raise ValueError("is encrypted; unpack the archive with its password")
@@ -267,7 +267,7 @@ def _chunks(file: BinaryIO, entry: Entry, header: int, most: int) -> Iterator[by
 class _Window:
     """Reads at most `size` further bytes of a file."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: OpenFile, size: int) -> None:
         self._file = file
         self._left = size
 
