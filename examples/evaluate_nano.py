@@ -65,9 +65,9 @@ def by_protocol(backbone: ViT, data: Path) -> None:
             zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
         ):
             split = "val" if row % HELD_OUT == HELD_OUT - 1 else "train"
-            path = Path(scratch) / "cifar10" / split / str(label) / f"{row:05}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(photo)
+            photo_file = Path(scratch) / "cifar10" / split / str(label) / f"{row:05}.jpg"
+            photo_file.parent.mkdir(parents=True, exist_ok=True)
+            photo_file.write_bytes(photo)
         side = backbone.config.image_size[0]
         settings = {"view.short": side, "view.crop": side, "fit.ks": 20}
         score = evaluate("knn", backbone, {"folder": Path(scratch) / "cifar10"}, settings=settings)["knn"].scores[0]

@@ -232,6 +232,7 @@ def test_a_refusal_is_an_error_at_once(connect: object) -> None:
             open_bucket(url)
 
 
+@pytest.mark.slow
 def test_a_forked_process_is_told_to_be_spawned(connect: object) -> None:
     """It would wait forever, because the threads of the client stay with its parent."""
     storage = connect(Faults(), "forks")

@@ -357,13 +357,13 @@ def test_a_list_without_labels_and_with_short_rows(tmp_path: Path) -> None:
 
 
 def test_a_source_that_names_no_image_says_what_is_wanted(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "notes.md").write_text("hello")
     (tmp_path / "empty").mkdir()
     cases = {
         tmp_path / "nowhere": "nowhere: no such file or folder; want a folder of images",
         tmp_path / "empty": "empty: found no image there; want a folder",
         tmp_path / "*.jpg": r"\.jpg: found no image there",
-        tmp_path / "notes.txt": "notes.txt is neither a list nor an archive of images; want",
+        tmp_path / "notes.md": "notes.md is neither a list nor an archive of images; want",
         write_list(tmp_path / "columns.csv", [("a.jpg",)], ("file",)): r"columns are \['file'\]; want 'path'",
         write_list(tmp_path / "columns.parquet", [("a.jpg",)], ("file",)): r"columns are \['file'\]; want 'path'",
         write_list(tmp_path / "types.parquet", [(7,)], ("path",)): "column 'path' holds 7",

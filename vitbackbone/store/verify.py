@@ -49,7 +49,8 @@ def verify(directory: str | PathLike[str], progress: bool = False) -> Verified:
     snapshots = {record.number: record for record in records.values() if isinstance(record, Snapshot)} | {
         last.number: last
     }
-    problems += _broken_chain(records, last)
+    named = {key for key, _ in problems}
+    problems += [each for each in _broken_chain(records, last) if each[0] not in named]
     needed = dict[str, str]()  # the key of each object, and who needs it
     for snapshot in snapshots.values():
         needed |= dict.fromkeys(map(object_key, snapshot.objects()), f"snapshot {snapshot.number}")
