@@ -365,7 +365,7 @@ def photos_in_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with moto() as url:
         for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
             monkeypatch.setenv(name, value)
-        client_of.cache_clear()
+        _client.cache_clear()
         for shard in range(3):
             data = io.BytesIO()
             with tarfile.open(fileobj=data, mode="w") as tar:
@@ -377,4 +377,4 @@ def photos_in_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                     tar.addfile(member, io.BytesIO(image.getvalue()))
             open_storage("s3://photos/shards").put(f"part-{shard:04}.tar", data.getvalue())
         yield
-        client_of.cache_clear()
+        _client.cache_clear()

@@ -35,11 +35,11 @@ def connect(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
             monkeypatch.setenv("AWS_ENDPOINT_URL", stack.enter_context(proxy(server, faults)))
             for name, value in KEYS.items():
                 monkeypatch.setenv(name, value)
-            cloud_clients.client_of.cache_clear()
+            cloud_clients._client.cache_clear()
             return open_bucket(f"s3://photos/{prefix}")
 
         yield open_through
-    cloud_clients.client_of.cache_clear()
+    cloud_clients._client.cache_clear()
 
 
 BIG = bytes(range(256)) * 100_000  # 25 MB: several parts
@@ -90,10 +90,10 @@ def test_azure_keeps_the_contract_of_a_storage(tmp_path: Path, monkeypatch: pyte
         with proxy(server, faults) as through:
             settings = f"AccountName={account};AccountKey={ACCOUNT_KEY};BlobEndpoint={through}/{account};"
             monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", settings)
-            cloud_clients.client_of.cache_clear()
+            cloud_clients._client.cache_clear()
             check_contract(open_bucket("az://photos/contract"))
             check_conditions(open_bucket("az://photos/conditions"))
-    cloud_clients.client_of.cache_clear()
+    cloud_clients._client.cache_clear()
 
 
 @pytest.mark.parametrize("kind", cases(["none", "refused", "lost", "failed", "cut"], {"lost"}))
@@ -104,14 +104,14 @@ def test_google_keeps_the_contract_of_a_storage(tmp_path: Path, monkeypatch: pyt
         (tmp_path / "account.json").write_text(json.dumps(account | {"gcs_base_url": through}))
         monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
         monkeypatch.setenv("GOOGLE_BASE_URL", through)
-        cloud_clients.client_of.cache_clear()
+        cloud_clients._client.cache_clear()
         storage = open_bucket("gs://photos/contract")
         check_contract(storage)
         listed = next(storage.list())
         assert storage.swap(listed.key, b"by a list", listed.version)  # which tells no generation
         assert storage.swap(listed.key, b"again", listed.version) is None
         check_conditions(open_bucket("gs://photos/conditions"))
-    cloud_clients.client_of.cache_clear()
+    cloud_clients._client.cache_clear()
 
 
 def test_credentials_are_those_of_the_tools_of_the_cloud(
@@ -131,7 +131,7 @@ def test_credentials_are_those_of_the_tools_of_the_cloud(
             "AWS_EC2_METADATA_DISABLED": "true",
         }.items():
             monkeypatch.setenv(name, value)
-        cloud_clients.client_of.cache_clear()
+        cloud_clients._client.cache_clear()
         with pytest.raises(PermissionError, match="no credentials were found; set AWS_ACCESS_KEY_ID"):
             open_bucket("s3://photos")
         monkeypatch.setenv("AWS_PROFILE", "work")
@@ -140,14 +140,14 @@ def test_credentials_are_those_of_the_tools_of_the_cloud(
         assert "/eu-west-1/s3/" in faults.signatures[-1]
         monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        cloud_clients.client_of.cache_clear()
+        cloud_clients._client.cache_clear()
         with pytest.raises(PermissionError):  # the server has no public objects
             open_bucket("s3://photos").head("credentials")
         assert faults.signatures[-1] == ""
         faults.denied = 1.0
         with pytest.raises(PermissionError, match=r"access is denied \(Access Denied\); set AWS_ACCESS_KEY_ID"):
             open_bucket("s3://photos").get("credentials")
-    cloud_clients.client_of.cache_clear()
+    cloud_clients._client.cache_clear()
 
 
 def test_a_list_is_sorted_by_bytes_and_starts_anywhere(connect: object) -> None:
@@ -232,7 +232,6 @@ def test_a_refusal_is_an_error_at_once(connect: object) -> None:
             open_bucket(url)
 
 
-@pytest.mark.slow
 def test_a_forked_process_is_told_to_be_spawned(connect: object) -> None:
     """It would wait forever, because the threads of the client stay with its parent."""
     storage = connect(Faults(), "forks")
@@ -266,10 +265,10 @@ def test_s3rver_ignores_conditions_and_is_refused(tmp_path: Path, monkeypatch: p
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         (tmp_path / "photos").mkdir()
-        cloud_clients.client_of.cache_clear()
+        cloud_clients._client.cache_clear()
         with pytest.raises(object_storage.ConditionsIgnored):
             open_bucket("s3://photos/store").create("a", b"1")
-    cloud_clients.client_of.cache_clear()
+    cloud_clients._client.cache_clear()
 
 
 @pytest.mark.slow

@@ -43,12 +43,12 @@ def faults(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     with proxy(server, faults) as url, ExitStack() as stack:
         for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
             monkeypatch.setenv(name, value)
-        cloud_clients.client_of.cache_clear()
+        cloud_clients._client.cache_clear()
         from vitbackbone.store import remote
 
         remote._bucket.cache_clear()
         stack.callback(remote._bucket.cache_clear)
-        stack.callback(cloud_clients.client_of.cache_clear)
+        stack.callback(cloud_clients._client.cache_clear)
         yield faults
 
 

@@ -38,13 +38,11 @@ CREDENTIALS = {
 _process = [0]  # the process that has opened a client
 
 
-@lru_cache(256)
 def client_of(bucket: str) -> "ObjectStore":
     """Return the client of a bucket such as `s3://photos`.
 
     Raises `ImportError` without obstore, `ValueError` for a wrong name or setting, `PermissionError` if boto3 finds no
-    credentials, and `RuntimeError` in a process
-    that was forked after its parent had opened a client.
+    credentials, and `RuntimeError` in a process that was forked after its parent had opened a client.
     """
     if _process[0] not in (0, os.getpid()):
         raise RuntimeError(
@@ -54,6 +52,11 @@ def client_of(bucket: str) -> "ObjectStore":
     if not importlib.util.find_spec("obstore"):
         raise ImportError(f"to read {bucket}, install the extra: pip install 'vitbackbone[cloud]'")
     _process[0] = os.getpid()
+    return _client(bucket)
+
+
+@lru_cache(256)
+def _client(bucket: str) -> "ObjectStore":
     scheme, _, name = bucket.partition("://")
     return _CLIENTS[scheme](name)
 
