@@ -360,7 +360,7 @@ def many_keys(count: int) -> AbstractContextManager[str]:
 def photos_in_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Serve the bucket `photos` with three shards of four photos, and let this process go to it."""
     from vitbackbone.files import open_storage
-    from vitbackbone.files.cloud_clients import client_of
+    from vitbackbone.files.cloud_clients import _client
 
     with moto() as url:
         for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():

@@ -41,7 +41,7 @@ def faults(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     with proxy(server, faults) as url, ExitStack() as stack:
         for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
             monkeypatch.setenv(name, value)
-        for cache in (cloud_clients.client_of, _bucket):
+        for cache in (cloud_clients._client, _bucket):
             cache.cache_clear()
             stack.callback(cache.cache_clear)
         yield faults
