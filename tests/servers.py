@@ -32,7 +32,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGIO
 
 @dataclass
 class Faults:
-    """What the proxy does to requests: the share of each fault, and what it counted."""
+    """The faults that the proxy puts into requests, each with its share, and the requests that it counted."""
 
     refused: float = 0.0  # 503 before the service sees the request
     lost: float = 0.0  # the service does the work, and the connection is cut

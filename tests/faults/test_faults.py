@@ -155,7 +155,7 @@ def test_runs_at_the_same_time_share_the_work_and_end_in_one_store(photos: Path,
 def test_a_claim_is_taken_over_after_its_deadline_or_when_nothing_else_is_left(
     photos: Path, tmp_path: Path, deadline: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That of a worker that is gone, and that of one that is slow: its last shards are repeated."""
+    """A free worker repeats the last shards of a worker that is gone or slow."""
     monkeypatch.setattr(pull_module, "PATIENCE", 0.1)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):

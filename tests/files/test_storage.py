@@ -1,4 +1,4 @@
-"""What every storage promises. Each place where a store may live passes the same tests: add it to `PLACES`."""
+"""The promises of every storage. Each place where a store may live passes the same tests: add it to `PLACES`."""
 
 import hashlib
 import pickle

@@ -121,7 +121,7 @@ def test_without_any_of_them_pillow_decodes(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.promise(10)
 def test_a_file_with_two_sizes_is_not_decoded_at_the_second() -> None:
-    """What the header says to Pillow was checked against the limit; a decoder that reads another one must not run."""
+    """The limit was checked against the size that Pillow reads. A decoder that reads another size must not run."""
     small, large = jpeg(np.array(photo(8, 8)), "4:4:4"), jpeg(np.array(photo(64, 64)), "4:4:4")
     assert fast.decode_fast(large, ("JPEG", "RGB"), (8, 8)) is None
     assert fast.decode_fast(small, ("JPEG", "RGB"), (64, 64)) is None

@@ -1,4 +1,4 @@
-"""What is said of networks of clips, of groups of channels, and of tiles."""
+"""Counts and descriptions of networks that take clips, groups of channels, or tiles."""
 
 import pytest
 import torch

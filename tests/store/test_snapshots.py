@@ -1,4 +1,4 @@
-"""What people expect of a store over many runs: snapshots, duplicates, sources that change, vanish and come back."""
+"""A store over many runs: snapshots, duplicates, and sources that change, vanish and come back."""
 
 import csv
 import multiprocessing

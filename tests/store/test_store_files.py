@@ -122,7 +122,7 @@ def every_file(store: Path) -> list[Path]:
 
 
 def test_any_flipped_bit_and_any_lost_file_is_noticed(store: Path) -> None:
-    """Of every file of the store: records, tables, features."""
+    """Each file of the store is damaged in turn: records, tables, features."""
     assert verify(store).problems == ()
     random = np.random.default_rng(0)
     for file in every_file(store):

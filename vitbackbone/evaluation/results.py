@@ -74,7 +74,7 @@ class Result(Record):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What tells this result from others in one file."""
+        """The name that no other result in the file has."""
         return self.protocol, self.variant, self.dataset, self.hash, self.limit, self.fingerprint
 
     def value(self, metric: str | None = None) -> float:

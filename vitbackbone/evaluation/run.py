@@ -36,7 +36,7 @@ class Machine:
 
 @dataclass(eq=False)
 class Run:
-    """What the functions of a protocol are given."""
+    """The inputs of a protocol's functions."""
 
     protocol: Protocol
     backbone: BackboneModule

@@ -46,7 +46,7 @@ READ = 4096  # rows that are read at a time
 
 @dataclass(frozen=True)
 class VectorFeatures:
-    """What is read of a backbone for each image. A backbone without CLS gives `pooled` in its place."""
+    """The vector of each image that is read from a backbone. A backbone without CLS gives `pooled` in its place."""
 
     blocks: int = setting(1, "CLS tokens of so many last blocks, side by side", DINOV2)
     mean: bool = setting(False, "append the mean of the last block's patches; registers are not among them", DINOV2)

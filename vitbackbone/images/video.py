@@ -52,7 +52,7 @@ class Video:
 
 @dataclass
 class _Packets:
-    """What the packets of one stream say while the file is read, in the order of decoding."""
+    """The packets of one stream, in the order of decoding, as they are read."""
 
     pts: list[int]
     keyframe: list[bool]

@@ -259,7 +259,7 @@ def _from_archives(rows: Rows, root: Root, files: Sequence[str], source: str) ->
 
 @dataclass(frozen=True)
 class _Listing:
-    """What an archive lists."""
+    """The members that an archive lists."""
 
     file: str
     class_names: list[str]

@@ -55,7 +55,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Metric:
-    """What is ranked."""
+    """The ranks that count."""
 
     depth: int = setting(20, "ranks that are looked at; a positive farther down counts as missed")
 

@@ -46,7 +46,7 @@ class View:
 
 @dataclass(frozen=True)
 class Reads:
-    """What the head reads."""
+    """The features that the head reads."""
 
     layers: Literal["last", "even4"] = setting("last", "layers whose patches are joined: lin1, or lin4")
     norm: bool = setting(False, "whether the final norm is applied to them, if there is one")

@@ -50,7 +50,7 @@ class View:
 
 @dataclass(frozen=True)
 class Metric:
-    """What is reported."""
+    """The figures that are reported."""
 
     at: tuple[int, ...] = setting((1, 5, 10), "ranks of the mean precision", "revisitop, example_evaluate.py")
 

@@ -57,7 +57,7 @@ class View:
 
 @dataclass(frozen=True)
 class Reads:
-    """What the head reads."""
+    """The features that the head reads."""
 
     layers: Literal["last", "last4"] = setting("last", "layers whose patches are joined")
     norm: bool = setting(True, "whether the final norm is applied to them, if there is one")
