@@ -2,8 +2,10 @@
 
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  # the hook names it
@@ -62,3 +64,12 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     if collect_ignore:
         names = ", ".join(Path(path).name for path in collect_ignore)
         terminalreporter.write_line(f"left out, because a library that they need is not installed: {names}")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Serve S3 in memory to the tests of a module. Gives the URL."""
+    from tests.servers import moto
+
+    with moto() as url:
+        yield url

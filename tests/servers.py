@@ -357,15 +357,27 @@ def many_keys(count: int) -> AbstractContextManager[str]:
 
 
 @contextmanager
+def going_to(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let this process go to the S3 server at `url`, and forget its clients afterwards."""
+    from vitbackbone.files.cloud_clients import _client
+    from vitbackbone.store.remote import _bucket
+
+    caches = (_client, _bucket)
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
+        monkeypatch.setenv(name, value)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@contextmanager
 def photos_in_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Serve the bucket `photos` with three shards of four photos, and let this process go to it."""
     from vitbackbone.files import open_storage
-    from vitbackbone.files.cloud_clients import _client
 
-    with moto() as url:
-        for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
-            monkeypatch.setenv(name, value)
-        _client.cache_clear()
+    with moto() as url, going_to(url, monkeypatch):
         for shard in range(3):
             data = io.BytesIO()
             with tarfile.open(fileobj=data, mode="w") as tar:
@@ -377,4 +389,3 @@ def photos_in_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                     tar.addfile(member, io.BytesIO(image.getvalue()))
             open_storage("s3://photos/shards").put(f"part-{shard:04}.tar", data.getvalue())
         yield
-        _client.cache_clear()

@@ -11,17 +11,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.helpers import save_photo, tiny_vit
-from tests.servers import KEYS, Faults, make_bucket, moto, proxy, put_folder, quick_repeats
-from vitbackbone.files import cloud_clients, open_storage
+from tests.servers import KEYS, Faults, going_to, make_bucket, proxy, put_folder, quick_repeats
+from vitbackbone.files import open_storage
 from vitbackbone.store import FeatureStore, extract, verify
-from vitbackbone.store.remote import _bucket
 
 pytest.importorskip("obstore", reason="buckets need the extra 'cloud'")
 pytestmark = pytest.mark.usefixtures(quick_repeats.__name__)
@@ -29,21 +27,10 @@ pytestmark = pytest.mark.usefixtures(quick_repeats.__name__)
 SETTINGS = {"tokens": ["cls", "patches"], "shard_size": 2, "batch_size": 2, "progress": False}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with moto() as url:
-        yield url
-
-
 @pytest.fixture
 def faults(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     faults = Faults()
-    with proxy(server, faults) as url, ExitStack() as stack:
-        for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
-            monkeypatch.setenv(name, value)
-        for cache in (cloud_clients._client, _bucket):
-            cache.cache_clear()
-            stack.callback(cache.cache_clear)
+    with proxy(server, faults) as url, going_to(url, monkeypatch):
         yield faults
 
 

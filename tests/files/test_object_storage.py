@@ -5,12 +5,13 @@ import os
 import pickle
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import cases
-from tests.servers import ACCOUNT_KEY, KEYS, Faults, azurite, google, moto, npm_server, proxy, quick_repeats
+from tests.servers import ACCOUNT_KEY, KEYS, Faults, azurite, going_to, google, npm_server, proxy, quick_repeats
 from vitbackbone.files import cloud_clients, cloud_requests, object_storage
 from vitbackbone.files.object_storage import ObjectStorage, open_bucket
 
@@ -18,28 +19,16 @@ pytest.importorskip("obstore", reason="buckets need the extra 'cloud'")
 pytestmark = pytest.mark.usefixtures(quick_repeats.__name__)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with moto() as url:
-        yield url
-
-
 @pytest.fixture
 def connect(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     """Connect to the server through a proxy with some faults."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
 
         def open_through(faults: Faults, prefix: str = "store") -> ObjectStorage:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", stack.enter_context(proxy(server, faults)))
-            for name, value in KEYS.items():
-                monkeypatch.setenv(name, value)
-            cloud_clients._client.cache_clear()
+            stack.enter_context(going_to(stack.enter_context(proxy(server, faults)), monkeypatch))
             return open_bucket(f"s3://photos/{prefix}")
 
         yield open_through
-    cloud_clients._client.cache_clear()
 
 
 BIG = bytes(range(256)) * 100_000  # 25 MB: several parts

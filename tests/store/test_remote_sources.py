@@ -6,7 +6,6 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.servers import KEYS, Faults, moto, proxy, put_folder, quick_repeats
+from tests.servers import Faults, going_to, proxy, put_folder, quick_repeats
 from vitbackbone.files import cloud_clients
 from vitbackbone.files.cloud_requests import ServiceDown
 from vitbackbone.files.object_storage import open_bucket
@@ -30,25 +29,11 @@ pytest.importorskip("obstore", reason="buckets need the extra 'cloud'")
 pytestmark = pytest.mark.usefixtures(quick_repeats.__name__)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with moto() as url:
-        yield url
-
-
 @pytest.fixture
 def faults(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     """Faults of the proxy before the server; none at first. It records the requests."""
     faults = Faults()
-    with proxy(server, faults) as url, ExitStack() as stack:
-        for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
-            monkeypatch.setenv(name, value)
-        cloud_clients._client.cache_clear()
-        from vitbackbone.store import remote
-
-        remote._bucket.cache_clear()
-        stack.callback(remote._bucket.cache_clear)
-        stack.callback(cloud_clients._client.cache_clear)
+    with proxy(server, faults) as url, going_to(url, monkeypatch):
         yield faults
 
 
