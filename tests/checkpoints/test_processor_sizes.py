@@ -83,7 +83,8 @@ def test_means_of_other_channels_are_read() -> None:
         ("Kimi_K25ImageProcessor", {"size": {"max_height": 100, "max_width": 100}}, "size"),
         ("Kimi_K25ImageProcessor", {"max_patches": [1]}, "max_patches"),
         ("Llama4ImageProcessor", {"size": {"shortest_edge": 100}}, "size"),
-        ("Idefics2ImageProcessor", {"size": {"longest_edge": None}}, "longest_edge"),
+        ("Idefics2ImageProcessor", {"size": {"shortest_edge": 378, "longest_edge": None}}, "longest_edge"),
+        ("Idefics2ImageProcessor", {"size": {"longest_edge": 980}}, "shortest_edge"),
     ],
 )
 def test_sizes_that_are_not_followed_are_named(name: str, settings: dict[str, Any], key: str) -> None:

@@ -69,5 +69,9 @@ def test_an_import_that_answers_an_interrupt_with_another_error(
         return []
 
     monkeypatch.setattr("vitbackbone.checkpoints.list_backbones", list_backbones)
-    assert main(["models"]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
+    try:
+        assert main(["models"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr() == ("", "interrupted; what is done is kept\n")
