@@ -23,6 +23,7 @@ from PIL import Image, ImageFile
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.helpers import tiny_vit
 from vitbackbone.contract.features import Features
 from vitbackbone.contract.fingerprint import weights_sha256
 from vitbackbone.contract.geometry import Images
@@ -30,7 +31,7 @@ from vitbackbone.files import publish
 from vitbackbone.images.preprocess import Preprocess
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.vit import ViT
-from vitbackbone.store import FeatureStore, extract, verify
+from vitbackbone.store import FeatureStore, extract, route, verify
 from vitbackbone.store.layout import INDEX
 from vitbackbone.store.reader import ImageReader
 from vitbackbone.store.source import list_inputs
@@ -904,3 +905,20 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(photos
         with pytest.raises(ValueError, match=f"device='{device}'"):
             extract(backbone(), photos, tmp_path / "f", device=device, progress=False)
     assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_routes_are_compared_only_for_images_that_can_be_read(
+    readable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    optimise = route.optimize
+    monkeypatch.setattr(route, "optimize", lambda *given: (asked.append(given), optimise(*given))[1])
+    for module in ("route", "run"):
+        monkeypatch.setattr(f"vitbackbone.store.{module}.AUTO_FROM", 3)
+    for i in range(3):
+        save(tmp_path / "photos" / f"{i}.png", i)
+        if not readable:
+            (tmp_path / "photos" / f"{i}.png").write_bytes(b"no image")
+    extract(tiny_vit(), tmp_path / "photos", tmp_path / "f", progress=False)
+    assert len(asked) == readable

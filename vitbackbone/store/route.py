@@ -36,6 +36,7 @@ def choose(
 ) -> Runtime:
     """Choose what computes the features of `count` images. `stored`: the runtime of the existing store, if any.
 
+    `sample`: some of them, or none if none can be read. Then routes are not compared, because none has work.
     Reuses the store's runtime if it is precise enough. If it is not, the check of the settings refuses the run.
     Raises `ValueError` as `optimize` does.
     """
@@ -47,7 +48,8 @@ def choose(
         if close_enough and engine in ("auto", stored.engine):
             return stored
         return Runtime(precision, stored.engine if engine == "auto" else engine, stored.route)
-    if (precision, engine) == ("fp32", "auto") and (count < AUTO_FROM or not _optimisable(backbone)):
+    compared = count >= AUTO_FROM and sample and _optimisable(backbone)
+    if (precision, engine) == ("fp32", "auto") and not compared:
         return given
     with on(device, backbone):
         return optimize(cast(BackboneModule, backbone), precision, engine, sample or None).runtime

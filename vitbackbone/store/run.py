@@ -20,7 +20,7 @@ from vitbackbone.store.processes import all_devices, pull_on_devices
 from vitbackbone.store.publication import check_folder
 from vitbackbone.store.pull import pull
 from vitbackbone.store.records import Snapshot
-from vitbackbone.store.route import Choice, calibration, choose, is_optimised, read_sample
+from vitbackbone.store.route import AUTO_FROM, Choice, calibration, choose, is_optimised, read_sample
 from vitbackbone.store.rows import Root
 from vitbackbone.store.shard_job import Job, Tally
 from vitbackbone.store.slices import Slice
@@ -148,7 +148,7 @@ def extract(
         raise ValueError(f"{storage.url} is not a store yet; give the source of the images")
     stored = None if last is None else Runtime(**read_manifest(storage, last)["runtime"])
     sample: list[Tensor] = []
-    if precision != "fp32":
+    if precision != "fp32" or (stored is None and count >= AUTO_FROM):
         listed = inputs.table if inputs is not None else ROWS.empty_table()
         first = read_part(storage, last.rows[0], ROWS) if last is not None and last.rows else listed
         sample = read_sample(root, first, backbone.preprocess, resolution, keep_aspect, max_pixels)
