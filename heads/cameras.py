@@ -106,7 +106,7 @@ class CameraEncoder(nn.Module):
 
     def forward(
         self,
-        images: Mapping[str, Float[Tensor, "... 3 H W"] | None],
+        images: Mapping[str, Float[Tensor, "... 3 _ _"] | None],
         present: Mapping[str, Any] | None = None,
     ) -> CameraTokens:
         """Return the tokens of all cameras.
@@ -122,7 +122,7 @@ class CameraEncoder(nn.Module):
 
     def features(
         self,
-        images: Mapping[str, Float[Tensor, "... 3 H W"] | None],
+        images: Mapping[str, Float[Tensor, "... 3 _ _"] | None],
         present: Mapping[str, Any] | None = None,
     ) -> CameraFeatures:
         """Run the backbones on the images that are present. Arguments and errors are those of `forward`."""

@@ -109,7 +109,7 @@ class Neck(nn.Module):
         self.inner = nn.ModuleList(nn.Conv2d(width, width, kernel_size=1) for width in widths)
         self.outer = nn.ModuleList(nn.Conv2d(width, width, kernel_size=3, padding=1) for width in widths)
 
-    def forward(self, maps: Sequence[Float[Tensor, "B D h w"]]) -> list[Tensor]:
+    def forward(self, maps: Sequence[Float[Tensor, "B _ _ _"]]) -> list[Tensor]:
         levels = []
         for inner, outer, (up, down), x in zip(self.inner, self.outer, SCALES, maps, strict=True):
             size = [(side * up + down - 1) // down for side in x.shape[-2:]]

@@ -1,6 +1,6 @@
 """The votes of nearest neighbours (Wu et al. 2018; Caron et al. 2021), in blocks of bounded memory.
 
-Axes: `n` queries, `m` training samples of a block, `F` features, `k` neighbours, `K` classes.
+Axes: `n` queries, `F` features, `k` neighbours, `K` classes.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ def unit(features: Float[Tensor, "n F"]) -> Float[Tensor, "n F"]:
 
 
 def nearest(
-    queries: Float[Tensor, "n F"], blocks: Iterable[tuple[int, Float[Tensor, "m F"]]], k: int
+    queries: Float[Tensor, "n F"], blocks: Iterable[tuple[int, Float[Tensor, "_ F"]]], k: int
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """Return each query's highest similarities to training samples, descending, and the indices of these samples.
 
