@@ -18,7 +18,17 @@ from vitbackbone.checkpoints.shards import Shards
 from vitbackbone.checkpoints.tensor_files import LazyTensors
 
 LIMIT = 1e-5
-QUICK = ("llava", "paligemma", "depth anything", "mask2former", "captioner of vit", "sam", "owl-vit", "beit backbone", "swin backbone")
+QUICK = (
+    "llava",
+    "paligemma",
+    "depth anything",
+    "mask2former",
+    "captioner of vit",
+    "sam",
+    "owl-vit",
+    "beit backbone",
+    "swin backbone",
+)
 INDEX = "model.safetensors.index.json"
 
 

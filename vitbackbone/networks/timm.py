@@ -136,6 +136,7 @@ class TimmBackbone(BackboneModule):
         shapes = model or without_weights(config)
         model = model or _create_on_cpu(config)
         self.model: Any = model
+        self.shifts = any(isinstance(model, timm_class(name)) for name in ("Swin", "Swin V2"))
         shapes = shapes or model
         self.levels = read_levels(shapes.eval(), config.architecture, _trial_size(config))
         if config.map_norm:
@@ -284,9 +285,8 @@ class TimmBackbone(BackboneModule):
     def _pad(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C Hp Wp"]:
         """Pad the images at the right and bottom with the mean colour, and convert them to the network's dtype."""
         height, width = _size(images)
-        swin = any(isinstance(self.model, timm_class(name)) for name in ("Swin", "Swin V2"))
-        if not numbers(height, width) and (swin or self.config.rebuild):
-            what = "cuts and shifts its windows by a rule" if swin else "is built again"
+        if not numbers(height, width) and (self.shifts or self.config.rebuild):
+            what = "cuts and shifts its windows by a rule" if self.shifts else "is built again"
             raise ValueError(
                 f"{self.spec.name} {what} for each image size, so that no graph serves several. Export one height and "
                 "width; the batch may be dynamic"
