@@ -1,5 +1,7 @@
 """Networks that are not this package's own Vision Transformer, behind the same contract."""
 
+from vitbackbone.networks.adaptor import AdaptorBackbone, AdaptorConfig
+from vitbackbone.networks.adaptor import Mlp as AdaptorMlp
 from vitbackbone.networks.fused import FusedBackbone, FusedConfig, FusedPreprocess, Member, fuse
 from vitbackbone.networks.swin_windows import WindowBlock
 from vitbackbone.networks.tiling import tile
@@ -20,6 +22,9 @@ from vitbackbone.networks.transformers_parts import (
 )
 
 __all__ = [
+    "AdaptorBackbone",
+    "AdaptorConfig",
+    "AdaptorMlp",
     "FusedBackbone",
     "FusedConfig",
     "FusedPreprocess",
