@@ -7,6 +7,7 @@ from vitbackbone.networks.swin_windows import WindowBlock
 from vitbackbone.networks.tiling import tile
 from vitbackbone.networks.timm import TimmBackbone, TimmConfig, Windows
 from vitbackbone.networks.transformers import TransformersBackbone, TransformersConfig, build_tower
+from vitbackbone.networks.transformers_clips import ClipBackbone, adapt
 from vitbackbone.networks.transformers_input import processor_settings
 from vitbackbone.networks.transformers_parts import (
     channels_of,
@@ -25,6 +26,7 @@ __all__ = [
     "AdaptorBackbone",
     "AdaptorConfig",
     "AdaptorMlp",
+    "ClipBackbone",
     "FusedBackbone",
     "FusedConfig",
     "FusedPreprocess",
@@ -35,6 +37,7 @@ __all__ = [
     "TransformersConfig",
     "WindowBlock",
     "Windows",
+    "adapt",
     "build_tower",
     "channels_of",
     "config_of",
