@@ -66,6 +66,7 @@ class TimmConfig:
     arguments: tuple[tuple[str, Any], ...] = ()  # keyword arguments of timm's constructor
     any_size: bool = True  # False: the network accepts only images of `image_size`
     rebuild: bool = False  # whether timm builds the network again for another size, and resizes its position tables
+    antialias: bool = True  # whether it resizes them with antialiasing, as timm does, and transformers does not
     channels: int = 3  # of the images
     windows: Windows = "timm"
     final_norm: bool = True  # False: the network's final norm is left out, for weights that have none
@@ -142,7 +143,8 @@ class TimmBackbone(BackboneModule):
         if config.map_norm:
             self.levels = replace(self.levels, has_norm=True)
         model.train()
-        self.copies = SizedCopies(partial(_for_size, config), config.image_size) if config.rebuild else None
+        create = partial(_for_size, config)
+        self.copies = SizedCopies(create, config.image_size, config.antialias) if config.rebuild else None
         if not config.rebuild:
             self.sizes = self._find_sizes(shapes)
         levels = self.levels
