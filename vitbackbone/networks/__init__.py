@@ -1,6 +1,7 @@
 """Networks that are not this package's own Vision Transformer, behind the same contract."""
 
 from vitbackbone.networks.fused import FusedBackbone, FusedConfig, FusedPreprocess, Member, fuse
+from vitbackbone.networks.projection import Projection
 from vitbackbone.networks.swin_windows import WindowBlock
 from vitbackbone.networks.tiling import tile
 from vitbackbone.networks.timm import TimmBackbone, TimmConfig, Windows
@@ -24,6 +25,7 @@ __all__ = [
     "FusedConfig",
     "FusedPreprocess",
     "Member",
+    "Projection",
     "TimmBackbone",
     "TimmConfig",
     "TransformersBackbone",
