@@ -102,7 +102,7 @@ OPEN_CLIP: dict[str, OpenClipCase] = {
     "resnet by its head": OpenClipCase(vision={**NETWORK, "timm_pool": "avg", "timm_proj": None}),
     "resnet biased": OpenClipCase(vision={**NETWORK, "timm_pool": "max", "timm_proj_bias": True}),
     "resnet alone": OpenClipCase(
-        {"width": 256}, {"embed_dim": 256}, {**NETWORK, "timm_pool": "avg", "timm_proj": "none"}
+        {"width": 96}, {"embed_dim": 96}, {**NETWORK, "timm_pool": "avg", "timm_proj": "none"}
     ),
     "timm mlp": OpenClipCase(vision={**TINY, "timm_pool": "token", "timm_proj": "mlp"}),
     "perception": OpenClipCase(
