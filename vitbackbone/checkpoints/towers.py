@@ -223,7 +223,11 @@ def _anchors(rules: Rules) -> set[str]:
     """Return the keys of the patch embedding; of a network without one, a key that no other network has."""
     named = {source for rule in rules if PATCHES & set(rule.targets) for source in rule.sources}
     others = (
-        source for rule in rules if rule.targets and not rule.targets[0].startswith(HEADS) for source in rule.sources
+        source
+        for rule in rules
+        if rule.targets and not rule.targets[0].startswith(HEADS)
+        for source in rule.sources
+        if not source.startswith(OUTSIDE)
     )
     return named or {max(others, key=len, default="")}
 

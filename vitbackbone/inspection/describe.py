@@ -368,6 +368,7 @@ def _leaving(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row]
         read = "all tokens" if config.pool_prefix else "the patches"
         note = f"one learned query attends to {read}, {config.pool_heads or config.num_heads} heads"
         note += f"; then x + MLP({NORMS[config.norm]}(x))" * (config.pool == "map")
+        note += f"; then {NORMS[config.norm]}" * config.pool_norm
         rows.append(("  attention", _by(shapes["attn_pool"][1]), note))
     if config.pool == "neck":
         note = "convolutions 1 x 1 and 3 x 3, each with LayerNorm over the channels"

@@ -3,6 +3,7 @@
 from vitbackbone.networks.adaptor import AdaptorBackbone, AdaptorConfig
 from vitbackbone.networks.adaptor import Mlp as AdaptorMlp
 from vitbackbone.networks.fused import FusedBackbone, FusedConfig, FusedPreprocess, Member, fuse
+from vitbackbone.networks.projection import Projection
 from vitbackbone.networks.swin_windows import WindowBlock
 from vitbackbone.networks.tiling import tile
 from vitbackbone.networks.timm import TimmBackbone, TimmConfig, Windows
@@ -31,6 +32,7 @@ __all__ = [
     "FusedConfig",
     "FusedPreprocess",
     "Member",
+    "Projection",
     "TimmBackbone",
     "TimmConfig",
     "TransformersBackbone",

@@ -39,6 +39,7 @@ from vitbackbone.contract import (
 )
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Indivisible, check_kinds
+from vitbackbone.networks.projection import Projection
 from vitbackbone.networks.swin_windows import CosineAttention, WindowBlock
 from vitbackbone.networks.timm_levels import Outputs, Size, crop, level_maps, pool, prefix_of, read_levels, run
 from vitbackbone.networks.timm_network import SizedCopies, WithoutInit, differing, for_size
@@ -72,6 +73,7 @@ class TimmConfig:
     final_norm: bool = True  # False: the network's final norm is left out, for weights that have none
     map_norm: bool = False  # whether the norm of the head is the final norm of the map too (DINOv3's ConvNeXt)
     indivisible: Indivisible = "pad"  # sizes that need padding: pad right and bottom, or refuse
+    projection: Projection | None = None  # of the pooled vector to the space of texts
 
     def __post_init__(self) -> None:
         def wrong(text: str) -> ValueError:
@@ -104,8 +106,9 @@ class TimmBackbone(BackboneModule):
 
     `pooled` of the last layer, with the final norm if there is one, is what timm's classifier reads:
     `model.forward_head(model.forward_features(images), pre_logits=True)`. The network's own modules compute it,
-    including those between the last level and the classifier. `spec.pooled_dim` is its width. In every other case,
-    `pooled` is the layer's CLS token if the network pools by its CLS token, or else the mean of the layer's patches.
+    including those between the last level and the classifier. With `config.projection`, it is projected to the space of
+    texts. `spec.pooled_dim` is its width. In every other case, `pooled` is the layer's CLS token if the network pools
+    by its CLS token, or else the mean of the layer's patches.
 
     An image runs at its own size if the network accepts that size. Otherwise the image is padded with the mean colour
     at the right and bottom, to the smallest size at which every layer has ceil(side / stride) patches along each axis.
@@ -139,7 +142,7 @@ class TimmBackbone(BackboneModule):
         self.model: Any = model
         self.shifts = any(isinstance(model, timm_class(name)) for name in ("Swin", "Swin V2"))
         shapes = shapes or model
-        self.levels = read_levels(shapes.eval(), config.architecture, _trial_size(config))
+        self.levels = read_levels(shapes.eval(), config.architecture, _trial_size(config), _projects(config))
         if config.map_norm:
             self.levels = replace(self.levels, has_norm=True)
         model.train()
@@ -154,6 +157,11 @@ class TimmBackbone(BackboneModule):
         parts: list[Any] = list(model.modules())
         heads = [part.num_heads for part in parts if isinstance(getattr(part, "num_heads", None), int)]
         pooled_dim = levels.pooled_dim or levels.dims[-1]
+        if config.projection is not None:
+            if levels.pooled_dim is None:
+                raise ValueError(f"timm's {config.architecture} has no head, so its vectors cannot be projected")
+            self.projection = config.projection.layers(pooled_dim)
+            pooled_dim = config.projection.dim
         self.spec = BackboneSpec(
             name=name,
             dim=levels.dims[-1],
@@ -253,9 +261,9 @@ class TimmBackbone(BackboneModule):
         """
         if ran != grid:
             final = crop(final, ran, grid, self.levels.num_prefix, getattr(model, "output_fmt", "NCHW"))
-        pooled = pool(model, final)
+        pooled = pool(model, final, projects=_projects(self.config))
         assert pooled is not None
-        return pooled
+        return pooled if self.config.projection is None else self.projection(pooled)
 
     def _maps(self, images: Images, asked: Asked) -> Mapping[Wanted, Attention]:
         """Return the attention maps of each requested layer.
@@ -342,7 +350,10 @@ def _create(config: TimmConfig, size: Size | None = None) -> Any:
         arguments["img_size"] = size
     if config.channels != 3:
         arguments["in_chans"] = config.channels
-    model = timm.create_model(config.architecture, pretrained=False, num_classes=0, **arguments)
+    classes = 0 if config.projection is None else config.projection.num_classes
+    model = timm.create_model(config.architecture, pretrained=False, num_classes=classes, **arguments)
+    if config.projection is not None:
+        config.projection.set_pool(model)
     _replace_cosine_attention(model)
     if config.windows != "timm":
         _replace_windows(model, by_size=config.windows == "sized")
@@ -358,6 +369,11 @@ def _trial_size(config: TimmConfig) -> Size:
         return config.image_size
     side = config.size_multiple * -(-TRIAL // config.size_multiple)
     return (side, side) if side < min(config.image_size) else config.image_size
+
+
+def _projects(config: TimmConfig) -> bool:
+    """Return whether the network's classifier is the projection."""
+    return config.projection is not None and config.projection.kind == "classifier"
 
 
 def _for_size(config: TimmConfig, size: Size) -> Any:

@@ -13,7 +13,7 @@ from vitbackbone.checkpoints.formats.huggingface import TOWERS as PLAIN
 from vitbackbone.checkpoints.formats.language import LANGUAGE
 from vitbackbone.checkpoints.formats.levels import LEVELS
 from vitbackbone.checkpoints.formats.naflex import NAFLEX
-from vitbackbone.checkpoints.formats.open_clip import OPEN_CLIP, trunks
+from vitbackbone.checkpoints.formats.open_clip import COCA, OPEN_CLIP, trunks
 from vitbackbone.checkpoints.formats.pixio import PIXIO
 from vitbackbone.checkpoints.formats.prefix import PREFIX
 from vitbackbone.checkpoints.formats.radio import RADIO
@@ -37,6 +37,7 @@ TOWERS: dict[str, Rules] = {
     **LANGUAGE,
     **LEVELS,
     "open_clip_vit": OPEN_CLIP,
+    "open_clip_coca": COCA,
     **trunks({**TIMM, **PREFIX, **PERCEPTION, **TIMM_EVA}),
     "hf_pixio": PIXIO,
     "hf_radio": RADIO,
