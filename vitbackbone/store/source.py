@@ -7,28 +7,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from pathlib import Path
 
 import pyarrow as pa
 
 from vitbackbone.files import ServiceDown, Stored
 from vitbackbone.images import Sampling
 from vitbackbone.store.archive import WHOLE, Archive, ArchiveMember, damaged_member
+from vitbackbone.store.archive_kinds import ARCHIVES, ending_of
 from vitbackbone.store.braces import expand_braces, has_braces
 from vitbackbone.store.folder import Walk, expand, images
 from vitbackbone.store.frames import is_video, with_frames
 from vitbackbone.store.labels import UNKNOWN, Label, LabelError
 from vitbackbone.store.lists import add_csv, add_parquet, add_text
 from vitbackbone.store.names import EXTENSIONS, Notes, escaped
-from vitbackbone.store.parquet import Parquet, has_images
+from vitbackbone.store.parquet import has_images
 from vitbackbone.store.prefix import below, hint, images_of, matching
 from vitbackbone.store.remote import Remote, is_remote, open_file, split, version_of
 from vitbackbone.store.rows import Inputs, Root, Rows
-from vitbackbone.store.tar import Tar
-from vitbackbone.store.zip import Zip
 
-ARCHIVES: dict[str, Callable[[str, bool], Archive]] = {".tar": Tar, ".zip": Zip, ".parquet": Parquet}
 LISTS: dict[str, Callable[[Rows, str, str, bool], None]] = {
     ".csv": add_csv,
     ".parquet": add_parquet,
@@ -63,8 +60,8 @@ def list_inputs(
       name, and each keeps its own order. Classes are the archive's labels, else the folders
       below the one that holds all its images. A damaged place is listed as an image that cannot be read.
 
-    A video (.mp4, .mov, .mkv, .webm, .ts and so on) that is named by any of these, or alone, is listed by its frames. A
-    video that cannot be listed is one input that cannot be read. Videos inside archives are left out.
+    A video (.mp4, .mov, .mkv, .webm, .ts and so on) that is named by any of these, or alone, is listed by its frames,
+    and so is one in a `.tar` or `.zip`. A video that cannot be listed is one input that cannot be read.
 
     All of these also lie in a bucket: `s3://BUCKET/PREFIX` (also `gs://`, `az://`) is a folder, and globs, lists and
     archives are named likewise. `hf://datasets/OWNER/NAME` stands for the parquet files, else the archives, of a data
@@ -87,13 +84,6 @@ def list_inputs(
         endings = ", ".join(sorted(EXTENSIONS))
         raise ValueError(f"{text}: found no image there; {WANTED}. Extensions of images: {endings}{said}")
     return with_frames(inputs, sampling)
-
-
-def ending_of(path: str) -> str:
-    """Return the extension of a path or URL in lower case, with the dot. The query of a web address is left out."""
-    if path.lower().startswith(("http://", "https://")):
-        path = urlsplit(path).path
-    return PurePosixPath(path).suffix.lower()
 
 
 def _from_disk(text: str, private: bool) -> Inputs:
