@@ -184,7 +184,8 @@ def read_frame(place: VideoPlace, name: str, max_pixels: int | None) -> tuple[UI
     with _lock:
         video = _opened(place)
         stream, pts = _parsed(video.listed, name)
-        return video.reader(max_pixels).read(stream, pts), _identity(video, stream, pts)
+        identity = _identity(video, stream, pts)  # first: the checksum of the file closes its decoders
+        return video.reader(max_pixels).read(stream, pts), identity
 
 
 def frame_identity(place: VideoPlace, name: str) -> bytes:
