@@ -69,20 +69,22 @@ RUNS = {
     "corloc v3": ("discovery", "v3", {"voc07-boxes": dense_data.voc07_boxes}, {}),
 }
 QUICK = {"depth nyu v3", "retrieval"}
+ALIKE = {"depth nyu v3", "davis"}
 
 
 class Killed(BaseException):
     """A kill that a test can catch."""
 
 
-def run(name, backbone, tmp_path, out):
+def run(name, backbone, tmp_path, out, **options):
     protocol, variant, makers, settings = RUNS[name]
     folders = {}
     for dataset, make in makers.items():
         folders[dataset] = tmp_path / "data" / dataset
         if not folders[dataset].exists():
             make(folders[dataset])
-    return evaluate(protocol, backbone, folders, tmp_path / out, variant=variant, settings=settings, progress=False)
+    given = {"variant": variant, "settings": settings, "progress": False}
+    return evaluate(protocol, backbone, folders, tmp_path / out, **given, **options)
 
 
 def written(folder):
@@ -138,6 +140,15 @@ def test_a_killed_run_resumes_to_the_same_results(name, tmp_path, monkeypatch):
         head = load_head(tmp_path / "whole" / folder, backbone)
         with torch.no_grad():
             assert head(*backbone.forward_layers(torch.zeros(1, 3, 32, 32), head.layers, head.needs.norm)).ndim == 4
+
+
+@pytest.mark.parametrize("name", [n if n in ALIKE else pytest.param(n, marks=pytest.mark.slow) for n in RUNS])
+def test_threads_and_several_devices_give_the_results_of_one(name, tmp_path):
+    backbone = tiny_vit(depth=4)
+    run(name, backbone, tmp_path, "one")
+    for options in ({"workers": 2}, {"workers": 1, "devices": ("cpu", "cpu", "cpu")}):
+        run(name, backbone, tmp_path, str(options["workers"]), **options)
+        assert written(tmp_path / str(options["workers"])) == written(tmp_path / "one")
 
 
 @pytest.mark.slow

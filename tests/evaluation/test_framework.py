@@ -235,6 +235,8 @@ def test_a_corrupt_image_is_left_out_and_named(imagenet, tmp_path) -> None:
     settings = {**SMALL, "fit.size": 32, "fit.steps": 4, "fit.batch": 8, "features.blocks": 1}
     result = evaluate("linear", tiny_vit(), imagenet, tmp_path / "out", settings=settings, progress=False)["linear"]
     assert "1 training images could not be read and are left out of the fit" in result.notes
+    again = evaluate("linear", tiny_vit(), imagenet, tmp_path / "out", settings=settings, progress=False)["linear"]
+    assert (again.notes, again.unreadable) == (result.notes, result.unreadable)  # although nothing is computed again
 
 
 # ---- resuming --------------------------------------------------------------------------------------------------------
