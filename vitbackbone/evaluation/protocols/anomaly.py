@@ -205,6 +205,7 @@ AGNOSTIC = Protocol(
         "Figures are means over categories, and over seeds that take other sound photos.",
         "PRO gives each connected defect the same weight, whatever its size, and stops at a false positive rate of .3.",
         "The sign of a principal component is free; where too little of the centre is object, it is turned.",
+        "The mask of the object is dilated along rows alone: the authors' code has the patches in one column there.",
         "Copies are turned with exact coordinates; OpenCV rounds them to 1/32 of a pixel.",
     ),
 )

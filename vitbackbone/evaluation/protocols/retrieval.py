@@ -62,7 +62,7 @@ def shown(photo: Image.Image, view: View, stride: int) -> Image.Image:
     if view.fit == "square":
         return centre_crop(resize(photo, long_side(size, view.size), view.filter), (view.size, view.size))
     small = photo.copy()
-    small.thumbnail((view.size, view.size), Image.Resampling[view.filter.upper()], reducing_gap=None)
+    small.thumbnail((view.size, view.size), Image.Resampling[view.filter.upper()])
     return whole_patches(small, stride)
 
 
