@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from vitbackbone.checkpoints.huggingface.clip_kin import CLIP_KIN
-from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.idefics import IDEFICS_EVAL, read_idefics
 from vitbackbone.checkpoints.huggingface.language import LANGUAGE
 from vitbackbone.checkpoints.huggingface.levels import (
