@@ -261,11 +261,10 @@ class ClipBackbone(BackboneModule):
         final = getattr(result, "last_hidden_state", None)
         h, w = self.clip.grid(native)
         count = self.clip.steps * h * w
-        outputs = [seen.get(i) for i in range(len(blocks))]
-        whole = [isinstance(each, Tensor) and _extra(each, count) is not None for each in outputs]
+        outputs = [each for each in seen.values() if isinstance(each, Tensor) and _extra(each, count) is not None]
         pooled = getattr(result, "pooler_output", None)
         width = pooled.shape[1] if isinstance(pooled, Tensor) and pooled.ndim == 2 else None
-        if outputs and all(whole):
+        if blocks and len(outputs) == len(blocks):
             last = outputs[-1]
             path = next((p for p, given, out in normed if given is last and out is final), None)
             if path is not None or final is last:
