@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-Position = Literal["learned", "sincos1d", "sincos2d", "computed2d", "clips", "axes", "none"]
+Position = Literal["learned", "sincos1d", "sincos2d", "computed2d", "clips", "ground", "axes", "none"]
 RelativePosition = Literal["none", "table", "decomposed"]
 QkvBias = Literal["qkv", "qv", "none"]
 MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "geglu", "geglu_tanh"]
@@ -162,6 +162,7 @@ class ViTConfig:
     # A learned table, a table of sinusoids, sinusoids computed for each grid, sinusoids of time beside a table of those
     # of rows and columns (Prithvi), or a learned vector a row and a column
     position: Position = "learned"
+    metres: float = 10.0  # side of a pixel on the ground, for sinusoids that count metres (position="ground", Clay)
     axis_positions: int = 0  # rows, and columns, that position="axes" has vectors for
     position_grid: tuple[int, int] | None = None  # (h, w) of the position table; None is the grid of image_size
     position_steps: int = 1  # steps of the map that the learned table has positions for; 1 serves any number
@@ -232,6 +233,8 @@ class ViTConfig:
         parts = {"sincos1d": 2, "sincos2d": 4, "computed2d": 4, "clips": 16}.get(self.position, 1)
         if self.dim % parts:
             raise wrong(f"position={self.position!r} needs dim divisible by {parts}, got {self.dim}")
+        if self.position == "ground" and (self.dim < 16 or self.dim % 4 or self.metres <= 0):
+            raise wrong(f"position='ground' needs dim divisible by 4 and metres above 0, got {self.dim}, {self.metres}")
         if (self.position == "axes") != (self.axis_positions > 0):
             raise wrong(f"axis_positions={self.axis_positions} with position={self.position!r}; want both or neither")
         if self.rotary and self.rotary.time and (self.head_width % 2 or self.head_width < 6 or not self.tubelet):

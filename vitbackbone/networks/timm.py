@@ -67,6 +67,7 @@ class TimmConfig:
     arguments: tuple[tuple[str, Any], ...] = ()  # keyword arguments of timm's constructor
     any_size: bool = True  # False: the network accepts only images of `image_size`
     rebuild: bool = False  # whether timm builds the network again for another size, and resizes its position tables
+    antialias: bool = True  # whether it resizes them with antialiasing, as timm does, and transformers does not
     channels: int = 3  # of the images
     windows: Windows = "timm"
     final_norm: bool = True  # False: the network's final norm is left out, for weights that have none
@@ -139,12 +140,14 @@ class TimmBackbone(BackboneModule):
         shapes = model or without_weights(config)
         model = model or _create_on_cpu(config)
         self.model: Any = model
+        self.shifts = any(isinstance(model, timm_class(name)) for name in ("Swin", "Swin V2"))
         shapes = shapes or model
         self.levels = read_levels(shapes.eval(), config.architecture, _trial_size(config), _projects(config))
         if config.map_norm:
             self.levels = replace(self.levels, has_norm=True)
         model.train()
-        self.copies = SizedCopies(partial(_for_size, config), config.image_size) if config.rebuild else None
+        create = partial(_for_size, config)
+        self.copies = SizedCopies(create, config.image_size, config.antialias) if config.rebuild else None
         if not config.rebuild:
             self.sizes = self._find_sizes(shapes)
         levels = self.levels
@@ -292,9 +295,8 @@ class TimmBackbone(BackboneModule):
     def _pad(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C Hp Wp"]:
         """Pad the images at the right and bottom with the mean colour, and convert them to the network's dtype."""
         height, width = _size(images)
-        swin = any(isinstance(self.model, timm_class(name)) for name in ("Swin", "Swin V2"))
-        if not numbers(height, width) and (swin or self.config.rebuild):
-            what = "cuts and shifts its windows by a rule" if swin else "is built again"
+        if not numbers(height, width) and (self.shifts or self.config.rebuild):
+            what = "cuts and shifts its windows by a rule" if self.shifts else "is built again"
             raise ValueError(
                 f"{self.spec.name} {what} for each image size, so that no graph serves several. Export one height and "
                 "width; the batch may be dynamic"

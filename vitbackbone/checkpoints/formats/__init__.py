@@ -6,6 +6,7 @@ of a backbone, and `load_checkpoint` returns them beside it.
 """
 
 from vitbackbone.checkpoints.formats.authors import AUTHORS
+from vitbackbone.checkpoints.formats.clay import CLAY
 from vitbackbone.checkpoints.formats.eva import PERCEPTION, TIMM_EVA
 from vitbackbone.checkpoints.formats.huggingface import CLASSES
 from vitbackbone.checkpoints.formats.huggingface import TOWERS as PLAIN
@@ -52,6 +53,7 @@ TOWERS: dict[str, Rules] = {
 FORMATS: dict[str, Rules] = {
     **AUTHORS,
     **SATELLITES,
+    "clay": CLAY,
     **PERCEPTION,
     **TIMM,
     **TIMM_EVA,
