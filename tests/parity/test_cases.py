@@ -27,7 +27,8 @@ def test_the_summary_has_a_column_for_each_upstream() -> None:
     worst = {("DINOv2", "timm"): (1e-6, 2), ("DINO", "timm"): (0.0, 1), ("Prithvi", "formula"): (2e-7, 3)}
     lines = summary(grouped(worst)).splitlines()
     assert lines[0] == "| family | against timm | against the paper's formula |"
-    assert lines[2:] == ["| DINO, DINOv2, DINOv3, MoCo v3 | 1e-06 (3) |  |", "| Prithvi, SatMAE, DOFA, Clay |  | 2e-07 (3) |"]
+    assert lines[2] == "| DINO, DINOv2, DINOv3, MoCo v3 | 1e-06 (3) |  |"
+    assert lines[3] == "| Prithvi, SatMAE, DOFA, Clay |  | 2e-07 (3) |"
 
 
 def test_every_native_model_type_has_a_layout() -> None:
