@@ -329,6 +329,7 @@ def _fill_timm(
     A network that is built again for each size keeps the tables of the name's size, and resamples them when it runs.
     """
     native, size = entry.config, config.image_size
+    assert isinstance(native, TimmConfig)
     try:
         return _fill_timm_at(backbone, config, entry, taken)
     except ConversionError as error:
