@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from heads import load_head
-from tests.evaluation.classified import SMALL, WNIDS, make_imagenet, make_wnids, save
+from tests.evaluation.classified import OTHERS, SMALL, WNIDS, make_imagenet, make_list
 from tests.helpers import cases, tiny_vit
 from vitbackbone import Preprocess, evaluate
 from vitbackbone.evaluation import read_results
@@ -200,25 +200,7 @@ def test_attentive_probes_run_and_are_saved(variant, imagenet, backbone, tmp_pat
 def others(tmp_path_factory) -> dict[str, Path]:
     """The other test sets of ImageNet."""
     root = tmp_path_factory.mktemp("others")
-    for label in range(4):
-        for i in range(2):
-            save(root / "v2" / "imagenetv2-matched-frequency-format-val" / str(label) / f"{i}.jpeg", label, 300 + i)
-    lists = [[i // 3] if i % 4 else [] for i in range(12)]
-    lists[1] = [3, 0]
-    (root / "real.json").write_text(json.dumps(lists))
-    from vitbackbone.evaluation.metrics.corruption import ALEXNET
-
-    for kind in ALEXNET:
-        for severity in range(1, 6):
-            save(root / "c" / kind / str(severity) / WNIDS[severity % 4] / "0.JPEG", severity % 4, severity)
-    return {
-        "imagenet-v2": root / "v2",
-        "imagenet-real": root / "real.json",
-        "imagenet-a": make_wnids(root / "a"),
-        "imagenet-r": make_wnids(root / "r", WNIDS[:2]),
-        "imagenet-sketch": make_wnids(root / "sketch", WNIDS),
-        "imagenet-c": root / "c",
-    }
+    return {name: make(root / name) for name, make in OTHERS.items()}
 
 
 def test_one_fit_serves_every_test_set_of_imagenet(imagenet, others, backbone, tmp_path) -> None:
@@ -271,12 +253,11 @@ def test_corruption_errors_are_weighed_by_alexnets(imagenet, others, backbone, t
     assert results["imagenet-c"].value() == pytest.approx(100 * np.mean(ratios), abs=1e-6)
 
 
-def test_low_shot_reads_the_lists_of_simclr(imagenet, backbone, tmp_path) -> None:
-    names = [f"{wnid}_{i}.JPEG" for wnid in WNIDS for i in (1, 3)]
-    (tmp_path / "1percent.txt").write_text("\n".join(names))
-    data = {"imagenet": imagenet, "imagenet-1percent": tmp_path / "1percent.txt"}
+@pytest.mark.parametrize("variant", ["1percent", pytest.param("10percent", marks=pytest.mark.slow)])
+def test_low_shot_reads_the_lists_of_simclr(variant, imagenet, backbone, tmp_path) -> None:
+    data = {"imagenet": imagenet, f"imagenet-{variant}": make_list(tmp_path)}
     settings = {**SMALL, "fit.powers": "-1,1,2"}
-    options = {"variant": "1percent", "settings": settings, "progress": False}
+    options = {"variant": variant, "settings": settings, "progress": False}
     result = evaluate("low-shot", backbone, data, tmp_path / "out", **options)[0]
     dim = backbone.spec.dim
     (X, y), (Q, truth) = (embed(backbone, imagenet, split) for split in ("train", "val"))

@@ -261,8 +261,8 @@ def test_the_foreground_is_turned_to_the_side_of_the_centre():
     tokens = scene.reshape(196, 4) + np.random.default_rng(0).normal(0, 0.1, (196, 4)).astype(np.float32)
     for sign in (1, -1):
         mask = memory_bank.foreground(sign * tokens, grid, 10.0, 0.2, 0.35).reshape(grid)
-        assert mask[3:11, 3:11].all()  # dilated by a patch
-        assert mask.sum() == 64
+        assert mask[4:10, 3:11].all()  # dilated by a patch along the rows
+        assert mask.sum() == 48
 
 
 # ---- whitening -----------------------------------------------------------------------------------------------------

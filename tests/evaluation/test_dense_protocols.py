@@ -87,7 +87,7 @@ def test_retrieval(variant, backbone, tmp_path):
             square = Image.new("RGB", (40, 40))
             square.paste(small, ((40 - small.width) // 2, (40 - small.height) // 2))
             return features(backbone, pixels(square))[0].cls[0]
-        image.thumbnail((40, 40), Image.Resampling.LANCZOS, reducing_gap=None)
+        image.thumbnail((40, 40), Image.Resampling.LANCZOS)
         whole = pixels(image)
         whole = whole[..., : whole.shape[2] // 8 * 8, : whole.shape[3] // 8 * 8]
         total = 0

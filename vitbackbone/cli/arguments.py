@@ -295,10 +295,10 @@ def _add_evaluation(command: Command) -> None:
     p.add_argument("--limit", type=_positive, metavar="N", help=text)
     group = p.add_argument_group("how it runs")
     group.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images in one forward pass")
-    text = "processes that read images; 0 reads them in the main process"
+    text = "processes or threads that read images for each device; 0 reads them between forward passes"
     group.add_argument("--workers", type=_count, default=0, metavar="N", help=text)
     group.add_argument("--device", default="cpu", help=DEVICE)
-    text = "all, or several devices with commas, that extract features in parallel, one process each"
+    text = "all, or several devices with commas, that share the images; heads are trained on --device"
     group.add_argument("--devices", type=_devices, metavar="NAMES", help=text)
     add_json(p)
 

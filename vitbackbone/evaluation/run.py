@@ -1,23 +1,29 @@
 """A run of a protocol on a dataset: what its functions are given, and the stages that a killed run resumes."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from vitbackbone.contract import BackboneModule, fingerprint
+from vitbackbone.contract import BackboneModule, check_device, device_of, fingerprint
 from vitbackbone.evaluation.datasets import Layout, find_layout
+from vitbackbone.evaluation.dealing import deal
 from vitbackbone.evaluation.protocol import Protocol
 from vitbackbone.evaluation.settings import digest
 from vitbackbone.files import progress_bar, publish
+from vitbackbone.store import all_devices
 
 T = TypeVar("T")
+R = TypeVar("R")
 Arrays = Mapping[str, NDArray[Any]]
 CHUNK = 64  # items that `each` keeps in one file
 log = logging.getLogger("vitbackbone")
@@ -28,10 +34,17 @@ class Machine:
     """How a run computes. None of it changes a figure by more than rounding."""
 
     device: str = "cpu"
-    workers: int = 0  # processes that read images
+    workers: int = 0  # processes or threads that read images, for each device
     batch_size: int = 32  # images of one forward, where the protocol does not set it
     progress: bool = True
-    devices: Sequence[str] | Literal["all"] | None = None  # that extract in parallel, one process each
+    devices: Sequence[str] | Literal["all"] | None = None  # that share the images of a forward without training
+
+    def several(self) -> list[str]:
+        """Return the names of `devices`, none if only `device` computes. Raises `ValueError` if one is missing."""
+        found = all_devices() if self.devices == "all" else list(self.devices or ())
+        for each in found or [self.device]:
+            check_device(each)
+        return found
 
 
 @dataclass(eq=False)
@@ -72,6 +85,28 @@ class Run:
     def fingerprint(self) -> str:
         """SHA-256 of the backbone's weights and settings."""
         return fingerprint(self.backbone)
+
+    @contextmanager
+    def on_device(self) -> Iterator[BackboneModule]:
+        """Give the backbone in eval mode on the run's device. Its tensors may take part in autograd, unlike those of
+        `evaluating`."""
+        backbone = self.backbone
+        home = device_of(backbone) or torch.device("cpu")
+        modes = [(part, part.training) for part in backbone.modules()]
+        try:
+            for part, _ in modes:
+                part.training = False
+            yield backbone.to(self.machine.device)
+        finally:
+            for part, mode in modes:
+                part.training = mode
+            backbone.to(home)
+
+    @cached_property
+    def replicas(self) -> list["Run"]:
+        """This run for each of several devices, with its own copy of the backbone there; or this run alone."""
+        devices = self.machine.several()
+        return [replace(self, backbone=deepcopy(self.backbone).to(each)) for each in devices] or [self]
 
     def note(self, sentence: str) -> None:
         """Keep a sentence for the report, and log it."""
@@ -116,16 +151,55 @@ class Run:
                 bar.update(stop - start)
         return {each: np.concatenate([part[each] for part in parts]) for each in parts[0]} if parts else {}
 
-    def each(self, name: str, key: Sequence[Any], items: Sequence[T], compute: Callable[[T], Arrays]) -> Arrays:
+    def each(
+        self,
+        name: str,
+        key: Sequence[Any],
+        items: Sequence[T],
+        read: Callable[[T], R],
+        computing: Callable[["Run"], Callable[[R], Arrays]],
+    ) -> Arrays:
         """Compute arrays for each item, stacked on a new first axis. A killed run resumes behind the last 64 items.
 
+        `read`: turns an item into what is computed with, such as a photo; threads read the next items meanwhile.
+        `computing`: returns the function that computes for this run, or for a replica of it on one of several devices.
         Each item must give arrays of the same names and shapes. `key` is as for `stage`.
         """
 
-        def block(start: int, stop: int) -> Arrays:
-            return _stacked([*map(compute, items[start:stop])])
+        @cache
+        def computes() -> list[Callable[[R], Arrays]]:
+            return [computing(run) for run in self.replicas]
 
-        return self.blocks(name, key, len(items), CHUNK, block)
+        def block(start: int, stop: int) -> Arrays:
+            return _stacked(deal(read, items[start:stop], computes(), self.machine.workers))
+
+        with self.on_device():
+            return self.blocks(name, key, len(items), CHUNK, block)
+
+    def apart(
+        self, name: str, items: Mapping[T, Sequence[Any]], compute: Callable[["Run", T], Arrays]
+    ) -> dict[T, Arrays]:
+        """Compute arrays for each item, whose shapes may differ. A killed run resumes behind the finished items.
+
+        `items`: the key of each item, as for `stage`. `compute`: takes this run, or a replica of it on one of several
+        devices.
+        """
+        with (
+            self.on_device(),
+            progress_bar(what=name, shown=self.machine.progress, total=len(items)) as bar,
+        ):
+
+            def one(run: Run, item: T) -> Arrays:
+                found = self.stage(name, items[item], partial(compute, run, item))
+                bar.update()
+                return found
+
+            computes = [partial(one, run) for run in self.replicas]
+            return dict(zip(items, deal(_itself, list(items), computes), strict=True))
+
+
+def _itself(item: T) -> T:
+    return item
 
 
 def _stacked(rows: Sequence[Arrays]) -> Arrays:

@@ -44,10 +44,11 @@ def evaluate(
     `variant`: whose settings, such as "v2" or "v3"; by default the protocol's first. `settings`: settings to change,
     such as `{"fit.ks": "10,20"}`.
     `limit`: at most so many images of each part of a dataset. No published figure stands beside such a run.
-    `device`, `devices`, `workers`, `batch_size`, `progress`: as for `extract`. Classifiers are trained on `device`.
+    `device`, `devices`, `workers`, `batch_size`, `progress`: as for `extract`. Several devices share all images that
+    no head is trained on; heads are trained on `device`.
 
-    Raises `ValueError` on an unknown protocol, variant, dataset or setting, and on a dataset of another layout, before
-    anything is computed.
+    Raises `ValueError` on an unknown protocol, variant, dataset, setting or device, and on a dataset of another layout,
+    before anything is computed.
     """
     names = [protocols] if isinstance(protocols, str) else list(protocols)
     texts = {key: _text(value) for key, value in (settings or {}).items()}
@@ -60,11 +61,10 @@ def evaluate(
     folders = _folders(data, chosen)
     pairs = [(each, dataset) for each in chosen for dataset in own_datasets(each, folders)]
     machine = Machine(device, workers, batch_size, progress, devices)
+    machine.several()
     if out is None:
         with tempfile.TemporaryDirectory(prefix="vitbackbone-evaluate-") as folder:
-            return _run_all(
-                pairs, backbone, folders, Path(folder), limit, Machine(device, workers, batch_size, progress)
-            )
+            return _run_all(pairs, backbone, folders, Path(folder), limit, machine)
     return _run_all(pairs, backbone, folders, Path(out), limit, machine)
 
 

@@ -5,8 +5,7 @@ Axes: `B` batch.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +14,6 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vitbackbone.contract import BackboneModule
 from vitbackbone.evaluation.augmentation import Augmentation, Augmented, stream
 from vitbackbone.evaluation.datasets import Images
 from vitbackbone.evaluation.run import Run
@@ -23,6 +21,7 @@ from vitbackbone.files import progress_bar, publish
 from vitbackbone.images import Preprocess
 
 KEEP_SECONDS = 30.0  # between two checkpoints
+LOST = "rows_lost"
 log = logging.getLogger("vitbackbone")
 
 
@@ -60,19 +59,38 @@ def train(
     """
     images = images.limited(run.limit)
     file = run.file(name, *key, images.digest(), steps, batch, seed)
-    done = _resume(file, classifier)
-    if done >= steps:
-        return
+    done, lost = _resume(file, classifier)
+    if done < steps:
+        _train(run, name, images, augmentation, read, classifier, file, range(done, steps), batch, seed, lost)
+    if lost:
+        run.unreadable += sorted({f"training: {images.names[row]}" for row in lost} - {*run.unreadable})
+        run.note(f"{len(lost)} training images could not be read and are left out of the fit")
+
+
+def _train(
+    run: Run,
+    name: str,
+    images: Images,
+    augmentation: Augmentation,
+    read: Callable[[Tensor], Any],
+    classifier: Trained,
+    file: Path,
+    numbers: range,
+    batch: int,
+    seed: int,
+    lost: set[int],
+) -> None:
+    """Take the steps `numbers`, and keep checkpoints in `file`. Rows that cannot be read are added to `lost`."""
     preprocess = run.backbone.preprocess
     if not isinstance(preprocess, Preprocess):
         raise ValueError(f"{run.backbone.spec.name} reads several pictures of a photo, which no protocol defines")
-    augmentation = sized(run, augmentation)
-    dataset = Augmented(images, preprocess, augmentation, seed)
-    labels = torch.from_numpy(images.labels)
-    device, lost, kept = run.machine.device, set[int](), time.monotonic()
-    progress = progress_bar(what=name, shown=run.machine.progress, total=steps, initial=done, unit="step")
-    with progress as bar, on_device(run):
-        for number, part in enumerate(stream(dataset, done, steps, batch, run.machine.workers), done):
+    dataset = Augmented(images, preprocess, sized(run, augmentation), seed)
+    labels, device, kept = torch.from_numpy(images.labels), run.machine.device, time.monotonic()
+    batches = stream(dataset, numbers.start, numbers.stop, batch, run.machine.workers)
+    shown = run.machine.progress
+    progress = progress_bar(what=name, shown=shown, total=numbers.stop, initial=numbers.start, unit="step")
+    with progress as bar, run.on_device():
+        for number, part in zip(numbers, batches, strict=True):
             lost |= {*part.lost}
             if len(part.rows):
                 pixels = preprocess.normalise(part.pixels.to(device))
@@ -80,12 +98,9 @@ def train(
                     inputs = read(pixels)
                 classifier.step(inputs, labels[part.rows].to(device), number)
             bar.update()
-            if time.monotonic() - kept > KEEP_SECONDS or number + 1 == steps:
-                _keep(file, classifier, number + 1)
+            if time.monotonic() - kept > KEEP_SECONDS or number + 1 == numbers.stop:
+                _keep(file, classifier, lost, number + 1)
                 kept = time.monotonic()
-    if lost:
-        run.unreadable += sorted({f"training: {images.names[row]}" for row in lost} - {*run.unreadable})
-        run.note(f"{len(lost)} training images could not be read and are left out of the fit")
 
 
 def sized(run: Run, augmentation: Augmentation) -> Augmentation:
@@ -97,39 +112,22 @@ def sized(run: Run, augmentation: Augmentation) -> Augmentation:
     )
 
 
-@contextmanager
-def on_device(run: Run) -> Iterator[BackboneModule]:
-    """Give the backbone in eval mode on the run's device. Its tensors may take part in autograd, unlike those of
-    `evaluating`."""
-    backbone = run.backbone
-    home = next((each.device for each in backbone.parameters()), torch.device("cpu"))
-    modes = [(part, part.training) for part in backbone.modules()]
-    try:
-        for part, _ in modes:
-            part.training = False
-        yield backbone.to(run.machine.device)
-    finally:
-        for part, mode in modes:
-            part.training = mode
-        backbone.to(home)
-
-
-def _keep(file: Path, classifier: Trained, done: int) -> None:
+def _keep(file: Path, classifier: Trained, lost: set[int], done: int) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state().items()}
     with publish(file) as temporary:
-        temporary.write_bytes(save(tensors | {"steps_done": torch.tensor(done)}))
+        temporary.write_bytes(save(tensors | {"steps_done": torch.tensor(done), LOST: torch.tensor(sorted(lost))}))
 
 
-def _resume(file: Path, classifier: Trained) -> int:
-    """Load a checkpoint if there is one, and return how many steps it has done."""
+def _resume(file: Path, classifier: Trained) -> tuple[int, set[int]]:
+    """Load a checkpoint if there is one. Return how many steps it has done, and the rows that it could not read."""
     try:
         tensors = load(file.read_bytes())
         classifier.load(tensors)
+        done, lost = int(tensors["steps_done"]), {*tensors[LOST].tolist()}
     except FileNotFoundError:
-        return 0
+        return 0, set()
     except Exception as error:  # a damaged file raises anything
         log.warning("%s is damaged (%s); the training starts again", file, error)
-        return 0
-    done = int(tensors["steps_done"])
+        return 0, set()
     log.info("%s: resumed at step %d", file.name, done)
-    return done
+    return done, lost

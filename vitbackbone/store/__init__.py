@@ -5,6 +5,7 @@ from vitbackbone.store.cluster import RayCluster
 from vitbackbone.store.formats import FORMATS, export
 from vitbackbone.store.groups import copies, groups_by
 from vitbackbone.store.photos import ReadPhoto, read_photos, source_files
+from vitbackbone.store.processes import all_devices
 from vitbackbone.store.prune import prune
 from vitbackbone.store.run import extract
 from vitbackbone.store.slices import Slice
@@ -19,6 +20,7 @@ __all__ = [
     "RayCluster",
     "ReadPhoto",
     "Slice",
+    "all_devices",
     "copies",
     "embed_batch",
     "export",

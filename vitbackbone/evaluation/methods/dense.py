@@ -3,8 +3,8 @@
 Axes: `B` batch, `K` classes or one depth, `H W` pixels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,6 @@ def predict(
     return F.interpolate(head.maps(*features), size, mode="bilinear", align_corners=False)
 
 
-@contextmanager
-def still(backbone: BackboneModule) -> Iterator[None]:
-    """Keep the backbone in eval mode while the body runs."""
-    modes = [(part, part.training) for part in backbone.modules()]
-    backbone.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
 class Training:
     """The training of one head, whose states at several steps are stages of a run.
 
@@ -79,7 +67,7 @@ class Training:
         file = self.run.file("head", *self.key, stop)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            head = self.make().to(device_of(self.run.backbone) or torch.device("cpu"))
+            head = self.make().to(self.run.machine.device)
         if file.is_file():
             head.load_state_dict(load(file.read_bytes()))
         else:
@@ -89,13 +77,18 @@ class Training:
         self._made = (stop, head.eval())
         return head
 
+    def on(self, run: Run, stop: int) -> DenseHead:
+        """Return the head after `stop` steps where the run's backbone is: the head itself, or a copy for a replica."""
+        head = self.at(stop)
+        return head if run is self.run else deepcopy(head).to(device_of(run.backbone) or torch.device("cpu"))
+
     def _train(self, head: DenseHead, stop: int) -> None:
         machine = self.run.machine
         checkpoint = self.run.file("training", *self.key)
         loop = Loop(
             stop, self.batch_size, self.seed, checkpoint, CHECKPOINTS, max(machine.workers, 0), machine.progress
         )
-        with still(self.run.backbone):
+        with self.run.on_device():
             train(head, self.sample, self.count, lambda rows, step: self.loss(head, rows, step), self.optimiser, loop)
 
     def publish_head(self, stop: int, name: str) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BLOCK = 1 << 24  # similarities that are held at once
-THREE = np.ones((3, 3), dtype=bool)
+THREE = np.ones(3, dtype=bool)
 
 
 def rotations(photo: UInt8[np.ndarray, "H W 3"], count: int) -> list[UInt8[np.ndarray, "H W 3"]]:
@@ -64,13 +64,14 @@ def foreground(
     """Return the patches that show the object: those whose first principal component is above a threshold.
 
     (dammsi/AnomalyDINO, src/backbones.py) If at most a share `least` of the centre is chosen, the sign is turned. The
-    centre leaves out a share `border` at each side. The mask is dilated, then closed, by 3 x 3 patches.
+    centre leaves out a share `border` at each side. The mask is dilated, then closed, by a patch in each direction of
+    the row, and from the end of a row to the start of the next: the authors' code has the patches in one column there.
     """
     component = PCA(n_components=1, svd_solver="randomized", random_state=0).fit_transform(patches)[:, 0]
-    mask = (component > threshold).reshape(grid)
+    mask = component > threshold
     rows, columns = (slice(int(side * border), int(side * (1 - border))) for side in grid)
-    centre = mask[rows, columns]
+    centre = mask.reshape(grid)[rows, columns]
     if centre.sum() <= centre.size * least:
-        mask = (-component > threshold).reshape(grid)
+        mask = -component > threshold
     mask = binary_dilation(binary_dilation(mask, THREE), THREE)
-    return binary_erosion(mask, THREE, border_value=1).reshape(-1)
+    return binary_erosion(mask, THREE, border_value=1)

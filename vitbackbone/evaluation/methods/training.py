@@ -1,7 +1,7 @@
 """Training of a dense head on a frozen backbone, resumed from its last checkpoint to the same result."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from vitbackbone.evaluation.dealing import ahead
 from vitbackbone.evaluation.methods.schedules import Schedule
 from vitbackbone.files import progress_bar, publish
 
@@ -93,26 +94,18 @@ def train(
 def _batches(
     sample: Callable[[int, np.random.Generator], Sample], count: int, steps: range, loop: Loop
 ) -> Iterator[Rows]:
-    """Yield the batch of each step. Threads make the next one meanwhile."""
+    """Yield the batch of each step. Threads make the next samples meanwhile."""
 
-    def make(step: int, place: int, row: int) -> Sample:
+    size = loop.batch_size
+
+    def make(job: tuple[int, int, int]) -> Sample:
+        step, place, row = job
         return sample(row, np.random.default_rng([loop.seed, 1, step, place]))
 
-    def jobs(step: int) -> list[tuple[int, int, int]]:
-        return [(step, place, row) for place, row in enumerate(rows_of(step, count, loop.batch_size, loop.seed))]
-
-    if not loop.workers:
-        for step in steps:
-            yield [make(*job) for job in jobs(step)]
-        return
-    with ThreadPoolExecutor(loop.workers) as pool:
-        ahead: list[list[Future[Sample]]] = []
-        for step in steps:
-            ahead.append([pool.submit(make, *job) for job in jobs(step)])
-            if len(ahead) == 2:
-                yield [each.result() for each in ahead.pop(0)]
-        for futures in ahead:
-            yield [each.result() for each in futures]
+    jobs = ((step, place, row) for step in steps for place, row in enumerate(rows_of(step, count, size, loop.seed)))
+    samples = ahead(make, jobs, loop.workers)
+    for _ in steps:
+        yield list(itertools.islice(samples, size))
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Few-shot anomaly detection by nearest patches: MVTec AD (Damm et al. 2025, AnomalyDINO)."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.mvtec import Anomalies, Category
 from vitbackbone.evaluation.datasets.photos import open_photo
+from vitbackbone.evaluation.dealing import ahead
 from vitbackbone.evaluation.methods.inputs import (
     features_of,
     normalised,
@@ -30,9 +32,8 @@ from vitbackbone.evaluation.metrics.regions import pro
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
-from vitbackbone.files import progress_bar
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,16 @@ class Metric:
     limit: float = setting(0.3, "most false positive rate of PRO")
 
 
-def patches(run: Run, photo: Image.Image) -> Float[Tensor, "D h w"]:
-    """Return the patches of a photo, cut at the right and bottom to whole patches."""
-    backbone, view = run.backbone, run.protocol.view
-    shown = resize(photo, short_side(size_of(photo), view.short), "bicubic")
-    image = normalised(whole_patches(shown, backbone.spec.stride), backbone)[None]
-    norm = run.protocol.features.norm and backbone.spec.has_norm
-    return features_of(backbone, image, [-1], norm)[0].patches[0].float()
+def image_of(run: Run, photo: Image.Image) -> Float[Tensor, "3 H W"]:
+    """Return the input of a photo, cut at the right and bottom to whole patches."""
+    shown = resize(photo, short_side(size_of(photo), run.protocol.view.short), "bicubic")
+    return normalised(whole_patches(shown, run.backbone.spec.stride), run.backbone)
+
+
+def patches(run: Run, image: Float[Tensor, "3 H W"]) -> Float[Tensor, "D h w"]:
+    """Return the patches of an input."""
+    norm = run.protocol.features.norm and run.backbone.spec.has_norm
+    return features_of(run.backbone, image[None], [-1], norm)[0].patches[0].float()
 
 
 def bank(run: Run, category: Category, seed: int) -> Float[Tensor, "R D"]:
@@ -94,17 +98,22 @@ def bank(run: Run, category: Category, seed: int) -> Float[Tensor, "R D"]:
     found = []
     for name in names:
         for turned in rotations(np.asarray(open_photo(category.root / name)), fit.rotations):
-            found.append(F.normalize(patches(run, Image.fromarray(turned)).flatten(1).T, dim=1))
+            image = image_of(run, Image.fromarray(turned))
+            found.append(F.normalize(patches(run, image).flatten(1).T, dim=1))
     return torch.cat(found)
 
 
 def measure(run: Run, category: Category, seed: int) -> Arrays:
     """Return the distance of each patch of each test photo, (h, w), 0 where the background is masked."""
     fit, found = run.protocol.fit, {}
+
+    def read(name: str) -> Float[Tensor, "3 H W"]:
+        return image_of(run, open_photo(category.root / name))
+
     with evaluating(run.backbone):
         sound = bank(run, category, seed)
-        for index, name in enumerate(category.test):
-            seen = patches(run, open_photo(category.root / name))
+        for index, image in enumerate(ahead(read, category.test, run.machine.workers)):
+            seen = patches(run, image)
             grid, tokens = (seen.shape[1], seen.shape[2]), seen.flatten(1).T
             far = distances(F.normalize(tokens, dim=1), sound).double().cpu().numpy()
             if category.name in fit.masked:
@@ -142,18 +151,20 @@ def score(run: Run) -> Sequence[Score]:
     if run.limit is not None:
         run.note("every category is measured whole; --limit takes the first categories")
     categories = list(data.categories)[: run.limit]
-    table = np.zeros((len(fit.seeds), len(categories), len(NAMES)))
-    jobs = [(i, j) for i in range(len(fit.seeds)) for j in range(len(categories))]
-    for i, j in progress_bar(jobs, "comparing", run.machine.progress, unit="category"):
-        category, seed = categories[j], fit.seeds[i]
-        key = ["anomaly", protocol.view, protocol.features, replace(fit, seeds=()), seed, category.digest()]
-        found = run.stage("distances", key, lambda c=category, s=seed: measure(run, c, s))  # type: ignore[misc]
-        kept = run.stage(
-            "anomalies",
-            [*key, protocol.metric],
-            lambda c=category, f=found: {"figures": np.array(figures(run, c, dict(f)))},  # type: ignore[misc]
-        )
-        table[i, j] = kept["figures"]
+    jobs = list(itertools.product(fit.seeds, categories))
+    key = ["anomaly", protocol.view, protocol.features, replace(fit, seeds=())]
+    keys = {(seed, category): [*key, seed, category.digest()] for seed, category in jobs}
+
+    def compared(replica: Run, job: tuple[int, Category]) -> Arrays:
+        return measure(replica, job[1], job[0])
+
+    found = run.apart("distances", keys, compared)
+
+    def measured(replica: Run, job: tuple[int, Category]) -> Arrays:
+        return {"figures": np.array(figures(replica, job[1], found[job]))}
+
+    kept = run.apart("anomalies", {job: [*each, protocol.metric] for job, each in keys.items()}, measured)
+    table = np.stack([kept[job]["figures"] for job in jobs]).reshape(len(fit.seeds), len(categories), len(NAMES))
     return _scores(table, categories)
 
 
@@ -194,6 +205,7 @@ AGNOSTIC = Protocol(
         "Figures are means over categories, and over seeds that take other sound photos.",
         "PRO gives each connected defect the same weight, whatever its size, and stops at a false positive rate of .3.",
         "The sign of a principal component is free; where too little of the centre is object, it is turned.",
+        "The mask of the object is dilated along rows alone: the authors' code has the patches in one column there.",
         "Copies are turned with exact coordinates; OpenCV rounds them to 1/32 of a pixel.",
     ),
 )

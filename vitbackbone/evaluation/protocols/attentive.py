@@ -7,20 +7,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from heads import Head, create_head
 from vitbackbone.contract import Features
 from vitbackbone.evaluation.augmentation import Augmentation
 from vitbackbone.evaluation.datasets import Images
+from vitbackbone.evaluation.dealing import ahead
 from vitbackbone.evaluation.metrics.accuracy import in_top, ranked
 from vitbackbone.evaluation.metrics.intervals import WILSON, wilson
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import plain, setting
 from vitbackbone.evaluation.trained_heads import keep_head
-from vitbackbone.evaluation.training import on_device, train
+from vitbackbone.evaluation.training import train
 from vitbackbone.evaluation.views import CropView
 from vitbackbone.images import ImageError, open_image
 
@@ -148,16 +149,21 @@ def _classified(run: Run, key: list[Any], images: Images, head: Head) -> Int[np.
     preprocess = run.protocol.view.preprocess(run.backbone)
     count = max(run.protocol.metric.top)
 
+    def read(row: int) -> Float[Tensor, "3 H W"] | None:
+        source = images.root / images.names[row] if images.pixels is None else images.pixels[row]
+        try:
+            return preprocess.normalise(preprocess.pixels(open_image(source)))
+        except (OSError, ImageError):
+            return None
+
     def block(start: int, stop: int) -> dict[str, np.ndarray]:
         found = np.full((stop - start, min(count, len(images.classes))), -1)
-        kept, pixels = [], []
-        for row in range(start, stop):
-            source = images.root / images.names[row] if images.pixels is None else images.pixels[row]
-            try:
-                pixels.append(preprocess.normalise(preprocess.pixels(open_image(source))))
-            except (OSError, ImageError):
-                continue
-            kept.append(row - start)
+        kept: list[int] = []
+        pixels: list[Tensor] = []
+        for row, image in zip(range(start, stop), ahead(read, range(start, stop), run.machine.workers), strict=True):
+            if image is not None:
+                pixels.append(image)
+                kept.append(row - start)
         for first in range(0, len(kept), run.machine.batch_size):
             part = slice(first, first + run.machine.batch_size)
             batch = torch.stack(pixels[part]).to(run.machine.device)
@@ -166,7 +172,7 @@ def _classified(run: Run, key: list[Any], images: Images, head: Head) -> Int[np.
                 found[kept[part]] = ranked(head(*features).float().cpu().numpy(), count)
         return {"ranks": found}
 
-    with on_device(run):
+    with run.on_device():
         return run.blocks("attentive-test", key, len(images), ROWS, block)["ranks"]
 
 

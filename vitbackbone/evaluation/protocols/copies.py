@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 from torch.nn import functional as F
 
 from vitbackbone.contract import evaluating
@@ -60,23 +62,27 @@ class Metric:
     depth: int = setting(20, "ranks that are looked at; a positive farther down counts as missed")
 
 
-def vector(run: Run, path: Path) -> Float[np.ndarray, " D"]:
-    """Return the vector of a photo."""
-    view, reads = run.protocol.view, run.protocol.features
-    image = normalised(resize(open_photo(path), (view.size, view.size), "bicubic"), run.backbone)[None]
+def vector(run: Run, image: Float[Tensor, "1 3 H W"]) -> dict[str, Float[np.ndarray, " D"]]:
+    """Return the vector of an input."""
+    reads = run.protocol.features
     with evaluating(run.backbone):
         features = last(run.backbone, image)
         found = vectors(features)[0].float()
         if reads.parts == "cls+gem":
             patches = features.patches[0].float().clamp(min=reads.least)
             found = torch.cat([found, patches.pow(reads.power).mean(dim=(1, 2)).pow(1 / reads.power)])
-    return found.cpu().numpy()
+    return {"vector": found.cpu().numpy()}
 
 
 def extract(run: Run, root: Path, names: Sequence[str], what: str) -> Float[np.ndarray, "N D"]:
     """Return the vectors of photos."""
     key = ["copies", run.protocol.view, run.protocol.features, list(names)]
-    return run.each(what, key, names, lambda name: {"vector": vector(run, root / name)})["vector"]
+    side = run.protocol.view.size
+
+    def read(name: str) -> Float[Tensor, "1 3 H W"]:
+        return normalised(resize(open_photo(root / name), (side, side), "bicubic"), run.backbone)[None]
+
+    return run.each(what, key, names, read, lambda replica: partial(vector, replica))["vector"]
 
 
 def ranked(

@@ -2,9 +2,9 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +33,7 @@ from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
 
 MEANS: tuple[Mean, ...] = ("pair", "point", "category")
-HELD = 128  # feature maps that are kept in memory
+HELD = 128  # photos, and feature maps, that are kept in memory
 Points = Float[np.ndarray, "K 2"]
 
 
@@ -83,7 +83,7 @@ class Metric:
     seed: int = setting(20, "seed of that draw, from pairs sorted by name")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shown:
     """A photo in its view, and how points get there."""
 
@@ -122,22 +122,21 @@ def placed(points: Points, shown: Shown, view: View) -> Points:
 class Matcher:
     """The distances of the keypoints that are found in a pair's target from the true ones."""
 
-    def __init__(self, run: Run, data: Correspondences, norm: bool) -> None:
-        self.run, self.data, self.norm = run, data, norm and run.backbone.spec.has_norm
+    def __init__(self, run: Run, norm: bool) -> None:
+        self.run, self.norm = run, norm and run.backbone.spec.has_norm
         self.features = lru_cache(HELD)(self._features)
 
-    def _features(self, name: str) -> tuple[Shown, Float[Tensor, "D h w"]]:
+    def _features(self, shown: Shown) -> Float[Tensor, "D h w"]:
         backbone = self.run.backbone
-        shown = show(open_photo(self.data.root / name), self.run.protocol.view, backbone.spec.stride)
         with evaluating(backbone):
             features = features_of(backbone, normalised(shown.image, backbone)[None], [-1], self.norm)[0]
-            return shown, F.normalize(features.patches[0].float(), dim=0)
+            return F.normalize(features.patches[0].float(), dim=0)
 
-    def distances(self, pair: Pair) -> Float[np.ndarray, " K"]:
+    def distances(self, pair: Pair, source: Shown, target: Shown) -> Float[np.ndarray, " K"]:
         """Return the distance of each keypoint in pixels of the target's photo."""
         protocol, stride = self.run.protocol, self.run.backbone.spec.stride
         how, view = protocol.fit, protocol.view
-        (source, features), (target, others) = self.features(pair.source), self.features(pair.target)
+        features, others = self.features(source), self.features(target)
         with torch.inference_mode():
             extent = np.array([features.shape[2], features.shape[1]]) * stride
             at = torch.from_numpy(placed(pair.source_points, source, view) / extent).to(features)
@@ -170,16 +169,28 @@ def score(run: Run) -> Sequence[Score]:
     if run.limit is not None:
         pairs = random.Random(0).sample(pairs, min(run.limit, len(pairs)))
     most = max(len(each.source_points) for each in pairs)
-    found = []
-    for norm in dict.fromkeys(norm and run.backbone.spec.has_norm for norm in protocol.features.norms):
-        matcher = Matcher(run, data, norm)
-        key = ["correspondence", protocol.view, protocol.features.read, protocol.fit, norm, data.digest()]
 
-        def one(pair: Pair, matcher: Matcher = matcher) -> dict[str, Float[np.ndarray, " K"]]:
-            distances = matcher.distances(pair)
+    @lru_cache(HELD)
+    def shown(name: str) -> Shown:
+        return show(open_photo(data.root / name), protocol.view, run.backbone.spec.stride)
+
+    def read(pair: Pair) -> tuple[Pair, Shown, Shown]:
+        return pair, shown(pair.source), shown(pair.target)
+
+    def computing(run: Run, norm: bool) -> Callable[[tuple[Pair, Shown, Shown]], dict[str, Float[np.ndarray, " K"]]]:
+        matcher = Matcher(run, norm)
+
+        def one(photos: tuple[Pair, Shown, Shown]) -> dict[str, Float[np.ndarray, " K"]]:
+            distances = matcher.distances(*photos)
             return {"distance": np.pad(distances, (0, most - len(distances)), constant_values=np.nan)}
 
-        distances = run.each("matching", [*key, [each.name for each in pairs]], pairs, one)["distance"]
+        return one
+
+    found = []
+    for norm in dict.fromkeys(norm and run.backbone.spec.has_norm for norm in protocol.features.norms):
+        key = ["correspondence", protocol.view, protocol.features.read, protocol.fit, norm, data.digest()]
+        key.append([each.name for each in pairs])
+        distances = run.each("matching", key, pairs, read, partial(computing, norm=norm))["distance"]
         found.append((*_measured(pairs, distances, protocol), norm))
     _, scores, norm = max(found, key=lambda each: each[0])
     if len(found) > 1:

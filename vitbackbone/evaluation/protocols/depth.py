@@ -1,6 +1,6 @@
 """Monocular depth with a linear head over bins: NYU Depth v2 and KITTI."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -217,12 +217,21 @@ def score(run: Run) -> Sequence[Score]:
         fit.seed,
     )
 
-    def one(row: int) -> dict[str, Float[np.ndarray, " E"]]:
-        photo, truth = cut(tested.photo(row), data.depth(tested, row), protocol.view.crop)
-        errors = depth_errors(depth_of(run, training.at(fit.steps), photo), truth, counted(truth, metric))
-        return {"errors": np.array([errors[name] for name in NAMES])}
+    def read(row: int) -> tuple[Image.Image, NDArray[Any]]:
+        return cut(tested.photo(row), data.depth(tested, row), protocol.view.crop)
 
-    measured = run.each("measuring", [*training.key, metric, tested.digest(), protocol.view], range(len(tested)), one)
+    def computing(run: Run) -> Callable[[tuple[Image.Image, NDArray[Any]]], dict[str, NDArray[Any]]]:
+        head = training.on(run, fit.steps)
+
+        def one(pair: tuple[Image.Image, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            photo, truth = pair
+            errors = depth_errors(depth_of(run, head, photo), truth, counted(truth, metric))
+            return {"errors": np.array([errors[name] for name in NAMES])}
+
+        return one
+
+    key = [*training.key, metric, tested.digest(), protocol.view]
+    measured = run.each("measuring", key, range(len(tested)), read, computing)
     training.publish_head(fit.steps, f"{protocol.name}-{protocol.variant}-{run.dataset}")
     return _scores(measured["errors"])
 

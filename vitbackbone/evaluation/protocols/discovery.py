@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -54,16 +55,15 @@ def feature_map(run: Run, image: Float[Tensor, "3 H W"]) -> Float[Tensor, "D h w
         return last(run.backbone, image[None]).patches[0].float()
 
 
-def boxes(run: Run, data: Boxed, row: int) -> dict[str, Float[np.ndarray, "T 4"]]:
+def boxes(run: Run, image: Float[Tensor, "3 H W"]) -> dict[str, Float[np.ndarray, "T 4"]]:
     """Return the box of a photo for each threshold; there is one for LOST."""
     fit, stride = run.protocol.fit, run.backbone.spec.stride
-    photo = open_photo(data.root / data.photos[row])
-    features = feature_map(run, normalised(photo, run.backbone))
+    features = feature_map(run, image)
     if fit.method == "lost":
         masks = [lost(features, fit.k)]
     else:
         masks = [tokencut(features, tau, fit.epsilon) for tau in fit.tau]
-    return {"box": np.stack([box_of(mask, stride, (photo.height, photo.width)) for mask in masks])}
+    return {"box": np.stack([box_of(mask, stride, (image.shape[1], image.shape[2])) for mask in masks])}
 
 
 def score(run: Run) -> Sequence[Score]:
@@ -72,11 +72,16 @@ def score(run: Run) -> Sequence[Score]:
     count = len(data.photos)
     rows = np.arange(count) if run.limit is None else np.random.RandomState(0).permutation(count)[: run.limit]
     key: list[Any] = ["discovery", run.protocol.features, run.protocol.fit, data.digest()]
-    found = run.each("discovering", key, np.sort(rows).tolist(), lambda row: boxes(run, data, row))["box"]
+    chosen = np.sort(rows).tolist()
+
+    def read(row: int) -> Float[Tensor, "3 H W"]:
+        return normalised(open_photo(data.root / data.photos[row]), run.backbone)
+
+    found = run.each("discovering", key, chosen, read, lambda replica: partial(boxes, replica))["box"]
     right = np.array(
         [
             [is_found(box, data.boxes[row], run.protocol.metric.iou) for box in each]
-            for row, each in zip(np.sort(rows).tolist(), found, strict=True)
+            for row, each in zip(chosen, found, strict=True)
         ]
     ).sum(axis=0)
     best = int(right.argmax())

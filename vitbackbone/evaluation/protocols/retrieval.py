@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -61,20 +62,22 @@ def shown(photo: Image.Image, view: View, stride: int) -> Image.Image:
     if view.fit == "square":
         return centre_crop(resize(photo, long_side(size, view.size), view.filter), (view.size, view.size))
     small = photo.copy()
-    small.thumbnail((view.size, view.size), Image.Resampling[view.filter.upper()], reducing_gap=None)
+    small.thumbnail((view.size, view.size), Image.Resampling[view.filter.upper()])
     return whole_patches(small, stride)
 
 
-def vector(run: Run, photo: Image.Image) -> Float[np.ndarray, " D"]:
-    """Return the mean vector of a photo over the scales."""
-    view = run.protocol.view
-    stride = run.backbone.spec.stride
-    image = normalised(shown(photo, view, stride), run.backbone)[None]
+def image_of(run: Run, photo: Image.Image) -> Float[Tensor, "1 3 H W"]:
+    """Return the input of a photo."""
+    return normalised(shown(photo, run.protocol.view, run.backbone.spec.stride), run.backbone)[None]
+
+
+def vector(run: Run, image: Float[Tensor, "1 3 H W"]) -> dict[str, Float[np.ndarray, " D"]]:
+    """Return the mean vector of an input over the scales."""
     found = []
     with evaluating(run.backbone):
-        for scale in view.scales:
-            found.append(vectors(last(run.backbone, _scaled(image, scale, stride)))[0].float())
-    return torch.stack(found).mean(dim=0).cpu().numpy()
+        for scale in run.protocol.view.scales:
+            found.append(vectors(last(run.backbone, _scaled(image, scale, run.backbone.spec.stride)))[0].float())
+    return {"vector": torch.stack(found).mean(dim=0).cpu().numpy()}
 
 
 def _scaled(image: Float[Tensor, "1 3 H W"], scale: float, stride: int) -> Float[Tensor, "1 3 h w"]:
@@ -122,10 +125,15 @@ def score(run: Run) -> Sequence[Score]:
     if run.limit is not None:
         run.note("the whole database is ranked, so --limit leaves queries out and no photo")
     rows = range(len(data.queries) if run.limit is None else min(run.limit, len(data.queries)))
-    queries = run.each("queries", key, rows, lambda row: {"vector": vector(run, query_photo(run, data, row))})
-    database = run.each(
-        "database", key, data.photos, lambda name: {"vector": vector(run, open_photo(data.root / name))}
-    )
+
+    def query(row: int) -> Float[Tensor, "1 3 H W"]:
+        return image_of(run, query_photo(run, data, row))
+
+    def photo(name: str) -> Float[Tensor, "1 3 H W"]:
+        return image_of(run, open_photo(data.root / name))
+
+    queries = run.each("queries", key, rows, query, lambda replica: partial(vector, replica))
+    database = run.each("database", key, data.photos, photo, lambda replica: partial(vector, replica))
     order = rankings(queries["vector"], database["vector"])
     ks, found = run.protocol.metric.at, []
     for difficulty in DIFFICULTIES:

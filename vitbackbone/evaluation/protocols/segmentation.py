@@ -1,7 +1,7 @@
 """Semantic segmentation with a linear head on frozen features: ADE20k, Pascal VOC 2012, Cityscapes."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -191,12 +191,20 @@ def trainings(run: Run, data: Segmentation, split: Pairs) -> Iterator[tuple[dict
 def measure(run: Run, data: Segmentation, split: Pairs, training: Training, stop: int) -> NDArray[Any]:
     """Return the `areas` of each photo, (N, 3, K)."""
 
-    def one(row: int) -> dict[str, NDArray[Any]]:
-        predicted = classes_of(run, training.at(stop), split.photo(row))
-        return {"areas": areas(predicted, data.labels(split, row), len(data.classes), IGNORED)}
+    def read(row: int) -> tuple[Image.Image, NDArray[Any]]:
+        return split.photo(row), data.labels(split, row)
+
+    def computing(run: Run) -> Callable[[tuple[Image.Image, NDArray[Any]]], dict[str, NDArray[Any]]]:
+        head = training.on(run, stop)
+
+        def one(pair: tuple[Image.Image, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            photo, labels = pair
+            return {"areas": areas(classes_of(run, head, photo), labels, len(data.classes), IGNORED)}
+
+        return one
 
     key = [*training.key, run.protocol.view, split.digest(), stop]
-    return run.each("segmenting", key, range(len(split)), one)["areas"]
+    return run.each("segmenting", key, range(len(split)), read, computing)["areas"]
 
 
 def score(run: Run) -> Sequence[Score]:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.davis import Video, Videos
 from vitbackbone.evaluation.datasets.photos import open_photo
+from vitbackbone.evaluation.dealing import ahead
 from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.inputs import (
     last,
@@ -29,7 +30,6 @@ from vitbackbone.evaluation.metrics.masks import contour_f, jaccard
 from vitbackbone.evaluation.protocol import Nothing, Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
-from vitbackbone.files import progress_bar
 
 PATCH = 16
 
@@ -77,25 +77,29 @@ class Tracker:
     def __init__(self, run: Run, video: Video) -> None:
         self.run, self.video = run, video
 
-    def features(self, frame: int) -> Float[Tensor, "D h w"]:
-        """Return the normed patches of a frame, of length 1."""
+    def image(self, frame: int) -> Float[Tensor, "3 H W"]:
+        """Return the input of a frame."""
         view, backbone = self.run.protocol.view, self.run.backbone
         photo = open_photo(self.video.root / self.video.frames[frame])
         size = input_size(size_of(photo), view, backbone.spec.stride)
         shown = resize_aliased(photo, size) if view.resizing == "opencv" else resize(photo, size, "bicubic")
-        features = last(backbone, normalised(shown, backbone, view.std or None)[None])
-        return F.normalize(features.patches[0].float(), dim=0)
+        return normalised(shown, backbone, view.std or None)
+
+    def features(self, image: Float[Tensor, "3 H W"]) -> Float[Tensor, "D h w"]:
+        """Return the normed patches of a frame, of length 1."""
+        return F.normalize(last(self.run.backbone, image[None]).patches[0].float(), dim=0)
 
     def masks(self) -> list[UInt8[np.ndarray, "H W"]]:
         """Return the object of each pixel of each frame. The first is the given one."""
         fit, first = self.run.protocol.fit, self.video.mask(0)
         objects, found = int(first.max()), [first]
+        images = ahead(self.image, range(len(self.video.frames)), self.run.machine.workers)
         with evaluating(self.run.backbone):
-            features = self.features(0)
+            features = self.features(next(images))
             labels = one_hot(self._small(first, (features.shape[1], features.shape[2])), objects).to(features)
             start, recent = (features, labels), [(features, labels)][:0]
-            for frame in range(1, len(self.video.frames)):
-                features = self.features(frame)
+            for image in images:
+                features = self.features(image)
                 context = [start, *recent]
                 labels = propagate(
                     features,
@@ -144,11 +148,10 @@ def score(run: Run) -> Sequence[Score]:
         run.note(sentence)
     videos = list(data.sequences)[: run.limit]
     key = ["tracking", run.protocol.view, run.protocol.fit, data.digest()]
-    found = []
-    for video in progress_bar(videos, "tracking", run.machine.progress, unit="video"):
-        found.append(
-            run.stage("tracking", [*key, video.name], lambda video=video: measure(video, Tracker(run, video).masks()))  # type: ignore[misc]
-        )
+    items = {video: [*key, video.name] for video in videos}
+    found = run.apart(
+        "tracking", items, lambda replica, video: measure(video, Tracker(replica, video).masks())
+    ).values()
     j, f = (np.concatenate([each[name].mean(axis=1) for each in found]) for name in ("j", "f"))
     both, method = (j + f) / 2, resampled.METHOD.format(of="objects")
     low, high = resampled.mean_interval(both)
