@@ -148,6 +148,23 @@ def test_a_damaged_table_of_the_last_snapshot_is_written_again(
     np.testing.assert_array_equal(store.cls, FeatureStore(whole).cls)
 
 
+@pytest.mark.promise(3)
+def test_rows_that_are_planned_anew_get_no_old_result(photos: Path, tmp_path: Path) -> None:
+    """The new plan has other images in the shards of the same numbers."""
+    out = tmp_path / "f"
+    save(photos / "cat" / "00.png", 99)
+    extract(backbone(), photos, out, shard_size=3)
+    (photos / "cat" / "00.png").unlink()
+    name = history(out)[0].rows[0].name
+    spoiled(out / "objects" / name[:2] / name, "flipped bit")
+    store = extract(backbone(), photos, out, shard_size=3)
+    expected = extract(backbone(), photos, tmp_path / "whole", shard_size=3)
+    assert store.paths == expected.paths
+    np.testing.assert_array_equal(store.cls, expected.cls)
+    prune(out)
+    assert verify(out).problems == ()
+
+
 @pytest.mark.promise(29)
 @pytest.mark.parametrize("kind", cases(DAMAGE, {"flipped bit"}))
 def test_a_damaged_old_snapshot_is_named_and_pruned(photos: Path, tmp_path: Path, kind: str) -> None:

@@ -150,8 +150,9 @@ def _known(storage: Storage, last: Snapshot | None, class_names: Sequence[str], 
             storage.delete(done_key(key))  # damaged, or worth another try by this run
     whole = pc.invert(pc.is_in(results["features"].cast(pa.string()), value_set=pa.array(sorted(broken), pa.string())))
     names = class_names_of(storage, last, class_names)
-    next_shard = last.next_shard if len(rows) else 0  # all anew, as in the first run
-    return Known(rows, results.filter(whole), names, next_shard, frozenset(lost))
+    if not len(rows):  # all is planned anew, as in the first run; no result may meet another row of its number
+        return Known(rows, encoded(RESULTS.empty_table()), names, 0, frozenset(lost))
+    return Known(rows, results.filter(whole), names, last.next_shard, frozenset(lost))
 
 
 def next_snapshot(
