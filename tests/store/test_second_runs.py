@@ -15,7 +15,7 @@ from tests.helpers import cases
 from tests.store.small import TINY, Watched, backbone, contents, features_of, objects, picture, save, write_list
 from vitbackbone.contract.features import Features
 from vitbackbone.contract.geometry import Images
-from vitbackbone.files import publish
+from vitbackbone.files import LocalStorage, publish
 from vitbackbone.store import FeatureStore, extract, history, prune, verify
 from vitbackbone.store.records import Snapshot
 
@@ -46,6 +46,30 @@ def test_a_second_run_finishes_what_the_first_did_not(photos: Path, tmp_path: Pa
     assert not hasattr(again, "seen")
     extract(backbone(), photos, tmp_path / "whole", shard_size=2)
     assert objects(tmp_path / "f") == objects(tmp_path / "whole")
+
+
+@pytest.mark.promise(2)
+def test_a_run_that_was_killed_after_its_last_snapshot_leaves_nothing(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, original = tmp_path / "f", LocalStorage.delete
+
+    def killed(self: LocalStorage, key: str) -> None:
+        if key.startswith("done/"):
+            raise KeyboardInterrupt
+        original(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "delete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            extract(backbone(), photos, out, shard_size=3)
+    assert len(list(out.glob("done/*"))) == 3
+    assert len(FeatureStore(out)) == 7
+    again = backbone()
+    extract(again, photos, out, shard_size=3)
+    assert not hasattr(again, "seen")
+    assert [*out.glob("done/*"), *out.glob("leases/*")] == []
+    assert [one.why for one in history(out)] == ["results", "plan"]
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes] | None] = {
