@@ -155,7 +155,7 @@ class Fusion(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C h w"], skip: Float[Tensor, "B C _ _"] | None = None) -> Tensor:
         if skip is not None and self.residual is not None:
-            if skip.shape != x.shape or torch.compiler.is_compiling():  # half of an odd side, doubled, is one longer
+            if torch.compiler.is_compiling() or skip.shape != x.shape:  # half of an odd side, doubled, is one longer
                 skip = F.interpolate(skip, size=x.shape[-2:], mode="bilinear", align_corners=False)
             x = x + self.residual(skip)
         return self.project(twice(self.out(x)))

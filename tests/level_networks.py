@@ -1,7 +1,7 @@
 """Hiera, SAM 2's encoder and DINOv3's ConvNeXt as oracles: see `tests/oracles.py`. They have a map for each level."""
 
-import functools
 import math
+from collections.abc import Callable
 from importlib import import_module
 
 import timm
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.helpers import randomise
 from tests.oracles import Case, Outputs, Size
 from vitbackbone import load_backbone
+from vitbackbone.checkpoints.zoo import Positions
 
 SIZES: tuple[Size, ...] = ((64, 64), (96, 96), (64, 160), (32, 96))
 HIERA = {"embed_dim": 16, "depths": [1, 2, 2, 1], "num_heads": [1, 2, 4, 8], "image_size": [64, 64]}
@@ -33,11 +34,21 @@ def hiera_model() -> nn.Module:
 
 
 def run_hiera(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
-    """transformers at the native size, which is its only one; timm's network, built for it, at others."""
-    if x.shape[2:] == (64, 64):
-        out = model(x, output_hidden_states=True)
-        raw = dict(enumerate(states.flatten(1, 2) for states in out.reshaped_hidden_states[1:]))
-        return Outputs(raw[max(layers)], raw, out.pooler_output)
+    """transformers hands out the levels of its native size alone, so that it is built again for each size, with its own
+    resizing of the positions. Its last level is the one that it has without that."""
+    last = model(x, interpolate_pos_encoding=True).last_hidden_state
+    size = [x.shape[2], x.shape[3]]
+    sized = transformers.HieraModel(transformers.HieraConfig(**{**HIERA, "image_size": size})).eval()
+    own, patches = model.embeddings, model.embeddings.patch_embeddings(x)[0]
+    positions = own.interpolate_pos_encoding(patches, own.position_embeddings, *size)
+    sized.load_state_dict({**model.state_dict(), "embeddings.position_embeddings": positions})
+    out = sized(x, output_hidden_states=True)
+    raw = dict(enumerate(states.flatten(1, 2) for states in out.reshaped_hidden_states[1:]))
+    assert torch.equal(raw[3], last)
+    return Outputs(last, raw, out.pooler_output)
+
+
+def run_timm_hiera(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
     network = timm_hiera(model, (x.shape[2], x.shape[3]))
     raw = dict(enumerate(map(flat, network.forward_intermediates(x, intermediates_only=True))))
     return Outputs(raw[max(layers)], raw, network.forward_head(network.forward_features(x), pre_logits=True))
@@ -103,28 +114,33 @@ def timm_convnext(model: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def level_case(family: str, name: str) -> Case:
-    model, run = {"hiera": (hiera_model, run_hiera), "sam 2": (sam2_model, run_sam2)}.get(
-        name, (convnext_model, run_convnext)
-    )
+def level_case(
+    family: str,
+    name: str,
+    model: Callable[[], nn.Module],
+    run: Callable[[nn.Module, Tensor, list[int]], Outputs],
+    upstream: str = "transformers",
+    policy: Positions = "native",
+) -> Case:
     return Case(
         family,
-        "transformers",
+        upstream,
         name,
         SIZES,
         model,
-        lambda folder, positions: load_backbone(folder),
+        lambda folder, positions: load_backbone(folder, positions=positions),
         lambda model, folder: model.save_pretrained(folder),
-        functools.partial(run),
-        policy="native",
+        run,
+        policy=policy,
         multiple=32,
     )
 
 
 LEVEL_CASES: list[Case] = [
-    level_case("Hiera", "hiera"),
-    level_case("SAM 2", "sam 2"),
-    level_case("DINOv3 ConvNeXt", "dinov3 convnext"),
+    level_case("Hiera", "hiera", hiera_model, run_hiera),
+    level_case("Hiera", "hiera of timm", hiera_model, run_timm_hiera, "timm", "timm"),
+    level_case("SAM 2", "sam 2", sam2_model, run_sam2),
+    level_case("DINOv3 ConvNeXt", "dinov3 convnext", convnext_model, run_convnext),
 ]
 
 

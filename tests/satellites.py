@@ -1,4 +1,4 @@
-"""Prithvi, SatMAE and DOFA as oracles, written from their papers and code, with timm's blocks as theirs have.
+"""Prithvi, SatMAE, DOFA and Clay as oracles, written from their papers and code, with timm's blocks as theirs have.
 
 See `tests/oracles.py`. The networks are narrow; a name of the zoo gets their sizes while they are loaded.
 """
@@ -22,6 +22,7 @@ from vitbackbone import BackboneModule, load_backbone
 from vitbackbone.checkpoints.zoo import ZOO, Positions
 
 DIM, DEPTH, HEADS, MLP = 48, 3, 3, 96
+CLAY_BANDS = (0.493, 0.56, 0.665, 0.704, 0.74, 0.783, 0.842, 0.865, 1.61, 2.19)  # Sentinel-2
 NATIVE, PATCH = 32, 8
 SIZES: tuple[Size, ...] = ((32, 32), (64, 64), (40, 88), (61, 43), (72, 8))
 
@@ -141,6 +142,80 @@ class Dofa(Encoder):
         return self.run(maps.flatten(2).mT + table, self.cls_token + self.pos_embed[:, :1])
 
 
+class FeedForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, MLP), nn.GELU(), nn.Linear(MLP, DIM))
+
+
+class ClayAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(DIM)
+        self.to_qkv, self.to_out = nn.Linear(DIM, 3 * DIM, bias=False), nn.Linear(DIM, DIM, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.to_qkv(self.norm(x)).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.mT / (DIM / HEADS) ** 0.5).softmax(dim=-1)
+        return self.to_out((weights @ v).transpose(1, 2).flatten(2))
+
+
+class WavesTransformer(nn.Module):
+    """The network that makes Clay's kernels of wavelengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(128, 4, 64, dropout=0.0, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.fc_weight, self.fc_bias = nn.Linear(128, PATCH**2 * DIM), nn.Linear(128, DIM)
+        self.weight_tokens = nn.Parameter(torch.zeros(128, 128))
+        self.bias_token = nn.Parameter(torch.zeros(1, 128))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.encoder(torch.cat([self.weight_tokens, x, self.bias_token])[None])[0]
+        return self.fc_weight(out[128:-1] + x), self.fc_bias(out[-1])
+
+
+class Clay(nn.Module):
+    """Clay v1.5, at its zeros for an unknown date and place."""
+
+    def __init__(self, wavelengths: tuple[float, ...] = CLAY_BANDS, metres: float = 10.0) -> None:
+        super().__init__()
+        self.wavelengths, self.metres = wavelengths, metres
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, DIM))
+        first = nn.ModuleDict({"l1": nn.Linear(128, 128), "l2": nn.Linear(128, 128)})
+        self.patch_embedding = nn.ModuleDict({"fclayer": first, "weight_generator": WavesTransformer()})
+        self.transformer = nn.Module()
+        self.transformer.norm = nn.LayerNorm(DIM)
+        self.transformer.layers = nn.ModuleList(nn.ModuleList([ClayAttention(), FeedForward()]) for _ in range(DEPTH))
+
+    def positions(self, h: int, w: int) -> Tensor:
+        own = DIM - 8
+        speed = self.metres / 10000 ** (2 * np.linspace(0, 1, own // 4) / own)
+        table = np.zeros((h, w, DIM))
+        for row in range(h):
+            for column in range(w):
+                parts = [f(place * speed) for place in (column, row) for f in (np.sin, np.cos)]
+                table[row, column, :own] = np.concatenate(parts)
+        return torch.from_numpy(table).float().view(1, h * w, DIM)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        speed = 1 / 10000 ** np.linspace(0, 1, 64)
+        places = np.outer(np.array(self.wavelengths), speed)
+        waves = torch.from_numpy(np.concatenate([np.sin(places), np.cos(places)], axis=1)).float()
+        first = self.patch_embedding["fclayer"]
+        waves = waves + F.gelu(first["l2"](F.gelu(first["l1"](waves))))
+        weight, bias = self.patch_embedding["weight_generator"](waves)
+        kernel = 0.02 * weight.view(len(waves), DIM, PATCH, PATCH).transpose(0, 1)
+        maps = F.conv2d(x, kernel, bias, stride=PATCH)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), maps.flatten(2).mT + self.positions(*maps.shape[2:])], 1)
+        raw: dict[int, Tensor] = {}
+        for i, (attention, mlp) in enumerate(self.transformer.layers):
+            x = attention(x) + x
+            x = raw[i] = mlp.net(x) + x
+        return self.transformer.norm(x), raw
+
+
 def run(mean: bool, model: Callable[[Tensor], tuple[Tensor, dict[int, Tensor]]], x: Tensor, _: list[int]) -> Outputs:
     tokens, raw = model(x)
     return Outputs(tokens, raw, tokens[:, 1:].mean(dim=1) if mean else tokens[:, 0])
@@ -163,7 +238,9 @@ def save(prefix: str, model: nn.Module, folder: Path) -> None:
 FILE = "model.safetensors"
 
 
-def satellite_case(family: str, name: str, model: type[Encoder], channels: int, prefix: str, mean: bool) -> Case:
+def satellite_case(
+    family: str, name: str, model: Callable[[], nn.Module], channels: int, prefix: str, mean: bool
+) -> Case:
     return Case(
         family,
         "formula",
@@ -183,5 +260,6 @@ SATELLITE_CASES: list[Case] = [
     satellite_case("Prithvi", "prithvi_eo_v2_300", Prithvi, 6, "encoder.", False),
     satellite_case("Prithvi", "prithvi_eo_v1_100", Prithvi, 6, "", False),
     satellite_case("SatMAE", "satmae_vit_base_patch8_96.fmow_sentinel", SatMae, 10, "", False),
+    satellite_case("Clay", "clay_v1_5.sentinel_2_l2a", Clay, 10, "model.encoder.", False),
     satellite_case("DOFA", "dofa_vit_base_patch16_224", Dofa, 3, "", True),
 ]

@@ -27,7 +27,8 @@ from tests.timm_networks import BACKBONES as NETWORKS
 MAPS = {"neck"}  # whose convolutions on the map want two patches a side or more
 LEVELS = {"head:simple_pyramid"}  # whose coarsest level wants two places a side or more
 CNNS = {"resnet", "convnext", "hybrid"}
-ONE_SIZE = {"relative spline", *NETWORKS} - CNNS  # docs/how-to/export.md says why
+ADAPTED = {"hf vit", "hf cnn"}  # whose patches are found by a run
+ONE_SIZE = {"relative spline", *ADAPTED, *NETWORKS} - CNNS  # docs/how-to/export.md says why
 # The sides of images must be multiples of so many pixels.
 MULTIPLES = {"head:space_to_depth": 16} | dict.fromkeys([*CNNS, "head:fpn"], 32)
 TALL = [(1, 40, 47), (3, 64, 40), (5, 33, 70)]
@@ -37,7 +38,10 @@ MANY = [(1, 2, 3), (3, 4, 2)]  # in multiples
 
 def network(name: str) -> nn.Module:
     if not name.startswith("head:"):
-        return BACKBONES[name].eval()
+        backbone = BACKBONES[name].eval()
+        if name in ADAPTED:
+            backbone(images(1, *backbone.spec.image_size))
+        return backbone
     side, head = 64 if name in LEVELS else 32, name.removeprefix("head:")
     vit = tiny_vit(depth=6, num_registers=1, image_size=(side, side))
     backbone = BACKBONES["resnet"] if head == "fpn" else vit  # fpn reads levels of several strides

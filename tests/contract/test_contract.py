@@ -60,13 +60,18 @@ def test_any_size_gives_the_shapes_that_the_spec_promises(name: str, height: int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, vit in VITS.items() if vit.spec.stride == 8])
+@pytest.mark.parametrize("name", [name for name, vit in VITS.items() if vit.spec.stride == 8 and name != "axes"])
 def test_4096_tokens_give_a_map_of_64_by_64(name: str) -> None:
     with torch.inference_mode():
         features = BACKBONES[name](images(1, 3, 512, 512))
     assert features.grid == (64, 64)
     assert torch.isfinite(features.patches).all()
     assert torch.isfinite(features.pooled).all()
+
+
+def test_a_side_with_more_patches_than_positions_is_refused() -> None:
+    with pytest.raises(ValueError, match="64 x 64 patches, and there are positions for 12 a side"):
+        BACKBONES["axes"](images(1, 3, 512, 512))
 
 
 def test_it_is_a_backbone_to_python(backbone: BackboneModule) -> None:

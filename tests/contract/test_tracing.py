@@ -12,10 +12,11 @@ from torch.utils import _pytree as pytree
 from heads import list_heads
 from tests.backbones import BACKBONES
 from tests.helpers import cases, tiny_vit
+from tests.tracing import ADAPTED
 from vitbackbone import Features, Geometry, View
 from vitbackbone.contract.repeated import Repeated
 
-QUICK = {"cls", "offset", "head:linear"}
+QUICK = {"cls", "offset", "head:linear", "head:dpt"}
 HEADS = [f"head:{name}" for name in list_heads()]
 
 
@@ -37,20 +38,29 @@ def test_onnx_runtime_and_openvino_compute_the_same(name: str) -> None:
     assert traced("onnx", name) < 1e-5
 
 
-@pytest.mark.parametrize("name", cases([*BACKBONES, *HEADS], {"nano"}))
+@pytest.mark.parametrize(
+    "name", cases([name for name in (*BACKBONES, *HEADS) if name not in ADAPTED], {"nano", "head:mlp", "resnet"})
+)
 def test_one_compiled_graph_serves_all_batches(name: str) -> None:
     assert traced("compile", name) == 1
 
 
-def test_relative_positions_by_a_spline_say_that_they_want_one_size() -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("relative spline", "cannot be traced with a dynamic height or width"),
+        pytest.param("hf vit", "Export one height and width", marks=pytest.mark.slow),
+    ],
+)
+def test_a_network_that_is_made_for_each_size_says_that_it_wants_one(name: str, message: str) -> None:
     code = (
-        "import torch; from torch.export import Dim, export; from tests.backbones import VITS\n"
+        "import torch; from torch.export import Dim, export; from tests.backbones import BACKBONES\n"
         "dynamic = ({0: Dim('b'), 2: Dim('h')},)\n"
-        "export(VITS['relative spline'], (torch.randn(2, 3, 32, 32),), dynamic_shapes=dynamic)"
+        f"export(BACKBONES[{name!r}], (torch.randn(2, 3, 32, 32),), dynamic_shapes=dynamic)"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
-    assert "cannot be traced with a dynamic height or width" in done.stderr
+    assert message in done.stderr
 
 
 def test_the_limit_of_graphs_of_the_process_stays() -> None:

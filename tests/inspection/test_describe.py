@@ -420,7 +420,7 @@ FAMILIES = [
 ]
 
 
-EVERY = [name for name, entry in ZOO.items() if isinstance(entry.config, ViTConfig)]
+EVERY = [name for name, entry in ZOO.items() if isinstance(entry.config, ViTConfig) and entry.config.tiles is None]
 
 
 @pytest.mark.parametrize("names", [FAMILIES, pytest.param(EVERY, marks=pytest.mark.slow)], ids=["some", "all"])
@@ -430,6 +430,12 @@ def test_every_model_has_its_pages(names: list[str]) -> None:
         assert f"{height} x {width} pixels" in info(name, ZOO[name])
         first, *_ = trace(config, (height, width)).splitlines()
         assert first.endswith(f"{height} x {width} x 3")
+
+
+def test_a_network_of_tiles_has_no_page_of_costs() -> None:
+    name = next(name for name, entry in ZOO.items() if getattr(entry.config, "tiles", None) is not None)
+    with pytest.raises(ValueError, match="costs are known for networks of whole images only"):
+        info(name, ZOO[name])
 
 
 def test_the_table_of_models_has_a_row_for_each() -> None:

@@ -70,6 +70,7 @@ SLOW = [
     "swiftformer",
     "vit_msn",
 ]
+GLOBAL = {"efficientnet", "mobilenet_v2"}  # by squeezed channels, and by a wide receptive field
 
 
 @cache
@@ -99,7 +100,9 @@ def test_features_equal_the_encoder_in_the_model(saved: tuple[Any, BackboneModul
 
 def test_a_patch_moves_the_features_at_its_own_place(saved: tuple[Any, BackboneModule, str]) -> None:
     """The maps lie as the image does: a change at the top right shows at the top right of each layer."""
-    _, backbone, _ = saved
+    _, backbone, model_type = saved
+    if model_type in GLOBAL:
+        pytest.skip("every place of the map reads the whole image")
     spec = backbone.spec
     x = images(1, 3, *spec.image_size)
     changed, side = x.clone(), max(spec.strides)

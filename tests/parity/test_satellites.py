@@ -1,4 +1,4 @@
-"""Prithvi, SatMAE and DOFA equal their papers' formulas, with every parameter randomised."""
+"""Prithvi, SatMAE, DOFA and Clay equal their papers' formulas, with every parameter randomised."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tests.helpers import randomise, relative_error
 from tests.oracles import Case, errors, images
-from tests.satellites import SATELLITE_CASES, Dofa, load, save
+from tests.satellites import SATELLITE_CASES, Clay, Dofa, load, save
 from vitbackbone import load_backbone
 
 LIMIT = 1e-5
@@ -50,6 +50,20 @@ def test_dofa_makes_kernels_of_wavelengths(wavelengths: tuple[float, ...], tmp_p
     with torch.inference_mode():
         assert relative_error(ours(x).tokens, model(x)[0][:, 1:]) <= LIMIT
     assert ours.spec.in_chans == len(wavelengths) == len(ours.preprocess.mean)
+
+
+@pytest.mark.parametrize(
+    ("name", "wavelengths", "metres"),
+    [("clay_v1_5.naip", (0.65, 0.56, 0.48, 0.842), 1.0), ("clay_v1_5.landsat_c2l2", (0.65, 0.8), 30.0)],
+)
+def test_clay_takes_the_bands_of_any_satellite(
+    name: str, wavelengths: tuple[float, ...], metres: float, tmp_path: Path
+) -> None:
+    model, x = randomise(Clay(wavelengths, metres)), images((40, 88), 2, len(wavelengths))
+    save("model.encoder.", model, tmp_path)
+    ours = load(name, tmp_path, "native", wavelengths=wavelengths)
+    with torch.inference_mode():
+        assert relative_error(ours(x).tokens, model(x)[0][:, 1:]) <= LIMIT
 
 
 def test_the_groups_of_satmae_are_steps_of_the_map(tmp_path: Path) -> None:

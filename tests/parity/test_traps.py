@@ -202,7 +202,12 @@ for name in sys.argv[1:]:
     backbone = VITS[name]
     for shapes in (None, auto):
         with torch.no_grad():
-            graph = torch.export.export(Tokens(backbone), (here,), dynamic_shapes=shapes).module()
+            try:
+                graph = torch.export.export(Tokens(backbone), (here,), dynamic_shapes=shapes).module()
+            except ValueError as error:
+                assert shapes and "Export one height and width" in str(error), name
+                print(name, True, "refused")
+                continue
             assert relative_error(graph(here), backbone(here).tokens) < 1e-5, name
             try:
                 got = graph(there)
@@ -219,7 +224,7 @@ for name in sys.argv[1:]:
     "names",
     [
         ("cls", "sincos2d"),
-        pytest.param(("offset", "rotary halves", "relative spline", "windows"), marks=pytest.mark.slow),
+        pytest.param(("offset", "rotary halves", "windows", "relative spline"), marks=pytest.mark.slow),
     ],
     ids=["some", "others"],
 )

@@ -280,6 +280,7 @@ def test_prune_keeps_what_its_snapshots_need(photos: Path, tmp_path: Path) -> No
         states.append(rows(extract(tiny_vit(), photos, out, **OPTIONS)))
         save_photo(photos / "3.png", 40, 50, seed=seed)
     assert [one.number for one in history(out)] == [6, 5, 4, 3, 2, 1]
+    old = FeatureStore(out, snapshot=2)
     assert prune(out, keep=3).snapshots == 3
     assert [one.number for one in history(out)] == [7, 6, 5, 4]
     assert rows(FeatureStore(out, snapshot=4)) == states[1]
@@ -289,6 +290,8 @@ def test_prune_keeps_what_its_snapshots_need(photos: Path, tmp_path: Path) -> No
     assert removed.objects > 0
     assert (rows(FeatureStore(out)), verify(out).problems) == (states[2], ())
     assert prune(out).objects == 0
+    with pytest.raises(ValueError, match="snapshot 2 was pruned while it was open; open the store again"):
+        _ = old.cls
     (out / "snapshots" / f"{history(out)[-1].number:08}.json").unlink()
     assert verify(out).problems != ()
     with pytest.raises(ValueError, match="keep=0; want at least 1"):

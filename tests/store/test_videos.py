@@ -1,5 +1,6 @@
 """Videos as sources of a store: a row for each frame, with the features of that frame."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.images.videos import KINDS, RATE, decoded, keyframes, make_video
 from vitbackbone.cli import main
 from vitbackbone.store import FeatureStore, extract, list_inputs, verify
 from vitbackbone.store.formats import export
+from vitbackbone.store.lanes import Lanes
 from vitbackbone.store.photos import read_photos, source_files
 
 COUNT = 26
@@ -165,6 +167,38 @@ def test_workers_and_one_process_give_the_same_features(folder: Path, tmp_path: 
     one = extract(tiny_vit(), folder, tmp_path / "one", shard_size=8, batch_size=4, progress=False)
     two = extract(tiny_vit(), folder, tmp_path / "two", shard_size=8, batch_size=4, workers=2, progress=False)
     assert one.table.names == two.table.names
+
+
+@pytest.mark.promise(21)
+def test_workers_share_the_decoding_of_a_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each decodes a run of frames, and not those between its batches, too."""
+    from vitbackbone.images import video_frames
+
+    original = video_frames._Decoder._feed
+
+    def spy(self: video_frames._Decoder) -> None:
+        with (tmp_path / f"decoded-{os.getpid()}").open("a") as file:
+            file.write("x")
+        original(self)
+
+    monkeypatch.setattr(video_frames._Decoder, "_feed", spy)
+    (tmp_path / "clip.mp4").write_bytes(make_video(KINDS["mp4"], 72))
+    extract(tiny_vit(), tmp_path / "clip.mp4", tmp_path / "out", batch_size=4, workers=2, progress=False)
+    decoded = [file.stat().st_size for file in tmp_path.glob("decoded-*")]
+    assert len(decoded) == 2
+    assert sum(decoded) < 1.5 * 72  # and not twice 72
+    check(FeatureStore(tmp_path / "out"), "clip.mp4", (tmp_path / "clip.mp4").read_bytes())
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_batches_of_frames_are_asked_in_runs_and_come_back_in_order(processes: int) -> None:
+    groups = [(list(range(100, 129)), True), (list(range(200, 204)), False), (list(range(300, 301)), True)]
+    lanes = Lanes(processes)
+    asked = list(lanes.ask(groups))
+    assert sorted(asked) == [place for batches, _ in groups for place in batches]
+    assert list(lanes.in_order(iter(asked))) == sorted(asked)
+    of_first = asked[: min(29, 8 * processes) : processes]
+    assert of_first == list(range(100, 100 + len(of_first)))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe
 from safetensors.torch import save_file
@@ -44,7 +45,8 @@ class OpenClipCase:
         """Save a model, and return it with its tokenizer."""
         config = copy.deepcopy(self.config)
         custom = config.pop("custom_text", False)
-        model = randomise((CustomTextCLIP if custom else CLIP)(**config), seed)
+        network = CoCa if "multimodal_cfg" in config else CustomTextCLIP if custom else CLIP
+        model = randomise(network(**config), seed)
         save_file(model.state_dict(), folder / "open_clip_model.safetensors")
         whole = {"model_cfg": self.config, "preprocess_cfg": {**NORMALISATION, **self.preprocess}}
         (folder / "open_clip_config.json").write_text(json.dumps(whole))
@@ -56,7 +58,15 @@ class OpenClipCase:
         return model, HFTokenizer(str(folder), context_length=LENGTH, **options)
 
 
+# CoCa: a token behind the text, attention pooling of the image, and a decoder
+CLS = {"embed_cls": True, "output_tokens": True}
+COCA = {
+    "multimodal_cfg": {"context_length": LENGTH, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 1},
+    "custom_text": True,
+}
+ATTENDED = {"attentional_pool": True, "attn_pooler_heads": 4, "attn_pooler_queries": 5, "output_tokens": True}
 TINY = {"image_size": 160, "timm_model_name": "test_vit"}  # timm's own tiny network: 64 wide, 6 deep
+NETWORK = {"image_size": 160, "timm_model_name": "test_resnet", "timm_proj": "linear"}
 OPEN_CLIP: dict[str, OpenClipCase] = {
     "clip": OpenClipCase(),
     "clip quick": OpenClipCase(options={"quick_gelu": True}),
@@ -82,10 +92,26 @@ OPEN_CLIP: dict[str, OpenClipCase] = {
     "timm attention": OpenClipCase(
         {"width": 64}, {"embed_dim": 64, "custom_text": True}, {**TINY, "timm_pool": "map", "timm_proj": "none"}
     ),
+    # networks of timm that run in the adapter
+    "convnext": OpenClipCase(vision={**NETWORK, "timm_model_name": "test_convnext", "timm_pool": ""}),
+    "convnext mlp": OpenClipCase(
+        {},
+        {"custom_text": True},
+        {**NETWORK, "timm_model_name": "test_convnext2", "timm_proj": "mlp", "timm_proj_bias": True, "timm_pool": ""},
+    ),
+    "resnet by its head": OpenClipCase(vision={**NETWORK, "timm_pool": "avg", "timm_proj": None}),
+    "resnet biased": OpenClipCase(vision={**NETWORK, "timm_pool": "max", "timm_proj_bias": True}),
+    "resnet alone": OpenClipCase(
+        {"width": 96}, {"embed_dim": 96}, {**NETWORK, "timm_pool": "avg", "timm_proj": "none"}
+    ),
+    "timm mlp": OpenClipCase(vision={**TINY, "timm_pool": "token", "timm_proj": "mlp"}),
     "perception": OpenClipCase(
         {},
         {"custom_text": True},
         {"image_size": 384, "timm_model_name": "vit_pe_core_tiny_patch16_384", "timm_pool": "map", "timm_proj": None},
     ),
+    "coca": OpenClipCase({**CLS}, COCA, {**VIT, **ATTENDED}),
+    "coca without attention": OpenClipCase({**CLS}, COCA, {**VIT, "output_tokens": True}),
+    "coca of one width": OpenClipCase({**CLS}, {**COCA, "embed_dim": 32}, {**VIT, **ATTENDED}),
     "stripped": OpenClipCase({"tokenizer_kwargs": {"strip_sep_token": True}}, tokenizer=xlm_tokenizer),
 }

@@ -117,13 +117,6 @@ def test_what_is_wrong_is_named(change: Callable[[Path], object], words: str, tm
     assert str(tmp_path) in str(raised.value) or "<nowhere>" in words
 
 
-def test_a_sentencepiece_model_is_told(tmp_path: Path) -> None:
-    CASES["siglip"].save(tmp_path)
-    (tmp_path / "tokenizer.json").rename(tmp_path / "spiece.model")
-    with pytest.raises(ValueError, match="spiece.model is a sentencepiece model"):
-        load_text(tmp_path)
-
-
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     CASES["clip"].save(tmp_path)
     state = load_file(tmp_path / "model.safetensors")

@@ -1,16 +1,22 @@
 """Text towers of open_clip's repositories equal open_clip: tokens, vectors and logits."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
+from timm.models._hub import save_for_hf
+from torch import Tensor
+from torch.nn import functional as F
 
-from tests.helpers import photo, relative_error
+from tests.helpers import cases, photo, randomise, relative_error
 from tests.text.models import TEXTS
 from tests.text.open_clip_models import OPEN_CLIP, OpenClipCase
-from vitbackbone import list_backbones, load_backbone, load_text
+from vitbackbone import list_backbones, load_backbone, load_checkpoint, load_text
 from vitbackbone.checkpoints.zoo import OPENAI_TEXT, TEXT_REPOSITORIES
 
 CLOSE = 1e-5
@@ -22,7 +28,18 @@ ODD = (
 )
 
 
-@pytest.mark.parametrize("name", OPEN_CLIP)
+def logits_of(model: Any, images: Tensor, texts: Tensor) -> Tensor:
+    """Return the logits of open_clip, model.py, `get_logits`."""
+    logits = model.logit_scale.exp() * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+    return logits if model.logit_bias is None else logits + model.logit_bias
+
+
+# The others have a text tower like one of these
+WITH_TEXTS = [name for name in OPEN_CLIP if OPEN_CLIP[name].text or OPEN_CLIP[name].options]
+QUICK = {"clip", "siglip", "worldwide", "coca", "timm biased", "convnext mlp", "resnet by its head"}
+
+
+@pytest.mark.parametrize("name", cases(WITH_TEXTS, {"clip", *QUICK}))
 def test_tokens_vectors_and_logits_equal_open_clip(name: str, tmp_path: Path) -> None:
     model, tokenizer = OPEN_CLIP[name].save(tmp_path)
     text = load_text(tmp_path)
@@ -30,16 +47,15 @@ def test_tokens_vectors_and_logits_equal_open_clip(name: str, tmp_path: Path) ->
     ids = tokenizer(texts)
     assert torch.equal(text.tokenizer(texts).ids, ids)
     with torch.inference_mode():
-        vectors = model.encode_text(ids)
+        vectors = model.encode_text(ids, normalize=False)
         assert relative_error(text(texts), vectors) < CLOSE
         images = torch.randn(3, vectors.shape[1], generator=torch.Generator().manual_seed(0))
-        unit = torch.nn.functional.normalize
-        logits = model.logit_scale.exp() * unit(images, dim=-1) @ unit(vectors, dim=-1).T
-        logits = logits if model.logit_bias is None else logits + model.logit_bias
-        assert relative_error(text.logits(images, texts), logits) < CLOSE
+        assert relative_error(text.logits(images, texts), logits_of(model, images, vectors)) < CLOSE
 
 
-@pytest.mark.parametrize("name", ["clip", "clip quick", *(name for name in OPEN_CLIP if OPEN_CLIP[name].vision)])
+@pytest.mark.parametrize(
+    "name", cases(["clip", "clip quick", *(name for name in OPEN_CLIP if OPEN_CLIP[name].vision)], QUICK)
+)
 def test_image_towers_and_logits_equal_open_clip(name: str, tmp_path: Path) -> None:
     model, tokenizer = OPEN_CLIP[name].save(tmp_path)
     backbone, text = load_backbone(tmp_path), load_text(tmp_path)
@@ -47,9 +63,10 @@ def test_image_towers_and_logits_equal_open_clip(name: str, tmp_path: Path) -> N
     images = torch.randn(3, 3, *sizes, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         pooled = backbone(images).pooled
-        assert relative_error(pooled, model.encode_image(images)) < CLOSE
-        theirs, _ = model.get_logits(images, tokenizer(list(TEXTS)))
-        assert relative_error(text.logits(pooled, TEXTS), theirs) < CLOSE
+        theirs = model.encode_image(images, normalize=False)
+        assert relative_error(pooled, theirs) < CLOSE
+        logits = logits_of(model, theirs, model.encode_text(tokenizer(list(TEXTS)), normalize=False))
+        assert relative_error(text.logits(pooled, TEXTS), logits) < CLOSE
     assert backbone.preprocess.mean == tuple(open_clip.OPENAI_DATASET_MEAN)
     assert backbone.preprocess.crop_pct == 1.0
 
@@ -98,12 +115,39 @@ def test_names_of_text_towers_are_names_of_image_towers() -> None:
     assert known == {"timm", "laion", "google"}
 
 
-def test_an_image_tower_without_a_known_projection_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"timm_model_name": "test_resnet", "timm_pool": "rot_attn"}, "timm_pool='rot_attn'"),
+        ({"timm_model_name": "test_resnet", "timm_proj": "conv"}, "timm_proj"),
+        ({"timm_model_name": "test_resnot"}, "knows no architecture 'test_resnot', did you mean"),
+        ({"attentional_pool": "parallel"}, "attentional_pool"),
+        ({"attentional_pool": True, "pool_type": "avg"}, "pool_type='avg'"),
+        ({"layers": [3, 4, 6, 3]}, "layers"),
+    ],
+)
+def test_image_towers_that_are_not_known_are_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
     OPEN_CLIP["clip"].save(tmp_path)
-    change(tmp_path, "vision_cfg", {"timm_model_name": "test_resnet", "image_size": 160})
+    change(tmp_path, "vision_cfg", settings)
     load_text(tmp_path)
-    with pytest.raises(ValueError, match="timm:test_resnet loads it without one"):
+    with pytest.raises(ValueError, match=re.escape(words)) as raised:
         load_backbone(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_timms_directory_of_an_image_tower_has_its_projection(name: str, tmp_path: Path) -> None:
+    """timm's repositories of image towers hold open_clip's configuration beside timm's, and the projection as head."""
+    OPEN_CLIP["clip"].save(tmp_path)
+    model = randomise(timm.create_model(name, num_classes=24))
+    save_for_hf(model, tmp_path, model_config={"num_classes": 24}, safe_serialization=name == "test_vit")
+    images = torch.randn(2, 3, *model.default_cfg["input_size"][1:], generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        pooled = load_backbone(tmp_path)(images).pooled
+        assert relative_error(pooled, model(images)) < CLOSE
+        assert load_text(tmp_path).logits(pooled, ["a cat", "a dog"]).shape == (2, 2)
+    (tmp_path / "open_clip_config.json").unlink()
+    assert load_checkpoint(tmp_path).head["head.weight"].shape[0] == 24
 
 
 def change(folder: Path, key: str, settings: dict[str, object]) -> None:

@@ -23,8 +23,8 @@ from vitbackbone.contract import BackboneModule
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Indivisible
 from vitbackbone.networks import (
-    TransformersBackbone,
     TransformersConfig,
+    adapt,
     build_tower,
     channels_of,
     config_of,
@@ -40,6 +40,12 @@ from vitbackbone.networks import (
 
 ReadProcessor = Callable[[Json, Preprocess], Preprocess]
 LABELS = ("id2label", "label2id")  # long, and they change no feature
+# transformers' processors of frames do what its CLIP's does with photos, with other defaults
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+FRAMES: dict[str, dict[str, Any]] = {
+    "VideoMAEImageProcessor": {"resample": 2, "size": {"shortest_edge": 224}, **HALF},
+    "VivitImageProcessor": {"resample": 2, "size": {"shortest_edge": 256}, "rescale_factor": 1 / 127.5, **HALF},
+}
 COLOURS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
 
 
@@ -62,6 +68,7 @@ def read_adapted(settings: Json, default: Preprocess) -> Preprocess:
     If it resizes in a way that `Preprocess` lacks, such as to a number of patches, the photo is resized to the
     encoder's own size, and only the interpolation and the normalisation are the processor's.
     """
+    settings = _of_frames(settings)
     height, width = default.image_size
     colours = {key: settings[key] for key in COLOURS if settings.get(key) is not None}
     plain = {**colours, "image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
@@ -71,6 +78,21 @@ def read_adapted(settings: Json, default: Preprocess) -> Preprocess:
         except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError):
             continue
     return default
+
+
+def _of_frames(settings: Json) -> Json:
+    """Return the settings of a processor of frames as those of the same processor of photos; others as they are."""
+    kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
+    kind = kind.replace("FeatureExtractor", "ImageProcessor")
+    if kind not in FRAMES:
+        return settings
+    own = {**FRAMES[kind], **{key: value for key, value in settings.items() if value is not None}}
+    if kind == "VivitImageProcessor" and own.pop("offset", True):  # x * factor - 1, before the mean
+        scale = 255 * own.pop("rescale_factor")
+        own["image_mean"] = [(1 + mean) / scale for mean in own["image_mean"]]
+        own["image_std"] = [std / scale for std in own["image_std"]]
+    kept = {key: own[key] for key in (*COLOURS, "size", "crop_size", "do_resize", "do_center_crop") if key in own}
+    return {**kept, "image_processor_type": "CLIPImageProcessor"}
 
 
 class AdaptedDirectory:
@@ -123,7 +145,7 @@ class AdaptedDirectory:
     def build(self, config: TransformersConfig, name: str) -> BackboneModule:
         """Return an untrained image encoder."""
         with self._naming():
-            return TransformersBackbone(config, self.preprocess(config), name).eval()
+            return adapt(config, self.preprocess(config), name).eval()
 
     def load(self, config: TransformersConfig, name: str, state: State) -> tuple[BackboneModule, str]:
         """Return the image encoder with a checkpoint's weights, and a note on what was left out.
@@ -144,7 +166,7 @@ class AdaptedDirectory:
         some = f": {', '.join(left[:3])}{', ...' * (len(left) > 3)}" if left else ""
         return backbone.eval(), f"{note}; left out {len(left)} tensors{some}"
 
-    def _load(self, config: TransformersConfig, name: str, state: State) -> tuple[TransformersBackbone, set[str], str]:
+    def _load(self, config: TransformersConfig, name: str, state: State) -> tuple[BackboneModule, set[str], str]:
         """Return the image encoder, the names of the tensors that it took, and a note on what it is."""
         model, tower = build_tower(config)
         note = f"took {type(model.get_submodule(tower)).__name__} from {tower or 'the top'}"
@@ -162,7 +184,7 @@ class AdaptedDirectory:
         settings, encoder = config_of(model, tower), model.get_submodule(tower)
         fill_buffers(encoder)
         known = replace(config, tower=tower)
-        return TransformersBackbone(known, self.preprocess(config), name, encoder, settings), used, note
+        return adapt(known, self.preprocess(config), name, encoder, settings), used, note
 
     @contextmanager
     def _naming(self) -> Iterator[None]:

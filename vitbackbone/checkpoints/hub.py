@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbackbone.checkpoints.zoo import ZOO
-from vitbackbone.files import bars_are_hidden
+from vitbackbone.files import bars_are_hidden, read_json
 
 
 class WeightsUnavailable(OSError):
@@ -20,6 +20,10 @@ def download_config(known: str, revision: str | None) -> Path:
     config = download_if_there(known, repository, "config.json", revision)
     if config is None:
         return download(known, repository, "open_clip_config.json", revision).parent
+    settings = read_json(config, dict)
+    if "architecture" in settings and "model_type" not in settings:  # timm's, perhaps the image tower of a CLIP
+        download_if_there(known, repository, "open_clip_config.json", revision)
+        return config.parent
     if download_if_there(known, repository, "preprocessor_config.json", revision) is None:
         download_if_there(known, repository, "processor_config.json", revision)
     return config.parent

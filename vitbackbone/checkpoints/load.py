@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vitbackbone.checkpoints.adapted import AdaptedDirectory
+from vitbackbone.checkpoints.adaptors import attach_adaptor
 from vitbackbone.checkpoints.channels import (
     VIT_KERNELS,
     inflate,
@@ -68,6 +69,7 @@ def load_backbone(
     part: str | None = None,
     in_chans: int | None = None,
     wavelengths: Sequence[float] | None = None,
+    adaptor: str | None = None,
 ) -> BackboneModule:
     """Load a backbone in eval mode.
 
@@ -97,12 +99,14 @@ def load_backbone(
     means and deviations of `preprocess` follow; replace them if those of the bands are known.
     `wavelengths`: of the channels of the images, in micrometres, for a network that makes its patch projection from
     them (DOFA).
+    `adaptor`: the name of a C-RADIO's teacher, such as `"siglip2-g"`: the features are the teacher's, as the checkpoint
+    predicts them. They have one layer, and `pooled` is the teacher's summary of the image.
 
     Raises `ValueError` on an unknown name, a malformed file, or several towers, `OSError` if a file cannot be read,
     `WeightsUnavailable` if the weights cannot be downloaded, and `ConversionError` if the file does not fill the model
     exactly.
     """
-    options = Options(positions, indivisible, image_size, dtype, device, tower, part, in_chans, wavelengths)
+    options = Options(positions, indivisible, image_size, dtype, device, tower, part, in_chans, wavelengths, adaptor)
     return _load_checkpoint(name, weights, options).backbone
 
 
@@ -119,10 +123,11 @@ def load_checkpoint(
     part: str | None = None,
     in_chans: int | None = None,
     wavelengths: Sequence[float] | None = None,
+    adaptor: str | None = None,
 ) -> Checkpoint:
     """Load a backbone with the parameters and class names of its classifier, if the checkpoint has one. It takes the
     arguments of `load_backbone` and raises its errors."""
-    options = Options(positions, indivisible, image_size, dtype, device, tower, part, in_chans, wavelengths)
+    options = Options(positions, indivisible, image_size, dtype, device, tower, part, in_chans, wavelengths, adaptor)
     return _load_checkpoint(name, weights, options)
 
 
@@ -139,6 +144,7 @@ class Options:
     part: str | None
     in_chans: int | None = None
     wavelengths: Sequence[float] | None = None
+    adaptor: str | None = None
 
     def __post_init__(self) -> None:
         if self.positions not in get_args(Positions):
@@ -174,6 +180,8 @@ def _load(name: str, weights: Weights | None, options: Options) -> Checkpoint:
     labels = () if isinstance(found, Entry) else found.labels
     if isinstance(found, Entry) and isinstance(found.config, FusedConfig):
         return Checkpoint(_load_fused(name, found, weights, options), {}, ())
+    if options.adaptor is not None and (weights == "random" or not isinstance(found, Directory)):
+        raise ValueError(f"adaptor={options.adaptor!r}: {name} has none; want a directory of C-RADIO, with weights")
     if isinstance(found, AdaptedDirectory):
         return _load_adapted(found, name, weights, options)
     if weights == "random":
@@ -186,11 +194,22 @@ def _load(name: str, weights: Weights | None, options: Options) -> Checkpoint:
     try:
         backbone, head = _fill(found, name, unwrap(state), options, place)
         _check_labels(head, labels)
+        if options.adaptor is not None:
+            return Checkpoint(_adaptor(found, backbone, unwrap(state), options.adaptor, name), {}, ())
     except ConversionError as error:
         if weights is None and (instead := _load_instead(found, name, options)) is not None:
             return instead
         raise ConversionError(f"{place}: {error}") from error
     return Checkpoint(backbone, head, labels if head else ())
+
+
+def _adaptor(
+    found: Entry | AnyDirectory, backbone: ViT | TimmBackbone, state: State, adaptor: str, name: str
+) -> BackboneModule:
+    """Return the backbone of an adaptor's features."""
+    if not isinstance(found, Directory) or not isinstance(backbone, ViT):
+        raise ValueError(f"adaptor={adaptor!r}: {name} has none; want a directory of C-RADIO")
+    return attach_adaptor(backbone, adaptor, found.saved, state, name)
 
 
 def _load_instead(found: AnyDirectory | Entry, name: str, options: Options) -> Checkpoint | None:

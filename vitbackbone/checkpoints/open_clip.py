@@ -44,6 +44,7 @@ class TextTowerRecord(Record):
     pad_id: int = 0
     eos_id: int = 2
     no_causal_mask: bool = False
+    embed_cls: bool = False
     pool_type: Literal["argmax", "eos", "first", "last"] = "argmax"
     proj_bias: bool = False
     proj_type: Literal["linear", "none"] = "linear"
@@ -79,10 +80,9 @@ class OpenClip(Record):
 
 
 # Settings of `text_cfg` that build another network than `TextTransformer`. All are off in the models of open_clip's
-# list, but for the text towers of transformers and CoCa
+# list, but for the text towers of transformers
 UNKNOWN = (
     "hf_model_name",
-    "embed_cls",
     "final_ln_after_pool",
     "tokenizer_mode",
     "block_type",
@@ -109,8 +109,6 @@ class OpenClipText:
 def read_open_clip_text(file: Path) -> OpenClipText:
     """Return the text tower. Raises `ValueError` that names the file, and the key of a setting that is not known."""
     model = read_json(file, OpenClip).model_cfg
-    if model.multimodal_cfg is not None:
-        raise ValueError(f"{file} has multimodal_cfg: the text tower of CoCa is not known here")
     for name in UNKNOWN:
         if model.text_cfg.get(name):
             value = SHORT.repr(model.text_cfg[name])
@@ -130,7 +128,9 @@ def read_open_clip_text(file: Path) -> OpenClipText:
         layer_scale=settings.ls_init_value is not None,
         norm_eps=settings.norm_kwargs.eps if settings.norm_kwargs else NormOptions().eps,
         causal=causal,
-        pool=settings.pool_type,
+        cls=settings.embed_cls,
+        pad_id=settings.pad_id,
+        pool="last" if settings.embed_cls else settings.pool_type,
         eos_id=settings.eos_id,
         projection_dim=model.embed_dim if settings.proj_type == "linear" else 0,
         projection_bias=settings.proj_bias,
@@ -138,7 +138,7 @@ def read_open_clip_text(file: Path) -> OpenClipText:
     )
     return OpenClipText(
         config,
-        "open_clip custom_text" if model.custom_text else "open_clip",
+        "open_clip custom_text" if model.custom_text or model.multimodal_cfg is not None else "open_clip",
         settings.tokenizer_kwargs.clean or plain,
         settings.hf_tokenizer_name,
         settings.tokenizer_kwargs.strip_sep_token,

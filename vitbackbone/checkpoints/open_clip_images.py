@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from vitbackbone.checkpoints.formats import FORMATS
-from vitbackbone.checkpoints.huggingface import Depth, Epsilon, Width
+from vitbackbone.checkpoints.formats.open_clip import COCA_EPS
+from vitbackbone.checkpoints.huggingface import Depth, Epsilon, Heads, Width
 from vitbackbone.checkpoints.huggingface.records import LARGEST, Pair, Side
 from vitbackbone.checkpoints.open_clip import ActivationOptions, NormOptions, OpenClip, activation
 from vitbackbone.checkpoints.shards import FindFile
@@ -16,6 +17,7 @@ from vitbackbone.checkpoints.zoo import ZOO, Entry
 from vitbackbone.files import SHORT, Record, check_record, read_json
 from vitbackbone.images import CLIP_MEAN, CLIP_STD, Preprocess
 from vitbackbone.model import Pool, Resampling, ViTConfig
+from vitbackbone.networks import Projection, TimmConfig
 
 POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean", "map": "map"}
 RESIZED = Resampling("bicubic", antialias=True)  # open_clip, model.py, `resize_pos_embed`
@@ -40,21 +42,37 @@ class VisionRecord(Record):
     ls_init_value: float | None = None
     no_ln_pre: bool = False
     final_ln_after_pool: bool = False
+    attentional_pool: bool = False
+    attn_pooler_heads: Heads = 8
     pool_type: Literal["tok", "avg"] = "tok"
     act_kwargs: ActivationOptions | None = None
     norm_kwargs: NormOptions | None = None
     timm_model_name: str | None = None
-    timm_pool: str = "avg"
-    timm_proj: Literal["", "linear", "none"] | None = "linear"
+    timm_pool: Annotated[str, Field(max_length=32)] = "avg"
+    timm_proj: Literal["", "linear", "mlp", "none"] | None = "linear"
     timm_proj_bias: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> "VisionRecord":
+        if self.timm_model_name and self.timm_pool in OPEN_CLIPS_OWN:
+            raise ValueError(
+                f"timm_pool='{self.timm_pool}', a pooling of open_clip's own that is not known here; want "
+                "a pooling of timm"
+            )
         if self.width % self.head_width:
             raise ValueError(f"width={self.width}, which head_width={self.head_width} does not divide")
         if self.layers * self.width**2 * (4 + 2 * self.mlp_ratio) > LARGEST:
             raise ValueError(f"layers={self.layers} and width={self.width}, more parameters than any model has")
+        eps = self.norm_kwargs.eps if self.norm_kwargs else COCA_EPS
+        if self.attentional_pool and (self.pool_type != "tok" or eps != COCA_EPS):
+            raise ValueError(
+                f"attentional_pool=true with pool_type='{self.pool_type}' and norm_kwargs.eps={eps}; want "
+                f"'tok' and {COCA_EPS}"
+            )
         return self
+
+
+OPEN_CLIPS_OWN = ("abs_attn", "rot_attn")
 
 
 class _Preprocessing(Record):
@@ -70,8 +88,7 @@ class _Whole(Record):
 
 # Settings of `vision_cfg` that build another network than `ViT`
 UNKNOWN = (
-    *("attentional_pool", "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner"),
-    *("scale_attn", "scale_fc"),
+    *("block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"),
 )
 
 
@@ -94,7 +111,7 @@ class OpenClipDirectory:
 
     def entry(self, tower: str | None = None) -> Entry:
         """Return the entry of the image tower, without the weights."""
-        config, layout = self._of_timm() if self.vision.timm_model_name else (self._own(), "open_clip_vit")
+        found = self._of_timm() if self.vision.timm_model_name else self._own()
         settings = read_json(self.file, _Whole).preprocess_cfg
         preprocess = Preprocess(
             image_size=self.vision.image_size,
@@ -104,14 +121,20 @@ class OpenClipDirectory:
             mean=settings.mean,
             std=settings.std,
         )
-        return Entry(config, layout, preprocess, "", str(self.file.parent), on_hub=False)
+        source = str(self.file.parent)
+        return Entry(found.config, found.format, preprocess, "", source, on_hub=False, classifier=found.classifier)
 
-    def _own(self) -> ViTConfig:
+    def _own(self) -> Entry:
         vision = self.vision
         late = vision.pool_type == "avg" and vision.final_ln_after_pool
+        pooling: dict[str, Any] = {"pool": "cls" if vision.pool_type == "tok" else "mean"}
+        if vision.attentional_pool:
+            heads = vision.attn_pooler_heads
+            pooling = {"pool": "query", "pool_dim": self.model.embed_dim, "pool_heads": heads, "pool_prefix": True}
+            pooling["pool_norm"] = True
         eps: Epsilon = vision.norm_kwargs.eps if vision.norm_kwargs else NormOptions().eps
         height, width = (side // vision.patch_size * vision.patch_size for side in vision.image_size)
-        return ViTConfig(
+        config = ViTConfig(
             image_size=(height, width),
             patch_size=vision.patch_size,
             dim=vision.width,
@@ -126,9 +149,11 @@ class OpenClipDirectory:
             norm_eps=eps,
             final_norm=not late,
             fc_norm=late,
-            pool="cls" if vision.pool_type == "tok" else "mean",
+            **pooling,
             projection_dim=self.model.embed_dim,
         )
+        layout = "open_clip_coca" if vision.attentional_pool else "open_clip_vit"
+        return Entry(config, layout, Preprocess(image_size=config.image_size), "", "")
 
     def _of_the_zoo(self) -> Entry | None:
         """Return the entry of the same architecture and pooling that is known by name, or None."""
@@ -139,23 +164,43 @@ class OpenClipDirectory:
                 return entry
         return None
 
-    def _of_timm(self) -> tuple[ViTConfig, str]:
-        vision, name = self.vision, self.vision.timm_model_name
-        # With a projection of its own, open_clip builds the network with timm's pooling and then sets another one
-        own = vision.timm_proj == "linear"
-        arguments = {} if own else {"global_pool": vision.timm_pool}
-        saved = {"architecture": name, "model_args": arguments}
-        found = TimmDirectory(self.file.parent, saved, self.find_file).entry()
+    def _of_timm(self) -> Entry:
+        """Return the entry of a network of timm: natively, if this package's `ViT` equals it, or in the adapter."""
+        vision, name = self.vision, str(self.vision.timm_model_name)
+        # With layers of its own, open_clip builds the network with timm's pooling and then sets another one
+        own = vision.timm_proj in ("linear", "mlp")
+        directory = TimmDirectory(self.file.parent, self._as_timm(name, own), self.find_file)
+        found = directory.network()
         if not isinstance(found.config, ViTConfig):
             found = self._of_the_zoo() or found
         layout = f"open_clip {found.format}"
-        if not isinstance(found.config, ViTConfig) or layout not in FORMATS:
-            raise ValueError(
-                f"{self.file} has vision_cfg.timm_model_name={SHORT.repr(name)}, an image tower whose projection is "
-                f"not known here; timm:{name} loads it without one"
-            )
+        pooled = not own or vision.timm_pool in ("", *POOLS)
+        if not isinstance(found.config, ViTConfig) or layout not in FORMATS or vision.timm_proj == "mlp" or not pooled:
+            adapted = directory.adapted()
+            assert isinstance(adapted.config, TimmConfig)
+            config = replace(adapted.config, projection=self._projection(), image_size=vision.image_size)
+            return replace(adapted, config=config, classifier=())
         if vision.timm_proj == "none":
-            return replace(found.config, projection_dim=0), layout
+            return replace(found, config=replace(found.config, projection_dim=0), format=layout)
         bias = vision.timm_proj_bias if own else True  # timm's head has a bias
         config = replace(found.config, projection_dim=self.model.embed_dim, projection_bias=bias)
-        return replace(config, pool=POOLS.get(vision.timm_pool, config.pool)) if own else config, layout
+        config = replace(config, pool=POOLS.get(vision.timm_pool, config.pool)) if own else config
+        return replace(found, config=config, format=layout, classifier=None)
+
+    def _as_timm(self, name: str, own: bool) -> dict[str, Any]:
+        """Return timm's `config.json` of the network. `own`: whether open_clip has layers behind it."""
+        import timm
+
+        known: Any = timm.models.get_pretrained_cfg(name.partition(".")[0], allow_unregistered=True)
+        settings = {} if known is None else {key: value for key, value in known.to_dict().items() if value is not None}
+        sized = {"input_size": (3, *self.vision.image_size), "num_classes": 0}
+        arguments = {} if own else {"global_pool": self.vision.timm_pool}
+        return {"architecture": name, "pretrained_cfg": {**settings, **sized}, "model_args": arguments}
+
+    def _projection(self) -> Projection | None:
+        vision, width = self.vision, self.model.embed_dim
+        if vision.timm_proj == "none":
+            return None
+        if not vision.timm_proj:
+            return Projection(width)
+        return Projection(width, vision.timm_proj, vision.timm_proj_bias, vision.timm_pool)

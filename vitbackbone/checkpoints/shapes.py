@@ -13,10 +13,12 @@ from vitbackbone.checkpoints.faults import Faults
 from vitbackbone.checkpoints.formats import CLASSES
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.rules import Rules, State
+from vitbackbone.files import SHORT
 from vitbackbone.model import QkvBias, ViTConfig
 from vitbackbone.networks import TimmConfig
 
 REGISTERS = "num_register_tokens"  # the name of the setting
+SUMMARY = "summary_idxs"  # C-RADIO's tensor of the tokens that are pooled
 PLAIN_MLPS = ("gelu", "gelu_tanh", "quick_gelu")
 
 
@@ -34,6 +36,12 @@ def settle(
     config = _ends(config, found, whole)
     config = replace(config, **_blocks(config, found))
     faults = Faults()
+    if config.pool == "tokens" and SUMMARY in tensors:  # transformers reads them, too, whatever the settings say
+        chosen = tuple(int(index) for index in tensors[SUMMARY].flatten().tolist())
+        if not chosen or not all(0 <= index < config.num_prefix for index in chosen):
+            faults.add(SUMMARY, f"{SHORT.repr(list(chosen))} in the weights; want tokens of {config.num_prefix}")
+        else:
+            config = replace(config, pool_tokens=chosen)
     if blocks != config.depth:
         faults.add("blocks", f"{config.depth} in the settings, {blocks} in the weights")
     registers = found.count("reg_token")

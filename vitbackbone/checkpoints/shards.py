@@ -17,8 +17,8 @@ from vitbackbone.files import SHORT, Record, read_json
 
 FindFile = Callable[[str], Path | None]  # the path of a file of a directory or repository, or None if it has none
 
-# File names in the order of preference: transformers, timm and OpenCLIP. A name may have a variant: model.fp16.…
-STEMS = ("model", "open_clip_model", "pytorch_model", "open_clip_pytorch_model")
+# File names in the order of preference: transformers and timm, then OpenCLIP. A name may have a variant: model.fp16.…
+STEMS = ("model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
 SUFFIXES = {"model": ".safetensors", "open_clip_model": ".safetensors"}
 VARIANTS = ("", "fp32", "fp16", "bf16", "non_ema", "ema")
 
@@ -30,7 +30,8 @@ class Index(Record):
 
 
 def read_directory(name: str, find: FindFile) -> State:
-    """Return the tensors of a directory or repository. Safetensors come first, and one file before shards.
+    """Return the tensors of a directory or repository. Safetensors come first in each format, and one file before
+    shards.
 
     Raises `FileNotFoundError` if it has no weights, and the errors of `read_weights`.
     """

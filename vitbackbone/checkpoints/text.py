@@ -57,8 +57,8 @@ def load_text(name: Place, weights: Place | None = None, *, tokenizer: Place | N
     of `list_backbones()`. `@REVISION` after a name of the Hub pins a commit or tag.
     `weights`: a file in the format of that name, or `"random"` for an untrained model. A trainer's file may have the
     model behind a prefix.
-    `tokenizer`: a directory with another tokenizer, or one of its files: `tokenizer.json`, or open_clip's
-    `bpe_simple_vocab_16e6.txt.gz`.
+    `tokenizer`: a directory with another tokenizer, or one of its files: `tokenizer.json`, open_clip's
+    `bpe_simple_vocab_16e6.txt.gz`, or a sentencepiece model.
 
     Texts are cleaned, cut and padded as upstream does. A batch of CLIP is padded to its longest text, one of SigLIP or
     open_clip to the full length. SigLIP attends to padding, unless `model_input_names` of `tokenizer_config.json`
@@ -200,7 +200,7 @@ def _read_transformers(source: _Source, given: Find | None) -> _Read:
     find = given or source.find
     settings = read_tokenizer_settings(find)
     kind = settings.tokenizer_class or row.tokenizer
-    backend = read_tokenizer(find, source.name)
+    backend = read_tokenizer(find, source.name, kind)
     masked = config.mask_padding or "attention_mask" in (settings.model_input_names or ())
     config = replace(config, mask_padding=masked)
     tokens = TextTokenizer(
@@ -222,7 +222,7 @@ def _read_open_clip(source: _Source, given: Find | None) -> _Read:
     if read.tokenizer is None:
         return read.config, read.layout, _clip_tokenizer(read.config, find, source.name, read.cleaning), {}
     settings = read_tokenizer_settings(find)
-    backend = read_tokenizer(find, source.name)
+    backend = read_tokenizer(find, source.name, settings.tokenizer_class or "")
     side = _side(settings, settings.tokenizer_class or "")
     tokens = TextTokenizer(
         backend,

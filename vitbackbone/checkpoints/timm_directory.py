@@ -13,16 +13,18 @@ import torch
 
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.open_clip import CONFIG as OPEN_CLIP
+from vitbackbone.checkpoints.open_clip import OpenClip
 from vitbackbone.checkpoints.rules import convert
 from vitbackbone.checkpoints.shards import FindFile
 from vitbackbone.checkpoints.timm_names import describe_weights
 from vitbackbone.checkpoints.timm_vit import native_vit
 from vitbackbone.checkpoints.zoo import ZOO, Entry
 from vitbackbone.checkpoints.zoo.entry import TIMM_RESAMPLING
-from vitbackbone.files import SHORT, did_you_mean
+from vitbackbone.files import SHORT, did_you_mean, read_json
 from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD
 from vitbackbone.model import ViT, ViTConfig
-from vitbackbone.networks import TimmConfig
+from vitbackbone.networks import Projection, TimmConfig
 
 LARGEST, MOST_BLOCKS, LONGEST = 1 << 17, 1000, 64  # a number, a depth and a list among the arguments of a constructor
 SIZES = {"img_size", "dynamic_img_size", "strict_img_size"}  # arguments that are settings of any native network, too
@@ -53,13 +55,38 @@ class TimmDirectory:
 
     def entry(self, tower: str | None = None) -> Entry:
         """Return the entry of the network, without the weights."""
-        given, model = self._describe(), self._build()
+        given = self.network()
+        if (width := self._projection_width()) is None:
+            return given
+        layout = f"open_clip {given.format}"
+        if isinstance(given.config, ViTConfig) and layout in FORMATS:
+            return replace(
+                given, config=replace(given.config, projection_dim=width, projection_bias=True), format=layout
+            )
+        described = self.adapted()
+        assert isinstance(described.config, TimmConfig)
+        return replace(described, config=replace(described.config, projection=Projection(width)), classifier=())
+
+    def network(self) -> Entry:
+        """Return the entry of the network without a projection."""
+        given, model = self.adapted(), self._build()
         if native := native_vit(model):
             config, layout = native
             return replace(given, config=config, format=layout, classifier=None)
         return self._of_the_zoo(given, model) or given
 
-    def _describe(self) -> Entry:
+    def _projection_width(self) -> int | None:
+        """Return the width of the space of texts, or None if timm's head is a classifier.
+
+        The image tower of an image-text model has open_clip's configuration beside it, and its head is the projection.
+        """
+        file = self.find_file(OPEN_CLIP)
+        if file is None:
+            return None
+        width = read_json(file, OpenClip).model_cfg.embed_dim
+        return width if self.cfg.get("num_classes") == width else None
+
+    def adapted(self) -> Entry:
         """Return the entry of the network in the adapter."""
         known = describe_weights(self.architecture, self.cfg, tuple(self.arguments.items()))
         return Entry(

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitbackbone.checkpoints.rules import Change, Rule, drop, rename, together
+from vitbackbone.checkpoints.rules import OUTSIDE, Change, Rule, drop, rename, together
 from vitbackbone.files import did_you_mean
 from vitbackbone.images import Preprocess
 from vitbackbone.networks import TimmBackbone, TimmConfig, WindowBlock, Windows
@@ -118,6 +118,9 @@ def preprocess_of(cfg: dict[str, Any]) -> Preprocess:
     )
 
 
+PROJECTION = "projection."
+
+
 def timm_rules(backbone: TimmBackbone, classifier: tuple[str, ...]) -> tuple[Rule, ...]:
     """Return the rules that turn a timm file into the parameters of `backbone` by name, and the layers of `classifier`
     into a head."""
@@ -125,8 +128,11 @@ def timm_rules(backbone: TimmBackbone, classifier: tuple[str, ...]) -> tuple[Rul
     computed = {name for name, _ in backbone.named_buffers()} - ours  # older files hold them
     masks = {f"{name}.attn_mask" for name, module in backbone.named_modules() if isinstance(module, WindowBlock)}
     heads = tuple(zip(classifier, ("head", "head_dist"), strict=False))
+    # open_clip keeps its own layers behind the pooling in `head`, beside timm's network in `trunk`
+    layers = f"{OUTSIDE}head.mlp." if "projection.fc1.weight" in ours else f"{OUTSIDE}head.proj."
     return (
-        *(rename(name.removeprefix("model."), name) for name in ours),
+        *(rename(name.removeprefix("model."), name) for name in ours if not name.startswith(PROJECTION)),
+        *(rename(layers + name.removeprefix(PROJECTION), name) for name in ours if name.startswith(PROJECTION)),
         *(drop(name.removeprefix("model.")) for name in sorted(computed | masks)),
         *(replace(rule, via=AS_LINEAR) for rule in (together(*heads) if heads else ())),
     )

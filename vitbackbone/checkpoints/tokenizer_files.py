@@ -1,4 +1,4 @@
-"""Reading tokenizers from the files beside a checkpoint: `tokenizer.json`, or CLIP's vocabulary and merges."""
+"""Reading tokenizers from the files beside a checkpoint: `tokenizer.json`, CLIP's vocabulary and merges, or others."""
 
 import gzip
 import json
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from vitbackbone.checkpoints.sentencepieces import read_sentencepieces
 from vitbackbone.files import SHORT, Record, read_bytes, read_json
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class TokenizerSettings(Record):
     model_input_names: tuple[str, ...] | None = None
     sep_token: Annotated[str | None, BeforeValidator(_content)] = None
     do_lower_case: bool | None = None
+    add_bos_token: bool = False
+    add_eos_token: bool = False
 
 
 class _SpecialTokens(Record):
@@ -60,8 +63,9 @@ def read_tokenizer_settings(find: Find) -> TokenizerSettings:
     return settings
 
 
-def read_tokenizer(find: Find, where: str) -> "Tokenizer":
-    """Return the tokenizer of the files that `find` finds. `where` names their place in errors.
+def read_tokenizer(find: Find, where: str, kind: str = "") -> "Tokenizer":
+    """Return the tokenizer of the files that `find` finds. `where` names their place in errors, and `kind` is the class
+    of the tokenizer.
 
     Raises `ValueError` if there is none, or if a file is damaged, and `ImportError` without the library.
     """
@@ -79,9 +83,13 @@ def read_tokenizer(find: Find, where: str) -> "Tokenizer":
         return _built(_read_vocabulary(vocabulary), _pairs(merges, read_bytes(merges, LIMIT)), merges)
     if pieces := find(PIECES):
         return _read_pieces(pieces, read_tokenizer_settings(find).do_lower_case is not False)
+    if model := next(filter(None, map(find, SENTENCEPIECE)), None):
+        settings = read_tokenizer_settings(find)
+        return read_sentencepieces(model, kind, LIMIT, settings.add_bos_token, settings.add_eos_token)
     if packed := find(OPEN_CLIP_MERGES):
         return _read_packed(packed)
-    raise ValueError(f"{where} has no tokenizer: {_wanted(find)}")
+    wanted = (TOKENIZER, f"{VOCABULARY} with {MERGES}", PIECES, OPEN_CLIP_MERGES, *SENTENCEPIECE)
+    raise ValueError(f"{where} has no tokenizer: want {', '.join(wanted)}; or give tokenizer=PATH")
 
 
 def _read_vocabulary(file: Path) -> dict[str, int]:
@@ -89,17 +97,6 @@ def _read_vocabulary(file: Path) -> dict[str, int]:
     if wrong := next((word for word, index in words.items() if type(index) is not int or index < 0), None):
         raise ValueError(f"{file} has {SHORT.repr(wrong)}: {SHORT.repr(words[wrong])}; want the number of each word")
     return words
-
-
-def _wanted(find: Find) -> str:
-    """Say what to do without a tokenizer that is readable here."""
-    found = next((name for name in SENTENCEPIECE if find(name)), None)
-    if found is None:
-        return f"want {TOKENIZER}, {VOCABULARY} with {MERGES}, {PIECES}, or {OPEN_CLIP_MERGES}; or give tokenizer=PATH"
-    return (
-        f"{found} is a sentencepiece model, which is not read here. Write it as {TOKENIZER}, by "
-        "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR), or give tokenizer=PATH"
-    )
 
 
 def _read_pieces(file: Path, lower: bool) -> "Tokenizer":

@@ -18,6 +18,7 @@ from vitbackbone.checkpoints.faults import ConversionError
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.huggingface import MODEL_TYPES, ModelType
 from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
+from vitbackbone.checkpoints.huggingface.radio import is_authors
 from vitbackbone.checkpoints.huggingface.records import File, read_settings
 from vitbackbone.checkpoints.rules import HEADS, OUTSIDE, Rules, State, Templates
 from vitbackbone.checkpoints.trainers import AVERAGED, describe_taken, leave_out, merge_chunks, of_part, prefer
@@ -76,7 +77,7 @@ def _check_native(part: Part, saved: Json) -> None:
 
 
 def _parts(settings: Json, path: str, deep: int) -> Iterator[Part]:
-    name = settings.get("model_type")
+    name = "radio" if is_authors(settings) else settings.get("model_type")
     known = MODEL_TYPES.get(name) if isinstance(name, str) else None
     if known is not None and not isinstance(settings.get("backbone_config"), Mapping):
         yield Part(path, settings, known)
@@ -222,7 +223,11 @@ def _anchors(rules: Rules) -> set[str]:
     """Return the keys of the patch embedding; of a network without one, a key that no other network has."""
     named = {source for rule in rules if PATCHES & set(rule.targets) for source in rule.sources}
     others = (
-        source for rule in rules if rule.targets and not rule.targets[0].startswith(HEADS) for source in rule.sources
+        source
+        for rule in rules
+        if rule.targets and not rule.targets[0].startswith(HEADS)
+        for source in rule.sources
+        if not source.startswith(OUTSIDE)
     )
     return named or {max(others, key=len, default="")}
 

@@ -80,7 +80,8 @@ def run_verify(args: argparse.Namespace) -> int:
         problems = [{"file": file, "problem": problem} for file, problem in found.problems]
         print_json({"store": args.store, "shards": found.shards, "images": found.images, "problems": problems})
     elif found.problems:
-        print(f"{store}: {count} problems; `vitbackbone extract` with the same arguments repairs them")
+        repair = "`vitbackbone extract` with the same arguments repairs what the last snapshot needs"
+        print(f"{store}: {count} problems; {repair}")
         for file, problem in found.problems:
             print(f"  {escaped(str(file))}: {printable(problem)}")
     elif not args.quiet:

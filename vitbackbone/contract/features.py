@@ -111,7 +111,8 @@ class Features(_Shapes):
     def pooled(self) -> Float[Tensor, "B P"]:
         """One vector for each image, by the checkpoint's own pooling. P of each layer is `BackboneSpec.pooled_dims`."""
         # Autograd cannot save tensors that were made in inference mode, so their pooling stays in that mode.
-        with torch.inference_mode() if self.patches.is_inference() else nullcontext():
+        made_in_inference = not torch.compiler.is_compiling() and self.patches.is_inference()
+        with torch.inference_mode() if made_in_inference else nullcontext():
             if one_value(self.geometry.grids):
                 return self.pool(self)
             return torch.cat([self.image(i).pooled for i in range(len(self.patches))])

@@ -69,12 +69,11 @@ class RangedContent:
         window.start, window.data = start, kept + data
 
 
-class RangedFile(io.BufferedIOBase):
-    """A handle on a `RangedContent`, which outlives it."""
+class _Seekable(io.BufferedIOBase):
+    """A file that reads from any position."""
 
-    def __init__(self, content: RangedContent, name: str) -> None:
-        self.content = content
-        self.name = name
+    def __init__(self, size: int) -> None:
+        self._size = size
         self._at = 0
 
     def readable(self) -> bool:
@@ -87,20 +86,52 @@ class RangedFile(io.BufferedIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.content.size}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise ValueError(f"byte {base + offset} lies before the file")
         self._at = base + offset
         return self._at
 
     def read(self, size: int | None = -1, /) -> bytes:
-        size = self.content.size if size is None or size < 0 else size
-        data = self.content.read(self._at, size)
+        left = max(0, self._size - self._at)
+        data = self._read_at(self._at, left if size is None or size < 0 else min(size, left))
         self._at += len(data)
         return data
 
     def read1(self, size: int = -1, /) -> bytes:
         return self.read(SMALLEST if size < 0 else size)
+
+    def _read_at(self, at: int, size: int) -> bytes:
+        raise NotImplementedError
+
+
+class RangedFile(_Seekable):
+    """A handle on a `RangedContent`, which outlives it."""
+
+    def __init__(self, content: RangedContent, name: str) -> None:
+        super().__init__(content.size)
+        self.content = content
+        self.name = name
+
+    def _read_at(self, at: int, size: int) -> bytes:
+        return self.content.read(at, size)
+
+
+class FilePart(_Seekable):
+    """A part of an open file, as a file of its own. Closing it closes the file, too."""
+
+    def __init__(self, file: io.BufferedIOBase, start: int, size: int) -> None:
+        super().__init__(max(0, min(size, file.seek(0, io.SEEK_END) - start)))
+        self._file = file
+        self._start = start
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def _read_at(self, at: int, size: int) -> bytes:
+        self._file.seek(self._start + at)
+        return self._file.read(size)
 
 
 OpenFile = io.BufferedReader | RangedFile  # of a disk, or of a place that is read by ranges

@@ -178,6 +178,7 @@ POSITIONS = {
     "sincos2d": "a fixed 2-D sine-cosine vector",
     "computed2d": "a 2-D sine-cosine vector, computed for this grid,",
     "clips": "a 3-D sine-cosine vector, of time too,",
+    "ground": "a sine-cosine vector of metres on the ground, computed for this grid,",
     "axes": "the sum of a learned vector for the row and one for the column",
 }
 NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
@@ -282,7 +283,7 @@ def _entering(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row
         rows.append((NORMS[config.norm], _by(shapes["embed_norm"][1][-2:]), ""))
     if config.position != "none":
         note = f"{POSITIONS[config.position]} per position"
-        if config.position not in ("axes", "computed2d") and (h, w) != config.table_grid:
+        if config.position not in ("axes", "computed2d", "ground") and (h, w) != config.table_grid:
             note += f", {FITS[config.resampling.fit]} from {_by(config.table_grid)} to {_by((h, w))}"
         rows.append(("+ positions", _by((tokens, config.dim)), note))
     if config.num_prefix:
@@ -367,6 +368,7 @@ def _leaving(config: ViTConfig, features: Features, shapes: Shapes) -> list[Row]
         read = "all tokens" if config.pool_prefix else "the patches"
         note = f"one learned query attends to {read}, {config.pool_heads or config.num_heads} heads"
         note += f"; then x + MLP({NORMS[config.norm]}(x))" * (config.pool == "map")
+        note += f"; then {NORMS[config.norm]}" * config.pool_norm
         rows.append(("  attention", _by(shapes["attn_pool"][1]), note))
     if config.pool == "neck":
         note = "convolutions 1 x 1 and 3 x 3, each with LayerNorm over the channels"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-Position = Literal["learned", "sincos1d", "sincos2d", "computed2d", "clips", "axes", "none"]
+Position = Literal["learned", "sincos1d", "sincos2d", "computed2d", "clips", "ground", "axes", "none"]
 RelativePosition = Literal["none", "table", "decomposed"]
 QkvBias = Literal["qkv", "qv", "none"]
 MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "geglu", "geglu_tanh"]
@@ -162,6 +162,7 @@ class ViTConfig:
     # A learned table, a table of sinusoids, sinusoids computed for each grid, sinusoids of time beside a table of those
     # of rows and columns (Prithvi), or a learned vector a row and a column
     position: Position = "learned"
+    metres: float = 10.0  # side of a pixel on the ground, for sinusoids that count metres (position="ground", Clay)
     axis_positions: int = 0  # rows, and columns, that position="axes" has vectors for
     position_grid: tuple[int, int] | None = None  # (h, w) of the position table; None is the grid of image_size
     position_steps: int = 1  # steps of the map that the learned table has positions for; 1 serves any number
@@ -194,6 +195,8 @@ class ViTConfig:
     pool: Pool = "cls"
     pool_tokens: tuple[int, ...] = ()  # pool="tokens": 0-based indices of prefix tokens, CLS first
     pool_heads: int = 0  # heads of attention pooling; 0 is num_heads
+    pool_dim: int = 0  # pool="query": width of the query; 0 is dim
+    pool_norm: bool = False  # pool="query": whether a norm follows attention (CoCa)
     pool_mlp_dim: int = 0  # hidden width of the MLP of attention pooling; 0 is mlp_dim
     pool_prefix: bool = False  # whether attention pooling reads CLS and registers too
     neck_dim: int = 0  # channels of SAM's neck; 0 is no neck
@@ -230,6 +233,8 @@ class ViTConfig:
         parts = {"sincos1d": 2, "sincos2d": 4, "computed2d": 4, "clips": 16}.get(self.position, 1)
         if self.dim % parts:
             raise wrong(f"position={self.position!r} needs dim divisible by {parts}, got {self.dim}")
+        if self.position == "ground" and (self.dim < 16 or self.dim % 4 or self.metres <= 0):
+            raise wrong(f"position='ground' needs dim divisible by 4 and metres above 0, got {self.dim}, {self.metres}")
         if (self.position == "axes") != (self.axis_positions > 0):
             raise wrong(f"axis_positions={self.axis_positions} with position={self.position!r}; want both or neither")
         if self.rotary and self.rotary.time and (self.head_width % 2 or self.head_width < 6 or not self.tubelet):
@@ -244,7 +249,7 @@ class ViTConfig:
         if self.relative_position == "table" and self.num_prefix != 1:
             raise wrong(f"relative_position='table' has biases for one prefix token, got {self.num_prefix}")
         for name in (
-            *("window", "neck_dim", "projection_dim", "pool_heads", "pool_mlp_dim"),
+            *("window", "neck_dim", "projection_dim", "pool_heads", "pool_mlp_dim", "pool_dim"),
             *("head_dim", "num_kv_heads", "axis_positions"),
         ):
             if getattr(self, name) < 0:
@@ -278,8 +283,13 @@ class ViTConfig:
             raise wrong(f"pool_heads and pool_prefix belong to pool='map' and pool='query', got {self.pool!r}")
         if self.pool != "map" and self.pool_mlp_dim:
             raise wrong(f"pool_mlp_dim={self.pool_mlp_dim} belongs to pool='map', got {self.pool!r}")
-        if self.pool_heads and self.dim % self.pool_heads:
-            raise wrong(f"dim={self.dim} is not divisible by pool_heads={self.pool_heads}")
+        if self.pool != "query" and (self.pool_dim or self.pool_norm):
+            raise wrong(f"pool_dim and pool_norm belong to pool='query', got {self.pool!r}")
+        if (self.pool_heads or self.pool_dim) and (self.pool_dim or self.dim) % (self.pool_heads or self.num_heads):
+            raise wrong(
+                f"attention pooling is {self.pool_dim or self.dim} wide, which is not divisible by its "
+                f"{self.pool_heads or self.num_heads} heads"
+            )
         if self.pool == "neck" and not self.neck_dim:
             raise wrong("pool='neck' needs neck_dim; use pool='mean'")
         if self.fc_norm and (self.final_norm or self.pool != "mean"):
@@ -343,7 +353,7 @@ class ViTConfig:
     def vector_dim(self) -> int:
         """Width of the pooled vector before its projection."""
         widths = {"tokens": len(self.pool_tokens) * self.dim, "cls_mean": 2 * self.dim, "neck": self.neck_dim}
-        return widths.get(self.pool, self.dim)
+        return widths.get(self.pool, self.pool_dim or self.dim)
 
 
 KINDS = {

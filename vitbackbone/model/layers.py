@@ -15,6 +15,7 @@ from vitbackbone.contract import numbers
 from vitbackbone.model.attention import SelfAttention, WindowAttention
 from vitbackbone.model.clipped import make_linear
 from vitbackbone.model.config import Resampling, ViTConfig
+from vitbackbone.model.ground import ground2d
 from vitbackbone.model.norms import norm_or_identity
 from vitbackbone.model.packing import Layout
 from vitbackbone.model.position import computed2d, resample, sincos, sincos1d, sincos2d
@@ -200,6 +201,18 @@ class ComputedPositions(nn.Module):
         return table.repeat(steps, 1) if steps > 1 else table
 
 
+class GroundPositions(ComputedPositions):
+    """Sines and cosines of metres on the ground (Clay)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        self.metres = config.metres
+
+    def at(self, grid: tuple[int, int], device: torch.device, steps: int) -> Float[Tensor, "N D"]:
+        """Compute the positions of a grid."""
+        return ground2d(grid, self.dim, self.metres, device)
+
+
 class ClipPositions(ComputedPositions):
     """Sines and cosines of a patch's column, row and step of time (Jakubik et al. 2023, Prithvi).
 
@@ -225,8 +238,8 @@ def position_embedding(config: ViTConfig) -> PositionEmbedding | ComputedPositio
         return None
     if config.position == "clips":
         return ClipPositions(config)
-    if config.position == "computed2d":
-        return ComputedPositions(config)
+    if config.position in ("computed2d", "ground"):
+        return GroundPositions(config) if config.position == "ground" else ComputedPositions(config)
     return AxisEmbedding(config) if config.position == "axes" else PositionEmbedding(config)
 
 

@@ -79,7 +79,8 @@ class AttentionPool(nn.Module):
     """Attention pooling: one learned query attends to the patches, and an MLP with a residual follows.
 
     Lee et al. 2019, "Set transformer"; google-research/big_vision, models/vit.py, MAPHead. With `pool="query"`, the
-    query is not projected and no MLP follows (apple/ml-aim, AttentionPoolingClassifier).
+    query is not projected and no MLP follows (apple/ml-aim, AttentionPoolingClassifier); a norm may (CoCa, Yu et al.
+    2022).
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -87,14 +88,15 @@ class AttentionPool(nn.Module):
         whole = config.pool == "map"
         self.num_heads = config.pool_heads or config.num_heads
         self.reads_prefix = config.pool_prefix
-        self.latent = nn.Parameter(torch.randn(1, 1, config.dim) * config.dim**-0.5)
-        self.q = nn.Linear(config.dim, config.dim) if whole else nn.Identity()
-        self.kv = nn.Linear(config.dim, 2 * config.dim, bias=whole or config.qkv_bias == "qkv")
-        self.proj = nn.Linear(config.dim, config.dim)
-        self.norm = make_norm(config) if whole else None
+        width = config.pool_dim or config.dim
+        self.latent = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
+        self.q = nn.Linear(width, width) if whole else nn.Identity()
+        self.kv = nn.Linear(config.dim, 2 * width, bias=whole or config.qkv_bias == "qkv")
+        self.proj = nn.Linear(width, width)
+        self.norm = make_norm(config, width) if whole or config.pool_norm else None
         self.mlp = mlp(replace(config, mlp_dim=config.pool_mlp_dim or config.mlp_dim)) if whole else None
 
-    def forward(self, features: Features) -> Float[Tensor, "B D"]:
+    def forward(self, features: Features) -> Float[Tensor, "B V"]:
         tokens = features.tokens
         if self.reads_prefix:
             tokens = torch.cat([prefix_of(features), tokens], dim=1)
@@ -102,7 +104,8 @@ class AttentionPool(nn.Module):
         k, v = rearrange(self.kv(tokens), "B N (two heads d) -> two B heads N d", two=2, heads=self.num_heads)
         x = F.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v)
         x = self.proj(rearrange(x, "B heads one d -> B one (heads d)"))
-        return (x if self.norm is None or self.mlp is None else x + self.mlp(self.norm(x)))[:, 0]
+        normed = x if self.norm is None else self.norm(x)
+        return (normed if self.mlp is None else x + self.mlp(normed))[:, 0]
 
 
 class Neck(nn.Sequential):

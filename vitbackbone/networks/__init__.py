@@ -1,10 +1,14 @@
 """Networks that are not this package's own Vision Transformer, behind the same contract."""
 
+from vitbackbone.networks.adaptor import AdaptorBackbone, AdaptorConfig
+from vitbackbone.networks.adaptor import Mlp as AdaptorMlp
 from vitbackbone.networks.fused import FusedBackbone, FusedConfig, FusedPreprocess, Member, fuse
+from vitbackbone.networks.projection import Projection
 from vitbackbone.networks.swin_windows import WindowBlock
 from vitbackbone.networks.tiling import tile
 from vitbackbone.networks.timm import TimmBackbone, TimmConfig, Windows
 from vitbackbone.networks.transformers import TransformersBackbone, TransformersConfig, build_tower
+from vitbackbone.networks.transformers_clips import ClipBackbone, adapt
 from vitbackbone.networks.transformers_input import processor_settings
 from vitbackbone.networks.transformers_parts import (
     channels_of,
@@ -20,16 +24,22 @@ from vitbackbone.networks.transformers_parts import (
 )
 
 __all__ = [
+    "AdaptorBackbone",
+    "AdaptorConfig",
+    "AdaptorMlp",
+    "ClipBackbone",
     "FusedBackbone",
     "FusedConfig",
     "FusedPreprocess",
     "Member",
+    "Projection",
     "TimmBackbone",
     "TimmConfig",
     "TransformersBackbone",
     "TransformersConfig",
     "WindowBlock",
     "Windows",
+    "adapt",
     "build_tower",
     "channels_of",
     "config_of",

@@ -39,6 +39,7 @@ from vitbackbone.contract import (
 )
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Indivisible, check_kinds
+from vitbackbone.networks.projection import Projection
 from vitbackbone.networks.swin_windows import CosineAttention, WindowBlock
 from vitbackbone.networks.timm_levels import Outputs, Size, crop, level_maps, pool, prefix_of, read_levels, run
 from vitbackbone.networks.timm_network import SizedCopies, WithoutInit, differing, for_size
@@ -66,11 +67,13 @@ class TimmConfig:
     arguments: tuple[tuple[str, Any], ...] = ()  # keyword arguments of timm's constructor
     any_size: bool = True  # False: the network accepts only images of `image_size`
     rebuild: bool = False  # whether timm builds the network again for another size, and resizes its position tables
+    antialias: bool = True  # whether it resizes them with antialiasing, as timm does, and transformers does not
     channels: int = 3  # of the images
     windows: Windows = "timm"
     final_norm: bool = True  # False: the network's final norm is left out, for weights that have none
     map_norm: bool = False  # whether the norm of the head is the final norm of the map too (DINOv3's ConvNeXt)
     indivisible: Indivisible = "pad"  # sizes that need padding: pad right and bottom, or refuse
+    projection: Projection | None = None  # of the pooled vector to the space of texts
 
     def __post_init__(self) -> None:
         def wrong(text: str) -> ValueError:
@@ -103,8 +106,9 @@ class TimmBackbone(BackboneModule):
 
     `pooled` of the last layer, with the final norm if there is one, is what timm's classifier reads:
     `model.forward_head(model.forward_features(images), pre_logits=True)`. The network's own modules compute it,
-    including those between the last level and the classifier. `spec.pooled_dim` is its width. In every other case,
-    `pooled` is the layer's CLS token if the network pools by its CLS token, or else the mean of the layer's patches.
+    including those between the last level and the classifier. With `config.projection`, it is projected to the space of
+    texts. `spec.pooled_dim` is its width. In every other case, `pooled` is the layer's CLS token if the network pools
+    by its CLS token, or else the mean of the layer's patches.
 
     An image runs at its own size if the network accepts that size. Otherwise the image is padded with the mean colour
     at the right and bottom, to the smallest size at which every layer has ceil(side / stride) patches along each axis.
@@ -136,12 +140,14 @@ class TimmBackbone(BackboneModule):
         shapes = model or without_weights(config)
         model = model or _create_on_cpu(config)
         self.model: Any = model
+        self.shifts = any(isinstance(model, timm_class(name)) for name in ("Swin", "Swin V2"))
         shapes = shapes or model
-        self.levels = read_levels(shapes.eval(), config.architecture, _trial_size(config))
+        self.levels = read_levels(shapes.eval(), config.architecture, _trial_size(config), _projects(config))
         if config.map_norm:
             self.levels = replace(self.levels, has_norm=True)
         model.train()
-        self.copies = SizedCopies(partial(_for_size, config), config.image_size) if config.rebuild else None
+        create = partial(_for_size, config)
+        self.copies = SizedCopies(create, config.image_size, config.antialias) if config.rebuild else None
         if not config.rebuild:
             self.sizes = self._find_sizes(shapes)
         levels = self.levels
@@ -151,6 +157,11 @@ class TimmBackbone(BackboneModule):
         parts: list[Any] = list(model.modules())
         heads = [part.num_heads for part in parts if isinstance(getattr(part, "num_heads", None), int)]
         pooled_dim = levels.pooled_dim or levels.dims[-1]
+        if config.projection is not None:
+            if levels.pooled_dim is None:
+                raise ValueError(f"timm's {config.architecture} has no head, so its vectors cannot be projected")
+            self.projection = config.projection.layers(pooled_dim)
+            pooled_dim = config.projection.dim
         self.spec = BackboneSpec(
             name=name,
             dim=levels.dims[-1],
@@ -250,9 +261,9 @@ class TimmBackbone(BackboneModule):
         """
         if ran != grid:
             final = crop(final, ran, grid, self.levels.num_prefix, getattr(model, "output_fmt", "NCHW"))
-        pooled = pool(model, final)
+        pooled = pool(model, final, projects=_projects(self.config))
         assert pooled is not None
-        return pooled
+        return pooled if self.config.projection is None else self.projection(pooled)
 
     def _maps(self, images: Images, asked: Asked) -> Mapping[Wanted, Attention]:
         """Return the attention maps of each requested layer.
@@ -284,9 +295,8 @@ class TimmBackbone(BackboneModule):
     def _pad(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C Hp Wp"]:
         """Pad the images at the right and bottom with the mean colour, and convert them to the network's dtype."""
         height, width = _size(images)
-        swin = any(isinstance(self.model, timm_class(name)) for name in ("Swin", "Swin V2"))
-        if not numbers(height, width) and (swin or self.config.rebuild):
-            what = "cuts and shifts its windows by a rule" if swin else "is built again"
+        if not numbers(height, width) and (self.shifts or self.config.rebuild):
+            what = "cuts and shifts its windows by a rule" if self.shifts else "is built again"
             raise ValueError(
                 f"{self.spec.name} {what} for each image size, so that no graph serves several. Export one height and "
                 "width; the batch may be dynamic"
@@ -340,7 +350,10 @@ def _create(config: TimmConfig, size: Size | None = None) -> Any:
         arguments["img_size"] = size
     if config.channels != 3:
         arguments["in_chans"] = config.channels
-    model = timm.create_model(config.architecture, pretrained=False, num_classes=0, **arguments)
+    classes = 0 if config.projection is None else config.projection.num_classes
+    model = timm.create_model(config.architecture, pretrained=False, num_classes=classes, **arguments)
+    if config.projection is not None:
+        config.projection.set_pool(model)
     _replace_cosine_attention(model)
     if config.windows != "timm":
         _replace_windows(model, by_size=config.windows == "sized")
@@ -356,6 +369,11 @@ def _trial_size(config: TimmConfig) -> Size:
         return config.image_size
     side = config.size_multiple * -(-TRIAL // config.size_multiple)
     return (side, side) if side < min(config.image_size) else config.image_size
+
+
+def _projects(config: TimmConfig) -> bool:
+    """Return whether the network's classifier is the projection."""
+    return config.projection is not None and config.projection.kind == "classifier"
 
 
 def _for_size(config: TimmConfig, size: Size) -> Any:

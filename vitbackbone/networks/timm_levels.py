@@ -60,8 +60,8 @@ def grid_at(size: Size, stride: int) -> Size:
     return -(-size[0] // stride), -(-size[1] // stride)
 
 
-def read_levels(model: Any, name: str, size: Size) -> Levels:
-    """Run a network at its native size and return what it hands out.
+def read_levels(model: Any, name: str, size: Size, projects: bool = False) -> Levels:
+    """Run a network at its native size and return what it hands out. `projects`: see `pool`.
 
     Raises `ValueError` if it has no levels, or none that lies on the grid of its stride.
     """
@@ -86,7 +86,7 @@ def read_levels(model: Any, name: str, size: Size) -> Levels:
     count = count_prefix(out.final, grids[depth - 1], last.shape[1]) if has_cls_token(model) else 0
     number = int(model.num_prefix_tokens) if at_each else count
     with torch.no_grad():
-        pooled = pool(model, out.final)
+        pooled = pool(model, out.final, projects)
     return Levels(
         dims=tuple(each.shape[1] for each in out.maps[:depth]),
         strides=tuple(strides[:depth]),
@@ -168,10 +168,13 @@ def has_final_norm(model: nn.Module) -> bool:
     return any(not isinstance(norm, nn.Identity) for norm in norms)
 
 
-def pool(model: Any, final: Final) -> Float[Tensor, "B P"] | None:
-    """Return what timm's classifier reads, or None if the network has no head that pools."""
+def pool(model: Any, final: Final, projects: bool = False) -> Float[Tensor, "B P"] | None:
+    """Return what timm's classifier reads, or None if the network has no head that pools.
+
+    `projects`: return the classifier's outputs, because it is a projection to the space of texts.
+    """
     try:
-        pooled = model.forward_head(final, pre_logits=True)
+        pooled = model.forward_head(final, pre_logits=not projects)
     except (NotImplementedError, AttributeError):  # an encoder alone
         return None
     return pooled if isinstance(pooled, Tensor) and pooled.ndim == 2 else None

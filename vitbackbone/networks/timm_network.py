@@ -64,7 +64,7 @@ class _Table:
 class _Copy:
     """A network for one image size, with the parameters of another."""
 
-    def __init__(self, network: nn.Module, model: nn.Module, sizes: tuple[Size, Size]) -> None:
+    def __init__(self, network: nn.Module, model: nn.Module, sizes: tuple[Size, Size], antialias: bool) -> None:
         self.network = network
         self.tables: list[_Table] = []
         modules = dict(model.named_modules())
@@ -72,7 +72,7 @@ class _Copy:
             module = network.get_submodule(path)
             shape = tuple(getattr(module, attribute).shape)
             del module._parameters[attribute]
-            target = Target(shape, sizes, (modules[path], module))
+            target = Target(shape, sizes, (modules[path], module), antialias)
             self.tables.append(_Table(module, attribute, f"{path}.{attribute}".lstrip("."), resize, target))
         self.shared = [
             (module, attribute, f"{path}.{attribute}".lstrip("."))
@@ -134,15 +134,17 @@ class SizedCopies:
     """Copies of a network for other image sizes. They share its parameters and add none.
 
     `create`: builds the network for a size. `native`: the size that the network itself was built for.
+    `antialias`: whether bicubic tables of positions are resized with antialiasing.
     """
 
-    def __init__(self, create: Create, native: Size) -> None:
+    def __init__(self, create: Create, native: Size, antialias: bool = True) -> None:
         self.create = create
         self.native = native
+        self.antialias = antialias
         self.copies: OrderedDict[Size, _Copy] = OrderedDict()
 
     def __reduce__(self) -> Any:  # copies are made again where the backbone is copied to
-        return SizedCopies, (self.create, self.native)
+        return SizedCopies, (self.create, self.native, self.antialias)
 
     def at(self, model: nn.Module, size: Size) -> nn.Module:
         """Return the network for images of `size`, with the parameters of `model`.
@@ -164,7 +166,7 @@ class SizedCopies:
                 network = self.create(size)
         except Exception as error:  # every network has its own error for a size that it does not accept
             raise SizeRefused(f"timm cannot build it for images of {size[0]} x {size[1]}: {error}") from error
-        return _Copy(network.requires_grad_(False), model, (self.native, size))
+        return _Copy(network.requires_grad_(False), model, (self.native, size), self.antialias)
 
 
 def for_size(create: Callable[[Size], Any], size: Size) -> Any:

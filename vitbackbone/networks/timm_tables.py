@@ -1,8 +1,9 @@
 """Position tables of timm's networks at other sizes, resized as timm resizes them when it loads weights.
 
-Absolute positions are bicubic with antialiasing, and so are tables of absolute offsets (LeViT). Biases by difference of
-positions follow BEiT's geometric progression, linear between samples. Rows of relative positions (MViTv2, SAM, BoTNet)
-are linear. A table of blocks (NesT) is bicubic without antialiasing.
+Absolute positions are bicubic with antialiasing, and so are tables of absolute offsets (LeViT). Weights of a library
+that resizes without antialiasing may keep its way. Biases by difference of positions follow BEiT's geometric
+progression, linear between samples. Rows of relative positions (MViTv2, SAM, BoTNet) are linear. A table of blocks
+(NesT) is bicubic without antialiasing.
 
 Axes: `D` width, `h w` patch grid, `N` tokens, `L` rows of a table.
 """
@@ -32,6 +33,7 @@ class Target(NamedTuple):
     shape: tuple[int, ...]  # of the result
     sizes: tuple[Size, Size]  # of the images that the table and the result are for
     owners: tuple[Any, Any]  # the modules that hold the table, built for these sizes
+    antialias: bool = True  # of bicubic resizing
 
 
 Resize = Callable[[Tensor, Target], Tensor]
@@ -57,13 +59,13 @@ def absolute(table: Tensor, target: Target) -> Tensor:
     if table.ndim == 2:
         return absolute(table[None], target._replace(shape=(1, *shape)))[0]
     if table.ndim == 3:
-        return _tokens(table, shape[1], target.sizes)
+        return _tokens(table, target)
     if hasattr(target.owners[1], "block_size"):
         return _blocks(table, shape)
     first, last = table.shape[1] == shape[1], table.shape[3] == shape[3]
     if last and (not first or shape[3] > shape[1]):
-        return bicubic(table.movedim(3, 1), (shape[1], shape[2])).movedim(1, 3)
-    return bicubic(table, (shape[2], shape[3]))
+        return bicubic(table.movedim(3, 1), (shape[1], shape[2]), target.antialias).movedim(1, 3)
+    return bicubic(table, (shape[2], shape[3]), target.antialias)
 
 
 def bicubic(table: Float[Tensor, "1 D h w"], grid: Size, antialias: bool = True) -> Float[Tensor, "1 D h2 w2"]:
@@ -71,8 +73,9 @@ def bicubic(table: Float[Tensor, "1 D h w"], grid: Size, antialias: bool = True)
     return F.interpolate(table.float(), grid, mode="bicubic", antialias=antialias).to(table.dtype)
 
 
-def _tokens(table: Float[Tensor, "1 N D"], count: int, sizes: tuple[Size, Size]) -> Float[Tensor, "1 M D"]:
+def _tokens(table: Float[Tensor, "1 N D"], target: Target) -> Float[Tensor, "1 M D"]:
     """Resize the patches' part of a table of tokens. The grids of the images tell how many tokens precede it."""
+    count, sizes = target.shape[1], target.sizes
 
     def away(prefix: int) -> float:
         return sum(grid_of(n - prefix, size)[1] for n, size in zip((table.shape[1], count), sizes, strict=True))
@@ -80,7 +83,8 @@ def _tokens(table: Float[Tensor, "1 N D"], count: int, sizes: tuple[Size, Size])
     prefix = min((p for p in range(MOST_PREFIX + 1) if p < min(count, table.shape[1])), key=away)
     old, new = (grid_of(n - prefix, size)[0] for n, size in zip((table.shape[1], count), sizes, strict=True))
     patches = rearrange(table[:, prefix:], "1 (h w) D -> 1 D h w", h=old[0])
-    return torch.cat([table[:, :prefix], rearrange(bicubic(patches, new), "1 D h w -> 1 (h w) D")], dim=1)
+    resized = bicubic(patches, new, target.antialias)
+    return torch.cat([table[:, :prefix], rearrange(resized, "1 D h w -> 1 (h w) D")], dim=1)
 
 
 def _blocks(table: Float[Tensor, "1 T N D"], shape: tuple[int, ...]) -> Float[Tensor, "1 U M D"]:

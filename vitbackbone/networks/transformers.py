@@ -30,6 +30,7 @@ from vitbackbone.contract import (
     check_images,
     describe_settings,
     float32_default,
+    numbers,
     one_by_one,
     pool_cls,
     pool_mean,
@@ -203,12 +204,12 @@ class TransformersBackbone(BackboneModule):
         layout = self.shapes.layers[layer]
         size = _size(padded)
         places = self.encoder.places(size, layout, padded.device)
-        patches, rest = as_map(tensor, layout, size, len(images), places)
+        patches, rest = as_map(tensor, layout, size, images.shape[0], places)
         geometry = Geometry.of(images, layout.stride)
         h, w = geometry.grid
         cls = rest[:, 0] if self.has_cls and layout.others else None
         if layout.others != self.shapes.layers[-1].others:  # a hierarchy without prefix tokens but in its last stage
-            rest = tensor.new_zeros(len(images), self.spec.num_prefix, layout.dim)
+            rest = tensor.new_zeros(images.shape[0], self.spec.num_prefix, layout.dim)
             cls = rest[:, 0] if self.has_cls else None
         registers = rest[:, int(self.has_cls) :]
         pool = pool_cls if self.has_cls else pool_mean
@@ -238,6 +239,11 @@ class TransformersBackbone(BackboneModule):
     def _pad(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C Hp Wp"]:
         """Pad the images at the right and bottom with the mean colour, and convert them to the network's dtype."""
         height, width = _size(images)
+        if not numbers(height, width):
+            raise ValueError(
+                f"{self.spec.name} runs by transformers' code, and its patches are found for each image size, so that "
+                "no graph serves several. Export one height and width; the batch may be dynamic"
+            )
         if self.sizes is None:
             if (height, width) != self.spec.image_size:
                 native = " x ".join(map(str, self.spec.image_size))

@@ -191,9 +191,9 @@ def find_towers(model: Any) -> list[str]:
     An image encoder is a model within the model whose first argument is pixels. If some have a config of their own
     within the config, these count, each without the encoders within it that share its config. An encoder that holds
     another one as its `backbone_config` or under another name of `ENCODER_KEYS` gives way to it. If none has its own
-    config, a network of timm counts, or else the innermost model. An encoder under an earlier key comes first, then
-    the one with more parameters. An autoencoder gives way to its encoder. If no model takes pixels first, the rules of
-    `_without_tower` decide.
+    config, a network of timm counts, or else a backbone class, whose maps have norms of their own, or else the
+    innermost model. An encoder under an earlier key comes first, then the one with more parameters. An autoencoder
+    gives way to its encoder. If no model takes pixels first, the rules of `_without_tower` decide.
     """
     return [_encoding(model, path) for path in _towers(model)]
 
@@ -224,7 +224,8 @@ def _towers(model: Any) -> list[str]:
         return _without_tower(model, models)
     own = {path: module for path, module in found.items() if type(module.config) is not type(model.config)}
     if not own:
-        return _of_timm(model) or [path for path in found if not any(_holds(path, other) for other in found)]
+        innermost = [path for path in found if not any(_holds(path, other) for other in found)]
+        return _of_timm(model) or _whole_backbones(found) or innermost
     outer = {
         path: module
         for path, module in own.items()
@@ -247,6 +248,12 @@ def _of_timm(model: Any) -> list[str]:
     """Return the outermost modules that are networks of timm."""
     networks = (path for path, module in model.named_modules() if type(module).__module__.startswith("timm.models."))
     return _outermost(path for path in networks if path)
+
+
+def _whole_backbones(models: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the models that transformers calls backbones: they return maps, with the norms of these."""
+    mixin = private("backbone_utils", "BackboneMixin")
+    return _outermost(path for path, module in models.items() if isinstance(module, mixin))
 
 
 def _without_tower(model: Any, models: Mapping[str, Any]) -> list[str]:

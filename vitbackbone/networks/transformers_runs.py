@@ -172,7 +172,7 @@ class Encoder:
         final = _final(result)
         if shapes.final and last in wanted and final is not None:
             got[last] = final
-        return Run(got, None if self.feed.packed else _pooled(result, len(images)))
+        return Run(got, None if self.feed.packed else _pooled(result, images.shape[0]))
 
     def attentions(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the attention of every block, computed without a fused kernel, or () if the encoder returns none."""
@@ -193,7 +193,7 @@ class Encoder:
         """Run the encoder. A result that stacks all blocks becomes the list of their outputs."""
         result = self._run_once(images, **options)
         stacked = (
-            isinstance(result, Tensor) and result.ndim == 4 and result.shape[:2] == (len(self.blocks), len(images))
+            isinstance(result, Tensor) and result.ndim == 4 and result.shape[:2] == (len(self.blocks), images.shape[0])
         )
         if isinstance(result, Tensor) and result.ndim == 5 and result.shape[1] == 1:  # a clip of one frame
             return result[:, 0]
@@ -220,6 +220,11 @@ class Encoder:
         if layout.kind in ("NCHW", "NHWC"):
             return torch.empty(0, dtype=torch.long, device=device)
         if key not in self.known:
+            if torch.compiler.is_compiling():
+                raise ValueError(
+                    f"the patches of {type(self.model).__name__} at {size[0]} x {size[1]} are found by a run, which no "
+                    "graph can hold. Run the backbone once on an image of this size, then export or compile it"
+                )
             with torch.inference_mode(False):  # later calls may be trained
                 self.known[key] = self._find_places(size, layout)
         return self.known[key].to(device)

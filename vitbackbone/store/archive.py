@@ -1,4 +1,4 @@
-"""Images inside one file: `.tar` (also of WebDataset), `.zip`, `.parquet`.
+"""Images and videos inside one file: `.tar` (also of WebDataset), `.zip`, `.parquet`.
 
 They are read in place. Nothing is unpacked, a member's name never becomes a path on disk, and a name that leads out of
 the archive is refused. A member is identified by its position in the archive, so two members of one name are two
@@ -8,6 +8,7 @@ the same code as one on the disk (`remote.open_file`).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from typing import Protocol, runtime_checkable
 
 from vitbackbone.store.labels import Folder, Label
@@ -56,6 +57,10 @@ class Archive(Protocol):
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Return the bytes of a member. Raises `Escape` if its name leads out of the archive."""
+        ...
+
+    def open(self, name: str, offset: int) -> BufferedIOBase:
+        """Open a large member, such as a video, as a file that can seek. Raises as `read`."""
         ...
 
 

@@ -5,6 +5,7 @@ frames of that stream, its time (`pts`), the seconds of a unit of that time, and
 
     clip.mp4/0/000012@6144x1-12800k      stream 0, frame 12, pts 6144 in units of 1/12800 s, a keyframe
 
+A video in a `.tar` or `.zip` is read in place, and its name comes between the two: `a.tar/clip.mp4/0/000012@...`.
 The content of a frame is identified by the checksum of the file, the stream and the time, so that planning decodes
 nothing.
 """
@@ -28,6 +29,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
+from vitbackbone.files import ServiceDown
 from vitbackbone.images import (
     VIDEO_EXTENSIONS,
     DamagedImage,
@@ -38,6 +40,7 @@ from vitbackbone.images import (
     VideoStream,
     list_frames,
 )
+from vitbackbone.store.archive_kinds import ARCHIVES, ending_of
 from vitbackbone.store.names import escaped, extension
 from vitbackbone.store.remote import is_remote, open_file, version_of
 from vitbackbone.store.rows import LISTED, Inputs
@@ -47,7 +50,31 @@ IS_VIDEO = rf"(?i)\.(?:{ENDINGS})$"
 FRAME = r"(?P<stream>\d+)/(?P<frame>\d+)@(?P<pts>-?\d+)x(?P<units>\d+)-(?P<per>\d+)(?P<key>k?)"
 IS_FRAME = rf"(?i)\.(?:{ENDINGS})/{FRAME}$"
 REST = re.compile(r"\[the rest of stream (\d+)\]")  # the row of the frames that a damaged stream lacks
+# A member of an archive: a video, or a frame of one.
+PACKED = re.compile(rf"(?is)(?P<video>.*\.(?:{ENDINGS}))(?:/(?P<name>{FRAME}|{REST.pattern}))?")
+ARCHIVES_OF_VIDEOS = (".tar", ".zip")
 KEPT = 4  # videos that a process keeps open
+
+
+@dataclass(frozen=True)
+class VideoPlace:
+    """The place of a video: a file, or a member of an archive."""
+
+    file: str  # the video, or its archive: a path or a URL
+    private: bool = False  # as for `remote.open_file`
+    member: str = ""  # its name in the archive; empty for a plain file
+    offset: int = -1  # see `archive.ArchiveMember`
+
+
+def video_place(file: str, member: str, offset: int, private: bool) -> tuple[VideoPlace, str] | None:
+    """Return the video of an input and the name of the frame in it, which is empty for the video itself.
+
+    Returns None if the input is neither. Arguments as the fields of `Locator`.
+    """
+    if is_video(file):
+        return VideoPlace(file, private), member
+    found = PACKED.fullmatch(member) if ending_of(file) in ARCHIVES_OF_VIDEOS else None
+    return found and (VideoPlace(file, private, found["video"], offset), found["name"] or "")
 
 
 def is_video(path: str) -> bool:
@@ -58,31 +85,47 @@ def is_video(path: str) -> bool:
 def with_frames(inputs: Inputs, sampling: Sampling) -> Inputs:
     """Replace each video among the inputs by its frames. A video that cannot be listed stays: it is a failed row."""
     table = inputs.table
-    is_file = pc.equal(table["archive"], 0)
-    places = np.flatnonzero(pc.and_(is_file, pc.match_substring_regex(table["path"], IS_VIDEO)).to_numpy())
-    if not len(places):
+    places = _videos(inputs)
+    if not places:
         return inputs
     if find_spec("av") is None:
-        left = pc.invert(pa.array(np.isin(np.arange(len(table)), places)))
+        left = pc.invert(pa.array(np.isin(np.arange(len(table)), list(places))))
         note = f"{len(places)} videos are left out; for their frames run pip install 'vitbackbone[video]'"
         return Inputs(inputs.root, table.filter(left), inputs.class_names, (*inputs.notes, note))
     parts, start, notes = [], 0, list(inputs.notes)
-    for place in places.tolist():
-        parts.append(table[start:place])
-        row = table[place : place + 1].to_pylist()[0]
-        path = os.fsdecode(row["path"])
+    for row, place in places.items():
+        parts.append(table[start:row])
+        one = table[row : row + 1]
         try:
-            video = _opened(inputs.root.locate(path), inputs.root.private)
-        except (ImageError, OSError) as error:
-            notes.append(f"{escaped(path)}: {error}")
-            parts.append(table[place : place + 1])
+            video = _opened(place)
+        except ServiceDown:
+            raise
+        except (ImageError, OSError, ValueError, pa.ArrowException) as error:
+            notes.append(f"{escaped(os.fsdecode(one['path'][0].as_py()))}: {error}")
+            parts.append(one)
         else:
-            parts.append(_rows(row["path"], row["label"], video, sampling))
-        start = place + 1
+            parts.append(_rows(one.to_pylist()[0], video, sampling))
+        start = row + 1
     return Inputs(inputs.root, pa.concat_tables([*parts, table[start:]]), inputs.class_names, tuple(notes))
 
 
-def _rows(path: bytes, label: int, video: "_Opened", sampling: Sampling) -> pa.Table:
+def _videos(inputs: Inputs) -> dict[int, VideoPlace]:
+    """Return the place of each input that is a video, by its row."""
+    found: dict[int, VideoPlace] = {}
+    rows = np.flatnonzero(pc.match_substring_regex(inputs.table["path"], IS_VIDEO).to_numpy())
+    some = inputs.table.take(pa.array(rows))
+    columns = (some[name].to_pylist() for name in ("path", "archive", "offset"))
+    for row, path, archive, offset in zip(rows.tolist(), *columns, strict=True):
+        file, member = (path[:archive], path[archive + 1 :]) if archive else (path, b"")
+        place = video_place(inputs.root.locate(os.fsdecode(file)), os.fsdecode(member), offset, inputs.root.private)
+        if place is not None:
+            found[row] = place[0]
+    return found
+
+
+def _rows(row: dict[str, Any], video: "_Opened", sampling: Sampling) -> pa.Table:
+    """Return the rows of the frames of a video, given the row of the video."""
+    path, packed = row["path"], row["archive"] > 0
     names: list[str] = []
     times: list[int] = []
     for stream in video.listed.streams:
@@ -95,12 +138,12 @@ def _rows(path: bytes, label: int, video: "_Opened", sampling: Sampling) -> pa.T
     count = len(names)
     columns = {
         "path": [path + b"/" + name.encode() for name in names],
-        "archive": [len(path)] * count,
-        "offset": times,
-        "bytes": [-1] * count,
+        "archive": [row["archive"] or len(path)] * count,
+        "offset": [row["offset"]] * count if packed else times,
+        "bytes": [row["bytes"]] * count,
         "version": [video.version] * count,
         "sha256": pa.nulls(count, pa.binary(32)),
-        "label": [label] * count,
+        "label": [row["label"]] * count,
     }
     return pa.table(columns, LISTED)
 
@@ -128,43 +171,48 @@ def frame_columns(paths: pa.Array | pa.ChunkedArray) -> dict[str, Any]:
 
 def may_begin(paths: pa.ChunkedArray) -> Bool[np.ndarray, " n"]:
     """Tell of each row whether a shard may well begin with it: photos and keyframes need no row before them."""
-    is_frame = pc.match_substring_regex(paths, IS_FRAME)
-    return pc.or_(pc.invert(is_frame), pc.match_substring_regex(paths, "k$")).to_numpy()
+    return pc.or_(pc.invert(is_frame_path(paths)), pc.match_substring_regex(paths, "k$")).to_numpy()
 
 
-def read_frame(file: str, member: str, private: bool, max_pixels: int | None) -> tuple[UInt8[Tensor, "3 H W"], bytes]:
-    """Return a frame of a video, upright, and its identity. Raises `ImageError` or `OSError`."""
+def is_frame_path(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Tell of each path whether it is one of a frame."""
+    return pc.match_substring_regex(paths, IS_FRAME)
+
+
+def read_frame(place: VideoPlace, name: str, max_pixels: int | None) -> tuple[UInt8[Tensor, "3 H W"], bytes]:
+    """Return a frame of a video, upright, and its identity. Raises `ImageError`, `OSError`, or `ValueError`."""
     with _lock:
-        video = _opened(file, private)
-        stream, pts = _parsed(video.listed, member)
-        return video.reader(max_pixels).read(stream, pts), _identity(video, stream, pts)
+        video = _opened(place)
+        stream, pts = _parsed(video.listed, name)
+        identity = _identity(video, stream, pts)  # first: the checksum of the file closes its decoders
+        return video.reader(max_pixels).read(stream, pts), identity
 
 
-def frame_identity(file: str, member: str, private: bool) -> bytes:
+def frame_identity(place: VideoPlace, name: str) -> bytes:
     """Return the identity of a frame without decoding it. Raises as `read_frame`."""
     with _lock:
-        video = _opened(file, private)
-        return _identity(video, *_parsed(video.listed, member))
+        video = _opened(place)
+        return _identity(video, *_parsed(video.listed, name))
 
 
-def check_video(file: str, private: bool) -> None:
+def check_video(place: VideoPlace) -> None:
     """Raise the error for which a video cannot be listed, if it still cannot."""
     with _lock:
-        _opened(file, private)
+        _opened(place)
 
 
 def _identity(video: "_Opened", stream: int, pts: int) -> bytes:
     return hashlib.sha256(video.digest + f"{stream}:{pts}".encode()).digest()
 
 
-def _parsed(video: Video, member: str) -> tuple[int, int]:
+def _parsed(video: Video, name: str) -> tuple[int, int]:
     """Return the stream and the time of a frame. Raises `ImageError` if the row stands for frames that are lost."""
-    found = re.fullmatch(FRAME, member)
+    found = re.fullmatch(FRAME, name)
     if found is not None:
         return int(found["stream"]), int(found["pts"])
-    rest = REST.fullmatch(member)
+    rest = REST.fullmatch(name)
     problem = video.stream(int(rest[1])).problem if rest is not None else None
-    raise DamagedImage(problem or f"the video has no frame {member!r}")
+    raise DamagedImage(problem or f"the video has no frame {name!r}")
 
 
 # ---- open videos --------------------------------------------------------------------------------------------------
@@ -207,7 +255,7 @@ class _Opened:
 
 
 _lock = threading.RLock()
-_open: OrderedDict[str, _Opened] = OrderedDict()  # by path; the one that was used last comes last
+_open: OrderedDict[VideoPlace, _Opened] = OrderedDict()  # the one that was used last comes last
 
 
 def _forget() -> None:
@@ -221,21 +269,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def _opened(place: str, private: bool) -> _Opened:
-    """Return a video, opened anew if it has changed. Raises `ImageError` or `OSError`."""
+def _opened(place: VideoPlace) -> _Opened:
+    """Return a video, opened anew if it has changed. Raises `ImageError`, `OSError`, or `ValueError` of an archive."""
     with _lock:
         known = _open.pop(place, None)
-        if known is not None and known.version == _version(place, private):
+        if known is not None and known.version == _version(place):
             _open[place] = known
             return known
         if known is not None:
             known.close()
-        if not is_remote(place) and not Path(place).is_file():  # a pipe would wait for a writer
-            Path(place).stat()
+        if not is_remote(place.file) and not Path(place.file).is_file():  # a pipe would wait for a writer
+            Path(place.file).stat()
             raise DamagedImage("not a regular file")
-        file = open_file(place, private, anew=True)
+        version = _version(place, anew=True)
+        file = _file(place)
         try:
-            video = _Opened(file, version_of(file), list_frames(file), {})
+            video = _Opened(file, version, list_frames(file), {})
         except BaseException:
             file.close()
             raise
@@ -245,10 +294,16 @@ def _opened(place: str, private: bool) -> _Opened:
         return video
 
 
-def _version(place: str, private: bool) -> str:
-    if not is_remote(place):
-        return str(Path(place).stat().st_mtime_ns)
-    with open_file(place, private) as file:
+def _file(place: VideoPlace) -> BufferedIOBase:
+    if not place.member:
+        return open_file(place.file, place.private)
+    return ARCHIVES[ending_of(place.file)](place.file, place.private).open(place.member, place.offset)
+
+
+def _version(place: VideoPlace, anew: bool = False) -> str:
+    if not is_remote(place.file):
+        return str(Path(place.file).stat().st_mtime_ns)
+    with open_file(place.file, place.private, anew) as file:
         return version_of(file)
 
 

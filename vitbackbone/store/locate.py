@@ -14,11 +14,11 @@ import pyarrow as pa
 from vitbackbone.files import FileTooLarge, ServiceDown, ServiceError
 from vitbackbone.images import HeldPhoto, ImageError, Photo
 from vitbackbone.store.archive import MAX_IMAGE_BYTES, NotAFile
-from vitbackbone.store.frames import check_video, frame_identity, is_video, read_frame
+from vitbackbone.store.archive_kinds import ARCHIVES, ending_of
+from vitbackbone.store.frames import VideoPlace, check_video, frame_identity, read_frame, video_place
 from vitbackbone.store.names import Escape
 from vitbackbone.store.remote import is_remote, read_remote
 from vitbackbone.store.rows import Root
-from vitbackbone.store.source import ARCHIVES, ending_of
 
 Reason = Literal[
     "missing",
@@ -97,8 +97,9 @@ def locators(root: Root, table: pa.Table, sizes: Sequence[int]) -> list[Locator]
 def read_bytes(at: Locator) -> bytes:
     """Read the bytes of an input. Raises `Unreadable`, and `ServiceDown` if no input of the service can be read."""
     with _as_unreadable():
-        if is_video(at.file):
-            return _read_frame(at)
+        video = _video(at)
+        if video is not None:
+            return _read_frame(*video)
         if at.member:
             return _read_member(at)
         return _read_url(at) if is_remote(at.file) else _read_file(Path(at.file))
@@ -144,35 +145,42 @@ def _read_file(path: Path) -> bytes:
 
 def content_sha256(at: Locator) -> bytes:
     """Return the SHA-256 of an input's content, or a frame's identity without decoding it. Raises `Unreadable`."""
-    if not is_frame(at):
+    video = _video(at)
+    if video is None or not video[1]:
         return hashlib.sha256(read_bytes(at)).digest()
     with _as_unreadable():
-        return frame_identity(at.file, at.member, at.private)
+        return frame_identity(*video)
 
 
 def is_frame(at: Locator) -> bool:
     """Tell whether an input is a frame of a video."""
-    return bool(at.member) and is_video(at.file)
+    video = _video(at)
+    return video is not None and bool(video[1])
+
+
+def _video(at: Locator) -> tuple[VideoPlace, str] | None:
+    return video_place(at.file, at.member, at.offset, at.private)
 
 
 def read_photo(at: Locator, max_pixels: int | None) -> tuple[Photo, bytes]:
     """Return an input as a photo, and the SHA-256 of its content or the identity of a frame. Raises `Unreadable`."""
     with _as_unreadable():
-        if is_frame(at):
-            pixels, identity = read_frame(at.file, at.member, at.private, max_pixels)
+        video = _video(at)
+        if video is not None and video[1]:
+            pixels, identity = read_frame(*video, max_pixels)
             return HeldPhoto(pixels, max_pixels), identity
         data = read_bytes(at)
         return Photo(data, max_pixels), hashlib.sha256(data).digest()
 
 
-def _read_frame(at: Locator) -> bytes:
+def _read_frame(place: VideoPlace, name: str) -> bytes:
     """Return a frame as the bytes of a PPM file. A video without a frame is one that cannot be listed: say why."""
-    if not is_remote(at.file) and not Path(at.file).is_file():
-        return _read_file(Path(at.file))  # raises the right error
-    if not at.member:
-        check_video(at.file, at.private)
+    if not is_remote(place.file) and not Path(place.file).is_file():
+        return _read_file(Path(place.file))  # raises the right error
+    if not name:
+        check_video(place)
         raise Unreadable("changed", "the video can be read now; run the same extraction again")
-    pixels, _ = read_frame(at.file, at.member, at.private, None)
+    pixels, _ = read_frame(place, name, None)
     return b"P6 %d %d 255\n" % (pixels.shape[2], pixels.shape[1]) + pixels.permute(1, 2, 0).numpy().tobytes()
 
 

@@ -28,7 +28,14 @@ class Damaged(ValueError):
 
 def put_json(storage: Storage, value: object) -> str:
     """Write an object of JSON, and return its name."""
-    return _put(storage, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8"), "json")
+    name = json_name(value)
+    storage.put(object_key(name), _json(value))
+    return name
+
+
+def json_name(value: object) -> str:
+    """Return the name of an object of JSON."""
+    return f"{hashlib.sha256(_json(value)).hexdigest()}.json"
 
 
 def put_tensors(storage: Storage, tensors: Mapping[str, Tensor]) -> str:
@@ -113,7 +120,5 @@ def as_os_error(error: Exception, place: str) -> Exception:
     return error if code is None else full(code, "features.safetensors", place)
 
 
-def _put(storage: Storage, data: bytes, suffix: str) -> str:
-    name = f"{hashlib.sha256(data).hexdigest()}.{suffix}"
-    storage.put(object_key(name), data)
-    return name
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from io import BytesIO
 from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -109,6 +110,9 @@ class Parquet:
             raise ValueError(f"row {offset} holds no image bytes{hint}")
         check_bytes(len(data))
         return data
+
+    def open(self, name: str, offset: int) -> BytesIO:
+        return BytesIO(self.read(name, offset, -1))
 
     def _label(self, value: object, row: int) -> Label:
         try:

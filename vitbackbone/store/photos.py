@@ -11,12 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitbackbone.images import ImageTransform, Resolution
+from vitbackbone.store.archive_kinds import ending_of
 from vitbackbone.store.locate import Locator, Reason, Unreadable, content_sha256, is_frame, locators, read_bytes
 from vitbackbone.store.names import EXTENSIONS, escaped
 from vitbackbone.store.reader import ImageReader
 from vitbackbone.store.remote import is_remote
 from vitbackbone.store.rows import Root
-from vitbackbone.store.source import ending_of, list_inputs
+from vitbackbone.store.source import list_inputs
 from vitbackbone.store.store import FeatureStore
 
 LISTED = (".csv", ".tar", ".zip", ".parquet")

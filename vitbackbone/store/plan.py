@@ -30,6 +30,7 @@ class Known:
     results: pa.Table  # of `RESULTS`, of the shards whose files are undamaged
     class_names: tuple[str, ...]
     next_shard: int
+    lost: frozenset[str] = frozenset()  # names of damaged parts, whose rows are not among these
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,8 @@ from vitbackbone.contract import Images
 from vitbackbone.files import has_clients
 from vitbackbone.images import Decoding, ImageError, ImageTransform, Photo, Resolution
 from vitbackbone.store.identity import REQUESTS
-from vitbackbone.store.locate import Locator, Reason, Unreadable, read_photo
+from vitbackbone.store.lanes import Lanes
+from vitbackbone.store.locate import Locator, Reason, Unreadable, is_frame, read_photo
 from vitbackbone.store.remote import is_remote
 
 CHANGED = "has changed since the run began; run the same extraction again"
@@ -120,21 +121,22 @@ def _count_frames(photo: Photo) -> int | None:
 
 
 def read_batches(
-    reader: ImageReader, batches: Iterable[list[Asked]], workers: int, device: torch.device | str
+    reader: ImageReader, shards: Iterable[list[list[Asked]]], workers: int, device: torch.device | str
 ) -> Iterator[PixelBatch]:
-    """Read batches for a device, in order. `workers` processes read them; with 0 this process does. Each worker has at
-    most two batches waiting.
+    """Read the batches of shards for a device, in order. `workers` processes read them; with 0 this process does. Each
+    worker has at most two batches waiting, and more of a video: see `lanes`.
     """
+    lanes = Lanes(workers)
     loader = DataLoader(
         reader,
-        batch_sampler=batches,
+        batch_sampler=lanes.ask((batches, is_frame(batches[0][0][0])) for batches in shards),
         num_workers=workers,
         collate_fn=_collate,
         multiprocessing_context=_afresh() if workers and has_clients() else None,
         worker_init_fn=_ignore_interrupts,
         pin_memory=torch.device(device).type == "cuda",
     )
-    yield from loader
+    yield from lanes.in_order(iter(loader))
 
 
 @contextmanager

@@ -2,30 +2,31 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from os import PathLike
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from vitbackbone.contract import Backbone, Precision, Runtime, check_device, weights_sha256
+from vitbackbone.contract import Backbone, Precision, check_device, weights_sha256
 from vitbackbone.files import LocalStorage, open_storage, progress_bar
 from vitbackbone.images import Decoding, Resolution, Sampling
 from vitbackbone.store.cluster import RayCluster, compute_on_cluster
 from vitbackbone.store.layout import DTYPES, ROWS, TOKENS
 from vitbackbone.store.leases import Leases
 from vitbackbone.store.manifest import make_manifest
-from vitbackbone.store.objects import read_part
 from vitbackbone.store.processes import all_devices, pull_on_devices
 from vitbackbone.store.publication import check_folder
 from vitbackbone.store.pull import pull
 from vitbackbone.store.records import Snapshot
 from vitbackbone.store.route import AUTO_FROM, Choice, calibration, choose, is_optimised, read_sample
 from vitbackbone.store.rows import Root
+from vitbackbone.store.salvage import remembered, stored_runtime, undamaged
 from vitbackbone.store.shard_job import Job, Tally
 from vitbackbone.store.slices import Slice
-from vitbackbone.store.snapshots import latest, read_manifest
-from vitbackbone.store.source import list_inputs
+from vitbackbone.store.snapshots import latest
+from vitbackbone.store.source import list_source
 from vitbackbone.store.store import FeatureStore
 from vitbackbone.store.transaction import check_settings, publish_plan, publish_results
 
@@ -134,23 +135,23 @@ def extract(
     if isinstance(storage, LocalStorage):
         check_folder(storage.root)
     sampling = Sampling(fps, stride, keyframes)
-    inputs = None
+    last, inputs = latest(storage), None
     if source is not None:
-        inputs = list_inputs(source, allow_private_urls=allow_private_urls, sampling=sampling)
+        known = partial(remembered, storage, last) if last is not None else None
+        inputs = list_source(source, allow_private_urls, sampling, known)
     for note in inputs.notes if inputs is not None else ():
         log.warning("%s", note)
-    last = latest(storage)
     if inputs is not None:
         root, count = inputs.root, len(inputs)
     elif last is not None:
         root, count = Root(last.root, allow_private_urls), last.counts.rows
     else:
         raise ValueError(f"{storage.url} is not a store yet; give the source of the images")
-    stored = None if last is None else Runtime(**read_manifest(storage, last)["runtime"])
+    stored = None if last is None else stored_runtime(storage, last)
     sample: list[Tensor] = []
     if precision != "fp32" or (stored is None and count >= AUTO_FROM):
         listed = inputs.table if inputs is not None else ROWS.empty_table()
-        first = read_part(storage, last.rows[0], ROWS) if last is not None and last.rows else listed
+        first = next(undamaged(storage, last.rows if last is not None else (), ROWS, set()), listed)
         sample = read_sample(root, first, backbone.preprocess, resolution, keep_aspect, max_pixels)
     runtime = choose(backbone, precision, engine, stored, count, sample, device)
     manifest = make_manifest(

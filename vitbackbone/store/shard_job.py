@@ -87,14 +87,13 @@ def compute(
                 shard = None
 
 
-def _batches(job: Job, tasks: Iterator[Task], waiting: deque[Task]) -> Iterator[list[Asked]]:
-    """Yield the images of each batch. All images of a batch belong to one shard."""
+def _batches(job: Job, tasks: Iterator[Task], waiting: deque[Task]) -> Iterator[list[list[Asked]]]:
+    """Yield the images of each batch of each shard."""
     for task in tasks:
         waiting.append(task)
-        for span in _spans(len(task), job.batch_size):
-            asked = task.table[span.start : span.stop]
-            found = locators(job.root, asked, asked["bytes"].to_pylist())
-            yield list(zip(found, asked["sha256"].to_pylist(), strict=True))
+        found = locators(job.root, task.table, task.table["bytes"].to_pylist())
+        asked = list(zip(found, task.table["sha256"].to_pylist(), strict=True))
+        yield [asked[span.start : span.stop] for span in _spans(len(task), job.batch_size)]
 
 
 def _spans(count: int, batch_size: int) -> Iterator[range]:

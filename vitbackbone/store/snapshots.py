@@ -111,11 +111,19 @@ def repair(storage: Storage, last: Snapshot) -> None:
 
 
 def history(directory: str | PathLike[str]) -> list[Snapshot]:
-    """Return the snapshots of a store, the last one first. Raises `ValueError` if the directory is not a store."""
+    """Return the snapshots of a store, the last one first, without those whose record is damaged.
+
+    Raises `ValueError` if the directory is not a store.
+    """
     storage = open_storage(directory)
     last = open_snapshot(storage, None, partial=True)
-    there = sorted((number for number in numbers(storage) if 0 < number < last.number), reverse=True)
-    return [last, *(read_snapshot(storage, number) for number in there)]
+    found = [last]
+    for number in sorted((number for number in numbers(storage) if 0 < number < last.number), reverse=True):
+        try:
+            found.append(read_snapshot(storage, number))
+        except ValueError as error:
+            log.warning("%s; `vitbackbone prune` removes it with the other old snapshots", error)
+    return found
 
 
 def numbers(storage: Storage) -> Iterator[int]:

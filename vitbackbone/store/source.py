@@ -7,28 +7,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from pathlib import Path
 
 import pyarrow as pa
 
 from vitbackbone.files import ServiceDown, Stored
 from vitbackbone.images import Sampling
 from vitbackbone.store.archive import WHOLE, Archive, ArchiveMember, damaged_member
+from vitbackbone.store.archive_kinds import ARCHIVES, ending_of
 from vitbackbone.store.braces import expand_braces, has_braces
 from vitbackbone.store.folder import Walk, expand, images
 from vitbackbone.store.frames import is_video, with_frames
 from vitbackbone.store.labels import UNKNOWN, Label, LabelError
 from vitbackbone.store.lists import add_csv, add_parquet, add_text
 from vitbackbone.store.names import EXTENSIONS, Notes, escaped
-from vitbackbone.store.parquet import Parquet, has_images
+from vitbackbone.store.parquet import has_images
 from vitbackbone.store.prefix import below, hint, images_of, matching
+from vitbackbone.store.remembered import Remembered
 from vitbackbone.store.remote import Remote, is_remote, open_file, split, version_of
 from vitbackbone.store.rows import Inputs, Root, Rows
-from vitbackbone.store.tar import Tar
-from vitbackbone.store.zip import Zip
 
-ARCHIVES: dict[str, Callable[[str, bool], Archive]] = {".tar": Tar, ".zip": Zip, ".parquet": Parquet}
 LISTS: dict[str, Callable[[Rows, str, str, bool], None]] = {
     ".csv": add_csv,
     ".parquet": add_parquet,
@@ -63,8 +61,8 @@ def list_inputs(
       name, and each keeps its own order. Classes are the archive's labels, else the folders
       below the one that holds all its images. A damaged place is listed as an image that cannot be read.
 
-    A video (.mp4, .mov, .mkv, .webm, .ts and so on) that is named by any of these, or alone, is listed by its frames. A
-    video that cannot be listed is one input that cannot be read. Videos inside archives are left out.
+    A video (.mp4, .mov, .mkv, .webm, .ts and so on) that is named by any of these, or alone, is listed by its frames,
+    and so is one in a `.tar` or `.zip`. A video that cannot be listed is one input that cannot be read.
 
     All of these also lie in a bucket: `s3://BUCKET/PREFIX` (also `gs://`, `az://`) is a folder, and globs, lists and
     archives are named likewise. `hf://datasets/OWNER/NAME` stands for the parquet files, else the archives, of a data
@@ -76,12 +74,20 @@ def list_inputs(
     `Inputs.notes` describes files that were left out. Raises `ValueError` if the source does not exist, is none of
     these or has no image, or if labels contradict each other. Raises `OSError` if the source cannot be read.
     """
+    return list_source(source, allow_private_urls, sampling)
+
+
+def list_source(
+    source: str | PathLike[str], private: bool, sampling: Sampling, remembered: Callable[[], Remembered] | None = None
+) -> Inputs:
+    """List a source as `list_inputs` does. `remembered`: gives the last listing, for archives that have not changed."""
     text = os.fspath(source)
     if not text:
         raise ValueError(f"the source is empty; {WANTED}")
     if not Path(text).exists():
         text = BROKEN.sub(r"\1://", text)
-    inputs = _from_remote(text, allow_private_urls) if is_remote(text) else _from_disk(text, allow_private_urls)
+    found = _from_remote(text, private) if is_remote(text) else _from_disk(text, private)
+    inputs = found if isinstance(found, Inputs) else _list_archives(found, remembered)
     if not len(inputs):
         said = "".join(f"\n  {note}" for note in inputs.notes)
         endings = ", ".join(sorted(EXTENSIONS))
@@ -89,14 +95,7 @@ def list_inputs(
     return with_frames(inputs, sampling)
 
 
-def ending_of(path: str) -> str:
-    """Return the extension of a path or URL in lower case, with the dot. The query of a web address is left out."""
-    if path.lower().startswith(("http://", "https://")):
-        path = urlsplit(path).path
-    return PurePosixPath(path).suffix.lower()
-
-
-def _from_disk(text: str, private: bool) -> Inputs:
+def _from_disk(text: str, private: bool) -> "Inputs | _Archives":
     if Path(text).is_dir():
         return _from_folder(Path(text))
     if Path(text).is_file() and is_video(text):
@@ -121,7 +120,7 @@ def _first_folder(path: str) -> str | None:
     return path.split("/", 1)[0] if "/" in path else None
 
 
-def _from_patterns(text: str, private: bool) -> Inputs:
+def _from_patterns(text: str, private: bool) -> "Inputs | _Archives":
     rows, found = Rows(), list[str]()
     for pattern in expand_braces(text):
         found += expand(pattern, rows.notes) if glob.has_magic(pattern) else [pattern]
@@ -143,7 +142,7 @@ def _are_files(pattern: str, found: Sequence[str]) -> list[str]:
     return files if len(files) == len(found) or named else []
 
 
-def _from_remote(url: str, private: bool) -> Inputs:
+def _from_remote(url: str, private: bool) -> "Inputs | _Archives":
     try:
         service, key = split(url, private)
         if url.startswith(("http://", "https://")):
@@ -170,7 +169,7 @@ def _from_remote(url: str, private: bool) -> Inputs:
         raise error if error.filename else OSError(error.errno, error.strerror or str(error), url) from error
 
 
-def _from_keys(root: Root, service: Remote, pattern: str, source: str) -> Inputs:
+def _from_keys(root: Root, service: Remote, pattern: str, source: str) -> "Inputs | _Archives":
     """List the keys of a pattern of a bucket."""
     rows, found = Rows(), list[Stored]()
     for one in expand_braces(pattern):
@@ -183,7 +182,7 @@ def _from_keys(root: Root, service: Remote, pattern: str, source: str) -> Inputs
     return rows.inputs(root)
 
 
-def _from_prefix(root: Root, service: Remote, key: str, url: str) -> Inputs:
+def _from_prefix(root: Root, service: Remote, key: str, url: str) -> "Inputs | _Archives":
     """List a folder of a bucket, or the files of a data set."""
     prefix = f"{key.rstrip('/')}/" if key else ""
     rows, here = Rows(), Root(url.rstrip("/"), root.private)
@@ -202,15 +201,15 @@ def _from_prefix(root: Root, service: Remote, key: str, url: str) -> Inputs:
     return rows.inputs(here)
 
 
-def _from_files(root: Root, files: Sequence[str], source: str) -> Inputs:
-    """List archives or lists. `source`: the user's name for them, for errors."""
+def _from_files(root: Root, files: Sequence[str], source: str) -> "Inputs | _Archives":
+    """Return the inputs of lists, or archives that are to be listed. `source`: the user's name for them, for errors."""
     rows = Rows()
     is_list = [_is_list(root.locate(file), root.private, len(files) > 1) for file in files]
     if any(is_list) and not all(is_list):
         ours, other = files[is_list.index(True)], files[is_list.index(False)]
         raise ValueError(f"{source}: {ours} is a list of images and {other} is an archive; give them one by one")
     if not any(is_list):
-        return _from_archives(rows, root, files, source)
+        return _Archives(root, files, source)
     for file in files:
         try:
             folder = os.path.dirname(file)  # noqa: PTH120  # Path.parent would be "." for no folder
@@ -238,8 +237,21 @@ def _is_list(file: str, private: bool, of_several: bool) -> bool:
         return False  # the archive's reader raises the error
 
 
-def _from_archives(rows: Rows, root: Root, files: Sequence[str], source: str) -> Inputs:
-    names = _ClassNames()
+@dataclass(frozen=True)
+class _Archives:
+    """Archives that are not listed yet. `source`: the user's name for them."""
+
+    root: Root
+    files: Sequence[str]
+    source: str
+
+
+def _list_archives(archives: _Archives, remembered: Callable[[], Remembered] | None) -> Inputs:
+    root, files, source = archives.root, archives.files, archives.source
+    known = remembered().listing(root, files) if remembered is not None and is_remote(root.place) else None
+    if known is not None:
+        return known
+    rows, names = Rows(), _ClassNames()
     images, damages = 0, list[str]()
     for listing in _listings(root, files):
         names.begin(listing.file, listing.class_names)

@@ -4,6 +4,7 @@ Axes: `N` images that were read, `R` register tokens, `D` width, `h w` patch gri
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from os import PathLike
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from vitbackbone.files import open_storage
 from vitbackbone.store.layout import DTYPES, tensor_name
-from vitbackbone.store.snapshots import open_snapshot, read_classes, read_manifest
+from vitbackbone.store.objects import Damaged
+from vitbackbone.store.snapshots import latest, open_snapshot, read_classes, read_manifest
 from vitbackbone.store.table import Table, read_all
 from vitbackbone.store.tensors import TensorFile, open_tensors
 
@@ -95,10 +97,11 @@ class FeatureStore:
         if not -len(self) <= i < len(self):
             raise IndexError(f"image {i} of a store of {len(self)} images")
         number, row = (int(values[i]) for values in self._features)
-        shard = self._shard(number)
-        h, w = shard.grid[row].tolist()
-        start = int(shard.starts[row])
-        tokens = _numpy(shard.read(name, start, start + h * w))
+        with self._naming_a_pruned_snapshot():
+            shard = self._shard(number)
+            h, w = shard.grid[row].tolist()
+            start = int(shard.starts[row])
+            tokens = _numpy(shard.read(name, start, start + h * w))
         return tokens.reshape(h, w, -1).transpose(2, 0, 1)
 
     @cached_property
@@ -106,7 +109,8 @@ class FeatureStore:
         """(h, w) of each image's patches."""
         self._name("patches")
         numbers, rows = self._features
-        found = [self._shard(int(number)).grid[run] for number, run in _runs(numbers, rows)]
+        with self._naming_a_pruned_snapshot():
+            found = [self._shard(int(number)).grid[run] for number, run in _runs(numbers, rows)]
         return np.concatenate([np.empty((0, 2), np.int32), *found]).astype(np.int32)
 
     @property
@@ -125,7 +129,8 @@ class FeatureStore:
     @cached_property
     def table(self) -> Table:
         """All rows and results of the snapshot, as they are stored."""
-        return read_all(self.storage, self.snapshot)
+        with self._naming_a_pruned_snapshot():
+            return read_all(self.storage, self.snapshot)
 
     @property
     def missing(self) -> int:
@@ -171,7 +176,8 @@ class FeatureStore:
         if not self.table.names:
             return self.read(kind, [])
         if self.table.is_plain:  # a single shard stays a memory map
-            parts = [self._shard(number).read(name) for number in range(len(self.table.names))]
+            with self._naming_a_pruned_snapshot():
+                parts = [self._shard(number).read(name) for number in range(len(self.table.names))]
             return _numpy(parts[0] if len(parts) == 1 else torch.cat(parts))
         return self.read(kind, np.arange(len(self)))
 
@@ -183,7 +189,8 @@ class FeatureStore:
         parts = []
         for number, run in _runs(numbers, rows):
             low, high = int(run.min()), int(run.max()) + 1
-            parts.append(self._shard(number).read(name, low, high)[torch.from_numpy(run - low)])
+            with self._naming_a_pruned_snapshot():
+                parts.append(self._shard(number).read(name, low, high)[torch.from_numpy(run - low)])
         return _numpy(torch.cat(parts) if parts else self._empty(kind))
 
     def _empty(self, kind: str) -> Tensor:
@@ -194,7 +201,7 @@ class FeatureStore:
     def _name(self, kind: str) -> str:
         if kind not in self.manifest["tokens"]:
             raise ValueError(
-                f"{self.directory} has no {kind}, only {', '.join(self.manifest['tokens'])}; extract with "
+                f"{self.storage.url} has no {kind}, only {', '.join(self.manifest['tokens'])}; extract with "
                 f"--tokens {','.join([*self.manifest['tokens'], kind])} into another folder"
             )
         return tensor_name(kind, self._layer, self.layers)
@@ -203,8 +210,23 @@ class FeatureStore:
         depth = self.manifest["model"]["spec"]["depth"]
         index = layer + depth if layer < 0 else layer
         if index not in self.layers:
-            raise ValueError(f"{self.directory} has no layer {layer}; it stores {list(self.layers)} of {depth} layers")
+            raise ValueError(
+                f"{self.storage.url} has no layer {layer}; it stores {list(self.layers)} of {depth} layers"
+            )
         return index
+
+    @contextmanager
+    def _naming_a_pruned_snapshot(self) -> Iterator[None]:
+        """Say so if an object is missing because somebody has pruned the snapshot meanwhile."""
+        try:
+            yield
+        except (Damaged, FileNotFoundError) as error:
+            number = self.snapshot.number
+            last = latest(self.storage)
+            if last is None or number >= last.oldest:
+                raise
+            text = f"{self.storage.url}: snapshot {number} was pruned while it was open; open the store again"
+            raise ValueError(text) from error
 
     def _shard(self, number: int) -> TensorFile:
         if number not in self._open:

@@ -1,4 +1,7 @@
-"""Images in `.tar` files. Headers are parsed here, so that members are listed as GNU tar does and behind damage too."""
+"""Images and videos in `.tar` files.
+
+Headers are parsed here, so that members are listed as GNU tar does and behind damage too.
+"""
 
 import hashlib
 import os
@@ -6,16 +9,18 @@ import posixpath
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BufferedIOBase, BytesIO
 from itertools import groupby
 from pathlib import PurePosixPath
 
-from vitbackbone.files import OpenFile, RangedFile
+from vitbackbone.files import FilePart, OpenFile, RangedFile
 from vitbackbone.images import HEAD
 from vitbackbone.store.archive import ArchiveMember, NotAFile, check_bytes, damaged_member, folder_of
 from vitbackbone.store.labels import Label, as_text
-from vitbackbone.store.names import Notes, check_name, escaped, extension, is_hidden, is_image
+from vitbackbone.store.names import Notes, check_name, escaped, extension, is_hidden, is_image, is_video
 from vitbackbone.store.remote import open_file, version_of
 
 BLOCK = 512
@@ -103,23 +108,38 @@ class Tar:
         return []
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        check_name(name)
         with open_file(self.file, self.private) as file:
-            if offset < 0:
-                _check_plain(file.read(8))
-                raise ValueError("the archive is damaged there")
-            entry = _entry_at(file, offset)
-            if entry.name != name:
-                raise ValueError(f"the archive has changed: it has the member {entry.name!r} there")
-            if entry.is_link:
-                entry = _target(file, self.file, self.private, entry)
-            if not entry.is_file:
-                raise NotAFile("is not a regular file in its archive")
+            entry = self._found(file, name, offset)
             check_bytes(entry.size)
             if entry.kind == SPARSE:
                 return _read_sparse(file, entry)
             file.seek(entry.start)
             return file.read(entry.size)
+
+    def open(self, name: str, offset: int) -> BufferedIOBase:
+        with ExitStack() as opened:
+            file = opened.enter_context(open_file(self.file, self.private))
+            entry = self._found(file, name, offset)
+            if entry.kind == SPARSE:
+                check_bytes(entry.size)
+                return BytesIO(_read_sparse(file, entry))
+            opened.pop_all()
+            return FilePart(file, entry.start, entry.size)
+
+    def _found(self, file: OpenFile, name: str, offset: int) -> Entry:
+        """Return the entry of a member that is a file; for a link, the entry that it leads to."""
+        check_name(name)
+        if offset < 0:
+            _check_plain(file.read(8))
+            raise ValueError("the archive is damaged there")
+        entry = _entry_at(file, offset)
+        if entry.name != name:
+            raise ValueError(f"the archive has changed: it has the member {entry.name!r} there")
+        if entry.is_link:
+            entry = _target(file, self.file, self.private, entry)
+        if not entry.is_file:
+            raise NotAFile("is not a regular file in its archive")
+        return entry
 
 
 def _check_plain(start: bytes) -> None:
@@ -282,7 +302,7 @@ def _entry_at(file: OpenFile, offset: int) -> Entry:
 
 
 def _is_wanted(file: OpenFile, entry: Entry, notes: Notes) -> bool:
-    """Tell whether a member is an image, by its name or content."""
+    """Tell whether a member is an image or a video, by its name or content."""
     if entry.kind in (*FOLDERS, b"V") or is_hidden(entry.name):
         return False
 
@@ -290,7 +310,7 @@ def _is_wanted(file: OpenFile, entry: Entry, notes: Notes) -> bool:
         file.seek(entry.start)
         return file.read(min(HEAD, entry.stored)) if entry.is_file and entry.kind != SPARSE else b""
 
-    if is_image(entry.name, head):
+    if is_image(entry.name, head) or is_video(entry.name, head):
         return True
     if extension(entry.name) != "cls":
         notes.ignore(entry.name)

@@ -1,7 +1,7 @@
 """The steps of a run: read the last snapshot, plan against the source, gather results, publish the next snapshot."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -14,11 +14,10 @@ from vitbackbone.store.identity import Contents
 from vitbackbone.store.layout import RESULTS, ROWS, WORK, done_key, lease_key
 from vitbackbone.store.locate import PASSING
 from vitbackbone.store.manifest import Manifest, differences
-from vitbackbone.store.objects import check_object, cut, put_json, put_table, read_table
+from vitbackbone.store.objects import check_object, cut, json_name, put_json, put_table, read_table
 from vitbackbone.store.plan import Known, Plan, make_plan, result_rows, shards_of
 from vitbackbone.store.records import Counts, Snapshot
 from vitbackbone.store.results import (
-    Task,
     as_table,
     cut_at_shards,
     discard_if_damaged,
@@ -29,6 +28,8 @@ from vitbackbone.store.results import (
     read_tasks,
 )
 from vitbackbone.store.rows import Inputs
+from vitbackbone.store.salvage import class_names as class_names_of
+from vitbackbone.store.salvage import undamaged, undamaged_tasks
 from vitbackbone.store.slices import Slice
 from vitbackbone.store.snapshots import following, latest, publish, read_classes, read_manifest, repair
 
@@ -41,6 +42,8 @@ log = logging.getLogger("vitbackbone")
 def check_settings(storage: Storage, last: Snapshot | None, manifest: Manifest) -> None:
     """Raise `ValueError` with each difference if the place is a store with another manifest."""
     if last is None:
+        return
+    if json_name(manifest) == last.manifest:
         return
     different = differences(read_manifest(storage, last), manifest)
     if different:
@@ -60,13 +63,15 @@ def publish_plan(
     while True:
         last = latest(storage)
         check_settings(storage, last, manifest)
-        known = _known(storage, last, mine, watch)
+        known = _known(storage, last, inputs.class_names, mine, watch)
 
         def read(contents: Contents, total: int) -> Contents:
             return iter(watch(contents, total, "reading new images"))
 
         plan = make_plan(inputs, known, manifest["shard_size"], read, retry_failed)
-        snapshot = next_snapshot(storage, last, manifest, plan, known.results, str(inputs.root), "plan")
+        snapshot = next_snapshot(
+            storage, last, manifest, plan, known.results, str(inputs.root), "plan", lost=known.lost
+        )
         if last is not None and snapshot.content() == last.content():
             return last
         if publish(storage, snapshot):
@@ -107,7 +112,7 @@ def publish_results(storage: Storage, snapshot: Snapshot) -> Snapshot:
 def _gather(storage: Storage, snapshot: Snapshot, keys: list[str]) -> list[pa.Table] | None:
     """Return the results of all shards of a plan, and add their keys to `keys`; None if a shard is not computed yet."""
     found = []
-    for task in _tasks(storage, snapshot):
+    for task in (task for part in snapshot.work for task in read_tasks(storage, snapshot, part)):
         done = read_done(storage, task.key)
         if done is None:
             discard_if_damaged(storage, task.key)
@@ -117,37 +122,36 @@ def _gather(storage: Storage, snapshot: Snapshot, keys: list[str]) -> list[pa.Ta
     return found
 
 
-def _known(storage: Storage, last: Snapshot | None, mine: Slice, watch: Watch) -> Known:
+def _known(storage: Storage, last: Snapshot | None, class_names: Sequence[str], mine: Slice, watch: Watch) -> Known:
     """Read the state of the last snapshot. Shards whose features are damaged count as not computed.
 
-    Results that wait for a snapshot are checked, too, if they are `mine` to compute again.
+    Results that wait for a snapshot are checked, too, if they are `mine` to compute again. `class_names`: those of the
+    source.
     """
     if last is None:
         return Known(ROWS.empty_table(), encoded(RESULTS.empty_table()), (), 0)
     repair(storage, last)
-    results = read_results(storage, last)
-    pending = {task.key: read_done(storage, task.key) for task in _tasks(storage, last) if task.number in mine}
+    lost: set[str] = set()
+    rows = pa.concat_tables([ROWS.empty_table(), *undamaged(storage, last.rows, ROWS, lost)])
+    tables = [RESULTS.empty_table(), *undamaged(storage, last.results, RESULTS, lost)]
+    results = pa.concat_tables([encoded(table) for table in tables])
+    tasks = undamaged_tasks(storage, last, lost)
+    pending = {task.key: read_done(storage, task.key) for task in tasks if task.number in mine}
     computed = pc.unique(results["features"].cast(pa.string())).to_pylist()
-    names = list(dict.fromkeys([*computed, *(done.features for done in pending.values() if done is not None)]))
+    files = list(dict.fromkeys([*computed, *(done.features for done in pending.values() if done is not None)]))
     with ThreadPoolExecutor(CHECKERS) as threads:
-        checked = threads.map(lambda name: check_object(storage, name), names)
-        wrong = list(watch(checked, len(names), "checking complete shards"))
-    broken = {name for name, problem in zip(names, wrong, strict=True) if problem is not None}
+        checked = threads.map(lambda name: check_object(storage, name), files)
+        wrong = list(watch(checked, len(files), "checking complete shards"))
+    broken = {name for name, problem in zip(files, wrong, strict=True) if problem is not None}
     for key, done in pending.items():
         if done is None:
             discard_if_damaged(storage, key)
         elif done.features in broken or not set(done.reason).isdisjoint(PASSING):
             storage.delete(done_key(key))  # damaged, or worth another try by this run
-    undamaged = pc.invert(
-        pc.is_in(results["features"].cast(pa.string()), value_set=pa.array(sorted(broken), pa.string()))
-    )
-    rows = read_table(storage, last.rows, ROWS)
-    return Known(rows, results.filter(undamaged), tuple(read_classes(storage, last)), last.next_shard)
-
-
-def _tasks(storage: Storage, snapshot: Snapshot) -> Iterator[Task]:
-    for part in snapshot.work:
-        yield from read_tasks(storage, snapshot, part)
+    whole = pc.invert(pc.is_in(results["features"].cast(pa.string()), value_set=pa.array(sorted(broken), pa.string())))
+    names = class_names_of(storage, last, class_names)
+    next_shard = last.next_shard if len(rows) else 0  # all anew, as in the first run
+    return Known(rows, results.filter(whole), names, next_shard, frozenset(lost))
 
 
 def next_snapshot(
@@ -159,11 +163,17 @@ def next_snapshot(
     root: str,
     why: str,
     oldest: int | None = None,
+    lost: Collection[str] = (),
 ) -> Snapshot:
-    """Write the objects of the snapshot after `last`, and return its record. Arguments as for `Snapshot`."""
+    """Write the objects of the snapshot after `last`, and return its record. Arguments as for `Snapshot`.
+
+    `lost`: parts of `last` that are damaged. Those that the new snapshot needs are written again.
+    """
     live = pc.is_in(results["shard"], value_set=pc.unique(plan.rows["shard"]))
     results = results.filter(live)  # without shards that no row needs now
     number, parent = following(last)
+    before = [] if last is None else [*last.rows, *last.work, *last.results]
+    there = [part for part in before if part.name not in lost]
     return Snapshot(
         number=number,
         parent=parent,
@@ -171,9 +181,9 @@ def next_snapshot(
         why=why,
         manifest=put_json(storage, manifest),
         classes=put_json(storage, list(plan.class_names)),
-        rows=put_table(storage, cut(plan.rows), last.rows if last else ()),
-        work=put_table(storage, cut_at_shards([plan.work], WORK), last.work if last else ()),
-        results=put_table(storage, cut_at_shards([results], RESULTS), last.results if last else ()),
+        rows=put_table(storage, cut(plan.rows), there),
+        work=put_table(storage, cut_at_shards([plan.work], WORK), there),
+        results=put_table(storage, cut_at_shards([results], RESULTS), there),
         counts=_counts(plan, results),
         next_shard=plan.next_shard,
         oldest=oldest or (last.oldest if last else 1),

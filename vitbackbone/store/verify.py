@@ -15,6 +15,7 @@ from vitbackbone.store.records import Done, Snapshot, checksum, unseal
 from vitbackbone.store.snapshots import latest, read_classes, read_manifest
 
 READERS = 4  # threads
+PRUNE = "`vitbackbone prune` removes what only old snapshots need"
 KINDS: dict[str, type[Record]] = {"snapshots": Snapshot, "done": Done, "leases": Lease}
 
 Problem = tuple[str, str]  # the file, and what is wrong with it
@@ -51,13 +52,17 @@ def verify(directory: str | PathLike[str], progress: bool = False) -> Verified:
     }
     named = {key for key, _ in problems}
     problems += [each for each in _broken_chain(records, last) if each[0] not in named]
+    old = {snapshot_key(number) for number in range(last.number)}
+    problems = [(key, f"{text}; {PRUNE}" if key in old else text) for key, text in problems]
     needed = dict[str, str]()  # the key of each object, and who needs it
-    for snapshot in snapshots.values():
-        needed |= dict.fromkeys(map(object_key, snapshot.objects()), f"snapshot {snapshot.number}")
-        needed |= dict.fromkeys(_features(storage, snapshot, problems), f"snapshot {snapshot.number}")
+    for number in sorted(snapshots):  # the last one that needs it
+        snapshot = snapshots[number]
+        who = f"snapshot {number} needs it" + ("" if number == last.number else f"; {PRUNE}")
+        needed |= dict.fromkeys(map(object_key, snapshot.objects()), who)
+        needed |= dict.fromkeys(_features(storage, snapshot), who)
     for key, record in records.items():
         if isinstance(record, Done):
-            needed[object_key(record.features)] = key
+            needed[object_key(record.features)] = f"{key} needs it"
     problems += _check_objects(storage, needed, progress)
     problems += _unreadable(storage, last) if not problems else []
     counts = last.counts
@@ -100,7 +105,7 @@ def _broken_chain(records: dict[str, Record], last: Snapshot) -> Iterator[Proble
         yield LATEST, f"is another record than {snapshot_key(last.number)}"
 
 
-def _features(storage: Storage, snapshot: Snapshot, problems: list[Problem]) -> Iterator[str]:
+def _features(storage: Storage, snapshot: Snapshot) -> Iterator[str]:
     """Yield the keys of the features that a snapshot needs."""
     for part in snapshot.results:
         try:
@@ -120,7 +125,7 @@ def _check_objects(storage: Storage, needed: dict[str, str], progress: bool) -> 
             keys, progress_bar(checked, "verifying", progress, passing=True, total=len(keys)), strict=True
         ):
             if problem is not None:
-                yield key, problem + (f"; {needed[key]} needs it" if key in needed else "; no snapshot needs it")
+                yield key, f"{problem}; {needed.get(key, f'no snapshot needs it; {PRUNE}')}"
 
 
 def _unreadable(storage: Storage, last: Snapshot) -> Iterator[Problem]:

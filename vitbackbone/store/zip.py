@@ -1,4 +1,7 @@
-"""Images in `.zip` files. The directory is parsed here, entry by entry, so that a damaged entry harms no other."""
+"""Images and videos in `.zip` files.
+
+The directory is parsed here, entry by entry, so that a damaged entry harms no other.
+"""
 
 import bz2
 import lzma
@@ -6,15 +9,18 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BufferedIOBase
+from tempfile import TemporaryFile
 
 import pyarrow as pa
 
-from vitbackbone.files import OpenFile
+from vitbackbone.files import FilePart, OpenFile
 from vitbackbone.images import HEAD
 from vitbackbone.store.archive import MAX_IMAGE_BYTES, ArchiveMember, NotAFile, check_bytes, damaged_member, folder_of
-from vitbackbone.store.names import Notes, check_name, is_hidden, is_image
+from vitbackbone.store.names import Notes, check_name, is_hidden, is_image, is_video
 from vitbackbone.store.remote import open_file, version_of
 
 # Layouts: an entry of the directory, the header of a member, the end of the directory, and its two 64-bit forms.
@@ -32,6 +38,7 @@ SYMBOLIC_LINK = 0o120000
 
 MAX_OFFSET = 2**62  # to seek to; a damaged entry may claim more
 CHUNK = 2**16  # bytes that are decompressed at a time
+STORED = 2**22  # bytes of a member without compression that are read at a time
 NO_DIRECTORY = "the archive has no directory at its end: it was cut, or is not a .zip"
 
 OTHER_METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 96: "JPEG", 97: "WavPack", 98: "PPMd", 99: "AES encryption"}
@@ -97,16 +104,37 @@ class Zip:
         return []
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        check_name(name)
         with open_file(self.file, self.private) as file:
-            try:
-                entry = _entry(file, max(offset, 0))
-            except NoEntry:
-                _directory(file)  # its error may say more
-                raise
-            if entry.name != name:
-                raise ValueError(f"the archive has changed: it has the member {entry.name!r} there")
-            return _content(file, entry, _before(self.file, self.private, version_of(file)))
+            entry = self._found(file, name, offset)
+            check_bytes(entry.size)
+            return b"".join(_checked(file, entry, _before(self.file, self.private, version_of(file)) + entry.header))
+
+    def open(self, name: str, offset: int) -> BufferedIOBase:
+        with ExitStack() as opened:
+            file = opened.enter_context(open_file(self.file, self.private))
+            entry = self._found(file, name, offset)
+            header = _before(self.file, self.private, version_of(file)) + entry.header
+            if entry.method:
+                return _unpacked(file, entry, header)
+            for _ in _checked(file, entry, header):
+                pass
+            start = _start(file, header)
+            opened.pop_all()
+            return FilePart(file, start, entry.size)
+
+    def _found(self, file: OpenFile, name: str, offset: int) -> Entry:
+        """Return the entry of a member that is a file."""
+        check_name(name)
+        try:
+            entry = _entry(file, max(offset, 0))
+        except NoEntry:
+            _directory(file)  # its error may say more
+            raise
+        if entry.name != name:
+            raise ValueError(f"the archive has changed: it has the member {entry.name!r} there")
+        if entry.symbolic_link:
+            raise NotAFile("is a symbolic link in its archive; the links of a .zip are not followed")
+        return entry
 
 
 @lru_cache(8)
@@ -215,7 +243,7 @@ def _name(raw: bytes, flags: int, made_by: int, unicode_path: bytes) -> str:
 
 
 def _is_wanted(file: OpenFile, entry: Entry, before: int, notes: Notes) -> bool:
-    """Tell whether a member is an image, by its name or content."""
+    """Tell whether a member is an image or a video, by its name or content."""
     if entry.name.endswith("/") or is_hidden(entry.name):
         return False
 
@@ -225,23 +253,33 @@ def _is_wanted(file: OpenFile, entry: Entry, before: int, notes: Notes) -> bool:
         except (OSError, ValueError):
             return b""
 
-    if is_image(entry.name, head):
+    if is_image(entry.name, head) or is_video(entry.name, head):
         return True
     notes.ignore(entry.name)
     return False
 
 
-def _content(file: OpenFile, entry: Entry, before: int) -> bytes:
-    if entry.symbolic_link:
-        raise NotAFile("is a symbolic link in its archive; the links of a .zip are not followed")
-    check_bytes(entry.size)
-    data = b"".join(_chunks(file, entry, before + entry.header, entry.size + 1))
-    if len(data) != entry.size:
-        more = "more" if len(data) > entry.size else len(data)
-        raise ValueError(f"the archive says {entry.size} bytes and has {more}")
-    if zlib.crc32(data) != entry.crc:
+def _checked(file: OpenFile, entry: Entry, header: int) -> Iterator[bytes]:
+    """Yield a member's content. Raises `ValueError` at its end if its size or its checksum is wrong."""
+    size = crc = 0
+    for data in _chunks(file, entry, header, entry.size + 1):
+        size, crc = size + len(data), zlib.crc32(data, crc)
+        yield data
+    if size != entry.size:
+        raise ValueError(f"the archive says {entry.size} bytes and has {'more' if size > entry.size else size}")
+    if crc != entry.crc:
         raise ValueError("the archive is damaged there: the checksum differs")
-    return data
+
+
+def _unpacked(file: OpenFile, entry: Entry, header: int) -> BufferedIOBase:
+    """Return a member's content as a temporary file, because a compressed member cannot seek."""
+    check_bytes(entry.size)
+    with ExitStack() as opened:
+        unpacked = opened.enter_context(TemporaryFile())
+        for data in _checked(file, entry, header):
+            unpacked.write(data)
+        opened.pop_all()
+        return FilePart(unpacked, 0, entry.size)
 
 
 def _chunks(file: OpenFile, entry: Entry, header: int, most: int) -> Iterator[bytes]:
@@ -253,15 +291,20 @@ def _chunks(file: OpenFile, entry: Entry, header: int, most: int) -> Iterator[by
         raise ValueError(
             f"is compressed by method {entry.method} ({name}), which is not supported; repack it with Deflate"
         )
-    file.seek(min(header, MAX_OFFSET))
-    fixed = file.read(LOCAL.size)
-    if len(fixed) < LOCAL.size or not fixed.startswith(IS_LOCAL):
-        raise ValueError("the archive is damaged there: the member has no header")
-    file.seek(sum(LOCAL.unpack(fixed)[-2:]), os.SEEK_CUR)
+    file.seek(_start(file, header))
     try:
         yield from METHODS[entry.method](_Window(file, entry.stored), most, entry.size)
     except (zlib.error, lzma.LZMAError, EOFError, OSError, pa.ArrowException, struct.error, OverflowError) as error:
         raise ValueError(f"the archive is damaged there ({str(error) or type(error).__name__})") from error
+
+
+def _start(file: OpenFile, header: int) -> int:
+    """Return the offset of a member's stored bytes."""
+    file.seek(min(header, MAX_OFFSET))
+    fixed = file.read(LOCAL.size)
+    if len(fixed) < LOCAL.size or not fixed.startswith(IS_LOCAL):
+        raise ValueError("the archive is damaged there: the member has no header")
+    return file.tell() + sum(LOCAL.unpack(fixed)[-2:])
 
 
 class _Window:
@@ -282,7 +325,9 @@ Method = Callable[[_Window, int, int], Iterator[bytes]]
 
 
 def _stored(window: _Window, most: int, _: int) -> Iterator[bytes]:
-    yield window.read(most)
+    while data := window.read(min(most, STORED)):
+        most -= len(data)
+        yield data
 
 
 def _deflate(window: _Window, most: int, _: int) -> Iterator[bytes]:

@@ -6,13 +6,14 @@ of a backbone, and `load_checkpoint` returns them beside it.
 """
 
 from vitbackbone.checkpoints.formats.authors import AUTHORS
+from vitbackbone.checkpoints.formats.clay import CLAY
 from vitbackbone.checkpoints.formats.eva import PERCEPTION, TIMM_EVA
 from vitbackbone.checkpoints.formats.huggingface import CLASSES
 from vitbackbone.checkpoints.formats.huggingface import TOWERS as PLAIN
 from vitbackbone.checkpoints.formats.language import LANGUAGE
 from vitbackbone.checkpoints.formats.levels import LEVELS
 from vitbackbone.checkpoints.formats.naflex import NAFLEX
-from vitbackbone.checkpoints.formats.open_clip import OPEN_CLIP, trunks
+from vitbackbone.checkpoints.formats.open_clip import COCA, OPEN_CLIP, trunks
 from vitbackbone.checkpoints.formats.pixio import PIXIO
 from vitbackbone.checkpoints.formats.prefix import PREFIX
 from vitbackbone.checkpoints.formats.radio import RADIO
@@ -36,6 +37,7 @@ TOWERS: dict[str, Rules] = {
     **LANGUAGE,
     **LEVELS,
     "open_clip_vit": OPEN_CLIP,
+    "open_clip_coca": COCA,
     **trunks({**TIMM, **PREFIX, **PERCEPTION, **TIMM_EVA}),
     "hf_pixio": PIXIO,
     "hf_radio": RADIO,
@@ -51,6 +53,7 @@ TOWERS: dict[str, Rules] = {
 FORMATS: dict[str, Rules] = {
     **AUTHORS,
     **SATELLITES,
+    "clay": CLAY,
     **PERCEPTION,
     **TIMM,
     **TIMM_EVA,

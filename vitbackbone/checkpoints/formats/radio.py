@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitbackbone.checkpoints.formats.changes import UNBATCH
 from vitbackbone.checkpoints.formats.timm import BLOCK, LAYER_SCALE, MLP, QKV
-from vitbackbone.checkpoints.rules import Change, Rule, Rules, drop, inside, rename
+from vitbackbone.checkpoints.rules import Change, Rule, Rules, both, drop, inside, rename
 
 
 def _normalised(weight: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,6 +47,8 @@ RADIO: Rules = (
         for n in (1, 2)
         for theirs in ("layer_scale{}.lambda1", "ls{}.grandma")
     ),
-    drop("summary_idxs"),
+    *both("model.norm", "norm"),
+    drop("summary_idxs"),  # `shapes.settle` reads them
+    drop("adaptors.{rest}"),  # `checkpoints.adaptors` reads one of them
     drop(f"{_GENERATOR}.video_embedder.weight"),
 )

@@ -104,9 +104,11 @@ OPEN_CLIP: Rules = (
     Rule(("text_projection",), ("projection.weight",), TRANSPOSE),
     *both("text_projection", "projection"),
     drop("attn_mask"),
+    rename("cls_emb", "cls_token"),
 )
 _OF_OPENAI = ("input_resolution", "context_length", "vocab_size")  # settings, as tensors in OpenAI's own files
-_BESIDE: Rules = (*_LOGITS, drop("visual.{rest}"), *map(drop, _OF_OPENAI))
+# CoCa has a decoder of captions beside the towers
+_BESIDE: Rules = (*_LOGITS, drop("visual.{rest}"), drop("text_decoder.{rest}"), *map(drop, _OF_OPENAI))
 _WHOLE_TIPSV2: Rules = (
     *inside("text_encoder.", OPEN_CLIP),
     Rule(("temperature",), ("logit_scale",), SCALAR),

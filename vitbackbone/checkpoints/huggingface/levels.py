@@ -53,7 +53,7 @@ class Hiera(Record):
 
 
 def read_hiera(config: Json) -> TimmConfig:
-    """Return the configuration of a Hiera. At other sizes its positions are resized as timm does, with antialiasing."""
+    """Return the configuration of a Hiera. At other sizes, transformers resizes its positions without antialiasing."""
     settings = read_settings(config, Hiera)
     _only(settings, {"hidden_act": "gelu", "layer_norm_eps": EPSILON})
     return TimmConfig(
@@ -75,6 +75,7 @@ def read_hiera(config: Json) -> TimmConfig:
             ("mlp_ratio", settings.mlp_ratio),
         ),
         rebuild=True,
+        antialias=False,
         channels=settings.num_channels,
     )
 

@@ -5,6 +5,7 @@ This is data only. Names are timm's, the authors' own, and `hf:` with a Hugging 
 
 from vitbackbone.checkpoints.zoo.adapted import ADAPTED
 from vitbackbone.checkpoints.zoo.authors import AUTHORS
+from vitbackbone.checkpoints.zoo.clay import CLAY
 from vitbackbone.checkpoints.zoo.entry import Entry, Positions, evaluation
 from vitbackbone.checkpoints.zoo.eva import EVA
 from vitbackbone.checkpoints.zoo.franca import FRANCA
@@ -70,6 +71,7 @@ ZOO: dict[str, Entry] = {
     **REPOSITORIES,
     **VIDEO,
     **SATELLITES,
+    **CLAY,
     "openvla": OPENVLA,
 }
 

@@ -37,10 +37,9 @@ class Entry:
             rotary = (self.timm_rotary if positions == "timm" else None) or self.config.rotary
             return replace(self.config, resampling=policies[positions], rotary=rotary)
         if isinstance(self.config, TimmConfig):
-            swin = self.config.windows != "timm"
-            if positions == "hf" and not swin:
+            if positions == "hf" and self.config.windows == "timm" and not self.format.startswith("hf_"):
                 raise ValueError(f"positions='hf': transformers has none for {self.config.architecture}; use 'native'")
-            return replace(self.config, windows="timm") if positions == "timm" else self.config
+            return replace(self.config, windows="timm", antialias=True) if positions == "timm" else self.config
         if isinstance(self.config, TransformersConfig):
             raise ValueError("an encoder in the adapter over transformers runs as in transformers at every size")
         raise ValueError("a fused backbone takes the positions of its members")

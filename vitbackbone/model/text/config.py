@@ -34,6 +34,9 @@ class TextConfig:
     embed_norm: bool = False  # whether a norm precedes the first block (BERT)
     final_norm: bool = True  # whether a norm follows the last block
     causal: bool = True  # whether a token attends to no later token
+    # Whether a learned token stands behind the padding, and padding is left out one token late (CoCa)
+    cls: bool = False
+    pad_id: int = 0  # cls=True: the token that padding consists of
     mask_padding: bool = False  # whether padding is left out of attention and of the mean
     position: TextPosition = "learned"
     scale_tokens: bool = False  # whether the vectors of tokens are multiplied by the square root of their width
@@ -65,6 +68,8 @@ class TextConfig:
             raise wrong(f"position='sinusoidal' needs an even dim of at least 4, got {self.dim}")
         if self.pool == "eos" and not 0 <= self.eos_id < self.vocab_size:
             raise wrong(f"pool='eos' needs eos_id below vocab_size={self.vocab_size}, got {self.eos_id}")
+        if self.cls and (self.pool != "last" or self.mask_padding or self.position != "learned"):
+            raise wrong("cls=True needs pool='last', position='learned' and mask_padding=False")
         if self.logit_bias and self.scale == "none":
             raise wrong("logit_bias=True needs a scale")
         _ = self.blocks

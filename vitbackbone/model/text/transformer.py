@@ -29,8 +29,9 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.token_embed = nn.Embedding(config.vocab_size, config.dim)
-        table = torch.randn(config.length, config.dim) * 0.01
+        table = torch.randn(config.length + int(config.cls), config.dim) * 0.01
         self.pos_embed = nn.Parameter(table) if config.position == "learned" else None
+        self.cls_token = nn.Parameter(torch.randn(config.dim) * 0.01) if config.cls else None
         blocks = config.blocks
         self.blocks = nn.ModuleList(Block(blocks, index) for index in range(config.depth))
         self.embed_norm = norm_or_identity(config.embed_norm, blocks)
@@ -52,8 +53,10 @@ class TextTransformer(nn.Module):
         place = self._place(ids)
         if config.causal and place is not None:  # no later token changes the one that is read
             ids = ids[:, : int(place.max()) + 1]
-        count = ids.shape[1]
         x = self.token_embed(ids)
+        if self.cls_token is not None:
+            x = torch.cat([x, self.cls_token.expand(len(x), 1, -1)], dim=1)
+        count = x.shape[1]
         if config.scale_tokens:
             x = x * math.sqrt(config.dim)
         x = self.embed_norm(x + self._positions()[:count].to(x))
@@ -96,16 +99,20 @@ class TextTransformer(nn.Module):
             return (ids == self.config.eos_id).int().argmax(dim=1)
         return ids.argmax(dim=1) if self.config.pool == "argmax" else None
 
-    def _seen(self, ids: Int[Tensor, "B N"], mask: Tensor | None) -> Bool[Tensor, "B 1 N N"] | None:
+    def _seen(self, ids: Int[Tensor, "B N"], mask: Tensor | None) -> Bool[Tensor, "B 1 M M"] | None:
         """Return True where a token attends to another, or None if every token attends to all."""
         batch, count = ids.shape
+        if self.config.cls:
+            # open_clip, transformer.py, `_build_additive_mask`: each token is left out if the one before it is padding
+            mask, count = torch.cat([ids.new_ones(batch, 1).bool(), ids != self.config.pad_id], dim=1), count + 1
+        masks = self.config.mask_padding or self.config.cls
         seen = torch.ones(count, count, dtype=torch.bool, device=ids.device)
         if self.config.causal:
             seen = seen.tril()
-        elif not self.config.mask_padding:
+        elif mask is None or not masks:
             return None
         seen = seen.expand(batch, 1, -1, -1)
-        if self.config.mask_padding and mask is not None:
+        if masks and mask is not None:
             seen = seen & mask[:, None, None, :count]
         return seen
 

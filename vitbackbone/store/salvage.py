@@ -1,0 +1,67 @@
+"""Read what is left of a snapshot whose tables are damaged, so that a run writes the rest again.
+
+Rows that are lost are listed and planned anew, results that are lost are computed again, and work that is lost follows
+from the rows. The manifest and the class names are the run's own if the record names the same objects.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from vitbackbone.contract import Runtime
+from vitbackbone.files import Storage
+from vitbackbone.store.layout import ROWS, WORK
+from vitbackbone.store.objects import Damaged, json_name, read_part, read_table
+from vitbackbone.store.records import Part, Snapshot
+from vitbackbone.store.remembered import Remembered
+from vitbackbone.store.results import Task, tasks_in
+from vitbackbone.store.snapshots import read_classes, read_manifest
+
+log = logging.getLogger("vitbackbone")
+
+
+def undamaged(storage: Storage, parts: Sequence[Part], schema: pa.Schema, lost: set[str]) -> Iterator[pa.Table]:
+    """Yield the parts of a table that can be read, and add the names of the others to `lost`."""
+    for part in parts:
+        try:
+            table = read_part(storage, part, schema)
+        except Damaged as error:
+            lost.add(part.name)
+            log.warning("%s; this run does it", error)
+        else:
+            yield table
+
+
+def undamaged_tasks(storage: Storage, snapshot: Snapshot, lost: set[str]) -> Iterator[Task]:
+    """Yield the tasks of a snapshot that can be read, as `undamaged`."""
+    for table in undamaged(storage, snapshot.work, WORK, lost):
+        yield from tasks_in(table, snapshot.manifest)
+
+
+def class_names(storage: Storage, snapshot: Snapshot, listed: Sequence[str]) -> tuple[str, ...]:
+    """Return the class names of a snapshot, which are those of the source if their object is damaged.
+
+    Raises `Damaged` if the source has other ones.
+    """
+    if json_name(list(listed)) == snapshot.classes:
+        return tuple(listed)
+    return tuple(read_classes(storage, snapshot))
+
+
+def remembered(storage: Storage, snapshot: Snapshot) -> Remembered:
+    """Return what a snapshot knows of its source; nothing if its rows or its class names are damaged."""
+    try:
+        rows, names = read_table(storage, snapshot.rows, ROWS), tuple(read_classes(storage, snapshot))
+    except Damaged:
+        rows, names = ROWS.empty_table(), ()
+    return Remembered(snapshot.root, rows, names)
+
+
+def stored_runtime(storage: Storage, snapshot: Snapshot) -> Runtime | None:
+    """Return the route by which the features of a snapshot are computed; None if its manifest is damaged."""
+    try:
+        return Runtime(**read_manifest(storage, snapshot)["runtime"])
+    except Damaged as error:
+        log.warning("%s", error)
+        return None
