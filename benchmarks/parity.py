@@ -1,18 +1,24 @@
 """Measure max |a - b| / max |b| against every upstream, in float32, on identical random weights.
 
-    python -m benchmarks.parity
+    python -m benchmarks.parity [--only WORDS] [--resume FILE]
 
 Writes `docs/parity.md`, the table of families in `docs/measured.md` and the table of groups in the README. Where the
 network allows, published weights are compared too: this package and timm read the same file.
+
+`--only` measures the families whose name, or the upstream behind it, holds these words, and writes nothing. `--resume`
+keeps the rows in a file, so that a run that was stopped goes on where it was.
 """
 
+import argparse
 import gc
+import json
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -21,7 +27,7 @@ from tqdm import tqdm
 
 from tests.helpers import relative_error
 from tests.oracles import POLICIES, Case, Size, errors, images, timm_at, timm_case
-from tests.parity_cases import IMAGE_CASES, TEXT_CASES, TextCase
+from tests.parity_cases import IMAGE_CASES, SAVED_CASES, SavedCase
 from vitbackbone import WeightsUnavailable, load_backbone
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +56,7 @@ GROUPS = {  # rows of the README: the first words of the families in each
     "Llama 3.2 Vision (mllama), Sapiens 2": ("mllama", "Sapiens"),
     "V-JEPA 2, V-JEPA 2.1": ("V-JEPA",),
     "Hiera, SAM 2": ("Hiera", "SAM 2"),
-    "Prithvi, SatMAE, DOFA": ("Prithvi", "SatMAE", "DOFA"),
+    "Prithvi, SatMAE, DOFA, Clay": ("Prithvi", "SatMAE", "DOFA", "Clay"),
     "TIPSv2, C-RADIO, Pixio, Idefics, SmolVLM, DPT, YOLOS": (
         "TIPS",
         "C-RADIO",
@@ -63,7 +69,8 @@ GROUPS = {  # rows of the README: the first words of the families in each
     "SAM": ("SAM",),
     "Swin, Swin V2": ("Swin",),
     "OpenVLA's DINOv2 + SigLIP": ("OpenVLA",),
-    "text towers": ("text",),
+    "text towers, and the image towers beside them": ("text",),
+    "towers inside LLaVA, PaliGemma, Depth Anything and other models": ("towers",),
 }
 UPSTREAMS = {"timm": "timm", "transformers": "transformers", "open_clip": "open_clip", "formula": "the paper's formula"}
 Worst = dict[tuple[str, str], tuple[float, int]]  # family and upstream: the largest error, and how many were measured
@@ -75,7 +82,7 @@ class Row:
     upstream: str
     name: str
     policy: str
-    size: Size | None  # None for texts
+    size: Size | None  # None for texts and whole models
     found: dict[str, float]
 
 
@@ -95,9 +102,9 @@ def measure(case: Case, folder: Path) -> Iterator[Row]:
             yield Row(case.family, f"timm, positions by {formula}", case.name, policy, size, found)
 
 
-def measure_text(case: TextCase, folder: Path) -> Row:
-    """Return the error of the vectors of texts."""
-    return Row(case.family, case.upstream, case.name, "", None, {"text": case.error(folder)})
+def measure_saved(case: SavedCase, folder: Path) -> Row:
+    """Return the errors of a model that was saved."""
+    return Row(case.family, case.upstream, case.name, "", None, case.error(folder))
 
 
 def table(rows: list[Row]) -> str:
@@ -182,14 +189,52 @@ def replace_between(path: Path, mark: str, text: str) -> None:
     path.write_text(new, encoding="utf-8")
 
 
-def main() -> None:
+class Kept:
+    """The rows of cases that were measured before, in a file with a line for each case."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        lines = file.read_text(encoding="utf-8").splitlines() if file is not None and file.is_file() else []
+        saved = [json.loads(line) for line in lines]
+        self.rows = {tuple(each["case"]): [_row(row) for row in each["rows"]] for each in saved}
+
+    def add(self, key: tuple[str, str, str], rows: list[Row]) -> None:
+        self.rows[key] = rows
+        if self.file is not None:
+            with self.file.open("a", encoding="utf-8") as opened:
+                opened.write(json.dumps({"case": key, "rows": [asdict(row) for row in rows]}) + "\n")
+
+
+def _row(saved: dict[str, Any]) -> Row:
+    return Row(**{**saved, "size": None if saved["size"] is None else tuple(saved["size"])})
+
+
+def measured(case: Case | SavedCase, folder: Path, kept: Kept) -> list[Row]:
+    """Return the rows of a case, from the file if they are there."""
+    key = (case.family, case.upstream, case.name)
+    if key not in kept.rows:
+        rows = list(measure(case, folder)) if isinstance(case, Case) else [measure_saved(case, folder)]
+        kept.add(key, rows)
+    return kept.rows[key]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", metavar="WORDS", help="families to measure, such as 'V-JEPA, formula'")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="rows of an earlier run; new ones are added")
+    given = parser.parse_args(arguments)
+    only, kept = given.only, Kept(given.resume)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for number, case in enumerate(tqdm([*IMAGE_CASES, *TEXT_CASES], unit="case")):
+        chosen = [case for case in [*IMAGE_CASES, *SAVED_CASES] if only in f"{case.family}, {case.upstream}"]
+        for number, case in enumerate(tqdm(chosen, unit="case")):
             place = Path(folder) / str(number)
             place.mkdir()
-            rows += measure(case, place) if isinstance(case, Case) else [measure_text(case, place)]
+            rows += measured(case, place, kept)
             gc.collect()
+    if only:
+        print(summary(worst_of(rows)))
+        return
     checked = published()
     worst = max(rows, key=lambda row: max(row.found.values()))
     at = "" if worst.size is None else f", {worst.size[0]} x {worst.size[1]}"

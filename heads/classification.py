@@ -156,7 +156,10 @@ def checkpoint_head(checkpoint: Checkpoint) -> Classifier:
         layers: Layers = "last4" if weight.shape[1:] == (5 * spec.dim,) else "last"
         return _filled(ConcatHead(spec, len(weight), layers), checkpoint, {"linear": "head_concat"})
     if "head.weight" not in weights:
-        raise ValueError(f"{spec.name} comes without a classifier; one that has one is hf:google/vit-base-patch16-224")
+        raise ValueError(
+            f"{spec.name} comes without a classifier; one that has one is hf:google/vit-base-patch16-224. A model with "
+            "a text tower classifies by labels alone (--labels, ZeroShot)"
+        )
     num_classes = len(weights["head.weight"])
     if "head_dist.weight" in weights:
         names = {"cls": "head", "distillation": "head_dist"}

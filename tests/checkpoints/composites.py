@@ -2,9 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 import transformers as hf
+from torch import Tensor, nn
+
+from tests.helpers import randomise, relative_error
+from vitbackbone import load_backbone
 
 VISION = {
     "hidden_size": 32,
@@ -220,3 +226,28 @@ COMPOSITES: dict[str, Composite] = {
         lambda: hf.DINOv3ViTBackbone(hf.DINOv3ViTConfig(**VISION, num_register_tokens=2, out_indices=[2])), ""
     ),
 }
+
+
+def own_output(module: nn.Module, x: Tensor) -> Tensor:
+    """Return the map or the tokens that a tower itself returns for images."""
+    grid = {"patch_attention_mask": torch.ones(1, 4, 4, dtype=torch.bool)}
+    result = module(x, **(grid if "VisionTransformer" in type(module).__name__ else {}))
+    maps = getattr(result, "feature_maps", None)
+    return result.last_hidden_state if maps is None else maps[-1]
+
+
+def composite_error(name: str, folder: Path) -> float:
+    """Save a model into a folder, and return how far the tower loaded from there is from the tower inside."""
+    case = COMPOSITES[name]
+    model = randomise(case.make())
+    model.save_pretrained(folder)
+    with torch.inference_mode():
+        backbone = load_backbone(folder)
+        x = torch.randn(1, 3, *backbone.spec.image_size)
+        got = backbone.forward_layers(x, [-1], norm=case.norm and backbone.spec.has_norm)[0]
+        want = own_output(model.get_submodule(case.path), x)
+        if name == "sam":  # the encoder ends in its neck
+            return relative_error(backbone(x).pooled, want.mean(dim=(2, 3)))
+        if want.ndim == 4:
+            return relative_error(got.patches, want)
+        return relative_error(got.tokens, want[:, -got.tokens.shape[1] :])

@@ -11,7 +11,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.checkpoints.composites import COMPOSITES, DINO, TEXT, VISION
+from tests.checkpoints.composites import COMPOSITES, DINO, TEXT, VISION, composite_error
 from tests.helpers import cases, randomise, relative_error
 from vitbackbone import ConversionError, load_backbone, load_checkpoint
 from vitbackbone.checkpoints.shards import Shards
@@ -38,30 +38,10 @@ def _no_gradients() -> object:
         yield
 
 
-def own_output(module: nn.Module, x: Tensor) -> Tensor:
-    """Return the map or the tokens that a tower itself returns for images."""
-    grid = {"patch_attention_mask": torch.ones(1, 4, 4, dtype=torch.bool)}
-    result = module(x, **(grid if "VisionTransformer" in type(module).__name__ else {}))
-    maps = getattr(result, "feature_maps", None)
-    return result.last_hidden_state if maps is None else maps[-1]
-
-
 @pytest.mark.parametrize("name", cases(COMPOSITES, QUICK))
 def test_the_tower_of_a_model_gives_its_own_features(name: str, tmp_path: Path) -> None:
-    case = COMPOSITES[name]
     with torch.inference_mode(False):
-        model = randomise(case.make())
-    model.save_pretrained(tmp_path)
-    backbone = load_backbone(tmp_path)
-    x = torch.randn(1, 3, *backbone.spec.image_size)
-    got = backbone.forward_layers(x, [-1], norm=case.norm and backbone.spec.has_norm)[0]
-    want = own_output(model.get_submodule(case.path), x)
-    if name == "sam":  # the encoder ends in its neck
-        assert relative_error(backbone(x).pooled, want.mean(dim=(2, 3))) < LIMIT
-    elif want.ndim == 4:
-        assert relative_error(got.patches, want) < LIMIT
-    else:
-        assert relative_error(got.tokens, want[:, -got.tokens.shape[1] :]) < LIMIT
+        assert composite_error(name, tmp_path) < LIMIT
 
 
 def save_llava(directory: Path, **options: object) -> nn.Module:

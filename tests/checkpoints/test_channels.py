@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from safetensors.torch import save_file
 from timm.models import adapt_input_conv
+from torch import Tensor
 
 from tests.helpers import photo, randomise, relative_error, save_photo
 from tests.timm_networks import TOLERANCE, images
@@ -149,3 +151,37 @@ def test_many_bands_go_through_extraction_estimators_and_fusion(tmp_path: Path) 
     assert fused.spec.in_chans == 5
     assert relative_error(fused(inputs).cls, torch.cat([want, want], dim=1)) < TOLERANCE
     assert fused.preprocess(bands[0]).shape == (10, 32, 32)
+
+
+def folded(x: Tensor) -> Tensor:
+    """Images of red, green and blue that RGB kernels read as timm's fitted kernels read `x`."""
+    count = x.shape[1]
+    if count == 1:
+        return x.expand(-1, 3, -1, -1)
+    return torch.stack([x[:, band::3].sum(dim=1) * 3 / count for band in range(3)], dim=1)
+
+
+VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+SQUARE = {"image_size": 32, "patch_size": 8}
+SAVED = {
+    "BlipVisionModel": {**VISION, **SQUARE},  # its config has no number of channels
+    "VJEPA2Model": {
+        **{key: value for key, value in VISION.items() if key != "intermediate_size"},
+        **{"crop_size": 32, "patch_size": 8, "frames_per_clip": 2, "pred_hidden_size": 24, "pred_num_hidden_layers": 1},
+        **{"pred_num_attention_heads": 2, "pred_num_mask_tokens": 1},
+    },
+    "Siglip2VisionModel": {**VISION, "patch_size": 8, "num_patches": 16},  # a linear layer
+    "ConvNextModel": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+}
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_directories_of_transformers_are_fitted_by_the_same_rule(kind: str, tmp_path: Path) -> None:
+    with torch.inference_mode(False):
+        config = getattr(transformers, kind.removesuffix("Model") + "Config")(**SAVED[kind])
+        randomise(getattr(transformers, kind)(config)).save_pretrained(tmp_path)
+    rgb = load_backbone(tmp_path)
+    for count in (1, 2, 4, 13):
+        backbone, x = load_backbone(tmp_path, in_chans=count), images(1, count, 32, 64)
+        assert (backbone.spec.in_chans, backbone.preprocess.channels) == (count, count)
+        assert relative_error(backbone(x).pooled, rgb(folded(x)).pooled) < TOLERANCE

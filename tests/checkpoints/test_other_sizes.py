@@ -153,3 +153,29 @@ def test_the_head_goes_along(tmp_path: Path) -> None:
 def test_another_dtype_is_refused() -> None:
     with pytest.raises(ValueError, match="dtype=int8; want one of float32"):
         load_backbone("nano", dtype="int8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "convit_tiny", "levit_128s"])
+def test_a_network_that_is_built_for_each_size_keeps_the_positions_of_its_weights(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with torch.inference_mode(False):
+        model = randomise(timm.create_model(name, num_classes=0))
+    save_file({key: each.contiguous() for key, each in model.state_dict().items()}, tmp_path / "w.safetensors")
+    native = load_backbone(f"timm:{name}", weights=tmp_path / "w.safetensors")
+    backbone = load_backbone(f"timm:{name}", weights=tmp_path / "w.safetensors", image_size=(96, 128))
+    assert backbone.spec.image_size == backbone.preprocess.image_size == (96, 128)
+    x = torch.randn(1, 3, 96, 128)
+    assert relative_error(backbone(x).pooled, native(x).pooled) < LIMIT
+    assert name == "convit_tiny" or "trained at 224 x 224 pixels; images of 96 x 128 resample them" in caplog.text
+
+
+def test_a_table_that_no_rule_resamples_is_named(tmp_path: Path) -> None:
+    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2}
+    settings = {**tower, "intermediate_size": 48, "image_size": 32, "patch_size": 8, "intermediate_layers_indices": [1]}
+    with torch.inference_mode(False):
+        config = transformers.MllamaVisionConfig(**settings, vision_output_dim=64)
+        randomise(transformers.MllamaVisionModel(config)).save_pretrained(tmp_path)
+    with pytest.raises(ConversionError, match=r"tile_positions is .* for this image_size, and no rule resamples it"):
+        load_backbone(tmp_path, image_size=(32, 64))

@@ -145,3 +145,45 @@ def test_clips_are_exported() -> None:
     """In a process of its own, because the tracer would follow the type checks of the tests too."""
     result = subprocess.run([sys.executable, "-c", EXPORT], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+ONNX = """
+import sys
+import onnxruntime
+import torch
+from torch import nn
+from tests.helpers import randomise, relative_error
+from tests.parity.test_clips import CONFIG, LIMIT, ViT, clips
+
+class Outputs(nn.Module):
+    def __init__(self, vit):
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, clip):
+        features = self.vit(clip)
+        return features.patches, features.pooled
+
+vit = randomise(ViT(CONFIG))
+batch = torch.export.Dim("batch", min=2, max=64)
+steps = 2 * torch.export.Dim("steps", min=2, max=64)
+height, width = (8 * torch.export.Dim(name, min=2, max=64) for name in ("h", "w"))
+axes = {0: batch, 1: steps, 3: height, 4: width}
+program = torch.export.export(Outputs(vit), (clips(4, (32, 40)),), dynamic_shapes=(axes,))
+torch.onnx.export(program, dynamo=True).save(sys.argv[1])
+session = onnxruntime.InferenceSession(sys.argv[1])
+for other in (clips(4, (32, 40)), clips(8, (16, 48), batch=3), clips(10, (64, 24))):
+    with torch.inference_mode():
+        want = vit(other)
+    patches, pooled = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+    assert relative_error(torch.from_numpy(patches), want.patches) <= LIMIT
+    assert relative_error(torch.from_numpy(pooled), want.pooled) <= LIMIT
+    assert relative_error(program.module()(other)[0], want.patches) <= LIMIT
+"""
+
+
+@pytest.mark.slow
+def test_clips_of_any_number_of_frames_run_in_onnx_runtime(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ONNX, str(tmp_path / "clips.onnx")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -129,7 +129,18 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
 def test_unknown_names_and_texts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'vit_base_patch32_clip_224.openai'"):
         load_text("vit_base_patch32_clip_224.opnai")
+    for name, words in {
+        "": "the name is empty",
+        "nano": "'nano' is an image tower, and no text tower is known for it",
+        "vit_base_patch16_224.augreg_in21k": "is an image tower",
+        "timm:resnet18": "is an image tower",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            load_text(name)
     CASES["clip"].save(tmp_path)
+    (tmp_path / "words.txt").write_text("cat")
+    with pytest.raises(ValueError, match=r"words.txt; want a directory, or a file named tokenizer.json"):
+        load_text(tmp_path, tokenizer=tmp_path / "words.txt")
     text = load_text(tmp_path)
     with pytest.raises(ValueError, match="want a text"):
         text([])

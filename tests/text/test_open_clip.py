@@ -157,7 +157,7 @@ def change(folder: Path, key: str, settings: dict[str, object]) -> None:
     file.write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("setting", [{"hf_model_name": "roberta-base"}, {"embed_cls": True}, {"qk_norm": True}])
+@pytest.mark.parametrize("setting", [{"hf_model_name": "roberta-base"}, {"scale_heads": True}, {"qk_norm": True}])
 def test_other_text_towers_are_refused(setting: dict[str, object], tmp_path: Path) -> None:
     OPEN_CLIP["clip"].save(tmp_path)
     change(tmp_path, "text_cfg", setting)

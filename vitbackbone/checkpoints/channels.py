@@ -84,7 +84,7 @@ def inflate(parameters: dict[str, Tensor], names: tuple[str, ...], wanted: Mappi
         kernel, channels = parameters[name], wanted[name].shape[1]
         if kernel.shape == wanted[name].shape:  # a stem reads the channels in another layer
             continue
-        if kernel.ndim != 4 or kernel.shape[1] != RGB:
+        if kernel.ndim not in (4, 5) or kernel.shape[1] != RGB:  # of images or clips
             shape = " x ".join(map(str, kernel.shape))
             raise ConversionError(f"{name} has the shape {shape}, and in_chans needs a convolution of 3 channels")
         changed[name] = inflate_kernel(kernel, channels)

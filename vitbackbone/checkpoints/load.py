@@ -324,6 +324,37 @@ def _fill_by_name(
 def _fill_timm(
     backbone: TimmBackbone, config: TimmConfig, entry: Entry, taken: Taken
 ) -> tuple[TimmBackbone, dict[str, Tensor]]:
+    """Fill a network of timm from a checkpoint that was trained at its size, or at the name's.
+
+    A network that is built again for each size keeps the tables of the name's size, and resamples them when it runs.
+    """
+    native, size = entry.config, config.image_size
+    assert isinstance(native, TimmConfig)
+    try:
+        return _fill_timm_at(backbone, config, entry, taken)
+    except ConversionError as error:
+        if not config.rebuild or native.image_size == size:
+            raise
+        own = at_size(config, native.image_size)
+        assert isinstance(own, TimmConfig)
+        try:
+            filled, head = _fill_timm_at(_build_timm(own, entry, backbone.spec.name), own, entry, taken)
+        except ConversionError:
+            raise error from None
+        filled.preprocess = replace(filled.preprocess, image_size=size)
+        filled.spec = replace(filled.spec, image_size=size)
+        note = f"kept the positions, trained at {_by(native.image_size)} pixels; images of {_by(size)} resample them"
+        _log(filled.spec.name, note)
+        return filled, head
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _fill_timm_at(
+    backbone: TimmBackbone, config: TimmConfig, entry: Entry, taken: Taken
+) -> tuple[TimmBackbone, dict[str, Tensor]]:
     """Fill a network of timm from a checkpoint of its own number of channels, or of RGB."""
     wanted, names = backbone.state_dict(), kernels(backbone)
     assert isinstance(entry.config, TimmConfig)
@@ -344,6 +375,13 @@ def _build_timm(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> Timm
 def _assign(backbone: Network, parameters: dict[str, Tensor]) -> tuple[Network, dict[str, Tensor]]:
     """Give a network its parameters, and return it with those of the head."""
     head = {key: parameters.pop(key) for key in list(parameters) if key.startswith(HEADS)}
+    for name, wanted in backbone.state_dict().items():
+        if name in parameters and parameters[name].shape != wanted.shape:
+            given, asked = (" x ".join(map(str, each.shape)) for each in (parameters[name], wanted))
+            raise ConversionError(
+                f"the checkpoint does not fit:\n  {name} is {given} and {asked} for this image_size, and no rule "
+                "resamples it; load without image_size"
+            )
     backbone.load_state_dict(parameters, assign=True)
     return backbone.eval(), head
 

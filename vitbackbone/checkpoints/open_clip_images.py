@@ -178,8 +178,8 @@ class OpenClipDirectory:
         if not isinstance(found.config, ViTConfig) or layout not in FORMATS or vision.timm_proj == "mlp" or not pooled:
             adapted = directory.adapted()
             assert isinstance(adapted.config, TimmConfig)
-            config = replace(adapted.config, projection=self._projection(), image_size=vision.image_size)
-            return replace(adapted, config=config, classifier=())
+            sized = replace(adapted.config, projection=self._projection(), image_size=vision.image_size)
+            return replace(adapted, config=sized, classifier=())
         if vision.timm_proj == "none":
             return replace(found, config=replace(found.config, projection_dim=0), format=layout)
         bias = vision.timm_proj_bias if own else True  # timm's head has a bias

@@ -89,11 +89,12 @@ def read_sentencepieces(file: Path, kind: str, limit: int, starts: bool = False,
 def _parse(file: Path, limit: int) -> Any:
     try:
         from google.protobuf.message import DecodeError
-        from sentencepiece import sentencepiece_model_pb2 as formats
+        from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
         raise ImportError(
             f"{file} needs the libraries sentencepiece and protobuf: pip install 'vitbackbone[text]'"
         ) from error
+    formats: Any = sentencepiece_model_pb2  # its classes are made when it is imported
     proto = formats.ModelProto()
     try:
         proto.ParseFromString(read_bytes(file, limit))

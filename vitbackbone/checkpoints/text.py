@@ -1,7 +1,8 @@
 """Loading the text tower of an image-text model: from a directory, the Hub, or a file."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from vitbackbone.checkpoints import open_clip
 from vitbackbone.checkpoints.formats.text import TEXT
-from vitbackbone.checkpoints.hub import download_if_there
+from vitbackbone.checkpoints.hub import WeightsUnavailable, download_if_there
 from vitbackbone.checkpoints.huggingface import (
     CLEANING,
     LEFT,
@@ -28,6 +29,7 @@ from vitbackbone.checkpoints.rules import ConversionError, Rules, State, convert
 from vitbackbone.checkpoints.shards import read_directory
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.tokenizer_files import (
+    ALONE,
     Find,
     cleaned_before,
     lowered,
@@ -35,7 +37,7 @@ from vitbackbone.checkpoints.tokenizer_files import (
     read_tokenizer_settings,
 )
 from vitbackbone.checkpoints.trainers import prefer, unwrap
-from vitbackbone.checkpoints.zoo import OPENAI_TEXT, TEXT_REPOSITORIES, ZOO
+from vitbackbone.checkpoints.zoo import ADAPTED, OPENAI_TEXT, TEXT_REPOSITORIES, ZOO
 from vitbackbone.contract import float32_default
 from vitbackbone.files import did_you_mean, read_json
 from vitbackbone.model import Cleaning, Padding, TextConfig, TextTokenizer, TextTower, TextTransformer
@@ -68,7 +70,7 @@ def load_text(name: Place, weights: Place | None = None, *, tokenizer: Place | N
     cannot be read, `WeightsUnavailable` if it cannot be downloaded, `ConversionError` if the weights do not fill the
     tower exactly, and `ImportError` without the extra `text`.
     """
-    with torch.inference_mode(False), float32_default():
+    with torch.inference_mode(False), float32_default(), _without_network(str(name)):
         source = _source(str(name))
         given = _given(Path(tokenizer)) if tokenizer is not None else None
         config, layout, tokens, extra = _read(source, given)
@@ -80,6 +82,18 @@ def load_text(name: Place, weights: Place | None = None, *, tokenizer: Place | N
         except ConversionError as error:
             raise ConversionError(f"{source.name}: {error}") from error
         return TextTower(transformer, tokens, str(name)).eval()
+
+
+@contextmanager
+def _without_network(name: str) -> Iterator[None]:
+    """Say how to load a text tower without a network."""
+    try:
+        yield
+    except WeightsUnavailable as error:
+        raise WeightsUnavailable(
+            f"no text tower for {name!r}: {error.__cause__ or error}\nWithout a network: load_text(DIR) takes a "
+            "directory downloaded by hand, with its configuration, its weights and its tokenizer"
+        ) from error
 
 
 def _needed(state: State, rules: Rules) -> dict[str, Tensor]:
@@ -124,21 +138,23 @@ class _Source:
 
 
 def _source(name: str) -> _Source:
+    wanted = "a directory, 'hf:OWNER/REPOSITORY', or the name of a CLIP or SigLIP"
+    if not name:
+        raise ValueError(f"the name is empty; want {wanted}")
     if Path(name).is_dir():
         return _files(name, lambda file: path if os.path.lexists(path := Path(name) / file) else None)
     known, _, revision = name.partition("@")
     repository = known.removeprefix("hf:") if known.startswith("hf:") else TEXT_REPOSITORIES.get(known)
-    if repository is None and known in ZOO and ZOO[known].on_hub:
+    if repository is None and known in ZOO and ZOO[known].on_hub and not ZOO[known].format.startswith("timm"):
         repository = ZOO[known].source
     if repository is not None:
         return _files(known, lambda file: download_if_there(known, repository, file, revision or None))
     if known in OPENAI_TEXT:
         return _Source(known, lambda file: None, lambda: _by_hand(known))
+    if known in ZOO or known in ADAPTED or known.startswith("timm:"):
+        raise ValueError(f"{name!r} is an image tower, and no text tower is known for it; want {wanted}")
     hint = did_you_mean(known, [*TEXT_REPOSITORIES, *OPENAI_TEXT]) or "."
-    raise ValueError(
-        f"unknown text tower {name!r}{hint or '.'} Want a directory, 'hf:OWNER/REPOSITORY', or the name of a CLIP or "
-        "SigLIP"
-    )
+    raise ValueError(f"unknown text tower {name!r}{hint} Want {wanted}")
 
 
 def _files(name: str, find: Find) -> _Source:
@@ -159,6 +175,8 @@ def _given(path: Path) -> Find:
         return lambda file: found if os.path.lexists(found := path / file) else None
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer at {path}")
+    if path.name not in ALONE:
+        raise ValueError(f"tokenizer={path}; want a directory, or a file named {' or '.join(ALONE)}")
     return lambda file: path if file == path.name else None
 
 

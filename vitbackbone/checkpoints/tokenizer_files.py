@@ -21,6 +21,7 @@ VOCABULARY, MERGES = "vocab.json", "merges.txt"
 PIECES = "vocab.txt"  # BERT's, one a line
 OPEN_CLIP_MERGES = "bpe_simple_vocab_16e6.txt.gz"  # openai/CLIP and open_clip ship it
 SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+ALONE = (TOKENIZER, PIECES, OPEN_CLIP_MERGES, *SENTENCEPIECE)  # files that are a whole tokenizer
 LIMIT = 1 << 28  # bytes of a tokenizer; the 900,000 words of XLM-V have 60 MB
 CLIP_MERGES = 49152 - 256 - 2  # of the lines of OPEN_CLIP_MERGES
 START, END = "<|startoftext|>", "<|endoftext|>"

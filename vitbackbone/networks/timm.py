@@ -42,7 +42,7 @@ from vitbackbone.model import Indivisible, check_kinds
 from vitbackbone.networks.projection import Projection
 from vitbackbone.networks.swin_windows import CosineAttention, WindowBlock
 from vitbackbone.networks.timm_levels import Outputs, Size, crop, level_maps, pool, prefix_of, read_levels, run
-from vitbackbone.networks.timm_network import SizedCopies, WithoutInit, differing, for_size
+from vitbackbone.networks.timm_network import SizedCopies, WithoutInit, differing, fit_to_grid, for_size
 from vitbackbone.networks.timm_parts import VIT_ATTENTION, require, timm_class
 from vitbackbone.networks.timm_sizes import Sizes, sizes_of
 
@@ -360,6 +360,9 @@ def _create(config: TimmConfig, size: Size | None = None) -> Any:
     if not config.final_norm:
         owner: Any = model if isinstance(getattr(model, "norm", None), nn.Module) else model.head
         owner.norm = nn.Identity()
+    height, width = config.image_size
+    if size is None and config.rebuild and height != width:
+        fit_to_grid(model, config.image_size)
     return model
 
 

@@ -36,6 +36,8 @@ def widen(encoder: nn.Module, config: Any, channels: int, patch: int) -> None:
             if isinstance(each, Layer) or getattr(each, name, None) != own:
                 continue
             setattr(each, name, channels)
+    if channels_of(config) != channels:  # a config without such a name, because the encoder has no choice
+        setattr(config, CHANNELS[0], channels)
 
 
 def _pixel_layer(encoder: nn.Module, channels: int, patch: int) -> Layer:

@@ -15,7 +15,13 @@ SAM2_EVAL = Preprocess((1024, 1024), 1.0, "squash", "bilinear", IMAGENET_MEAN, I
 CONVNEXT_EVAL = Preprocess((224, 224), 1.0, "squash", "bilinear", IMAGENET_MEAN, IMAGENET_STD, crop_rounding="down")
 # timm's layers have these values and no setting for them
 EPSILON, STAGES = 1e-6, 4
-Depths = Annotated[tuple[Depth, ...], Field(min_length=STAGES, max_length=STAGES)]
+# A value for each stage
+Each = Field(min_length=STAGES, max_length=STAGES)
+Depths = Annotated[tuple[Depth, ...], Each]
+Widths = Annotated[tuple[Width, ...], Each]
+AllHeads = Annotated[tuple[Heads, ...], Each]
+Windows = Annotated[tuple[Window, ...], Each]
+Channels = Annotated[int, Field(ge=1, le=1000)]
 
 
 def _only(settings: Record, wanted: dict[str, Any]) -> None:
@@ -40,10 +46,10 @@ class Hiera(Record):
     patch_size: Pair = (7, 7)
     patch_stride: Pair = (4, 4)
     patch_padding: tuple[int, int] = (3, 3)
-    num_channels: Annotated[int, Field(ge=1, le=1000)] = 3
+    num_channels: Channels = 3
     embed_dim: Width = 96
     depths: Depths = (2, 3, 16, 3)
-    num_heads: Annotated[tuple[Heads, ...], Field(min_length=STAGES, max_length=STAGES)] = (1, 2, 4, 8)
+    num_heads: AllHeads = (1, 2, 4, 8)
     embed_dim_multiplier: Ratio = 2.0
     num_query_pool: Annotated[int, Field(ge=0, le=STAGES - 1)] = 3
     query_stride: Pair = (2, 2)
@@ -90,16 +96,14 @@ class Sam2(Record):
     patch_kernel_size: Pair = (7, 7)
     patch_stride: Pair = (4, 4)
     patch_padding: tuple[int, int] = (3, 3)
-    num_channels: Annotated[int, Field(ge=1, le=1000)] = 3
+    num_channels: Channels = 3
     query_stride: Pair = (2, 2)
     window_positional_embedding_background_size: Pair = (7, 7)
     num_query_pool_stages: Annotated[int, Field(ge=0, le=STAGES - 1)] = 3
     blocks_per_stage: Depths = (1, 2, 7, 2)
-    embed_dim_per_stage: Annotated[tuple[Width, ...], Field(min_length=STAGES, max_length=STAGES)] = (96, 192, 384, 768)
-    num_attention_heads_per_stage: Annotated[tuple[Heads, ...], Field(min_length=STAGES, max_length=STAGES)] = (
-        *(1, 2, 4, 8),
-    )
-    window_size_per_stage: Annotated[tuple[Window, ...], Field(min_length=STAGES, max_length=STAGES)] = (8, 4, 14, 7)
+    embed_dim_per_stage: Widths = (96, 192, 384, 768)
+    num_attention_heads_per_stage: AllHeads = (1, 2, 4, 8)
+    window_size_per_stage: Windows = (8, 4, 14, 7)
     global_attention_blocks: tuple[Annotated[int, Field(ge=0, le=1000)], ...] = (5, 7, 9)
     mlp_ratio: Ratio = 4.0
     hidden_act: str = "gelu"
@@ -145,8 +149,8 @@ class ConvNext(Record):
     """DINOv3's ConvNeXt."""
 
     image_size: Pair = (224, 224)
-    num_channels: Annotated[int, Field(ge=1, le=1000)] = 3
-    hidden_sizes: Annotated[tuple[Width, ...], Field(min_length=STAGES, max_length=STAGES)] = (96, 192, 384, 768)
+    num_channels: Channels = 3
+    hidden_sizes: Widths = (96, 192, 384, 768)
     depths: Depths = (3, 3, 9, 3)
     hidden_act: str = "gelu"
     layer_norm_eps: Epsilon = EPSILON

@@ -123,7 +123,9 @@ class AltWhole(Record):
     projection_dim: Width = 768
 
 
-def _shared(settings: TextNetwork, gated: bool = False) -> dict[str, Any]:
+def _shared(part: "Part", gated: bool = False) -> dict[str, Any]:
+    """Return the fields that all towers read alike. Only a whole model has the scale of the logits."""
+    settings = part.settings
     if not gated and settings.hidden_act not in ACTIVATIONS:
         raise ValueError(
             f"config.json has hidden_act={SHORT.repr(settings.hidden_act)} in the text tower; want one of "
@@ -138,6 +140,7 @@ def _shared(settings: TextNetwork, gated: bool = False) -> dict[str, Any]:
         "mlp_dim": settings.intermediate_size,
         "mlp": gate(settings.hidden_act) if gated else ACTIVATIONS[settings.hidden_act],
         "norm_eps": settings.layer_norm_eps,
+        "scale": "exp" if part.whole else "none",
     }
 
 
@@ -162,10 +165,9 @@ def _contrastive(config: Json, part: "Part", **fields: Any) -> TextConfig:
     width = read_settings(config, Whole).projection_dim if part.whole else settings.projection_dim
     plain = part.architecture.endswith("TextModel")
     return TextConfig(
-        **{**_shared(settings, gated), **fields},
+        **{**_shared(part, gated), **fields},
         eos_id=eos,
         projection_dim=0 if plain else width,
-        scale="exp" if part.whole else "none",
     )
 
 
@@ -186,32 +188,30 @@ def _aimv2(config: Json, part: "Part") -> TextConfig:
 
 def _siglip(config: Json, part: "Part") -> TextConfig:
     return TextConfig(
-        **_shared(part.settings),
+        **_shared(part),
         causal=False,
         pool="last",
         projection_dim=part.settings.projection_size or part.settings.hidden_size,
         projection_bias=True,
-        scale="exp" if part.whole else "none",
         logit_bias=part.whole,
     )
 
 
-def _bert(settings: TextNetwork, part: "Part", **fields: Any) -> TextConfig:
+def _bert(part: "Part", **fields: Any) -> TextConfig:
     """Return BERT, read at its first token (Devlin et al. 2019)."""
     return TextConfig(
-        **{**_shared(settings), **fields},
+        **{**_shared(part), **fields},
         branch_norm="sum",
         embed_norm=True,
         causal=False,
         mask_padding=True,
         pool="first",
-        scale="exp" if part.whole else "none",
     )
 
 
 def _chinese_clip(config: Json, part: "Part") -> TextConfig:
     width = read_settings(config, Whole).projection_dim if part.whole else 0
-    return _bert(part.settings, part, final_norm=False, projection_dim=width)
+    return _bert(part, final_norm=False, projection_dim=width)
 
 
 def _altclip(config: Json, part: "Part") -> TextConfig:
@@ -220,20 +220,20 @@ def _altclip(config: Json, part: "Part") -> TextConfig:
     width = read_settings(config, AltWhole).projection_dim if part.whole else settings.project_dim
     # the first two positions of the table belong to padding
     length = settings.max_position_embeddings - 2
-    return _bert(settings, part, length=length, projection_dim=width, projection_bias=True)
+    return _bert(part, length=length, projection_dim=width, projection_bias=True)
 
 
 def _tipsv2(config: Json, part: "Part") -> TextConfig:
     assert isinstance(part.settings, Tipsv2Text)
+    scale = {"scale": "inverse"} if part.whole else {}
     return TextConfig(
-        **_shared(part.settings),
+        **{**_shared(part), **scale},
         causal=False,
         mask_padding=True,
         position="sinusoidal",
         scale_tokens=part.settings.scale_sqrt_depth,
         pool="mean",
         projection_dim=0,
-        scale="inverse" if part.whole else "none",
     )
 
 

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from vitbackbone.files import SHORT
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -70,9 +72,9 @@ class TextTokenizer:
 
     def __call__(self, texts: str | Sequence[str]) -> Tokens:
         """Return the ids of one text or several. Raises `ValueError` if there is none, or if one is no text."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"texts={texts[:3]!r}; want a text, or a list of at least one text")
+        given, texts = texts, [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"texts={SHORT.repr(given)}; want a text, or a list of at least one text")
         clean = CLEANINGS[self.cleaning]
         found = self.backend.encode_batch([clean(_encodable(text)) for text in texts])
         ids = torch.tensor([each.ids for each in found], dtype=torch.long).reshape(len(texts), -1)

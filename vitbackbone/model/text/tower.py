@@ -58,6 +58,10 @@ class TextTower(nn.Module):
         `texts`: the texts, or their vectors.
         Raises `ValueError` if the widths differ, or if the checkpoint holds no scale.
         """
+        if not isinstance(pooled, Tensor):
+            raise ValueError(
+                f"the images are {type(pooled).__name__}; want `features.pooled`, a tensor (B, {self.dim})"
+            )
         vectors = texts if isinstance(texts, Tensor) else self(texts)
         if pooled.shape[-1] != vectors.shape[-1]:
             raise ValueError(
