@@ -25,7 +25,10 @@ Command = Callable[..., Parser]  # its name, the function that runs it, a descri
 
 
 def _add_running(p: argparse.ArgumentParser, workers: str, devices: str) -> Any:
-    """Add the options of a run over many images, and return their group. `workers`, `devices`: the help of these options."""
+    """Add the options of a run over many images, and return their group.
+
+    `workers`, `devices`: the help of these options.
+    """
     group = p.add_argument_group("how it runs")
     group.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images in one forward pass")
     group.add_argument("--workers", type=_count, default=0, metavar="N", help=workers)
