@@ -13,7 +13,7 @@ import subprocess
 import tarfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,6 +21,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
+from types import MappingProxyType
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
@@ -209,6 +210,42 @@ def npm_server(name: str, *options: str) -> Iterator[str]:
         process.wait()
 
 
+@dataclass(frozen=True)
+class Service:
+    """A service with buckets that runs on this machine."""
+
+    scheme: str
+    server: str  # its URL
+    account: str = ""  # part of the path of Azure's URLs
+
+    def bucket(self, name: str) -> str:
+        """Make a bucket. Returns its URL."""
+        if self.scheme == "az":
+            make_container(f"{self.server}/{self.account}", name)
+        else:
+            make_bucket(self.server, name)
+        return f"{self.scheme}://{name}"
+
+    def environment(self, through: str) -> dict[str, str]:
+        """Return the variables by which a process goes to the service through a proxy at the URL `through`."""
+        if self.scheme != "az":
+            return {**KEYS, "AWS_ENDPOINT_URL": through}
+        settings = {"AccountName": self.account, "AccountKey": ACCOUNT_KEY, "BlobEndpoint": f"{through}/{self.account}"}
+        return {"AZURE_STORAGE_CONNECTION_STRING": "".join(f"{key}={value};" for key, value in settings.items())}
+
+
+@contextmanager
+def serving_buckets(scheme: str, folder: Path) -> Iterator[Service]:
+    """Serve S3 in memory, or Azure's blobs in a folder."""
+    if scheme == "az":
+        with azurite(folder) as url:
+            server, _, account = url.rpartition("/")
+            yield Service("az", server, account)
+    else:
+        with moto() as url:
+            yield Service("s3", url)
+
+
 ACCOUNT = "devstoreaccount1"  # of Azurite, with its published key
 ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
@@ -218,14 +255,19 @@ def azurite(folder: Path) -> Iterator[str]:
     """Serve Azure's blobs, with a container `photos`. Gives the URL of the account."""
     options = ("--blobPort", "{port}", "--location", str(folder), "--silent", "--skipApiVersionCheck")
     with npm_server("azurite-blob", *options) as url:
-        sent = formatdate(usegmt=True)
-        named = f"x-ms-date:{sent}\nx-ms-version:2021-08-06\n/{ACCOUNT}/{ACCOUNT}/photos\nrestype:container"
-        text = "PUT" + "\n" * 12 + named
-        signature = base64.b64encode(hmac.digest(base64.b64decode(ACCOUNT_KEY), text.encode(), "sha256")).decode()
-        headers = {"x-ms-date": sent, "x-ms-version": "2021-08-06", "Authorization": f"SharedKey {ACCOUNT}:{signature}"}
-        address = f"{url}/{ACCOUNT}/photos?restype=container"
-        urllib.request.urlopen(urllib.request.Request(address, method="PUT", headers=headers)).close()
+        make_container(f"{url}/{ACCOUNT}", "photos")
         yield f"{url}/{ACCOUNT}"
+
+
+def make_container(account: str, name: str) -> None:
+    """Make a container of an account, given by its URL."""
+    sent = formatdate(usegmt=True)
+    named = f"x-ms-date:{sent}\nx-ms-version:2021-08-06\n/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container"
+    text = "PUT" + "\n" * 12 + named
+    signature = base64.b64encode(hmac.digest(base64.b64decode(ACCOUNT_KEY), text.encode(), "sha256")).decode()
+    headers = {"x-ms-date": sent, "x-ms-version": "2021-08-06", "Authorization": f"SharedKey {ACCOUNT}:{signature}"}
+    address = f"{account}/{name}?restype=container"
+    urllib.request.urlopen(urllib.request.Request(address, method="PUT", headers=headers)).close()
 
 
 class _Google(BaseHTTPRequestHandler):
@@ -357,13 +399,18 @@ def many_keys(count: int) -> AbstractContextManager[str]:
 
 
 @contextmanager
-def going_to(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let this process go to the S3 server at `url`, and forget its clients afterwards."""
+def going_to(
+    url: str, monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str] = MappingProxyType(KEYS)
+) -> Iterator[None]:
+    """Let this process go to the S3 server at `url`, and forget its clients afterwards.
+
+    `environment`: the variables of another service, or further ones.
+    """
     from vitbackbone.files.cloud_clients import _client
     from vitbackbone.store.remote import _bucket
 
     caches = (_client, _bucket)
-    for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
+    for name, value in {"AWS_ENDPOINT_URL": url, **environment}.items():
         monkeypatch.setenv(name, value)
     for cache in caches:
         cache.cache_clear()

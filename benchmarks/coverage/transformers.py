@@ -124,7 +124,7 @@ def outcome(model_type: str) -> Row:
             backbone = _load(folder)
         except (ValueError, ImportError) as error:
             return Row(model_type, "refused", reason=_line(error).replace(f"{folder}/", ""))
-    how: How = "adapter" if type(backbone).__name__ == "TransformersBackbone" else "native"
+    how: How = "adapter" if type(backbone).__name__ in ("TransformersBackbone", "ClipBackbone") else "native"
     try:
         encoder, error = compare(model, backbone, model_type)
     except FeedError as reason:

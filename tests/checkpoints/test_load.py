@@ -531,7 +531,7 @@ def edit(directory: Path, **fields: object) -> None:
     ("fields", "message"),
     [
         ({"model_type": "bert"}, "transformers' bert has no image encoder"),
-        ({"hidden_act": "relu"}, "hidden_act='relu'; want one of gelu, gelu_pytorch_tanh"),
+        ({"hidden_act": "swash"}, "hidden_act='swash'; want one of gelu, gelu_pytorch_tanh"),
         ({"num_hidden_layers": 2}, "blocks: 2 in the settings, 1 in the weights"),
     ],
 )

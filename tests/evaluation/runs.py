@@ -118,9 +118,11 @@ CLASSIFIED = {
     "low-shot": ("low-shot", "v3", IMAGENET, {**SQUARE, "fit.powers": "-1,1,2", "fit.held_out": 0.2, "fit.shots": 2}),
     "low-shot 1percent": ("low-shot", "1percent", IMAGENET | LISTS, {**SQUARE, "fit.powers": "-1,1,2"}),
     "clustering": ("clustering", "mieb", IMAGENET, SQUARE),
-    **{name: (name, "v2", IMAGENET | {name: make}, LINEAR) for name, make in OTHERS.items()},
+    **{
+        name: (name, "v2", IMAGENET | {name: make}, LINEAR | ({"metric.short": 36} if name == "imagenet-c" else {}))
+        for name, make in OTHERS.items()
+    },
 }
-CLASSIFIED["imagenet-c"][3].update({"metric.short": 36})
 RUNS = {name: Small(*each) for name, each in (CLASSIFIED | DENSE).items()}
 
 

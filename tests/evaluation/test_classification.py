@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional as F
 
-from heads import load_head
+from heads import Head, load_head
 from tests.evaluation.classified import OTHERS, SMALL, WNIDS, make_imagenet, make_list
 from tests.helpers import cases, tiny_vit
 from vitbackbone import Preprocess, evaluate
@@ -49,6 +49,17 @@ def embed(backbone, root: Path, split: str, blocks: int = 1, short: int = 36) ->
             )
             labels.append(label)
     return np.stack(rows), np.array(labels)
+
+
+def accuracy(head: Head, backbone, imagenet: Path) -> float:
+    """Classify the validation images one by one with a head of the package."""
+    own, right = view(backbone), []
+    for label, wnid in enumerate(WNIDS):
+        for file in sorted((imagenet / "val" / wnid).iterdir()):
+            with torch.no_grad():
+                features = backbone.forward_layers(own(file)[None], head.layers, norm=head.needs.norm)
+                right.append(int(head(*features).argmax()) == label)
+    return 100 * np.mean(right)
 
 
 def test_knn_votes_as_the_formula_says(imagenet, backbone, tmp_path) -> None:
@@ -169,14 +180,7 @@ def test_linear_reports_the_best_of_all_heads_and_saves_it(imagenet, backbone, t
     assert len(result.facts["heads"]) == 52
     assert result.value() == max(each["top-1"] for each in result.facts["heads"])
     head = load_head(tmp_path / result.heads["linear"], backbone)
-    own = view(backbone)
-    right = []
-    for label, wnid in enumerate(WNIDS):
-        for file in sorted((imagenet / "val" / wnid).iterdir()):
-            with torch.no_grad():
-                features = backbone.forward_layers(own(file)[None], head.layers, norm=True)
-                right.append(int(head(*features).argmax()) == label)
-    assert result.value() == pytest.approx(100 * np.mean(right))
+    assert result.value() == pytest.approx(accuracy(head, backbone, imagenet))
 
 
 @pytest.mark.parametrize("variant", cases(["mae", "v1", "v3"], ["mae"]))
@@ -184,16 +188,17 @@ def test_other_linear_probes_run(variant, imagenet, backbone, tmp_path) -> None:
     settings = {**SMALL, "fit.size": 32} | ({"fit.epochs": 2} if variant == "mae" else {"fit.steps": 3, "fit.batch": 8})
     settings |= {"features.blocks": 2} if variant == "v1" else {}
     result = evaluate("linear", backbone, imagenet, tmp_path, variant=variant, settings=settings, progress=False)[0]
-    assert 0 <= result.value() <= 100
-    load_head(tmp_path / result.heads["linear"], backbone)
+    head = load_head(tmp_path / result.heads["linear"], backbone)
+    assert result.value() == pytest.approx(accuracy(head, backbone, imagenet))
 
 
 @pytest.mark.parametrize("variant", cases(["vjepa", "aim"], ["vjepa"]))
 def test_attentive_probes_run_and_are_saved(variant, imagenet, backbone, tmp_path) -> None:
     settings = {**SMALL, "fit.size": 32, "fit.epochs": 2, "fit.batch": 8}
     result = evaluate("attentive", backbone, imagenet, tmp_path, variant=variant, settings=settings, progress=False)[0]
-    load_head(tmp_path / result.heads["attentive"], backbone)
+    head = load_head(tmp_path / result.heads["attentive"], backbone)
     assert result.scores[0].n == 12
+    assert result.value() == pytest.approx(accuracy(head, backbone, imagenet))
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +227,9 @@ def test_one_fit_serves_every_test_set_of_imagenet(imagenet, others, backbone, t
             for file in sorted((others[name] / WNIDS[label]).iterdir())
         ]
         assert results[name].value() == pytest.approx(100 * np.mean(right))
+    files = [(label, file) for label in range(4) for file in (others["imagenet-sketch"] / WNIDS[label]).iterdir()]
+    right = [int(np.argmax(logits(file))) == label for label, file in files]
+    assert results["imagenet-sketch"].value() == pytest.approx(100 * np.mean(right))
     lists = json.loads(others["imagenet-real"].read_text())
     files = sorted((imagenet / "val").rglob("*.JPEG"), key=lambda file: file.name)
     right = [int(np.argmax(logits(file))) in each for file, each in zip(files, lists, strict=True) if each]

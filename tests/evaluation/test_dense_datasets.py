@@ -59,7 +59,11 @@ def test_an_empty_folder_is_refused_with_the_layout(name, tmp_path):
 
 # a dataset, a file or folder of it to remove, what the sentence says
 MISSING = [
-    ("ade20k", "ADEChallengeData2016/annotations/training/001.png", "lacks 1 files, such as annotations/training/001"),
+    (
+        "ade20k",
+        "ADEChallengeData2016/annotations/training/001.png",
+        "such as annotations/training/001",
+    ),
     ("voc12", "VOCdevkit/VOC2012/JPEGImages/2007_000001.jpg", "lacks 1 files"),
     ("cityscapes", "gtFine/val/ulm/ulm_000000_000019_gtFine_labelIds.png", "lacks 1 files"),
     ("nyu", "room_test/depth_1.png", "lacks 1 files that nyu_test.txt names"),
@@ -160,6 +164,9 @@ def test_photos_are_read_as_stored_or_named(tmp_path):
     (tmp_path / "c.jpg").write_bytes((tmp_path / "a.png").read_bytes()[:200])
     with pytest.raises(LayoutError, match="c.jpg cannot be read.*run the command again"):
         open_photo(tmp_path / "c.jpg")
+    (tmp_path / "d.jpg").write_bytes(b"no photo")
+    with pytest.raises(LayoutError, match="d.jpg cannot be read: it is no image of a known format"):
+        open_photo(tmp_path / "d.jpg")
 
 
 def test_boxes_of_coco_leave_crowds_out_and_are_rounded(tmp_path):

@@ -182,6 +182,14 @@ def test_every_protocol_is_described_and_names_known_datasets(capsys) -> None:
         (["knn", "--data", "IN", "--variant", "v9"], "knn has no variant 'v9'"),
         (["knn", "--data", "IN", "--set", "fit.kz=3"], "--set fit.kz: no such setting, did you mean 'fit.ks'"),
         (["knn", "--data", "IN", "--set", "fit.ks=a"], "--set fit.ks=a; want a whole number"),
+        (["knn", "--data", "IN", "--set", "fit.ks=3,0"], "--set fit.ks=3,0; want at least 1"),
+        (["linear", "--data", "IN", "--set", "fit.batch=0"], "--set fit.batch=0; want at least 1"),
+        (["linear", "--data", "IN", "--set", "rates=0.1,-1"], "--set fit.rates=0.1,-1; want at least 0"),
+        (["knn", "--data", "IN", "--set", "temperature=nan"], "--set fit.temperature=nan; want at least 1e-06"),
+        (
+            ["knn", "linear", "--data", "IN", "--set", "blocks=1,2"],
+            "knn: --set features.blocks=1,2; want a whole",
+        ),
         (["imagenet-v2", "--data", "IN"], "imagenet-v2 also needs --data imagenet-v2=DIR"),
         (["knn"], "give --data NAME=DIR"),
         (["list", "all"], "takes nothing more"),
@@ -190,6 +198,7 @@ def test_every_protocol_is_described_and_names_known_datasets(capsys) -> None:
 )
 def test_a_wrong_command_is_a_sentence(command, message, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vitbackbone.cli.evaluating.load", lambda args: pytest.fail("the weights are loaded first"))
     make_imagenet(tmp_path / "IN", 1, 1)
     assert main(["evaluate", *command, "--out", "out", "-q"]) == 2
     assert message in capsys.readouterr().err
@@ -202,6 +211,10 @@ def test_a_wrong_command_is_a_sentence(command, message, tmp_path, monkeypatch, 
         (
             lambda root: (root / "val" / WNIDS[0]).rename(root / "gone"),
             "val has no image of 1 classes that train has",
+        ),
+        (
+            lambda root: [each.unlink() for each in (root / "train" / WNIDS[0]).iterdir()],
+            "train has no image of 1 classes that val has",
         ),
         (lambda root: save(root / "val" / "n09999999" / "a.JPEG", 0, 0), "1 folders that are no class, such as n0999"),
     ],

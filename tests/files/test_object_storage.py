@@ -35,7 +35,7 @@ BIG = bytes(range(256)) * 100_000  # 25 MB: several parts
 
 
 def check_contract(storage: ObjectStorage) -> None:
-    storage = pickle.loads(pickle.dumps(storage))  # noqa: S301
+    storage = pickle.loads(pickle.dumps(storage))  # noqa: S301  # our own bytes
     assert storage.head("a/b") is None
     assert storage.create("a/b", b"1")
     assert storage.create("a/b", b"1")  # the same content: of a lost answer

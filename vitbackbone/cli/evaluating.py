@@ -21,20 +21,22 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from vitbackbone.evaluation import evaluate
+    from vitbackbone.evaluation import evaluate, plan
 
     if not args.out:
         raise ValueError("give --out DIR, the folder for results and for what a killed run resumes from")
     if not args.data:
         raise ValueError(f"give --data NAME=DIR; `vitbackbone evaluate describe {args.what[0]}` names its datasets")
+    data, settings = _data(args.data), _pairs(args.set, "--set")
+    plan(args.what, data, args.variant, settings)  # tells what is wrong before weights are loaded
     with terminable():
         results = evaluate(
             args.what,
             load(args),
-            _data(args.data),
+            data,
             args.out,
             variant=args.variant,
-            settings=_pairs(args.set, "--set"),
+            settings=settings,
             limit=args.limit,
             device=args.device,
             devices=args.devices,

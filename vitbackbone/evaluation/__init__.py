@@ -9,7 +9,7 @@ from vitbackbone.evaluation.published import figures
 from vitbackbone.evaluation.report import markdown, write_report
 from vitbackbone.evaluation.results import Result, Results, read_results
 from vitbackbone.evaluation.run import Machine, Run
-from vitbackbone.evaluation.runner import evaluate
+from vitbackbone.evaluation.runner import evaluate, plan
 from vitbackbone.evaluation.safe_pickle import read_pickle
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "find_layout",
     "find_protocol",
     "markdown",
+    "plan",
     "read_pickle",
     "read_results",
     "variants",

@@ -50,16 +50,9 @@ def evaluate(
     Raises `ValueError` on an unknown protocol, variant, dataset, setting or device, and on a dataset of another layout,
     before anything is computed.
     """
-    names = [protocols] if isinstance(protocols, str) else list(protocols)
-    texts = {key: _text(value) for key, value in (settings or {}).items()}
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}; want at least 1")
-    if not names:
-        raise ValueError("no protocol was given; `vitbackbone evaluate list` shows them")
-    chosen = [find_protocol(name, variant) for name in names]
-    chosen = _with_settings(chosen, texts)
-    folders = _folders(data, chosen)
-    pairs = [(each, dataset) for each in chosen for dataset in own_datasets(each, folders)]
+    pairs, folders = plan(protocols, data, variant, settings)
     machine = Machine(device, workers, batch_size, progress, devices)
     machine.several()
     if out is None:
@@ -68,12 +61,32 @@ def evaluate(
     return _run_all(pairs, backbone, folders, Path(out), limit, machine)
 
 
+def plan(
+    protocols: str | Sequence[str], data: Data, variant: str | None = None, settings: Mapping[str, Any] | None = None
+) -> tuple[list[tuple[Protocol, str]], dict[str, Path]]:
+    """Return each protocol with each dataset that it runs on, and the folders of the datasets. Nothing is read.
+
+    Raises `ValueError` as `evaluate` does on an unknown protocol, variant, dataset or setting.
+    """
+    names = [protocols] if isinstance(protocols, str) else list(protocols)
+    if not names:
+        raise ValueError("no protocol was given; `vitbackbone evaluate list` shows them")
+    texts = {key: _text(value) for key, value in (settings or {}).items()}
+    chosen = _with_settings([find_protocol(name, variant) for name in names], texts)
+    folders = _folders(data, chosen)
+    return [(each, dataset) for each in chosen for dataset in own_datasets(each, folders)], folders
+
+
 def _with_settings(protocols: Sequence[Protocol], texts: Mapping[str, str]) -> list[Protocol]:
     """Change settings in each protocol that has them. Raises `ValueError` on one that no protocol has."""
     found = []
     for each in protocols:
         own = each.names()
-        found.append(each.with_settings({key: text for key, text in texts.items() if key in own}))
+        try:
+            found.append(each.with_settings({key: text for key, text in texts.items() if key in own}))
+        except ValueError as error:
+            hint = "; protocols with other settings can run one by one into one folder" if len(protocols) > 1 else ""
+            raise ValueError(f"{each.name}: {error}{hint}") from error
     for key in texts:
         if not any(key in each.names() for each in protocols):
             protocols[0].with_settings({key: texts[key]})  # its error names what there is

@@ -14,9 +14,13 @@ from vitbackbone.files import did_you_mean
 R = TypeVar("R")
 
 
-def setting(default: Any, meaning: str, source: str = "") -> Any:
-    """Declare a field of a frozen dataclass as a setting. `source`: where its default is from."""
-    return field(default=default, metadata={"meaning": meaning, "source": source})
+def setting(default: Any, meaning: str, source: str = "", least: float | None = None) -> Any:
+    """Declare a field of a frozen dataclass as a setting.
+
+    `source`: where its default is from. `least`: the least number that it may be changed to; by default 1 for whole
+    numbers and 0 for others, or the default itself if that is lower.
+    """
+    return field(default=default, metadata={"meaning": meaning, "source": source, "least": least})
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,23 @@ def settings_of(record: Any, prefix: str = "", sources: Mapping[str, str] | None
 def changed(record: R, name: str, text: str, key: str) -> R:
     """Return the record with one field changed to the value of a text. `key` names the setting in errors.
 
-    Raises `ValueError` if the text is no value of the field's type.
+    Raises `ValueError` if the text is no value of the field's type, or a number below the least one.
     """
-    hint = typing.get_type_hints(type(record))[name]
-    return replace(record, **{name: parse(text, hint, key)})  # type: ignore[type-var]
+    value = parse(text, typing.get_type_hints(type(record))[name], key)
+    about = next(each for each in fields(record) if each.name == name)  # type: ignore[arg-type]
+    least = about.metadata.get("least")
+    if least is None:
+        own = _numbers(about.default)
+        least = min([1 if own and all(isinstance(each, int) for each in own) else 0, *own])
+    if not all(each >= least for each in _numbers(value)):  # NaN is not
+        raise ValueError(f"--set {key}={text}; want at least {least:g}")
+    return replace(record, **{name: value})  # type: ignore[type-var]
+
+
+def _numbers(value: Any) -> list[int | float]:
+    """Return the numbers of a setting's value."""
+    values = value if isinstance(value, tuple) else (value,)
+    return [each for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
 
 
 def parse(text: str, hint: Any, key: str) -> Any:

@@ -20,7 +20,7 @@ Mode = Literal["bicubic", "bilinear"]
 RelativeMode = Literal["spline", "geometric", "bilinear"]
 Fit = Literal["resize", "square", "tile", "buckets"]
 AsSquare = Literal["never", "elsewhere", "always"]
-Coordinates = Literal["centred", "index", "corners"]
+Coordinates = Literal["centred", "index", "corners", "same"]
 Pairs = Literal["halves", "neighbours"]
 
 
@@ -83,6 +83,7 @@ class Rotary:
     `coordinates`: `"centred"` is 2π times a patch's centre, which lies in [-1, 1] on every grid (DINOv3). `"index"` is
     a patch's row or column plus `offset`, rescaled so that every grid spans `reference` (EVA-02), or as it is if
     `reference` is None (Qwen2-VL). `"corners"` puts the corners of every grid on those of `reference` (V-JEPA 2.1).
+    `"same"` puts all patches at `offset` (Depth Anything 3).
     Tokens in front of the patches are not turned, so that `offset` sets their distance to the patches.
     `interleaved`: whether the wavelengths of the columns lie between those of the rows (Pixtral). Otherwise both axes
     have the same.
@@ -114,6 +115,19 @@ class Rotary:
             raise ValueError("Rotary: coordinates='corners' needs reference, the grid with these corners")
         if self.repeated and (self.pairs != "neighbours" or self.cls_angles):
             raise ValueError("Rotary: repeated=True goes with pairs='neighbours' and without cls_angles")
+
+
+@dataclass(frozen=True)
+class Views:
+    """What the blocks of a network for several views of a scene have from one of them on (Depth Anything 3).
+
+    CLS becomes a learned token of the camera, and queries and keys have norms. Even blocks have the rotary positions of
+    the configuration. In odd blocks, which attend over all views upstream, all patches have the same position. An image
+    is the only view of its scene.
+    """
+
+    start: int  # 0-based index of the first such block
+    norm_eps: float = 1e-5  # of the norms of queries and keys, and of the final norm
 
 
 @dataclass(frozen=True)
@@ -200,6 +214,7 @@ class ViTConfig:
     pool_mlp_dim: int = 0  # hidden width of the MLP of attention pooling; 0 is mlp_dim
     pool_prefix: bool = False  # whether attention pooling reads CLS and registers too
     neck_dim: int = 0  # channels of SAM's neck; 0 is no neck
+    views: Views | None = None  # of which an image is one (Depth Anything 3)
     tiles: Tiles | None = None  # of which an image of several times `image_size` consists (Llama 3.2 Vision)
     projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
     projection_bias: bool = False
@@ -233,6 +248,8 @@ class ViTConfig:
         parts = {"sincos1d": 2, "sincos2d": 4, "computed2d": 4, "clips": 16}.get(self.position, 1)
         if self.dim % parts:
             raise wrong(f"position={self.position!r} needs dim divisible by {parts}, got {self.dim}")
+        if self.views and (not self.cls or not self.rotary or self.window or not 0 <= self.views.start < self.depth):
+            raise wrong(f"views={self.views} needs CLS, rotary positions, no windows and a start before depth")
         if self.position == "ground" and (self.dim < 16 or self.dim % 4 or self.metres <= 0):
             raise wrong(f"position='ground' needs dim divisible by 4 and metres above 0, got {self.dim}, {self.metres}")
         if (self.position == "axes") != (self.axis_positions > 0):

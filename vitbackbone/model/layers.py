@@ -4,6 +4,7 @@ Axes: `B` batch, `N` tokens, `T` tokens of a row (see `packing.py`), `D` width, 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -343,6 +344,17 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
+def attention_settings(config: ViTConfig, index: int) -> ViTConfig:
+    """Return the configuration of a block's attention, which differs between blocks if an image is one of `views`."""
+    views, rotary = config.views, config.rotary
+    if views is None or rotary is None:
+        return config
+    if index < views.start:
+        return replace(config, rotary=None, views=None)
+    turned = replace(rotary, coordinates="same") if index % 2 else rotary
+    return replace(config, rotary=turned, qk_norm="head", norm_eps=views.norm_eps, views=None)
+
+
 class Block(nn.Module):
     """An encoder block: attention and then an MLP, each with its own norms and residual connection.
 
@@ -359,7 +371,10 @@ class Block(nn.Module):
         everywhere = not config.window or index in config.global_blocks
         before, after = config.branch_norm in ("before", "both"), config.branch_norm in ("after", "both")
         self.norm1 = norm_or_identity(before, config)
-        self.attn = SelfAttention(config, config.grid) if everywhere else WindowAttention(config)
+        own = attention_settings(config, index)
+        self.attn = SelfAttention(own, config.grid) if everywhere else WindowAttention(config)
+        begins = config.views is not None and index == config.views.start
+        self.camera = nn.Parameter(torch.randn(1, 1, config.dim) * 0.02) if begins else None  # it replaces CLS
         self.post1 = norm_or_identity(after, config)
         self.ls1 = scale()
         self.sum1 = norm_or_identity(config.branch_norm == "sum", config)
@@ -387,6 +402,8 @@ class Block(nn.Module):
         alone.
         """
         held: list[Tensor] = []
+        if self.camera is not None:
+            x = self._with_camera(x, layout)
         if self.waits:
             if prefix:
                 return layout.prefix(x)
@@ -398,6 +415,13 @@ class Block(nn.Module):
         x = self.sum1(x)
         x = self.sum2(x + self.drop_path(self.ls2(self.post2(self.mlp(self.norm2(x)))), lengths))
         return self._rejoin(held, x, layout) if held else x
+
+    def _with_camera(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+        """Put the token of the camera in the place of each image's CLS token."""
+        assert self.camera is not None
+        parts = [part for _, part in layout.split(x)]
+        camera = self.camera.type_as(x)
+        return layout.join([torch.cat([camera.expand(len(part), -1, -1), part[:, 1:]], dim=1) for part in parts])
 
     def _hold(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[list[Tensor], Float[Tensor, "B N D"]]:
         """Return the prefix tokens of each batch of equal grids, and the row without them."""

@@ -307,6 +307,8 @@ def _coordinates(rotary: Rotary, grid: tuple[int, int], device: torch.device) ->
     """Return the coordinates of the rows and of the columns."""
     axes = [torch.arange(side, dtype=torch.float32, device=device) for side in grid]
     counts = [_count(side, device) for side in grid]
+    if rotary.coordinates == "same":
+        return [torch.full_like(a, rotary.offset) for a in axes]
     if rotary.coordinates == "centred":
         return [2 * math.pi * (2 * (a + 0.5) / side - 1) for a, side in zip(axes, counts, strict=True)]
     if rotary.coordinates == "corners" and rotary.reference is not None:

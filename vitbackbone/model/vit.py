@@ -89,7 +89,8 @@ class ViT(BackboneModule):
         self.mask_token = masked if config.mask_token else None
         self.norm_pre = norm_or_identity(config.pre_norm, config)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
-        self.norm = make_norm(config) if config.final_norm else None
+        last = replace(config, norm_eps=config.views.norm_eps) if config.views else config
+        self.norm = make_norm(last) if config.final_norm else None
         self.tap_norms = nn.ModuleDict({str(index): make_norm(config) for index in config.tap_norms})
         self.attn_pool = AttentionPool(config) if config.pool in ("map", "query") else None
         self.neck = Neck(config) if config.neck_dim else None

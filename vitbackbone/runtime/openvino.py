@@ -68,6 +68,8 @@ class OpenVinoBackbone(ViT):
         if backbone.config.tubelet or backbone.config.channel_groups:
             what = "takes clips" if backbone.config.tubelet else "has patches for each group of channels"
             raise ValueError(f"{backbone.spec.name} {what}, which have no graph here")
+        if backbone.config.views:
+            raise ValueError(f"{backbone.spec.name} is made for several views of a scene, which have no graph here")
         if precision == "int8" and sample is None:
             raise ValueError("precision='int8' needs calibration: give a batch of typical images as `sample`")
         if precision == "int8" and backbone.config.clipped:

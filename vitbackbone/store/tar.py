@@ -117,8 +117,9 @@ class Tar:
             return file.read(entry.size)
 
     def open(self, name: str, offset: int) -> BufferedIOBase:
+        file = open_file(self.file, self.private)
         with ExitStack() as opened:
-            file = opened.enter_context(open_file(self.file, self.private))
+            opened.callback(file.close)
             entry = self._found(file, name, offset)
             if entry.kind == SPARSE:
                 check_bytes(entry.size)

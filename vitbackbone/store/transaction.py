@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -101,12 +102,17 @@ def publish_results(storage: Storage, snapshot: Snapshot) -> Snapshot:
         manifest = read_manifest(storage, snapshot)
         after = next_snapshot(storage, snapshot, manifest, plan, results, snapshot.root, "results")
         if publish(storage, after):
-            for key in keys:
-                storage.delete(done_key(key))
-                storage.delete(lease_key(key))
+            _forget(storage, keys)
             return after
         snapshot = latest(storage) or snapshot
     return snapshot
+
+
+def _forget(storage: Storage, keys: Iterable[str]) -> None:
+    """Remove the records of shards whose results are in a snapshot."""
+    for key in keys:
+        storage.delete(lease_key(key))
+        storage.delete(done_key(key))  # last: a run that is killed here leaves it for `_known` to find
 
 
 def _gather(storage: Storage, snapshot: Snapshot, keys: list[str]) -> list[pa.Table] | None:
@@ -131,6 +137,8 @@ def _known(storage: Storage, last: Snapshot | None, class_names: Sequence[str], 
     if last is None:
         return Known(ROWS.empty_table(), encoded(RESULTS.empty_table()), (), 0)
     repair(storage, last)
+    if not last.work:  # records of a run that was killed after it had published its results
+        _forget(storage, [PurePosixPath(stored.key).stem for stored in storage.list("done/")])
     lost: set[str] = set()
     rows = pa.concat_tables([ROWS.empty_table(), *undamaged(storage, last.rows, ROWS, lost)])
     tables = [RESULTS.empty_table(), *undamaged(storage, last.results, RESULTS, lost)]
@@ -150,8 +158,9 @@ def _known(storage: Storage, last: Snapshot | None, class_names: Sequence[str], 
             storage.delete(done_key(key))  # damaged, or worth another try by this run
     whole = pc.invert(pc.is_in(results["features"].cast(pa.string()), value_set=pa.array(sorted(broken), pa.string())))
     names = class_names_of(storage, last, class_names)
-    next_shard = last.next_shard if len(rows) else 0  # all anew, as in the first run
-    return Known(rows, results.filter(whole), names, next_shard, frozenset(lost))
+    if not len(rows):  # all is planned anew, as in the first run; no result may meet another row of its number
+        return Known(rows, encoded(RESULTS.empty_table()), names, 0, frozenset(lost))
+    return Known(rows, results.filter(whole), names, last.next_shard, frozenset(lost))
 
 
 def next_snapshot(

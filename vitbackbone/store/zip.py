@@ -110,8 +110,9 @@ class Zip:
             return b"".join(_checked(file, entry, _before(self.file, self.private, version_of(file)) + entry.header))
 
     def open(self, name: str, offset: int) -> BufferedIOBase:
+        file = open_file(self.file, self.private)
         with ExitStack() as opened:
-            file = opened.enter_context(open_file(self.file, self.private))
+            opened.callback(file.close)
             entry = self._found(file, name, offset)
             header = _before(self.file, self.private, version_of(file)) + entry.header
             if entry.method:

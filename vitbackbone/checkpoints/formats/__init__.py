@@ -7,6 +7,7 @@ of a backbone, and `load_checkpoint` returns them beside it.
 
 from vitbackbone.checkpoints.formats.authors import AUTHORS
 from vitbackbone.checkpoints.formats.clay import CLAY
+from vitbackbone.checkpoints.formats.depth import DA3
 from vitbackbone.checkpoints.formats.eva import PERCEPTION, TIMM_EVA
 from vitbackbone.checkpoints.formats.huggingface import CLASSES
 from vitbackbone.checkpoints.formats.huggingface import TOWERS as PLAIN
@@ -54,6 +55,7 @@ FORMATS: dict[str, Rules] = {
     **AUTHORS,
     **SATELLITES,
     "clay": CLAY,
+    "da3": DA3,
     **PERCEPTION,
     **TIMM,
     **TIMM_EVA,

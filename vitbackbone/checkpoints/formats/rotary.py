@@ -31,6 +31,12 @@ def halves_by_column(width: int) -> list[int]:
     return [quarter * part + channel for part in parts for channel in range(quarter)]
 
 
+def halves_by_row(width: int) -> list[int]:
+    """Rows have the first half, columns the second; channels turn with those a quarter of the head away (DA3)."""
+    quarter = width // 4
+    return [quarter * part + channel for part in (0, 2, 1, 3) for channel in range(quarter)]
+
+
 def alternating_halves(width: int) -> list[int]:
     """Columns and rows take turns; channels turn with those half a head away (Kimi in transformers)."""
     half = width // 2

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from vitbackbone.checkpoints.huggingface.clip_kin import CLIP_KIN
-from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.idefics import IDEFICS_EVAL, read_idefics
 from vitbackbone.checkpoints.huggingface.language import LANGUAGE
 from vitbackbone.checkpoints.huggingface.levels import (
@@ -142,13 +142,13 @@ def _dinov3(config: Json) -> ViTConfig:
     settings = read_settings(config, Dinov3)
     gated = settings.use_gated_mlp
     if gated and settings.hidden_act != "silu":
-        raise ValueError(
+        raise NotNative(
             f"config.json has use_gated_mlp=True with hidden_act={SHORT.repr(settings.hidden_act)}; want 'silu'"
         )
     biases = (settings.query_bias, settings.key_bias, settings.value_bias)
     kinds = {(True, True, True): "qkv", (True, False, True): "qv", (False, False, False): "none"}
     if biases not in kinds or not settings.proj_bias or not settings.mlp_bias:
-        raise ValueError(
+        raise NotNative(
             "config.json switches off biases that this ViT has: want proj_bias and mlp_bias, and both or none of "
             "query_bias and value_bias"
         )
@@ -177,7 +177,7 @@ def _beit(config: Json) -> ViTConfig:
     settings = read_settings(config, Beit)
     own, shared = settings.use_relative_position_bias, settings.use_shared_relative_position_bias
     if own and shared:
-        raise ValueError(
+        raise NotNative(
             "config.json has use_relative_position_bias and use_shared_relative_position_bias at once; want one of them"
         )
     mean, absolute, ours = settings.use_mean_pooling, settings.use_absolute_position_embeddings, _shared(settings)
@@ -231,7 +231,7 @@ def _write_siglip(config: ViTConfig) -> dict[str, Any]:
 def _sam(config: Json) -> ViTConfig:
     settings = read_tower(config, Sam)
     if not (settings.use_abs_pos and settings.use_rel_pos):
-        raise ValueError("config.json has use_abs_pos=False or use_rel_pos=False; this encoder has both positions")
+        raise NotNative("config.json has use_abs_pos=False or use_rel_pos=False; this encoder has both positions")
     return ViTConfig(
         **{**_shared(settings), "mlp_dim": settings.mlp_dim or int(settings.hidden_size * settings.mlp_ratio)},
         cls=False,

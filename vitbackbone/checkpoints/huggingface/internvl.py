@@ -3,7 +3,7 @@ with norms of the root mean square, on queries and keys too."""
 
 from typing import Literal
 
-from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.processor import SWIN_EVAL
 from vitbackbone.checkpoints.huggingface.records import Depth, Epsilon, Heads, Network, Pair, Width, read_settings
 from vitbackbone.checkpoints.huggingface.shared import shared_fields
@@ -64,12 +64,12 @@ def read_internvl(config: Json) -> ViTConfig:
     settings = read_settings(config, InternVl)
     root_mean_square = settings.norm_type == "rms_norm"
     if settings.use_qk_norm and (not root_mean_square or settings.layer_norm_eps != 1e-6):
-        raise ValueError(
+        raise NotNative(
             f"config.json has use_qk_norm=True with norm_type={settings.norm_type!r} and layer_norm_eps="
             f"{settings.layer_norm_eps}; want 'rms_norm' and 1e-06, as queries and keys have"
         )
     if root_mean_square and not settings.use_mean_pooling:
-        raise ValueError(
+        raise NotNative(
             "config.json has norm_type='rms_norm' with use_mean_pooling=False, whose final norm is a layer norm; this "
             "ViT has norms of one kind"
         )

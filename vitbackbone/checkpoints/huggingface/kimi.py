@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, Field
 
-from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.processor import SIGLIP_EVAL
 from vitbackbone.checkpoints.huggingface.records import Depth, Heads, Network, Pair, Width, read_settings
 from vitbackbone.checkpoints.huggingface.shared import PLAIN, rope_theta, ungated
@@ -39,7 +39,7 @@ def read_kimi(config: Json) -> ViTConfig:
     settings = read_settings(config, Kimi)
     patch = settings.patch_size[0]
     if settings.pos_emb_height != settings.pos_emb_width:
-        raise ValueError(
+        raise NotNative(
             f"config.json has pos_emb_height={settings.pos_emb_height} and pos_emb_width={settings.pos_emb_width}; "
             "transformers reads this table as a square, want equal sides"
         )

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.records import Depth, Epsilon, Heads, Pair, Ratio, Width, Window, read_settings
@@ -31,6 +31,14 @@ def _only(settings: Record, wanted: dict[str, Any]) -> None:
             raise NotNative(f"config.json has {key}={SHORT.repr(given)}; want {value!r}")
 
 
+def _double(settings: Record, *keys: str) -> None:
+    """Raise `NotNative` unless each stage has twice as much as the one before, as in timm's code."""
+    for key in keys:
+        each = getattr(settings, key)
+        if any(value != each[0] * 2**stage for stage, value in enumerate(each)):
+            raise NotNative(f"config.json has {key}={list(each)}; want twice as many in each stage")
+
+
 class Hiera(Record):
     """Hiera (Ryali et al. 2023)."""
 
@@ -51,17 +59,12 @@ class Hiera(Record):
     hidden_act: str = "gelu"
     layer_norm_eps: Epsilon = EPSILON
 
-    @model_validator(mode="after")
-    def _doubles(self) -> "Hiera":
-        if any(heads != self.num_heads[0] * 2**stage for stage, heads in enumerate(self.num_heads)):
-            raise ValueError(f"num_heads={list(self.num_heads)}; want twice as many in each stage")
-        return self
-
 
 def read_hiera(config: Json) -> TimmConfig:
     """Return the configuration of a Hiera. At other sizes, transformers resizes its positions without antialiasing."""
     settings = read_settings(config, Hiera)
     _only(settings, {"hidden_act": "gelu", "layer_norm_eps": EPSILON})
+    _double(settings, "num_heads")
     return TimmConfig(
         architecture="hiera_tiny_224",
         image_size=settings.image_size,
@@ -106,25 +109,18 @@ class Sam2(Record):
     hidden_act: str = "gelu"
     layer_norm_eps: Epsilon = EPSILON
 
-    @model_validator(mode="after")
-    def _doubles(self) -> "Sam2":
-        for key in ("embed_dim_per_stage", "num_attention_heads_per_stage"):
-            each = getattr(self, key)
-            if any(value != each[0] * 2**stage for stage, value in enumerate(each)):
-                raise ValueError(f"{key}={list(each)}; want twice as many in each stage")
-        firsts = [sum(self.blocks_per_stage[:stage]) for stage in range(1, self.num_query_pool_stages + 1)]
-        if pooled := sorted({*firsts} & {*self.global_attention_blocks}):
-            raise ValueError(
-                f"global_attention_blocks={list(self.global_attention_blocks)}: block {pooled[0]} is the first of a "
-                "stage, which pools within windows"
-            )
-        return self
-
 
 def read_sam2(config: Json) -> TimmConfig:
     """Return the configuration of a `sam2_hiera_det_model`: four levels, without the pyramid behind them."""
     settings = read_settings(config, Sam2)
     _only(settings, {"hidden_act": "gelu", "layer_norm_eps": EPSILON, "mlp_ratio": 4.0})
+    _double(settings, "embed_dim_per_stage", "num_attention_heads_per_stage")
+    firsts = [sum(settings.blocks_per_stage[:stage]) for stage in range(1, settings.num_query_pool_stages + 1)]
+    if pooled := sorted({*firsts} & {*settings.global_attention_blocks}):
+        raise NotNative(
+            f"config.json has global_attention_blocks={list(settings.global_attention_blocks)}: block {pooled[0]} is "
+            "the first of a stage, which pools within windows"
+        )
     # the window table is laid over the map side by side, and the last stage has 1/32 of the pixels
     unit = settings.patch_stride[0] * settings.window_size_per_stage[0]
     return TimmConfig(

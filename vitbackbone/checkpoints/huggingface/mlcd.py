@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.records import Depth, Epsilon, Heads, Pair, Square, Width, read_settings
 from vitbackbone.checkpoints.huggingface.shared import rope_theta, shared_fields
 from vitbackbone.model import Rotary, ViTConfig
@@ -28,7 +28,7 @@ def read_mlcd(config: Json) -> ViTConfig:
     """Return the configuration of an `mlcd_vision_model`. The final norm is on every token here, upstream on CLS."""
     settings = read_settings(config, Mlcd)
     if settings.num_key_value_groups != 1:
-        raise ValueError(f"config.json has num_key_value_groups={settings.num_key_value_groups}; want 1")
+        raise NotNative(f"config.json has num_key_value_groups={settings.num_key_value_groups}; want 1")
     return ViTConfig(
         **shared_fields(settings),
         patch_bias=False,

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.processor import CLIP_EVAL
 from vitbackbone.checkpoints.huggingface.records import Depth, Heads, Pair, Square, Width, read_settings
 from vitbackbone.checkpoints.huggingface.shared import gate, rope_theta
@@ -31,7 +31,7 @@ def read_pixtral(config: Json) -> ViTConfig:
     """Return the configuration of a `pixtral`, which has rotary positions alone."""
     settings = read_settings(config, Pixtral)
     if settings.head_dim not in (None, settings.hidden_size // settings.num_attention_heads):
-        raise ValueError(
+        raise NotNative(
             f"config.json has head_dim={settings.head_dim}; want hidden_size / num_attention_heads = "
             f"{settings.hidden_size // settings.num_attention_heads}"
         )

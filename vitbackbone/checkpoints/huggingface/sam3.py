@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.records import Depth, Epsilon, Heads, Pair, Square, Width, read_settings
 from vitbackbone.checkpoints.huggingface.shared import shared_fields
 from vitbackbone.files import Record
@@ -44,7 +44,7 @@ def read_sam3(config: Json) -> ViTConfig:
     """Return the configuration of a `sam3_vit_model`. Raises `ValueError` on another kind of rotary positions."""
     settings = read_settings(config, Sam3)
     if settings.rope_parameters.rope_type != "axial":
-        raise ValueError(f"config.json has rope_type={settings.rope_parameters.rope_type!r}; want 'axial'")
+        raise NotNative(f"config.json has rope_type={settings.rope_parameters.rope_type!r}; want 'axial'")
     fields = shared_fields(settings)
     height, width = (side // fields["patch_size"] for side in settings.pretrain_image_size)
     span = settings.window_size

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from vitbackbone.checkpoints.huggingface.fields import Json
+from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.records import Depth, Epsilon, Heads, Network, Tokens, Width, read_settings
 from vitbackbone.checkpoints.huggingface.shared import gate, shared_fields, ungated
 from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -45,7 +45,7 @@ def read_sapiens2(config: Json) -> ViTConfig:
         **{(True, True, True): "qkv", (True, False, True): "qv", (False, False, False): "none"},
     }
     if biases not in kinds:
-        raise ValueError(
+        raise NotNative(
             "config.json has query_bias, key_bias and value_bias that do not go together: want all, none, or all but "
             "key_bias"
         )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from vitbackbone.checkpoints.huggingface.fields import NotNative
 from vitbackbone.checkpoints.huggingface.records import Network
 from vitbackbone.files import SHORT
 from vitbackbone.model import AsSquare, MlpKind, Resampling
@@ -13,6 +14,13 @@ ACTIVATIONS: dict[str, MlpKind] = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
+    "relu": "relu",
+}
+# Other names in transformers' ACT2FN of the same functions, and of functions that this ViT lacks
+SAME = {"gelu_python": "gelu", "gelu_new": "gelu_pytorch_tanh", "gelu_python_tanh": "gelu_pytorch_tanh"}
+LACKING = {
+    *("gelu_10", "gelu_accurate", "gelu_fast", "laplace", "leaky_relu", "linear", "mish", "prelu", "relu2", "relu6"),
+    *("sigmoid", "silu", "swish", "tanh", "xielu"),
 }
 HIDDEN_ACT = {**{ours: theirs for theirs, ours in ACTIVATIONS.items()}, "swiglu": "silu"}
 
@@ -23,9 +31,7 @@ ANTIALIASED = Resampling("bicubic", antialias=True, relative="bilinear")
 
 def shared_fields(settings: Network, gated: bool = False) -> dict[str, Any]:
     """Return the settings that every model type has."""
-    patch, activation = settings.patch_size[0], settings.hidden_act
-    if not gated and activation not in ACTIVATIONS:
-        raise ValueError(f"config.json has hidden_act={SHORT.repr(activation)}; want one of {', '.join(ACTIVATIONS)}")
+    patch = settings.patch_size[0]
     rows, columns = (side // patch for side in settings.image_size)
     as_square: AsSquare = "never" if rows == columns else "elsewhere"
     return {
@@ -39,7 +45,7 @@ def shared_fields(settings: Network, gated: bool = False) -> dict[str, Any]:
         "depth": settings.num_hidden_layers,
         "num_heads": settings.num_attention_heads,
         "mlp_dim": settings.intermediate_size,
-        "mlp": "swiglu" if gated else ACTIVATIONS[activation],
+        "mlp": "swiglu" if gated else ungated(settings.hidden_act),
         "qkv_bias": "qkv" if settings.qkv_bias else "none",
         "norm_eps": settings.layer_norm_eps,
         "resampling": replace(PLAIN, as_square=as_square),
@@ -68,15 +74,22 @@ GATES: dict[str, MlpKind] = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu
 def gate(activation: str) -> MlpKind:
     """Return the kind of a gated MLP. Raises `ValueError` on an activation that this ViT lacks."""
     if activation not in GATES:
-        raise ValueError(f"config.json has hidden_act={SHORT.repr(activation)}; want one of {', '.join(GATES)}")
+        raise _unknown(activation, GATES)
     return GATES[activation]
 
 
 def ungated(activation: str) -> MlpKind:
     """Return the kind of a plain MLP. Raises `ValueError` on an activation that this ViT lacks."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"config.json has hidden_act={SHORT.repr(activation)}; want one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[activation]
+    name = SAME.get(activation, activation)
+    if name not in ACTIVATIONS:
+        raise _unknown(activation, ACTIVATIONS)
+    return ACTIVATIONS[name]
+
+
+def _unknown(activation: str, known: Mapping[str, MlpKind]) -> ValueError:
+    """Return the error about an activation: `NotNative` if transformers has it."""
+    text = f"config.json has hidden_act={SHORT.repr(activation)}; want one of {', '.join(known)}"
+    return NotNative(text) if activation in {*LACKING, *ACTIVATIONS, *SAME} else ValueError(text)
 
 
 def rope_theta(parameters: Mapping[str, Any], alone: float | None = None, default: float = 10000.0) -> float:
@@ -86,7 +99,7 @@ def rope_theta(parameters: Mapping[str, Any], alone: float | None = None, defaul
     """
     kind = parameters.get("rope_type", parameters.get("type", "axial"))
     if kind not in ("axial", "default", "mrope"):
-        raise ValueError(f"config.json has rope_type={SHORT.repr(kind)} in rope_parameters; want 'axial'")
+        raise NotNative(f"config.json has rope_type={SHORT.repr(kind)} in rope_parameters; want 'axial'")
     theta = parameters.get("rope_theta", default if alone is None else alone)
     if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
         raise ValueError(f"config.json has rope_theta={SHORT.repr(theta)}; want a number above 0")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from vitbackbone.checkpoints.huggingface.fields import Json, get
+from vitbackbone.checkpoints.huggingface.fields import Json, NotNative, get
 from vitbackbone.checkpoints.huggingface.records import Swin, read_settings
 from vitbackbone.files import SHORT
 from vitbackbone.networks import TimmConfig, Windows
@@ -23,7 +23,7 @@ def read_swinv2(config: Json) -> TimmConfig:
     stages = len(settings.depths)
     (height, width), coarsest = settings.image_size, settings.patch_size[0] * 2 ** (stages - 1)
     if height != width or height % coarsest:
-        raise ValueError(f"config.json has image_size={height} x {width}; want a square that {coarsest} divides")
+        raise NotNative(f"config.json has image_size={height} x {width}; want a square that {coarsest} divides")
     pretrained = ("pretrained_window_sizes", settings.pretrained_window_sizes[:stages])
     return _config("swinv2_tiny_window8_256", settings, "fixed", pretrained)
 
@@ -54,6 +54,7 @@ def _config(architecture: str, settings: Swin, windows: Windows, *arguments: tup
 def _settings(config: Json) -> Swin:
     for key, wanted in ONLY.items():
         given = get(config, key, wanted)
-        if type(given) is not type(wanted) or given != wanted:
-            raise ValueError(f"config.json has {key}={SHORT.repr(given)}; only {wanted!r} is supported for a Swin")
+        if given != wanted or type(given) is not type(wanted):
+            refused = NotNative if type(given) is type(wanted) else ValueError
+            raise refused(f"config.json has {key}={SHORT.repr(given)}; only {wanted!r} is supported for a Swin")
     return read_settings(config, Swin)

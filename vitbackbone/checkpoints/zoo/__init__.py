@@ -6,6 +6,7 @@ This is data only. Names are timm's, the authors' own, and `hf:` with a Hugging 
 from vitbackbone.checkpoints.zoo.adapted import ADAPTED
 from vitbackbone.checkpoints.zoo.authors import AUTHORS
 from vitbackbone.checkpoints.zoo.clay import CLAY
+from vitbackbone.checkpoints.zoo.depth import DEPTH
 from vitbackbone.checkpoints.zoo.entry import Entry, Positions, evaluation
 from vitbackbone.checkpoints.zoo.eva import EVA
 from vitbackbone.checkpoints.zoo.franca import FRANCA
@@ -72,6 +73,7 @@ ZOO: dict[str, Entry] = {
     **VIDEO,
     **SATELLITES,
     **CLAY,
+    **DEPTH,
     "openvla": OPENVLA,
 }
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from vitbackbone.evaluation.datasets.layout import Layout, LayoutError, need_folder
+from vitbackbone.evaluation.datasets.photos import open_stored
 from vitbackbone.evaluation.datasets.places import list_photos, read_lines, safe_name, settle
 from vitbackbone.evaluation.settings import digest
 
@@ -28,14 +28,10 @@ class Video:
     def mask(self, index: int) -> UInt8[np.ndarray, "H W"]:
         """Return the object of each pixel of a frame, 0 for the background. Void pixels are background."""
         file = self.root / self.masks[index]
-        try:
-            with Image.open(file) as image:
-                image.load()
-                mode, stored = image.mode, np.asarray(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise LayoutError(f"{file} cannot be read: {error}") from error
-        if mode not in ("P", "L"):
-            raise LayoutError(f"{file} has mode {mode}; want 8-bit object indices, as DAVIS's palette has them")
+        image = open_stored(file)
+        if image.mode not in ("P", "L"):
+            raise LayoutError(f"{file} has mode {image.mode}; want 8-bit object indices, as DAVIS's palette has them")
+        stored = np.asarray(image)
         return np.where(stored == VOID, 0, stored).astype(np.uint8)
 
 

@@ -1,10 +1,10 @@
 """Depth datasets: NYU Depth v2 as BTS prepared it, and KITTI's Eigen split."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vitbackbone.evaluation.datasets.layout import Layout, LayoutError
-from vitbackbone.evaluation.datasets.pairs import Depths, Pairs
+from vitbackbone.evaluation.datasets.pairs import Depths, Pairs, paired
 from vitbackbone.evaluation.datasets.places import read_lines, safe_name, settle
 
 NYU_TREE = "nyu_{train,test}.txt with `/SCENE/rgb.jpg /SCENE/depth.png FOCAL` a line, and SCENE/"
@@ -24,12 +24,7 @@ def _split(root: Path, file: str, folders: tuple[str, str], tree: str) -> Pairs:
             continue
         for found, name, folder in zip((photos, depths), fields[:2], folders, strict=True):
             found.append(folder + safe_name(name, file))
-    missing = [each for each in [*photos, *depths] if not (root / each).is_file()]
-    if missing:
-        raise LayoutError(f"{root} lacks {len(missing)} files that {file} names, such as {missing[0]}")
-    if not photos:
-        raise LayoutError(f"{root / file} names no photo with depth; the official layout is {tree}")
-    return Pairs(root, photos, depths)
+    return paired(root, photos, depths, file, tree)
 
 
 def read_nyu(root: Path) -> Depths:
@@ -50,25 +45,16 @@ def _counts(data: Depths) -> Mapping[str, int]:
     return {"training photos": len(data.train), "test photos": len(data.test)}
 
 
+def _layout(
+    name: str, title: str, tree: str, read: Callable[[Path], Depths], train: int, test: int, source: str
+) -> Layout:
+    official = {"training photos": train, "test photos": test}
+    return Layout(name, f"depth-{name}", title, tree, read, _counts, official, source)
+
+
+BTS = "Silberman et al. 2012, as prepared by BTS (Lee et al. 2019)"
+EIGEN = "Geiger et al. 2013; Eigen et al. 2014"
 LAYOUTS = {
-    "nyu": Layout(
-        "nyu",
-        "depth-nyu",
-        "NYU Depth v2",
-        NYU_TREE,
-        read_nyu,
-        _counts,
-        {"training photos": 24_231, "test photos": 654},
-        "Silberman et al. 2012, as prepared by BTS (Lee et al. 2019)",
-    ),
-    "kitti": Layout(
-        "kitti",
-        "depth-kitti",
-        "KITTI, Eigen split",
-        KITTI_TREE,
-        read_kitti,
-        _counts,
-        {"training photos": 23_158, "test photos": 652},
-        "Geiger et al. 2013; Eigen et al. 2014",
-    ),
+    "nyu": _layout("nyu", "NYU Depth v2", NYU_TREE, read_nyu, 24_231, 654, BTS),
+    "kitti": _layout("kitti", "KITTI, Eigen split", KITTI_TREE, read_kitti, 23_158, 652, EIGEN),
 }

@@ -25,10 +25,13 @@ def read_imagenet(root: Path) -> Labelled:
     """
     train = class_folders(root, "train", None, TREE)
     test = class_folders(root, "val", train.classes, TREE)
-    missing = sorted(set(range(len(train.classes))) - set(test.labels.tolist()))
-    if missing:
-        names = ", ".join(train.classes[i] for i in missing[:3])
-        raise LayoutError(f"{root}/val has no image of {len(missing)} classes that train has, such as {names}")
+    for split, images, other in (("val", test, "train"), ("train", train, "val")):
+        missing = sorted({*range(len(train.classes))} - {*images.labels.tolist()})
+        if missing:
+            names = ", ".join(train.classes[i] for i in missing[:3])
+            raise LayoutError(
+                f"{root}/{split} has no image of {len(missing)} classes that {other} has, such as {names}"
+            )
     return Labelled(train, test)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image
 
 from vitbackbone.evaluation.datasets.layout import Layout, LayoutError, need_folder
+from vitbackbone.evaluation.datasets.photos import open_stored
 from vitbackbone.evaluation.datasets.places import list_folders, list_photos, settle
 from vitbackbone.evaluation.settings import digest
 
@@ -31,11 +31,7 @@ class Category:
         if name is None:
             return np.zeros(size, dtype=bool)
         file = self.root / name
-        try:
-            with Image.open(file) as image:
-                mask = np.asarray(image.convert("L")) > 0
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise LayoutError(f"{file} cannot be read: {error}") from error
+        mask = np.asarray(open_stored(file).convert("L")) > 0
         if mask.shape != size:
             raise LayoutError(f"{file} has {mask.shape} pixels, and its photo {size}; want equal sizes")
         return mask

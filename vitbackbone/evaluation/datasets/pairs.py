@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from vitbackbone.evaluation.datasets.layout import LayoutError
-from vitbackbone.evaluation.datasets.photos import open_photo
+from vitbackbone.evaluation.datasets.photos import open_photo, open_stored
 from vitbackbone.evaluation.settings import digest
 
 IGNORED = 255
@@ -43,13 +43,23 @@ class Pairs:
 
     def stored(self, index: int) -> Image.Image:
         """Return a target as it is stored. Raises `LayoutError` if it cannot be read."""
-        file = self.root / self.targets[index]
-        try:
-            with Image.open(file) as image:
-                image.load()
-                return image.copy()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise LayoutError(f"{file} cannot be read: {error}") from error
+        return open_stored(self.root / self.targets[index])
+
+
+def paired(root: Path, photos: Sequence[str], targets: Sequence[str], named_by: str, tree: str) -> Pairs:
+    """Return photos with their targets. `named_by`: the list file or folder that has their names.
+
+    Raises `LayoutError` if there is none, or a file is missing.
+    """
+    missing = [each for each in [*photos, *targets] if not (root / each).is_file()]
+    if missing:
+        raise LayoutError(
+            f"{root} lacks {len(missing)} files that {named_by} names, such as {missing[0]}; the official layout is "
+            f"{tree}"
+        )
+    if not photos:
+        raise LayoutError(f"{root / named_by} names no photo with its target; the official layout is {tree}")
+    return Pairs(root, photos, targets)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 import io
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vitbackbone.evaluation.datasets.layout import LayoutError
 from vitbackbone.files import read_bytes
@@ -17,11 +17,18 @@ def open_photo(file: Path) -> Image.Image:
     Its EXIF orientation is not applied: no author's code applies it, and labels are drawn on the stored pixels.
     Raises `LayoutError` if it cannot be read.
     """
+    return open_stored(file).convert("RGB")
+
+
+def open_stored(file: Path) -> Image.Image:
+    """Return a photo, a mask or a depth map in its own mode. Raises `LayoutError` if it cannot be read."""
     try:
         with Image.open(io.BytesIO(read_bytes(file, PHOTO_BYTES))) as image:
-            return image.convert("RGB")
+            image.load()
+            return image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "it is no image of a known format" if isinstance(error, UnidentifiedImageError) else error
         raise LayoutError(
-            f"{file} cannot be read: {error}. Put the file of the distribution in its place and run the command again; "
-            "what is finished is kept"
+            f"{file} cannot be read: {reason}. Put the file of the distribution in its place and run the command "
+            "again; what is finished is kept"
         ) from error

@@ -1,40 +1,17 @@
 """Segmentation datasets: ADE20k, Pascal VOC 2012, Cityscapes, and one's own photos."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from vitbackbone.evaluation.datasets.fine import VOC_CLASSES
 from vitbackbone.evaluation.datasets.layout import Layout, LayoutError, need_folder
-from vitbackbone.evaluation.datasets.pairs import Pairs, Segmentation, lookup
+from vitbackbone.evaluation.datasets.pairs import Segmentation, lookup, paired
 from vitbackbone.evaluation.datasets.places import list_folders, list_photos, read_lines, safe_name, settle
 
 ADE_TREE = "ADEChallengeData2016/{images,annotations}/{training,validation}/"
 VOC_TREE = "VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation/{train,val}.txt}"
 CITY_TREE = "{leftImg8bit,gtFine}/{train,val}/CITY/"
 OWN_TREE = "{train,val}/{images/NAME.jpg,labels/NAME.png} and classes.txt, a name a line"
-
-VOC_CLASSES = [
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-]
 
 # The train id of each Cityscapes class by its label id (cityscapesScripts, helpers/labels.py)
 CITY_CLASSES = {
@@ -60,15 +37,6 @@ CITY_CLASSES = {
 }
 
 
-def _paired(root: Path, photos: list[str], targets: list[str], tree: str) -> Pairs:
-    missing = [each for each in [*photos, *targets] if not (root / each).is_file()]
-    if missing:
-        raise LayoutError(f"{root} lacks {len(missing)} files, such as {missing[0]}; the official layout is {tree}")
-    if not photos:
-        raise LayoutError(f"{root} has no photo with labels; the official layout is {tree}")
-    return Pairs(root, photos, targets)
-
-
 def read_ade20k(root: Path) -> Segmentation:
     """Read ADE20k's scene parsing challenge: 150 classes. Stored 0 is ignored, and every class is one lower."""
     root = settle(root, "ADEChallengeData2016")
@@ -76,7 +44,8 @@ def read_ade20k(root: Path) -> Segmentation:
     for split in ("training", "validation"):
         need_folder(root, "images", split, tree=ADE_TREE)
         photos = list_photos(root, f"images/{split}")
-        splits.append(_paired(root, photos, [f"annotations/{split}/{Path(p).stem}.png" for p in photos], ADE_TREE))
+        labels = [f"annotations/{split}/{Path(p).stem}.png" for p in photos]
+        splits.append(paired(root, photos, labels, f"images/{split}", ADE_TREE))
     return Segmentation(splits[0], splits[1], _ade_names(root), lookup({i + 1: i for i in range(150)}))
 
 
@@ -99,8 +68,8 @@ def read_voc12(root: Path) -> Segmentation:
         photos, labels = (
             [f"{f}/{n}.{e}" for n in names] for f, e in (("JPEGImages", "jpg"), ("SegmentationClass", "png"))
         )
-        splits.append(_paired(root, photos, labels, VOC_TREE))
-    return Segmentation(splits[0], splits[1], VOC_CLASSES, lookup({i: i for i in range(21)}))
+        splits.append(paired(root, photos, labels, file, VOC_TREE))
+    return Segmentation(splits[0], splits[1], ["background", *VOC_CLASSES], lookup({i: i for i in range(21)}))
 
 
 def read_cityscapes(root: Path) -> Segmentation:
@@ -116,7 +85,7 @@ def read_cityscapes(root: Path) -> Segmentation:
         labels = [
             p.replace("leftImg8bit/", "gtFine/", 1).replace("_leftImg8bit.png", "_gtFine_labelIds.png") for p in photos
         ]
-        splits.append(_paired(root, photos, labels, CITY_TREE))
+        splits.append(paired(root, photos, labels, f"leftImg8bit/{split}", CITY_TREE))
     table = lookup({stored: i for i, stored in enumerate(CITY_CLASSES)})
     return Segmentation(splits[0], splits[1], list(CITY_CLASSES.values()), table)
 
@@ -130,7 +99,8 @@ def read_own(root: Path) -> Segmentation:
     for split in ("train", "val"):
         need_folder(root, split, "labels", tree=OWN_TREE)
         photos = list_photos(root, f"{split}/images")
-        splits.append(_paired(root, photos, [f"{split}/labels/{Path(p).stem}.png" for p in photos], OWN_TREE))
+        labels = [f"{split}/labels/{Path(p).stem}.png" for p in photos]
+        splits.append(paired(root, photos, labels, f"{split}/images", OWN_TREE))
     return Segmentation(splits[0], splits[1], names, lookup({i: i for i in range(len(names))}))
 
 
@@ -138,43 +108,23 @@ def _counts(data: Segmentation) -> Mapping[str, int]:
     return {"training photos": len(data.train), "validation photos": len(data.test), "classes": len(data.classes)}
 
 
-def _official(train: int, test: int, classes: int) -> Mapping[str, int]:
-    return {"training photos": train, "validation photos": test, "classes": classes}
+def _layout(
+    name: str,
+    title: str,
+    tree: str,
+    read: Callable[[Path], Segmentation],
+    official: tuple[int, int, int] | tuple[()] = (),
+    source: str = "",
+) -> Layout:
+    """Return a layout. `official`: its training photos, validation photos and classes."""
+    counts = dict(zip(("training photos", "validation photos", "classes"), official, strict=False))
+    return Layout(name, "segmentation", title, tree, read, _counts, counts, source)
 
 
+ZHOU, EVERINGHAM, CORDTS = "Zhou et al. 2017", "Everingham et al. 2010", "Cordts et al. 2016"
 LAYOUTS = {
-    each.name: each
-    for each in (
-        Layout(
-            "ade20k",
-            "segmentation",
-            "ADE20k",
-            ADE_TREE,
-            read_ade20k,
-            _counts,
-            _official(20_210, 2_000, 150),
-            "Zhou et al. 2017",
-        ),
-        Layout(
-            "voc12",
-            "segmentation",
-            "Pascal VOC 2012",
-            VOC_TREE,
-            read_voc12,
-            _counts,
-            _official(1_464, 1_449, 21),
-            "Everingham et al. 2010",
-        ),
-        Layout(
-            "cityscapes",
-            "segmentation",
-            "Cityscapes",
-            CITY_TREE,
-            read_cityscapes,
-            _counts,
-            _official(2_975, 500, 19),
-            "Cordts et al. 2016",
-        ),
-        Layout("segmentation-folder", "segmentation", "your own photos", OWN_TREE, read_own, _counts),
-    )
+    "ade20k": _layout("ade20k", "ADE20k", ADE_TREE, read_ade20k, (20_210, 2_000, 150), ZHOU),
+    "voc12": _layout("voc12", "Pascal VOC 2012", VOC_TREE, read_voc12, (1_464, 1_449, 21), EVERINGHAM),
+    "cityscapes": _layout("cityscapes", "Cityscapes", CITY_TREE, read_cityscapes, (2_975, 500, 19), CORDTS),
+    "segmentation-folder": _layout("segmentation-folder", "your own photos", OWN_TREE, read_own),
 }

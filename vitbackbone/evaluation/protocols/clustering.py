@@ -18,7 +18,7 @@ class KMeans:
     """k-means on small batches, with as many clusters as classes."""
 
     batch: int = setting(500, "samples of a step", MIEB)
-    seed: int = setting(42, "of the first centres and of the batches", MIEB)
+    seed: int = setting(42, "of the first centres and of the batches", MIEB, least=0)
 
 
 @dataclass(frozen=True)

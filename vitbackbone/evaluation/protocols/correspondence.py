@@ -67,8 +67,8 @@ class Match:
 
     how: Literal["argmax", "window", "kernel"] = setting("argmax", "the best patch, or a mean of places around it")
     sigma: float = setting(7.0, "of the Gaussian around the best patch, in patches")
-    window: int = setting(5, "patches from the best one, in both directions")
-    temperature: float = setting(0.04, "of the softmax over places")
+    window: int = setting(5, "patches from the best one, in both directions", least=0)
+    temperature: float = setting(0.04, "of the softmax over places", least=1e-6)
     half_patch: bool = setting(True, "whether a patch stands for its centre, not its corner")
 
 
@@ -80,7 +80,7 @@ class Metric:
     rule: Literal["<=", "<"] = setting("<=", "whether a keypoint exactly at the threshold is right")
     mean: Literal["pair", "point", "category"] = setting("pair", "what has the same weight")
     pairs_per_category: int = setting(0, "pairs that are drawn from each category; 0 for all")
-    seed: int = setting(20, "seed of that draw, from pairs sorted by name")
+    seed: int = setting(20, "seed of that draw, from pairs sorted by name", least=0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ class Neighbours:
     """How neighbours vote."""
 
     ks: tuple[int, ...] = setting((10, 20, 100, 200), "numbers of neighbours; each gives its own accuracy", V2)
-    temperature: float = setting(0.07, "a neighbour of similarity s votes with exp(s / temperature)", V2)
+    temperature: float = setting(0.07, "a neighbour of similarity s votes with exp(s / temperature)", V2, least=1e-6)
     shots: float = setting(0.0, "training images of each class; a share below 1; 0 means all", V3)
     tries: int = setting(1, "random choices of these images, with the seeds 0, 1, ...", V3)
 

@@ -75,7 +75,7 @@ class Fit:
     schedule: Literal["poly", "cosine", "one-cycle"] = setting(
         "poly", "shape of the learning rate: a line or a cosine to 0"
     )
-    warmup: int = setting(1_500, "steps of linear warm-up")
+    warmup: int = setting(1_500, "steps of linear warm-up", least=0)
     warmup_ratio: float = setting(1e-6, "factor on the rate at the first step")
     dropout: float = setting(0.0, "rate at which channels are dropped before the norm")
     validate_every: int = setting(0, "steps between validations, of which the best counts; 0 for the last step alone")

@@ -49,11 +49,11 @@ class View:
 class Propagation:
     """How labels are carried from frame to frame."""
 
-    context: int = setting(7, "last frames that are looked at, beside the first")
-    radius: int = setting(12, "patches around a patch that are looked at")
+    context: int = setting(7, "last frames that are looked at, beside the first", least=0)
+    radius: int = setting(12, "patches around a patch that are looked at", least=0)
     shape: Literal["square", "circle"] = setting("circle", "shape of that neighbourhood")
     topk: int = setting(5, "most similar patches over all frames of context")
-    temperature: float = setting(0.2, "of the weights, exp(cosine / temperature)")
+    temperature: float = setting(0.2, "of the weights, exp(cosine / temperature)", least=1e-6)
     enlarge: Literal["patch", "native"] = setting(
         "native", "enlarged by the patch, then the classes to the frame; or the scores to the frame at once"
     )
