@@ -24,6 +24,19 @@ NEGATIVE = "negative numbers count from the end"
 Command = Callable[..., Parser]  # its name, the function that runs it, a description, and examples
 
 
+def _add_running(p: argparse.ArgumentParser, workers: str, devices: str) -> Any:
+    """Add the options of a run over many images, and return their group.
+
+    `workers`, `devices`: the help of these options.
+    """
+    group = p.add_argument_group("how it runs")
+    group.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images in one forward pass")
+    group.add_argument("--workers", type=_count, default=0, metavar="N", help=workers)
+    group.add_argument("--device", default="cpu", help=DEVICE)
+    group.add_argument("--devices", type=_devices, metavar="NAMES", help=devices)
+    return group
+
+
 def parser() -> Parser:
     """Return the parser of the whole command, with a parser for each of its commands."""
     whole = Parser(
@@ -126,13 +139,11 @@ def _add_extraction(command: Command) -> None:
     group.add_argument("--stride", type=_positive, metavar="N", help="every N-th frame")
     group.add_argument("--keyframes", action="store_true", help="the frames that need no other to be decoded")
 
-    group = p.add_argument_group("how it runs")
-    group.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images in one forward pass")
-    text = "processes that read images; 0 reads them in the main process"
-    group.add_argument("--workers", type=_count, default=0, metavar="N", help=text)
-    group.add_argument("--device", default="cpu", help=DEVICE)
-    text = "all, or several devices with commas: one process for each, which takes the next free shard"
-    group.add_argument("--devices", type=_devices, metavar="NAMES", help=text)
+    group = _add_running(
+        p,
+        "processes that read images; 0 reads them in the main process",
+        "all, or several devices with commas: one process for each, which takes the next free shard",
+    )
     text = "compute slice I of N, counted from 0, while other runs compute the others, such as $SLURM_ARRAY_TASK_ID/8"
     group.add_argument("--slice", type=_slice, metavar="I/N", help=text)
     group.add_argument("--retry-failed", action="store_true", help="read the failed images again")
@@ -293,13 +304,11 @@ def _add_evaluation(command: Command) -> None:
     p.add_argument("--set", action="append", metavar="KEY=VALUE", help=text)
     text = "use at most N images of each part of a dataset, to try a command"
     p.add_argument("--limit", type=_positive, metavar="N", help=text)
-    group = p.add_argument_group("how it runs")
-    group.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images in one forward pass")
-    text = "processes or threads that read images for each device; 0 reads them between forward passes"
-    group.add_argument("--workers", type=_count, default=0, metavar="N", help=text)
-    group.add_argument("--device", default="cpu", help=DEVICE)
-    text = "all, or several devices with commas, that share the images; heads are trained on --device"
-    group.add_argument("--devices", type=_devices, metavar="NAMES", help=text)
+    _add_running(
+        p,
+        "processes or threads that read images for each device; 0 reads them between forward passes",
+        "all, or several devices with commas, that share the images; heads are trained on --device",
+    )
     add_json(p)
 
 
