@@ -158,6 +158,11 @@ def proxy(backend: str, faults: Faults) -> Iterator[str]:
 @pytest.fixture
 def quick_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let requests be repeated after milliseconds."""
+    repeat_quickly(monkeypatch)
+
+
+def repeat_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let requests of this process be repeated after milliseconds."""
     from vitbackbone.files import cloud_clients, cloud_requests
 
     pauses = {"init_backoff": timedelta(milliseconds=2), "max_backoff": timedelta(milliseconds=20), "base": 2}

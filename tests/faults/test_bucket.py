@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import save_photo, tiny_vit
-from tests.servers import Faults, Service, going_to, proxy, put_folder, quick_repeats, serving_buckets
+from tests.servers import Faults, Service, going_to, proxy, put_folder, quick_repeats, repeat_quickly, serving_buckets
 from vitbackbone.files import open_storage
 from vitbackbone.store import FeatureStore, extract, history, verify
 from vitbackbone.store.layout import object_key
@@ -74,7 +74,9 @@ def features(out: Path | str) -> set[str]:
 
 def killed_run(environment: dict[str, str], photos: str, out: str) -> None:
     os.environ.update(environment)
-    run(photos, out)
+    with pytest.MonkeyPatch.context() as patch:
+        repeat_quickly(patch)
+        run(photos, out)
 
 
 FAULTY = {"refused": 0.05, "lost": 0.05, "cut": 0.05, "failed": 0.02}
@@ -99,6 +101,7 @@ def test_after_kills_and_faults_the_bucket_has_the_objects_of_an_uninterrupted_r
         process.start()
         return process
 
+    start(f"{bucket}/warm").join()  # the first one waits for the server of forks
     began = time.monotonic()
     start(f"{bucket}/first").join()
     lasts = time.monotonic() - began
