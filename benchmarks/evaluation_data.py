@@ -4,10 +4,13 @@
 
 `data/cifar10` and `data/digits` have the layout {train,val}/CLASS/*. `data/cifar10-c` has that of ImageNet-C: 15
 corruptions of 5 severities, drawn here in the manner of Hendrycks and Dietterich, on a part of the val images.
+`data/digits-retrieval` has the layout of revisited Oxford: a fifth of the val digits ask for the training digits of
+their class. The half that is nearest to a query, pixel by pixel, is easy, and the other half hard.
 """
 
 import argparse
 import io
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +121,26 @@ def write_digits(out: Path) -> None:
         Image.fromarray(np.uint8(pixels / 16 * 255)).save(path)
 
 
+def write_retrieval(out: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    rows = np.arange(len(digits.target))
+    stored, asked = rows[rows % 5 != 4], rows[rows % 25 == 24]
+    folder = out / "digits-retrieval" / "roxford5k"
+    (folder / "jpg").mkdir(parents=True, exist_ok=True)
+    for row in [*stored, *asked]:
+        Image.fromarray(np.uint8(digits.images[row] / 16 * 255)).save(folder / "jpg" / f"{row:04}.jpg", quality=95)
+    truth = []
+    for row in asked:
+        same = np.flatnonzero(digits.target[stored] == digits.target[row])
+        far = np.linalg.norm(digits.data[stored[same]] - digits.data[row], axis=1)
+        near, others = np.array_split(same[np.argsort(far)], 2)
+        truth.append({"bbx": [0.0, 0.0, 7.0, 7.0], "easy": near.tolist(), "hard": others.tolist(), "junk": []})
+    names = {"imlist": [f"{row:04}" for row in stored], "qimlist": [f"{row:04}" for row in asked]}
+    (folder / "gnd_roxford5k.pkl").write_bytes(pickle.dumps({**names, "gnd": truth}, protocol=2))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parquet", type=Path, help="CIFAR-10: columns image and label, names in the metadata")
@@ -128,3 +151,4 @@ if __name__ == "__main__":
     args = parser.parse_args()
     write_cifar(args.parquet, args.out, args.train, args.val, args.corrupted)
     write_digits(args.out)
+    write_retrieval(args.out)

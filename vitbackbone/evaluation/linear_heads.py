@@ -93,25 +93,22 @@ class LinearHeads:
     @torch.no_grad()
     def step(self, vectors: Float[Tensor, "B V"], labels: Int[Tensor, " B"], number: int) -> None:
         """Take step `number`, counted from 0, on a batch."""
-        cosine = (1 + math.cos(math.pi * number / self.steps)) / 2
-        rates = self.rates * cosine
-        for i, each in enumerate(self.inputs):
-            x, weight, bias = each.of(vectors), self.weights[i], self.biases[i]
-            slopes = (x @ weight.flatten(0, 1).T).unflatten(1, weight.shape[:2]) + bias  # logits
-            slopes = slopes.softmax(dim=2)
-            slopes.scatter_add_(
-                2, labels.view(-1, 1, 1).expand(-1, len(weight), 1), slopes.new_full((len(x), len(weight), 1), -1.0)
+        rates = self.rates * ((1 + math.cos(math.pi * number / self.steps)) / 2)
+        decaying, share = any(decay for _, decay in self.options), 1 / len(vectors)
+        for each, weight, bias, momenta in zip(self.inputs, self.weights, self.biases, self.momenta, strict=True):
+            x = each.of(vectors)
+            slopes = (
+                torch.addmm(bias.flatten(), x, weight.flatten(0, 1).T).unflatten(1, weight.shape[:2]).softmax(dim=2)
             )
-            slopes /= len(x)
-            by_weight = (slopes.flatten(1).T @ x).view_as(weight)
-            for value, slope, momentum in (
-                (weight, by_weight, self.momenta[i][0]),
-                (bias.unsqueeze(2), slopes.sum(dim=0).unsqueeze(2), self.momenta[i][1].unsqueeze(2)),
-            ):
-                if any(decay for _, decay in self.options):
-                    slope = slope + self.decays * value
-                momentum.mul_(self.momentum).add_(slope)
-                value.sub_(rates * momentum)
+            chosen = labels.view(-1, 1, 1).expand(-1, len(weight), 1)
+            slopes.scatter_add_(2, chosen, slopes.new_full(chosen.shape, -1.0))
+            # Each pass over the weights of all heads costs as much as many products, so there are two of them.
+            momenta[0].flatten(0, 1).addmm_(slopes.flatten(1).T, x, beta=self.momentum, alpha=share)
+            momenta[1].mul_(self.momentum).add_(slopes.sum(dim=0), alpha=share)
+            for value, momentum in ((weight, momenta[0]), (bias.unsqueeze(2), momenta[1].unsqueeze(2))):
+                if decaying:
+                    momentum.addcmul_(self.decays, value)
+                value.addcmul_(rates, momentum, value=-1)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that training changes."""
