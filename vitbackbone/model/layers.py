@@ -176,8 +176,9 @@ class AxisEmbedding(PositionEmbedding):
         (h, w), most = grid, self.table.shape[1]
         if numbers(h, w) and max(grid) > most:
             raise ValueError(f"images have {h} x {w} patches, and there are positions for {most} a side; resize them")
-        # A negative pad crops. Tracers know the size of its result, but not the size of a slice.
-        columns, rows = (F.pad(axis, (0, 0, 0, n - most)) for axis, n in zip(self.table, (w, h), strict=True))
+        # Tracers know the size of what an index takes, but not the size of a slice.
+        places = (torch.arange(n, device=self.table.device) for n in (w, h))
+        columns, rows = (axis[index] for axis, index in zip(self.table, places, strict=True))
         return (rows[:, None] + columns[None]).view(h * w, self.table.shape[2])
 
 
