@@ -74,6 +74,8 @@ def _one_of_each_kind(config: ViTConfig) -> tuple[ViT, list[int]]:
 
     Blocks of one kind have the same costs, and most of the time on the meta device goes into making blocks.
     """
+    if config.views is not None:  # their blocks differ in norms and rotary positions
+        return on_meta(config), [1] * config.depth
     windowed = windowed_blocks(config)
     kinds = [count for count in (windowed, config.depth - windowed) if count]
     last = (len(kinds) - 1,) if config.window and windowed < config.depth else ()
