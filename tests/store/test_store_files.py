@@ -143,12 +143,18 @@ def part_of(store: Path, table: str) -> Path:
 
 @pytest.mark.parametrize("table", ["rows", "results"])
 @pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b"PAR1"), Path.unlink])
-def test_a_damaged_table_is_named(store: Path, table: str, damage: Callable[[Path], object]) -> None:
+def test_a_damaged_table_is_named_and_written_again(store: Path, table: str, damage: Callable[[Path], object]) -> None:
+    index, features = FeatureStore(store).index, FeatureStore(store).cls[:]
     file = part_of(store, table)
     damage(file)
-    for read in (lambda: FeatureStore(store).index, lambda: again(store)):
-        with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
-            read()
+    with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
+        _ = FeatureStore(store).index
+    check_healed(again(store), index, features)
+
+
+def check_healed(store: FeatureStore, index: pa.Table, features: np.ndarray) -> None:
+    assert store.index.equals(index)
+    assert np.array_equal(store.cls[:], features)
 
 
 @pytest.mark.parametrize(
@@ -159,12 +165,16 @@ def test_a_damaged_table_is_named(store: Path, table: str, damage: Callable[[Pat
         lambda table: table[:1],
     ],
 )
-def test_a_table_of_another_shape_is_named(store: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+def test_a_table_of_another_shape_is_named_and_written_again(
+    store: Path, change: Callable[[pa.Table], pa.Table]
+) -> None:
+    index, features = FeatureStore(store).index, FeatureStore(store).cls[:]
     part = FeatureStore(store).snapshot.rows[0]
     (wrong,) = put_table(LocalStorage(store), iter([change(pq.ParquetFile(part_of(store, "rows")).read())]), ())
     resealed(store, rows=(Part(name=wrong.name, rows=part.rows),))
     with pytest.raises(ValueError, match=rf"{wrong.name} is damaged"):
-        again(store)
+        _ = FeatureStore(store).index
+    check_healed(again(store), index, features)
 
 
 def drop_rows(file: Path) -> None:

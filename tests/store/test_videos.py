@@ -182,6 +182,8 @@ def test_workers_share_the_decoding_of_a_video(tmp_path: Path, monkeypatch: pyte
         original(self)
 
     monkeypatch.setattr(video_frames._Decoder, "_feed", spy)
+    # A process with clients of clouds starts its workers afresh, without the spy.
+    monkeypatch.setattr("vitbackbone.store.reader.has_clients", lambda: False)
     (tmp_path / "clip.mp4").write_bytes(make_video(KINDS["mp4"], 72))
     extract(tiny_vit(), tmp_path / "clip.mp4", tmp_path / "out", batch_size=4, workers=2, progress=False)
     decoded = [file.stat().st_size for file in tmp_path.glob("decoded-*")]
