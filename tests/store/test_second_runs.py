@@ -123,6 +123,62 @@ def test_a_shard_that_waits_for_its_snapshot_is_checked_as_well(photos: Path, tm
 
 
 @pytest.mark.promise(3)
+@pytest.mark.parametrize("kind", cases(DAMAGE, {"flipped bit"}))
+@pytest.mark.parametrize("work", ["work", "lost work", "no source"])
+def test_a_damaged_shard_that_waits_is_computed_again_however_the_run_goes_on(
+    photos: Path, tmp_path: Path, kind: str, work: str
+) -> None:
+    """Also if the list of work is damaged too, and if a run without a source helps."""
+    out = tmp_path / "f"
+    torch.manual_seed(0)
+    stopped = Interrupted(TINY).eval()
+    stopped.limit = 1
+    with pytest.raises(KeyboardInterrupt):
+        extract(stopped, photos, out, shard_size=3)
+    spoiled(next(out.glob("objects/*/*.safetensors")), kind)
+    if work == "lost work":
+        name = history(out)[0].work[0].name
+        spoiled(out / "objects" / name[:2] / name, kind)
+    model = backbone()
+    store = extract(model, None if work == "no source" else photos, out, shard_size=3)
+    assert [count for count, _ in model.seen] == [3, 3, 1]
+    assert verify(out).problems == ()
+    np.testing.assert_array_equal(store.cls, extract(backbone(), photos, tmp_path / "whole", shard_size=3).cls)
+
+
+@pytest.mark.promise(3)
+def test_a_damaged_manifest_of_a_store_that_has_grown_is_written_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain route of the first run is known by the name of its manifest."""
+    out = tmp_path / "f"
+    extract(backbone(), photos, out, shard_size=3)
+    name = history(out)[0].manifest
+    spoiled(out / "objects" / name[:2] / name, "flipped bit")
+    save(photos / "dog" / "9.png", 9)
+    monkeypatch.setattr("vitbackbone.store.run.AUTO_FROM", 5)
+    monkeypatch.setattr("vitbackbone.store.route.AUTO_FROM", 5)
+    assert len(extract(backbone(), photos, out, shard_size=3)) == 8
+    assert verify(out).problems == ()
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("table", ["manifest", "classes"])
+def test_what_a_run_cannot_write_again_is_said_with_what_to_do(photos: Path, tmp_path: Path, table: str) -> None:
+    out = tmp_path / "f"
+    extract(backbone(), photos, out, shard_size=3)
+    name = TABLES[table](history(out)[0])
+    spoiled(out / "objects" / name[:2] / name, "flipped bit")
+    size, message = 3, "the source has other classes now.*Run once on the source with the classes of before"
+    if table == "manifest":
+        size, message = 2, "Give the options of the run that made it, or another --out"
+    else:
+        save(photos / "eel" / "9.png", 9)
+    with pytest.raises(ValueError, match=message):
+        extract(backbone(), photos, out, shard_size=size)
+
+
+@pytest.mark.promise(3)
 @pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("name", ["snapshots/00000002.json", "latest.json"])
 def test_a_damaged_record_of_the_last_snapshot_is_healed_by_its_copy(

@@ -19,9 +19,11 @@ from tests.helpers import save_photo, tiny_vit
 from vitbackbone.cli import main
 from vitbackbone.contract import Features
 from vitbackbone.contract.geometry import Images
+from vitbackbone.files import LocalStorage
 from vitbackbone.images import ImageError, Photo
 from vitbackbone.model.vit import ViT
 from vitbackbone.store import FeatureStore, extract, history, prune, verify
+from vitbackbone.store.leases import Leases
 from vitbackbone.store.locate import REMEDIES, Reason
 
 OPTIONS = {"shard_size": 4, "batch_size": 4, "progress": False}
@@ -350,6 +352,22 @@ def test_sigterm_drops_the_shard_gives_its_claim_back_and_exits_143(
     assert not list(out.glob("leases/*"))
     assert not list(out.glob(".unfinished/*"))
     assert len(extract(slow, photos, out, **OPTIONS)) == 10
+
+
+@pytest.mark.promise(35)
+def test_a_signal_while_a_claim_is_written_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = LocalStorage(tmp_path)
+    create = storage.create
+
+    def interrupted(key: str, data: bytes) -> bool:
+        create(key, data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "create", interrupted)
+    leases = Leases(storage)
+    with pytest.raises(KeyboardInterrupt):
+        leases.claim("a" * 64)
+    assert not list(tmp_path.glob("leases/*"))
 
 
 def test_log_and_prune_are_commands(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,23 +40,28 @@ class Leases:
 
     def claim(self, key: str, take_over: bool = False) -> bool:
         """Take the lease of a shard if it is free or its deadline is past, or with `take_over` in any case."""
+        try:
+            version = self._write(key, take_over)
+            if version is None:
+                return False
+            with self._lock:
+                self._held[key] = version
+        except BaseException:  # a signal may fall between the write and the note of it
+            if self._is_ours(lease_key(key)):
+                self.storage.delete(lease_key(key))
+            raise
+        return True
+
+    def _write(self, key: str, take_over: bool) -> str | None:
+        """Write a lease and return its version, or None if another worker has it."""
         name, data = lease_key(key), self._data()
         there = self.storage.head(name)
-        if there is None:
-            if not self.storage.create(name, data):
-                return False
-            there = self.storage.head(name)
-            version = there.version if there is not None else ""
-        else:
-            if not take_over and not self._is_past(name):
-                return False
-            swapped = self.storage.swap(name, data, there.version)
-            if swapped is None:
-                return False
-            version = swapped
-        with self._lock:
-            self._held[key] = version
-        return True
+        if there is not None:
+            return self.storage.swap(name, data, there.version) if take_over or self._is_past(name) else None
+        if not self.storage.create(name, data):
+            return None
+        there = self.storage.head(name)
+        return there.version if there is not None else ""
 
     def claim_run(self) -> None:
         """Say that a run is at work."""
@@ -105,6 +110,12 @@ class Leases:
                         del self._held[key]
                     else:
                         self._held[key] = renewed
+
+    def _is_ours(self, name: str) -> bool:
+        try:
+            return unseal(self.storage.get(name), Lease, name).token == self.token
+        except (FileNotFoundError, ValueError):
+            return False
 
     def _is_past(self, name: str) -> bool:
         try:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from vitbackbone.contract import Backbone, Precision, check_device, weights_sha256
+from vitbackbone.contract import Backbone, Precision, Runtime, check_device, weights_sha256
 from vitbackbone.files import LocalStorage, open_storage, progress_bar
 from vitbackbone.images import Decoding, Resolution, Sampling
 from vitbackbone.store.cluster import RayCluster, compute_on_cluster
@@ -28,7 +28,7 @@ from vitbackbone.store.slices import Slice
 from vitbackbone.store.snapshots import latest
 from vitbackbone.store.source import list_source
 from vitbackbone.store.store import FeatureStore
-from vitbackbone.store.transaction import check_settings, publish_plan, publish_results
+from vitbackbone.store.transaction import check_settings, check_waiting, publish_plan, publish_results
 
 SHARD_BYTES = 2**28  # largest default shard
 
@@ -147,14 +147,9 @@ def extract(
         root, count = Root(last.root, allow_private_urls), last.counts.rows
     else:
         raise ValueError(f"{storage.url} is not a store yet; give the source of the images")
-    stored = None if last is None else stored_runtime(storage, last)
     sample: list[Tensor] = []
-    if precision != "fp32" or (stored is None and count >= AUTO_FROM):
-        listed = inputs.table if inputs is not None else ROWS.empty_table()
-        first = next(undamaged(storage, last.rows if last is not None else (), ROWS, set()), listed)
-        sample = read_sample(root, first, backbone.preprocess, resolution, keep_aspect, max_pixels)
-    runtime = choose(backbone, precision, engine, stored, count, sample, device)
-    manifest = make_manifest(
+    made_by = partial(
+        make_manifest,
         backbone,
         weights_sha256(backbone),
         tokens=kinds,
@@ -164,9 +159,14 @@ def extract(
         keep_aspect=keep_aspect,
         decoding=decoding,
         dtype=dtype,
-        runtime=runtime,
-        calibration=calibration(runtime, sample),
     )
+    stored = None if last is None else stored_runtime(storage, last, made_by(runtime=Runtime(), calibration=None))
+    if precision != "fp32" or (stored is None and count >= AUTO_FROM):
+        listed = inputs.table if inputs is not None else ROWS.empty_table()
+        first = next(undamaged(storage, last.rows if last is not None else (), ROWS, set()), listed)
+        sample = read_sample(root, first, backbone.preprocess, resolution, keep_aspect, max_pixels)
+    runtime = choose(backbone, precision, engine, stored, count, sample, device)
+    manifest = made_by(runtime=runtime, calibration=calibration(runtime, sample))
 
     def watch(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
         bar: Iterable[Any] = progress_bar(items, what, progress, passing=True, total=total)
@@ -181,6 +181,7 @@ def extract(
         else:
             check_settings(storage, last, manifest)
             assert last is not None  # checked above
+            check_waiting(storage, last, mine, watch)
             snapshot = last
         job = Job(storage, root, manifest, batch_size, workers, str(device), sample, max_pixels)
         while snapshot.work:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from vitbackbone.contract import Runtime
 from vitbackbone.files import Storage
 from vitbackbone.store.layout import ROWS, WORK
+from vitbackbone.store.manifest import Manifest
 from vitbackbone.store.objects import Damaged, json_name, read_part, read_table
 from vitbackbone.store.records import Part, Snapshot
 from vitbackbone.store.remembered import Remembered
@@ -42,11 +43,18 @@ def undamaged_tasks(storage: Storage, snapshot: Snapshot, lost: set[str]) -> Ite
 def class_names(storage: Storage, snapshot: Snapshot, listed: Sequence[str]) -> tuple[str, ...]:
     """Return the class names of a snapshot, which are those of the source if their object is damaged.
 
-    Raises `Damaged` if the source has other ones.
+    Raises `ValueError` if the source has other ones.
     """
     if json_name(list(listed)) == snapshot.classes:
         return tuple(listed)
-    return tuple(read_classes(storage, snapshot))
+    try:
+        return tuple(read_classes(storage, snapshot))
+    except Damaged as error:
+        raise ValueError(
+            f"{storage.url}: the names of its classes cannot be read, and the source has other classes now "
+            f"({', '.join(listed[:10])}). Run once on the source with the classes of before, or give another --out: "
+            f"{error}"
+        ) from error
 
 
 def remembered(storage: Storage, snapshot: Snapshot) -> Remembered:
@@ -58,10 +66,13 @@ def remembered(storage: Storage, snapshot: Snapshot) -> Remembered:
     return Remembered(snapshot.root, rows, names)
 
 
-def stored_runtime(storage: Storage, snapshot: Snapshot) -> Runtime | None:
-    """Return the route by which the features of a snapshot are computed; None if its manifest is damaged."""
+def stored_runtime(storage: Storage, snapshot: Snapshot, plain: Manifest) -> Runtime | None:
+    """Return the route by which the features of a snapshot are computed; None if it cannot be known.
+
+    `plain`: the manifest of this run by the plain route, which tells the route of a damaged one that has its name.
+    """
     try:
         return Runtime(**read_manifest(storage, snapshot)["runtime"])
     except Damaged as error:
         log.warning("%s", error)
-        return None
+        return Runtime() if json_name(plain) == snapshot.manifest else None

@@ -15,7 +15,7 @@ from vitbackbone.store.identity import Contents
 from vitbackbone.store.layout import RESULTS, ROWS, WORK, done_key, lease_key
 from vitbackbone.store.locate import PASSING
 from vitbackbone.store.manifest import Manifest, differences
-from vitbackbone.store.objects import check_object, cut, json_name, put_json, put_table, read_table
+from vitbackbone.store.objects import Damaged, check_object, cut, json_name, put_json, put_table, read_table
 from vitbackbone.store.plan import Known, Plan, make_plan, result_rows, shards_of
 from vitbackbone.store.records import Counts, Snapshot
 from vitbackbone.store.results import (
@@ -46,7 +46,13 @@ def check_settings(storage: Storage, last: Snapshot | None, manifest: Manifest) 
         return
     if json_name(manifest) == last.manifest:
         return
-    different = differences(read_manifest(storage, last), manifest)
+    try:
+        different = differences(read_manifest(storage, last), manifest)
+    except Damaged as error:
+        raise ValueError(
+            f"{storage.url}: its settings cannot be read, and this run has others. Give the options of the run that "
+            f"made it, or another --out: {error}"
+        ) from error
     if different:
         raise ValueError(
             f"{storage.url} was made with other settings; give another --out, or the same settings:\n  "
@@ -138,29 +144,53 @@ def _known(storage: Storage, last: Snapshot | None, class_names: Sequence[str], 
         return Known(ROWS.empty_table(), encoded(RESULTS.empty_table()), (), 0)
     repair(storage, last)
     if not last.work:  # records of a run that was killed after it had published its results
-        _forget(storage, [PurePosixPath(stored.key).stem for stored in storage.list("done/")])
+        _forget(storage, _done_keys(storage))
     lost: set[str] = set()
     rows = pa.concat_tables([ROWS.empty_table(), *undamaged(storage, last.rows, ROWS, lost)])
     tables = [RESULTS.empty_table(), *undamaged(storage, last.results, RESULTS, lost)]
     results = pa.concat_tables([encoded(table) for table in tables])
-    tasks = undamaged_tasks(storage, last, lost)
-    pending = {task.key: read_done(storage, task.key) for task in tasks if task.number in mine}
+    numbers = {task.key: task.number for task in undamaged_tasks(storage, last, lost)}
+    keys = [key for key, number in numbers.items() if number in mine]
+    if not lost.isdisjoint(part.name for part in last.work):  # lost work is planned anew, under the same keys
+        keys += sorted(_done_keys(storage) - numbers.keys())
     computed = pc.unique(results["features"].cast(pa.string())).to_pylist()
-    files = list(dict.fromkeys([*computed, *(done.features for done in pending.values() if done is not None)]))
-    with ThreadPoolExecutor(CHECKERS) as threads:
-        checked = threads.map(lambda name: check_object(storage, name), files)
-        wrong = list(watch(checked, len(files), "checking complete shards"))
-    broken = {name for name, problem in zip(files, wrong, strict=True) if problem is not None}
-    for key, done in pending.items():
-        if done is None:
-            discard_if_damaged(storage, key)
-        elif done.features in broken or not set(done.reason).isdisjoint(PASSING):
-            storage.delete(done_key(key))  # damaged, or worth another try by this run
+    broken = _check_features(storage, keys, computed, watch)
     whole = pc.invert(pc.is_in(results["features"].cast(pa.string()), value_set=pa.array(sorted(broken), pa.string())))
     names = class_names_of(storage, last, class_names)
     if not len(rows):  # all is planned anew, as in the first run; no result may meet another row of its number
         return Known(rows, encoded(RESULTS.empty_table()), names, 0, frozenset(lost))
     return Known(rows, results.filter(whole), names, last.next_shard, frozenset(lost))
+
+
+def check_waiting(storage: Storage, snapshot: Snapshot, mine: Slice, watch: Watch) -> None:
+    """Let shards of `mine` that wait for a snapshot count as not computed if they are damaged."""
+    tasks = (task for part in snapshot.work for task in read_tasks(storage, snapshot, part))
+    _check_features(storage, [task.key for task in tasks if task.number in mine], [], watch)
+
+
+def _done_keys(storage: Storage) -> set[str]:
+    """Return the keys of all shards whose results wait for a snapshot."""
+    return {PurePosixPath(stored.key).stem for stored in storage.list("done/")}
+
+
+def _check_features(storage: Storage, keys: Sequence[str], computed: Sequence[str], watch: Watch) -> set[str]:
+    """Read the features of shards, and return the names of the damaged ones.
+
+    `keys`: shards that may wait for a snapshot. The record of one is removed if it or its features are damaged, or if
+    an image is worth another try. `computed`: names of features in a snapshot.
+    """
+    waiting = {key: read_done(storage, key) for key in keys}
+    files = list(dict.fromkeys([*computed, *(done.features for done in waiting.values() if done is not None)]))
+    with ThreadPoolExecutor(CHECKERS) as threads:
+        checked = threads.map(lambda name: check_object(storage, name), files)
+        wrong = list(watch(checked, len(files), "checking complete shards"))
+    broken = {name for name, problem in zip(files, wrong, strict=True) if problem is not None}
+    for key, done in waiting.items():
+        if done is None:
+            discard_if_damaged(storage, key)
+        elif done.features in broken or not set(done.reason).isdisjoint(PASSING):
+            storage.delete(done_key(key))
+    return broken
 
 
 def next_snapshot(
