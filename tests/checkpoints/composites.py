@@ -31,6 +31,7 @@ TEXT = {
 }
 LLM = {**TEXT, "num_key_value_heads": 2}
 SWIN = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [2] * 4, "window_size": 4, "image_size": 128}
+HIERA = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8], "image_size": [64, 64]}
 STAGES = {"out_features": [f"stage{n}" for n in (1, 2, 3, 4)]}
 NECK = {
     "neck_hidden_sizes": [8] * 4,
@@ -215,6 +216,7 @@ COMPOSITES: dict[str, Composite] = {
         "",
         norm=False,
     ),
+    "hiera backbone": Composite(lambda: hf.HieraBackbone(hf.HieraConfig(**HIERA)), ""),
     "swin backbone": Composite(lambda: hf.SwinBackbone(hf.SwinConfig(**SWIN, out_features=["stage4"])), ""),
     "swin v2 backbone": Composite(
         lambda: hf.Swinv2Backbone(hf.Swinv2Config(**SWIN, out_features=["stage4"])), "", norm=False

@@ -29,6 +29,8 @@ from vitbackbone.networks import TimmConfig
 
 CONFIG = "config.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+# Swin shifts the windows of each second block even if a map is one window. Hiera and Pixio have norms of their own.
+BACKBONE_CLASSES = ("hf_swin", "hf_hiera", "hf_pixio")
 NANO_FILE = Path(__file__).parent / "weights" / "nano.safetensors"
 
 
@@ -48,11 +50,10 @@ class Directory:
             self.architecture = read_architecture(self.saved)
 
     @property
-    def shifts_always(self) -> bool:
-        """Whether the tower is a Swin that feeds a decoder. In transformers, it shifts the windows of each second block
-        even if a map is one window, which timm's network does not."""
-        swin = [part for part in self.parts if part.model_type.layout.startswith("hf_swin")]
-        feeds = [part.path.endswith("backbone_config") or self.architecture.endswith("Backbone") for part in swin]
+    def is_backbone_class(self) -> bool:
+        """Whether a decoder is fed by a class of transformers whose maps are not those of the model of that name."""
+        named = [part for part in self.parts if part.model_type.layout.startswith(BACKBONE_CLASSES)]
+        feeds = [part.path.endswith("backbone_config") or self.architecture.endswith("Backbone") for part in named]
         return (bool(feeds) and all(feeds)) or self.saved.get("model_type") == "maskformer-swin"
 
     def adapted(self) -> "AdaptedDirectory | None":
@@ -125,7 +126,7 @@ def open_directory(path: Path, find_file: FindFile | None = None) -> AnyDirector
         return TimmDirectory(path, saved, find_file)
     try:
         found = Directory(path, saved, find_file)
-        return (found.shifts_always and found.adapted()) or found
+        return (found.is_backbone_class and found.adapted()) or found
     except NoTower as error:
         text = f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}"
         try:
