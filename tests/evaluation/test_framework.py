@@ -1,9 +1,12 @@
 """The framework: golden values, settings, pickles, layouts, resuming, results, reports, gaps, and the command."""
 
+import inspect
 import json
 import os
 import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -333,6 +336,27 @@ def test_a_published_figure_stands_beside_a_whole_run_alone(imagenet, tmp_path, 
     limited = evaluate("knn", backbone, imagenet, tmp_path / "out", settings=settings, limit=5, progress=False)[0]
     assert limited.scores[0].published is None
     assert "so no published figure stands beside it" in str(read_results(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "wanted"),
+    [
+        *(("workers", given, "a whole number of at least 0") for given in (2.5, "2", None, True, -1)),
+        *(("batch_size", given, "a whole number of at least 1") for given in (2.5, "4", None, True, 0)),
+        *(("limit", given, "a whole number of at least 1") for given in (2.5, "3", True, 0)),
+        *(("settings", given, "a dict of settings") for given in (["fit.ks"], "fit.ks=3", {1: 2})),
+        *(("devices", given, "a list of names") for given in ("cpu", "", 1, (0, 1))),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_before_anything_is_read(
+    name: str, given: object, wanted: str, tmp_path: Path
+) -> None:
+    (tmp_path / "imagenet").mkdir()  # reading it would raise an error of the layout
+    options: dict[str, Any] = {name: given}
+    unchecked = inspect.unwrap(evaluate)  # without the type checker of the tests
+    with pytest.raises(ValueError, match=f"^{name}={re.escape(repr(given))}; want {wanted}"):
+        unchecked("knn", tiny_vit(), tmp_path / "imagenet", tmp_path / "out", progress=False, **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_figures_are_found_by_the_names_that_models_are_loaded_by() -> None:

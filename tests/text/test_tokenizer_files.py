@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sentencepiece
 import transformers
+from sentencepiece import sentencepiece_model_pb2
 
 from tests.text.models import TEXTS, WORDS, bert_tokenizer, clip_tokenizer
 from vitbackbone.checkpoints.tokenizer_files import lowered, read_tokenizer
@@ -96,6 +97,45 @@ def test_a_sentencepiece_model_is_read(name: str, tmp_path: Path) -> None:
     for text in ODD:
         assert ours.encode(case.change(text)).ids == theirs(text)["input_ids"], text
     assert ours.get_vocab_size() == len(theirs)
+
+
+SPECS: dict[str, dict[str, bool]] = {
+    "as trained": {},
+    "no prefix": {"add_dummy_prefix": False},
+    "all spaces": {"remove_extra_whitespaces": False},
+    "no prefix, all spaces": {"add_dummy_prefix": False, "remove_extra_whitespaces": False},
+    "plain spaces": {"escape_whitespaces": False},
+    "no prefix, spaces as suffixes": {"add_dummy_prefix": False, "treat_whitespace_as_suffix": True},
+    "pieces across words": {"split_by_whitespace": False},
+    "bytes": {"byte_fallback": True},
+}
+
+
+@pytest.mark.parametrize("model", ["unigram", "bpe"])
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("kind", ["T5Tokenizer", "GemmaTokenizer", "Tipsv2Tokenizer"])
+def test_a_model_normalises_texts_as_it_says(kind: str, spec: str, model: str, tmp_path: Path) -> None:
+    """The ids are those of sentencepiece itself, whatever the class of the tokenizer."""
+    options = {"T5Tokenizer": T5, "GemmaTokenizer": GEMMA, "Tipsv2Tokenizer": TIPS}[kind]
+    given = {"add_dummy_prefix": True, "remove_extra_whitespaces": True, **SPECS[spec], "user_defined_symbols": []}
+    escaped = given.pop("escape_whitespaces", True)
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(train(model, **{**options, "vocab_size": 480, **given}))
+    proto.normalizer_spec.escape_whitespaces = escaped
+    file = tmp_path / "spiece.model"
+    file.write_bytes(proto.SerializeToString())
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    ours = read_tokenizer(find_in(tmp_path), "here", kind)
+    for text in (*ODD, "\u0301 a", "\u200b x", "a\u2028\u2028b\x0b\x85c"):
+        assert ours.encode(text, add_special_tokens=False).ids == theirs.encode(text), text
+
+
+def test_spaces_behind_texts_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(train("unigram", **T5, treat_whitespace_as_suffix=True))
+    with pytest.raises(
+        ValueError, match=r"spiece\.model has treat_whitespace_as_suffix=True with .* give tokenizer\.json"
+    ):
+        read_tokenizer(find_in(tmp_path), "here", "T5Tokenizer")
 
 
 def find_in(folder: Path) -> Callable[[str], Path | None]:

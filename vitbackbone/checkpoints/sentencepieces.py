@@ -33,13 +33,11 @@ class Around:
     last: tuple[str, ...] = ()  # tokens behind those of the model
     replaced: int = 0  # the pieces of the model in whose place `first` stands
     unknown: int | None = None
-    words: bool = False  # whether texts are cut at whitespace, of any kind, before the model sees them
-    bare: bool = False  # whether texts are given to the model as they are, without its own normalisation and prefix
 
 
-_XLM = Around("<s>", "</s>", ("<s>", "<pad>", "</s>", "<unk>"), ("<mask>",), replaced=3, unknown=3, words=True)
+_XLM = Around("<s>", "</s>", ("<s>", "<pad>", "</s>", "<unk>"), ("<mask>",), replaced=3, unknown=3)
 _T5 = Around(end="</s>")
-_GEMMA = Around(bare=True)
+_GEMMA = Around()
 KINDS: dict[str, Around] = {
     "SiglipTokenizer": _T5,
     "T5Tokenizer": _T5,
@@ -49,7 +47,7 @@ KINDS: dict[str, Around] = {
     "GemmaTokenizer": _GEMMA,
     "GemmaTokenizerFast": _GEMMA,
     "Siglip2Tokenizer": _GEMMA,
-    "Tipsv2Tokenizer": Around(words=True),
+    "Tipsv2Tokenizer": Around(),
 }
 
 
@@ -78,7 +76,7 @@ def read_sentencepieces(file: Path, kind: str, limit: int, starts: bool = False,
     whole = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED]
     try:
         tokenizer = _model(proto, pieces, unknown)
-        _prepare(tokenizer, proto, around)
+        _prepare(tokenizer, proto.normalizer_spec)
     except Exception as error:  # the library has no error type of its own
         raise ValueError(f"{file} is not a sentencepiece model that the library tokenizers reads: {error}") from error
     _add(tokenizer, [*special, *around.first, *around.last, names[unknown]], whole)
@@ -102,6 +100,11 @@ def _parse(file: Path, limit: int) -> Any:
         raise ValueError(f"{file} is not a sentencepiece model ({error}); download it again") from error
     if proto.trainer_spec.model_type not in (UNIGRAM, BPE):
         raise ValueError(f"{file} has model_type={proto.trainer_spec.model_type}; want unigram (1) or BPE (2)")
+    if proto.trainer_spec.treat_whitespace_as_suffix and proto.normalizer_spec.add_dummy_prefix:
+        raise ValueError(
+            f"{file} has treat_whitespace_as_suffix=True with add_dummy_prefix=True, and the library tokenizers cannot "
+            "put a space behind a text; train the model without one of them, or give tokenizer.json"
+        )
     return proto
 
 
@@ -127,23 +130,22 @@ def _merges(pieces: Sequence[tuple[str, float]], ids: dict[str, int]) -> list[tu
     return [pair for _, pair in sorted(found, key=lambda each: each[0])]
 
 
-def _prepare(tokenizer: "Tokenizer", proto: Any, around: Around) -> None:
-    """Set what happens to a text before the model sees it."""
-    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+def _prepare(tokenizer: "Tokenizer", spec: Any) -> None:
+    """Set what happens to a text before the model sees it, in the order of sentencepiece's `Normalizer`."""
+    from tokenizers import Regex, decoders, normalizers
 
-    if around.bare:
-        tokenizer.normalizer = normalizers.Replace(" ", SPACE)
-        tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-        return
-    spec = proto.normalizer_spec
+    space = SPACE if spec.escape_whitespaces else " "
     steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend(space))
+    steps.append(normalizers.Replace(" ", space))
+    if spec.remove_extra_whitespaces:
+        steps.append(normalizers.Replace(Regex(rf"{space}+\z"), ""))
     tokenizer.normalizer = normalizers.Sequence(steps)
-    space = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always")
-    parts = [pre_tokenizers.WhitespaceSplit(), space] if around.words else [space]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
-    tokenizer.decoder = decoders.Metaspace(SPACE, prepend_scheme="always")
+    parts: list[Any] = [decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else parts)
 
 
 def _add(tokenizer: "Tokenizer", special: Sequence[str], whole: Sequence[str]) -> None:

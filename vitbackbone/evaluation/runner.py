@@ -4,9 +4,12 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from vitbackbone.contract import BackboneModule
 from vitbackbone.evaluation.datasets import Check, Labelled, find_layout
@@ -15,7 +18,7 @@ from vitbackbone.evaluation.protocols import find_protocol
 from vitbackbone.evaluation.report import write_report
 from vitbackbone.evaluation.results import Results, make_result, read_results
 from vitbackbone.evaluation.run import Machine, Run
-from vitbackbone.files import did_you_mean
+from vitbackbone.files import SHORT, did_you_mean
 
 log = logging.getLogger("vitbackbone")
 Data = str | PathLike[str] | Mapping[str, str | PathLike[str]]
@@ -47,11 +50,14 @@ def evaluate(
     `device`, `devices`, `workers`, `batch_size`, `progress`: as for `extract`. Several devices share all images that
     no head is trained on; heads are trained on `device`.
 
-    Raises `ValueError` on an unknown protocol, variant, dataset, setting or device, and on a dataset of another layout,
-    before anything is computed.
+    Raises `ValueError` on an unknown protocol, variant, dataset, setting or device, on an argument of another type, and
+    on a dataset of another layout, before anything is computed.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}; want at least 1")
+    if limit is not None:
+        limit = _whole("limit", limit, 1)
+    workers, batch_size = _whole("workers", workers, 0), _whole("batch_size", batch_size, 1)
+    _check_settings(settings)
+    _check_devices(devices)
     pairs, folders = plan(protocols, data, variant, settings)
     machine = Machine(device, workers, batch_size, progress, devices)
     machine.several()
@@ -59,6 +65,28 @@ def evaluate(
         with tempfile.TemporaryDirectory(prefix="vitbackbone-evaluate-") as folder:
             return _run_all(pairs, backbone, folders, Path(folder), limit, machine)
     return _run_all(pairs, backbone, folders, Path(out), limit, machine)
+
+
+def _whole(name: str, given: Any, least: int) -> int:
+    """Return a whole number. Raises `ValueError` on anything else, and on a number below `least`."""
+    if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < least:
+        raise ValueError(f"{name}={SHORT.repr(given)}; want a whole number of at least {least}")
+    return int(given)
+
+
+def _check_settings(given: Any) -> None:
+    """Raise `ValueError` if settings are no dict with names."""
+    if given is not None and not (isinstance(given, Mapping) and all(isinstance(key, str) for key in given)):
+        raise ValueError(f'settings={SHORT.repr(given)}; want a dict of settings, such as {{"fit.ks": "10,20"}}')
+
+
+def _check_devices(given: Any) -> None:
+    """Raise `ValueError` if several devices are neither a list nor "all"."""
+    listed = isinstance(given, Sequence) and not isinstance(given, str)
+    if listed and all(isinstance(each, str | torch.device) for each in given):
+        return
+    if given is not None and (not isinstance(given, str) or given != "all"):
+        raise ValueError(f'devices={SHORT.repr(given)}; want a list of names, such as ("cuda:0", "cuda:1"), or "all"')
 
 
 def plan(
