@@ -65,7 +65,7 @@ def extracted(source: Path | str, out: Path) -> FeatureStore:
 
 
 def rows(store: FeatureStore) -> dict[str, tuple[object, ...]]:
-    """What a store says of each input, by its path without the archive."""
+    """The row of each input in a store, by its path without the archive."""
     names = ("label", "stream", "frame", "pts", "time_base", "keyframe", "width", "height", "status", "sha256")
     table = store.index.to_pylist()
     return {re.sub(r"^.*packed\.\w+/", "", row["path"]): tuple(row[name] for name in names) for row in table}

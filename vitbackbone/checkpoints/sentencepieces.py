@@ -22,7 +22,7 @@ SPACE = "▁"  # in the place of a space
 
 @dataclass(frozen=True)
 class Around:
-    """What a class of tokenizers does beside the model.
+    """The steps that a class of tokenizers adds to the model.
 
     `first`: the tokens of the first ids, whatever the model has there. `unknown`: the id among them of an unknown word.
     """

@@ -119,7 +119,7 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Views:
-    """What the blocks of a network for several views of a scene have from one of them on (Depth Anything 3).
+    """The parts that blocks for several views of a scene have from one block on (Depth Anything 3).
 
     CLS becomes a learned token of the camera, and queries and keys have norms. Even blocks have the rotary positions of
     the configuration. In odd blocks, which attend over all views upstream, all patches have the same position. An image

@@ -24,7 +24,7 @@ AT_ONCE = 64  # archives whose versions are asked at once
 
 @dataclass(frozen=True, eq=False)
 class Remembered:
-    """What a store knows of its source."""
+    """The rows and class names that a store has of its source."""
 
     place: str  # the root of its inputs
     rows: pa.Table  # of `ROWS`
