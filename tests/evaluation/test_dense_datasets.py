@@ -1,6 +1,7 @@
 """The official layouts of dense datasets: read in place, counted, and refused with a sentence."""
 
 import json
+import os
 import pickle
 import shutil
 
@@ -37,6 +38,11 @@ def made(name, tmp_path):
     return maker(tmp_path / "data")
 
 
+def digest_of(name, root):
+    data = find_layout(name).read(root)
+    return data.digest() if hasattr(data, "digest") else data.test.digest()
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_layout_is_read_in_place_and_counted(name, tmp_path):
     root = made(name, tmp_path)
@@ -46,9 +52,12 @@ def test_a_layout_is_read_in_place_and_counted(name, tmp_path):
     for count, (here, official) in check.differing.items():
         assert here == COUNTS[name][count] != official
     assert sorted(root.rglob("*")) == before
-    digest = find_layout(name).read(root)
-    digest = digest.train if hasattr(digest, "train") and not hasattr(digest, "digest") else digest
-    assert len(digest.digest()) == 64
+    if not name.startswith("copydays"):  # its photos are compared one folder after the other
+        same = digest_of(name, root)
+        assert digest_of(name, root) == same
+        for file in root.rglob("*.*"):
+            os.utime(file, (1, 1))
+        assert digest_of(name, root) != same
 
 
 @pytest.mark.parametrize("name", COUNTS)

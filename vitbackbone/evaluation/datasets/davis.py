@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from vitbackbone.evaluation.datasets.layout import Layout, LayoutError, need_folder
+from vitbackbone.evaluation.datasets.layout import Layout, LayoutError, need_folder, stamp
 from vitbackbone.evaluation.datasets.photos import open_stored
 from vitbackbone.evaluation.datasets.places import list_photos, read_lines, safe_name, settle
 from vitbackbone.evaluation.settings import digest
@@ -43,8 +43,8 @@ class Videos:
     sequences: Sequence[Video]
 
     def digest(self) -> str:
-        """Return a SHA-256 of the names."""
-        return digest([[each.name, list(each.frames)] for each in self.sequences])
+        """Return a SHA-256 of the frames and masks."""
+        return digest([stamp(self.root, [*each.frames, *each.masks]) for each in self.sequences])
 
 
 def read_davis(root: Path) -> Videos:

@@ -1,8 +1,10 @@
 """The layout of a dataset as it is distributed: how it is read in place, and how many of what it should have."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,21 @@ class Layout:
     official: Mapping[str, int] = field(default_factory=dict)
     source: str = ""
 
+    def load(self, root: Path) -> Any:
+        """Read a folder. Raises `LayoutError`, whatever is wrong with its files."""
+        try:
+            return self.read(root)
+        except LayoutError:
+            raise
+        except Exception as error:  # a damaged file of a dataset raises anything
+            raise LayoutError(
+                f"{root} cannot be read as {self.title}: {type(error).__name__}: {error}; compare its files with the "
+                f"official layout, {self.tree}"
+            ) from error
+
     def check(self, root: Path) -> "Check":
         """Compare a folder with the official counts. Raises `LayoutError` if it cannot be read at all."""
-        return Check(self, root, dict(self.counts(self.read(root))))
+        return Check(self, root, dict(self.counts(self.load(root))))
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,7 @@ class Images:
     has a column for each class: 1 present, 0 absent, -1 not counted.
 
     `pixels`: the images themselves, if the dataset is distributed as arrays; `names` are then for humans only.
+    `listed`: whether the names are from a list of the dataset, so that files may be missing.
     """
 
     root: Path
@@ -71,6 +86,7 @@ class Images:
     labels: Int[np.ndarray, "N ..."]
     classes: Sequence[str]
     pixels: UInt8[np.ndarray, "N H W 3"] | None = None
+    listed: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -88,8 +104,23 @@ class Images:
         return self.take(np.sort(np.random.RandomState(0).permutation(len(self))[:limit]))
 
     def digest(self) -> str:
-        """Return a SHA-256 of the names and the labels."""
-        return digest(list(self.names), self.labels.tolist())
+        """Return a SHA-256 of the labels and of the images, as they are now."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest(self.labels.tolist(), self.content or stamp(self.root, self.names))
+
+    @cached_property
+    def present(self) -> int:
+        """How many of the images are there."""
+        top = str(self.root)
+        return sum(os.path.exists(os.path.join(top, name)) for name in self.names) if self.listed else len(self)  # noqa: PTH110, PTH118
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 of the images if they are arrays, else empty."""
+        return "" if self.pixels is None else hashlib.sha256(np.ascontiguousarray(self.pixels)).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,15 +131,29 @@ class Labelled:
     test: Images
 
     def digest(self) -> str:
-        """Return a SHA-256 of the names and labels of both splits."""
+        """Return a SHA-256 of the images and labels of both splits."""
         return digest(self.train.digest(), self.test.digest())
 
 
+def stamp(root: Path, names: Sequence[str]) -> str:
+    """Return a SHA-256 of the files of a dataset: their place, names, sizes and times. It changes when they do."""
+    top = str(root.absolute())
+    return digest(top, [[name, *_status(os.path.join(top, name))] for name in names])  # noqa: PTH118  # for a million
+
+
+def _status(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)  # noqa: PTH116  # a Path for each of a million is slow
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
 def count_labelled(data: Labelled) -> dict[str, int]:
-    """Count the images of both splits, and the classes that have images to fit on."""
+    """Count the images of both splits that are there, and the classes that have images to fit on."""
     labels = data.train.labels
     fitted = labels.shape[1] if labels.ndim == 2 else len(np.unique(labels))
-    return {"training images": len(data.train), "test images": len(data.test), "classes": fitted}
+    return {"training images": data.train.present, "test images": data.test.present, "classes": fitted}
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from vitbackbone.evaluation.datasets.layout import LayoutError
+from vitbackbone.evaluation.datasets.layout import LayoutError, stamp
 from vitbackbone.evaluation.datasets.photos import open_photo, open_stored
-from vitbackbone.evaluation.settings import digest
 
 IGNORED = 255
 
@@ -34,8 +34,12 @@ class Pairs:
         return replace(self, photos=[self.photos[i] for i in rows], targets=[self.targets[i] for i in rows])
 
     def digest(self) -> str:
-        """Return a SHA-256 of the names."""
-        return digest(list(self.photos), list(self.targets))
+        """Return a SHA-256 of the files."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return stamp(self.root, [*self.photos, *self.targets])
 
     def photo(self, index: int) -> Image.Image:
         """Return a photo in RGB."""
