@@ -341,6 +341,7 @@ def test_clusters_are_scikit_learns(imagenet, backbone, tmp_path) -> None:
     assert result.value("normalised mutual information") == pytest.approx(result.value())  # equal by their formulas
 
 
+@pytest.mark.slow
 def test_protocols_that_share_a_view_share_one_extraction(imagenet, backbone, tmp_path) -> None:
     evaluate(["knn", "knn-few-shot"], backbone, imagenet, tmp_path, settings={**SMALL, "fit.ks": "1"}, progress=False)
     assert len(list((tmp_path / "features").iterdir())) == 2  # train and test

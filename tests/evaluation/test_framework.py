@@ -230,6 +230,11 @@ def test_a_wrong_command_is_a_sentence(command, message, tmp_path, monkeypatch, 
             lambda root: [each.unlink() for each in (root / "train" / WNIDS[0]).iterdir()],
             "train has no image of 1 classes that val has",
         ),
+        (lambda root: (root / "train").rename(root / "val" / "train"), "has no folder train; did you mean .*/val"),
+        (
+            lambda root: (root / "val" / WNIDS[0] / os.fsdecode(b"caf\xe9.JPEG")).write_bytes(b""),
+            r"caf\\xe9.JPEG', which is not UTF-8; rename it",
+        ),
         (lambda root: save(root / "val" / "n09999999" / "a.JPEG", 0, 0), "1 folders that are no class, such as n0999"),
     ],
 )
@@ -277,7 +282,6 @@ def test_what_has_changed_is_computed_again(imagenet, tmp_path) -> None:
     noise = np.random.default_rng(0)
     for each in imagenet.rglob("*.JPEG"):  # other photos of the same names and labels
         Image.fromarray(noise.integers(0, 255, (40, 44, 3), dtype=np.uint8)).save(each)
-    assert values("out") == values("noise")
     assert values("out") != whole
 
 
@@ -286,9 +290,7 @@ def test_a_head_of_another_backbone_or_setting_is_kept(imagenet, tmp_path) -> No
     options = {"settings": small, "progress": False}
     first, second = (evaluate("logistic", tiny_vit(depth=n), imagenet, out, **options)[0] for n in (1, 2))
     limited = evaluate("logistic", tiny_vit(depth=1), imagenet, out, limit=12, **options)[0]
-    again = evaluate("logistic", tiny_vit(depth=2), imagenet, out, **options)[0]
     assert len({each.heads["logistic"] for each in (first, second, limited)}) == 3
-    assert again.heads == second.heads
     assert load_head(out / first.heads["logistic"], tiny_vit(depth=1)) is not None
 
 

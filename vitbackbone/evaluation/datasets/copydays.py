@@ -41,7 +41,7 @@ class Photos:
 
 
 def _jpegs(root: Path, folder: str) -> list[str]:
-    return [each for each in list_photos(root, folder) if each.endswith(".jpg")]
+    return [each for each in list_photos(root, folder) if each.lower().endswith(".jpg")]
 
 
 def read_copydays(root: Path) -> Copies:

@@ -156,19 +156,30 @@ def count_labelled(data: Labelled) -> dict[str, int]:
     return {"training images": data.train.present, "test images": data.test.present, "classes": fitted}
 
 
+LOOKED_AT = 100  # entries of a folder, for a hint
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
 
 
 def image_names(folder: Path) -> list[str]:
     """Return the names of the images in a folder, sorted. Hidden files are no images."""
     with os.scandir(folder) as entries:
-        return sorted(each.name for each in entries if each.name[0] != "." and each.name.lower().endswith(SUFFIXES))
+        found = [each.name for each in entries if each.name[0] != "." and each.name.lower().endswith(SUFFIXES)]
+    return _sorted(folder, found)
 
 
 def folder_names(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, sorted."""
     with os.scandir(folder) as entries:
-        return sorted(each.name for each in entries if each.name[0] != "." and each.is_dir())
+        found = [each.name for each in entries if each.name[0] != "." and each.is_dir()]
+    return _sorted(folder, found)
+
+
+def _sorted(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return names sorted. Raises `LayoutError` if one is no UTF-8, which no table holds."""
+    wrong = [name for name in names if name.encode("utf-8", "ignore").decode() != name]
+    if wrong:
+        raise LayoutError(f"{folder} has the name {os.fsencode(wrong[0])!r}, which is not UTF-8; rename it")
+    return sorted(names)
 
 
 def class_folders(root: Path, split: str, classes: Sequence[str] | None, tree: str) -> Images:
@@ -200,7 +211,7 @@ def class_folders(root: Path, split: str, classes: Sequence[str] | None, tree: s
 def read_lines(file: Path) -> list[str]:
     """Return the lines of a text file that are not empty. Raises `LayoutError` if it is no text."""
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise LayoutError(f"{file} is no text file ({error})") from error
 
@@ -209,8 +220,16 @@ def need_folder(root: Path, *parts: str, tree: str) -> Path:
     """Return a folder of a dataset. Raises `LayoutError` if it is missing."""
     folder = root.joinpath(*parts)
     if not folder.is_dir():
-        raise LayoutError(f"{root} has no folder {'/'.join(parts) or '.'}; the official layout is {tree}")
+        hint = _meant(root, parts)
+        raise LayoutError(f"{root} has no folder {'/'.join(parts) or '.'}{hint}; the official layout is {tree}")
     return folder
+
+
+def _meant(root: Path, parts: Sequence[str]) -> str:
+    """Return a hint at the folder above or below that is meant, or nothing."""
+    below = sorted(root.iterdir())[:LOOKED_AT] if root.is_dir() else []
+    found = next((each for each in (root.absolute().parent, *below) if parts and each.joinpath(*parts).is_dir()), None)
+    return f"; did you mean {found}?" if found else ""
 
 
 def need_file(root: Path, *parts: str, tree: str) -> Path:

@@ -121,7 +121,7 @@ def scaled_box(box: Sequence[int], size: tuple[int, int]) -> tuple[slice, slice]
 def sample(run: Run, data: Depths, split: Pairs, row: int, rng: np.random.Generator) -> Sample:
     """Return a random view of a photo, normalised, and its depth, 0 where unknown."""
     fit, view = run.protocol.fit, run.protocol.view
-    photo, depth = cut(split.photo(row), data.depth(split, row), view.crop)
+    photo, depth = cut(*data.pair(split, row), view.crop)
     rows, columns = scaled_box(fit.box, (photo.height, photo.width))
     views = DepthViews(fit.rotation, fit.flip, fit.crop, fit.gamma, fit.brightness, fit.colour)
     pixels, target = random_depth_view(
@@ -222,7 +222,7 @@ def score(run: Run) -> Sequence[Score]:
     )
 
     def read(row: int) -> tuple[Image.Image, NDArray[Any]]:
-        return cut(tested.photo(row), data.depth(tested, row), protocol.view.crop)
+        return cut(*data.pair(tested, row), protocol.view.crop)
 
     def computing(run: Run) -> Callable[[tuple[Image.Image, NDArray[Any]]], dict[str, NDArray[Any]]]:
         head = training.on(run, fit.steps)

@@ -114,7 +114,7 @@ def sample(run: Run, data: Segmentation, split: Pairs, row: int, rng: np.random.
     """Return a random view of a photo, normalised, and its classes, both padded to the size of the crops."""
     fit, sizes = run.protocol.fit, Sizes.of(run)
     crops = Crops(sizes.train_short, fit.scale, sizes.crop, fit.most_of_a_class, fit.tries, fit.flip)
-    pixels, labels = random_crop(split.photo(row), data.labels(split, row), crops, IGNORED, rng)
+    pixels, labels = random_crop(*data.pair(split, row), crops, IGNORED, rng)
     pixels = distort(pixels, Colours(fit.brightness, fit.contrast, fit.saturation, fit.hue), rng)
     below, aside = (sizes.crop - side for side in labels.shape)
     image = F.pad(run.backbone.preprocess.normalise(pixels), (0, aside, 0, below))
@@ -192,7 +192,7 @@ def measure(run: Run, data: Segmentation, split: Pairs, training: Training, stop
     """Return the `areas` of each photo, (N, 3, K)."""
 
     def read(row: int) -> tuple[Image.Image, NDArray[Any]]:
-        return split.photo(row), data.labels(split, row)
+        return data.pair(split, row)
 
     def computing(run: Run) -> Callable[[tuple[Image.Image, NDArray[Any]]], dict[str, NDArray[Any]]]:
         head = training.on(run, stop)
