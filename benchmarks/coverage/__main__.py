@@ -36,7 +36,8 @@ def measure(names: Sequence[str], examine: Callable[[str], Row], jobs: int, keep
     done = {row.name: row for row in rows}
     left = [name for name in names if name not in done]
     random.Random(0).shuffle(left)  # large ones spread evenly, so that the time that is left is estimated well
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    # New processes now and then: the memory that large networks leave behind would fill the machine
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=64) as pool:
         for row in tqdm(pool.map(examine, left), total=len(left), unit="architecture"):
             done[row.name] = row
             if keep:

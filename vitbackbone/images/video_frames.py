@@ -83,6 +83,9 @@ class _Decoder:
         self._unclean: set[int] = set()  # packets that the file calls keyframes and the decoder does not
         self._refreshed = False  # the stream is refreshed bit by bit: no keyframe but the first is whole
         self._opened = ExitStack()
+        # PyAV's own converter lives as long as the thread. Its helper threads do not survive a fork, so that a forked
+        # process would wait for them for ever.
+        self._colours = _converter()
         self._reset(-1)
 
     def _reset(self, start: int, trusted: int = 0) -> None:
@@ -116,7 +119,12 @@ class _Decoder:
         self._check(start, place)
         if frame is None:
             raise DamagedImage("the decoder gave no frame with this time")
-        return _upright(frame)
+        return self._upright(frame)
+
+    def _upright(self, frame: Any) -> UInt8[Tensor, "3 H W"]:
+        """Return the colours of a frame, turned as its file says."""
+        rgb = self._colours.reformat(frame, format="rgb24").to_ndarray()
+        return torch.from_numpy(np.rot90(rgb, frame.rotation // 90).copy()).permute(2, 0, 1)
 
     def _from_earlier(self, start: int, place: int, pts: int) -> Any | None:
         """Decode a frame from the keyframe before `start`, which tells a damaged file from an unusual keyframe."""
@@ -262,7 +270,8 @@ def _chain(first: Placed, others: Iterator[Placed]) -> Iterator[Placed]:
     yield from others
 
 
-def _upright(frame: Any) -> UInt8[Tensor, "3 H W"]:
-    """Return the colours of a frame, turned as its file says."""
-    rgb = frame.to_ndarray(format="rgb24")
-    return torch.from_numpy(np.rot90(rgb, frame.rotation // 90).copy()).permute(2, 0, 1)
+def _converter() -> Any:
+    """Return a converter of the colours of frames."""
+    from av.video.reformatter import VideoReformatter
+
+    return VideoReformatter()
