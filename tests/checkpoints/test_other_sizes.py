@@ -106,7 +106,7 @@ def test_relative_positions_are_resampled(kind: str, tmp_path: Path) -> None:
     assert relative_error(larger(x).tokens, native(x).tokens) < LIMIT
 
 
-@pytest.mark.parametrize("size", [64, (48, 32)])
+@pytest.mark.parametrize("size", [pytest.param(64, marks=pytest.mark.slow), (48, 32)])
 def test_a_vit_det_of_another_size(
     size: int | tuple[int, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

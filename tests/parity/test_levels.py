@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from tests.helpers import randomise, relative_error
@@ -19,7 +20,7 @@ from tests.level_networks import (
     timm_convnext,
 )
 from tests.oracles import Case, errors, images
-from vitbackbone import load_backbone
+from vitbackbone import ConversionError, load_backbone
 
 LIMIT = 1e-5
 each = pytest.mark.parametrize("case", LEVEL_CASES, ids=lambda case: case.name)
@@ -91,12 +92,52 @@ def test_classes_around_the_network(name: str, tmp_path: Path) -> None:
         assert relative_error(ours(x).tokens, want) <= LIMIT
 
 
-def test_the_encoder_of_a_whole_sam_2_is_read(tmp_path: Path) -> None:
+def sam2_model(**pyramid: object) -> torch.nn.Module:
     sam2 = import_module("transformers.models.sam2.modeling_sam2")
     backbone = sam2.Sam2HieraDetModel.config_class(**SAM2).to_dict()
     sizes = {"backbone_channel_list": [128, 64, 32, 16], "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]}
     kind = sam2.Sam2VisionModel
-    model = randomise(kind(kind.config_class(backbone_config=backbone, fpn_hidden_size=32, **sizes)))
+    return randomise(kind(kind.config_class(backbone_config=backbone, fpn_hidden_size=32, **sizes, **pyramid)))
+
+
+PYRAMIDS = (
+    {},
+    pytest.param({"num_feature_levels": 4, "fpn_top_down_levels": [0, 1, 3]}, marks=pytest.mark.slow),
+    pytest.param({"num_feature_levels": 2}, marks=pytest.mark.slow),
+)
+
+
+@pytest.mark.parametrize("pyramid", PYRAMIDS)
+def test_the_layers_of_a_pyramid_are_sam_2s(pyramid: dict[str, object], tmp_path: Path) -> None:
+    model = sam2_model(**pyramid)
+    model.save_pretrained(tmp_path)
+    ours = load_backbone(tmp_path, adaptor="fpn")
+    count = model.num_feature_levels
+    assert (ours.spec.strides, ours.spec.dim) == ((4, 8, 16, 32)[:count], 32)
+    for size, padding in (((96, 64), (0, 0, 0, 0)), ((61, 75), (0, 21, 0, 3))):
+        x = images(size, 2)
+        with torch.inference_mode():
+            want = model(F.pad(x, padding)).fpn_hidden_states
+            found = ours.forward_layers(x, range(count), norm=False)
+            for features, level, stride in zip(found, want, ours.spec.strides, strict=True):
+                h, w = (-(-side // stride) for side in size)
+                assert relative_error(features.patches, level[:, :, :h, :w]) <= LIMIT
+            assert torch.equal(ours(x).patches, found[-1].patches)
+
+
+@pytest.mark.slow
+def test_a_pyramid_needs_all_its_tensors(tmp_path: Path) -> None:
+    sam2_model().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({key: t for key, t in load_file(file).items() if key != "neck.convs.1.bias"}, file)
+    with pytest.raises(ConversionError, match="laterals.2.bias is missing"):
+        load_backbone(tmp_path, adaptor="fpn")
+    with pytest.raises(ValueError, match="adaptor='clip'.*'fpn' of a SAM 2"):
+        load_backbone(tmp_path, adaptor="clip")
+
+
+def test_the_encoder_of_a_whole_sam_2_is_read(tmp_path: Path) -> None:
+    model = sam2_model()
     model.save_pretrained(tmp_path)
     ours, x = load_backbone(tmp_path), images((96, 64), 2)
     with torch.inference_mode():

@@ -170,6 +170,7 @@ CASES: dict[str, Case] = {
     "clip": Case("CLIPModel", "CLIPConfig", clip_tokenizer, whole={"projection_dim": 24}),
     "clip gelu": Case("CLIPModel", "CLIPConfig", clip_tokenizer, text={"hidden_act": "gelu"}),
     "clip legacy": Case("CLIPModel", "CLIPConfig", clip_tokenizer, text={"eos_token_id": 2}),
+    "x-clip": Case("XCLIPModel", "XCLIPConfig", clip_tokenizer, whole={"projection_dim": 24}),
     "metaclip 2": Case("MetaClip2Model", "MetaClip2Config", xlm_tokenizer, whole={"projection_dim": 24}),
     "aimv2": Case("Aimv2Model", "Aimv2Config", clip_tokenizer, whole={"projection_dim": 24}),
     "aimv2 biased": Case("Aimv2Model", "Aimv2Config", clip_tokenizer, text={"qkv_bias": True, "mlp_bias": True}),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import transformers
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.helpers import randomise
-from tests.text.models import LENGTH, siglip_tokenizer, xlm_tokenizer
+from tests.text.models import LENGTH, bert_tokenizer, siglip_tokenizer, xlm_tokenizer
 
 TEXT = {"context_length": LENGTH, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2}
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8}
@@ -33,6 +34,7 @@ class OpenClipCase:
     vision: dict[str, Any] = field(default_factory=dict)
     tokenizer: Callable[[], Any] | None = None
     preprocess: dict[str, Any] = field(default_factory=dict)
+    inner: Callable[[int], Any] | None = None  # the configuration of a text tower of transformers, for a vocabulary
 
     @property
     def config(self) -> dict[str, Any]:
@@ -44,11 +46,15 @@ class OpenClipCase:
     def save(self, folder: Path, seed: int = 0) -> tuple[nn.Module, Any]:
         """Save a model, and return it with its tokenizer."""
         config = copy.deepcopy(self.config)
-        custom = config.pop("custom_text", False)
+        if self.inner is not None:
+            self.inner(config["text_cfg"].pop("vocab_size")).save_pretrained(folder / "text")
+            config["text_cfg"] |= {"hf_model_name": str(folder / "text"), "hf_model_pretrained": False}
+        saved = copy.deepcopy(config)
+        custom = config.pop("custom_text", False) or self.inner is not None
         network = CoCa if "multimodal_cfg" in config else CustomTextCLIP if custom else CLIP
         model = randomise(network(**config), seed)
         save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-        whole = {"model_cfg": self.config, "preprocess_cfg": {**NORMALISATION, **self.preprocess}}
+        whole = {"model_cfg": saved, "preprocess_cfg": {**NORMALISATION, **self.preprocess}}
         (folder / "open_clip_config.json").write_text(json.dumps(whole))
         options = self.text.get("tokenizer_kwargs", {})
         if self.tokenizer is None:
@@ -56,6 +62,12 @@ class OpenClipCase:
             return model, SimpleTokenizer(context_length=LENGTH, **options)
         self.tokenizer().save_pretrained(folder)
         return model, HFTokenizer(str(folder), context_length=LENGTH, **options)
+
+
+def _bert(name: str, **settings: Any) -> Callable[[int], Any]:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    kind = getattr(transformers, name)
+    return lambda words: kind(vocab_size=words, max_position_embeddings=LENGTH + 4, **sizes, **settings)
 
 
 # CoCa: a token behind the text, attention pooling of the image, and a decoder
@@ -113,5 +125,30 @@ OPEN_CLIP: dict[str, OpenClipCase] = {
     "coca": OpenClipCase({**CLS}, COCA, {**VIT, **ATTENDED}),
     "coca without attention": OpenClipCase({**CLS}, COCA, {**VIT, "output_tokens": True}),
     "coca of one width": OpenClipCase({**CLS}, {**COCA, "embed_dim": 32}, {**VIT, **ATTENDED}),
+    "roberta": OpenClipCase(inner=_bert("RobertaConfig", layer_norm_eps=1e-5), tokenizer=xlm_tokenizer),
+    "xlm-roberta": OpenClipCase(
+        {"hf_proj_type": "linear", "tokenizer_kwargs": {"strip_sep_token": True}},
+        inner=_bert("XLMRobertaConfig", hidden_act="gelu_new"),
+        tokenizer=xlm_tokenizer,
+    ),
+    "roberta by its pooler": OpenClipCase(
+        {"hf_pooler_type": "cls_pooler"}, inner=_bert("RobertaConfig"), tokenizer=xlm_tokenizer
+    ),
+    "roberta of one width": OpenClipCase(
+        {"hf_pooler_type": "cls_last_hidden_state_pooler", "hf_proj_type": None},
+        {"embed_dim": 32, "init_logit_bias": -10},
+        inner=_bert("RobertaConfig"),
+        tokenizer=xlm_tokenizer,
+    ),
+    "bert": OpenClipCase(
+        {"hf_pooler_type": "cls_pooler"}, inner=_bert("BertConfig", pad_token_id=0), tokenizer=bert_tokenizer
+    ),
+    "coca of roberta": OpenClipCase(
+        {"hf_proj_type": "linear", "output_tokens": True},
+        {**COCA, "multimodal_cfg": {**COCA["multimodal_cfg"], "width": 32}},
+        {**VIT, **ATTENDED},
+        xlm_tokenizer,
+        inner=_bert("RobertaConfig"),
+    ),
     "stripped": OpenClipCase({"tokenizer_kwargs": {"strip_sep_token": True}}, tokenizer=xlm_tokenizer),
 }

@@ -35,8 +35,8 @@ def logits_of(model: Any, images: Tensor, texts: Tensor) -> Tensor:
 
 
 # The others have a text tower like one of these
-WITH_TEXTS = [name for name in OPEN_CLIP if OPEN_CLIP[name].text or OPEN_CLIP[name].options]
-QUICK = {"clip", "siglip", "worldwide", "coca", "timm biased", "convnext mlp", "resnet by its head"}
+WITH_TEXTS = [name for name, case in OPEN_CLIP.items() if case.text or case.options or case.inner]
+QUICK = {"clip", "siglip", "roberta", "worldwide", "coca", "timm biased", "convnext mlp", "resnet by its head"}
 
 
 @pytest.mark.parametrize("name", cases(WITH_TEXTS, {"clip", *QUICK}))
@@ -157,7 +157,26 @@ def change(folder: Path, key: str, settings: dict[str, object]) -> None:
     file.write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("setting", [{"hf_model_name": "roberta-base"}, {"scale_heads": True}, {"qk_norm": True}])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"hf_pooler_type": "max_pooler"}, "hf_pooler_type"),
+        ({"hf_proj_type": None}, "hf_proj_type=null with vectors of 24 numbers"),
+        ({"hf_model_name": "{}/t5"}, "a 't5', which is not known here; want one of bert, roberta, xlm-roberta"),
+        ({"hf_model_name": "{}/cats"}, "cats"),
+    ],
+)
+def test_other_towers_of_transformers_are_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
+    OPEN_CLIP["roberta"].save(tmp_path)
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5" / "config.json").write_text('{"model_type": "t5"}')
+    (tmp_path / "cats").mkdir()
+    change(tmp_path, "text_cfg", {k: v and v.replace("{}", str(tmp_path)) for k, v in settings.items()})
+    with pytest.raises(ValueError, match=re.escape(words)):
+        load_text(tmp_path)
+
+
+@pytest.mark.parametrize("setting", [{"scale_heads": True}, {"qk_norm": True}])
 def test_other_text_towers_are_refused(setting: dict[str, object], tmp_path: Path) -> None:
     OPEN_CLIP["clip"].save(tmp_path)
     change(tmp_path, "text_cfg", setting)

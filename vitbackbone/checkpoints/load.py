@@ -22,10 +22,12 @@ from vitbackbone.checkpoints.channels import (
     with_channels,
     with_wavelengths,
 )
+from vitbackbone.checkpoints.dinotxt import attach_text_head, is_text_head
 from vitbackbone.checkpoints.formats import FORMATS, TOWERS
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
 from vitbackbone.checkpoints.open_clip_images import OpenClipDirectory
 from vitbackbone.checkpoints.other_sizes import Size, at_size, resample_tables, trained_grid
+from vitbackbone.checkpoints.pyramids import PYRAMID, attach_pyramid, has_pyramid
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, bind, convert
 from vitbackbone.checkpoints.shapes import Parts, settle
 from vitbackbone.checkpoints.shards import read_directory
@@ -100,7 +102,9 @@ def load_backbone(
     `wavelengths`: of the channels of the images, in micrometres, for a network that makes its patch projection from
     them (DOFA).
     `adaptor`: the name of a C-RADIO's teacher, such as `"siglip2-g"`: the features are the teacher's, as the checkpoint
-    predicts them. They have one layer, and `pooled` is the teacher's summary of the image.
+    predicts them. They have one layer, and `pooled` is the teacher's summary of the image. `"fpn"`: the layers are the
+    maps of a SAM 2's feature pyramid, from the finest to the coarsest. The path of a file: the features of dino.txt's
+    blocks in that file, in the space of the vectors of `load_text`.
 
     Raises `ValueError` on an unknown name, a malformed file, or several towers, `OSError` if a file cannot be read,
     `WeightsUnavailable` if the weights cannot be downloaded, and `ConversionError` if the file does not fill the model
@@ -175,13 +179,21 @@ def _load_checkpoint(name: str | PathLike[str], weights: Weights | None, options
 
 
 def _load(name: str, weights: Weights | None, options: Options) -> Checkpoint:
+    if options.adaptor is not None and is_text_head(options.adaptor):
+        backbone = _load(name, weights, replace(options, adaptor=None)).backbone
+        try:
+            return Checkpoint(attach_text_head(backbone, options.adaptor, name), {}, ())
+        except ConversionError as error:
+            raise ConversionError(f"{options.adaptor}: {error}") from error
     known, revision = pin(name)
     found = describe(known, revision, offline=weights is not None)
     labels = () if isinstance(found, Entry) else found.labels
     if isinstance(found, Entry) and isinstance(found.config, FusedConfig):
         return Checkpoint(_load_fused(name, found, weights, options), {}, ())
     if options.adaptor is not None and (weights == "random" or not isinstance(found, Directory)):
-        raise ValueError(f"adaptor={options.adaptor!r}: {name} has none; want a directory of C-RADIO, with weights")
+        raise ValueError(
+            f"adaptor={options.adaptor!r}: {name} has none; want a directory of C-RADIO or SAM 2, with weights"
+        )
     if isinstance(found, AdaptedDirectory):
         return _load_adapted(found, name, weights, options)
     if weights == "random":
@@ -197,7 +209,8 @@ def _load(name: str, weights: Weights | None, options: Options) -> Checkpoint:
         if options.adaptor is not None:
             return Checkpoint(_adaptor(found, backbone, unwrap(state), options.adaptor, name), {}, ())
     except ConversionError as error:
-        if weights is None and (instead := _load_instead(found, name, options)) is not None:
+        plain = weights is None and options.adaptor is None
+        if plain and (instead := _load_instead(found, name, options)) is not None:
             return instead
         raise ConversionError(f"{place}: {error}") from error
     return Checkpoint(backbone, head, labels if head else ())
@@ -207,9 +220,11 @@ def _adaptor(
     found: Entry | AnyDirectory, backbone: ViT | TimmBackbone, state: State, adaptor: str, name: str
 ) -> BackboneModule:
     """Return the backbone of an adaptor's features."""
-    if not isinstance(found, Directory) or not isinstance(backbone, ViT):
-        raise ValueError(f"adaptor={adaptor!r}: {name} has none; want a directory of C-RADIO")
-    return attach_adaptor(backbone, adaptor, found.saved, state, name)
+    if isinstance(found, Directory) and isinstance(backbone, ViT):
+        return attach_adaptor(backbone, adaptor, found.saved, state, name)
+    if isinstance(found, Directory) and adaptor == PYRAMID and has_pyramid(state):
+        return attach_pyramid(backbone, found.saved, state, name)
+    raise ValueError(f"adaptor={adaptor!r}: {name} has none; want a directory of C-RADIO, or {PYRAMID!r} of a SAM 2")
 
 
 def _load_instead(found: AnyDirectory | Entry, name: str, options: Options) -> Checkpoint | None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from vitbackbone.checkpoints.huggingface import LARGEST, Depth, Epsilon, Heads, Length, Vocabulary, Width
+from vitbackbone.checkpoints.open_clip_bert import FindConfig, read_bert_tower
 from vitbackbone.files import SHORT, Record, check_record, read_json
 from vitbackbone.model import Cleaning, MlpKind, TextConfig
 
@@ -80,9 +81,8 @@ class OpenClip(Record):
 
 
 # Settings of `text_cfg` that build another network than `TextTransformer`. All are off in the models of open_clip's
-# list, but for the text towers of transformers
+# list
 UNKNOWN = (
-    "hf_model_name",
     "final_ln_after_pool",
     "tokenizer_mode",
     "block_type",
@@ -104,10 +104,14 @@ class OpenClipText:
     cleaning: Cleaning
     tokenizer: str | None  # the repository of a tokenizer of transformers; None is CLIP's
     strip_sep_token: bool
+    length: int  # the most tokens of a text
 
 
-def read_open_clip_text(file: Path) -> OpenClipText:
-    """Return the text tower. Raises `ValueError` that names the file, and the key of a setting that is not known."""
+def read_open_clip_text(file: Path, find_config: FindConfig) -> OpenClipText:
+    """Return the text tower. Raises `ValueError` that names the file, and the key of a setting that is not known.
+
+    `find_config`: see `read_bert_tower`.
+    """
     model = read_json(file, OpenClip).model_cfg
     for name in UNKNOWN:
         if model.text_cfg.get(name):
@@ -115,8 +119,15 @@ def read_open_clip_text(file: Path) -> OpenClipText:
             raise ValueError(f"{file} has text_cfg.{name}={value}, a text tower that is not known here")
     given = {key: value for key, value in model.text_cfg.items() if value is not None}
     settings = check_record(given, TextTowerRecord, str(file), "model_cfg.text_cfg")
-    causal = not settings.no_causal_mask
-    plain: Cleaning = "whitespace" if settings.hf_tokenizer_name else "lower"
+    causal, bert = not settings.no_causal_mask, model.text_cfg.get("hf_model_name")
+    tokenizer = settings.hf_tokenizer_name or bert
+    plain: Cleaning = "whitespace" if tokenizer else "lower"
+    cleaning, strip = settings.tokenizer_kwargs.clean or plain, settings.tokenizer_kwargs.strip_sep_token
+    if bert:
+        bias = model.init_logit_bias is not None
+        config, layout = read_bert_tower(model.text_cfg, file, model.embed_dim, bias, find_config)
+        length = min(settings.context_length, config.length)
+        return OpenClipText(config, layout, cleaning, tokenizer, strip, length)
     config = TextConfig(
         vocab_size=settings.vocab_size,
         length=settings.context_length,
@@ -139,9 +150,10 @@ def read_open_clip_text(file: Path) -> OpenClipText:
     return OpenClipText(
         config,
         "open_clip custom_text" if model.custom_text or model.multimodal_cfg is not None else "open_clip",
-        settings.tokenizer_kwargs.clean or plain,
-        settings.hf_tokenizer_name,
-        settings.tokenizer_kwargs.strip_sep_token,
+        cleaning,
+        tokenizer,
+        strip,
+        config.length,
     )
 
 

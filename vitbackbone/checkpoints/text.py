@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vitbackbone.checkpoints import open_clip
+from vitbackbone.checkpoints import dinotxt, open_clip
 from vitbackbone.checkpoints.formats.text import TEXT
 from vitbackbone.checkpoints.hub import WeightsUnavailable, download_if_there
 from vitbackbone.checkpoints.huggingface import (
@@ -25,6 +25,7 @@ from vitbackbone.checkpoints.huggingface import (
     text_type,
 )
 from vitbackbone.checkpoints.lazy import Renamed
+from vitbackbone.checkpoints.radio_text import find_teacher
 from vitbackbone.checkpoints.rules import ConversionError, Rules, State, convert
 from vitbackbone.checkpoints.shards import read_directory
 from vitbackbone.checkpoints.tensor_files import read_weights
@@ -49,18 +50,23 @@ Place = str | PathLike[str]
 CONFIG = "config.json"
 
 
-def load_text(name: Place, weights: Place | None = None, *, tokenizer: Place | None = None) -> TextTower:
+def load_text(
+    name: Place, weights: Place | None = None, *, tokenizer: Place | None = None, adaptor: str | None = None
+) -> TextTower:
     """Load the text tower that belongs to an image tower, in eval mode, float32, on the CPU.
 
     `text = load_text(name)` takes texts: `text(["a photo of a cat"])` returns (B, P), in the space of
     `load_backbone(name)(images).pooled`.
 
-    `name`: a directory as transformers or open_clip writes it, `"hf:OWNER/REPOSITORY"`, or the name of a CLIP or SigLIP
-    of `list_backbones()`. `@REVISION` after a name of the Hub pins a commit or tag.
+    `name`: a directory as transformers or open_clip writes it, `"hf:OWNER/REPOSITORY"`, or the name of a CLIP, SigLIP
+    or dino.txt of `list_backbones()`. `@REVISION` after a name of the Hub pins a commit or tag.
     `weights`: a file in the format of that name, or `"random"` for an untrained model. A trainer's file may have the
     model behind a prefix.
     `tokenizer`: a directory with another tokenizer, or one of its files: `tokenizer.json`, open_clip's
     `bpe_simple_vocab_16e6.txt.gz`, or a sentencepiece model.
+    `adaptor`: the name of a teacher of the C-RADIO `name`, such as `"siglip2-g"`: the text tower comes from the
+    teacher's repository, and belongs to `load_backbone(name, adaptor=adaptor)`. `weights` and `tokenizer` are of that
+    repository.
 
     Texts are cleaned, cut and padded as upstream does. A batch of CLIP is padded to its longest text, one of SigLIP or
     open_clip to the full length. SigLIP attends to padding, unless `model_input_names` of `tokenizer_config.json`
@@ -71,17 +77,34 @@ def load_text(name: Place, weights: Place | None = None, *, tokenizer: Place | N
     tower exactly, and `ImportError` without the extra `text`.
     """
     with torch.inference_mode(False), float32_default(), _without_network(str(name)):
+        if adaptor is not None:
+            return _of_teacher(str(name), adaptor, weights, tokenizer)
         source = _source(str(name))
-        given = _given(Path(tokenizer)) if tokenizer is not None else None
-        config, layout, tokens, extra = _read(source, given)
+        own = _given(Path(tokenizer)) if tokenizer is not None else None
+        config, layout, tokens, extra = _read(source, own)
         if weights == "random":
             return TextTower(TextTransformer(config), tokens, str(name)).eval()
         state = read_weights(weights) if weights is not None else source.weights()
         try:
-            transformer = _fill(config, layout, {**extra, **_needed(unwrap(state), TEXT[layout])})
+            given = unwrap(state)
+            needed = _needed(given, TEXT[layout])
+            if layout == dinotxt.LAYOUT:
+                config, extra = dinotxt.settle_text(config, given, needed)
+            transformer = _fill(config, layout, {**extra, **needed})
         except ConversionError as error:
             raise ConversionError(f"{source.name}: {error}") from error
         return TextTower(transformer, tokens, str(name)).eval()
+
+
+def _of_teacher(name: str, adaptor: str, weights: Place | None, tokenizer: Place | None) -> TextTower:
+    """Return the text tower of a teacher of C-RADIO."""
+    file = _source(name).find(CONFIG)
+    if file is None:
+        raise ValueError(f"adaptor={adaptor!r}: {name} has no {CONFIG}; want a C-RADIO of the authors")
+    repository, cleaning = find_teacher(file, adaptor)
+    text = load_text(f"hf:{repository}", weights, tokenizer=tokenizer)
+    text.tokenizer.cleaning = cleaning or text.tokenizer.cleaning
+    return text
 
 
 @contextmanager
@@ -144,6 +167,8 @@ def _source(name: str) -> _Source:
     if Path(name).is_dir():
         return _files(name, lambda file: path if os.path.lexists(path := Path(name) / file) else None)
     known, _, revision = name.partition("@")
+    if known in dinotxt.TOWERS:
+        return _Source(known, lambda file: None, lambda: _by_hand(known))
     repository = known.removeprefix("hf:") if known.startswith("hf:") else TEXT_REPOSITORIES.get(known)
     if repository is None and known in ZOO and ZOO[known].on_hub and not ZOO[known].format.startswith("timm"):
         repository = ZOO[known].source
@@ -166,6 +191,8 @@ def _files(name: str, find: Find) -> _Source:
 
 
 def _by_hand(name: str) -> State:
+    if name in dinotxt.TOWERS:
+        raise ValueError(f"the text tower of {name} is not on the Hub; give weights=PATH, the authors' dino.txt file")
     raise ValueError(f"the weights of {name} are not on the Hub; give weights=PATH, from {ZOO[name].source}")
 
 
@@ -195,6 +222,9 @@ _Read = tuple[TextConfig, str, TextTokenizer, dict[str, Tensor]]
 
 def _read(source: _Source, given: Find | None) -> _Read:
     """Return the configuration, the key layout, the tokenizer, and tensors that the weights may lack."""
+    if source.name in dinotxt.TOWERS:
+        config = dinotxt.CONFIG
+        return config, dinotxt.LAYOUT, _clip_tokenizer(config, given or source.find, source.name, "lower"), {}
     if source.name in OPENAI_TEXT:
         config = OPENAI_TEXT[source.name]
         return config, "open_clip", _clip_tokenizer(config, given or source.find, source.name, "lower"), {}
@@ -235,7 +265,7 @@ def _read_transformers(source: _Source, given: Find | None) -> _Read:
 def _read_open_clip(source: _Source, given: Find | None) -> _Read:
     file = source.find(open_clip.CONFIG)
     assert file is not None
-    read = open_clip.read_open_clip_text(file)
+    read = open_clip.read_open_clip_text(file, _find_config)
     find = given or source.find
     if read.tokenizer is None:
         return read.config, read.layout, _clip_tokenizer(read.config, find, source.name, read.cleaning), {}
@@ -244,12 +274,20 @@ def _read_open_clip(source: _Source, given: Find | None) -> _Read:
     side = _side(settings, settings.tokenizer_class or "")
     tokens = TextTokenizer(
         backend,
-        read.config.length,
+        read.length,
         _padding(backend, settings.pad_token or "<pad>", side, True),
         read.cleaning,
         backend.token_to_id(settings.sep_token or "</s>") if read.strip_sep_token else None,
+        by_id=read.config.mask_padding,
     )
     return read.config, read.layout, tokens, {}
+
+
+def _find_config(name: str) -> Path | None:
+    """Return the `config.json` of a directory or a repository, or None if it has none."""
+    if Path(name).is_dir():
+        return file if (file := Path(name) / CONFIG).is_file() else None
+    return download_if_there(f"hf:{name}", name, CONFIG, None)
 
 
 def _clip_tokenizer(config: TextConfig, find: Find, where: str, cleaning: Cleaning) -> TextTokenizer:

@@ -21,6 +21,7 @@ from vitbackbone.model.config import (
 from vitbackbone.model.kept import Kept
 from vitbackbone.model.layers import Block, ConvStem, GatedMlp, LayerScale, Mlp
 from vitbackbone.model.maps import resize_maps
+from vitbackbone.model.norms import make_norm
 from vitbackbone.model.packing import Grid, Layout
 from vitbackbone.model.pooling import ChannelNorm
 from vitbackbone.model.position import resample, resample_line, resample_relative, rotary_row_with_cls, rotary_table
@@ -77,6 +78,7 @@ __all__ = [
     "check_kinds",
     "fill",
     "inflate_kernel",
+    "make_norm",
     "make_vit",
     "resample",
     "resample_line",

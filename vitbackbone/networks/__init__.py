@@ -4,7 +4,9 @@ from vitbackbone.networks.adaptor import AdaptorBackbone, AdaptorConfig
 from vitbackbone.networks.adaptor import Mlp as AdaptorMlp
 from vitbackbone.networks.fused import FusedBackbone, FusedConfig, FusedPreprocess, Member, fuse
 from vitbackbone.networks.projection import Projection
+from vitbackbone.networks.pyramid import PyramidBackbone, PyramidConfig
 from vitbackbone.networks.swin_windows import WindowBlock
+from vitbackbone.networks.text_head import TextHeadBackbone, TextHeadConfig
 from vitbackbone.networks.tiling import tile
 from vitbackbone.networks.timm import TimmBackbone, TimmConfig, Windows
 from vitbackbone.networks.transformers import TransformersBackbone, TransformersConfig, build_tower
@@ -33,6 +35,10 @@ __all__ = [
     "FusedPreprocess",
     "Member",
     "Projection",
+    "PyramidBackbone",
+    "PyramidConfig",
+    "TextHeadBackbone",
+    "TextHeadConfig",
     "TimmBackbone",
     "TimmConfig",
     "TransformersBackbone",

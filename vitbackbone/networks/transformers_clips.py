@@ -193,8 +193,8 @@ class ClipBackbone(BackboneModule):
             if norm:
                 tokens = self.model.get_submodule(self.layers.norm)(tokens)
             features = self._unpack(tokens, images, (clips.shape[-2], clips.shape[-1]), still)
-            own = isinstance(pooled, Tensor) and self.layers.pooled is not None
-            if layer == last and norm == self.spec.has_norm and own:
+            own = layer == last and norm == self.spec.has_norm and self.layers.pooled is not None
+            if own and isinstance(pooled, Tensor):
                 features = replace(features, pool=Pooled(pooled))
             outputs[layer, norm] = features
         return outputs

@@ -173,7 +173,8 @@ class Encoder:
             levels = _field(result, shapes.source)
             first = len(levels) - behind  # without the image itself
             got |= {i: levels[first + i] for i in inner}
-        own = _field(result, "feature_maps") if shapes.own > 1 else [_final(result)]
+        final = _final(result)
+        own = _field(result, "feature_maps") if shapes.own > 1 else [] if final is None else [final]
         got |= {layer: own[layer - behind] for layer in wanted - inner}
         return Run(got, None if self.feed.packed else _pooled(result, images.shape[0]))
 

@@ -74,8 +74,7 @@ def _bert(first: int) -> Rules:
         *(rule for theirs, ours in names.items() for rule in both(f"{layer}.{theirs}", f"blocks.{{i}}.{ours}")),
         drop("embeddings.position_ids"),
         drop("embeddings.token_type_ids"),
-        drop("pooler.dense.weight"),
-        drop("pooler.dense.bias"),
+        *(Rule((f"pooler.dense.{kind}",), (f"pooler.0.{kind}",), optional=True) for kind in ("weight", "bias")),
     )
 
 
@@ -106,6 +105,8 @@ OPEN_CLIP: Rules = (
     drop("attn_mask"),
     rename("cls_emb", "cls_token"),
 )
+_PROMPTS = ("prompts_visual_layernorm.weight", "prompts_visual_layernorm.bias", "prompts_visual_projection")
+_OF_VIDEOS = ("logit_scale", "mit.{rest}", "prompts_generator.{rest}", *_PROMPTS)  # X-CLIP
 _OF_OPENAI = ("input_resolution", "context_length", "vocab_size")  # settings, as tensors in OpenAI's own files
 # CoCa has a decoder of captions beside the towers
 _BESIDE: Rules = (*_LOGITS, drop("visual.{rest}"), drop("text_decoder.{rest}"), *map(drop, _OF_OPENAI))
@@ -115,13 +116,41 @@ _WHOLE_TIPSV2: Rules = (
     drop("vision_encoder.{rest}"),
 )
 
+
+def _within_open_clip(rules: Rules) -> Rules:
+    """Return the rules of a whole model with a text tower of transformers."""
+    names = {"text.proj.weight": "projection.weight", "text.proj.0.weight": "projection.0.weight"}
+    layers = (rename(*each) for each in {**names, "text.proj.2.weight": "projection.2.weight"}.items())
+    return (*inside("text.transformer.", rules), *layers, *_BESIDE)
+
+
+# ---- dino.txt -----------------------------------------------------------------------------------------------------
+
+_CAUSAL = "backbone.blocks.{i}"
+_CAUSAL_PARTS = {
+    **{"attention_norm": "norm1", "attention.qkv": "attn.qkv", "attention.proj": "attn.proj", "ffn_norm": "norm2"},
+    **{"feed_forward.fc1": "mlp.fc1", "feed_forward.fc2": "mlp.fc2"},
+}
+_DINOTXT: Rules = (
+    rename("backbone.token_embedding.weight", "token_embed.weight"),
+    rename("backbone.positional_embedding", "pos_embed"),
+    *(rule for a, b in _CAUSAL_PARTS.items() for rule in both(f"{_CAUSAL}.{a}", f"blocks.{{i}}.{b}")),
+    *(rename(f"{_CAUSAL}.{name}.gamma", f"blocks.{{i}}.{name}.gamma") for name in ("ls1", "ls2")),
+    *both("backbone.ln_final", "norm"),
+    rename("head.linear_projection.weight", "projection.weight"),
+    *_LOGITS,
+)
+
 TEXT: dict[str, Rules] = {
+    "dinotxt": _DINOTXT,
     "CLIPModel": _WHOLE_CLIP,
     "CLIPTextModel": _alone(CLIP),
     "CLIPTextModelWithProjection": _PROJECTED,
     "MetaClip2Model": _WHOLE_CLIP,
     "MetaClip2TextModel": _alone(CLIP),
     "MetaClip2TextModelWithProjection": _PROJECTED,
+    "XCLIPModel": (*_PROJECTED, *_IMAGES, *map(drop, _OF_VIDEOS)),
+    "XCLIPTextModel": _alone(CLIP),
     "SiglipModel": _WHOLE_SIGLIP,
     "SiglipTextModel": _alone(SIGLIP),
     "Siglip2Model": _WHOLE_SIGLIP,
@@ -140,5 +169,7 @@ TEXT: dict[str, Rules] = {
     "Tipsv2Model": _WHOLE_TIPSV2,
     "Tipsv2TextModel": OPEN_CLIP,
     "open_clip": (*OPEN_CLIP, *_BESIDE),
+    "open_clip bert": _within_open_clip(BERT),
+    "open_clip roberta": _within_open_clip(ROBERTA),
     "open_clip custom_text": (*inside("text.", OPEN_CLIP), *_BESIDE),
 }

@@ -62,8 +62,9 @@ class Taps:
         blocks = tuple(index for index in config.global_blocks if index < depth)
         window = config.window if len(blocks) < depth else 0
         norm = config.final_norm and self.norms[-1]
-        kept = {"window": window, "global_blocks": blocks if window else (), "final_norm": norm, "fc_norm": False}
-        return replace(config, depth=depth, **kept)
+        blocks = blocks if window else ()
+        shorter = replace(config, depth=depth, window=window, global_blocks=blocks)
+        return replace(shorter, final_norm=norm, fc_norm=False)
 
     def describe(self, config: ViTConfig, architecture: str) -> str:
         """Say which layers of the cut network are the maps, and what was left out; "" if nothing was."""

@@ -1,7 +1,7 @@
 """Converting the text part of a `config.json` to the configuration of a text transformer."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -144,12 +144,18 @@ def _shared(part: "Part", gated: bool = False) -> dict[str, Any]:
     }
 
 
+BERT = {"branch_norm": "sum", "embed_norm": True, "causal": False, "mask_padding": True}
 LEGACY_EOS = 2  # CLIP's configs had it before 2023, whatever the vocabulary; the end token then has the highest id
 
 
 def _clip(config: Json, part: "Part") -> TextConfig:
     legacy = part.settings.eos_token_id == LEGACY_EOS
     return _contrastive(config, part, pool="argmax" if legacy else "eos")
+
+
+def _xclip(config: Json, part: "Part") -> TextConfig:
+    """Return X-CLIP's tower. Its logits have no scale here, because upstream adds to each text what the video shows."""
+    return replace(_contrastive(config, part, pool="argmax"), scale="none")
 
 
 def _metaclip_2(config: Json, part: "Part") -> TextConfig:
@@ -178,7 +184,8 @@ def _aimv2(config: Json, part: "Part") -> TextConfig:
         config,
         part,
         pool="eos",
-        attn_bias=settings.qkv_bias,
+        qkv_bias=settings.qkv_bias,
+        proj_bias=settings.qkv_bias,
         mlp_bias=settings.mlp_bias,
         norm="rms",
         norm_eps=settings.rms_norm_eps,
@@ -199,14 +206,13 @@ def _siglip(config: Json, part: "Part") -> TextConfig:
 
 def _bert(part: "Part", **fields: Any) -> TextConfig:
     """Return BERT, read at its first token (Devlin et al. 2019)."""
-    return TextConfig(
-        **{**_shared(part), **fields},
-        branch_norm="sum",
-        embed_norm=True,
-        causal=False,
-        mask_padding=True,
-        pool="first",
-    )
+    return TextConfig(**{**_shared(part), **BERT, **fields}, pool="first")
+
+
+def bert_fields(settings: "BertText") -> dict[str, Any]:
+    """Return the fields of a BERT in a whole model, without its length and what reads its tokens."""
+    shared = {key: value for key, value in _shared(Part(settings, "", whole=True)).items() if key != "length"}
+    return {**shared, **BERT}
 
 
 def _chinese_clip(config: Json, part: "Part") -> TextConfig:
@@ -261,6 +267,7 @@ class TextType:
 
 
 _CLIP = TextType(TextNetwork, _clip)
+_XCLIP = TextType(TextNetwork, _xclip)
 _METACLIP_2 = TextType(TextNetwork, _metaclip_2, "XLMRobertaTokenizer")
 _SIGLIP = TextType(SiglipText, _siglip, "SiglipTokenizer", whole=True)
 _SIGLIP_2 = TextType(SiglipText, _siglip, "Siglip2Tokenizer", whole=True)
@@ -275,6 +282,8 @@ TEXT_TYPES: dict[str, TextType] = {
     "altclip_text_model": _ALTCLIP,
     "clip": _CLIP,
     "clip_text_model": _CLIP,
+    "xclip": _XCLIP,
+    "xclip_text_model": _XCLIP,
     "metaclip_2": _METACLIP_2,
     "metaclip_2_text_model": _METACLIP_2,
     "siglip": _SIGLIP,

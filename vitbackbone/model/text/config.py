@@ -25,7 +25,8 @@ class TextConfig:
     num_heads: int = 8
     mlp_dim: int = 2048
     mlp: MlpKind = "quick_gelu"
-    attn_bias: bool = True  # whether the linear layers of attention have biases
+    qkv_bias: bool = True  # whether queries, keys and values have a bias
+    proj_bias: bool = True  # whether the projection after attention has a bias
     mlp_bias: bool = True  # whether the linear layers of the MLP have biases
     layer_scale: bool = False  # whether residual branches have a learned factor per channel
     norm: NormKind = "layer"
@@ -44,6 +45,8 @@ class TextConfig:
     # first; or the mean of the tokens.
     pool: TextPool = "eos"
     eos_id: int = 49407
+    pooler: bool = False  # whether a linear layer with tanh follows pooling (BERT)
+    projection_hidden: int = 0  # width of a hidden layer of the projection, with GELU behind it; 0 is none
     projection_dim: int = 512  # width of a linear layer after pooling; 0 is none
     projection_bias: bool = False
     # How the learned number scales cosines: its exponential, its inverse (a temperature), or there is none.
@@ -62,8 +65,10 @@ class TextConfig:
                 raise wrong(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.projection_dim < 0:
             raise wrong(f"projection_dim must be 0 or more, got {self.projection_dim}")
-        if self.projection_bias and not self.projection_dim:
-            raise wrong("projection_bias=True needs projection_dim")
+        if (self.projection_bias or self.projection_hidden) and not self.projection_dim:
+            raise wrong("projection_bias and projection_hidden need projection_dim")
+        if self.projection_hidden < 0:
+            raise wrong(f"projection_hidden must be 0 or more, got {self.projection_hidden}")
         if self.position == "sinusoidal" and (self.dim % 2 or self.dim < 4):
             raise wrong(f"position='sinusoidal' needs an even dim of at least 4, got {self.dim}")
         if self.pool == "eos" and not 0 <= self.eos_id < self.vocab_size:
@@ -88,8 +93,8 @@ class TextConfig:
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
             mlp=self.mlp,
-            qkv_bias="qkv" if self.attn_bias else "none",
-            proj_bias=self.attn_bias,
+            qkv_bias="qkv" if self.qkv_bias else "none",
+            proj_bias=self.proj_bias,
             mlp_bias=self.mlp_bias,
             layer_scale=self.layer_scale,
             norm=self.norm,

@@ -18,7 +18,7 @@ from vitbackbone.files import SHORT
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Cleaning = Literal["none", "siglip", "whitespace", "lower", "canonicalize"]
+Cleaning = Literal["none", "siglip", "whitespace", "lower", "canonicalize", "big_vision"]
 PadSide = Literal["left", "right"]
 
 
@@ -45,6 +45,7 @@ class TextTokenizer:
     `length`: the most tokens of a text. A longer text is cut at its end, and keeps the end token.
     `cleaning`: what happens to a text first; see `CLEANINGS`.
     `emptied`: the id of a token that becomes 0 after all (open_clip's `strip_sep_token`), or None.
+    `by_id`: whether every token with the id of padding counts as padding, where texts hold its name, too.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class TextTokenizer:
         padding: Padding,
         cleaning: Cleaning = "none",
         emptied: int | None = None,
+        by_id: bool = False,
     ) -> None:
         self.backend = backend
         self.length = length
         self.padding = padding
         self.cleaning = cleaning
         self.emptied = emptied
+        self.by_id = by_id
         if length <= backend.num_special_tokens_to_add(False):
             raise ValueError(f"texts of {length} tokens have no room beside the tokenizer's own tokens")
         backend.enable_truncation(length)
@@ -79,7 +82,8 @@ class TextTokenizer:
         found = self.backend.encode_batch([clean(_encodable(text)) for text in texts])
         ids = torch.tensor([each.ids for each in found], dtype=torch.long).reshape(len(texts), -1)
         mask = torch.tensor([each.attention_mask for each in found], dtype=torch.bool).reshape(len(texts), -1)
-        return Tokens(ids if self.emptied is None else ids.masked_fill(ids == self.emptied, 0), mask)
+        ids = ids if self.emptied is None else ids.masked_fill(ids == self.emptied, 0)
+        return Tokens(ids, ids != self.padding.id if self.by_id else mask)
 
 
 def _encodable(text: str) -> str:
@@ -108,6 +112,8 @@ CLEANINGS: dict[Cleaning, Callable[[str], str]] = {
     "none": lambda text: text,
     # transformers, models/siglip/tokenization_siglip.py, `canonicalize_text`
     "siglip": lambda text: _words(_without_punctuation(text.lower())),
+    # google-research/big_vision, evaluators/proj/image_text/prompt_engineering.py, `canonicalize_text`
+    "big_vision": lambda text: _words(_without_punctuation(text.replace("_", " ")).lower()),
     # open_clip, tokenizer.py, `get_clean_fn`
     "whitespace": lambda text: _words(_basic(text)),
     "lower": lambda text: _words(_basic(text)).lower(),

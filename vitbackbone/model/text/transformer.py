@@ -36,8 +36,8 @@ class TextTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(blocks, index) for index in range(config.depth))
         self.embed_norm = norm_or_identity(config.embed_norm, blocks)
         self.norm = norm_or_identity(config.final_norm, blocks)
-        width, bias = config.projection_dim, config.projection_bias
-        self.projection = nn.Linear(config.dim, width, bias=bias) if width else nn.Identity()
+        self.pooler = nn.Sequential(nn.Linear(config.dim, config.dim), nn.Tanh()) if config.pooler else nn.Identity()
+        self.projection = _projection(config)
         self.logit_scale = nn.Parameter(torch.tensor(START[config.scale])) if config.scale != "none" else None
         self.logit_bias = nn.Parameter(torch.zeros(())) if config.logit_bias else None
 
@@ -63,7 +63,7 @@ class TextTransformer(nn.Module):
         layout, seen = Layout(((1, count),)), self._seen(ids, mask)
         for block in self.blocks:
             x = cast(Block, block)(x, layout, seen)
-        return self.projection(self._pool(self.norm(x), place, mask))
+        return self.projection(self.pooler(self._pool(self.norm(x), place, mask)))
 
     def scaled(self, cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the logits of cosines of images and texts. Raises `ValueError` if the model has no scale."""
@@ -127,6 +127,16 @@ class TextTransformer(nn.Module):
             weights = mask[..., None].to(x)
             return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)  # an empty text is all padding
         return x[:, -1] if self.config.pool == "last" else x[:, 0]
+
+
+def _projection(config: TextConfig) -> nn.Module:
+    width, hidden, bias = config.projection_dim, config.projection_hidden, config.projection_bias
+    if not width:
+        return nn.Identity()
+    if not hidden:
+        return nn.Linear(config.dim, width, bias=bias)
+    layers = nn.Linear(config.dim, hidden, bias=bias), nn.Linear(hidden, width, bias=bias)
+    return nn.Sequential(layers[0], nn.GELU(), layers[1])
 
 
 # The learned number at the start of training: CLIP's, TIPSv2's
