@@ -1,6 +1,8 @@
 """A second run: what is missing or damaged is done again, and another run is refused."""
 
 import copy
+import pickle
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,6 +19,7 @@ from vitbackbone.contract.features import Features
 from vitbackbone.contract.geometry import Images
 from vitbackbone.files import LocalStorage, publish
 from vitbackbone.store import FeatureStore, extract, history, prune, verify
+from vitbackbone.store.objects import Damaged
 from vitbackbone.store.records import Snapshot
 
 
@@ -89,7 +92,7 @@ def spoiled(file: Path, kind: str) -> None:
 
 
 @pytest.mark.promise(3)
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("kind", cases(DAMAGE, {"flipped bit", "lost"}))
 def test_a_damaged_shard_is_noticed_and_redone(photos: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "f"
     extract(backbone(), photos, out, shard_size=3)
@@ -104,7 +107,7 @@ def test_a_damaged_shard_is_noticed_and_redone(photos: Path, tmp_path: Path, kin
 
 
 @pytest.mark.promise(3)
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("kind", cases(DAMAGE, {"flipped bit"}))
 def test_a_shard_that_waits_for_its_snapshot_is_checked_as_well(photos: Path, tmp_path: Path, kind: str) -> None:
     """Its record, and its features."""
     out = tmp_path / "f"
@@ -243,6 +246,79 @@ def test_rows_that_are_planned_anew_get_no_old_result(photos: Path, tmp_path: Pa
     np.testing.assert_array_equal(store.cls, expected.cls)
     prune(out)
     assert verify(out).problems == ()
+
+
+def rename(photos: Path) -> None:
+    for file in [*photos.rglob("*.*")]:
+        file.rename(file.with_name(f"new-{file.name}"))
+
+
+def rename_a_class(photos: Path) -> None:
+    (photos / "cat").rename(photos / "kitten")
+
+
+def remove_some(photos: Path) -> None:
+    (photos / "cat" / "0.jpg").unlink()
+
+
+def move(photos: Path) -> None:
+    photos.rename(photos.with_name("elsewhere"))
+
+
+LOST: list[tuple[str, list[str], Callable[[Path], None], str]] = [
+    ("refused", ["rows 0"], rename, r"rows of 3 of the 7 images .* lost, .* table is damaged, .* none of the others"),
+    ("refused", ["rows", "rows 1", "rows 2"], move, r"rows of all its 7 images are lost.*not in .*photos"),
+    ("healed", ["rows", "rows 1", "rows 2"], rename, "rows of 7 of its 7 images were lost with a damaged table"),
+    ("healed", ["rows", "rows 1", "rows 2", "classes"], rename_a_class, "get new rows; the features of the others are"),
+    ("healed", ["rows 1"], remove_some, "1 of its images are not in the source now; their features stay"),
+    ("bare", ["results"], remove_some, "1 of its images are not in the source now, and their features are damaged"),
+]
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize(
+    ("end", "tables", "change", "message"),
+    [case if case[0] != "healed" else pytest.param(*case, marks=pytest.mark.slow) for case in LOST],
+)
+def test_a_lost_table_and_a_changed_source_are_told_apart(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    end: str,
+    tables: list[str],
+    change: Callable[[Path], None],
+    message: str,
+) -> None:
+    """The run refuses what it cannot know, and says which features are lost and what to do."""
+    monkeypatch.setattr("vitbackbone.store.objects.PART", 3)
+    out = tmp_path / "f"
+    extract(backbone(), photos, out, shard_size=3)
+    snapshot = history(out)[0]
+    for table in tables:
+        kind, _, number = table.partition(" ")
+        name = getattr(snapshot, kind)[int(number)].name if number else TABLES[kind](snapshot)
+        (out / "objects" / name[:2] / name).unlink()
+    change(photos)
+    source = photos if photos.exists() else photos.with_name("elsewhere")
+    if end == "refused":
+        with pytest.raises(ValueError, match=message):
+            extract(backbone(), source, out, shard_size=3)
+        return
+    store = extract(backbone(), source, out, shard_size=3)
+    assert re.search(message, caplog.text)
+    assert "built from different inputs" not in caplog.text
+    gone = store.index.filter(store.index["gone"])["status"].to_pylist()
+    assert gone == ({"bare": ["failed"], "healed": ["ok"] * ("features stay" in message)}[end])
+    there = sorted(str(file.relative_to(source)) for file in source.rglob("*.*"))
+    assert sorted(set(store.paths) - {"cat/0.jpg"}) == [path for path in there if path != "cat/0.jpg"]
+    prune(out)
+    assert verify(out).problems == ()
+
+
+def test_an_error_of_a_damaged_file_reaches_another_process(tmp_path: Path) -> None:
+    error = Damaged(LocalStorage(tmp_path), "objects/ab/abc.json", "it is missing")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301  # our own bytes
 
 
 @pytest.mark.promise(29)

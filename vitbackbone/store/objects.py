@@ -15,15 +15,18 @@ from vitbackbone.files import Storage, read_chunks
 from vitbackbone.store.layout import PART, object_key
 from vitbackbone.store.records import Part
 
-REPAIR = "run the same extraction again to repair it"
+REPAIR = "run the extraction on its source again to repair it"
 
 
 class Damaged(ValueError):
-    """An object does not have the content that its name says, or is missing."""
+    """An object does not have the content that its name says, or is missing. `found`: the text without its advice."""
 
     def __init__(self, storage: Storage, key: str, why: str) -> None:
-        super().__init__(f"{storage.url}/{key} is damaged ({why}); {REPAIR}")
-        self.key = key
+        super().__init__(storage, key, why)  # so that a process can send it
+        self.found = f"{storage.url}/{key} is damaged ({why})"
+
+    def __str__(self) -> str:
+        return f"{self.found}; {REPAIR}"
 
 
 def put_json(storage: Storage, value: object) -> str:

@@ -31,6 +31,7 @@ class Known:
     class_names: tuple[str, ...]
     next_shard: int
     lost: frozenset[str] = frozenset()  # names of damaged parts, whose rows are not among these
+    missing: int = 0  # rows in damaged parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,7 @@ class Plan:
     changed: int = 0  # inputs whose content has changed
     gone: int = 0  # inputs that are no longer in the source; their rows stay
     back: int = 0  # failed inputs that are read again
+    bare: int = 0  # inputs that are gone and have no features
 
 
 def make_plan(
@@ -99,8 +101,9 @@ def make_plan(
     _compact(shards, slots, computed)
     for name, column in (("shard", _nullable(shards)), ("slot", _nullable(slots)), ("gone", pa.array(gone))):
         rows = rows.set_column(ROWS.get_field_index(name), ROWS.field(name), column)
-    work = _work(rows, shards, slots, gone, computed)
-    counts = (len(new), int(moved.sum()), int(gone.sum()), int(retried.sum()))
+    needed = _needed(shards, slots, gone, computed)
+    work = rows.take(pa.array(needed)).select(WORK.names).cast(WORK)
+    counts = (len(new), int(moved.sum()), int(gone.sum()), int(retried.sum()), int(gone[needed].sum()))
     return Plan(rows, work, names, next_shard, *counts)
 
 
@@ -209,18 +212,17 @@ def _compact(shards: Int[np.ndarray, " n"], slots: Int[np.ndarray, " n"], comput
     slots[order] = rank - np.repeat(rank[begins_shard], np.diff(np.flatnonzero(begins_shard), append=len(order)))
 
 
-def _work(
-    rows: pa.Table,
+def _needed(
     shards: Int[np.ndarray, " n"],
     slots: Int[np.ndarray, " n"],
     gone: Bool[np.ndarray, " n"],
     computed: Int[np.ndarray, " s"],
-) -> pa.Table:
-    """Return the slots to compute, each with the place of the first row that has it and is in the source."""
+) -> Int[np.ndarray, " m"]:
+    """Return a row for each slot to compute, in order: the first row that has it and is in the source, if any is."""
     waiting = np.flatnonzero((shards >= 0) & ~np.isin(shards, computed))
     order = waiting[np.lexsort((waiting, gone[waiting], slots[waiting], shards[waiting]))]
     first = (np.diff(shards[order], prepend=-1) != 0) | (np.diff(slots[order], prepend=-1) != 0)
-    return rows.take(pa.array(order[first])).select(WORK.names).cast(WORK)
+    return order[first]
 
 
 def result_rows(
@@ -285,11 +287,18 @@ def _numbered(codes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 
 
 def _check_same_source(known: Known, kept: Int[np.ndarray, " k"], listed: int) -> None:
-    if len(known.rows) and not len(kept):
+    if not len(known.rows) or len(kept):
+        return
+    such = f"such as {os.fsdecode(known.rows['path'][0].as_py())!r}, is among the {listed} of the source"
+    if known.missing:
         raise ValueError(
-            f"this store was built from different inputs: none of its {len(known.rows)} images, such as "
-            f"{os.fsdecode(known.rows['path'][0].as_py())!r}, is among the {listed} of the source; give another --out"
+            f"the rows of {known.missing} of the {known.missing + len(known.rows)} images of this store are lost, "
+            f"because a table is damaged, and none of the others, {such}. If they were renamed, run once on the source "
+            "with the names of before; else give another --out"
         )
+    raise ValueError(
+        f"this store was built from different inputs: none of its {len(known.rows)} images, {such}; give another --out"
+    )
 
 
 def _check_labels(

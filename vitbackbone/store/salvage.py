@@ -29,7 +29,7 @@ def undamaged(storage: Storage, parts: Sequence[Part], schema: pa.Schema, lost: 
             table = read_part(storage, part, schema)
         except Damaged as error:
             lost.add(part.name)
-            log.warning("%s; this run does it", error)
+            log.warning("%s; this run writes again what it can", error.found)
         else:
             yield table
 
@@ -53,7 +53,7 @@ def class_names(storage: Storage, snapshot: Snapshot, listed: Sequence[str]) -> 
         raise ValueError(
             f"{storage.url}: the names of its classes cannot be read, and the source has other classes now "
             f"({', '.join(listed[:10])}). Run once on the source with the classes of before, or give another --out: "
-            f"{error}"
+            f"{error.found}"
         ) from error
 
 
@@ -74,5 +74,5 @@ def stored_runtime(storage: Storage, snapshot: Snapshot, plain: Manifest) -> Run
     try:
         return Runtime(**read_manifest(storage, snapshot)["runtime"])
     except Damaged as error:
-        log.warning("%s", error)
+        log.warning("%s", error.found)
         return Runtime() if json_name(plain) == snapshot.manifest else None

@@ -51,7 +51,7 @@ def check_settings(storage: Storage, last: Snapshot | None, manifest: Manifest) 
     except Damaged as error:
         raise ValueError(
             f"{storage.url}: its settings cannot be read, and this run has others. Give the options of the run that "
-            f"made it, or another --out: {error}"
+            f"made it, or another --out: {error.found}"
         ) from error
     if different:
         raise ValueError(
@@ -70,7 +70,7 @@ def publish_plan(
     while True:
         last = latest(storage)
         check_settings(storage, last, manifest)
-        known = _known(storage, last, inputs.class_names, mine, watch)
+        known = _known(storage, last, inputs, mine, watch)
 
         def read(contents: Contents, total: int) -> Contents:
             return iter(watch(contents, total, "reading new images"))
@@ -82,7 +82,7 @@ def publish_plan(
         if last is not None and snapshot.content() == last.content():
             return last
         if publish(storage, snapshot):
-            _tell(storage, last, plan)
+            _tell(storage, last, known, plan)
             return snapshot
 
 
@@ -134,11 +134,11 @@ def _gather(storage: Storage, snapshot: Snapshot, keys: list[str]) -> list[pa.Ta
     return found
 
 
-def _known(storage: Storage, last: Snapshot | None, class_names: Sequence[str], mine: Slice, watch: Watch) -> Known:
+def _known(storage: Storage, last: Snapshot | None, inputs: Inputs, mine: Slice, watch: Watch) -> Known:
     """Read the state of the last snapshot. Shards whose features are damaged count as not computed.
 
-    Results that wait for a snapshot are checked, too, if they are `mine` to compute again. `class_names`: those of the
-    source.
+    Results that wait for a snapshot are checked, too, if they are `mine` to compute again. Raises `ValueError` if no
+    row is left that could tell whether the inputs are the store's own, and they lie elsewhere.
     """
     if last is None:
         return Known(ROWS.empty_table(), encoded(RESULTS.empty_table()), (), 0)
@@ -156,10 +156,17 @@ def _known(storage: Storage, last: Snapshot | None, class_names: Sequence[str], 
     computed = pc.unique(results["features"].cast(pa.string())).to_pylist()
     broken = _check_features(storage, keys, computed, watch)
     whole = pc.invert(pc.is_in(results["features"].cast(pa.string()), value_set=pa.array(sorted(broken), pa.string())))
-    names = class_names_of(storage, last, class_names)
     if not len(rows):  # all is planned anew, as in the first run; no result may meet another row of its number
-        return Known(rows, encoded(RESULTS.empty_table()), names, 0, frozenset(lost))
-    return Known(rows, results.filter(whole), names, last.next_shard, frozenset(lost))
+        if last.counts.rows and str(inputs.root) != last.root:
+            raise ValueError(
+                f"{storage.url}: the rows of all its {last.counts.rows} images are lost, because tables are damaged, "
+                f"and the source lies in {inputs.root} and not in {last.root}, so that nothing tells whether it is "
+                "the same. Give the source there, or another --out"
+            )
+        return Known(rows, encoded(RESULTS.empty_table()), (), 0, frozenset(lost), last.counts.rows)
+    names = class_names_of(storage, last, inputs.class_names)
+    missing = last.counts.rows - len(rows)
+    return Known(rows, results.filter(whole), names, last.next_shard, frozenset(lost), missing)
 
 
 def check_waiting(storage: Storage, snapshot: Snapshot, mine: Slice, watch: Watch) -> None:
@@ -245,17 +252,32 @@ def _counts(plan: Plan, results: pa.Table) -> Counts:
     )
 
 
-def _tell(storage: Storage, last: Snapshot | None, plan: Plan) -> None:
+def _tell(storage: Storage, last: Snapshot | None, known: Known, plan: Plan) -> None:
     """Log what a plan changes."""
-    if last is not None and plan.added:
-        log.info("%s: %d new images, added behind its %d", storage.url, plan.added, last.counts.rows)
+    if known.missing:
+        log.warning(
+            "%s: the rows of %d of its %d images were lost with a damaged table. Those that are in the source are "
+            "computed again and get new rows; the features of the others are lost",
+            storage.url,
+            known.missing,
+            known.missing + len(known.rows),
+        )
+    if len(known.rows) and plan.added:
+        log.info("%s: %d new images, added behind its %d", storage.url, plan.added, len(known.rows))
     if plan.changed:
         log.warning("%s: %d images have changed and are computed again", storage.url, plan.changed)
     if plan.back:
         log.info("%s: %d images that failed are tried again", storage.url, plan.back)
-    if plan.gone and (last is None or plan.gone > last.counts.gone):
+    if plan.bare:
+        log.warning(
+            "%s: %d of its images are not in the source now, and their features are damaged or were never computed; "
+            "put these images back and run the same extraction again",
+            storage.url,
+            plan.bare,
+        )
+    if plan.gone > plan.bare and (last is None or plan.gone > last.counts.gone):
         log.warning(
             "%s: %d of its images are not in the source now; their features stay until `vitbackbone prune --gone`",
             storage.url,
-            plan.gone,
+            plan.gone - plan.bare,
         )
