@@ -124,7 +124,7 @@ def _accuracy(metric: str, right: Bool[np.ndarray, " N"], dataset: str, of: str 
 def _note_numbers(run: Run, name: str) -> None:
     """Say that classes which are numbers mean others in a part of ImageNet."""
     if (count := len(run.data.train.classes)) != CLASSES:
-        run.note(f"{name} counts classes from 0 to {CLASSES - 1}; they are taken as the {count} classes given, by name")
+        run.note(f"{name} numbers {CLASSES} classes; a number is taken as a place among the {count} classes given")
 
 
 def _check_classes(run: Run, images: Images) -> None:
