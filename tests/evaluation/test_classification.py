@@ -19,7 +19,7 @@ from vitbackbone.evaluation import read_results
 from vitbackbone.evaluation.augmentation import crop_box
 from vitbackbone.evaluation.protocols.attentive import AdamW, Probing
 from vitbackbone.evaluation.protocols.linear_mae import Lars, lengths
-from vitbackbone.evaluation.subsets import few_of_the_rest, hold_out_share
+from vitbackbone.evaluation.subsets import few_of_each, few_of_the_rest, hold_out_share
 
 LINEAR = {**SMALL, "fit.size": 32, "fit.steps": 6, "fit.batch": 8, "features.blocks": "1,2"}
 
@@ -173,6 +173,22 @@ def test_few_shots_are_drawn_behind_the_split(shots) -> None:
     assert few_of_the_rest(labels, mask, shots, 3).tolist() == sorted(drawn)
 
 
+def test_few_shots_of_images_with_several_labels_are_drawn_as_the_authors_do() -> None:
+    labels = (np.random.default_rng(0).random((60, 4)) < [0.5, 0.3, 0.1, 0]).astype(np.int64)
+
+    def draw(shots: float) -> np.ndarray:
+        generator, mask = torch.Generator().manual_seed(5), torch.zeros(60, dtype=torch.bool)
+        for column in range(4):
+            own = torch.from_numpy(labels[:, column]).nonzero().flatten()
+            if len(own):
+                mask[own[torch.randperm(len(own), generator=generator)[: max(int(len(own) * shots), 1)]]] = True
+        return mask.nonzero().flatten().numpy()
+
+    once = draw(0.4)
+    assert few_of_each(labels, 0.4, 5).tolist() == draw(0.4 / (labels[once].sum() / int(labels.sum() * 0.4))).tolist()
+    assert (labels[few_of_each(labels, 3, 5)].sum(axis=0)[:3] >= 3).all()
+
+
 def test_mae_has_whole_epochs_and_crops_that_are_cut_to_the_photo() -> None:
     assert lengths(Lars(), 1_281_167) == (16_384, 90 * 78, 10 * 78)  # the last 3,215 images of an epoch are dropped
     with pytest.raises(ValueError, match="a step has 1 image, and a batch norm needs at least 2"):
@@ -214,6 +230,26 @@ def test_linear_reports_the_best_of_all_heads_and_saves_it(imagenet, backbone, t
     assert result.value() == max(each["top-1"] for each in result.facts["heads"])
     head = load_head(tmp_path / result.heads["linear"], backbone)
     assert result.value() == pytest.approx(accuracy(head, backbone, imagenet))
+
+
+def test_a_classifier_of_other_features_comes_out_as_a_head_that_reads_them_or_not_at_all(
+    imagenet, backbone, tmp_path
+) -> None:
+    options = {"view.short": 32, "view.crop": 32, "fit.fixed": 1.0}
+    one, several, plain = (
+        evaluate("logistic", backbone, imagenet, tmp_path, settings=options | more, progress=False)[0]
+        for more in ({}, {"features.blocks": 2, "features.mean": True}, {"features.norm": False})
+    )
+    assert len(load_head(tmp_path / one.heads["logistic"], backbone).layers) == 1  # it is kept
+    head, right = load_head(tmp_path / several.heads["logistic"], backbone), []
+    for label, wnid in enumerate(WNIDS):
+        for file in (imagenet / "val" / wnid).iterdir():
+            with torch.no_grad():
+                features = backbone.forward_layers(view(backbone, 32)(file)[None], head.layers, norm=head.needs.norm)
+            right.append(int(head(*features).argmax()) == label)
+    assert several.value() == pytest.approx(100 * np.mean(right))
+    assert plain.heads == {}
+    assert any("without the final norm, so it cannot be saved" in note for note in plain.notes)
 
 
 @pytest.mark.parametrize("variant", cases(["mae", "v1", "v3"], ["mae"]))
@@ -286,7 +322,7 @@ def test_one_fit_serves_every_test_set_of_imagenet(imagenet, others, backbone, t
     right = [int(np.argmax(logits(file))) == label for label, file in files]
     assert results["imagenet-v2"].value() == pytest.approx(100 * np.mean(right))
     numbered = {name for name in others if name in ("imagenet-v2", "imagenet-real")}
-    taken = {name for name in names if any("taken as the 4 classes given" in note for note in results[name].notes)}
+    taken = {name for name in names if any("a place among the 4 classes given" in note for note in results[name].notes)}
     assert taken == numbered  # their indices mean others in a part of ImageNet
 
 

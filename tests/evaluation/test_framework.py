@@ -15,6 +15,7 @@ from PIL import Image
 
 from heads import load_head
 from tests.evaluation.classified import SMALL, WNIDS, make_imagenet, save
+from tests.evaluation.fine_data import pets
 from tests.helpers import TINY, randomise, tiny_vit
 from vitbackbone import ViT, evaluate, load_backbone
 from vitbackbone.cli import main
@@ -245,6 +246,40 @@ def test_a_wrong_layout_is_a_sentence_before_anything_is_computed(spoil, message
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("imagenet-real", lambda root: (root / "real.json").write_text("[[0]]"), "real.json has no list for"),
+        (
+            "imagenet-a",
+            lambda root: save(root / "n09999999" / "a.jpg", 0, 0),
+            "n09999999, which is no class of the Image",
+        ),
+        ("imagenet-v2", lambda root: save(root / "7" / "a.jpg", 0, 0), "has the class 7, and the ImageNet given has 4"),
+        (
+            "imagenet-c",
+            lambda root: [save(root / f"fog/{i}/{WNIDS[0]}/a.jpg", 0, 0) for i in range(1, 6)],
+            "no error for 14",
+        ),
+        ("dtd", lambda root: None, "has no file labels/train1.txt; the official layout is"),
+    ],
+)
+def test_other_datasets_are_looked_at_before_hours_are_spent(
+    name, make, message, imagenet, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("vitbackbone.evaluation.vectors.extract", lambda *_, **__: pytest.fail("something is computed"))
+    other = tmp_path / "other"
+    other.mkdir()
+    make(other)
+    data = {"imagenet": imagenet, name: other}
+    protocol = "fine-s" if name == "dtd" else name
+    if name == "dtd":
+        pets(tmp_path)
+        data = {"pets": tmp_path, name: other}
+    with pytest.raises(ValueError, match=message):
+        evaluate(protocol, tiny_vit(), data, tmp_path / "out", progress=False)
+
+
 def test_check_counts_against_the_official_numbers(imagenet, capsys) -> None:
     assert main(["evaluate", "check", "knn", "--data", str(imagenet)]) == 1
     out = capsys.readouterr().out
@@ -285,6 +320,7 @@ def test_what_has_changed_is_computed_again(imagenet, tmp_path) -> None:
     assert values("out") != whole
 
 
+@pytest.mark.slow
 def test_a_head_of_another_backbone_or_setting_is_kept(imagenet, tmp_path) -> None:
     out, small = tmp_path / "out", {**SMALL, "fit.powers": "0,0,1", "view.short": 32}
     options = {"settings": small, "progress": False}

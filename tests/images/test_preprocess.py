@@ -1,6 +1,7 @@
 """Preprocessing equals timm's evaluation transform, for upright and turned photos of every mode."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,9 +211,15 @@ def test_files_that_are_no_images_raise_oserror(tmp_path: Path, make: object) ->
         Preprocess()(tmp_path / "a.jpg")
 
 
-@pytest.mark.parametrize("fields", [{"crop_pct": 0}, {"crop_pct": 2.5}])
-def test_impossible_settings_are_refused(fields: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="crop_pct must be above 0"):
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"crop_pct": 0}, {"crop_pct": 2.5}, {"image_size": (0, 32)}),
+        *({"std": (0.2, 0.0, 0.2)}, {"std": (0.2, 0.2, float("inf"))}, {"mean": (0.5, float("nan"), 0.5)}),
+    ],
+)
+def test_impossible_settings_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"crop_pct must be above 0|want at least one pixel|no 0 in std"):
         Preprocess(**fields)
     with pytest.raises(ValueError, match="resolution must be at least 1"):
         Preprocess()(photo(8, 8), 0)

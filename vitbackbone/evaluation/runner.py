@@ -165,7 +165,7 @@ def _run_all(
     found: dict[str, Any] = {}
     runs = [Run(each, backbone, dataset, folders, out, limit, machine, found=found) for each, dataset in pairs]
     for run in runs:  # every layout is read before anything is computed
-        for name in (run.dataset, *run.protocol.also, *(name for name in run.protocol.optional if name in folders)):
+        for name in (*_read(run), *(name for name in run.protocol.optional if name in folders)):
             _check_labels(run.protocol, name, run.read(name))
     out.mkdir(parents=True, exist_ok=True)
     results, mine = read_results(out), Results()
@@ -174,16 +174,22 @@ def _run_all(
         start = time.monotonic()
         scores = run.protocol.score(run)
         _check_scores(run, scores)
-        read = [name for name in folders if name in run.protocol.datasets] if run.protocol.joined else [run.dataset]
-        read += run.protocol.also
         checks = {
-            name: Check(find_layout(name), folders[name], find_layout(name).counts(run.read(name))) for name in read
+            name: Check(find_layout(name), folders[name], find_layout(name).counts(run.read(name)))
+            for name in _read(run)
         }
         made = make_result(run, scores, checks, time.monotonic() - start)
         results, mine = results.with_result(made), mine.with_result(made)
         results.write(out)
         write_report(results, out)
     return mine
+
+
+def _read(run: Run) -> list[str]:
+    """Return the datasets that a run must have."""
+    protocol = run.protocol
+    own = [name for name in run.folders if name in protocol.datasets] if protocol.joined else [run.dataset]
+    return [*own, *protocol.also]
 
 
 def _check_scores(run: Run, scores: Sequence[Score]) -> None:

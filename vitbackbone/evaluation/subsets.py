@@ -5,22 +5,38 @@ import torch
 from jaxtyping import Bool, Int
 
 
-def few_of_each(labels: Int[np.ndarray, " N"], shots: float, seed: int) -> Int[np.ndarray, " n"]:
+def few_of_each(labels: Int[np.ndarray, "N ..."], shots: float, seed: int) -> Int[np.ndarray, " n"]:
     """Return the rows, ascending, of `shots` samples of each class, drawn with a seed.
 
-    Below 1, `shots` is a share: max(int(share * samples of the class), 1).
+    Below 1, `shots` is a share: max(int(share * samples of the class), 1). With several labels an image, classes share
+    images, so that a share gives too many; it is then drawn again, smaller by so much.
     """
+    drawn = _draw(labels, shots, seed)
+    wanted = int((labels == 1).sum() * shots)
+    if labels.ndim == 2 and shots < 1 and wanted:
+        drawn = _draw(labels, shots * wanted / (labels[drawn] == 1).sum(), seed)
+    return drawn
+
+
+def _draw(labels: Int[np.ndarray, "N ..."], shots: float, seed: int) -> Int[np.ndarray, " n"]:
     generator = torch.Generator().manual_seed(seed)
     chosen = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
+    for own in _members(labels):
         count = max(int(len(own) * shots), 1) if shots < 1 else int(shots)
         chosen[own[torch.randperm(len(own), generator=generator)[:count].numpy()]] = True
     return np.flatnonzero(chosen)
 
 
+def _members(labels: Int[np.ndarray, "N ..."]) -> list[Int[np.ndarray, " n"]]:
+    """Return the rows of each class that has samples."""
+    several = labels.ndim == 2
+    classes = range(labels.shape[1]) if several else np.unique(labels)
+    found = [np.flatnonzero(labels[:, each] == 1 if several else labels == each) for each in classes]
+    return [own for own in found if len(own)]
+
+
 def few_of_the_rest(
-    labels: Int[np.ndarray, " N"], held: Bool[np.ndarray, " N"], shots: float, seed: int
+    labels: Int[np.ndarray, "N ..."], held: Bool[np.ndarray, " N"], shots: float, seed: int
 ) -> Int[np.ndarray, " n"]:
     """Return `few_of_each` of the samples that are not held out, which the authors have shuffled before."""
     order = shuffled(len(labels))
@@ -40,11 +56,8 @@ def hold_out_share(labels: Int[np.ndarray, "N ..."], share: float) -> Bool[np.nd
     With several labels an image, it is held out if any of its classes chooses it.
     """
     order = shuffled(len(labels))
-    ordered = labels[order]
     held = np.zeros(len(labels), dtype=bool)
-    classes = range(labels.shape[1]) if labels.ndim == 2 else np.unique(labels)
-    for label in classes:
-        own = np.flatnonzero(ordered[:, label] == 1 if labels.ndim == 2 else ordered == label)
+    for own in _members(labels[order]):
         if len(own) > 1:
             held[order[own[: max(1, int(share * len(own)))]]] = True
     return held

@@ -10,6 +10,7 @@ from heads import Head, create_head, save_head
 from vitbackbone.evaluation.results import read_results, result_key
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import digest
+from vitbackbone.evaluation.vectors import VectorFeatures
 
 
 def keep_head(run: Run, name: str, head: Head) -> None:
@@ -26,19 +27,23 @@ def head_folder(run: Run, name: str) -> Path:
     return folder.with_name(f"{name}-{digest(own)[:8]}") if str(folder.relative_to(run.out)) in taken else folder
 
 
-def linear_head(
-    run: Run, weight: Float[Tensor, "K F"], bias: Float[Tensor, " K"], blocks: int, mean: bool
-) -> Head | None:
-    """Return the head that reads CLS of the last `blocks` blocks, and the mean if `mean`. None if there is no CLS."""
+def keep_linear(
+    run: Run, name: str, weight: Float[Tensor, "K F"], bias: Float[Tensor, " K"], features: VectorFeatures
+) -> None:
+    """Write a linear classifier of vectors as `keep_head` does, or note that no head of the package reads them."""
     spec = run.backbone.spec
-    if not spec.has_cls:
-        if blocks > 1 or mean or weight.shape[1] != spec.pooled_dim:
-            return None
+    if features.norm != spec.has_norm:
+        run.note("the classifier reads blocks without the final norm, so it cannot be saved as a head of the package")
+        return
+    if spec.has_cls:
+        layers = list(range(-features.blocks, 0))
+        head = create_head("concat", spec, num_classes=len(weight), layers=layers, mean=features.mean)
+    elif features.blocks == 1 and not features.mean:
         head = create_head("mlp", spec, num_classes=len(weight))
     else:
-        layers = list(range(-blocks, 0))
-        head = create_head("concat", spec, num_classes=len(weight), layers=layers, mean=mean)
+        run.note("the backbone has no CLS token, so the classifier cannot be saved as a head of the package")
+        return
     with torch.no_grad():
         head.linear.weight.copy_(weight)
         head.linear.bias.copy_(bias)
-    return head
+    keep_head(run, name, head)

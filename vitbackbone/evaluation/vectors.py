@@ -136,7 +136,7 @@ class Vectors:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of which images could be read."""
-        return hashlib.sha256(np.ascontiguousarray(self.rows)).hexdigest()
+        return hashlib.sha256(np.ascontiguousarray(self.rows).data).hexdigest()
 
     @cached_property
     def array(self) -> Float[np.ndarray, "N F"]:

@@ -148,6 +148,10 @@ class Preprocess:
             raise ValueError(
                 f"Preprocess: mean has {len(self.mean)} values and std has {len(self.std)}; want one of each a channel"
             )
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or 0 in self.std:
+            raise ValueError(f"Preprocess: mean={self.mean}, std={self.std}; want finite numbers, and no 0 in std")
+        if min(self.image_size) < 1:
+            raise ValueError(f"Preprocess: image_size={self.image_size}; want at least one pixel")
         if not (self.scale > 0 and math.isfinite(self.scale)):
             raise ValueError(f"Preprocess: scale must be above 0, got {self.scale}")
         for name, kind in CHOICES.items():

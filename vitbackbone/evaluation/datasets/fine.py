@@ -145,7 +145,7 @@ def read_voc2007(root: Path) -> Labelled:
     top = need_folder(root, *(["VOCdevkit"] if (root / "VOCdevkit").is_dir() else []), "VOC2007", tree=VOC)
 
     def split(name: str) -> Images:
-        columns, numbers = [], []
+        columns, numbers = [], list[str]()
         for label in VOC_CLASSES:
             file = need_file(top, "ImageSets", "Main", f"{label}_{name}.txt", tree=VOC)
             rows = [_row(file, line, 2) for line in read_lines(file)]

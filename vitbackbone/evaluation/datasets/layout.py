@@ -38,6 +38,8 @@ class Layout:
 
     def load(self, root: Path) -> Any:
         """Read a folder. Raises `LayoutError`, whatever is wrong with its files."""
+        if not root.exists():
+            raise LayoutError(f"{root}: there is no such folder; want {self.title}, {self.tree}")
         try:
             return self.read(root)
         except LayoutError:
@@ -120,7 +122,7 @@ class Images:
     @cached_property
     def content(self) -> str:
         """SHA-256 of the images if they are arrays, else empty."""
-        return "" if self.pixels is None else hashlib.sha256(np.ascontiguousarray(self.pixels)).hexdigest()
+        return "" if self.pixels is None else hashlib.sha256(np.ascontiguousarray(self.pixels).data).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,13 +50,13 @@ class Corruption:
 
 def score_images(run: Run) -> list[Score]:
     """Classify images of all 1000 classes: V2 and Sketch."""
-    head, _ = best_head(run)
     name = run.protocol.also[0]
     found = run.read(name)
     images = found if isinstance(found, Images) else found.labelled(run.data.train.classes)[0]
     if isinstance(found, Images):
         _note_numbers(run, name)
     _check_classes(run, images)
+    head, _ = best_head(run)
     test = vectors(run, images, run.protocol.view, head.features, name)
     scores = accuracy_scores(head.logits(run, test), test.labels, run.protocol.metric.top)
     return [replace(each, dataset=name) for each in scores]
@@ -64,9 +64,9 @@ def score_images(run: Run) -> list[Score]:
 
 def score_subset(run: Run) -> list[Score]:
     """Classify images of some of the 1000 classes, among these classes alone: A and R."""
-    head, _ = best_head(run)
     name = run.protocol.also[0]
     images, subset = run.read(name).labelled(run.data.train.classes)
+    head, _ = best_head(run)
     test = vectors(run, images, run.protocol.view, head.features, name)
     logits = head.logits(run, test)
     predicted = best_of(logits, subset) if run.protocol.metric.cut else logits.argmax(axis=1)
@@ -75,24 +75,25 @@ def score_subset(run: Run) -> list[Score]:
 
 def score_real(run: Run) -> list[Score]:
     """Compare the predictions of the validation images with the lists of ReaL."""
-    head, test = best_head(run)
     name = run.protocol.also[0]
     lists = run.read(name)
     _note_numbers(run, name)
-    wanted = [lists.get(each.rpartition("/")[2].rpartition(".")[0]) for each in test.names]
-    if any(each is None for each in wanted):
-        lost = test.names[wanted.index(None)]
-        raise ValueError(f"real.json has no list for {lost}; names end in ILSVRC2012_val_00000001 and so on")
+    keys = {each: each.rpartition("/")[2].rpartition(".")[0] for each in run.data.test.names}
+    lost = [each for each, key in keys.items() if key not in lists]
+    if lost:
+        raise ValueError(f"real.json has no list for {lost[0]}; names end in ILSVRC2012_val_00000001 and so on")
+    head, test = best_head(run)
     predicted = head.logits(run, test).argmax(axis=1)
-    known = [each for each in wanted if each is not None]
-    return [_accuracy("top-1", in_list(predicted, known), name, "images with a label")]
+    right = in_list(predicted, [lists[keys[each]] for each in test.names])
+    return [_accuracy("top-1", right, name, "images with a label")]
 
 
 def score_corrupted(run: Run) -> list[Score]:
     """Classify the corrupted images, and weigh the errors by AlexNet's."""
-    head, _ = best_head(run)
     name, metric = run.protocol.also[0], run.protocol.metric
     data, wanted = run.read(name), ALEXNET | (EXTRAS if metric.extras else {})
+    corruption_errors({kind: 0.0 for kind, _ in data.parts}, wanted)  # raises if one is missing
+    head, _ = best_head(run)
     errors: dict[str, list[float]] = {}
     counts: list[tuple[str, float, int]] = []  # corruption, error, images
     view = replace(run.protocol.view, short=metric.short)
@@ -123,7 +124,7 @@ def _accuracy(metric: str, right: Bool[np.ndarray, " N"], dataset: str, of: str 
 def _note_numbers(run: Run, name: str) -> None:
     """Say that classes which are numbers mean others in a part of ImageNet."""
     if (count := len(run.data.train.classes)) != CLASSES:
-        run.note(f"{name} counts classes from 0 to {CLASSES - 1}; they are taken as the {count} classes given, by name")
+        run.note(f"{name} numbers {CLASSES} classes; a number is taken as a place among the {count} classes given")
 
 
 def _check_classes(run: Run, images: Images) -> None:

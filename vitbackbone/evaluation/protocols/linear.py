@@ -17,7 +17,7 @@ from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.protocols.linear_mae import MAE
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import plain, setting
-from vitbackbone.evaluation.trained_heads import keep_head, linear_head
+from vitbackbone.evaluation.trained_heads import keep_linear
 from vitbackbone.evaluation.training import train
 from vitbackbone.evaluation.vectors import VectorFeatures, Vectors, vectors
 from vitbackbone.evaluation.views import CropView
@@ -93,11 +93,8 @@ def score(run: Run) -> list[Score]:
     """Train all heads in one pass, choose the best on the test images, and report it."""
     head, test = best_head(run)
     scores = accuracy_scores(head.logits(run, test), test.labels, run.protocol.metric.top)
-    made = linear_head(run, head.weight, head.bias, head.input.blocks, head.input.mean)
-    if made is None:
-        run.note("the backbone has no CLS token, so the best head cannot be saved as a head of the package")
-    else:
-        keep_head(run, "linear", made)
+    read = VectorFeatures(head.input.blocks, head.input.mean, head.features.norm)
+    keep_linear(run, "linear", head.weight, head.bias, read)
     return scores
 
 

@@ -14,7 +14,7 @@ from vitbackbone.evaluation.metrics.intervals import WILSON, wilson
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import plain, setting
-from vitbackbone.evaluation.trained_heads import keep_head, linear_head
+from vitbackbone.evaluation.trained_heads import keep_linear
 from vitbackbone.evaluation.training import train
 from vitbackbone.evaluation.vectors import VectorFeatures, vectors
 from vitbackbone.evaluation.views import CropView
@@ -79,9 +79,7 @@ def score(run: Run) -> list[Score]:
     key = [plain(features), plain(fit), plain(protocol.view)]
     train(run, "linear-mae", key, run.data.train, fit, read, head, steps=steps, batch=batch)
     weight, bias = (each.cpu() for each in head.folded())
-    made = linear_head(run, weight, bias, features.blocks, features.mean)
-    if made is not None:
-        keep_head(run, "linear", made)
+    keep_linear(run, "linear", weight, bias, features)
     ranks = ranked((torch.from_numpy(test.array) @ weight.T + bias).numpy(), max(protocol.metric.top))
     return [
         Score(

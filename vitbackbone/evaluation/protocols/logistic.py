@@ -16,7 +16,7 @@ from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import plain, setting
 from vitbackbone.evaluation.subsets import few_of_each, few_of_the_rest, hold_out_share, shuffled
-from vitbackbone.evaluation.trained_heads import keep_head, linear_head
+from vitbackbone.evaluation.trained_heads import keep_linear
 from vitbackbone.evaluation.vectors import VectorFeatures, Vectors, vectors
 from vitbackbone.evaluation.views import CropView
 
@@ -136,7 +136,9 @@ def _choose(
     if run.protocol.fit.fixed:
         return run.protocol.fit.fixed
     if not held.any() or not fitted.any():
-        raise ValueError(f"{name} has too few training images to choose C on a share of them")
+        raise ValueError(
+            f"{name} has too few training images to choose C on a share of them; give more, or C itself by fit.fixed"
+        )
     key = [_key(run), run.read(name).digest(), train.digest, np.flatnonzero(fitted).tolist(), metric]
     array, labels = train.array, train.labels
     pairs = Samples(array[fitted], labels[fitted]), Samples(array[held], labels[held])
@@ -160,9 +162,8 @@ def _measured(run: Run, name: str, model: Logistic, test: Vectors, metric: str, 
     value = 100 * metric_of(metric, scores, test.labels)
     run.facts[name] = {"C": C}
     weight, bias = (torch.from_numpy(each).float() for each in (model.coef, model.intercept))
-    made = linear_head(run, weight, bias, 1, False)
-    if made is not None:
-        keep_head(run, f"logistic-{name}" if name != run.dataset else "logistic", made)
+    features = run.protocol.features.check(run.backbone.spec)
+    keep_linear(run, f"logistic-{name}" if name != run.dataset else "logistic", weight, bias, features)
 
     def drawn(rows: Int[np.ndarray, " N"]) -> float:
         return 100 * metric_of(metric, scores[rows], test.labels[rows])
