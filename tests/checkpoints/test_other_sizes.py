@@ -106,6 +106,26 @@ def test_relative_positions_are_resampled(kind: str, tmp_path: Path) -> None:
     assert relative_error(larger(x).tokens, native(x).tokens) < LIMIT
 
 
+@pytest.mark.parametrize("size", [64, (48, 32)])
+def test_a_vit_det_of_another_size(
+    size: int | tuple[int, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The table of positions comes from pretraining and stays; the biases of rows and columns are those of the size."""
+    windows = {"pretrain_image_size": 32, "window_size": 3, "window_block_indices": [0], "mlp_ratio": 2}
+    config = transformers.VitDetConfig(
+        **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8},
+        **{**windows, "use_relative_position_embeddings": True},
+    )
+    with torch.inference_mode(False):
+        model = randomise(transformers.VitDetModel(config))
+    model.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING, "vitbackbone"):
+        backbone = load_backbone(tmp_path, image_size=size)
+    assert "resampled the positions, trained at 32 x 32 pixels" in caplog.text
+    x = torch.randn(1, 3, *backbone.spec.image_size)
+    assert relative_error(backbone(x).patches, model(x).last_hidden_state) < LIMIT
+
+
 def test_a_directory_of_another_size_than_its_settings(tmp_path: Path) -> None:
     config = transformers.ViTConfig(**BEIT, image_size=48)
     with torch.inference_mode(False):

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ from tests.oracles import images
 from vitbackbone import load_backbone
 from vitbackbone.checkpoints import ConversionError
 
-WIDTH, PATCH, SIDE = 24, 8, 12  # of the network; SIDE² positions
+WIDTH, PATCH, SIDE = 48, 8, 12  # of the network; SIDE² positions
 TEACHERS = [{"name": "clip"}, {"name": "siglip2"}, {"name": "dino", "use_summary": False}, {"name": "sam"}]
 SIZES = [(64, 64), (40, 72), (96, 8)]
 
@@ -55,6 +56,16 @@ class First(nn.Module):
         return self.fc2(self.inner(F.relu(self.norm(self.fc1(x)))))
 
 
+class Third(nn.Module):
+    def __init__(self, outputs: int, inner: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(Block(WIDTH, num_heads=16, init_values=1e-5) for _ in range(inner)))
+        self.mlp = Second(outputs, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.blocks(x))
+
+
 class Radio(nn.Module):
     """The authors' network. Its parameters have their names on disk."""
 
@@ -75,7 +86,8 @@ class Radio(nn.Module):
         made.cls_token.token = nn.Parameter(torch.zeros(tokens, WIDTH))
         self.adaptors = nn.ModuleDict()
         for n, name in enumerate(("clip", "siglip2")):
-            self.adaptors[name] = nn.ModuleDict({"head_mlp": kind(10 + n, n), "feat_mlp": kind((12, 4 * 5)[n], n + 1)})
+            head = Second if kind is Third else kind
+            self.adaptors[name] = nn.ModuleDict({"head_mlp": head(10 + n, n), "feat_mlp": kind((12, 4 * 5)[n], n + 1)})
         self.tokens = tokens
 
     def forward(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -163,7 +175,7 @@ def test_network_and_summary_are_the_authors(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("per_teacher", [True, False])
-@pytest.mark.parametrize("kind", [First, Second])
+@pytest.mark.parametrize("kind", [First, Second, Third])
 @pytest.mark.parametrize("name", ["clip", "siglip2"])
 def test_adaptors_are_the_authors(name: str, kind: type[nn.Module], per_teacher: bool, tmp_path: Path) -> None:
     case = saved(kind, per_teacher)

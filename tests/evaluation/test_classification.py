@@ -1,6 +1,7 @@
 """Whole runs of the classification protocols on tiny datasets, against the formulas written again."""
 
 import json
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,15 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional as F
 
-from heads import Head, load_head
+from heads import Head, create_head, load_head
 from tests.evaluation.classified import OTHERS, SMALL, WNIDS, make_imagenet, make_list
 from tests.helpers import cases, tiny_vit
 from vitbackbone import Preprocess, evaluate
 from vitbackbone.evaluation import read_results
+from vitbackbone.evaluation.augmentation import crop_box
+from vitbackbone.evaluation.protocols.attentive import AdamW, Probing
+from vitbackbone.evaluation.protocols.linear_mae import Lars, lengths
+from vitbackbone.evaluation.subsets import few_of_the_rest, hold_out_share
 
 LINEAR = {**SMALL, "fit.size": 32, "fit.steps": 6, "fit.batch": 8, "features.blocks": "1,2"}
 
@@ -151,6 +156,34 @@ def test_all_linear_heads_train_as_each_would_alone() -> None:
         assert torch.allclose(bias, linear.bias, atol=1e-6)
 
 
+@pytest.mark.parametrize("shots", [2, 0.3])
+def test_few_shots_are_drawn_behind_the_split(shots) -> None:
+    """dinov3/eval/data.py: the training images are shuffled, split by class, and drawn from in that order."""
+    labels = np.repeat(np.arange(5), [9, 7, 12, 1, 4])
+    rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
+    by_class = {label: [row for row in rows if labels[row] == label] for label in range(5)}
+    held = {row for own in by_class.values() if len(own) > 1 for row in own[: max(1, int(0.2 * len(own)))]}
+    rest = {label: [row for row in own if row not in held] for label, own in by_class.items()}
+    generator, drawn = torch.Generator().manual_seed(3), []
+    for own in rest.values():
+        count = max(int(len(own) * shots), 1) if shots < 1 else shots
+        drawn += [own[i] for i in torch.randperm(len(own), generator=generator)[:count].tolist()]
+    mask = hold_out_share(labels, 0.2)
+    assert {*np.flatnonzero(mask)} == held
+    assert few_of_the_rest(labels, mask, shots, 3).tolist() == sorted(drawn)
+
+
+def test_mae_has_whole_epochs_and_crops_that_are_cut_to_the_photo() -> None:
+    assert lengths(Lars(), 1_281_167) == (16_384, 90 * 78, 10 * 78)  # the last 3,215 images of an epoch are dropped
+    with pytest.raises(ValueError, match="a step has 1 image, and a batch norm needs at least 2"):
+        lengths(Lars(), 1)
+    for seed in range(50):  # photos so wide that torchvision's crops would not fit
+        _, _, height, width = crop_box((10, 500), Lars(), np.random.default_rng(seed))
+        draws = np.random.default_rng(seed)
+        area, ratio = 5000 * draws.uniform(0.08, 1), np.exp(draws.uniform(-np.log(4 / 3), np.log(4 / 3)))
+        assert (height, width) == (min(round((area / ratio) ** 0.5), 10), min(round((area * ratio) ** 0.5), 500))
+
+
 def test_mae_probe_trains_as_its_authors_optimiser_does() -> None:
     from vitbackbone.evaluation.mae_head import MaeHead
 
@@ -201,6 +234,19 @@ def test_attentive_probes_run_and_are_saved(variant, imagenet, backbone, tmp_pat
     assert result.value() == pytest.approx(accuracy(head, backbone, imagenet))
 
 
+def test_rate_and_decay_of_an_attentive_probe_fall_as_its_authors_have_it(backbone) -> None:
+    """jepa/src/utils/schedulers.py: both are set before each step, for the step's number counted from 1."""
+    head = create_head("vjepa_probe", backbone.spec, num_classes=3)
+    probing = Probing(head, AdamW(), steps=4)
+    for step in range(4):
+        probing.step((backbone(torch.zeros(2, 3, 32, 32)),), torch.tensor([0, 1]), step)
+        fall = (1 + np.cos(np.pi * (step + 1) / 4)) / 2
+        matrices, others = probing.optimizer.param_groups
+        assert matrices["lr"] == others["lr"] == pytest.approx(1e-3 * fall)
+        assert matrices["weight_decay"] == pytest.approx(1e-6 + (1e-3 - 1e-6) * fall)
+        assert others["weight_decay"] == 0
+
+
 @pytest.fixture(scope="module")
 def others(tmp_path_factory) -> dict[str, Path]:
     """The other test sets of ImageNet."""
@@ -239,6 +285,9 @@ def test_one_fit_serves_every_test_set_of_imagenet(imagenet, others, backbone, t
     files = [(label, file) for label in range(4) for file in sorted((v2 / str(label)).iterdir())]
     right = [int(np.argmax(logits(file))) == label for label, file in files]
     assert results["imagenet-v2"].value() == pytest.approx(100 * np.mean(right))
+    numbered = {name for name in others if name in ("imagenet-v2", "imagenet-real")}
+    taken = {name for name in names if any("taken as the 4 classes given" in note for note in results[name].notes)}
+    assert taken == numbered  # their indices mean others in a part of ImageNet
 
 
 @pytest.mark.slow
@@ -258,7 +307,9 @@ def test_corruption_errors_are_weighed_by_alexnets(imagenet, others, backbone, t
                 features = backbone.forward_layers(own(file)[None], head.layers, norm=True)
                 wrong.append(int(head(*features).argmax()) != severity % 4)
         ratios.append(np.mean(wrong) / alexnet)
-    assert results["imagenet-c"].value() == pytest.approx(100 * np.mean(ratios), abs=1e-6)
+    score = results["imagenet-c"].scores[0]
+    assert score.value == pytest.approx(100 * np.mean(ratios), abs=1e-6)
+    assert score.interval == pytest.approx((score.value,) * 2)  # an error of 0 or 1 has no variance
 
 
 @pytest.mark.parametrize("variant", ["1percent", pytest.param("10percent", marks=pytest.mark.slow)])
@@ -284,8 +335,13 @@ def test_clusters_are_scikit_learns(imagenet, backbone, tmp_path) -> None:
     Q, truth = embed(backbone, imagenet, "val", short=32)
     model = MiniBatchKMeans(4, batch_size=500, n_init="auto", random_state=42).fit(Q[:, : backbone.spec.dim])
     assert result.value() == pytest.approx(100 * v_measure_score(truth, model.labels_), abs=1e-6)
+    pairs = list(zip(model.labels_, truth, strict=True))
+    matched = max(sum(names[cluster] == label for cluster, label in pairs) for names in permutations(range(4)))
+    assert result.value("accuracy of matched clusters") == pytest.approx(100 * matched / len(truth))
+    assert result.value("normalised mutual information") == pytest.approx(result.value())  # equal by their formulas
 
 
+@pytest.mark.slow
 def test_protocols_that_share_a_view_share_one_extraction(imagenet, backbone, tmp_path) -> None:
     evaluate(["knn", "knn-few-shot"], backbone, imagenet, tmp_path, settings={**SMALL, "fit.ks": "1"}, progress=False)
     assert len(list((tmp_path / "features").iterdir())) == 2  # train and test

@@ -285,9 +285,10 @@ def test_schedules_follow_the_authors():
     assert poly.factor(0) == pytest.approx(1e-6)
     assert poly.factor(750) == pytest.approx((1 - 750 / 40_000) * (1 - 0.5 * (1 - 1e-6)))
     assert poly.factor(20_000) == pytest.approx(0.5)
-    assert cosine.factor(750) == poly.factor(750)
-    assert cosine.factor(19_999) == pytest.approx(0.5)
-    assert cosine.factor(39_999) == pytest.approx(0, abs=1e-12)
+    assert cosine.factor(0) == cosine.factor(1) == poly.factor(0)  # the authors' schedule stands still for a step
+    assert cosine.factor(751) == poly.factor(750)
+    assert cosine.factor(20_000) == pytest.approx(0.5)
+    assert cosine.factor(39_999) == pytest.approx((1 + math.cos(math.pi * 39_999 / 40_000)) / 2, abs=1e-12)
     cycle = Schedule("one-cycle", 38_400, 12_800)
     assert cycle.factor(0) == pytest.approx(1e-3)
     assert cycle.factor(6_400) == pytest.approx(1e-3 + (1 + math.cos(math.pi / 6)) / 2 / 2)

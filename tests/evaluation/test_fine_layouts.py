@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from torchmetrics.classification import BinaryPrecisionRecallCurve, MulticlassAccuracy
 
 from tests.evaluation.classified import SMALL
 from tests.evaluation.fine_data import FITTED, MAKERS, TESTED, voc
@@ -27,6 +28,30 @@ def test_a_small_dataset_is_read_as_distributed(name, tmp_path) -> None:
     assert set(find_layout(name).check(tmp_path).differing) == {"training images", "test images", "classes"}
 
 
+@pytest.mark.parametrize("name", sorted({*MAKERS} - {"caltech101"}))
+def test_a_damaged_list_is_a_sentence_and_a_missing_image_is_counted(name, tmp_path) -> None:
+    MAKERS[name](tmp_path)
+    layout = find_layout(name)
+    next(iter(tmp_path.rglob("*.jpg"))).unlink()
+    counts = layout.check(tmp_path).counts
+    assert counts["training images"] + counts["test images"] == 5
+    for file in sorted(each for each in tmp_path.rglob("*") if each.is_file() and each.suffix != ".jpg"):
+        good = file.read_bytes()
+        for bad in (
+            b"",
+            good[: len(good) // 2],
+            b"../../../etc/passwd 9\n",
+            b"\xff\x00 garbage",
+            good.replace(b"1", b"77"),
+        ):
+            file.write_bytes(bad)
+            try:
+                layout.load(tmp_path)
+            except LayoutError as error:  # any other error fails
+                assert str(tmp_path) in str(error)  # noqa: PT017
+        file.write_bytes(good)
+
+
 def test_voc_has_several_labels_and_difficult_objects_do_not_count(tmp_path) -> None:
     voc(tmp_path)
     data = find_layout("voc2007").read(tmp_path)
@@ -37,13 +62,13 @@ def test_voc_has_several_labels_and_difficult_objects_do_not_count(tmp_path) -> 
 
 
 def eleven_points(scores: np.ndarray, positive: np.ndarray) -> float:
-    """The mean over recalls of 0, .1, ..., 1 of the best precision at no less recall."""
-    order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    cuts = []
-    for end in range(1, len(order) + 1):
-        right = sum(bool(positive[i]) for i in order[:end])
-        cuts.append((right / positive.sum(), right / end))
-    return np.mean([max((p for r, p in cuts if r >= level / 10 - 1e-9), default=0.0) for level in range(11)])
+    """The mean over recalls of 0, .1, ..., 1 of the best precision at no less recall, as DINOv3's code takes it from
+    the curve of torchmetrics."""
+    ranks = torch.from_numpy(np.unique(scores, return_inverse=True)[1] / len(scores))  # in [0, 1], no logits
+    curve = BinaryPrecisionRecallCurve()
+    curve.update(ranks, torch.from_numpy(positive.astype(int)))
+    precision, recall, _ = curve.compute()
+    return np.mean([precision[recall >= level].max().item() for level in torch.linspace(0, 1, 11)])
 
 
 @pytest.mark.slow
@@ -84,8 +109,8 @@ def test_fine_s_averages_the_metrics_of_its_datasets(tmp_path) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_mean_of_classes_and_eleven_points_follow_their_formulas(seed) -> None:
     random = np.random.default_rng(seed)
-    labels, right = random.choice([0, 1, 1, 1, 4], 40), random.random(40) > 0.4
-    want = np.mean([right[labels == label].mean() for label in set(labels.tolist())])
-    assert mean_per_class(right, labels) == pytest.approx(want, abs=1e-12)
-    scores, positive = random.random(30), random.random(30) > 0.6
-    assert eleven_point_ap(scores, positive) == pytest.approx(eleven_points(scores, positive), abs=1e-12)
+    labels, predicted = random.choice([0, 1, 1, 1, 4], 40), random.choice([0, 1, 2, 4], 40)  # 2 has no image
+    macro = MulticlassAccuracy(num_classes=6, average="macro")(*map(torch.from_numpy, (predicted, labels)))
+    assert mean_per_class(predicted, labels) == pytest.approx(float(macro), abs=1e-6)
+    scores, positive = random.integers(0, 20, 30) / 20, random.random(30) > 0.6  # some scores are equal
+    assert eleven_point_ap(scores, positive) == pytest.approx(eleven_points(scores, positive), abs=1e-6)

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from heads import load_head
 from tests.evaluation.classified import SMALL, WNIDS, make_imagenet, save
 from tests.helpers import TINY, randomise, tiny_vit
 from vitbackbone import ViT, evaluate, load_backbone
 from vitbackbone.cli import main
 from vitbackbone.evaluation import (
     PROTOCOLS,
+    Score,
     figures,
     find_layout,
     find_protocol,
@@ -27,10 +30,14 @@ from vitbackbone.evaluation import (
     write_report,
 )
 from vitbackbone.evaluation.gaps import explain
+from vitbackbone.evaluation.methods.resampled import mean_interval
 from vitbackbone.evaluation.metrics.accuracy import eleven_point_ap, ranked
 from vitbackbone.evaluation.metrics.corruption import ALEXNET, EXTRAS, mean_corruption_error
+from vitbackbone.evaluation.metrics.intervals import bootstrap, spread
 from vitbackbone.evaluation.metrics.votes import nearest, unit, votes
 from vitbackbone.evaluation.published import find_figure, published_model
+from vitbackbone.evaluation.run import Run
+from vitbackbone.evaluation.runner import _check_scores
 from vitbackbone.evaluation.subsets import hold_out_share
 
 FAST = {**SMALL, "fit.ks": "3"}
@@ -188,6 +195,10 @@ def test_every_protocol_is_described_and_names_known_datasets(capsys) -> None:
         (["knn", "--data", "IN", "--set", "fit.ks=3,0"], "--set fit.ks=3,0; want at least 1"),
         (["linear", "--data", "IN", "--set", "fit.batch=0"], "--set fit.batch=0; want at least 1"),
         (["linear", "--data", "IN", "--set", "rates=0.1,-1"], "--set fit.rates=0.1,-1; want at least 0"),
+        (["knn", "--data", "IN", "--set", "ks=none"], "--set fit.ks=none; want at least one value"),
+        (["linear", "--data", "IN", "--set", "rates=inf"], "--set fit.rates=inf; want finite numbers"),
+        (["linear", "--data", "IN", "--set", "choose=train"], "--set metric.choose=train; want one of test"),
+        (["logistic", "--data", "IN", "--set", "powers=0,1"], "--set fit.powers=0,1; want 3 values"),
         (["knn", "--data", "IN", "--set", "temperature=nan"], "--set fit.temperature=nan; want at least 1e-06"),
         (
             ["knn", "linear", "--data", "IN", "--set", "blocks=1,2"],
@@ -219,6 +230,11 @@ def test_a_wrong_command_is_a_sentence(command, message, tmp_path, monkeypatch, 
             lambda root: [each.unlink() for each in (root / "train" / WNIDS[0]).iterdir()],
             "train has no image of 1 classes that val has",
         ),
+        (lambda root: (root / "train").rename(root / "val" / "train"), "has no folder train; did you mean .*/val"),
+        (
+            lambda root: (root / "val" / WNIDS[0] / os.fsdecode(b"caf\xe9.JPEG")).write_bytes(b""),
+            r"caf\\xe9.JPEG', which is not UTF-8; rename it",
+        ),
         (lambda root: save(root / "val" / "n09999999" / "a.JPEG", 0, 0), "1 folders that are no class, such as n0999"),
     ],
 )
@@ -249,6 +265,47 @@ def test_a_corrupt_image_is_left_out_and_named(imagenet, tmp_path) -> None:
     assert "1 training images could not be read and are left out of the fit" in result.notes
     again = evaluate("linear", tiny_vit(), imagenet, tmp_path / "out", settings=settings, progress=False)["linear"]
     assert (again.notes, again.unreadable) == (result.notes, result.unreadable)  # although nothing is computed again
+
+
+def test_what_has_changed_is_computed_again(imagenet, tmp_path) -> None:
+    def values(out: str) -> tuple[list[float], list[str]]:
+        (result,) = evaluate("knn", backbone, imagenet, tmp_path / out, settings=FAST, progress=False)
+        return [each.value for each in result.scores], list(result.notes)
+
+    backbone, file = tiny_vit(), imagenet / "val" / WNIDS[0] / "ILSVRC2012_val_00000001.JPEG"
+    good = file.read_bytes()
+    file.write_bytes(good[:200])
+    assert "1 of 8 images" in values("out")[1][0]
+    file.write_bytes(good)
+    whole = values("out")
+    assert whole == (values("repaired")[0], [])
+    noise = np.random.default_rng(0)
+    for each in imagenet.rglob("*.JPEG"):  # other photos of the same names and labels
+        Image.fromarray(noise.integers(0, 255, (40, 44, 3), dtype=np.uint8)).save(each)
+    assert values("out") != whole
+
+
+def test_a_head_of_another_backbone_or_setting_is_kept(imagenet, tmp_path) -> None:
+    out, small = tmp_path / "out", {**SMALL, "fit.powers": "0,0,1", "view.short": 32}
+    options = {"settings": small, "progress": False}
+    first, second = (evaluate("logistic", tiny_vit(depth=n), imagenet, out, **options)[0] for n in (1, 2))
+    limited = evaluate("logistic", tiny_vit(depth=1), imagenet, out, limit=12, **options)[0]
+    assert len({each.heads["logistic"] for each in (first, second, limited)}) == 3
+    assert load_head(out / first.heads["logistic"], tiny_vit(depth=1)) is not None
+
+
+def test_intervals_of_other_figures() -> None:
+    low, high = bootstrap(lambda rows: float(rows.mean()), 100)
+    spread_of_a_mean = 1.96 * np.arange(100).std() / 10
+    assert (low, high) == pytest.approx((49.5 - spread_of_a_mean, 49.5 + spread_of_a_mean), abs=1.5)
+    assert spread([(2.0, 0.5, 100), (1.0, 0.1, 50)]) == pytest.approx(1.96 * np.sqrt(4 * 0.25 / 100 + 0.09 / 50))
+
+
+def test_a_figure_that_is_no_number_is_a_sentence(tmp_path) -> None:
+    run = Run(find_protocol("segmentation"), tiny_vit(), "ade20k", {"ade20k": tmp_path}, tmp_path)
+    with pytest.raises(ValueError, match="segmentation on ade20k has no mIoU: no label of the tested images counts"):
+        _check_scores(run, [Score("mIoU", float("nan"), 1)])
+    assert all(map(np.isnan, mean_interval(np.array([np.nan]))))
 
 
 # ---- resuming --------------------------------------------------------------------------------------------------------
@@ -315,6 +372,12 @@ def test_results_join_in_one_folder_and_are_reported(imagenet, tmp_path, capsys)
     (out / "results.json").write_text("{")
     with pytest.raises(ValueError, match=r"results.json is not a whole JSON file"):
         read_results(out)
+
+
+def test_the_report_of_a_run_that_has_not_ended_says_how_it_goes_on(tmp_path, capsys) -> None:
+    (tmp_path / "work").mkdir()
+    assert main(["evaluate", "report", str(tmp_path)]) == 2
+    assert "no protocol is finished yet: give the command of this run again" in capsys.readouterr().err
 
 
 def test_a_published_figure_stands_beside_a_whole_run_alone(imagenet, tmp_path, monkeypatch) -> None:

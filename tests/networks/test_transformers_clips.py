@@ -44,6 +44,15 @@ class Family:
     argument: str = "pixel_values"
     sizes: tuple[tuple[int, int], ...] = ()  # others than its own
     options: dict[str, Any] = field(default_factory=dict)
+    apart: bool = False  # whether each frame has tokens of its own
+    flat: bool = False  # whether the frames are the images of a batch
+
+    def whole(self, tokens: Tensor) -> Tensor:
+        """Return the tokens of each clip in one row: those beside the patches first."""
+        if not self.apart:
+            return tokens
+        frames = tokens.unflatten(0, (-1, 4))
+        return torch.cat([frames[:, :, 0], frames[:, :, 1:].flatten(1, 2)], dim=1)
 
 
 TUBE = {"tubelet_size": 2, "patch_size": PATCH}
@@ -63,6 +72,26 @@ FAMILIES = {
         by_place,
         sizes=((40, 56),),
     ),
+    "timesformer, apart": Family(
+        "TimesformerConfig",
+        "TimesformerModel",
+        {"patch_size": PATCH, "attention_type": "space_only"},
+        4,
+        4,
+        apart=True,
+    ),
+    "x-clip": Family(
+        "XCLIPVisionConfig",
+        "XCLIPVisionModel",
+        {"patch_size": PATCH},
+        4,
+        4,
+        apart=True,
+        flat=True,
+        normed=False,
+        sizes=((48, 32),),
+        options={"interpolate_pos_encoding": True},
+    ),
     "videoprism": Family(
         "VideoPrismVisionConfig",
         "VideoPrismVisionModel",
@@ -76,7 +105,7 @@ FAMILIES = {
         options={"interpolate_pos_encoding": True},
     ),
 }
-SLOW = {"videomae that pools", "timesformer, joint"}
+SLOW = {"videomae that pools", "timesformer, joint", "timesformer, apart"}
 each = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
 )
@@ -108,25 +137,28 @@ def test_maps_are_the_encoders_in_the_order_of_the_clip(name: str, tmp_path: Pat
         x, grid = clips(size), (size[0] // PATCH, size[1] // PATCH)
         options = {} if size == (SIDE, SIDE) else row.options
         with torch.inference_mode():
-            out = model(**{row.argument: x}, output_hidden_states=True, **options)
+            given = x.flatten(0, 1) if row.flat else x
+            out = model(**{row.argument: given}, output_hidden_states=True, **options)
             got = ours(x)
-        want = row.order(out.last_hidden_state[:, row.prefix :], row.steps, grid)
+        last = row.whole(out.last_hidden_state)
+        want = row.order(last[:, row.prefix :], row.steps, grid)
+        assert row.prefix < 2 or relative_error(got.registers, last[:, : row.prefix]) <= 1e-5
         assert relative_error(got.patches, want) <= 1e-5
         assert (got.cls is not None) == (row.prefix == 1)
         if got.cls is not None:
             assert relative_error(got.cls, out.last_hidden_state[:, 0]) <= 1e-5
-        pooled = getattr(out, "pooler_output", None)
+        pooled = None if row.apart else getattr(out, "pooler_output", None)
         wanted = want.mean(dim=(2, 3, 4)) if got.cls is None else out.last_hidden_state[:, 0]
         assert relative_error(got.pooled, wanted if pooled is None else pooled) <= 1e-5
         if row.layers == 1:
             continue
         for layer, features in enumerate(ours.forward_layers(x, [0, 1, 2], norm=False)):
-            states = out.hidden_states[layer + 1][:, row.prefix :]
+            states = row.whole(out.hidden_states[layer + 1])[:, row.prefix :]
             assert relative_error(features.patches, row.order(states, row.steps, grid)) <= 1e-5
         if row.normed:
             (normed,) = ours.forward_layers(x, [1])
             with torch.inference_mode():
-                states = model.layernorm(out.hidden_states[2])[:, row.prefix :]
+                states = row.whole(model.layernorm(out.hidden_states[2]))[:, row.prefix :]
             assert relative_error(normed.patches, row.order(states, row.steps, grid)) <= 1e-5
 
 

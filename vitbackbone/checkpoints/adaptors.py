@@ -4,6 +4,7 @@ The networks of an adaptor lie under `adaptors.NAME.` beside the network, and `c
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -17,6 +18,7 @@ from vitbackbone.model import ViT
 from vitbackbone.networks import AdaptorBackbone, AdaptorConfig, AdaptorMlp
 
 PLACE = "adaptors."
+ATTENDED = "blocks.0.mlp.fc1.weight"  # a network for patches that begins with blocks of a Vision Transformer
 SUMMARY, PATCHES = "head_mlp", "feat_mlp"
 
 
@@ -86,6 +88,10 @@ def _behind(tensors: State, prefix: str) -> State:
 
 def _shape(tensors: State, place: str) -> AdaptorMlp:
     """Return the shape of a network from its tensors. Raises `ConversionError` if they are of no kind that is known."""
+    if ATTENDED in tensors:
+        behind = _shape(_behind(tensors, "mlp."), f"{place}.mlp")
+        blocks = {key.split(".")[1] for key in tensors if key.startswith("blocks.")}
+        return replace(behind, version="attn", blocks=len(blocks), mlp_dim=len(tensors[ATTENDED]))
     version, last = ("v2", "final.2.weight") if "final.2.weight" in tensors else ("v1", "fc2.weight")
     if not all(name in tensors and tensors[name].ndim == 2 for name in ("fc1.weight", last)):
         some = ", ".join(sorted(tensors)[:3]) or "nothing"

@@ -213,11 +213,14 @@ def _adaptor(
 
 
 def _load_instead(found: AnyDirectory | Entry, name: str, options: Options) -> Checkpoint | None:
-    """Load the tower of a composite model in the adapter if its keys fit no native format, or return None.
+    """Load the tower of a composite model or a backbone class in the adapter if its keys fit no native format, or
+    return None.
 
-    Composite models may keep the tower's keys under other names than the tower's own class, which transformers knows.
+    Such models may keep the tower's keys under other names than the tower's own class, which transformers knows.
     """
-    if not isinstance(found, Directory) or not all(part.path for part in found.parts):
+    if not isinstance(found, Directory):
+        return None
+    if not all(part.path for part in found.parts) and not found.architecture.endswith("Backbone"):
         return None
     adapted = found.adapted()
     try:
@@ -287,6 +290,7 @@ def _fill(
     config = options.apply(entry.at_other_sizes(options.positions))
     # A directory is a larger model as a rule; a file was given as the network's own
     _log(place, taken.note, logging.DEBUG if isinstance(found, Directory) else logging.WARNING)
+    _log(place, taken.warning)
     if isinstance(config, TimmConfig):
         return _fill_timm(_build_timm(config, entry, name), config, entry, taken)
     assert isinstance(entry.config, ViTConfig)

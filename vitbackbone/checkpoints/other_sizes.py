@@ -36,6 +36,8 @@ def trained_grid(config: ViTConfig, rules: Rules, tensors: State) -> tuple[int, 
     A table does not hold its shape: it has the configuration's grid if their numbers agree, and else is a square.
     Raises `ConversionError` if it can be neither.
     """
+    if config.position_grid is not None and config.relative_position == "decomposed":
+        return _lines(config, rules, tensors)
     # the table is the same at every size, or holds several grids
     if config.position_grid is not None or config.position == "axes" or config.position_steps > 1:
         return config.grid
@@ -50,6 +52,17 @@ def trained_grid(config: ViTConfig, rules: Rules, tensors: State) -> tuple[int, 
             "square number, or image_size=(HEIGHT, WIDTH) of the training images"
         )
     return side, side
+
+
+def _lines(config: ViTConfig, rules: Rules, tensors: State) -> tuple[int, int]:
+    """Return the patch grid of the biases for rows and columns of a block that attends over the whole image."""
+    everywhere = [i for i in range(config.depth) if not config.window or i in config.global_blocks]
+    sides = []
+    for axis, own in zip(("rows", "columns"), config.grid, strict=True):
+        filling = [rule.sources for rule in rules if rule.targets == (f"blocks.{{i}}.attn.rel_pos.{axis}",)]
+        keys = [source.replace("{i}", str(i)) for i in everywhere for (source,) in filling]
+        sides.append(next(((len(tensors[key]) + 1) // 2 for key in keys if key in tensors), own))
+    return sides[0], sides[1]
 
 
 def _positions(rules: Rules, tensors: State, own: Mapping[int, int]) -> int | None:
@@ -76,7 +89,7 @@ def resample_tables(parameters: Mapping[str, Tensor], config: ViTConfig, grid: t
     """Return the parameters with tables of positions resized from `grid` to the grid of `config`, by its policy."""
     new, how, result = config.grid, config.resampling, dict(parameters)
     for name, table in parameters.items():
-        if name == TABLE:
+        if name == TABLE and config.position_grid is None:
             result[name] = resample(table, grid, new, how)
         elif name.endswith("attn.rel_pos.table"):
             result[name] = resample_relative(table, grid, new, how)

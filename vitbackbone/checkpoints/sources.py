@@ -11,6 +11,7 @@ from vitbackbone.checkpoints.adapted import AdaptedDirectory, adapted_config
 from vitbackbone.checkpoints.formats import TOWERS
 from vitbackbone.checkpoints.hub import WeightsUnavailable, by_hand, download, download_config, download_if_there
 from vitbackbone.checkpoints.huggingface import PLAIN, read_architecture, read_labels, read_preprocess
+from vitbackbone.checkpoints.huggingface.backbone_classes import Taps, is_adapted, read_taps
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.open_clip import CONFIG as OPEN_CLIP
 from vitbackbone.checkpoints.open_clip_images import OpenClipDirectory
@@ -29,8 +30,6 @@ from vitbackbone.networks import TimmConfig
 
 CONFIG = "config.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-# Swin shifts the windows of each second block even if a map is one window. Hiera and Pixio have norms of their own.
-BACKBONE_CLASSES = ("hf_swin", "hf_hiera", "hf_pixio")
 NANO_FILE = Path(__file__).parent / "weights" / "nano.safetensors"
 
 
@@ -50,11 +49,22 @@ class Directory:
             self.architecture = read_architecture(self.saved)
 
     @property
-    def is_backbone_class(self) -> bool:
-        """Whether a decoder is fed by a class of transformers whose maps are not those of the model of that name."""
-        named = [part for part in self.parts if part.model_type.layout.startswith(BACKBONE_CLASSES)]
-        feeds = [part.path.endswith("backbone_config") or self.architecture.endswith("Backbone") for part in named]
-        return (bool(feeds) and all(feeds)) or self.saved.get("model_type") == "maskformer-swin"
+    def needs_adapter(self) -> bool:
+        """Whether each tower feeds a decoder by a class of transformers whose maps no native network gives."""
+        return all(map(self._is_foreign, self.parts)) or self.saved.get("model_type") == "maskformer-swin"
+
+    def _is_foreign(self, part: Part) -> bool:
+        taps = self._taps(part)
+        return (taps is not None and not taps.native) or (self._feeds(part) and is_adapted(part.settings))
+
+    def _feeds(self, part: Part) -> bool:
+        """Whether a tower is of a backbone class, which hands maps to a decoder."""
+        return part.path.endswith("backbone_config") or self.architecture.endswith("Backbone")
+
+    def _taps(self, part: Part) -> Taps | None:
+        """Return the maps that a tower hands to a decoder, or None if it hands none."""
+        with self._naming():
+            return read_taps(part.settings, part.model_type.read(part.settings)) if self._feeds(part) else None
 
     def adapted(self) -> "AdaptedDirectory | None":
         """Return this directory for the adapter over transformers, or None without transformers."""
@@ -70,7 +80,11 @@ class Directory:
         """Return the entry of a tower, without the weights. Raises `ValueError` if there are several and `tower` names
         none."""
         with self._naming():
-            return self._entry(name_part(self.parts, tower))
+            part = name_part(self.parts, tower)
+            entry, taps = self._entry(part), self._taps(part)
+        if taps is None or not isinstance(entry.config, ViTConfig):
+            return entry
+        return replace(entry, config=taps.cut(entry.config))
 
     def find(self, state: State, tower: str | None, part: str | None) -> tuple[Entry, Taken]:
         """Return the entry of the tower in a checkpoint, and its tensors under keys relative to it."""
@@ -81,6 +95,9 @@ class Directory:
             blocks = count_blocks(taken.tensors, "", taken.rules)
             settings, saved_by = chosen.settings, self.architecture
             config = settle(entry.config, taken.rules, taken.tensors, blocks, settings, saved_by)
+            if (taps := self._taps(chosen)) is not None:
+                warning, config = taps.describe(config, saved_by), taps.cut(config)
+                taken = taken.ending(config.depth, config.final_norm, warning)
             entry = replace(entry, config=config)
         elif isinstance(entry.config, TimmConfig) and (
             chosen.path or self.architecture.endswith(("Backbone", "PreTraining"))
@@ -126,7 +143,9 @@ def open_directory(path: Path, find_file: FindFile | None = None) -> AnyDirector
         return TimmDirectory(path, saved, find_file)
     try:
         found = Directory(path, saved, find_file)
-        return (found.is_backbone_class and found.adapted()) or found
+        if not found.needs_adapter:
+            return found
+        raise NoTower("config.json has a class of transformers whose maps no network of this package gives", saved)
     except NoTower as error:
         text = f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}"
         try:

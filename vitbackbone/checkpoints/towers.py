@@ -9,7 +9,7 @@ A parameter beside the tower, such as a classifier or a projection, has a key th
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from torch import Tensor
@@ -20,7 +20,7 @@ from vitbackbone.checkpoints.huggingface import MODEL_TYPES, ModelType
 from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
 from vitbackbone.checkpoints.huggingface.radio import is_authors
 from vitbackbone.checkpoints.huggingface.records import File, read_settings
-from vitbackbone.checkpoints.rules import HEADS, OUTSIDE, Rules, State, Templates
+from vitbackbone.checkpoints.rules import HEADS, OUTSIDE, Rule, Rules, State, Templates
 from vitbackbone.checkpoints.trainers import AVERAGED, describe_taken, leave_out, merge_chunks, of_part, prefer
 from vitbackbone.files import SHORT
 from vitbackbone.networks import TimmConfig
@@ -94,6 +94,21 @@ class Taken:
     tensors: dict[str, Tensor]
     rules: Rules
     note: str
+    warning: str = ""  # on what differs from the model that the file seems to hold
+
+    def ending(self, depth: int, norm: bool, warning: str) -> "Taken":
+        """Return what belongs to the first `depth` blocks alone. `norm`: whether the final norm does."""
+        dropped = {key for key, block in _blocks(self.tensors, self.rules) if int(block) >= depth}
+        if not norm:
+            ends = Templates((source, (0, 0)) for rule in self.rules if _is_norm(rule) for source in rule.sources)
+            dropped |= {key for key in self.tensors if any(ends.match(key))}
+        tensors = {key: tensor for key, tensor in self.tensors.items() if key not in dropped}
+        return replace(self, tensors=tensors, warning=warning)
+
+
+def _is_norm(rule: Rule) -> bool:
+    """Whether a rule fills a norm behind the last block."""
+    return any(target.startswith(("norm.", "fc_norm.")) for target in rule.targets)
 
 
 def choose(parts: Sequence[Part], state: State, tower: str | None, part: str | None) -> tuple[Part, Taken]:
@@ -206,10 +221,15 @@ def _fits(part: Part, prefix: str, state: State) -> bool:
 
 def count_blocks(keys: Iterable[str], prefix: str, rules: Rules) -> int:
     """Return the number of blocks under a prefix."""
+    inner = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
+    return len({block for _, block in _blocks(inner, rules)})
+
+
+def _blocks(keys: Iterable[str], rules: Rules) -> Iterator[tuple[str, str]]:
+    """Yield each key of a block with the block's number."""
     filling = [rule for rule in rules if any(target.startswith("blocks.{i}.") for target in rule.targets)]
     blocks = Templates((source, (0, 0)) for rule in filling for source in rule.sources if "{i}" in source)
-    inner = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
-    return len({block for key in inner for _, block in blocks.match(key)})
+    yield from ((key, block) for key in keys for _, block in blocks.match(key))
 
 
 def find_prefixes(keys: Iterable[str], rules: Rules) -> list[str]:

@@ -125,9 +125,13 @@ def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:
     out = Path(rest[0])
     results = read_results(out)
     if not len(results):
-        raise ValueError(
-            f"{escaped(rest[0])} has no results.json; `vitbackbone evaluate PROTOCOL --out DIR` writes one"
+        begun = any((out / name).is_dir() for name in ("work", "features"))
+        hint = (
+            "no protocol is finished yet: give the command of this run again, and it goes on where it was"
+            if begun
+            else "`vitbackbone evaluate PROTOCOL --out DIR` writes one"
         )
+        raise ValueError(f"{escaped(rest[0])} has no results.json; {hint}")
     files = write_report(results, out)
     if args.json:
         print_json([each.model_dump() for each in results])

@@ -20,7 +20,6 @@ from vitbackbone.evaluation.settings import setting
 from vitbackbone.images import ImageError, Interpolation, Preprocess, View, open_image
 
 TORCHVISION = "torchvision: RandomResizedCrop(224, bicubic), RandomHorizontalFlip(); dinov2/data/transforms.py"
-TRIES = 10  # of a random crop, as in torchvision
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,25 @@ class Augmentation:
     least: float = setting(0.08, "smallest area of the crop, as a share of the photo", TORCHVISION)
     most: float = setting(1.0, "largest area of the crop, as a share of the photo", TORCHVISION)
     aspect: float = setting(4 / 3, "largest aspect ratio of the crop; the smallest is its inverse", TORCHVISION)
+    tries: int = setting(
+        10, "random crops until one fits into the photo; 0 cuts the first one to the photo", TORCHVISION, least=0
+    )
     flip: float = setting(0.5, "probability of a horizontal flip", TORCHVISION)
     interpolation: Interpolation = setting("bicubic", "filter of the resize, antialiased", TORCHVISION)
 
 
 def crop_box(size: tuple[int, int], crop: Augmentation, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """Return (top, left, height, width) of a random crop, drawn as by torchvision's `RandomResizedCrop`."""
+    """Return (top, left, height, width) of a random crop, drawn as by torchvision's `RandomResizedCrop`.
+
+    Without tries, it is drawn as by MAE's (util/crop.py).
+    """
     height, width = size
-    for _ in range(TRIES):
+    for _ in range(max(crop.tries, 1)):
         area = height * width * random.uniform(crop.least, crop.most)
         ratio = math.exp(random.uniform(-math.log(crop.aspect), math.log(crop.aspect)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if not crop.tries:
+            w, h = min(max(w, 1), width), min(max(h, 1), height)
         if 0 < w <= width and 0 < h <= height:
             return int(random.integers(0, height - h + 1)), int(random.integers(0, width - w + 1)), h, w
     ratio = min(max(width / height, 1 / crop.aspect), crop.aspect)

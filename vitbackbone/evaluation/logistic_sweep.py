@@ -80,13 +80,13 @@ def _sklearn(
 
 
 def metric_of(kind: str, scores: Scores, labels: Labels) -> float:
-    """Return a metric in [0, 1]: "top-1", "mean per class" or "11-point mAP"."""
+    """Return a metric in [0, 1]: "top-1", "mean per class" or "11-point mAP", which is NaN without a positive."""
     if kind == "11-point mAP":
         counted = [(scores[:, i], labels[:, i]) for i in range(scores.shape[1])]
         found = [eleven_point_ap(score[own >= 0], own[own >= 0] == 1) for score, own in counted if (own == 1).any()]
-        return float(np.mean(found))
-    right = scores.argmax(axis=1) == labels
-    return mean_per_class(right, labels) if kind == "mean per class" else float(right.mean())
+        return float(np.mean(found)) if found else float("nan")
+    predicted = scores.argmax(axis=1)
+    return mean_per_class(predicted, labels) if kind == "mean per class" else float((predicted == labels).mean())
 
 
 def sweep(

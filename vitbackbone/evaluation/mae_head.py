@@ -47,7 +47,9 @@ class MaeHead:
         return self.rate * (1 + math.cos(math.pi * done)) / 2
 
     def step(self, vectors: Float[Tensor, "B F"], labels: Int[Tensor, " B"], number: int) -> None:
-        """Take step `number`, counted from 0, on a batch."""
+        """Take step `number`, counted from 0, on a batch. Nothing is learnt from one image, which has no variance."""
+        if len(vectors) < 2:
+            return
         self.norm.train()
         loss = F.cross_entropy(self.linear(self.norm(vectors)), labels)
         parameters = dict(self.linear.named_parameters())

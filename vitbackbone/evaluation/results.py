@@ -85,6 +85,12 @@ class Result(Record):
         return found[0].value
 
 
+def result_key(run: Run) -> tuple[Any, ...]:
+    """Return the `Result.key` of a run."""
+    protocol = run.protocol
+    return protocol.name, protocol.variant, run.dataset, protocol.hash(), run.limit, run.fingerprint
+
+
 class _File(Record):
     schema_version: int
     results: tuple[Result, ...]

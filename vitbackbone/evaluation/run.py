@@ -78,7 +78,7 @@ class Run:
         if name not in self.folders:
             raise ValueError(f"{self.protocol.name} needs the dataset {name}; give --data {name}=DIR")
         if name not in self.found:
-            self.found[name] = find_layout(name).read(self.folders[name])
+            self.found[name] = find_layout(name).load(self.folders[name])
         return self.found[name]
 
     @cached_property

@@ -1,6 +1,7 @@
 """Run protocols on a backbone, and keep their results."""
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 
 from vitbackbone.contract import BackboneModule
 from vitbackbone.evaluation.datasets import Check, Labelled, find_layout
-from vitbackbone.evaluation.protocol import Protocol
+from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.protocols import find_protocol
 from vitbackbone.evaluation.report import write_report
 from vitbackbone.evaluation.results import Results, make_result, read_results
@@ -172,6 +173,7 @@ def _run_all(
         log.info("%s (%s) on %s", run.protocol.name, run.protocol.variant, run.dataset)
         start = time.monotonic()
         scores = run.protocol.score(run)
+        _check_scores(run, scores)
         read = [name for name in folders if name in run.protocol.datasets] if run.protocol.joined else [run.dataset]
         read += run.protocol.also
         checks = {
@@ -184,6 +186,16 @@ def _run_all(
     return mine
 
 
+def _check_scores(run: Run, scores: Sequence[Score]) -> None:
+    """Raise `ValueError` if a main figure is no number, because nothing that counts is in the dataset."""
+    wrong = [each.metric for each in scores if each.main and not math.isfinite(each.value)]
+    if wrong or not scores:
+        raise ValueError(
+            f"{run.protocol.name} on {run.dataset} has no {wrong[0] if wrong else 'figure'}: no label of the tested "
+            f"images counts. Look at the labels in {run.folders[run.dataset]}; what is computed is kept"
+        )
+
+
 def _check_labels(protocol: Protocol, name: str, data: Any) -> None:
     """Raise `ValueError` if images have several labels and the protocol takes one."""
     if isinstance(data, Labelled) and data.train.labels.ndim > 1 and not protocol.several_labels:
@@ -193,5 +205,5 @@ def _check_labels(protocol: Protocol, name: str, data: Any) -> None:
 def _text(value: Any) -> str:
     """Return a setting's value as the text that `--set` takes."""
     if isinstance(value, list | tuple):
-        return ",".join(map(_text, value))
+        return ",".join(map(_text, value)) or "none"
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)

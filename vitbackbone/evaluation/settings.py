@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -56,6 +57,8 @@ def changed(record: R, name: str, text: str, key: str) -> R:
         least = min([1 if own and all(isinstance(each, int) for each in own) else 0, *own])
     if not all(each >= least for each in _numbers(value)):  # NaN is not
         raise ValueError(f"--set {key}={text}; want at least {least:g}")
+    if not all(map(math.isfinite, _numbers(value))):
+        raise ValueError(f"--set {key}={text}; want finite numbers")
     return replace(record, **{name: value})  # type: ignore[type-var]
 
 
@@ -66,22 +69,27 @@ def _numbers(value: Any) -> list[int | float]:
 
 
 def parse(text: str, hint: Any, key: str) -> Any:
-    """Return the value of a type that a text stands for. Tuples are values with commas, "none" is None.
+    """Return the value of a type that a text stands for. Tuples are values with commas; "none" is an empty one.
 
-    Raises `ValueError` if the text is no such value.
+    A union is of tuples of several lengths. Raises `ValueError` if the text is no such value.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if text.lower() == "none" and type(None) in arguments:
-            return None
-        return parse(text, next(each for each in arguments if each is not type(None)), key)
+        length = len(_parts(text))
+        return parse(
+            text, next((each for each in arguments if len(typing.get_args(each)) == length), arguments[0]), key
+        )
     if origin is typing.Literal:
         if text not in arguments:
             raise ValueError(f"--set {key}={text}; want one of {', '.join(map(str, arguments))}")
         return text
     if origin is tuple:
-        inner = arguments[0]
-        return tuple(parse(part.strip(), inner, key) for part in text.split(",") if part.strip())
+        parts, any_length = _parts(text), Ellipsis in arguments
+        if not any_length and len(parts) != len(arguments):
+            raise ValueError(f"--set {key}={text}; want {len(arguments)} values with commas between them")
+        if any_length and not parts and arguments[0] is not str:
+            raise ValueError(f"--set {key}={text}; want at least one value")
+        return tuple(parse(part, arguments[0], key) for part in parts)
     if hint is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError(f"--set {key}={text}; want true or false")
@@ -93,6 +101,11 @@ def parse(text: str, hint: Any, key: str) -> Any:
             kind = "a whole number" if hint is int else "a number"
             raise ValueError(f"--set {key}={text}; want {kind}") from None
     return text
+
+
+def _parts(text: str) -> list[str]:
+    parts = [] if text.strip().lower() == "none" else text.split(",")
+    return [part.strip() for part in parts if part.strip()]
 
 
 def find_key(name: str, keys: list[str]) -> str:

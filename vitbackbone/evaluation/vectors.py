@@ -3,6 +3,7 @@
 Axes: `N` images, `F` width of the vector, `B` batch.
 """
 
+import hashlib
 import io
 import logging
 from collections.abc import Sequence
@@ -133,6 +134,11 @@ class Vectors:
         return len(self.rows)
 
     @cached_property
+    def digest(self) -> str:
+        """SHA-256 of which images could be read."""
+        return hashlib.sha256(np.ascontiguousarray(self.rows)).hexdigest()
+
+    @cached_property
     def array(self) -> Float[np.ndarray, "N F"]:
         """All vectors in memory, float32."""
         found = self.store.cls if self.chosen is None else self.store.read("cls", self.chosen)
@@ -158,7 +164,8 @@ def vectors(run: Run, images: Images, view: CropView, features: VectorFeatures, 
     """
     features = features.check(run.backbone.spec)
     images = images.limited(run.limit)
-    key = digest(run.fingerprint, images.digest(), str(images.root), plain(view), plain(features))[:16]
+    listed = [str(images.root.absolute()), list(images.names), images.content]  # `extract` itself sees changed files
+    key = digest(run.fingerprint, listed, plain(view), plain(features))[:16]
     source = _source(run.out / "lists", images, key)
     simple = features.plain_cls(run.backbone.spec)
     if not run.backbone.spec.has_cls:

@@ -8,7 +8,7 @@ Axes: `B` batch, `D` width, `P` width of the summary, `h w` patch grid.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from einops import rearrange
@@ -28,9 +28,10 @@ from vitbackbone.contract import (
     float32_default,
     one_by_one,
 )
-from vitbackbone.model import ViT
+from vitbackbone.model import Block, Layout, ViT, ViTConfig
 
-Version = Literal["v1", "v2"]
+Version = Literal["v1", "v2", "attn"]
+ATTENDING = 16  # heads of the blocks of "attn" (NVlabs/RADIO, radio/adaptor_attn.py)
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Mlp:
     """The shape of one network of an adaptor.
 
     "v1": linear layers with a LayerNorm and a ReLU behind each but the last. "v2": a linear layer, residual branches of
-    LayerNorm, GELU and a linear layer, and the same three without a residual.
+    LayerNorm, GELU and a linear layer, and the same three without a residual. "attn": "v2" behind blocks of a Vision
+    Transformer, in which the patches of an image attend to each other.
     """
 
     version: Version
@@ -46,6 +48,8 @@ class Mlp:
     hidden: int
     outputs: int
     inner: int = 0  # hidden layers between the first and the last
+    blocks: int = 0  # version="attn"
+    mlp_dim: int = 0  # hidden width of the MLP of the blocks
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class AdaptorConfig:
     upsample: int = 1  # patches along a side that come out of one patch
 
     def __post_init__(self) -> None:
+        if self.summary.version == "attn":
+            raise ValueError(f"adaptor {self.name!r}: the network of the summary is 'attn'; want 'v1' or 'v2'")
         if self.upsample < 1 or self.patches.outputs % self.upsample**2:
             raise ValueError(
                 f"adaptor {self.name!r}: {self.patches.outputs} outputs for upsample_factor={self.upsample}; want a "
@@ -105,7 +111,35 @@ def _branch(width: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width), nn.GELU(), nn.Linear(width, outputs))
 
 
-NETWORKS: dict[Version, type[Plain] | type[Residual]] = {"v1": Plain, "v2": Residual}
+class Attended(nn.Module):
+    """The network "attn"."""
+
+    def __init__(self, shape: Mlp) -> None:
+        super().__init__()
+        blocks = ViTConfig(
+            dim=shape.inputs,
+            depth=shape.blocks,
+            num_heads=ATTENDING,
+            mlp_dim=shape.mlp_dim,
+            qkv_bias="none",
+            layer_scale=True,
+            position="none",
+        )
+        self.blocks = nn.ModuleList(Block(blocks, index) for index in range(shape.blocks))
+        self.mlp = Residual(shape)
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N E"]:
+        layout = Layout(((1, x.shape[1]),))
+        for block in self.blocks:
+            x = cast(Block, block)(x, layout)
+        return self.mlp(x)
+
+
+NETWORKS: dict[Version, type[Plain] | type[Residual] | type[Attended]] = {
+    "v1": Plain,
+    "v2": Residual,
+    "attn": Attended,
+}
 
 
 class AdaptorBackbone(BackboneModule):

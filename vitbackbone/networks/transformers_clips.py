@@ -1,5 +1,7 @@
 """Video encoders of transformers that take clips of a fixed number of frames: VideoMAE, ViViT, TimeSformer, VideoPrism.
 
+Some see each frame as an image of its own: X-CLIP, and a TimeSformer without attention over time.
+
 Axes: `B` batch, `T` frames, `D` width, `t h w` steps of time and patch grid, `N` tokens.
 """
 
@@ -59,6 +61,7 @@ class Clip:
     tubelet: int  # frames in a step of time
     patch: int  # side in pixels
     switch: bool  # whether the encoder has a switch for other sizes than its own
+    flat: bool = False  # whether the frames of a batch are its images: (B T, C, H, W)
 
     @property
     def steps(self) -> int:
@@ -78,6 +81,7 @@ class Layers:
     blocks: bool  # whether the layers are the blocks
     norm: str | None = None  # path of the final norm
     pooled: int | None = None  # width of `pooler_output`
+    apart: bool = False  # whether each frame has tokens of its own: (B T, N, D)
 
 
 def clip_of(tower: Any, config: Any) -> Clip | None:
@@ -122,7 +126,9 @@ class ClipBackbone(BackboneModule):
     Clips are (B, T, C, H, W) with the encoder's own number of frames, and maps have an axis of time, (B, D, t, h, w).
     An image runs as a clip of equal frames, and its map is the mean over the steps of time. The encoders' authors give
     no rule for images.
-    `norm=True` and `pooled` are as in `TransformersBackbone`.
+    `norm=True` and `pooled` are as in `TransformersBackbone`. If the encoder sees each frame as an image, `registers`
+    are the tokens beside the patches of each frame, in the order of the frames, and `pooled` is the mean of the
+    patches.
 
     Raises `ValueError` if the layers are no maps of a clip.
     """
@@ -148,7 +154,8 @@ class ClipBackbone(BackboneModule):
         self.accepted: dict[Size, bool] = {}
         self.places: dict[Size, Tensor] = {}
         self.layers = self._measure(native)
-        self.has_cls = self.layers.others > 0 and any("cls" in key for key, _ in model.named_parameters())
+        named = any("cls" in key for key, _ in model.named_parameters())
+        self.has_cls = self.layers.others > 0 and named and not self.layers.apart
         self.spec = BackboneSpec(
             name=name,
             dim=self.layers.dim,
@@ -186,7 +193,8 @@ class ClipBackbone(BackboneModule):
             if norm:
                 tokens = self.model.get_submodule(self.layers.norm)(tokens)
             features = self._unpack(tokens, images, (clips.shape[-2], clips.shape[-1]), still)
-            if layer == last and norm == self.spec.has_norm and isinstance(pooled, Tensor):
+            own = isinstance(pooled, Tensor) and self.layers.pooled is not None
+            if layer == last and norm == self.spec.has_norm and own:
                 features = replace(features, pool=Pooled(pooled))
             outputs[layer, norm] = features
         return outputs
@@ -232,11 +240,13 @@ class ClipBackbone(BackboneModule):
                     hook = blocks[i].register_forward_hook(lambda _m, _a, out, i=i: got.update({i: _tensor(out)}))
                     hooks.callback(hook.remove)
             result = self._call(model, clips)
-        return got if self.layers.blocks else {0: result.last_hidden_state}, result
+        got = got if self.layers.blocks else {0: result.last_hidden_state}
+        return {i: _joined(tokens, len(clips)) for i, tokens in got.items()}, result
 
     def _call(self, model: Any, clips: Tensor) -> Any:
         other = tuple(clips.shape[-2:]) != self.native
         options = {ANY_SIZE: True} if self.clip.switch and other else {}
+        clips = clips.flatten(0, 1) if self.clip.flat else clips
         return model(**{self.clip.argument: clips}, **options)
 
     def _measure(self, native: Size) -> Layers:
@@ -253,27 +263,37 @@ class ClipBackbone(BackboneModule):
                     lambda _m, given, out, path=path: normed.append((path, given[0] if given else None, out))
                 )
                 hooks.callback(hook.remove)
-            try:
-                result = self._call(self.model, self._zeros(self.model, native))
-            except Exception as error:  # every encoder has its own errors
-                text = f"{type(self.model).__name__} does not run on clips of {self.clip.frames} frames"
-                raise ValueError(f"{text} ({error}), and {VIDEOS_ALONE}") from error
+            result = self._first_call(native)
         final = getattr(result, "last_hidden_state", None)
         h, w = self.clip.grid(native)
         count = self.clip.steps * h * w
         outputs = [each for each in seen.values() if isinstance(each, Tensor) and _extra(each, count) is not None]
         pooled = getattr(result, "pooler_output", None)
         width = pooled.shape[1] if isinstance(pooled, Tensor) and pooled.ndim == 2 else None
+        apart = isinstance(final, Tensor) and len(final) > 1
+        width = None if apart else width
         if blocks and len(outputs) == len(blocks):
             last = outputs[-1]
             path = next((p for p, given, out in normed if given is last and out is final), None)
             if path is not None or final is last:
-                return Layers(last.shape[-1], len(blocks), _extra(last, count) or 0, True, path, width)
+                return Layers(last.shape[-1], len(blocks), _extra(last, count) or 0, True, path, width, apart)
         if not isinstance(final, Tensor) or _extra(final, count) is None:
             shape = tuple(final.shape) if isinstance(final, Tensor) else "none"
             name = type(self.model).__name__
             raise ValueError(f"the output of {name}, of shape {shape}, is no map of a clip, and it {VIDEOS_ALONE}")
-        return Layers(final.shape[-1], 1, _extra(final, count) or 0, False, None, width)
+        return Layers(final.shape[-1], 1, _extra(final, count) or 0, False, None, width, apart)
+
+    def _first_call(self, native: Size) -> Any:
+        """Run the encoder on a clip, or on its frames as images. Raises `ValueError` if it runs on neither."""
+        zeros, errors = self._zeros(self.model, native), []
+        for clip in (self.clip, replace(self.clip, flat=True)):
+            self.clip = clip
+            try:
+                return self._call(self.model, zeros)
+            except Exception as error:  # every encoder has its own errors
+                errors.append(error)
+        text = f"{type(self.model).__name__} does not run on clips of {self.clip.frames} frames"
+        raise ValueError(f"{text} ({errors[0]}), and {VIDEOS_ALONE}") from errors[0]
 
     def _zeros(self, model: Any, size: Size) -> Tensor:
         parameter = next(p for p in model.parameters() if p.is_floating_point())
@@ -350,7 +370,7 @@ class ClipBackbone(BackboneModule):
         finally:
             hook.remove()
             self.model.train(mode)
-        return taken[0][0].float()
+        return _joined(taken[0], 1)[0].float()
 
 
 class _Done(Exception):
@@ -369,8 +389,13 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _extra(tokens: Tensor, patches: int) -> int | None:
     """Return the tokens beside the patches of one clip, or None if the shape is none of a clip's tokens."""
-    extra = tokens.shape[1] - patches if tokens.ndim == 3 and tokens.shape[0] == 1 else -1
+    extra = tokens.shape[0] * tokens.shape[1] - patches if tokens.ndim == 3 else -1
     return extra if 0 <= extra <= MOST_PREFIX else None
+
+
+def _joined(tokens: Float[Tensor, "_ _ D"], batch: int) -> Float[Tensor, "B N D"]:
+    """Return the tokens of each clip in one row, if the encoder has a row for each frame."""
+    return tokens.reshape(batch, -1, tokens.shape[-1])
 
 
 def _empty(tensor: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class Shapes:
     layers: tuple[Layout, ...]
     source: str  # "blocks": hooks on the blocks; otherwise the field of the output that holds the maps
     norm: str | None = None  # path of the final norm
-    final: bool = False  # whether the encoder's own output is one more layer
+    own: int = 0  # number of the encoder's own outputs that are more layers: its last output, or all its maps
     pooled: int | None = None  # width of `pooler_output`
     hidden: bool = True  # whether the encoder accepts `output_hidden_states`
 
@@ -123,6 +123,10 @@ class Encoder:
             raise ValueError(f"{type(self.model).__name__} returns no map")
         pooled = None if packed else _pooled_width(result)
         shapes = Shapes(tuple(layouts), source, pooled=pooled, hidden=hidden)
+        maps = _field(result, "feature_maps")
+        if source == "blocks" and layouts and len(maps) > 1:
+            own = _fitting(maps, size, None, packed)
+            return replace(shapes, layers=(*shapes.layers, *own), own=len(own))
         if final is None or (outputs and final is outputs[-1]):
             return shapes
         if source == "blocks" and layouts and final.ndim == 3 and final.shape[1] == layouts[-1].others > 1:
@@ -131,22 +135,22 @@ class Encoder:
         if path is not None and source == "blocks":
             return replace(shapes, norm=path)
         try:
-            own = layout_of(final, size, 1, patch, packed)
-            if not layouts or own.stride != layouts[-1].stride:
-                own = _fitting([*outputs, final], size, patch, packed)[-1]
+            last = layout_of(final, size, 1, patch, packed)
+            if not layouts or last.stride != layouts[-1].stride:
+                last = _fitting([*outputs, final], size, patch, packed)[-1]
         except ValueError:
             if not layouts:
                 raise
             return shapes
-        return replace(shapes, layers=(*shapes.layers, own), final=True)
+        return replace(shapes, layers=(*shapes.layers, last), own=1)
 
     # ---- runs -------------------------------------------------------------------------------------------------
 
     def run(self, images: Tensor, shapes: Shapes, wanted: Set[int], whole: bool) -> Run:
         """Return the wanted layers. `whole`: run to the end, and return the pooled vector, too."""
-        last = len(shapes.layers) - 1
-        inner = {layer for layer in wanted if not (shapes.final and layer == last)}
-        whole = whole or shapes.source != "blocks" or (shapes.final and last in wanted)
+        behind = len(shapes.layers) - shapes.own
+        inner = {layer for layer in wanted if layer < behind}
+        whole = whole or shapes.source != "blocks" or inner != set(wanted)
         got: dict[int, Tensor] = {}
 
         def keep(layer: int, out: Any) -> None:
@@ -161,17 +165,16 @@ class Encoder:
                     hooks.append(self.blocks[i].register_forward_hook(lambda _m, _a, out, i=i: keep(i, out)))
             try:
                 result = self._call(
-                    images, output_hidden_states=shapes.hidden and (shapes.source != "blocks" or shapes.final)
+                    images, output_hidden_states=shapes.hidden and (shapes.source != "blocks" or shapes.own > 0)
                 )
             except _Done:
                 return Run(got)
         if shapes.source != "blocks":
             levels = _field(result, shapes.source)
-            first = len(levels) - len(shapes.layers) + int(shapes.final)  # without the image itself
+            first = len(levels) - behind  # without the image itself
             got |= {i: levels[first + i] for i in inner}
-        final = _final(result)
-        if shapes.final and last in wanted and final is not None:
-            got[last] = final
+        own = _field(result, "feature_maps") if shapes.own > 1 else [_final(result)]
+        got |= {layer: own[layer - behind] for layer in wanted - inner}
         return Run(got, None if self.feed.packed else _pooled(result, images.shape[0]))
 
     def attentions(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -355,10 +358,10 @@ def _final(result: Any) -> Tensor | None:
     """Return the encoder's own output, or None if it returns what is no map, such as key points."""
     if isinstance(result, Tensor):
         return result
-    found = getattr(result, "last_hidden_state", None)
-    if isinstance(found, Tensor):
+    maps, found = _field(result, "feature_maps"), getattr(result, "last_hidden_state", None)
+    if not maps and isinstance(found, Tensor):
         return found
-    maps = _field(result, "feature_maps") or _field(result, "")
+    maps = maps or _field(result, "")
     return maps[-1] if maps else None
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vitbackbone.contract import Asked, Geometry, Images, Precision, Runtime, Wanted, one_value
 from vitbackbone.model import Block, Grid, Layout, Mask, Tokens, ViT
 from vitbackbone.runtime.int8 import InputScaling, Int8Weights, Seen, reference, rounded, watching
+from vitbackbone.runtime.openvino_tables import tables
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -118,15 +119,13 @@ class OpenVinoBackbone(ViT):
         return {each: layout.join(of) for each, of in zip(sorted(wanted), zip(*parts, strict=True), strict=True)}
 
     def _infer(self, use: "_Use", images: Float[Tensor, "B 3 H W"], grid: Grid) -> list[Tensor]:
-        from vitbackbone.runtime.openvino_graph import tables
-
         images = images.float()
         if grid == self.usual:
             return self._compile(replace(use, grid=grid, single=len(images) == 1)).infer({"images": images})
         return self._compile(use).infer({"images": images, **tables(self, use.deepest, grid)})
 
     def _compile(self, use: "_Use") -> "CompiledGraph":
-        from vitbackbone.runtime.openvino_graph import build, tables
+        from vitbackbone.runtime.openvino_graph import build
 
         with COMPILING:
             if use not in self._compiled:

@@ -1,15 +1,13 @@
 """A ViT as a graph of OpenVINO operations. Nothing is traced, so the graph takes any batch and any patch grid. It is
 made in a tenth of a second; a traced conversion takes half a minute.
 
-torch makes everything that depends on the patch grid and gives it to the graph (see `tables`), because each checkpoint
-has its own way to resample positions. torch does nothing else. After each of its operations, its threads wait in a busy
-loop for two milliseconds and keep the cores from OpenVINO.
+torch makes everything that depends on the patch grid and gives it to the graph (see `tables`). It does nothing else:
+after each operation of torch, its threads wait in a busy loop for two milliseconds and keep the cores from OpenVINO.
 
 Axes: `B` batch, `N` tokens, `P` of them CLS and registers, `D` width, `d` width of a head, `I` width into a linear
 layer, `h w` patch grid.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Set
 from typing import Any, NamedTuple, cast
 
@@ -25,11 +23,9 @@ from vitbackbone.model import (
     Block,
     ClippedLinear,
     ConvStem,
-    DecomposedTables,
     GatedMlp,
     Grid,
     LayerScale,
-    Layout,
     Mlp,
     RelativeTable,
     Rotary,
@@ -37,10 +33,11 @@ from vitbackbone.model import (
     ViT,
     ViTConfig,
     WindowAttention,
-    rotary_row_with_cls,
     rotary_table,
 )
 from vitbackbone.runtime.int8 import InputScaling, Int8Weights, Seen
+from vitbackbone.runtime.openvino_projections import channels, qk_norms, qkv
+from vitbackbone.runtime.openvino_tables import tables
 
 Value = Any  # the result of an operation: OpenVINO's types do not tell nodes from their outputs
 
@@ -79,8 +76,8 @@ def build(
     height, width = (-1, -1) if grid is None else (side * grid[0], side * grid[1])
     x = graph.embed(vit, graph.input("images", batch, vit.config.channels, height, width))
     results = []
-    for i in range(deepest + 1):
-        x = graph.block(i, _block(vit, i), x, prefix and i == deepest)
+    for i, block in enumerate(vit.blocks[: deepest + 1]):
+        x = graph.block(i, cast(Block, block), x, prefix and i == deepest)
         taken = graph.prefix(x) if prefix and i < deepest else x
         if (i, False) in wanted:
             results.append(ops.result(taken))
@@ -93,50 +90,6 @@ def build_linear(linear: nn.Linear, seen: Seen) -> ov.Model:
     """Build the graph of one 8-bit linear layer, from (N, I)."""
     graph = GraphBuilder(ViTConfig(), {linear: seen}, {})
     return ov.Model([ops.result(graph.linear(linear, graph.input("x", -1, linear.in_features)))], [graph.inputs["x"]])
-
-
-def tables(vit: ViT, deepest: int, grid: Grid) -> dict[str, Tensor]:
-    """Return the inputs of the graph besides images, by name, for a patch grid and the blocks up to `deepest`."""
-    config = vit.config
-    found: dict[str, Tensor] = {}
-    if vit.pos_embed is not None:
-        found["positions"] = vit.pos_embed(grid)
-    if config.rotary:
-        found |= _rotary(vit, deepest, grid)
-    if config.relative_position == "decomposed" or config.window:
-        found["grid"] = torch.tensor(grid)
-    if config.window:
-        found["windows"] = torch.tensor([-(-side // config.window) for side in grid])
-        found["padding"] = torch.tensor([0, *(-side % config.window for side in grid), 0])
-    for attn in (_block(vit, i).attn for i in range(deepest + 1)) if config.window_edge == "cut" else ():
-        if isinstance(attn, WindowAttention):
-            filled = attn.filled(grid, torch.device("cpu"))
-            found["filled"] = torch.zeros(filled.shape).masked_fill(~filled, -torch.inf)
-    for i in range(deepest + 1) if config.relative_position != "none" else ():
-        attn = _block(vit, i).attn
-        if isinstance(attn.rel_pos, RelativeTable):
-            found[f"bias.{i}"] = attn.rel_pos.bias(grid).contiguous()
-        elif isinstance(attn.rel_pos, DecomposedTables) and not isinstance(attn, WindowAttention):
-            found[f"rows.{i}"], found[f"columns.{i}"] = attn.rel_pos.pairs(grid)
-    return found
-
-
-def _rotary(vit: ViT, deepest: int, grid: Grid) -> dict[str, Tensor]:
-    """Return the rotary table of each row of tokens: one for all blocks, or one a block if CLS turns by learned
-    angles."""
-    config = vit.config
-    assert config.rotary is not None
-    if config.rotary.cls_angles:
-        learned = [(i, _block(vit, i).attn.cls_angles) for i in range(deepest + 1)]
-        rows = {
-            f"rotary.{i}": rotary_row_with_cls(config.rotary, angles, Layout((grid,)))
-            for i, angles in learned
-            if angles is not None
-        }
-        return {name: row[..., _channels(config)] for name, row in rows.items()}
-    table = rotary_table(config.rotary, config.head_width, grid, torch.device("cpu"))
-    still = torch.tensor([1.0, 0.0])[:, None, None].expand(-1, config.num_prefix, table.shape[-1])
-    return {"rotary": torch.cat([still, table[..., _channels(config)]], dim=1)}
 
 
 class LinearInput(NamedTuple):
@@ -306,9 +259,9 @@ class GraphBuilder:
         splitting one would need."""
         given = self.rounded(attn.qkv, x)
         asked = self.rounded(attn.qkv, self.prefix(x)) if prefix else given
-        parts = zip((asked, given, given), _qkv(attn, self.config), strict=True)
+        parts = zip((asked, given, given), qkv(attn, self.config), strict=True)
         q, k, v = (self.part(attn.qkv, i, rows, weight, bias) for i, (rows, (weight, bias)) in enumerate(parts))
-        q_norm, k_norm = _qk_norms(attn, self.config)
+        q_norm, k_norm = qk_norms(attn, self.config)
         if attn.qk_norm == "full":
             q, k = self.norm(q_norm, q), self.norm(k_norm, k)
         elif attn.qk_norm == "none" and self.config.clipped:
@@ -332,7 +285,7 @@ class GraphBuilder:
         """Return the rotary table of the tokens among which a block attends."""
         if isinstance(attn, WindowAttention):
             table = rotary_table(rotary, self.width, (attn.window, attn.window), torch.device("cpu"))
-            return _constant(table[..., _channels(self.config)])
+            return _constant(table[..., channels(self.config)])
         return self.input(f"rotary.{index}" if rotary.cls_angles else "rotary", 2, -1, self.width)
 
     def turn(self, table: Value, x: Value, prefix: bool) -> Value:
@@ -409,54 +362,3 @@ def _constant(tensor: Shaped[Tensor, "..."]) -> Value:
 def _shape(*parts: Value) -> Value:
     """Join lists of numbers and values of the graph to one shape."""
     return ops.concat([np.array(part) if isinstance(part, list) else part for part in parts], 0)
-
-
-def _block(vit: ViT, index: int) -> Block:
-    return cast(Block, vit.blocks[index])
-
-
-def _qkv(attn: SelfAttention, config: ViTConfig) -> list[tuple[Tensor, Tensor | None]]:
-    """Return weight and bias of the three projections. Queries and keys have their channels in the order of
-    `_channels`, and keys are pre-scaled by 1/√d unless limits or a norm follow."""
-    weights: list[Tensor] = list(attn.qkv.weight.detach().split(attn.widths))
-    biases: list[Tensor | None] = (
-        [None] * 3 if attn.qkv.bias is None else list(attn.qkv.bias.detach().split(attn.widths))
-    )
-    if attn.q_bias is not None and attn.v_bias is not None:
-        biases = [attn.q_bias, None, attn.v_bias]
-    for part in (0, 1):
-        order = _order(attn.widths[part], config)
-        weights[part], bias = weights[part][order], biases[part]
-        biases[part] = bias if bias is None else bias[order]
-    if attn.qk_norm == "none" and not config.clipped:
-        scale = config.head_width**-0.5
-        weights[1], biases[1] = weights[1] * scale, None if biases[1] is None else biases[1] * scale
-    return list(zip(weights, biases, strict=True))
-
-
-def _qk_norms(attn: SelfAttention, config: ViTConfig) -> tuple[nn.Module, nn.Module]:
-    """Return the norms of queries and keys with their channels in the order of `_channels`, and 1/√d in those of the
-    keys."""
-    if attn.qk_norm == "none":
-        return attn.q_norm, attn.k_norm
-    norms = []
-    for norm, scale in ((attn.q_norm, 1.0), (attn.k_norm, config.head_width**-0.5)):
-        made = copy.deepcopy(norm)
-        for parameter in made.parameters():
-            parameter.data = parameter.data[_order(len(parameter), config)] * scale
-        norms.append(made)
-    return norms[0], norms[1]
-
-
-def _order(width: int, config: ViTConfig) -> list[int]:
-    """Return the order of `_channels` within each head, of all heads side by side."""
-    return [start + channel for start in range(0, width, config.head_width) for channel in _channels(config)]
-
-
-def _channels(config: ViTConfig) -> list[int]:
-    """Return the channels of a head in an order that puts rotated pairs half a head apart. The order does not change
-    the products of queries and keys."""
-    width = config.head_width
-    if config.rotary is None or config.rotary.pairs == "halves":
-        return list(range(width))
-    return [*range(0, width, 2), *range(1, width, 2)]

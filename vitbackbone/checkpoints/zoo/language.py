@@ -9,8 +9,6 @@ from typing import Any
 from vitbackbone.checkpoints.huggingface.language import LANGUAGE as MODEL_TYPES
 from vitbackbone.checkpoints.zoo.entry import Entry
 
-# Licences of which no page of the authors could be read when this table was made say so
-_UNVERIFIED = "unverified, see its LICENSE file"
 _QWEN3_SMALL = {"hidden_size": 1024, "depth": 24, "intermediate_size": 4096}
 _INTERN_300M = {
     **{"image_size": 448, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
@@ -24,7 +22,7 @@ _ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "OpenGVLab/InternViT-6B-448px-V2_5": ("intern_vit_6b", {"image_size": 448, "num_hidden_layers": 45}, "mit"),
     "Qwen/Qwen2-VL-2B-Instruct": ("qwen2_vl_vision", {}, "apache-2.0"),
     "Qwen/Qwen2-VL-7B-Instruct": ("qwen2_vl_vision", {}, "apache-2.0"),
-    "Qwen/Qwen2.5-VL-3B-Instruct": ("qwen2_5_vl_vision", _QWEN25, _UNVERIFIED),
+    "Qwen/Qwen2.5-VL-3B-Instruct": ("qwen2_5_vl_vision", _QWEN25, "qwen-research"),
     "Qwen/Qwen2.5-VL-7B-Instruct": ("qwen2_5_vl_vision", _QWEN25, "apache-2.0"),
     "Qwen/Qwen3-VL-2B-Instruct": ("qwen3_vl_vision", _QWEN3_SMALL, "apache-2.0"),
     "Qwen/Qwen3-VL-4B-Instruct": ("qwen3_vl_vision", _QWEN3_SMALL, "apache-2.0"),
@@ -39,7 +37,7 @@ _ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "meta-llama/Llama-3.2-11B-Vision-Instruct": ("mllama_vision_model", {"image_size": 560}, "llama3.2"),
     "meta-llama/Llama-3.2-90B-Vision-Instruct": ("mllama_vision_model", {"image_size": 560}, "llama3.2"),
-    "moonshotai/MoonViT-SO-400M": ("moonvit", {}, "none stated"),
+    "moonshotai/MoonViT-SO-400M": ("moonvit", {}, "mit"),
 }
 
 

@@ -6,7 +6,6 @@ from pathlib import Path, PurePosixPath
 
 from vitbackbone.evaluation.datasets.layout import Layout, LayoutError
 from vitbackbone.evaluation.datasets.places import list_photos, need_some
-from vitbackbone.evaluation.settings import digest
 
 TREE = "{original,strong,jpegqual/{3,5,8,10,15,20,30,50,75},crops/{10,15,20,30..80}}/"
 BLOCKS = (
@@ -32,10 +31,6 @@ class Copies:
         name = PurePosixPath(self.blocks[block][index]).name[:PREFIX]
         return [i for i, each in enumerate(self.originals) if PurePosixPath(each).name[:PREFIX] == name]
 
-    def digest(self) -> str:
-        """Return a SHA-256 of the names."""
-        return digest(list(self.originals), {name: list(each) for name, each in self.blocks.items()})
-
 
 @dataclass(frozen=True, eq=False)
 class Photos:
@@ -44,13 +39,9 @@ class Photos:
     root: Path
     names: Sequence[str]
 
-    def digest(self) -> str:
-        """Return a SHA-256 of the names."""
-        return digest(list(self.names))
-
 
 def _jpegs(root: Path, folder: str) -> list[str]:
-    return [each for each in list_photos(root, folder) if each.endswith(".jpg")]
+    return [each for each in list_photos(root, folder) if each.lower().endswith(".jpg")]
 
 
 def read_copydays(root: Path) -> Copies:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
-from vitbackbone.evaluation.datasets.layout import Layout, LayoutError, need_folder
+from vitbackbone.evaluation.datasets.layout import Layout, LayoutError, need_folder, stamp
 from vitbackbone.evaluation.datasets.photos import open_stored
 from vitbackbone.evaluation.datasets.places import list_photos, read_lines, safe_name, settle
 from vitbackbone.evaluation.settings import digest
@@ -32,6 +33,9 @@ class Video:
         if image.mode not in ("P", "L"):
             raise LayoutError(f"{file} has mode {image.mode}; want 8-bit object indices, as DAVIS's palette has them")
         stored = np.asarray(image)
+        with Image.open(self.root / self.frames[index]) as frame:
+            if frame.size != image.size:
+                raise LayoutError(f"{file} has {image.size} pixels, and its frame {frame.size}; want equal sizes")
         return np.where(stored == VOID, 0, stored).astype(np.uint8)
 
 
@@ -43,8 +47,8 @@ class Videos:
     sequences: Sequence[Video]
 
     def digest(self) -> str:
-        """Return a SHA-256 of the names."""
-        return digest([[each.name, list(each.frames)] for each in self.sequences])
+        """Return a SHA-256 of the frames and masks."""
+        return digest([stamp(self.root, [*each.frames, *each.masks]) for each in self.sequences])
 
 
 def read_davis(root: Path) -> Videos:
@@ -55,7 +59,7 @@ def read_davis(root: Path) -> Videos:
     found = []
     for line in read_lines(root, "ImageSets", "2017", "val.txt", tree=TREE):
         name = safe_name(line, "val.txt")
-        frames = [each for each in list_photos(root, f"JPEGImages/480p/{name}") if each.endswith(".jpg")]
+        frames = [each for each in list_photos(root, f"JPEGImages/480p/{name}") if each.lower().endswith(".jpg")]
         masks = [f"Annotations/480p/{name}/{Path(each).stem}.png" for each in frames]
         missing = [each for each in masks if not (root / each).is_file()]
         if len(frames) < 3 or missing:

@@ -19,6 +19,7 @@ from vitbackbone.evaluation.datasets.layout import (
     need_folder,
     read_lines,
 )
+from vitbackbone.evaluation.datasets.places import safe_name
 
 FOOD = "food-101/{images/CLASS/*.jpg,meta/{train,test}.json}"
 SUN = "SUN397/{a..z/...,ClassName.txt,Training_01.txt,Testing_01.txt}"
@@ -41,7 +42,11 @@ VOC_CLASSES = [
 def _images(root: Path, names: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> Images:
     if not names:
         raise LayoutError(f"{root} lists no image")
-    return Images(root, list(names), np.array(labels, dtype=np.int64), list(classes))
+    wrong = [(name, label) for name, label in zip(names, labels, strict=True) if not 0 <= label < len(classes)]
+    if wrong:
+        raise LayoutError(f"{root} gives {wrong[0][0]} the class {wrong[0][1] + 1}, and has {len(classes)} classes")
+    inside = [safe_name(name, str(root)) for name in names]
+    return Images(root, inside, np.array(labels, dtype=np.int64), list(classes), listed=True)
 
 
 def _named(root: Path, pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> Images:
@@ -51,6 +56,14 @@ def _named(root: Path, pairs: Sequence[tuple[str, str]], classes: Sequence[str])
     if unknown:
         raise LayoutError(f"{root}: {unknown[0]!r} is no class of the list")
     return _images(root, [path for path, _ in pairs], [index[name] for _, name in pairs], classes)
+
+
+def _row(file: Path, line: str, count: int, between: str | None = None) -> list[str]:
+    """Return the fields of a line. Raises `LayoutError` if there are fewer than `count`."""
+    fields = line.split(between, count - 1 if between else -1)
+    if len(fields) < count:
+        raise LayoutError(f"{file} has the line {line[:80]!r}; want {count} fields")
+    return fields
 
 
 def _below(root: Path, folder: str, tree: str) -> Path:
@@ -63,7 +76,11 @@ def read_food(root: Path) -> Labelled:
     top = _below(root, "food-101", FOOD)
 
     def split(name: str) -> list[tuple[str, str]]:
-        found = json.loads(need_file(top, "meta", f"{name}.json", tree=FOOD).read_text())
+        file = need_file(top, "meta", f"{name}.json", tree=FOOD)
+        try:
+            found = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise LayoutError(f"{file} is no whole JSON file ({error})") from error
         return [(f"images/{path}.jpg", label) for label in sorted(found) for path in found[label]]
 
     classes = sorted({label for _, label in split("train")})
@@ -117,8 +134,8 @@ def read_aircraft(root: Path) -> Labelled:
 
     def split(name: str) -> Images:
         lines = read_lines(need_file(top, f"images_variant_{name}.txt", tree=AIRCRAFT))
-        pairs = [line.split(" ", 1) for line in lines]
-        return _named(top, [(f"images/{number}.jpg", label) for number, label in pairs], classes)
+        pairs = [_row(top / f"images_variant_{name}.txt", line, 2, " ") for line in lines]
+        return _named(top, [(f"images/{number}.jpg", label) for number, label, *_ in pairs], classes)
 
     return Labelled(split("trainval"), split("test"))
 
@@ -130,11 +147,14 @@ def read_voc2007(root: Path) -> Labelled:
     def split(name: str) -> Images:
         columns, numbers = [], []
         for label in VOC_CLASSES:
-            lines = read_lines(need_file(top, "ImageSets", "Main", f"{label}_{name}.txt", tree=VOC))
-            numbers = [line.split()[0] for line in lines]
-            columns.append([{1: 1, -1: 0, 0: -1}[int(line.split()[1])] for line in lines])
-        labels = np.array(columns, dtype=np.int64).T
-        return Images(top, [f"JPEGImages/{number}.jpg" for number in numbers], labels, VOC_CLASSES)
+            file = need_file(top, "ImageSets", "Main", f"{label}_{name}.txt", tree=VOC)
+            rows = [_row(file, line, 2) for line in read_lines(file)]
+            if numbers and numbers != [row[0] for row in rows]:
+                raise LayoutError(f"{file} lists other images than {VOC_CLASSES[0]}_{name}.txt, or in another order")
+            numbers = [row[0] for row in rows]
+            columns.append([{"1": 1, "-1": 0, "0": -1}[row[1]] for row in rows])
+        labels, names = np.array(columns, dtype=np.int64).T, [safe_name(f"JPEGImages/{n}.jpg", name) for n in numbers]
+        return Images(top, names, labels, VOC_CLASSES, listed=True)
 
     return Labelled(split("trainval"), split("test"))
 
@@ -158,7 +178,7 @@ def read_pets(root: Path) -> Labelled:
 
     def split(name: str) -> list[tuple[str, int]]:
         lines = read_lines(need_file(top, "annotations", f"{name}.txt", tree=PETS))
-        rows = [line.split() for line in lines if not line.startswith("#")]
+        rows = [_row(top / f"annotations/{name}.txt", line, 2) for line in lines if not line.startswith("#")]
         return [(row[0], int(row[1]) - 1) for row in rows]
 
     breeds = dict(sorted({(label, name.rpartition("_")[0]) for name, label in split("trainval")}))
@@ -211,10 +231,10 @@ def read_flowers(root: Path) -> Labelled:
 def read_cub(root: Path) -> Labelled:
     """Read CUB-200-2011. Raises `LayoutError` on another layout."""
     top = _below(root, "CUB_200_2011", CUB)
-    names, labels, fitted = (
-        dict(line.split(" ", 1) for line in read_lines(need_file(top, f"{file}.txt", tree=CUB)))
-        for file in ("images", "image_class_labels", "train_test_split")
-    )
+    files = [need_file(top, f"{name}.txt", tree=CUB) for name in ("images", "image_class_labels", "train_test_split")]
+    names, labels, fitted = (dict(_row(file, line, 2, " ")[:2] for line in read_lines(file)) for file in files)
+    if not names.keys() == labels.keys() == fitted.keys():
+        raise LayoutError(f"{top}: {', '.join(file.name for file in files)} do not list the same images")
     classes = [str(i + 1) for i in range(max(map(int, labels.values())))]
 
     def split(flag: str) -> Images:

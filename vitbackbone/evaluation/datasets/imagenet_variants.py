@@ -16,6 +16,7 @@ from vitbackbone.evaluation.datasets.layout import (
     image_names,
     need_folder,
 )
+from vitbackbone.evaluation.datasets.places import settle
 from vitbackbone.evaluation.settings import digest
 
 V2_TREE = "imagenetv2-matched-frequency-format-val/0..999/*.jpeg"
@@ -100,8 +101,8 @@ def read_real(root: Path) -> dict[str, list[int]]:
 
 
 def read_wnids(root: Path) -> ByWnid:
-    """Read folders of WordNet ids. Raises `LayoutError` on another layout."""
-    return ByWnid(class_folders(root, "", None, FOLDERS_TREE))
+    """Read folders of WordNet ids, or the folder of an archive that has them. Raises `LayoutError`."""
+    return ByWnid(class_folders(settle(root, "imagenet-a", "imagenet-r", "sketch"), "", None, FOLDERS_TREE))
 
 
 def read_c(root: Path) -> Corrupted:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vitbackbone.evaluation.datasets.layout import Images, Labelled, Layout, LayoutError, count_labelled, need_file
+from vitbackbone.evaluation.datasets.places import safe_name
 
 
 def _read_json(file: Path) -> Any:
@@ -26,9 +27,10 @@ def _split(root: Path, name: str, tree: str) -> Images:
     except (KeyError, TypeError) as error:
         raise LayoutError(f"{file} lacks {error}; want images, annotations and categories, as in COCO") from error
     kept = [key for key in files if key in labels]
-    if not kept or max(labels[key] for key in kept) >= len(names):
+    if not kept or not all(0 <= labels[key] < len(names) for key in kept):
         raise LayoutError(f"{file} has {len(kept)} labelled images and {len(names)} categories, which do not fit")
-    return Images(root, [files[key] for key in kept], np.array([labels[key] for key in kept], dtype=np.int64), names)
+    inside = [safe_name(files[key], name) for key in kept]
+    return Images(root, inside, np.array([labels[key] for key in kept], dtype=np.int64), names, listed=True)
 
 
 def _layout(year: str, train: str, test: str, folder: str, counts: tuple[int, int, int]) -> Layout:

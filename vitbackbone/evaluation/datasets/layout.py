@@ -1,8 +1,10 @@
 """The layout of a dataset as it is distributed: how it is read in place, and how many of what it should have."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,21 @@ class Layout:
     official: Mapping[str, int] = field(default_factory=dict)
     source: str = ""
 
+    def load(self, root: Path) -> Any:
+        """Read a folder. Raises `LayoutError`, whatever is wrong with its files."""
+        try:
+            return self.read(root)
+        except LayoutError:
+            raise
+        except Exception as error:  # a damaged file of a dataset raises anything
+            raise LayoutError(
+                f"{root} cannot be read as {self.title}: {type(error).__name__}: {error}; compare its files with the "
+                f"official layout, {self.tree}"
+            ) from error
+
     def check(self, root: Path) -> "Check":
         """Compare a folder with the official counts. Raises `LayoutError` if it cannot be read at all."""
-        return Check(self, root, dict(self.counts(self.read(root))))
+        return Check(self, root, dict(self.counts(self.load(root))))
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,7 @@ class Images:
     has a column for each class: 1 present, 0 absent, -1 not counted.
 
     `pixels`: the images themselves, if the dataset is distributed as arrays; `names` are then for humans only.
+    `listed`: whether the names are from a list of the dataset, so that files may be missing.
     """
 
     root: Path
@@ -71,6 +86,7 @@ class Images:
     labels: Int[np.ndarray, "N ..."]
     classes: Sequence[str]
     pixels: UInt8[np.ndarray, "N H W 3"] | None = None
+    listed: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -88,8 +104,23 @@ class Images:
         return self.take(np.sort(np.random.RandomState(0).permutation(len(self))[:limit]))
 
     def digest(self) -> str:
-        """Return a SHA-256 of the names and the labels."""
-        return digest(list(self.names), self.labels.tolist())
+        """Return a SHA-256 of the labels and of the images, as they are now."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest(self.labels.tolist(), self.content or stamp(self.root, self.names))
+
+    @cached_property
+    def present(self) -> int:
+        """How many of the images are there."""
+        top = str(self.root)
+        return sum(os.path.exists(os.path.join(top, name)) for name in self.names) if self.listed else len(self)  # noqa: PTH110, PTH118
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 of the images if they are arrays, else empty."""
+        return "" if self.pixels is None else hashlib.sha256(np.ascontiguousarray(self.pixels)).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,30 +131,55 @@ class Labelled:
     test: Images
 
     def digest(self) -> str:
-        """Return a SHA-256 of the names and labels of both splits."""
+        """Return a SHA-256 of the images and labels of both splits."""
         return digest(self.train.digest(), self.test.digest())
 
 
+def stamp(root: Path, names: Sequence[str]) -> str:
+    """Return a SHA-256 of the files of a dataset: their place, names, sizes and times. It changes when they do."""
+    top = str(root.absolute())
+    return digest(top, [[name, *_status(os.path.join(top, name))] for name in names])  # noqa: PTH118  # for a million
+
+
+def _status(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)  # noqa: PTH116  # a Path for each of a million is slow
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
 def count_labelled(data: Labelled) -> dict[str, int]:
-    """Count the images of both splits, and the classes that have images to fit on."""
+    """Count the images of both splits that are there, and the classes that have images to fit on."""
     labels = data.train.labels
     fitted = labels.shape[1] if labels.ndim == 2 else len(np.unique(labels))
-    return {"training images": len(data.train), "test images": len(data.test), "classes": fitted}
+    return {"training images": data.train.present, "test images": data.test.present, "classes": fitted}
 
 
+LOOKED_AT = 100  # entries of a folder, for a hint
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
 
 
 def image_names(folder: Path) -> list[str]:
     """Return the names of the images in a folder, sorted. Hidden files are no images."""
     with os.scandir(folder) as entries:
-        return sorted(each.name for each in entries if each.name[0] != "." and each.name.lower().endswith(SUFFIXES))
+        found = [each.name for each in entries if each.name[0] != "." and each.name.lower().endswith(SUFFIXES)]
+    return _sorted(folder, found)
 
 
 def folder_names(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, sorted."""
     with os.scandir(folder) as entries:
-        return sorted(each.name for each in entries if each.name[0] != "." and each.is_dir())
+        found = [each.name for each in entries if each.name[0] != "." and each.is_dir()]
+    return _sorted(folder, found)
+
+
+def _sorted(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return names sorted. Raises `LayoutError` if one is no UTF-8, which no table holds."""
+    wrong = [name for name in names if name.encode("utf-8", "ignore").decode() != name]
+    if wrong:
+        raise LayoutError(f"{folder} has the name {os.fsencode(wrong[0])!r}, which is not UTF-8; rename it")
+    return sorted(names)
 
 
 def class_folders(root: Path, split: str, classes: Sequence[str] | None, tree: str) -> Images:
@@ -155,7 +211,7 @@ def class_folders(root: Path, split: str, classes: Sequence[str] | None, tree: s
 def read_lines(file: Path) -> list[str]:
     """Return the lines of a text file that are not empty. Raises `LayoutError` if it is no text."""
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise LayoutError(f"{file} is no text file ({error})") from error
 
@@ -164,8 +220,16 @@ def need_folder(root: Path, *parts: str, tree: str) -> Path:
     """Return a folder of a dataset. Raises `LayoutError` if it is missing."""
     folder = root.joinpath(*parts)
     if not folder.is_dir():
-        raise LayoutError(f"{root} has no folder {'/'.join(parts) or '.'}; the official layout is {tree}")
+        hint = _meant(root, parts)
+        raise LayoutError(f"{root} has no folder {'/'.join(parts) or '.'}{hint}; the official layout is {tree}")
     return folder
+
+
+def _meant(root: Path, parts: Sequence[str]) -> str:
+    """Return a hint at the folder above or below that is meant, or nothing."""
+    below = sorted(root.iterdir())[:LOOKED_AT] if root.is_dir() else []
+    found = next((each for each in (root.absolute().parent, *below) if parts and each.joinpath(*parts).is_dir()), None)
+    return f"; did you mean {found}?" if found else ""
 
 
 def need_file(root: Path, *parts: str, tree: str) -> Path:

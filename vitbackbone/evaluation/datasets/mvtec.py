@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from vitbackbone.evaluation.datasets.layout import Layout, LayoutError, need_folder
+from vitbackbone.evaluation.datasets.layout import Layout, LayoutError, need_folder, stamp
 from vitbackbone.evaluation.datasets.photos import open_stored
 from vitbackbone.evaluation.datasets.places import list_folders, list_photos, settle
 from vitbackbone.evaluation.settings import digest
@@ -37,8 +37,8 @@ class Category:
         return mask
 
     def digest(self) -> str:
-        """Return a SHA-256 of the names."""
-        return digest(self.name, list(self.train), list(self.test))
+        """Return a SHA-256 of the photos and masks."""
+        return digest(self.name, stamp(self.root, [*self.train, *self.test, *filter(None, self.masks)]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Anomalies:
     categories: Sequence[Category]
 
     def digest(self) -> str:
-        """Return a SHA-256 of the names."""
+        """Return a SHA-256 of the categories."""
         return digest([each.digest() for each in self.categories])
 
 

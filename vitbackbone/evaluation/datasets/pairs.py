@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
-from vitbackbone.evaluation.datasets.layout import LayoutError
+from vitbackbone.evaluation.datasets.layout import LayoutError, stamp
 from vitbackbone.evaluation.datasets.photos import open_photo, open_stored
-from vitbackbone.evaluation.settings import digest
 
 IGNORED = 255
 
@@ -34,8 +34,12 @@ class Pairs:
         return replace(self, photos=[self.photos[i] for i in rows], targets=[self.targets[i] for i in rows])
 
     def digest(self) -> str:
-        """Return a SHA-256 of the names."""
-        return digest(list(self.photos), list(self.targets))
+        """Return a SHA-256 of the files."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return stamp(self.root, [*self.photos, *self.targets])
 
     def photo(self, index: int) -> Image.Image:
         """Return a photo in RGB."""
@@ -71,12 +75,27 @@ class Segmentation:
     classes: Sequence[str]
     lookup: UInt8[np.ndarray, "256"]
 
+    def pair(self, split: Pairs, index: int) -> tuple[Image.Image, UInt8[np.ndarray, "H W"]]:
+        """Return a photo and the class of each pixel. Raises `LayoutError` if they do not fit."""
+        photo, labels = split.photo(index), self.labels(split, index)
+        _same_size(split, index, photo, labels)
+        return photo, labels
+
     def labels(self, split: Pairs, index: int) -> UInt8[np.ndarray, "H W"]:
         """Return the class of each pixel of a photo. Raises `LayoutError` if the file holds no indices."""
         image = split.stored(index)
         if image.mode not in ("P", "L"):
             raise LayoutError(f"{split.root / split.targets[index]} has mode {image.mode}; want 8-bit class indices")
         return self.lookup[np.asarray(image)]
+
+
+def _same_size(split: Pairs, index: int, photo: Image.Image, target: Shaped[np.ndarray, "H W"]) -> None:
+    """Raise `LayoutError` if a photo and its target differ in size."""
+    if target.shape != (photo.height, photo.width):
+        raise LayoutError(
+            f"{split.root / split.targets[index]} has {target.shape[1]} x {target.shape[0]} pixels, and its photo "
+            f"{split.photos[index]} has {photo.width} x {photo.height}; want equal sizes"
+        )
 
 
 def lookup(classes: dict[int, int]) -> UInt8[np.ndarray, "256"]:
@@ -94,6 +113,12 @@ class Depths:
     train: Pairs
     test: Pairs
     scale: float
+
+    def pair(self, split: Pairs, index: int) -> tuple[Image.Image, Float[np.ndarray, "H W"]]:
+        """Return a photo and its depth. Raises `LayoutError` if they do not fit."""
+        photo, depth = split.photo(index), self.depth(split, index)
+        _same_size(split, index, photo, depth)
+        return photo, depth
 
     def depth(self, split: Pairs, index: int) -> Float[np.ndarray, "H W"]:
         """Return depth in metres, 0 where unknown. Raises `LayoutError` if the file holds no depth."""

@@ -19,7 +19,7 @@ def read_lines(root: Path, *parts: str, tree: str) -> list[str]:
     """Return the lines of a list file that are not empty. Raises `LayoutError` if it is missing or no text."""
     file = need_file(root, *parts, tree=tree)
     try:
-        text = read_bytes(file, LIST_BYTES).decode("utf-8")
+        text = read_bytes(file, LIST_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise LayoutError(f"{file} cannot be read: {error}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]

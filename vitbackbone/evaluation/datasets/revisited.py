@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from vitbackbone.evaluation.datasets.layout import Layout, LayoutError, need_file, need_folder
+from vitbackbone.evaluation.datasets.layout import Layout, LayoutError, need_file, need_folder, stamp
 from vitbackbone.evaluation.datasets.places import safe_name, settle
 from vitbackbone.evaluation.safe_pickle import read_pickle
 from vitbackbone.evaluation.settings import digest
@@ -34,9 +34,8 @@ class Revisited:
     truth: Sequence[Query]
 
     def digest(self) -> str:
-        """Return a SHA-256 of the names and the ground truth."""
-        truth = [[each.tolist() for each in (q.easy, q.hard, q.junk, q.box)] for q in self.truth]
-        return digest(list(self.photos), list(self.queries), truth)
+        """Return a SHA-256 of the photos and the boxes of the queries."""
+        return digest(stamp(self.root, [*self.queries, *self.photos]), [each.box.tolist() for each in self.truth])
 
 
 def _names(value: Any, file: Path) -> list[str]:

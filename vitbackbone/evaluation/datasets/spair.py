@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vitbackbone.evaluation.datasets.layout import Layout, LayoutError, need_folder
+from vitbackbone.evaluation.datasets.layout import Layout, LayoutError, need_folder, stamp
 from vitbackbone.evaluation.datasets.places import read_lines, safe_name, settle
 from vitbackbone.evaluation.settings import digest
 from vitbackbone.files import read_bytes
@@ -48,10 +48,10 @@ class Correspondences:
         return sorted({each.category for each in self.pairs})
 
     def digest(self) -> str:
-        """Return a SHA-256 of the pairs and their keypoints."""
-        return digest(
-            [[p.name, p.source_points.tolist(), p.target_points.tolist(), p.box.tolist()] for p in self.pairs]
-        )
+        """Return a SHA-256 of the pairs, their keypoints and their photos."""
+        photos = sorted({photo for pair in self.pairs for photo in (pair.source, pair.target)})
+        pairs = [[p.name, p.source_points.tolist(), p.target_points.tolist(), p.box.tolist()] for p in self.pairs]
+        return digest(pairs, stamp(self.root, photos))
 
 
 def _points(value: Any) -> Float[np.ndarray, "K 2"]:

@@ -20,6 +20,7 @@ from vitbackbone.contract import BackboneModule, device_of
 from vitbackbone.evaluation.methods.inputs import centre_pad, features_of
 from vitbackbone.evaluation.methods.training import Loop, Optimiser, Rows, Sample, train
 from vitbackbone.evaluation.run import Run
+from vitbackbone.evaluation.trained_heads import head_folder
 from vitbackbone.files import publish
 
 CHECKPOINTS = 50  # steps between checkpoints of a training
@@ -93,7 +94,7 @@ class Training:
 
     def publish_head(self, stop: int, name: str) -> Path:
         """Write the head after `stop` steps to a folder that `heads.load_head` reads, and tell the run of it."""
-        folder = self.run.out / "heads" / name
+        folder = head_folder(self.run, name)
         save_head(self.at(stop), folder, self.run.backbone)
         self.run.heads[name] = folder
         return folder

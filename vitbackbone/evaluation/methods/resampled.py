@@ -27,4 +27,6 @@ def interval(items: Shaped[np.ndarray, "N *shape"], figure: Callable[[np.ndarray
 def mean_interval(values: Float[np.ndarray, " N"]) -> tuple[float, float]:
     """Return the bootstrap interval of a mean. NaN items are left out."""
     known = values[~np.isnan(values)]
+    if not len(known):
+        return float("nan"), float("nan")
     return interval(known, lambda total: float(total / len(known)))

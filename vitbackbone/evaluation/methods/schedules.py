@@ -12,8 +12,9 @@ class Schedule:
     """A schedule.
 
     `"poly"`: linear warm-up from `first`, then a line to 0 (mmsegmentation, power 1). `"cosine"`: the same warm-up,
-    then a cosine to 0 over all steps (DINOv3's segmentation). `"one-cycle"`: a warm-up of a cosine from 1/1000, then
-    the cosine to 1/25000, with a first momentum of 0, then of .85 to .95 (DINOv3's depth, `WarmupOneCycleLR`).
+    then a cosine to 0 over all steps (DINOv3's segmentation, whose second step has the rate of the first one).
+    `"one-cycle"`: a warm-up of a cosine from 1/1000, then the cosine to 1/25000, with a first momentum of 0, then of
+    .85 to .95 (DINOv3's depth, `WarmupOneCycleLR`).
     """
 
     shape: Shape
@@ -25,6 +26,8 @@ class Schedule:
         """Return the factor on the rate at a 0-based step."""
         if self.shape == "one-cycle":
             return self._one_cycle(step)
+        if self.shape == "cosine":
+            step = max(step - 1, 0)
         line = 1 - step / self.steps
         if step < self.warmup:
             return line * (1 - (1 - step / self.warmup) * (1 - self.first))

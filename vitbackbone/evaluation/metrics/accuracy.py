@@ -6,6 +6,7 @@ Axes: `N` images, `K` classes.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 
 
@@ -39,21 +40,28 @@ def best_of(scores: Float[np.ndarray, "N K"], subset: Int[np.ndarray, " S"]) -> 
     return subset[scores[:, subset].argmax(axis=1)]
 
 
-def mean_per_class(right: Bool[np.ndarray, " N"], labels: Int[np.ndarray, " N"]) -> float:
-    """Return the accuracy of each class that has images, averaged over these classes."""
-    totals = np.bincount(labels)
-    hits = np.bincount(labels, right, minlength=len(totals))
-    return float((hits[totals > 0] / totals[totals > 0]).mean())
+def mean_per_class(predicted: Int[np.ndarray, " N"], labels: Int[np.ndarray, " N"]) -> float:
+    """Return the accuracy of each class, averaged over the classes that occur in the labels or the predictions.
+
+    (torchmetrics, `MulticlassAccuracy(average="macro")`) A class that is predicted and has no image counts as 0.
+    """
+    classes = np.union1d(predicted, labels)
+    totals, hits = (np.bincount(each, minlength=classes[-1] + 1) for each in (labels, labels[predicted == labels]))
+    return float((hits[classes] / np.maximum(totals[classes], 1)).mean())
 
 
 def eleven_point_ap(scores: Float[np.ndarray, " N"], positive: Bool[np.ndarray, " N"]) -> float:
     """Return VOC 2007's average precision: the highest precision at recalls of at least 0, .1, ..., 1, averaged.
 
-    (Everingham et al. 2010, section 4.2.) Raises `ValueError` if there is no positive.
+    (Everingham et al. 2010, section 4.2; dinov3/eval/metrics/classification.py) As in the authors' code, the precision
+    at recall 0 is 1, equal scores share a threshold, and recalls are compared in float32. Raises `ValueError` if there
+    is no positive.
     """
     if not positive.any():
         raise ValueError("an average precision needs at least one positive")
-    hits = positive[np.argsort(-scores, kind="stable")].cumsum()
-    precision, recall = hits / np.arange(1, len(hits) + 1), hits / hits[-1]
-    points = [precision[recall >= level - 1e-12].max(initial=0.0) for level in np.linspace(0, 1, 11)]
-    return float(np.mean(points))
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # of the images with an equal score
+    hits = positive[order].cumsum()
+    precision, recall = (hits / np.arange(1, len(hits) + 1))[last], (hits / hits[-1]).astype(np.float32)[last]
+    levels = torch.linspace(0, 1, 11)[1:].tolist()
+    return float(np.mean([1.0, *(precision[recall >= np.float32(level)].max() for level in levels)]))

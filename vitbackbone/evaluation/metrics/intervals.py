@@ -1,13 +1,17 @@
-"""Confidence intervals: Wilson's for shares, and the bootstrap for other means."""
+"""Confidence intervals: Wilson's for shares, a normal one for sums of shares, and the bootstrap for other figures."""
+
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Int
 
 from heads import accuracy_interval
 
-DRAWS = 1000
+DRAWS = 200
 WILSON = "95 % Wilson interval"
-BOOTSTRAP = f"95 % bootstrap interval, {DRAWS} draws"
+BOOTSTRAP = f"95 % percentile bootstrap over images, {DRAWS} draws"
+NORMAL = "95 % normal interval of the errors, as independent shares"
 
 
 def wilson(right: Bool[np.ndarray, " N"]) -> tuple[float, float]:
@@ -16,9 +20,17 @@ def wilson(right: Bool[np.ndarray, " N"]) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-def bootstrap(values: Float[np.ndarray, " N"]) -> tuple[float, float]:
-    """Return (low, high) of the 95 % percentile bootstrap interval of a mean. The seed is fixed."""
+def bootstrap(figure: Callable[[Int[np.ndarray, " N"]], float], count: int) -> tuple[float, float]:
+    """Return (low, high) of the 95 % percentile bootstrap interval of a figure. The seed is fixed.
+
+    `figure` takes the rows of `count` images that are drawn. Draws without a figure, NaN, are left out.
+    """
     random = np.random.RandomState(0)
-    means = [values[random.randint(0, len(values), len(values))].mean() for _ in range(DRAWS)]
-    low, high = np.percentile(means, [2.5, 97.5])
+    low, high = np.nanpercentile([figure(random.randint(0, count, count)) for _ in range(DRAWS)], [2.5, 97.5])
     return float(low), float(high)
+
+
+def spread(shares: Sequence[tuple[float, float, int]]) -> float:
+    """Return half of the 95 % normal interval of a weighted sum of shares: (weight, share, images that it is of)."""
+    variance = sum(weight**2 * share * (1 - share) / count for weight, share, count in shares)
+    return 1.96 * math.sqrt(variance)

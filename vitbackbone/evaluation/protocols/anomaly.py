@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitbackbone.contract import evaluating
+from vitbackbone.evaluation.datasets.layout import LayoutError
 from vitbackbone.evaluation.datasets.mvtec import Anomalies, Category
 from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.dealing import ahead
@@ -134,6 +135,8 @@ def figures(run: Run, category: Category, found: Arrays) -> tuple[float, float, 
         size = size_of(open_photo(category.root / category.test[index]))
         maps.append(score_map(row, size, metric.sigma))
         masks.append(category.mask(index, size))
+    if not any(each.any() for each in masks):
+        raise LayoutError(f"{category.root / category.name}: no mask in ground_truth/ has a defective pixel")
     defective = [mask is not None for mask in category.masks]
     pixels, truth = (np.concatenate([each.ravel() for each in part]) for part in (maps, masks))
     return float(roc_auc_score(defective, scores)), float(roc_auc_score(truth, pixels)), pro(maps, masks, metric.limit)

@@ -44,8 +44,9 @@ class AdamW(Augmentation):
 
     rate: float = setting(1e-3, "learning rate; it falls to 0 by a cosine", VJEPA)
     weight_decay: float = setting(1e-3, "weight decay of matrices; biases and norms have none", VJEPA)
+    last_decay: float = setting(1e-6, "weight decay of the last step; it falls by a cosine, too", VJEPA)
     batch: int = setting(1024, "images of a step", VJEPA)
-    epochs: float = setting(20.0, "passes over the training images", VJEPA)
+    epochs: float = setting(20.0, "passes over the training images, of whole steps", VJEPA)
     clip: float = setting(1.0, "longest gradient", VJEPA)
 
 
@@ -69,8 +70,11 @@ class Probing:
 
     def step(self, inputs: tuple[Features, ...], labels: Tensor, number: int) -> None:
         """Take step `number`, counted from 0, on a batch."""
+        fall, fit = (1 + math.cos(math.pi * (number + 1) / self.steps)) / 2, self.fit  # the first step has fallen once
         for group in self.optimizer.param_groups:
-            group["lr"] = self.fit.rate * (1 + math.cos(math.pi * number / self.steps)) / 2
+            group["lr"] = fit.rate * fall
+        matrices = self.optimizer.param_groups[0]
+        matrices["weight_decay"] = fit.last_decay + (fit.weight_decay - fit.last_decay) * fall
         loss = self.head.loss(labels, *inputs)
         self.optimizer.zero_grad()
         loss.backward()
@@ -104,7 +108,7 @@ def score(run: Run) -> list[Score]:
     protocol, fit = run.protocol, run.protocol.fit
     images = run.data.train.limited(run.limit)
     batch = min(fit.batch, len(images))
-    steps = max(int(fit.epochs * len(images) / batch), 1)
+    steps = max(int(fit.epochs * math.ceil(len(images) / batch)), 1)
     head = _head(run, len(images.classes)).to(run.machine.device)
 
     def read(pixels: Tensor) -> tuple[Features, ...]:
@@ -183,18 +187,23 @@ ATTENTIVE = Protocol(
     source=VJEPA,
     kind="classification",
     datasets=("imagenet",),
-    view=CropView(),
+    view=CropView(interpolation="bilinear"),
     features=Tokens(),
     fit=AdamW(),
     metric=Accuracy(),
     score=score,
-    traps=("The probe reads patches, never CLS. Its accuracy is not comparable with a linear probe's.",),
+    sources={"view.interpolation": VJEPA},
+    traps=(
+        "The probe reads patches, never CLS. Its accuracy is not comparable with a linear probe's.",
+        "V-JEPA's code also changes the colours of training images by AutoAugment and erases parts of them.",
+    ),
 )
-CHOSEN = ("fit.rate", "fit.weight_decay", "fit.batch", "fit.epochs", "fit.clip")
+CHOSEN = ("fit.rate", "fit.weight_decay", "fit.last_decay", "fit.batch", "fit.epochs", "fit.clip")
 ATTENTIVE_AIM = replace(
     ATTENTIVE,
     variant="aim",
     source=f"{AIM}; its training code is not published",
+    view=CropView(),
     features=Tokens(head="aim_probe", layers=6),
     sources=dict.fromkeys(CHOSEN, "chosen here: AIM's recipe is not in its code"),
     traps=("The tokens are the mean of the last six blocks, before the final norm.",),

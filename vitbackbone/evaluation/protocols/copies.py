@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.copydays import Copies, Photos
+from vitbackbone.evaluation.datasets.layout import stamp
 from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.inputs import (
@@ -76,7 +77,7 @@ def vector(run: Run, image: Float[Tensor, "1 3 H W"]) -> dict[str, Float[np.ndar
 
 def extract(run: Run, root: Path, names: Sequence[str], what: str) -> Float[np.ndarray, "N D"]:
     """Return the vectors of photos."""
-    key = ["copies", run.protocol.view, run.protocol.features, list(names)]
+    key = ["copies", run.protocol.view, run.protocol.features, stamp(root, names)]
     side = run.protocol.view.size
 
     def read(name: str) -> Float[Tensor, "1 3 H W"]:

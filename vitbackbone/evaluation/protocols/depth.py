@@ -40,7 +40,9 @@ THIRD_PARTY = "from a third-party copy of DINOv2's configuration; the authors pu
 class View:
     """How a photo is shown when it is tested."""
 
-    crop: tuple[int, ...] = setting((), "height and width that are cut out, at the bottom, in the middle; none for all")
+    crop: tuple[int, int] | tuple[()] = setting(
+        (), "height and width that are cut out, at the bottom, in the middle; none for all"
+    )
     flip: bool = setting(True, "whether the mean with the mirror image is taken")
 
 
@@ -70,13 +72,15 @@ class Fit:
     clip: float = setting(35.0, "most norm of the gradient")
     gradient_weight: float = setting(0.5, "weight of the gradient loss beside the scale-invariant one")
     first_steps: int = setting(100, "steps whose loss leaves the variance out", f"{TOOLBOX}", least=0)
-    box: tuple[int, ...] = setting((45, 472, 43, 608), "rows and columns that training photos are cut to; none for all")
-    crop: tuple[int, ...] = setting((416, 544), "height and width of the crops")
+    box: tuple[int, int, int, int] | tuple[()] = setting(
+        (45, 472, 43, 608), "rows and columns that training photos are cut to; none for all"
+    )
+    crop: tuple[int, int] = setting((416, 544), "height and width of the crops")
     rotation: float = setting(2.5, "most rotation in degrees, with probability 1/2")
     flip: float = setting(0.5, "probability of a mirror image")
-    gamma: tuple[float, ...] = setting((0.9, 1.1), "random exponent of the levels, with probability 1/2")
-    brightness: tuple[float, ...] = setting((0.75, 1.25), "random factor of brightness, likewise")
-    colour: tuple[float, ...] = setting((0.9, 1.1), "random factor of each colour, likewise")
+    gamma: tuple[float, float] = setting((0.9, 1.1), "random exponent of the levels, with probability 1/2")
+    brightness: tuple[float, float] = setting((0.75, 1.25), "random factor of brightness, likewise")
+    colour: tuple[float, float] = setting((0.9, 1.1), "random factor of each colour, likewise")
     seed: int = setting(0, "seed of the weights, the order and the views")
 
 
@@ -86,7 +90,7 @@ class Metric:
 
     least: float = setting(1e-3, "least depth in metres, of bins, predictions and the pixels that count")
     most: float = setting(10.0, "most depth in metres, likewise")
-    mask: tuple[float, ...] = setting(
+    mask: tuple[float, float, float, float] = setting(
         (45 / 480, 471 / 480, 41 / 640, 601 / 640),
         "top, bottom, left and right of the pixels that count, as shares of the photo: Eigen's",
     )
@@ -117,7 +121,7 @@ def scaled_box(box: Sequence[int], size: tuple[int, int]) -> tuple[slice, slice]
 def sample(run: Run, data: Depths, split: Pairs, row: int, rng: np.random.Generator) -> Sample:
     """Return a random view of a photo, normalised, and its depth, 0 where unknown."""
     fit, view = run.protocol.fit, run.protocol.view
-    photo, depth = cut(split.photo(row), data.depth(split, row), view.crop)
+    photo, depth = cut(*data.pair(split, row), view.crop)
     rows, columns = scaled_box(fit.box, (photo.height, photo.width))
     views = DepthViews(fit.rotation, fit.flip, fit.crop, fit.gamma, fit.brightness, fit.colour)
     pixels, target = random_depth_view(
@@ -218,7 +222,7 @@ def score(run: Run) -> Sequence[Score]:
     )
 
     def read(row: int) -> tuple[Image.Image, NDArray[Any]]:
-        return cut(tested.photo(row), data.depth(tested, row), protocol.view.crop)
+        return cut(*data.pair(tested, row), protocol.view.crop)
 
     def computing(run: Run) -> Callable[[tuple[Image.Image, NDArray[Any]]], dict[str, NDArray[Any]]]:
         head = training.on(run, fit.steps)

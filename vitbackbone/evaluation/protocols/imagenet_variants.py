@@ -9,12 +9,14 @@ from jaxtyping import Bool
 from vitbackbone.evaluation.datasets import Images
 from vitbackbone.evaluation.metrics.accuracy import best_of, in_list
 from vitbackbone.evaluation.metrics.corruption import ALEXNET, EXTRAS, corruption_errors, mean_corruption_error
-from vitbackbone.evaluation.metrics.intervals import WILSON, wilson
+from vitbackbone.evaluation.metrics.intervals import NORMAL, WILSON, spread, wilson
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.protocols.linear import LINEAR, LINEAR_V3, LINEAR_V3_PAPER, accuracy_scores, best_head
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
 from vitbackbone.evaluation.vectors import vectors
+
+CLASSES = 1000  # of ImageNet
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ def score_images(run: Run) -> list[Score]:
     name = run.protocol.also[0]
     found = run.read(name)
     images = found if isinstance(found, Images) else found.labelled(run.data.train.classes)[0]
+    if isinstance(found, Images):
+        _note_numbers(run, name)
     _check_classes(run, images)
     test = vectors(run, images, run.protocol.view, head.features, name)
     scores = accuracy_scores(head.logits(run, test), test.labels, run.protocol.metric.top)
@@ -74,6 +78,7 @@ def score_real(run: Run) -> list[Score]:
     head, test = best_head(run)
     name = run.protocol.also[0]
     lists = run.read(name)
+    _note_numbers(run, name)
     wanted = [lists.get(each.rpartition("/")[2].rpartition(".")[0]) for each in test.names]
     if any(each is None for each in wanted):
         lost = test.names[wanted.index(None)]
@@ -89,20 +94,23 @@ def score_corrupted(run: Run) -> list[Score]:
     name, metric = run.protocol.also[0], run.protocol.metric
     data, wanted = run.read(name), ALEXNET | (EXTRAS if metric.extras else {})
     errors: dict[str, list[float]] = {}
-    count = 0
+    counts: list[tuple[str, float, int]] = []  # corruption, error, images
     view = replace(run.protocol.view, short=metric.short)
     for (kind, severity), part in sorted(data.parts.items()):
         if kind in wanted:
             images, _ = part.labelled(run.data.train.classes)
             test = vectors(run, images, view, head.features, f"{kind} {severity}")
-            wrong = head.logits(run, test).argmax(axis=1) != test.labels
-            errors.setdefault(kind, []).append(float(wrong.mean()))
-            count += len(test)
+            wrong = float((head.logits(run, test).argmax(axis=1) != test.labels).mean())
+            errors.setdefault(kind, []).append(wrong)
+            counts.append((kind, wrong, len(test)))
     means = {kind: float(np.mean(each)) for kind, each in errors.items()}
     run.facts["errors"] = {kind: [100 * each for each in severities] for kind, severities in errors.items()}
     run.facts["corruption errors"] = {kind: 100 * each for kind, each in corruption_errors(means, wanted).items()}
     value = 100 * mean_corruption_error(means, wanted)
-    return [Score("mCE", value, count, better="lower", dataset=name, published="mCE")]
+    weights = {kind: 100 / len(wanted) / wanted[kind] / len(severities) for kind, severities in errors.items()}
+    half = spread([(weights[kind], wrong, count) for kind, wrong, count in counts])
+    interval, total = (value - half, value + half), sum(count for _, _, count in counts)
+    return [Score("mCE", value, total, better="lower", interval=interval, method=NORMAL, dataset=name, published="mCE")]
 
 
 def _accuracy(metric: str, right: Bool[np.ndarray, " N"], dataset: str, of: str = "images") -> Score:
@@ -110,6 +118,12 @@ def _accuracy(metric: str, right: Bool[np.ndarray, " N"], dataset: str, of: str 
     return Score(
         metric, value, len(right), of, interval=wilson(right), method=WILSON, dataset=dataset, published=metric
     )
+
+
+def _note_numbers(run: Run, name: str) -> None:
+    """Say that classes which are numbers mean others in a part of ImageNet."""
+    if (count := len(run.data.train.classes)) != CLASSES:
+        run.note(f"{name} counts classes from 0 to {CLASSES - 1}; they are taken as the {count} classes given, by name")
 
 
 def _check_classes(run: Run, images: Images) -> None:

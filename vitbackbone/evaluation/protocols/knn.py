@@ -65,7 +65,8 @@ def _right(run: Run, train: Vectors, test: Vectors, which: str) -> Right:
     if not fit.ks or min(fit.ks) < 1:
         raise ValueError(f"fit.ks={fit.ks}; want numbers of at least 1")
     ks = sorted({min(k, len(train)) for k in fit.ks})
-    key = [plain(fit), plain(run.protocol.view), run.data.digest(), which, plain(run.protocol.features)]
+    read = [run.data.digest(), train.digest, test.digest]
+    key = [plain(fit), plain(run.protocol.view), read, which, plain(run.protocol.features)]
 
     def block(start: int, stop: int) -> dict[str, Int[np.ndarray, "n ..."]]:
         device = run.machine.device
@@ -124,6 +125,7 @@ KNN = Protocol(
         "The vectors are normed CLS tokens of length 1. Without the final norm the figure is another one.",
         "Weights exp(s / 0.07) and softmax(s / 0.07) give the same votes.",
         "The papers do not all say which k their figure has; every k is printed.",
+        "Photos are turned upright by their EXIF orientation; the authors' code shows them as they are stored.",
     ),
 )
 V1_KNN = replace(KNN, variant="v1", source=f"{V1}, arXiv 2104.14294")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -65,7 +66,9 @@ class Top:
     """The reported accuracies."""
 
     top: tuple[int, ...] = setting((1, 5), "the label is among the so many highest logits", V2)
-    choose: str = setting("test", "the split that the best head is chosen on: the reported one, as in the code", V2)
+    choose: Literal["test"] = setting(
+        "test", "the split that the best head is chosen on: the reported one, as in the code", V2
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,10 +26,13 @@ CODE = "mae/main_linprobe.py"
 class Lars(Augmentation):
     """LARS on augmented images."""
 
+    tries: int = setting(
+        0, "random crops until one fits into the photo; 0 cuts the first one to the photo", "mae/util/crop.py", least=0
+    )
     rate: float = setting(0.1, "learning rate for a batch of 256; it is multiplied by batch / 256", CODE)
     momentum: float = setting(0.9, "momentum; there is no weight decay", CODE)
     batch: int = setting(16_384, "images of a step", CODE)
-    epochs: float = setting(90.0, "passes over the training images; 50 for ViT-L and ViT-H", CODE)
+    epochs: float = setting(90.0, "passes over the training images, of whole steps; 50 for ViT-L and ViT-H", CODE)
     warmup: float = setting(10.0, "epochs in which the rate rises linearly; then it falls to 0 by a cosine", CODE)
     eps: float = setting(1e-6, "epsilon of the batch norm, which has no scale and no shift", CODE)
 
@@ -41,23 +44,31 @@ class Accuracy:
     top: tuple[int, ...] = setting((1, 5), "the label is among the so many highest logits", CODE)
 
 
+def lengths(fit: Lars, count: int) -> tuple[int, int, int]:
+    """Return the images of a step, the steps, and those of the warm-up. Raises `ValueError` if a step has one image."""
+    batch = min(fit.batch, count)
+    if batch < 2:
+        raise ValueError(f"a step has {batch} image, and a batch norm needs at least 2; raise fit.batch or --limit")
+    epoch = count // batch
+    return batch, max(int(fit.epochs * epoch), 1), int(fit.warmup * epoch)
+
+
 def score(run: Run) -> list[Score]:
     """Train the probe, and classify the test images."""
     protocol, fit, device = run.protocol, run.protocol.fit, run.machine.device
     features = protocol.features.check(run.backbone.spec)
     test = vectors(run, run.data.test, protocol.view, features, f"{run.dataset} test")
     images = run.data.train.limited(run.limit)
-    batch = min(fit.batch, len(images))
+    batch, steps, warmup = lengths(fit, len(images))
     if batch < fit.batch:
         run.note(f"there are only {len(images)} training images, so a step has {batch} of them and not {fit.batch}")
-    steps = max(int(fit.epochs * len(images) / batch), 1)
     head = MaeHead(
         features.width(run.backbone.spec),
         len(images.classes),
         rate=fit.rate * batch / 256,
         momentum=fit.momentum,
         steps=steps,
-        warmup=int(fit.warmup * len(images) / batch),
+        warmup=warmup,
         eps=fit.eps,
         device=device,
     )

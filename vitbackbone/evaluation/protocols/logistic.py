@@ -11,11 +11,11 @@ from jaxtyping import Bool, Int
 from vitbackbone.evaluation.datasets import Images, Labelled
 from vitbackbone.evaluation.datasets.imagenet import listed
 from vitbackbone.evaluation.logistic_sweep import Logistic, Samples, fit_logistic, metric_of, sweep
-from vitbackbone.evaluation.metrics.intervals import WILSON, wilson
+from vitbackbone.evaluation.metrics.intervals import BOOTSTRAP, WILSON, bootstrap, wilson
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import plain, setting
-from vitbackbone.evaluation.subsets import few_of_each, hold_out_share
+from vitbackbone.evaluation.subsets import few_of_each, few_of_the_rest, hold_out_share, shuffled
 from vitbackbone.evaluation.trained_heads import keep_head, linear_head
 from vitbackbone.evaluation.vectors import VectorFeatures, Vectors, vectors
 from vitbackbone.evaluation.views import CropView
@@ -39,7 +39,9 @@ FINE_S = (
 class Sweep:
     """The regression and the choice of its strength."""
 
-    powers: tuple[float, ...] = setting((-6.0, 5.0, 45.0), "C is 10 to these powers: first, last, how many", V3)
+    powers: tuple[float, float, float] = setting(
+        (-6.0, 5.0, 45.0), "C is 10 to these powers: first, last, how many", V3
+    )
     tolerance: float = setting(1e-12, "tolerance of lbfgs", V3)
     iterations: int = setting(1000, "most iterations of lbfgs", V3)
     held_out: float = setting(0.1, "share of the training images that C is chosen on", V3)
@@ -103,12 +105,11 @@ def _few_shots(run: Run, name: str, train: Vectors, test: Vectors, metric: str) 
     if fit.tries < 1:
         raise ValueError(f"fit.tries={fit.tries}; want at least 1")
     held = np.zeros(len(train), dtype=bool) if fit.fixed else _held(run, train.labels)
-    pool, values = np.flatnonzero(~held), []
+    labels, values = train.labels, []
     for seed in range(fit.tries):
-        mask = np.zeros(len(train), dtype=bool)
-        mask[pool[few_of_each(train.labels[pool], fit.shots, seed)]] = True
-        C = _choose(run, name, train, mask, held, metric)
-        model = _fitted(run, name, train, np.flatnonzero(mask), C)
+        draw = few_of_each(labels, fit.shots, seed) if fit.fixed else few_of_the_rest(labels, held, fit.shots, seed)
+        C = _choose(run, name, train, np.isin(np.arange(len(train)), draw), held, metric)
+        model = _fitted(run, name, train, draw, C)
         values.append(100 * metric_of(metric, model.scores(test.array), test.labels))
         run.facts[f"{name}, seed {seed}"] = {"C": C, "value": values[-1]}
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
@@ -123,7 +124,7 @@ def _fit_apart(run: Run, some: Images, held: Images) -> Score:
         _vectors(run, part, what) for part, what in ((some, "listed"), (held, "held out"), (run.data.test, "test"))
     ]
     data = [Samples(part.array, part.labels) for part in parts]
-    key = [_key(run), run.data.digest(), [*parts[0].names], metric]
+    key = [_key(run), run.data.digest(), [each.digest for each in parts[:2]], [*parts[0].names], metric]
     C = sweep(run, key, data[0], data[1], len(some.classes), metric)
     return _measured(run, name, _fitted(run, name, parts[0], np.arange(len(parts[0])), C), parts[2], metric, C)
 
@@ -136,7 +137,7 @@ def _choose(
         return run.protocol.fit.fixed
     if not held.any() or not fitted.any():
         raise ValueError(f"{name} has too few training images to choose C on a share of them")
-    key = [_key(run), run.read(name).digest(), np.flatnonzero(fitted).tolist(), metric]
+    key = [_key(run), run.read(name).digest(), train.digest, np.flatnonzero(fitted).tolist(), metric]
     array, labels = train.array, train.labels
     pairs = Samples(array[fitted], labels[fitted]), Samples(array[held], labels[held])
     return sweep(run, key, *pairs, _classes(train, run.read(name)), metric)
@@ -162,9 +163,14 @@ def _measured(run: Run, name: str, model: Logistic, test: Vectors, metric: str, 
     made = linear_head(run, weight, bias, 1, False)
     if made is not None:
         keep_head(run, f"logistic-{name}" if name != run.dataset else "logistic", made)
-    interval, method = (None, "")
+
+    def drawn(rows: Int[np.ndarray, " N"]) -> float:
+        return 100 * metric_of(metric, scores[rows], test.labels[rows])
+
     if metric == "top-1":
         interval, method = wilson(scores.argmax(axis=1) == test.labels), WILSON
+    else:
+        interval, method = bootstrap(drawn, len(test)), BOOTSTRAP
     return Score(metric, value, len(test), interval=interval, method=method, dataset=name)
 
 
@@ -177,8 +183,7 @@ def _held(run: Run, labels: Int[np.ndarray, "N ..."]) -> Bool[np.ndarray, " N"]:
     if fit.held_from == "classes":
         return hold_out_share(labels, fit.held_out)
     held = np.zeros(len(labels), dtype=bool)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).numpy()
-    held[order[: int(len(labels) * fit.held_out)]] = True
+    held[shuffled(len(labels))[: int(len(labels) * fit.held_out)]] = True
     return held
 
 

@@ -80,14 +80,14 @@ class Fit:
     dropout: float = setting(0.0, "rate at which channels are dropped before the norm")
     validate_every: int = setting(0, "steps between validations, of which the best counts; 0 for the last step alone")
     short: int = setting(512, "shorter side of the photo before the random scale")
-    scale: tuple[float, ...] = setting((0.5, 2.0), "least and most random scale")
+    scale: tuple[float, float] = setting((0.5, 2.0), "least and most random scale")
     crop: int = setting(512, "side of the crops; smaller ones are padded with 0, and with ignored labels")
     most_of_a_class: float = setting(0.75, "share of a crop that one class may have; other crops are drawn again")
     tries: int = setting(10, "crops that are drawn at most")
     flip: float = setting(0.5, "probability of a mirror image")
     brightness: float = setting(32.0, "random change of brightness, in levels of 255, with probability 1/2")
-    contrast: tuple[float, ...] = setting((0.5, 1.5), "random factor of contrast, likewise")
-    saturation: tuple[float, ...] = setting((0.5, 1.5), "random factor of saturation, likewise")
+    contrast: tuple[float, float] = setting((0.5, 1.5), "random factor of contrast, likewise")
+    saturation: tuple[float, float] = setting((0.5, 1.5), "random factor of saturation, likewise")
     hue: float = setting(0.1, "random turn of the hue, in turns, likewise")
     seed: int = setting(0, "seed of the weights, the order, the crops and the colours")
 
@@ -114,7 +114,7 @@ def sample(run: Run, data: Segmentation, split: Pairs, row: int, rng: np.random.
     """Return a random view of a photo, normalised, and its classes, both padded to the size of the crops."""
     fit, sizes = run.protocol.fit, Sizes.of(run)
     crops = Crops(sizes.train_short, fit.scale, sizes.crop, fit.most_of_a_class, fit.tries, fit.flip)
-    pixels, labels = random_crop(split.photo(row), data.labels(split, row), crops, IGNORED, rng)
+    pixels, labels = random_crop(*data.pair(split, row), crops, IGNORED, rng)
     pixels = distort(pixels, Colours(fit.brightness, fit.contrast, fit.saturation, fit.hue), rng)
     below, aside = (sizes.crop - side for side in labels.shape)
     image = F.pad(run.backbone.preprocess.normalise(pixels), (0, aside, 0, below))
@@ -192,7 +192,7 @@ def measure(run: Run, data: Segmentation, split: Pairs, training: Training, stop
     """Return the `areas` of each photo, (N, 3, K)."""
 
     def read(row: int) -> tuple[Image.Image, NDArray[Any]]:
-        return split.photo(row), data.labels(split, row)
+        return data.pair(split, row)
 
     def computing(run: Run) -> Callable[[tuple[Image.Image, NDArray[Any]]], dict[str, NDArray[Any]]]:
         head = training.on(run, stop)

@@ -42,7 +42,9 @@ class View:
     per_patch: bool = setting(True, f"whether it is for patches of {PATCH} pixels and follows the patch")
     multiple: int = setting(0, "what the longer side is rounded down to; 0 rounds both sides up to whole patches")
     resizing: Literal["bicubic", "opencv"] = setting("bicubic", "Pillow's filter, or OpenCV's bilinear that aliases")
-    std: tuple[float, ...] = setting((), "deviations in place of ImageNet's; none for the checkpoint's own")
+    std: tuple[float, float, float] | tuple[()] = setting(
+        (), "deviations in place of ImageNet's; none for the checkpoint's own"
+    )
 
 
 @dataclass(frozen=True)
