@@ -19,6 +19,7 @@ from vitbackbone.files.storage import Stored
 
 UNFINISHED = ".unfinished"  # folder of unfinished files
 ALIVE = "alive"  # file that a writer locks as long as it lives
+RACES = 100  # times that other writers may remove the folder of unfinished files before this one uses it
 
 # Advice for each error of the system on a write.
 LIMITS = {
@@ -138,11 +139,15 @@ class LocalStorage:
 
     def _private_folder(self) -> Path:
         folder = self.root / UNFINISHED / uuid4().hex  # nobody can guess the name, and plant a link there
+        tries = RACES
         while True:
-            folder.parent.mkdir(parents=True, exist_ok=True)
             try:
+                folder.parent.mkdir(parents=True, exist_ok=True)  # fails, too, if the parent is removed just then
                 folder.mkdir(mode=0o700)
-            except FileNotFoundError:  # another writer has removed the parent
+            except (FileNotFoundError, FileExistsError):  # another writer has removed the parent, or it is a file
+                tries -= 1
+                if not tries:
+                    raise
                 continue
             return folder
 
