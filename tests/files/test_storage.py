@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -127,3 +128,21 @@ def test_the_folder_of_unfinished_files_may_be_removed_by_others_meanwhile(
     (tmp_path / "store" / ".unfinished").write_bytes(b"a file")
     with pytest.raises(FileExistsError):
         storage.put("b", b"1")
+
+
+def test_a_signal_while_an_unfinished_file_is_removed_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, original, left = open_storage(tmp_path / "store"), shutil.rmtree, [1]
+
+    def rmtree(folder: Path, **options: bool) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise SystemExit(143)
+        original(folder, **options)
+
+    monkeypatch.setattr("shutil.rmtree", rmtree)
+    with pytest.raises(SystemExit):
+        storage.put("a", b"1")
+    assert storage.get("a") == b"1"
+    assert not list((tmp_path / "store").glob(".unfinished/*"))
