@@ -29,7 +29,7 @@ test-all: $(VENV)/.dev
 
 # Inject every fault that extraction promises to survive, with a hundred kills.
 faults: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m promise --promises --kills 100
+	$(PYTEST) -m promise --promises --kills 100 $(PARALLEL)
 
 # Send mutated files through every reader: 10,000 inputs, or as many as fit into MINUTES.
 fuzz: $(VENV)/.dev

@@ -42,7 +42,7 @@ time.sleep(10**6)
 def connect(url: str) -> None:
     """Let all that follows go to this server."""
     os.environ.update({**KEYS, "AWS_ENDPOINT_URL": url})
-    cloud_clients.client_of.cache_clear()
+    cloud_clients._client.cache_clear()
     _bucket.cache_clear()
 
 

@@ -54,13 +54,14 @@ def measure(folder: Path, paths: int, shards: int) -> dict[str, float]:
 
 
 def report(title: str, key: str, rows: list[dict[str, float]]) -> None:
-    """Print the rows, and between two of them the exponents of growth."""
-    print(f"\n{title}\n{'paths':>10} {'shards':>7}" + "".join(f" {name:>12}" for name in (*STEPS, "MiB")))
+    """Print the rows, and between two of them the exponents of growth in `key`. Counts are whole, costs are not."""
+    costs = [name for name, value in rows[0].items() if isinstance(value, float)]
+    print(f"\n{title}\n" + "".join(f" {name:>12}" for name in rows[0]))
     for row in rows:
-        print(f"{row['paths']:>10} {row['shards']:>7}" + "".join(f" {row[name]:>12.2f}" for name in (*STEPS, "MiB")))
+        print("".join(f" {value:>12.2f}" if name in costs else f" {value:>12}" for name, value in row.items()))
     for few, many in pairwise(rows):
-        grown = (log(many[name] / few[name]) / log(many[key] / few[key]) for name in (*STEPS, "MiB"))
-        print(f"{'exponent':>18}" + "".join(f" {exponent:>12.2f}" for exponent in grown))
+        grown = (log(many[name] / few[name]) / log(many[key] / few[key]) for name in costs)
+        print(f"{'exponent':>{13 * (len(few) - len(costs))}}" + "".join(f" {exponent:>12.2f}" for exponent in grown))
 
 
 def main() -> None:

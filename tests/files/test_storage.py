@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -106,3 +107,42 @@ def test_a_key_cannot_leave_the_place(storage: Storage, key: str) -> None:
 def test_another_scheme_is_refused() -> None:
     with pytest.raises(ValueError, match="ftp://; want a folder, s3://, gs:// or az://"):
         open_storage("ftp://host/store")
+
+
+def test_the_folder_of_unfinished_files_may_be_removed_by_others_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Path.mkdir(exist_ok=True)` fails if it finds the folder, and another writer removes it before it looks again."""
+    storage, original, left = open_storage(tmp_path / "store"), Path.mkdir, [3]
+
+    def mkdir(self: Path, *args: object, **options: object) -> None:
+        if self.name == ".unfinished" and left[0]:
+            left[0] -= 1
+            raise FileExistsError(self)
+        original(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", mkdir)
+        storage.put("a", b"1")
+    assert (left, storage.get("a")) == ([0], b"1")
+    (tmp_path / "store" / ".unfinished").write_bytes(b"a file")
+    with pytest.raises(FileExistsError):
+        storage.put("b", b"1")
+
+
+def test_a_signal_while_an_unfinished_file_is_removed_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, original, left = open_storage(tmp_path / "store"), shutil.rmtree, [1]
+
+    def rmtree(folder: Path, **options: bool) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise SystemExit(143)
+        original(folder, **options)
+
+    monkeypatch.setattr("shutil.rmtree", rmtree)
+    with pytest.raises(SystemExit):
+        storage.put("a", b"1")
+    assert storage.get("a") == b"1"
+    assert not list((tmp_path / "store").glob(".unfinished/*"))

@@ -3,10 +3,14 @@
 import os
 import pickle
 import struct
+import threading
+import time
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +20,11 @@ from PIL import Image, ImageFile
 from tests.store.small import TINY, backbone, direct, picture, save
 from vitbackbone.contract.features import Features
 from vitbackbone.contract.geometry import Images
+from vitbackbone.images import Photo
 from vitbackbone.images.preprocess import Preprocess
 from vitbackbone.model.vit import ViT
-from vitbackbone.store import extract
+from vitbackbone.store import extract, list_inputs
+from vitbackbone.store.locate import Locator, Unreadable, content_sha256, locators
 from vitbackbone.store.reader import ImageReader
 
 
@@ -196,3 +202,45 @@ def test_a_mistake_of_the_program_is_not_taken_for_a_bad_file(photos: Path, tmp_
 def test_workers_are_not_sent_the_weights() -> None:
     reader = ImageReader(backbone().preprocess, None, False, "exact")
     assert len(pickle.dumps(reader)) < 1000
+
+
+@dataclass(frozen=True)
+class Noted(Preprocess):
+    def pixels(self, photo: Photo, *options: Any) -> torch.Tensor:
+        THREADS.append(threading.get_ident())
+        time.sleep(0.01)
+        warnings.simplefilter("error")  # as a decoder that other threads interrupt
+        return super().pixels(photo, *options)
+
+
+THREADS: list[int] = []
+
+
+@pytest.mark.promise(21)
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_computing_process_reads_in_as_many_threads_as_it_computes_with(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """In order, with bad files among them, and without a trace in the warnings of the process."""
+    spoil(photos)
+    inputs = list_inputs(photos)
+    asked = [(at, content_or_none(at)) for at in locators(inputs.root, inputs.table, [-1] * len(inputs))]
+    reader = ImageReader(Noted(image_size=(32, 32)), None, False, "exact")
+    expected = [reader[one] for one in asked]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    THREADS.clear()
+    with warnings.catch_warnings():
+        before = list(warnings.filters)
+        found = reader.__getitems__(asked)
+        assert count == 1 or warnings.filters == before
+    assert (len(set(THREADS)) > 1) == (count > 1)
+    assert [outcome for outcome, _ in found] == [outcome for outcome, _ in expected]
+    assert any(outcome.reason for outcome, _ in found)
+    assert all(a is b is None or torch.equal(a, b) for (_, a), (_, b) in zip(found, expected, strict=True))
+
+
+def content_or_none(at: Locator) -> bytes | None:
+    try:
+        return content_sha256(at)
+    except Unreadable:
+        return None

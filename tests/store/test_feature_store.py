@@ -35,7 +35,7 @@ def test_the_store_opens_without_reading_the_shards(
     store.patches(3)
     store.patches(3)
     assert opened == [third.name]
-    with pytest.raises(ValueError, match=rf"{fifth.name} is damaged .* run the same extraction again"):
+    with pytest.raises(ValueError, match=rf"{fifth.name} is damaged .* run the extraction on its source again"):
         store.patches(5)
 
 

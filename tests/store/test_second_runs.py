@@ -338,6 +338,18 @@ def test_a_damaged_old_snapshot_is_named_and_pruned(photos: Path, tmp_path: Path
     assert verify(out).problems == ()
 
 
+@pytest.mark.promise(29)
+def test_a_record_in_the_place_of_an_older_one_is_named_alone(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f"
+    extract(backbone(), photos, out, shard_size=7)
+    (out / "snapshots/00000001.json").write_bytes((out / "snapshots/00000002.json").read_bytes())
+    [(name, text)] = verify(out).problems
+    assert name == "snapshots/00000001.json"
+    assert re.search("is the record of snapshot 2; `vitbackbone prune`", text)
+    prune(out)
+    assert verify(out).problems == ()
+
+
 @pytest.mark.promise(6)
 def test_another_run_is_refused_with_each_difference_named(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "f"

@@ -190,7 +190,7 @@ def test_a_shard_of_another_shape_is_named_where_it_is_read(store: Path, damage:
     name = FeatureStore(store).table.names[1]
     damage(store / "objects" / name[:2] / name)
     for read in (lambda: FeatureStore(store).cls, lambda: FeatureStore(store).patches(3)):
-        with pytest.raises(ValueError, match=rf"{name} is damaged .*run the same extraction again"):
+        with pytest.raises(ValueError, match=rf"{name} is damaged .*run the extraction on its source again"):
             read()
 
 

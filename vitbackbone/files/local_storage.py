@@ -19,6 +19,7 @@ from vitbackbone.files.storage import Stored
 
 UNFINISHED = ".unfinished"  # folder of unfinished files
 ALIVE = "alive"  # file that a writer locks as long as it lives
+RACES = 100  # times that other writers may remove the folder of unfinished files before this one uses it
 
 # Advice for each error of the system on a write.
 LIMITS = {
@@ -105,13 +106,18 @@ class LocalStorage:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        folder = self._private_folder()
+        folder = self.root / UNFINISHED / uuid4().hex  # nobody can guess the name, and plant a link there
         try:
+            _make_private(folder)
             with (folder / ALIVE).open("w") as alive:
                 fcntl.flock(alive, fcntl.LOCK_EX)
                 yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                shutil.rmtree(folder, ignore_errors=True)
+            except BaseException:  # a signal ends the process: this is the last that it does
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             with contextlib.suppress(OSError):  # another writer is at work
                 folder.parent.rmdir()
 
@@ -135,16 +141,6 @@ class LocalStorage:
         if any(part in ("", ".", "..") or "\0" in part for part in parts):
             raise ValueError(f"{key!r} is not a key of a storage; want a relative path without '..'")
         return self.root.joinpath(*parts)
-
-    def _private_folder(self) -> Path:
-        folder = self.root / UNFINISHED / uuid4().hex  # nobody can guess the name, and plant a link there
-        while True:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                folder.mkdir(mode=0o700)
-            except FileNotFoundError:  # another writer has removed the parent
-                continue
-            return folder
 
     def _made(self, key: str) -> Path:
         """Return the file of a key, in a folder that exists."""
@@ -202,6 +198,20 @@ class LocalStorage:
             if error.errno not in LIMITS:
                 raise
             raise full(error.errno, key, self.url) from error
+
+
+def _make_private(folder: Path) -> None:
+    tries = RACES
+    while True:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)  # fails, too, if the parent is removed just then
+            folder.mkdir(mode=0o700)
+        except (FileNotFoundError, FileExistsError):  # another writer has removed the parent, or it is a file
+            tries -= 1
+            if not tries:
+                raise
+            continue
+        return
 
 
 def full(code: int, key: str, place: str) -> OSError:

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import re
 import signal
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -83,11 +84,19 @@ class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
         self.max_pixels = max_pixels
 
     def __getitems__(self, asked: Sequence[Asked]) -> list[tuple[Outcome, UInt8[Tensor, "C H W"] | None]]:
-        """Read the inputs of a batch. Those that lie elsewhere are asked for together, since each answer takes long."""
-        elsewhere = [one for one in asked if is_remote(one[0].file) and not one[0].member]
-        if len(elsewhere) < 2:
+        """Read the inputs of a batch, in order.
+
+        Those that lie elsewhere are asked for together, since each answer takes long. Files of this machine are read in
+        as many threads as torch has: one in a reading process, and all in the process that computes, which waits for
+        the batch. The frames of a video are decoded one after the other.
+        """
+        count = sum(is_remote(at.file) and not at.member for at, _ in asked)
+        if not count and not any(is_frame(at) or is_remote(at.file) for at, _ in asked):
+            count = torch.get_num_threads()
+        if min(count, len(asked)) < 2:
             return [self[one] for one in asked]
-        with ThreadPoolExecutor(min(len(elsewhere), REQUESTS)) as threads:
+        with warnings.catch_warnings(), ThreadPoolExecutor(min(count, REQUESTS)) as threads:
+            warnings.simplefilter("ignore")  # for all threads: they share the filters that each photo sets and resets
             return list(threads.map(self.__getitem__, asked))
 
     def __getitem__(self, asked: Asked) -> tuple[Outcome, UInt8[Tensor, "C H W"] | None]:

@@ -84,7 +84,8 @@ def extract(
     `precision`, `engine`: as for `optimize`. The manifest records the route, and later runs take the same route. With
     the defaults, a run of 2000 images or more takes the fastest route that equals float32 to 1e-5. A smaller run takes
     plain torch, because comparing the routes takes longer than it saves.
-    `workers`: processes that read images; 0 reads in this process.
+    `workers`: processes that read images meanwhile. With 0, this process reads them between two forwards, in as many
+    threads as torch has; that is the fastest where it computes on the same CPUs.
     `devices`: compute in one process for each of these devices, such as ("cuda:0", "cuda:1") or ("cpu", "cpu"); each
     takes the next free shard. "all" is each GPU, or each group of CPUs of a machine without one. A script that gives
     it must not call `extract` when it is imported, but under `if __name__ == "__main__":`.

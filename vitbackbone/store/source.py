@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 
@@ -170,14 +171,19 @@ def _from_remote(url: str, private: bool) -> "Inputs | _Archives":
 
 
 def _from_keys(root: Root, service: Remote, pattern: str, source: str) -> "Inputs | _Archives":
-    """List the keys of a pattern of a bucket."""
-    rows, found = Rows(), list[Stored]()
-    for one in expand_braces(pattern):
-        found += matching(service, one) if glob.has_magic(one) else [Stored(one, -1, "")]
-    files = _are_files(pattern, [stored.key for stored in found])
+    """List the keys of a pattern of a bucket. A million keys of images are streamed."""
+    ones = (matching(service, one) if glob.has_magic(one) else [Stored(one, -1, "")] for one in expand_braces(pattern))
+    found, begin = chain.from_iterable(ones), list[Stored]()
+    named = ending_of(pattern) in (*ARCHIVES, *LISTS)
+    for stored in found:
+        begin.append(stored)
+        if not (named or ending_of(stored.key) in (*ARCHIVES, *LISTS) or COMPRESSED.search(stored.key)):
+            break  # they are images
+    files = _are_files(pattern, [stored.key for stored in begin])
     if files:
         return _from_files(root, files, source)
-    for stored in images_of(service, iter(found), rows.notes):
+    rows = Rows()
+    for stored in images_of(service, chain(begin, found), rows.notes):
         rows.add(stored.key, size=stored.size, version=stored.version or None)  # a name of braces was not listed
     return rows.inputs(root)
 

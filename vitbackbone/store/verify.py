@@ -100,7 +100,7 @@ def _broken_chain(records: dict[str, Record], last: Snapshot) -> Iterator[Proble
                 yield key, f"is the record of snapshot {record.number}"
             if before is not None and record.parent != checksum(before):
                 yield key, f"does not follow the record {snapshot_key(number - 1)}"
-        before = record
+        before = record if isinstance(record, Snapshot) and record.number == number else None
     if isinstance(copy, Snapshot) and before is not None and copy.number == last.number and copy != before:
         yield LATEST, f"is another record than {snapshot_key(last.number)}"
 
