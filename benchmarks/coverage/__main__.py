@@ -28,6 +28,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 PARTS: dict[str, tuple[Callable[[], list[str]], Callable[[str], Row]]] = {
     "timm": (timm_coverage.names, timm_coverage.examine),
 }
+FRESH = 64  # architectures, after which a new process begins: the memory that large ones leave behind adds up
 
 
 def measure(names: Sequence[str], examine: Callable[[str], Row], jobs: int, keep: Path | None = None) -> list[Row]:
@@ -36,21 +37,23 @@ def measure(names: Sequence[str], examine: Callable[[str], Row], jobs: int, keep
     done = {row.name: row for row in rows}
     left = [name for name in names if name not in done]
     random.Random(0).shuffle(left)  # large ones spread evenly, so that the time that is left is estimated well
-    # New processes now and then: the memory that large networks leave behind would fill the machine
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=64) as pool:
-        for row in tqdm(pool.map(examine, left), total=len(left), unit="architecture"):
-            done[row.name] = row
-            if keep:
-                with keep.open("a") as file:
-                    file.write(json.dumps(asdict(row)) + "\n")
+    with tqdm(total=len(left), unit="architecture") as bar:
+        for start in range(0, len(left), FRESH * jobs):
+            with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+                for row in pool.map(examine, left[start : start + FRESH * jobs]):
+                    done[row.name] = row
+                    bar.update()
+                    if keep:
+                        with keep.open("a") as file:
+                            file.write(json.dumps(asdict(row)) + "\n")
     return [done[name] for name in names]
 
 
-def page(rows: Sequence[Row], minutes: float) -> str:
+def page(rows: Sequence[Row]) -> str:
     """Return the part of the page that describes one library."""
     return "\n\n".join(
         [
-            f"{len(rows)} architectures, tried in {minutes:.0f} minutes with {versions()}.",
+            f"{len(rows)} architectures, tried with {versions()}.",
             summary(rows),
             reasons(rows),
             table(rows),
@@ -80,7 +83,7 @@ def main() -> None:
         rows = measure(chosen, examine, options.jobs, options.keep)
         minutes = (time.monotonic() - start) / 60
         if len(chosen) == total:
-            replace_between(PAGE, part, page(rows, minutes))
+            replace_between(PAGE, part, page(rows))
         else:
             print(summary(rows), reasons(rows), table(rows), sep="\n\n")
             print(f"\nAll {total} take about {minutes * total / max(len(chosen), 1):.0f} minutes.")
