@@ -4,7 +4,6 @@ import io
 import re
 from dataclasses import replace
 from fractions import Fraction
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -334,19 +333,3 @@ def test_impossible_samplings_are_refused(fields: dict[str, float], message: str
 def test_pictures_of_the_tests_differ() -> None:
     assert len({picture(i).tobytes() for i in range(100)}) == 100
     assert not torch.equal(torch.from_numpy(picture(0)), torch.from_numpy(picture(1000)))
-
-
-# ---- processes ----------------------------------------------------------------------------------------------------
-
-
-def test_a_forked_process_reads_frames_though_its_parent_read_some() -> None:
-    """The helper threads that convert colours in the parent are not in its child."""
-    data = make_video(KINDS["mp4"])
-    read_all(data)
-    child = get_context("fork").Process(target=read_all, args=(data,))
-    child.start()
-    child.join(60)
-    stuck = child.is_alive()
-    child.kill()
-    assert not stuck
-    assert child.exitcode == 0

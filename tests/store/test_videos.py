@@ -162,8 +162,8 @@ def test_frames_that_a_file_lost_are_a_failed_row(tmp_path: Path) -> None:
     assert {row["pts"] for row in good} <= set(whole)
 
 
-@pytest.mark.slow
 def test_workers_and_one_process_give_the_same_features(folder: Path, tmp_path: Path) -> None:
+    """The workers are forked from a process that has read frames, and whose decoder has threads that they have not."""
     one = extract(tiny_vit(), folder, tmp_path / "one", shard_size=8, batch_size=4, progress=False)
     two = extract(tiny_vit(), folder, tmp_path / "two", shard_size=8, batch_size=4, workers=2, progress=False)
     assert one.table.names == two.table.names

@@ -83,8 +83,8 @@ class _Decoder:
         self._unclean: set[int] = set()  # packets that the file calls keyframes and the decoder does not
         self._refreshed = False  # the stream is refreshed bit by bit: no keyframe but the first is whole
         self._opened = ExitStack()
-        # PyAV's own converter lives as long as the thread. Its helper threads do not survive a fork, so that a forked
-        # process would wait for them for ever.
+        # PyAV's own converter lives as long as the thread, with helper threads that a forked process would wait for
+        # for ever. This one is given up with the decoder and has none.
         self._colours = _converter()
         self._reset(-1)
 
@@ -123,7 +123,7 @@ class _Decoder:
 
     def _upright(self, frame: Any) -> UInt8[Tensor, "3 H W"]:
         """Return the colours of a frame, turned as its file says."""
-        rgb = self._colours.reformat(frame, format="rgb24").to_ndarray()
+        rgb = self._colours.reformat(frame, format="rgb24", threads=1).to_ndarray()
         return torch.from_numpy(np.rot90(rgb, frame.rotation // 90).copy()).permute(2, 0, 1)
 
     def _from_earlier(self, start: int, place: int, pts: int) -> Any | None:
