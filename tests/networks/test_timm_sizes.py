@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from tests.helpers import randomise, relative_error
 from tests.timm_networks import TOLERANCE, images
 from vitbackbone import load_backbone
-from vitbackbone.checkpoints.timm_names import FAMILIES, Family
+from vitbackbone.checkpoints.timm_names import FAMILIES, Family, describe_timm
+from vitbackbone.networks import TimmBackbone
+from vitbackbone.networks.timm import without_weights
 from vitbackbone.networks.timm_levels import read_levels
 from vitbackbone.networks.timm_sizes import Sizes, find_sizes, sizes_of
 
@@ -132,3 +134,11 @@ def test_levels_that_lose_the_border_are_refused_and_the_others_run() -> None:
         assert backbone.forward_layers(x, [-1, -2], norm=False)[0].grid == (10, 10)
         with pytest.raises(ValueError, match="layer 0 of timm:legacy_xception is a map of 147 x 147 for images of 299"):
             backbone.forward_layers(x, [0], norm=False)
+
+
+def test_sizes_are_sought_as_the_network_is_used() -> None:
+    """In training, a batch norm after a pooling refuses the one image of a trial run."""
+    config = describe_timm("resnest14d").config
+    given = TimmBackbone(config, name="resnest14d", model=without_weights(config))
+    assert given.sizes == Sizes(1)
+    assert given.training

@@ -145,11 +145,11 @@ class TimmBackbone(BackboneModule):
         self.levels = read_levels(shapes.eval(), config.architecture, _trial_size(config), _projects(config))
         if config.map_norm:
             self.levels = replace(self.levels, has_norm=True)
-        model.train()
         create = partial(_for_size, config)
         self.copies = SizedCopies(create, config.image_size, config.antialias) if config.rebuild else None
         if not config.rebuild:
             self.sizes = self._find_sizes(shapes)
+        model.train()
         levels = self.levels
         self.dims, self.strides = levels.dims, levels.strides
         by_token = getattr(model, "global_pool", "") == "token"  # in a network without CLS it may mean attention
