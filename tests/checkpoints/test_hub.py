@@ -1,4 +1,4 @@
-"""What comes from the Hub: the pinned revision, what fails without a network, and how a repository is read."""
+"""A repository of the Hub is read at its pinned revision. Without a network, the error says what to do."""
 
 import shutil
 from pathlib import Path

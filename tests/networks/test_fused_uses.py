@@ -1,4 +1,4 @@
-"""What takes a backbone takes a `FusedBackbone`: extraction, scikit-learn, pictures, the command line."""
+"""Extraction, scikit-learn and the command line take a `FusedBackbone` as any backbone. Pictures refuse it."""
 
 import copy
 import hashlib

@@ -115,9 +115,12 @@ class Images:
 
     @cached_property
     def present(self) -> int:
-        """How many of the images are there."""
+        """The number of images that exist."""
+        if not self.listed:
+            return len(self)
         top = str(self.root)
-        return sum(os.path.exists(os.path.join(top, name)) for name in self.names) if self.listed else len(self)  # noqa: PTH110, PTH118
+        # A Path for each of a million names would take several times as long.
+        return sum(os.path.exists(os.path.join(top, name)) for name in self.names)  # noqa: PTH110, PTH118
 
     @cached_property
     def content(self) -> str:
