@@ -7,7 +7,6 @@ Axes: `B` batch, `D` width, `P` width of the summary, `h w` patch grid.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -192,7 +191,7 @@ class AdaptorBackbone(BackboneModule):
         check_images(images, self.channels)
         if asked.part == "attention":
             raise ValueError(f"{self.spec.name} has no attention of its own; call `backbone.attention` of it")
-        return asked.answer(one_by_one(partial(self._run), images))
+        return asked.answer(one_by_one(self._run, images))
 
     def _run(self, images: Float[Tensor, "B C H W"]) -> dict[tuple[int, bool], Features]:
         own: Features = self.backbone(images)

@@ -6,7 +6,6 @@ Axes: `B` batch, `N` tokens, `D` width, `h w` patch grid.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -93,7 +92,7 @@ class TextHeadBackbone(BackboneModule):
         check_images(images, self.channels)
         if asked.part == "attention":
             raise ValueError(f"{self.spec.name} has no attention of its own; call `backbone.attention` of it")
-        return asked.answer(one_by_one(partial(self._run), images))
+        return asked.answer(one_by_one(self._run, images))
 
     def _run(self, images: Float[Tensor, "B C H W"]) -> dict[tuple[int, bool], Features]:
         own: Features = self.backbone(images)
