@@ -12,7 +12,7 @@ from vitbackbone.checkpoints.huggingface.records import read_settings
 from vitbackbone.checkpoints.rules import ConversionError, State
 from vitbackbone.contract import BackboneModule
 from vitbackbone.files import Record
-from vitbackbone.networks import PyramidBackbone, PyramidConfig
+from vitbackbone.networks import FpnBackbone, FpnConfig
 
 PYRAMID = "fpn"  # the name that `adaptor=` takes
 KEYS = re.compile(r"(?:.*\.)?neck\.convs\.([0-9]{1,3})\.(weight|bias)")
@@ -34,7 +34,7 @@ def has_pyramid(state: State) -> bool:
     return any(KEYS.fullmatch(key) for key in state)
 
 
-def attach_pyramid(backbone: BackboneModule, settings: Json, state: State, name: str) -> PyramidBackbone:
+def attach_pyramid(backbone: BackboneModule, settings: Json, state: State, name: str) -> FpnBackbone:
     """Return a backbone whose layers are the maps of the pyramid.
 
     `settings`: of `config.json`. `name`: of the result.
@@ -47,9 +47,9 @@ def attach_pyramid(backbone: BackboneModule, settings: Json, state: State, name:
     last = backbone.spec.depth - 1  # the checkpoint has the coarsest level first
     given = {f"laterals.{last - int(n)}.{kind}": tensor.float() for (n, kind), tensor in found.items()}
     width = len(next(iter(given.values()), ()))
-    config = PyramidConfig(width, own.num_feature_levels, own.fpn_top_down_levels)
+    config = FpnConfig(width, own.num_feature_levels, own.fpn_top_down_levels)
     with torch.device("meta"):
-        made = PyramidBackbone(backbone, config, name)
+        made = FpnBackbone(backbone, config, name)
     wanted = {f"laterals.{key}": tensor.shape for key, tensor in made.laterals.state_dict().items()}
     if wrong := sorted(
         key for key in given.keys() | wanted.keys() if key not in given or given[key].shape != wanted.get(key)

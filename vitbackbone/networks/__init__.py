@@ -2,9 +2,9 @@
 
 from vitbackbone.networks.adaptor import AdaptorBackbone, AdaptorConfig
 from vitbackbone.networks.adaptor import Mlp as AdaptorMlp
+from vitbackbone.networks.fpn import FpnBackbone, FpnConfig
 from vitbackbone.networks.fused import FusedBackbone, FusedConfig, FusedPreprocess, Member, fuse
 from vitbackbone.networks.projection import Projection
-from vitbackbone.networks.pyramid import PyramidBackbone, PyramidConfig
 from vitbackbone.networks.swin_windows import WindowBlock
 from vitbackbone.networks.text_head import TextHeadBackbone, TextHeadConfig
 from vitbackbone.networks.tiling import tile
@@ -30,13 +30,13 @@ __all__ = [
     "AdaptorConfig",
     "AdaptorMlp",
     "ClipBackbone",
+    "FpnBackbone",
+    "FpnConfig",
     "FusedBackbone",
     "FusedConfig",
     "FusedPreprocess",
     "Member",
     "Projection",
-    "PyramidBackbone",
-    "PyramidConfig",
     "TextHeadBackbone",
     "TextHeadConfig",
     "TimmBackbone",

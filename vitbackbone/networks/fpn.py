@@ -4,30 +4,24 @@ Axes: `B` batch, `D` width, `h w` patch grid.
 """
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitbackbone.contract import (
-    Asked,
     BackboneModule,
     BackboneSpec,
     Features,
-    Images,
     Wanted,
-    check_images,
-    describe_settings,
     float32_default,
-    one_by_one,
     pool_mean,
 )
+from vitbackbone.networks.behind import BackboneBehind
 
 
 @dataclass(frozen=True)
-class PyramidConfig:
+class FpnConfig:
     """The settings of a pyramid. Raises `ValueError` on levels that do not exist."""
 
     dim: int  # width of every map
@@ -39,7 +33,7 @@ class PyramidConfig:
             raise ValueError(f"a pyramid of {self.levels} levels of width {self.dim}; want at least 1 of each")
 
 
-class PyramidBackbone(BackboneModule):
+class FpnBackbone(BackboneBehind):
     """A backbone whose layers are the maps of a pyramid, from the finest to the coarsest.
 
     Every level of the hierarchy has a linear layer. From the coarsest level on, some levels add the next coarser map,
@@ -49,17 +43,13 @@ class PyramidBackbone(BackboneModule):
     """
 
     @float32_default()
-    def __init__(self, backbone: BackboneModule, config: PyramidConfig, name: str = "pyramid") -> None:
-        super().__init__()
+    def __init__(self, backbone: BackboneModule, config: FpnConfig, name: str = "pyramid") -> None:
         own = backbone.spec
         doubled = all(b == 2 * a for a, b in zip(own.strides, own.strides[1:], strict=False))
         if config.levels > own.depth or not doubled or any(not 0 <= i < own.depth for i in config.top_down):
             raise ValueError(f"{own.name} has levels of strides {own.strides}; they do not fit {config}")
-        self.backbone, self.config = backbone, config
-        self.preprocess, self.channels = backbone.preprocess, backbone.channels
-        self.laterals = nn.ModuleList(nn.Conv2d(dim, config.dim, 1) for dim in own.dims)
         strides = own.strides[: config.levels]
-        self.spec = BackboneSpec(
+        spec = BackboneSpec(
             name=name,
             dim=config.dim,
             depth=config.levels,
@@ -70,17 +60,11 @@ class PyramidBackbone(BackboneModule):
             has_norm=False,
             image_size=own.image_size,
             in_chans=own.in_chans,
-            settings=f"{own.settings}, {describe_settings(config)}",
             strides=strides,
         )
-
-    def forward(self, images: Images, asked: Asked | None = None) -> Any:
-        """See `BackboneModule`. The images of a list run one by one."""
-        asked = asked or self.last
-        check_images(images, self.channels)
-        if asked.part == "attention":
-            raise ValueError(f"{self.spec.name} has no attention of its own")
-        return asked.answer(one_by_one(partial(self._run, wanted=set(asked.wanted)), images))
+        super().__init__(backbone, config, spec)
+        self.config = config
+        self.laterals = nn.ModuleList(nn.Conv2d(dim, config.dim, 1) for dim in own.dims)
 
     def _run(self, images: Float[Tensor, "B C H W"], wanted: set[Wanted]) -> dict[Wanted, Features]:
         levels = self.backbone.forward_layers(images, range(self.backbone.spec.depth), norm=False)
