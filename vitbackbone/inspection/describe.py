@@ -73,7 +73,7 @@ def info(name: str, entry: Entry, resolution: Resolution | None = None) -> str:
     size = preprocess.image_size if resolution is None else sides(resolution)
     h, w = _grid(config, size)
     cost, p = costs(config, size), config.patch_size
-    mlp = f"{'2 x ' * (config.mlp in GATED)}{config.mlp_dim}"
+    mlp = f"{'2 x ' * (config.mlp in GATED)}{config.mlp_dim}{_experts(config)}"
     facts = [("network", f"{config.depth} blocks, {config.dim} wide, {config.num_heads} heads, MLP {mlp}")]
     if config.window:
         facts.append(("windows", _windows(config)))
@@ -313,6 +313,7 @@ def _block(config: ViTConfig, grid: tuple[int, int], shapes: Shapes) -> list[Row
         bias = " + bias of relative positions"
         if grid != config.grid and windowed < config.depth:
             bias += f" resampled from {_by(config.grid)} to {_by(grid)}"
+    bias += ", beside a sink of each head" * config.sinks
     each, norm = config.head_width, NORMS[config.norm]
     turned = "q and k turned by rotary positions; " if config.rotary else ""
     turned = _normed(config) + turned
@@ -320,10 +321,11 @@ def _block(config: ViTConfig, grid: tuple[int, int], shapes: Shapes) -> list[Row
     inner = f"{norm}; " * config.attn_norm
     attention = f"{heads} heads of {each}; {turned}{weights}; {inner}linear {heads * each} -> {d}"
     gated = config.mlp in GATED
-    hidden = shapes["blocks.0.mlp.w3" if gated else "blocks.0.mlp.fc2"][0][-1]
+    hidden = config.mlp_dim if config.experts else shapes["blocks.0.mlp.w3" if gated else "blocks.0.mlp.fc2"][0][-1]
     mlp = f"{d} -> {'2 x ' * gated}{hidden} -> {d}, {ACTIVATIONS[config.mlp]}{f', then {norm}' * config.mlp_norm}"
+    mlp += _experts(config)
     scale, legend = ("γ · ", ", γ learned per channel") if config.layer_scale else ("", "")
-    before, after = config.branch_norm in ("before", "both"), config.branch_norm in ("after", "both")
+    before, after = config.branch_norm in ("before", "plain", "both"), config.branch_norm in ("after", "both")
     given = f"({norm}(x))" if before else "(x)"
 
     def branch(name: str) -> str:
@@ -344,9 +346,15 @@ def _block(config: ViTConfig, grid: tuple[int, int], shapes: Shapes) -> list[Row
     ]
 
 
+def _experts(config: ViTConfig) -> str:
+    """Say how many experts a token takes."""
+    return f", {config.experts.chosen} of {config.experts.count} such experts for each token" if config.experts else ""
+
+
 def _normed(config: ViTConfig) -> str:
     """Say how queries, keys and values are normalised and shared."""
     whole = {"none": "", "head": f"{NORMS[config.norm]} on q and k of each head; "}
+    whole["plain"] = "q and k of each head divided by their root mean square; "
     text = whole.get(config.qk_norm, f"{NORMS[config.norm]} on q and k; ")
     text += "v divided by its root mean square; " * config.v_norm
     return text + f"{config.kv_heads} heads of k and v; " * (config.kv_heads != config.num_heads)
