@@ -4,7 +4,6 @@ Axes: `B` batch, `D` width, `h w` patch grid.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from vitbackbone.contract import BackboneModule, BackboneSpec, Features, Geometry, Wanted, float32_default, pool_mean
 from vitbackbone.networks.behind import BackboneBehind
 
-Scale = Literal[4.0, 2.0, 1.0, 0.5]  # patches of a map for each patch of the layer, along each axis
+SCALES = (4.0, 2.0, 1.0, 0.5)  # patches of a map for each patch of the layer, along each axis
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class ScaledFpnConfig:
 
     def __post_init__(self) -> None:
         descending = list(self.scales) == sorted(set(self.scales), reverse=True)
-        if self.dim < 1 or not self.scales or not descending or not {*self.scales} <= {*get_args(Scale)}:
-            known = ", ".join(map(str, get_args(Scale)))
+        if self.dim < 1 or not self.scales or not descending or not {*self.scales} <= {*SCALES}:
+            known = ", ".join(map(str, SCALES))
             raise ValueError(f"a pyramid of scales {self.scales} and width {self.dim}; want some of {known}, in order")
 
 
