@@ -24,8 +24,8 @@ from tests.helpers import save_photo, tiny_vit
 from tests.servers import KEYS, Faults, make_bucket, many_keys, proxy
 from vitbackbone.files import cloud_clients, open_storage
 from vitbackbone.store import extract, list_inputs
-from vitbackbone.store.identity import read_contents
-from vitbackbone.store.remote import _bucket
+from vitbackbone.store.sources.identity import read_contents
+from vitbackbone.store.sources.remote import _bucket
 
 IMAGES, BYTES = 2000, 60_000
 MANY = 1_000_000

@@ -412,7 +412,7 @@ def going_to(
     `environment`: the variables of another service, or further ones.
     """
     from vitbackbone.files.cloud_clients import _client
-    from vitbackbone.store.remote import _bucket
+    from vitbackbone.store.sources.remote import _bucket
 
     caches = (_client, _bucket)
     for name, value in {"AWS_ENDPOINT_URL": url, **environment}.items():

@@ -19,9 +19,9 @@ from vitbackbone.contract.fingerprint import weights_sha256
 from vitbackbone.inspection import show
 from vitbackbone.networks.fused import FusedPreprocess
 from vitbackbone.store import extract
-from vitbackbone.store.locate import Locator
 from vitbackbone.store.manifest import make_manifest
-from vitbackbone.store.reader import ImageReader
+from vitbackbone.store.sources.locate import Locator
+from vitbackbone.store.workers.reader import ImageReader
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from tests.servers import Faults, going_to, proxy, quick_repeats
 from vitbackbone.files import open_storage
 from vitbackbone.store import FeatureStore, extract
 from vitbackbone.store.layout import ROWS
-from vitbackbone.store.remembered import Remembered
-from vitbackbone.store.rows import Root
+from vitbackbone.store.sources.remembered import Remembered
+from vitbackbone.store.sources.rows import Root
 
 pytest.importorskip("obstore", reason="buckets need the extra 'cloud'")
 pytestmark = pytest.mark.usefixtures(quick_repeats.__name__)

@@ -18,12 +18,12 @@ from vitbackbone.files import cloud_clients
 from vitbackbone.files.cloud_requests import ServiceDown
 from vitbackbone.files.object_storage import open_bucket
 from vitbackbone.files.ranged import LARGEST, SMALLEST, RangedContent, RangedFile
-from vitbackbone.store import braces
-from vitbackbone.store.braces import expand_braces, has_braces
-from vitbackbone.store.identity import read_contents
-from vitbackbone.store.locate import AWAY_SERVICE, Unreadable, locators, read_bytes
-from vitbackbone.store.rows import Inputs
-from vitbackbone.store.source import list_inputs
+from vitbackbone.store.sources import braces
+from vitbackbone.store.sources.braces import expand_braces, has_braces
+from vitbackbone.store.sources.identity import read_contents
+from vitbackbone.store.sources.locate import AWAY_SERVICE, Unreadable, locators, read_bytes
+from vitbackbone.store.sources.rows import Inputs
+from vitbackbone.store.sources.source import list_inputs
 
 pytest.importorskip("obstore", reason="buckets need the extra 'cloud'")
 pytestmark = pytest.mark.usefixtures(quick_repeats.__name__)
@@ -180,7 +180,7 @@ def test_an_archive_is_read_by_few_large_ranges_and_a_member_by_a_small_one(faul
     assert faults.requests == []  # the listing has read them
     assert digests == [hashlib.sha256(read_bytes(one)).digest() for one in at]
     faults.requests.clear()
-    from vitbackbone.store import remote
+    from vitbackbone.store.sources import remote
 
     remote._known.__dict__.clear()  # as in a process that has read nothing
     assert len(read_bytes(at[200])) == 100_012

@@ -160,7 +160,7 @@ def test_a_damaged_manifest_of_a_store_that_has_grown_is_written_again(
     spoiled(out / "objects" / name[:2] / name, "flipped bit")
     save(photos / "dog" / "9.png", 9)
     monkeypatch.setattr("vitbackbone.store.run.AUTO_FROM", 5)
-    monkeypatch.setattr("vitbackbone.store.route.AUTO_FROM", 5)
+    monkeypatch.setattr("vitbackbone.store.workers.route.AUTO_FROM", 5)
     assert len(extract(backbone(), photos, out, shard_size=3)) == 8
     assert verify(out).problems == ()
 

@@ -23,8 +23,8 @@ from vitbackbone.files import LocalStorage
 from vitbackbone.images import ImageError, Photo
 from vitbackbone.model.vit import ViT
 from vitbackbone.store import FeatureStore, extract, history, prune, verify
-from vitbackbone.store.leases import Leases
-from vitbackbone.store.locate import REMEDIES, Reason
+from vitbackbone.store.sources.locate import REMEDIES, Reason
+from vitbackbone.store.workers.leases import Leases
 
 OPTIONS = {"shard_size": 4, "batch_size": 4, "progress": False}
 

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
-from vitbackbone.store.frames import may_begin
-from vitbackbone.store.identity import CHUNK, Contents, read_contents, sizes_and_versions
-from vitbackbone.store.labels import UNKNOWN
 from vitbackbone.store.layout import ROWS, WORK
-from vitbackbone.store.locate import AWAY, PASSING
-from vitbackbone.store.rows import Inputs
+from vitbackbone.store.sources.frames import may_begin
+from vitbackbone.store.sources.identity import CHUNK, Contents, read_contents, sizes_and_versions
+from vitbackbone.store.sources.labels import UNKNOWN
+from vitbackbone.store.sources.locate import AWAY, PASSING
+from vitbackbone.store.sources.rows import Inputs
 
 
 @dataclass(frozen=True, eq=False)

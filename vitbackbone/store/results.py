@@ -9,11 +9,11 @@ import pyarrow as pa
 from torch import Tensor
 
 from vitbackbone.files import Storage
-from vitbackbone.store.labels import as_utf8
 from vitbackbone.store.layout import PART, RESULTS, WORK, done_key
 from vitbackbone.store.objects import put_tensors, read_part
-from vitbackbone.store.reader import Outcome
 from vitbackbone.store.records import Done, Part, Snapshot, seal, unseal
+from vitbackbone.store.sources.labels import as_utf8
+from vitbackbone.store.workers.reader import Outcome
 
 
 @dataclass(frozen=True, eq=False)

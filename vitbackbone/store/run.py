@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from vitbackbone.contract import Backbone, Precision, Runtime, check_device, weights_sha256
 from vitbackbone.files import LocalStorage, open_storage, progress_bar
 from vitbackbone.images import Decoding, Resolution, Sampling
-from vitbackbone.store.cluster import RayCluster, compute_on_cluster
 from vitbackbone.store.layout import DTYPES, ROWS, TOKENS
-from vitbackbone.store.leases import Leases
 from vitbackbone.store.manifest import make_manifest
-from vitbackbone.store.processes import all_devices, pull_on_devices
-from vitbackbone.store.publication import check_folder
-from vitbackbone.store.pull import pull
+from vitbackbone.store.output_folder import check_folder
 from vitbackbone.store.records import Snapshot
-from vitbackbone.store.route import AUTO_FROM, Choice, calibration, choose, is_optimised, read_sample
-from vitbackbone.store.rows import Root
 from vitbackbone.store.salvage import remembered, stored_runtime, undamaged
-from vitbackbone.store.shard_job import Job, Tally
-from vitbackbone.store.slices import Slice
 from vitbackbone.store.snapshots import latest
-from vitbackbone.store.source import list_source
+from vitbackbone.store.sources.rows import Root
+from vitbackbone.store.sources.source import list_source
 from vitbackbone.store.store import FeatureStore
 from vitbackbone.store.transaction import check_settings, check_waiting, publish_plan, publish_results
+from vitbackbone.store.workers.cluster import RayCluster, compute_on_cluster
+from vitbackbone.store.workers.leases import Leases
+from vitbackbone.store.workers.processes import all_devices, pull_on_devices
+from vitbackbone.store.workers.pull import pull
+from vitbackbone.store.workers.route import AUTO_FROM, Choice, calibration, choose, is_optimised, read_sample
+from vitbackbone.store.workers.shard_job import Job, Tally
+from vitbackbone.store.workers.slices import Slice
 
 SHARD_BYTES = 2**28  # largest default shard
 

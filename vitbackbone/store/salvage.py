@@ -15,9 +15,9 @@ from vitbackbone.store.layout import ROWS, WORK
 from vitbackbone.store.manifest import Manifest
 from vitbackbone.store.objects import Damaged, json_name, read_part, read_table
 from vitbackbone.store.records import Part, Snapshot
-from vitbackbone.store.remembered import Remembered
 from vitbackbone.store.results import Task, tasks_in
 from vitbackbone.store.snapshots import read_classes, read_manifest
+from vitbackbone.store.sources.remembered import Remembered
 
 log = logging.getLogger("vitbackbone")
 

@@ -11,9 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vitbackbone.files import Storage
-from vitbackbone.store.identity import Contents
 from vitbackbone.store.layout import RESULTS, ROWS, WORK, done_key, lease_key
-from vitbackbone.store.locate import PASSING
 from vitbackbone.store.manifest import Manifest, differences
 from vitbackbone.store.objects import Damaged, check_object, cut, json_name, put_json, put_table, read_table
 from vitbackbone.store.plan import Known, Plan, make_plan, result_rows, shards_of
@@ -28,11 +26,13 @@ from vitbackbone.store.results import (
     read_results,
     read_tasks,
 )
-from vitbackbone.store.rows import Inputs
 from vitbackbone.store.salvage import class_names as class_names_of
 from vitbackbone.store.salvage import undamaged, undamaged_tasks
-from vitbackbone.store.slices import Slice
 from vitbackbone.store.snapshots import following, latest, publish, read_classes, read_manifest, repair
+from vitbackbone.store.sources.identity import Contents
+from vitbackbone.store.sources.locate import PASSING
+from vitbackbone.store.sources.rows import Inputs
+from vitbackbone.store.workers.slices import Slice
 
 CHECKERS = 4  # threads that read complete shards; more are no faster on most disks
 

@@ -20,7 +20,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from vitbackbone.files import Record, flush, leftovers, parse_json
-from vitbackbone.store.publication import check_folder
+from vitbackbone.store.output_folder import check_folder
 from vitbackbone.store.store import FeatureStore
 
 RECORD = "_export.json"  # readers of a folder of parquet files skip names that begin with "_"

@@ -21,8 +21,8 @@ from vitbackbone.contract import Backbone
 from vitbackbone.store.layout import done_key
 from vitbackbone.store.records import Snapshot
 from vitbackbone.store.results import read_tasks
-from vitbackbone.store.shard_job import Job, Tally, compute, ready
-from vitbackbone.store.slices import Slice
+from vitbackbone.store.workers.shard_job import Job, Tally, compute, ready
+from vitbackbone.store.workers.slices import Slice
 
 if TYPE_CHECKING:
     from ray import ObjectRef

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from vitbackbone.contract import Backbone
-from vitbackbone.store.pull import pull
 from vitbackbone.store.records import Snapshot
-from vitbackbone.store.shard_job import Job, Tally
-from vitbackbone.store.slices import Slice
+from vitbackbone.store.workers.pull import pull
+from vitbackbone.store.workers.shard_job import Job, Tally
+from vitbackbone.store.workers.slices import Slice
 
 GRACE = 20  # seconds that a process has to give its lease back
 NODES = Path("/sys/devices/system/node")

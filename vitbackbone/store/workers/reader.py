@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from vitbackbone.contract import Images
 from vitbackbone.files import has_clients
 from vitbackbone.images import Decoding, ImageError, ImageTransform, Photo, Resolution
-from vitbackbone.store.identity import REQUESTS
-from vitbackbone.store.lanes import Lanes
-from vitbackbone.store.locate import Locator, Reason, Unreadable, is_frame, read_photo
-from vitbackbone.store.remote import is_remote
+from vitbackbone.store.sources.identity import REQUESTS
+from vitbackbone.store.sources.locate import Locator, Reason, Unreadable, is_frame, read_photo
+from vitbackbone.store.sources.remote import is_remote
+from vitbackbone.store.workers.lanes import Lanes
 
 CHANGED = "has changed since the run began; run the same extraction again"
 MAX_FRAMES = 2**31 - 1  # the most that the index can hold

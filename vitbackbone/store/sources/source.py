@@ -14,19 +14,19 @@ import pyarrow as pa
 
 from vitbackbone.files import ServiceDown, Stored
 from vitbackbone.images import Sampling
-from vitbackbone.store.archive import WHOLE, Archive, ArchiveMember, damaged_member
-from vitbackbone.store.archive_kinds import ARCHIVES, ending_of
-from vitbackbone.store.braces import expand_braces, has_braces
-from vitbackbone.store.folder import Walk, expand, images
-from vitbackbone.store.frames import is_video, with_frames
-from vitbackbone.store.labels import UNKNOWN, Label, LabelError
-from vitbackbone.store.lists import add_csv, add_parquet, add_text
-from vitbackbone.store.names import EXTENSIONS, Notes, escaped
-from vitbackbone.store.parquet import has_images
-from vitbackbone.store.prefix import below, hint, images_of, matching
-from vitbackbone.store.remembered import Remembered
-from vitbackbone.store.remote import Remote, is_remote, open_file, split, version_of
-from vitbackbone.store.rows import Inputs, Root, Rows
+from vitbackbone.store.sources.archive import WHOLE, Archive, ArchiveMember, damaged_member
+from vitbackbone.store.sources.archive_kinds import ARCHIVES, ending_of
+from vitbackbone.store.sources.braces import expand_braces, has_braces
+from vitbackbone.store.sources.folder import Walk, expand, images
+from vitbackbone.store.sources.frames import is_video, with_frames
+from vitbackbone.store.sources.labels import UNKNOWN, Label, LabelError
+from vitbackbone.store.sources.lists import add_csv, add_parquet, add_text
+from vitbackbone.store.sources.names import EXTENSIONS, Notes, escaped
+from vitbackbone.store.sources.parquet import has_images
+from vitbackbone.store.sources.prefix import below, hint, images_of, matching
+from vitbackbone.store.sources.remembered import Remembered
+from vitbackbone.store.sources.remote import Remote, is_remote, open_file, split, version_of
+from vitbackbone.store.sources.rows import Inputs, Root, Rows
 
 LISTS: dict[str, Callable[[Rows, str, str, bool], None]] = {
     ".csv": add_csv,

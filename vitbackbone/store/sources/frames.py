@@ -40,10 +40,10 @@ from vitbackbone.images import (
     VideoStream,
     list_frames,
 )
-from vitbackbone.store.archive_kinds import ARCHIVES, ending_of
-from vitbackbone.store.names import escaped, extension
-from vitbackbone.store.remote import is_remote, open_file, version_of
-from vitbackbone.store.rows import LISTED, Inputs
+from vitbackbone.store.sources.archive_kinds import ARCHIVES, ending_of
+from vitbackbone.store.sources.names import escaped, extension
+from vitbackbone.store.sources.remote import is_remote, open_file, version_of
+from vitbackbone.store.sources.rows import LISTED, Inputs
 
 ENDINGS = "|".join(sorted(VIDEO_EXTENSIONS))
 IS_VIDEO = rf"(?i)\.(?:{ENDINGS})$"

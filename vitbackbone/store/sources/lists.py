@@ -12,10 +12,10 @@ from typing import Any, TextIO, cast
 import pyarrow.parquet as pq
 
 from vitbackbone.files import SHORT
-from vitbackbone.store.labels import as_text
-from vitbackbone.store.parquet import ERRORS, check_unique, open_parquet
-from vitbackbone.store.remote import is_remote, open_file
-from vitbackbone.store.rows import CHUNK, Rows
+from vitbackbone.store.sources.labels import as_text
+from vitbackbone.store.sources.parquet import ERRORS, check_unique, open_parquet
+from vitbackbone.store.sources.remote import is_remote, open_file
+from vitbackbone.store.sources.rows import CHUNK, Rows
 
 # The mark of UTF-32 begins with the mark of UTF-16.
 MARKS = {

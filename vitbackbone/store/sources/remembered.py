@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Shaped
 
 from vitbackbone.files import ServiceDown
-from vitbackbone.store.frames import is_frame_path
-from vitbackbone.store.remote import is_remote, open_file, version_of
-from vitbackbone.store.rows import LISTED, Inputs, Root
+from vitbackbone.store.sources.frames import is_frame_path
+from vitbackbone.store.sources.remote import is_remote, open_file, version_of
+from vitbackbone.store.sources.rows import LISTED, Inputs, Root
 
 AT_ONCE = 64  # archives whose versions are asked at once
 

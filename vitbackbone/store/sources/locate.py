@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from vitbackbone.files import FileTooLarge, ServiceDown, ServiceError
 from vitbackbone.images import HeldPhoto, ImageError, Photo
-from vitbackbone.store.archive import MAX_IMAGE_BYTES, NotAFile
-from vitbackbone.store.archive_kinds import ARCHIVES, ending_of
-from vitbackbone.store.frames import VideoPlace, check_video, frame_identity, read_frame, video_place
-from vitbackbone.store.names import Escape
-from vitbackbone.store.remote import is_remote, read_remote
-from vitbackbone.store.rows import Root
+from vitbackbone.store.sources.archive import MAX_IMAGE_BYTES, NotAFile
+from vitbackbone.store.sources.archive_kinds import ARCHIVES, ending_of
+from vitbackbone.store.sources.frames import VideoPlace, check_video, frame_identity, read_frame, video_place
+from vitbackbone.store.sources.names import Escape
+from vitbackbone.store.sources.remote import is_remote, read_remote
+from vitbackbone.store.sources.rows import Root
 
 Reason = Literal[
     "missing",

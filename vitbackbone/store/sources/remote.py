@@ -180,6 +180,6 @@ def _bucket(name: str) -> _Bucket:
 
 @lru_cache(1)
 def _hub() -> Remote:
-    from vitbackbone.store.hub import Hub
+    from vitbackbone.store.sources.hub import Hub
 
     return Hub()

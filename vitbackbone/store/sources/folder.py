@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vitbackbone.images import HEAD
 from vitbackbone.store.layout import FOLDERS, LATEST
-from vitbackbone.store.names import Notes, escaped, is_hidden, is_image, is_video
+from vitbackbone.store.sources.names import Notes, escaped, is_hidden, is_image, is_video
 
 Identity = tuple[int, int]  # device and inode of a folder
 

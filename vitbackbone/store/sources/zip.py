@@ -19,9 +19,16 @@ import pyarrow as pa
 
 from vitbackbone.files import FilePart, OpenFile
 from vitbackbone.images import HEAD
-from vitbackbone.store.archive import MAX_IMAGE_BYTES, ArchiveMember, NotAFile, check_bytes, damaged_member, folder_of
-from vitbackbone.store.names import Notes, check_name, is_hidden, is_image, is_video
-from vitbackbone.store.remote import open_file, version_of
+from vitbackbone.store.sources.archive import (
+    MAX_IMAGE_BYTES,
+    ArchiveMember,
+    NotAFile,
+    check_bytes,
+    damaged_member,
+    folder_of,
+)
+from vitbackbone.store.sources.names import Notes, check_name, is_hidden, is_image, is_video
+from vitbackbone.store.sources.remote import open_file, version_of
 
 # Layouts: an entry of the directory, the header of a member, the end of the directory, and its two 64-bit forms.
 ENTRY = struct.Struct("<4s6H3L5H2L")

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from vitbackbone.files import ServiceDown
-from vitbackbone.store.locate import Locator, Unreadable, content_sha256, locators
-from vitbackbone.store.remote import is_remote, split
-from vitbackbone.store.rows import Root
+from vitbackbone.store.sources.locate import Locator, Unreadable, content_sha256, locators
+from vitbackbone.store.sources.remote import is_remote, split
+from vitbackbone.store.sources.rows import Root
 
 READERS = 8  # threads that compute checksums of files of this machine; hashlib releases the GIL
 ARCHIVES = 16  # archives of services that are read at once: each holds some parts of 16 MiB

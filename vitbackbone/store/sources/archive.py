@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from io import BufferedIOBase
 from typing import Protocol, runtime_checkable
 
-from vitbackbone.store.labels import Folder, Label
-from vitbackbone.store.names import Notes
+from vitbackbone.store.sources.labels import Folder, Label
+from vitbackbone.store.sources.names import Notes
 
 MAX_IMAGE_BYTES = 2**30  # the largest image that passes the pixel limit is half of this
 Digest = bytes  # a name of its own beside the field `bytes`

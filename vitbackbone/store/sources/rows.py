@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from vitbackbone.store.labels import Label, LabelError, as_label, classes
-from vitbackbone.store.names import Notes, escaped
-from vitbackbone.store.remote import is_remote
+from vitbackbone.store.sources.labels import Label, LabelError, as_label, classes
+from vitbackbone.store.sources.names import Notes, escaped
+from vitbackbone.store.sources.remote import is_remote
 
 MAX_SIZE = 2**63 - 1  # that the table holds; a damaged header may claim more
 CHUNK = 2**16  # most rows that are Python objects at a time

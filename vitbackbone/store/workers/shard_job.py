@@ -12,14 +12,14 @@ from torch import Tensor
 
 from vitbackbone.contract import Backbone, Runtime, evaluating
 from vitbackbone.files import Storage
-from vitbackbone.store.embed import Embedder
 from vitbackbone.store.layout import DTYPES
-from vitbackbone.store.locate import locators
 from vitbackbone.store.manifest import Manifest
-from vitbackbone.store.reader import Asked, ImageReader, Outcome, naming_a_killed_reader, read_batches
 from vitbackbone.store.results import Task, publish_result
-from vitbackbone.store.route import prepared
-from vitbackbone.store.rows import Root
+from vitbackbone.store.sources.locate import locators
+from vitbackbone.store.sources.rows import Root
+from vitbackbone.store.workers.embed import Embedder
+from vitbackbone.store.workers.reader import Asked, ImageReader, Outcome, naming_a_killed_reader, read_batches
+from vitbackbone.store.workers.route import prepared
 
 FIRST = 4  # images of the first batch of a shard
 SPREAD = 2  # a forward has at most this many times the pixels of a batch of images of the asked size

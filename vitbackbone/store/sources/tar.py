@@ -18,10 +18,10 @@ from pathlib import PurePosixPath
 
 from vitbackbone.files import FilePart, OpenFile, RangedFile
 from vitbackbone.images import HEAD
-from vitbackbone.store.archive import ArchiveMember, NotAFile, check_bytes, damaged_member, folder_of
-from vitbackbone.store.labels import Label, as_text
-from vitbackbone.store.names import Notes, check_name, escaped, extension, is_hidden, is_image, is_video
-from vitbackbone.store.remote import open_file, version_of
+from vitbackbone.store.sources.archive import ArchiveMember, NotAFile, check_bytes, damaged_member, folder_of
+from vitbackbone.store.sources.labels import Label, as_text
+from vitbackbone.store.sources.names import Notes, check_name, escaped, extension, is_hidden, is_image, is_video
+from vitbackbone.store.sources.remote import open_file, version_of
 
 BLOCK = 512
 ZEROS = bytes(BLOCK)
@@ -83,7 +83,7 @@ class Entry:
 
 class Tar:
     """A plain tar; a compressed tar has no offsets. A member's label is the `.cls` file with its key, else its folder.
-    Files of one key stand together (webdataset, docs/webdataset.md)."""
+    Files of one key stand together (webdataset's own docs/webdataset.md)."""
 
     def __init__(self, file: str, private: bool = False) -> None:
         self.file = file

@@ -9,11 +9,11 @@ from typing import TypeVar
 from vitbackbone.contract import Backbone
 from vitbackbone.files import Storage
 from vitbackbone.store.layout import done_key, snapshot_key
-from vitbackbone.store.leases import RUN, Leases
 from vitbackbone.store.records import Snapshot
 from vitbackbone.store.results import Task, read_tasks
-from vitbackbone.store.shard_job import Job, Tally, compute, ready
-from vitbackbone.store.slices import Slice
+from vitbackbone.store.workers.leases import RUN, Leases
+from vitbackbone.store.workers.shard_job import Job, Tally, compute, ready
+from vitbackbone.store.workers.slices import Slice
 
 PATIENCE = 1.0  # least seconds that an idle worker watches another's shard before it computes it, too
 SLOW = 2.0  # a shard is late after this many times the worker's own time for one

@@ -9,9 +9,9 @@ from itertools import islice
 
 from vitbackbone.files import ServiceError, Stored
 from vitbackbone.images import HEAD, VIDEO_EXTENSIONS
-from vitbackbone.store.folder import matches
-from vitbackbone.store.names import EXTENSIONS, OTHERS, Notes, escaped, extension, is_hidden, is_image, is_video
-from vitbackbone.store.remote import Remote
+from vitbackbone.store.sources.folder import matches
+from vitbackbone.store.sources.names import EXTENSIONS, OTHERS, Notes, escaped, extension, is_hidden, is_image, is_video
+from vitbackbone.store.sources.remote import Remote
 
 AT_ONCE = 64  # requests under way for the first bytes of files without a known extension
 CHUNK = 1000  # files that are looked at together

@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitbackbone.store.archive import ArchiveMember, check_bytes, damaged_member
-from vitbackbone.store.labels import Label, LabelError, as_label
-from vitbackbone.store.names import Notes, escaped
-from vitbackbone.store.remote import open_file, version_of
+from vitbackbone.store.sources.archive import ArchiveMember, check_bytes, damaged_member
+from vitbackbone.store.sources.labels import Label, LabelError, as_label
+from vitbackbone.store.sources.names import Notes, escaped
+from vitbackbone.store.sources.remote import open_file, version_of
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
 SHOWN_NAMES = ("path", "name", "file_name", "filename")

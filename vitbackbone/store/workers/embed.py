@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitbackbone.contract import Backbone, BackboneModule, Features, Images, Prefix
 from vitbackbone.store.layout import tensor_name
-from vitbackbone.store.reader import Outcome, PixelBatch
+from vitbackbone.store.workers.reader import Outcome, PixelBatch
 
 log = logging.getLogger("vitbackbone")
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from vitbackbone.contract import Backbone, BackboneModule, Precision, Runtime, device_of
 from vitbackbone.images import ImageTransform, Photo, Resolution
 from vitbackbone.runtime import SAMPLE, optimize, rebuild
-from vitbackbone.store.locate import Unreadable, locators, read_bytes
-from vitbackbone.store.rows import Root
+from vitbackbone.store.sources.locate import Unreadable, locators, read_bytes
+from vitbackbone.store.sources.rows import Root
 
 AUTO_FROM = 2000  # images; with fewer, comparing the routes takes longer than it saves
 TRIED = 64  # most inputs that are opened for a sample

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-from vitbackbone.store.archive import Archive
-from vitbackbone.store.parquet import Parquet
-from vitbackbone.store.tar import Tar
-from vitbackbone.store.zip import Zip
+from vitbackbone.store.sources.archive import Archive
+from vitbackbone.store.sources.parquet import Parquet
+from vitbackbone.store.sources.tar import Tar
+from vitbackbone.store.sources.zip import Zip
 
 ARCHIVES: dict[str, Callable[[str, bool], Archive]] = {".tar": Tar, ".zip": Zip, ".parquet": Parquet}
 
