@@ -13,7 +13,7 @@ from vitbackbone.store import FeatureStore
 def test_slices_of_a_store_are_computed_one_by_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitbackbone.cli.extraction.load", lambda _: tiny_vit())
+    monkeypatch.setattr("vitbackbone.cli.commands.extract.load", lambda _: tiny_vit())
     for i in range(4):
         save_photo(tmp_path / "photos" / f"{i}.png", seed=i)
     out = str(tmp_path / "out")

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from heads import LinearProbe, load_probe, save_probe
 from vitbackbone import FeatureStore
 from vitbackbone.cli import main
-from vitbackbone.cli.measured import SIDE, _fitting
+from vitbackbone.cli.commands.probe_tables import SIDE, _fitting
 
 
 def picture(rng: np.random.Generator, low: int = 0) -> Image.Image:

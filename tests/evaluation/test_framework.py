@@ -213,7 +213,9 @@ def test_every_protocol_is_described_and_names_known_datasets(capsys) -> None:
 )
 def test_a_wrong_command_is_a_sentence(command, message, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vitbackbone.cli.evaluating.load", lambda args: pytest.fail("the weights are loaded first"))
+    monkeypatch.setattr(
+        "vitbackbone.cli.commands.evaluate.load", lambda args: pytest.fail("the weights are loaded first")
+    )
     make_imagenet(tmp_path / "IN", 1, 1)
     assert main(["evaluate", *command, "--out", "out", "-q"]) == 2
     assert message in capsys.readouterr().err

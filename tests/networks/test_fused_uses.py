@@ -14,7 +14,7 @@ import torch
 from tests.helpers import relative_error, save_photo, tiny_vit
 from tests.networks.fused_backbones import FIRST, FUSED, SECOND
 from vitbackbone import ImageFeatures
-from vitbackbone.cli.probing import check_same_backbone
+from vitbackbone.cli.commands.probe import check_same_backbone
 from vitbackbone.contract.fingerprint import weights_sha256
 from vitbackbone.inspection import show
 from vitbackbone.networks.fused import FusedPreprocess

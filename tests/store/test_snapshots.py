@@ -334,7 +334,7 @@ class Slow(ViT):
 def test_sigterm_drops_the_shard_gives_its_claim_back_and_exits_143(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vitbackbone.cli.extraction as module
+    import vitbackbone.cli.commands.extract as module
 
     out = tmp_path / "out"
     slow = Slow(tiny_vit().config).eval()

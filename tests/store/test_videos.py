@@ -107,9 +107,9 @@ def test_a_second_run_decodes_nothing_and_a_changed_video_is_redone_alone(
 def test_frames_are_chosen_by_options(
     options: list[str], chosen: list[int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitbackbone.cli import extraction
+    from vitbackbone.cli.commands import extract as command
 
-    monkeypatch.setattr(extraction, "load", lambda _: tiny_vit())
+    monkeypatch.setattr(command, "load", lambda _: tiny_vit())
     data = make_video(KINDS["mp4 without B-frames"], COUNT)
     (tmp_path / "clip.mp4").write_bytes(data)
     if options == ["--keyframes"]:

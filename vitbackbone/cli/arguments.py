@@ -64,14 +64,14 @@ def parser() -> Parser:
 
 
 def _function(name: str) -> Callable[[argparse.Namespace], int]:
-    """Return a function of this package by its name, such as `looking.list_models`.
+    """Return the function of a command by its name in `commands/`, such as `models.list_models`.
 
     Its module is imported when it is called, so that --help and a wrong option need not wait for PyTorch.
     """
     module, function = name.split(".")
 
     def run(arguments: argparse.Namespace) -> int:
-        return getattr(import_module(f"vitbackbone.cli.{module}"), function)(arguments)
+        return getattr(import_module(f"vitbackbone.cli.commands.{module}"), function)(arguments)
 
     return run
 
@@ -95,7 +95,7 @@ class _Version(argparse.Action):
 def _add_extraction(command: Command) -> None:
     p = command(
         "extract",
-        "extraction.run_extract",
+        "extract.run_extract",
         "Write the features of images into a store. Run it again to compute what is missing, damaged, new or changed.",
         f"vitbackbone extract photos/ --model {STRONGER} --out features/ --tokens cls,patches",
         "vitbackbone extract 'shards/*.tar' --out features/ --workers 4",
@@ -164,7 +164,7 @@ def _add_extraction(command: Command) -> None:
 
     p = command(
         "verify",
-        "extraction.run_verify",
+        "stores.run_verify",
         "Check a store against the checksums that were written with it. The exit code is 1 if anything is damaged.",
         "vitbackbone verify features/",
         "vitbackbone verify features/ --json",
@@ -174,7 +174,7 @@ def _add_extraction(command: Command) -> None:
 
     p = command(
         "log",
-        "extraction.run_log",
+        "stores.run_log",
         "List the snapshots of a store, the last one first. FeatureStore(STORE, snapshot=N) opens any of them.",
         "vitbackbone log features/",
         "vitbackbone log features/ --json",
@@ -184,7 +184,7 @@ def _add_extraction(command: Command) -> None:
 
     p = command(
         "prune",
-        "extraction.run_prune",
+        "stores.run_prune",
         "Remove old snapshots of a store, and the files that only those need.",
         "vitbackbone prune features/",
         "vitbackbone prune features/ --gone",
@@ -196,7 +196,7 @@ def _add_extraction(command: Command) -> None:
 
     p = command(
         "export",
-        "extraction.run_export",
+        "stores.run_export",
         "Convert a store for other programs. An older export in the same folder is replaced.",
         "vitbackbone export features/ --format npy",
         "vitbackbone export features/ table/ --format parquet",
@@ -215,7 +215,7 @@ def _add_extraction(command: Command) -> None:
 def _add_probing(command: Command) -> None:
     p = command(
         "probe",
-        "probing.probe",
+        "probe.probe",
         "Fit a classifier on the features of a store, measure its accuracy, and save it.",
         "vitbackbone probe features/train --test features/test --probe linear",
         "vitbackbone probe features/ --groups photos.csv:animal",
@@ -240,7 +240,7 @@ def _add_probing(command: Command) -> None:
 
     p = command(
         "predict",
-        "probing.predict",
+        "probe.predict",
         "Classify images with a saved probe. Print the three most likely classes of each, with probabilities.",
         "vitbackbone predict cat.jpg photos/ --probe features/train/probe-linear",
     )
@@ -254,7 +254,7 @@ def _add_probing(command: Command) -> None:
 
     p = command(
         "classify",
-        "classes.classify",
+        "classify.classify",
         "Classify images with the classifier of a checkpoint, or by labels alone with an image-text model. Print the "
         "most likely classes with probabilities.",
         "vitbackbone classify cat.jpg --model hf:google/vit-base-patch16-224",
@@ -282,7 +282,7 @@ def _add_probing(command: Command) -> None:
 def _add_evaluation(command: Command) -> None:
     p = command(
         "evaluate",
-        "evaluating.run_evaluate",
+        "evaluate.run_evaluate",
         "Compute a backbone's figures by the papers' protocols, with the published figures beside them. A killed run "
         "resumes. The exit code is 1 if an image could not be read, or if `check` finds a difference.",
         f"vitbackbone evaluate knn linear --data imagenet=ImageNet/ --model {STRONGER} --out results/",
@@ -315,7 +315,7 @@ def _add_evaluation(command: Command) -> None:
 def _add_looking(command: Command) -> None:
     p = command(
         "show",
-        "looking.show_pictures",
+        "show.show_pictures",
         "Draw what a backbone sees: attention of each head, attention rollout, PCA of the patches.",
         "vitbackbone show photo.jpg --resolution 128 --out pictures/",
     )
@@ -328,19 +328,19 @@ def _add_looking(command: Command) -> None:
 
     p = command(
         "demo",
-        "looking.run_demo",
+        "demo.run_demo",
         "Try everything on sample photos and digits, offline.",
         "vitbackbone demo --out demo",
     )
     p.add_argument("--out", type=out_folder, default="demo", metavar="DIR", help="output folder")
 
-    p = command("models", "looking.list_models", "List the backbones known by name.", "vitbackbone models '*dinov2*'")
+    p = command("models", "models.list_models", "List the backbones known by name.", "vitbackbone models '*dinov2*'")
     p.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a shell pattern, in quotes")
     add_json(p)
 
     p = command(
         "info",
-        "looking.print_info",
+        "models.print_info",
         "Print tokens, parameters, compute and memory of a backbone, or its forward pass step by step.",
         "vitbackbone info vit_base_patch16_224.augreg_in21k --resolution 384",
     )
@@ -355,7 +355,7 @@ def _add_looking(command: Command) -> None:
 def _add_checking(command: Command) -> None:
     p = command(
         "check",
-        "checking.run_check",
+        "check.run_check",
         "Compare a backbone with the library that its weights come from, timm or transformers, on two sample photos. "
         "The exit code is 1 if they differ.",
         "vitbackbone check vit_small_patch14_dinov2.lvd142m",

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitbackbone.cli.extraction import terminable
+from vitbackbone.cli.commands.extract import terminable
 from vitbackbone.cli.model import load
 from vitbackbone.cli.output import print_json
 from vitbackbone.cli.text import escaped, printable

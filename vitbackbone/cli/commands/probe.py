@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitbackbone.cli.classes import print_classes
-from vitbackbone.cli.measured import Measured, confusion_table
+from vitbackbone.cli.commands.classify import print_classes
+from vitbackbone.cli.commands.probe_tables import Measured, confusion_table
 from vitbackbone.cli.model import loading
 from vitbackbone.cli.output import print_json
 from vitbackbone.cli.places import folder_beside

@@ -1,27 +1,9 @@
-"""The commands `show`, `models`, `info` and `demo`."""
+"""The commands `models` and `info`: the backbones known by name, and the costs of one."""
 
 import argparse
-from contextlib import nullcontext, redirect_stdout
-from io import StringIO
-from pathlib import Path
 
-from vitbackbone.cli.model import load
 from vitbackbone.cli.output import print_json
 from vitbackbone.cli.text import escaped
-
-
-def show_pictures(args: argparse.Namespace) -> int:
-    from vitbackbone.images import ImageError
-    from vitbackbone.inspection import show
-
-    options = {"resolution": args.resolution, "layer": args.layer, "max_pixels": args.max_pixels}
-    try:
-        paths = show(load(args), args.image, args.out, **options)
-    except ImageError as error:
-        raise ValueError(f"{escaped(args.image)}: {error}") from error
-    for path in paths:
-        print(escaped(str(path)))
-    return 0
 
 
 def list_models(args: argparse.Namespace) -> int:
@@ -51,12 +33,3 @@ def print_info(args: argparse.Namespace) -> int:
     else:
         print(trace(*traced) if args.trace else info(escaped(args.name), entry, args.resolution))
     return 0
-
-
-def run_demo(args: argparse.Namespace) -> int:
-    from heads.measures import report
-    from heads.probes import LinearProbe
-    from vitbackbone.cli.demo import run
-
-    with redirect_stdout(StringIO()) if args.quiet else nullcontext():
-        return run(Path(args.out), lambda X, y, X_test, y_test: report(LinearProbe().fit(X, y), X_test, y_test))

@@ -3,9 +3,12 @@
 It uses two photos and 1,797 handwritten digits that scikit-learn ships. The built-in backbone was not trained on them.
 """
 
+import argparse
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +32,15 @@ NEXT = """What next (after `source .venv/bin/activate` where make installed it):
 `nano` is a toy trained on CIFAR-10: good for trying things out, not for results."""
 
 
-def run(out: Path, measure: Callable[..., Any]) -> int:
+def run_demo(args: argparse.Namespace) -> int:
+    from heads.measures import report
+    from heads.probes import LinearProbe
+
+    with redirect_stdout(StringIO()) if args.quiet else nullcontext():
+        return _run(Path(args.out), lambda X, y, X_test, y_test: report(LinearProbe().fit(X, y), X_test, y_test))
+
+
+def _run(out: Path, measure: Callable[..., Any]) -> int:
     """Write pictures and features into `out`, print every step, and return the exit code.
 
     `measure(X, y, X_test, y_test)` fits a probe and returns its report.
