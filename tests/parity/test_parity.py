@@ -37,7 +37,7 @@ from vitbackbone import ViTConfig, load_backbone
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.zoo import ZOO
 from vitbackbone.checkpoints.zoo.entry import TIMM_RESAMPLING
-from vitbackbone.model.position import rotary_table
+from vitbackbone.model.positions.rotary import rotary_table
 
 LIMIT = 1e-5
 HEAVY = {  # by the clock; of these the quick tests have the size that is not square

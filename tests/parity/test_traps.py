@@ -17,7 +17,7 @@ from tests.oracles import hf_model
 from vitbackbone import ConversionError, Resampling, load_backbone
 from vitbackbone.checkpoints.zoo import ZOO
 from vitbackbone.model.config import ViTConfig
-from vitbackbone.model.position import resample
+from vitbackbone.model.positions.resampling import resample
 
 
 def images(*shape: int) -> torch.Tensor:

@@ -24,7 +24,9 @@ from vitbackbone.model.maps import resize_maps
 from vitbackbone.model.norms import make_norm
 from vitbackbone.model.packing import Grid, Layout
 from vitbackbone.model.pooling import ChannelNorm
-from vitbackbone.model.position import resample, resample_line, resample_relative, rotary_row_with_cls, rotary_table
+from vitbackbone.model.positions.relative import resample_line, resample_relative
+from vitbackbone.model.positions.resampling import resample
+from vitbackbone.model.positions.rotary import rotary_row_with_cls, rotary_table
 from vitbackbone.model.text import (
     PROMPT,
     Cleaning,

@@ -18,14 +18,8 @@ from vitbackbone.model.clipped import make_linear
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.norms import norm_or_identity
 from vitbackbone.model.packing import Layout
-from vitbackbone.model.position import (
-    relative_index,
-    resample_line,
-    resample_relative,
-    rotary_row,
-    rotary_row_with_cls,
-    rotate,
-)
+from vitbackbone.model.positions.relative import relative_index, resample_line, resample_relative
+from vitbackbone.model.positions.rotary import rotary_row, rotary_row_with_cls, rotate
 from vitbackbone.model.varlen import attend_varlen, takes
 
 

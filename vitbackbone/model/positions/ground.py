@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitbackbone.model.position import kept
+from vitbackbone.model.positions.caching import cached
 
 OTHERS = 8  # channels of the date and the place, which are 0 here, as upstream where they are unknown
 
 
-@kept(32)
+@cached(32)
 def ground2d(grid: tuple[int, int], dim: int, metres: float, device: torch.device) -> Float[Tensor, "N D"]:
     """Return the table (h*w, D): sines and cosines of the column, those of the row, and zeros for date and place.
 
