@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,15 +41,13 @@ from vitbackbone.contract import (
 )
 from vitbackbone.images import Preprocess
 from vitbackbone.model.config import ViTConfig
-from vitbackbone.model.kept import Kept, check_keep, run_kept
 from vitbackbone.model.layers import Block, patch_embedding, position_embedding
+from vitbackbone.model.masks import Keep, Kept, Mask, check_keep, check_mask, run_kept
 from vitbackbone.model.norms import make_norm, norm_or_identity
 from vitbackbone.model.packing import Grid, Layout, packing_order
 from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling, PrefixVector, from_prefix
 
 Tokens = dict[Wanted, Float[Tensor, "B T D"]]  # of each requested layer
-Mask = Bool[Tensor, "B h w"]  # True where a patch is masked
-Keep = Int[Tensor, "B K"]  # indices of patches
 TokenEngine = Callable[["ViT", Images, Geometry, Asked], Tokens]  # a faster `ViT.tokens`
 
 
@@ -131,9 +129,7 @@ class ViT(BackboneModule):
         if self.mask_token is None:
             raise ValueError(f"{self.spec.name} has no mask token; load weights that have one, such as DINOv2's")
         self._check_plain(images, "mask")
-        want = (cast(Tensor, images).shape[0], *geometry.grid)
-        if numbers(*want, *mask.shape) and tuple(mask.shape) != want:
-            raise ValueError(f"mask has shape {tuple(mask.shape)}; want {want}, one value for each patch")
+        check_mask(mask, cast(Tensor, images).shape[0], geometry.grid)
 
     def _check_plain(self, images: Images, option: str) -> None:
         """Raise `ValueError` unless this backbone runs as it was loaded, on a batch of images of one size."""

@@ -1,4 +1,4 @@
-"""Running a ViT on some patches of each image, as the encoders of MAE and I-JEPA are trained.
+"""Masked patches: replaced by the mask token (BEiT, DINOv2), or dropped from the sequence (MAE, I-JEPA).
 
 Axes: `B` batch, `N` patches, `K` kept patches, `R` registers, `D` width.
 """
@@ -10,11 +10,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitbackbone.contract import Geometry
+from vitbackbone.contract import Geometry, numbers
 from vitbackbone.model.packing import Layout
 
 if TYPE_CHECKING:
     from vitbackbone.model.vit import ViT
+
+
+Mask = Bool[Tensor, "B h w"]  # True where a patch is replaced by the mask token
+Keep = Int[Tensor, "B K"]  # indices of the patches that are not dropped
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +30,13 @@ class Kept:
     tokens: Float[Tensor, "B K D"]  # in the order of `indices`
     indices: Int[Tensor, "B K"]  # of the kept patches, row-major over the grid
     geometry: Geometry
+
+
+def check_mask(mask: Mask, batch: int, grid: tuple[int, int]) -> None:
+    """Raise `ValueError` unless a mask has one value for each patch."""
+    want = (batch, *grid)
+    if numbers(*want, *mask.shape) and tuple(mask.shape) != want:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}; want {want}, one value for each patch")
 
 
 def check_keep(keep: Tensor, batch: int, patches: int) -> None:
@@ -41,7 +52,7 @@ def check_keep(keep: Tensor, batch: int, patches: int) -> None:
         raise ValueError(f"keep names a patch twice; {wanted}")
 
 
-def run_kept(vit: "ViT", images: Float[Tensor, "B C H W"], geometry: Geometry, keep: Int[Tensor, "B K"]) -> Kept:
+def run_kept(vit: "ViT", images: Float[Tensor, "B C H W"], geometry: Geometry, keep: Keep) -> Kept:
     """Return the features of the kept patches, which attend to each other and to the prefix tokens alone.
 
     The other patches leave the sequence, which saves their computation. If positions act inside attention, they stay
@@ -65,7 +76,7 @@ def run_kept(vit: "ViT", images: Float[Tensor, "B C H W"], geometry: Geometry, k
     return Kept(x[:, 0] if first else None, x[:, first:prefix], x[:, prefix:], keep, geometry)
 
 
-def _visible(keep: Int[Tensor, "B K"], prefix: int, tokens: int) -> Bool[Tensor, "B 1 T T"]:
+def _visible(keep: Keep, prefix: int, tokens: int) -> Bool[Tensor, "B 1 T T"]:
     """Return the attention mask under which every token attends to the prefix and the kept patches."""
     seen = torch.zeros(keep.shape[0], tokens, dtype=torch.bool, device=keep.device)
     seen = seen.scatter(1, keep.long() + prefix, True)
