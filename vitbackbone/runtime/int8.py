@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitbackbone.model import Block, Mlp
-from vitbackbone.runtime.linears import POST_OPS, FastLinear, fuse_gelu, replace_linears
+from vitbackbone.runtime.kernels import POST_OPS, FastLinear, fuse_gelu, replace_linears
 
 SMOOTHING = 0.5  # share of a channel's size that moves to the weights
 FEWEST = 32  # least number of steps for a hidden channel of an MLP; with fewer, channels get factors
