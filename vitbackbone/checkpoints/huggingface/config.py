@@ -22,7 +22,7 @@ from vitbackbone.checkpoints.huggingface.levels import (
     read_sam2,
 )
 from vitbackbone.checkpoints.huggingface.pixio import PIXIO_EVAL, read_pixio
-from vitbackbone.checkpoints.huggingface.processor import (
+from vitbackbone.checkpoints.huggingface.processor_classes import (
     CLIP_EVAL,
     DEIT_EVAL,
     DINOV2_EVAL,
