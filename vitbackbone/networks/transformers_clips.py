@@ -39,15 +39,8 @@ from vitbackbone.images import Preprocess
 from vitbackbone.networks.transformers import TransformersBackbone, TransformersConfig, build_tower, untrained
 from vitbackbone.networks.transformers_input import ANY_SIZE, VIDEOS_ALONE
 from vitbackbone.networks.transformers_layout import MOST_PREFIX, Size, first_tensor, others
-from vitbackbone.networks.transformers_parts import (
-    PIXELS,
-    channels_of,
-    config_of,
-    find_layers,
-    float_dtype,
-    image_size,
-    setting,
-)
+from vitbackbone.networks.transformers_parts import PIXELS, channels_of, find_layers, float_dtype, image_size, setting
+from vitbackbone.networks.transformers_towers import config_of
 
 FRAMES = ("num_frames", "frames_per_clip")
 

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitbackbone.networks.transformers_layout import Size
-from vitbackbone.networks.transformers_parts import GRID, PIXELS, channels_of, joins, private, setting
+from vitbackbone.networks.transformers_parts import GRID, PIXELS, channels_of, private, setting
+from vitbackbone.networks.transformers_towers import joins
 
 # What an argument of an encoder is called in the result of an image processor
 PROCESSED = {
