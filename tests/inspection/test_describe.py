@@ -19,7 +19,8 @@ from tests.helpers import TINY
 from vitbackbone import Preprocess, ViT, ViTConfig, vit_config
 from vitbackbone.checkpoints.zoo import ZOO, Entry
 from vitbackbone.inspection.costs import costs, parameters
-from vitbackbone.inspection.describe import info, models_table, trace
+from vitbackbone.inspection.describe import info, models_table
+from vitbackbone.inspection.forward_steps import trace
 from vitbackbone.model.attention import WindowAttention
 from vitbackbone.model.config import Resampling, Rotary
 
