@@ -1,4 +1,4 @@
-"""`probe`, `predict`, `classify` and `export` as a user runs them: what they take, print and write beside a probe."""
+"""The tables and pictures that `probe` writes, groups of photos, and the lines of `predict`, as a user runs them."""
 
 import csv
 import json
