@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.buckets import KEYS, make_bucket, many_keys
 from tests.helpers import save_photo, tiny_vit
-from tests.servers import KEYS, Faults, make_bucket, many_keys, proxy
+from tests.servers import Faults, proxy
 from vitbackbone.files import cloud_clients, open_storage
 from vitbackbone.store import extract, list_inputs
 from vitbackbone.store.sources.identity import read_contents

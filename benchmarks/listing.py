@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.bucket import connect
 from benchmarks.store_scale import report
-from tests.servers import many_keys
+from tests.buckets import many_keys
 from vitbackbone import list_inputs
 
 SOURCES = ("list.csv", "list.parquet", "shard.tar", "bucket", "pattern")  # the last is one of a bucket's keys

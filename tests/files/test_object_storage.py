@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.buckets import ACCOUNT_KEY, KEYS, azurite, going_to, google
 from tests.helpers import cases
-from tests.servers import ACCOUNT_KEY, KEYS, Faults, azurite, going_to, google, npm_server, proxy, quick_repeats
+from tests.servers import Faults, npm_server, proxy, quick_repeats
 from vitbackbone.files import cloud_clients, cloud_requests, object_storage
 from vitbackbone.files.object_storage import ObjectStorage, open_bucket
 

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.buckets import going_to
 from tests.helpers import photo, tiny_vit
-from tests.servers import Faults, going_to, proxy, quick_repeats
+from tests.servers import Faults, proxy, quick_repeats
 from vitbackbone.files import open_storage
 from vitbackbone.store import FeatureStore, extract
 from vitbackbone.store.layout import ROWS

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.servers import Faults, going_to, proxy, put_folder, quick_repeats
+from tests.buckets import going_to, put_folder
+from tests.servers import Faults, proxy, quick_repeats
 from vitbackbone.files import cloud_clients
 from vitbackbone.files.cloud_requests import ServiceDown
 from vitbackbone.files.object_storage import open_bucket
