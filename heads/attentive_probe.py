@@ -44,8 +44,8 @@ class AttentiveProbe(Probe):
 
     Fitted: `module_`, with the same parameters as the head's `classifier`; `loss_`, the mean over the last epoch;
     `classes_`.
-    Raises `ValueError` on an unknown form, a number of heads that does not divide D, a single class, missing or
-    continuous labels, and tokens of another shape or with NaN or inf.
+    Raises `ValueError` on an unknown form, a number of heads that does not divide D, a single class, and missing or
+    continuous labels. The tokens must have the shape above and be finite.
     """
 
     module_: nn.Module

@@ -37,7 +37,7 @@ def set_loss(predicted: Masks, labels: Tensor, ignore_index: int | None = None) 
     means are over the images of all processes.
 
     `ignore_index` is the label that means no class, by default 255. Raises `ValueError` on labels that are no integers
-    (B, H, W), on a label that is no class, and without an `ignore_index` if there are 256 classes or more.
+    (B, H, W), and on a label that is no class. With 256 classes or more, an `ignore_index` must be given.
     """
     from scipy.optimize import linear_sum_assignment
 

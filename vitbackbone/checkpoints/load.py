@@ -64,13 +64,14 @@ def load_backbone(
     that were trained at this size are kept, and others are resampled to it once. Without it, tables of another size
     are resampled to the name's size, and a line of the log says so.
     `dtype`, `device`: of the parameters; float32 on the CPU if not given. `dtype` may be a name such as `"bfloat16"`.
-    `tower`: which vision tower of a checkpoint that has several: the prefix of its keys, such as
+    `tower`: which vision tower to load from a checkpoint that has several. It is the prefix of its keys, such as
     `"encoder.image_encoder"`, or the object in `config.json` that holds its settings.
     `part`: which copy of the network in a trainer's file, such as `"student"`. By default an averaged copy comes first:
     `ema`, `teacher`, `target_encoder`; then `state_dict`, `model`, `encoder`.
     `in_chans`: the number of channels of the images, if it is not the name's. A checkpoint with such kernels is loaded
-    as it is, and RGB kernels are fitted by timm's rule: 1 is their sum, n are the kernels in turn, times 3 / n. The
-    means and deviations of `preprocess` follow; replace them if those of the bands are known.
+    as it is. RGB kernels are fitted by timm's rule: one channel gets their sum, and n channels get the kernels in turn,
+    times 3 / n. The means and deviations of `preprocess` are fitted in the same way; replace them if you know the
+    statistics of the bands.
     `wavelengths`: of the channels of the images, in micrometres, for a network that makes its patch projection from
     them (DOFA).
     `adaptor`: the name of a C-RADIO's teacher, such as `"siglip2-g"`: the features are the teacher's, as the checkpoint
@@ -78,9 +79,9 @@ def load_backbone(
     maps of a SAM 2's feature pyramid, from the finest to the coarsest. The path of a file: the features of dino.txt's
     blocks in that file, in the space of the vectors of `load_text`.
 
-    Raises `ValueError` on an unknown name, a malformed file, or several towers, `OSError` if a file cannot be read,
-    `WeightsUnavailable` if the weights cannot be downloaded, and `ConversionError` if the file does not fill the model
-    exactly.
+    Raises `ValueError` on an unknown name, a malformed file, or several towers, and `OSError` if a file cannot be read.
+    Raises `WeightsUnavailable` if the weights cannot be downloaded, and `ConversionError` if the file does not fill the
+    model exactly.
     """
     options = Options(positions, indivisible, image_size, dtype, device, tower, part, in_chans, wavelengths, adaptor)
     return _load_checkpoint(name, weights, options).backbone

@@ -8,9 +8,9 @@ because a sum in half precision would lose digits that the file holds.
 
 A rule names source keys and target parameters. `{i}` stands for a block's number, and `{rest}` at the end for any rest.
 A rule applies if the model has all its targets, so one table can serve a plain MLP and a gated one. If several rules
-match a key, the one that takes the most keys of the checkpoint applies: a CLS token with a position beside it, and one
-without. Every source key must match exactly one rule that applies, and every parameter must be filled exactly once.
-Otherwise one error lists both sides. `revert` runs the same table backwards.
+match a key, the one that takes the most keys of the checkpoint applies. For example, a CLS token may have a position
+beside it or not. Every source key must match exactly one rule that applies, and every parameter must be filled exactly
+once. Otherwise one error lists both sides. `revert` runs the same table backwards.
 """
 
 import re
@@ -129,7 +129,7 @@ def both(source: str, target: str) -> Rules:
 
 
 def together(*layers: tuple[str, str]) -> Rules:
-    """Rename layers, source and target, that a checkpoint has all or none of."""
+    """Rename layers from source to target. A checkpoint has all of them or none."""
     sources, targets = zip(*layers, strict=True)
     return tuple(
         Rule(tuple(f"{name}.{kind}" for name in sources), tuple(f"{name}.{kind}" for name in targets))
@@ -158,8 +158,8 @@ def read_only(rules: Iterable[Rule]) -> Rules:
 def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, Tensor]:
     """Return the parameters `expected` from a checkpoint's tensors, and the parameters of its heads (`HEADS`) if any.
 
-    Raises one `ConversionError`. It lists the keys that no rule or several rules match, the sources that a rule lacks,
-    and the parameters that are filled twice, not at all, or with another shape or kind of numbers.
+    Raises one `ConversionError`. It lists the keys that no rule or several rules match, and the sources that a rule
+    lacks. It also lists the parameters that are filled twice, not at all, or with another shape or dtype.
     """
     table, faults = tuple(rules), Faults()
     made: dict[str, Made] = {}

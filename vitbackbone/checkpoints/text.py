@@ -72,9 +72,9 @@ def load_text(
     open_clip to the full length. SigLIP attends to padding, unless `model_input_names` of `tokenizer_config.json`
     lists `attention_mask`.
 
-    Raises `ValueError` on an unknown name, a model without a text tower, or a malformed file, `OSError` if a file
-    cannot be read, `WeightsUnavailable` if it cannot be downloaded, `ConversionError` if the weights do not fill the
-    tower exactly, and `ImportError` without the extra `text`.
+    Raises `ValueError` on an unknown name, a model without a text tower, or a malformed file, and `OSError` if a file
+    cannot be read. Raises `WeightsUnavailable` if a file cannot be downloaded, `ConversionError` if the weights do not
+    fill the tower exactly, and `ImportError` without the extra `text`.
     """
     with torch.inference_mode(False), float32_default(), _without_network(str(name)):
         if adaptor is not None:

@@ -180,8 +180,8 @@ def _letters() -> list[str]:
 
 
 def cleaned_before(tokenizer: "Tokenizer") -> "Tokenizer":
-    """Return CLIP's tokenizer for texts that are cleaned, as open_clip has it: it changes no letter, and the names of
-    its special tokens are words like others."""
+    """Return CLIP's tokenizer for cleaned texts, as open_clip has it. It changes no letter, and it reads the names of
+    its special tokens as ordinary words."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
     tokenizer.normalizer = normalizers.Sequence([])

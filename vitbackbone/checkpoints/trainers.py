@@ -62,8 +62,8 @@ def of_part(prefixes: Iterable[str], part: str | None) -> list[str]:
 
 
 def prefer(prefixes: Collection[str], order: Collection[str] = (*AVERAGED, *PARTS)) -> list[str]:
-    """Return the prefixes of the part that is meant unless a user names another: the averaged copy of a network before
-    the trained one, and `state_dict` before other names."""
+    """Return the prefixes of the part that is loaded by default. An averaged copy of a network comes before the trained
+    one, and `state_dict` before other names."""
     rank = {prefix: _rank(prefix, list(order)) for prefix in prefixes}
     return [prefix for prefix in prefixes if rank[prefix] == min(rank.values())]
 

@@ -51,8 +51,8 @@ def evaluate(
     `device`, `devices`, `workers`, `batch_size`, `progress`: as for `extract`. Several devices share all images that
     no head is trained on; heads are trained on `device`.
 
-    Raises `ValueError` on an unknown protocol, variant, dataset, setting or device, on an argument of another type, and
-    on a dataset of another layout, before anything is computed.
+    Raises `ValueError` before anything is computed: on an unknown protocol, variant, dataset, setting or device, on an
+    argument of another type, and on a dataset of another layout.
     """
     if limit is not None:
         limit = _whole("limit", limit, 1)

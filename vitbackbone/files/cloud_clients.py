@@ -41,8 +41,8 @@ _process = [0]  # the process that has opened a client
 def client_of(bucket: str) -> "ObjectStore":
     """Return the client of a bucket such as `s3://photos`.
 
-    Raises `ImportError` without obstore, `ValueError` for a wrong name or setting, `PermissionError` if boto3 finds no
-    credentials, and `RuntimeError` in a process that was forked after its parent had opened a client.
+    Raises `ImportError` without obstore, `ValueError` for a wrong name or setting, and `PermissionError` if boto3 finds
+    no credentials. Raises `RuntimeError` in a process that was forked after its parent had opened a client.
     """
     if _process[0] not in (0, os.getpid()):
         raise RuntimeError(

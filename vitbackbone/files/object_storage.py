@@ -2,8 +2,8 @@
 
 A PUT is there whole or not at all, so nothing needs a rename or a lock. Two habits of services need care:
 
-- An answer may get lost after the service did the work. The repetition of a create then finds one's own object, and
-  the repetition of a swap one's own version: both are read back and compared.
+- An answer may get lost after the service did the work. A repeated create then finds the object that it wrote, and a
+  repeated swap its own version. Both are read back and compared.
 - Some services accept a conditional write and ignore the condition. A store there would lose rows without a sign. A
   probe before the first conditional write of a process finds them out.
 """

@@ -160,8 +160,8 @@ class _Decoder:
     def _decoded(self, begin: int, start: int, place: int, pts: int) -> Any | None:
         """Return the frame, decoded from the packet `begin` on or from an earlier one. None if it does not come out.
 
-        `start`: the packet from which on faults count. Frames that are decoded before this one and shown after it are
-        waited for, because a frame tells only when it comes out whether it is damaged.
+        `start`: the packet from which on faults count. It waits for frames that are decoded before this one and shown
+        after it, because only a decoded frame tells whether it is damaged.
         """
         follows = self._start in range(begin + 1) and (self._passed is None or self._passed < pts)
         useful = any(frame.pts == pts for frame in self._out) or (not self._ended and self._fed + NEAR >= begin)

@@ -103,8 +103,8 @@ class ViT(BackboneModule):
         """See `BackboneModule`.
 
         `mask`: True where a patch is replaced by the mask token, (B, h, w). Positions are added behind it, as in
-        transformers' `bool_masked_pos`. Raises `ValueError` if the weights have no mask token, if the mask does not
-        have one value for each patch, and for a list of images or an optimised backbone.
+        transformers' `bool_masked_pos`. Raises `ValueError` if the weights have no mask token, or if the mask does not
+        have one value for each patch. A list of images and an optimised backbone take no mask.
         `keep`: see `forward_kept`, which calls the module with it.
         """
         asked = asked or self.last

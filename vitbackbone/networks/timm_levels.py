@@ -133,7 +133,7 @@ def run(model: Any, images: Float[Tensor, "B C H W"], layers: Sequence[int], nor
 def tokens_of(final: Final, grid: Size, dim: int) -> Float[Tensor, "B N D"] | None:
     """Return the tokens in the output of `forward_features` that go with a map, or None if it has none.
 
-    Of several scales, these are the tokens of the map's width and number of patches.
+    If the network has several scales, the tokens are those with the map's width and number of patches.
     """
     scales = [each for each in (final if isinstance(final, list | tuple) else [final]) if isinstance(each, Tensor)]
     tokens = [each for each in scales if each.ndim == 3 and each.shape[2] == dim]

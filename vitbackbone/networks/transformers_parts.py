@@ -54,8 +54,8 @@ def within(inner: str, outer: str) -> bool:
 def find_layers(tower: Any) -> list[nn.Module]:
     """Return the blocks of an image encoder, or [] if it has no list of equal modules.
 
-    They are the members of a list of modules of one class: of a class that transformers records as hidden states if
-    there is one, or else of any class that runs. An outer list comes before the lists within its members, and then
+    They are the members of a list of modules of one class. A class that transformers records as hidden states comes
+    first, and then any class that runs. An outer list comes before the lists within its members, and then
     the list with the most parameters counts.
     """
     recorded = _recorded(tower)

@@ -47,7 +47,7 @@ def find_towers(model: Any) -> list[str]:
     An image encoder is a model within the model whose first argument is pixels. If some have a config of their own
     within the config, these count, each without the encoders within it that share its config. An encoder that holds
     another one as its `backbone_config` or under another name of `ENCODER_KEYS` gives way to it. If none has its own
-    config, a network of timm counts, or else a backbone class, whose maps have norms of their own, or else the
+    config, the encoder is a network of timm, else a backbone class (its maps have norms of their own), else the
     innermost model. An encoder under an earlier key comes first, then the one with more parameters. An autoencoder
     gives way to its encoder. If no model takes pixels first, the rules of `_without_tower` decide.
     """
@@ -116,7 +116,7 @@ def _without_tower(model: Any, models: Mapping[str, Any]) -> list[str]:
     """Return the paths of what encodes images in a model without an inner model that takes pixels first.
 
     These are the outermost modules that take pixels first and have blocks, or else the models whose class says that
-    they take pixels. Otherwise a model with image features has a patch embedding for them: a module that takes pixels
+    they take pixels. Otherwise, a model with image features has a patch embedding. It is a module that takes pixels
     first, or the only linear layer that takes a whole patch. Otherwise a model that may run on pixels alone counts.
     """
     plain = [path for path, module in model.named_modules() if path and takes_pixels(module)]
@@ -159,8 +159,8 @@ def _outermost(paths: Iterable[str]) -> list[str]:
 def config_of(model: Any, tower: str) -> Any:
     """Return the config of the image encoder at a path.
 
-    It is the encoder's own or that of the nearest module around it, if it is not of the whole model's type. Otherwise
-    it is the first one under a key of `ENCODER_KEYS`.
+    It is the encoder's own config. An encoder without one has the config of the nearest module around it, unless that
+    has the whole model's type. Otherwise it is the first one under a key of `ENCODER_KEYS`.
     """
     own = getattr(model.get_submodule(tower), "config", None)
     if own is not None:

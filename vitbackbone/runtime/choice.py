@@ -58,7 +58,7 @@ def optimize(
     `floor`: the lowest cosine of CLS and patches to plain float32. The default is 0.9999 for "bf16", 0.999 for "int8".
 
     Raises `ValueError` if the precision asked for runs but does not reach the floor, if the engine cannot run the
-    backbone, if an argument is unknown, or if the backbone is optimised already or not in float32.
+    backbone, or if an argument is unknown. The backbone must be in float32, and not optimised already.
     """
     device = _check(backbone, precision, engine)
     images = _noise(backbone) if sample is None else sample

@@ -2,7 +2,7 @@
 zero point. A few images calibrate both.
 
 A few channels of a pretrained ViT are tens of times as large as the rest. One scale for all channels would leave the
-small ones only a few steps. So each channel is divided by a factor before rounding, and its column of the weights is
+small ones only a few steps. So each channel is divided by a factor before rounding. Its column of the weights is
 multiplied by the same factor (Xiao et al. 2022, "SmoothQuant").
 
 Axes: `I O` width in and out, `M` tokens.

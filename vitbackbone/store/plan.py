@@ -189,8 +189,8 @@ def _assign(
 def _shard_starts(begins: Bool[np.ndarray, " n"], shard_size: int) -> Int[np.ndarray, " s"]:
     """Return the first of the inputs of each new shard. A shard has at most `shard_size` inputs.
 
-    A shard of frames begins with a keyframe if that leaves the one before it more than half full: else the frames of
-    one group would be decoded twice.
+    A shard of frames begins with a keyframe if the shard before it is then more than half full. Otherwise, the frames
+    of one group would be decoded twice.
     """
     starts, end = list[int](), 0
     while end < len(begins):

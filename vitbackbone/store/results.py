@@ -111,8 +111,8 @@ def in_order(results: pa.Table) -> pa.Table:
 
 
 def cut_at_shards(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Cut tables of whole shards, in order, into parts. A part begins with the first shard at or behind each `PART`
-    rows, so that new shards at the end leave the parts before as they are."""
+    """Cut tables of whole shards, in order, into parts. A new part begins with the first shard at or behind each
+    multiple of `PART` rows. So new shards at the end leave the earlier parts as they are."""
     waiting: list[pa.Table] = []
     rows, first = 0, 0  # before the waiting tables; in all
     for table in tables:

@@ -20,8 +20,8 @@ from vitbackbone.model.positions.resampling import resampling_matrix, resize_by_
 def relative_index(grid: tuple[int, int], device: torch.device) -> Int[Tensor, "T T"]:
     """Return the row of BEiT's bias table for each pair of the T = 1 + h*w tokens.
 
-    The table has one row for each difference of positions, and then three rows: CLS to a patch, a patch to CLS, and CLS
-    to itself (microsoft/unilm, beit/modeling_finetune.py).
+    The table has one row for each difference of positions. Three more rows follow: CLS to a patch, a patch to CLS, and
+    CLS to itself (microsoft/unilm, beit/modeling_finetune.py).
     """
     h, w = grid
     y, x = (copied(axis).view(h * w) for axis in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))

@@ -1,7 +1,7 @@
 """Write a whole export, or nothing.
 
-An export is made in a folder beside its place and then takes the place of the export before, so that no file of an
-older snapshot stays. A record in it, `_export.json`, lists its files. A folder with any other file is not replaced.
+An export is written into a folder beside its place. It then replaces the export before, so that no file of an older
+snapshot stays. A record in it, `_export.json`, lists its files. A folder with any other file is not replaced.
 """
 
 import ctypes
@@ -50,8 +50,8 @@ class _Export(Record):
 def export(store: FeatureStore, format: str, out: str | PathLike[str], progress: bool = False) -> list[Path]:
     """Write a store into the folder `out`, and return the files.
 
-    The features are those of the snapshot and the layer that `store` shows. Failed images are left out. The folder is
-    there whole or as it was before; an older export in it is replaced.
+    It exports the snapshot and the layer that `store` shows. Failed images are left out. The folder is there whole or
+    as it was before; an older export in it is replaced.
 
     `npy`: `img_emb/img_emb_0.npy`, `metadata/metadata_0.parquet`, ...: arrays (n, D) of CLS tokens, and tables with the
     path, label, class name, size and sha256 of each image, as `clip inference` of clip-retrieval writes them.
@@ -63,13 +63,13 @@ def export(store: FeatureStore, format: str, out: str | PathLike[str], progress:
     `webdataset`: `00000.tar`, ...: for each image KEY.json with the columns, KEY.npy (D,), KEY.registers.npy (R, D) and
     KEY.patches.npy (h, w, D).
     `zarr`, `hdf5`: `features.zarr` (version 3), `features.h5`: an array for each column and each kind of tokens, with a
-    row for each image: `cls` (N, D), `registers` (N, R, D). `patches` (L, D) has those of all images, one behind the
-    other: image i has rows `offsets[i]` to `offsets[i + 1]`, row-major over its `grid[i]` (h, w).
+    row for each image: `cls` (N, D), `registers` (N, R, D). `patches` (L, D) has the patches of all images, one image
+    behind the other. Image i has rows `offsets[i]` to `offsets[i + 1]`, row-major over its `grid[i]` (h, w).
     `lance`: `features.lance`: the table of `parquet`. `registers` and `patches` are flat lists of numbers, since Lance
     has no lists of lists.
 
-    Raises `ValueError` for another format, for `npy` and `csv` if the store has no CLS tokens, and if the folder has
-    files that no export wrote; `ImportError` that names the extra if a library is not installed.
+    Raises `ValueError` for an unknown format, for `npy` and `csv` if the store has no CLS tokens, and if the folder has
+    files that no export wrote. Raises `ImportError` that names the extra if a library is not installed.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r}; want one of {', '.join(FORMATS)}")

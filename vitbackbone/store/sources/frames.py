@@ -1,7 +1,7 @@
 """Frames of videos as inputs: a row for each frame.
 
-A video is listed as if it were an archive of its frames. The name of a frame tells its stream, its index among the
-frames of that stream, its time (`pts`), the seconds of a unit of that time, and whether it is a keyframe:
+A video is listed as if it were an archive of its frames. The name of a frame tells its stream and its index in that
+stream. It also tells its time (`pts`), the unit of that time in seconds, and whether it is a keyframe:
 
     clip.mp4/0/000012@6144x1-12800k      stream 0, frame 12, pts 6144 in units of 1/12800 s, a keyframe
 

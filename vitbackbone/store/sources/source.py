@@ -62,8 +62,8 @@ def list_inputs(
       name, and each keeps its own order. Classes are the archive's labels, else the folders
       below the one that holds all its images. A damaged place is listed as an image that cannot be read.
 
-    A video (.mp4, .mov, .mkv, .webm, .ts and so on) that is named by any of these, or alone, is listed by its frames,
-    and so is one in a `.tar` or `.zip`. A video that cannot be listed is one input that cannot be read.
+    A video (.mp4, .mov, .mkv, .webm, .ts and so on) is listed by its frames, whether it is named by any of these,
+    alone, or in a `.tar` or `.zip`. A video that cannot be listed is one input that cannot be read.
 
     All of these also lie in a bucket: `s3://BUCKET/PREFIX` (also `gs://`, `az://`) is a folder, and globs, lists and
     archives are named likewise. `hf://datasets/OWNER/NAME` stands for the parquet files, else the archives, of a data

@@ -86,9 +86,9 @@ class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
     def __getitems__(self, asked: Sequence[Asked]) -> list[tuple[Outcome, UInt8[Tensor, "C H W"] | None]]:
         """Read the inputs of a batch, in order.
 
-        Those that lie elsewhere are asked for together, since each answer takes long. Files of this machine are read in
-        as many threads as torch has: one in a reading process, and all in the process that computes, which waits for
-        the batch. The frames of a video are decoded one after the other.
+        Files that lie elsewhere are requested together, because each answer takes long. Files of this machine are read
+        in as many threads as torch has. That is one thread in a reading process, and all threads in the computing
+        process, which waits for the batch. The frames of a video are decoded one after the other.
         """
         count = sum(is_remote(at.file) and not at.member for at, _ in asked)
         if not count and not any(is_frame(at) or is_remote(at.file) for at, _ in asked):
