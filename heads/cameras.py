@@ -125,7 +125,7 @@ class CameraEncoder(nn.Module):
         images: Mapping[str, Float[Tensor, "... 3 _ _"] | None],
         present: Mapping[str, Any] | None = None,
     ) -> CameraFeatures:
-        """Run the backbones on the images that are present. Arguments and errors are those of `forward`."""
+        """Run the backbones on the images that are present. Takes the arguments of `forward`, and raises its errors."""
         check("CameraEncoder", {"images": Mapping, "present": Mapping | None}, {"images": images, "present": present})
         given = {name: image for name, image in images.items() if image is not None}
         masks = self._present(given, present or {}, set(images))

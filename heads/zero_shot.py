@@ -69,7 +69,7 @@ class ZeroShot(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         return self._logits(X).cpu().numpy()
 
     def predict_proba(self, X: ArrayLike | Tensor) -> NDArray[np.float32]:
-        """Return the probabilities (N, K) of pooled vectors (N, P). Those of a SigLIP do not sum to 1; see
+        """Return the probabilities (N, K) of pooled vectors (N, P). The probabilities of a SigLIP do not sum to 1; see
         `TextTower.probabilities`."""
         logits = self._logits(X)
         return self.tower_.probabilities(logits).cpu().numpy()

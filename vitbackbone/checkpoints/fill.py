@@ -147,7 +147,7 @@ def _build_timm(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> Timm
 
 
 def _assign(backbone: Network, parameters: dict[str, Tensor]) -> tuple[Network, dict[str, Tensor]]:
-    """Give a network its parameters, and return it with those of the head."""
+    """Give a network its parameters. Return the network and the parameters of the head."""
     head = {key: parameters.pop(key) for key in list(parameters) if key.startswith(HEADS)}
     for name, wanted in backbone.state_dict().items():
         if name in parameters and parameters[name].shape != wanted.shape:

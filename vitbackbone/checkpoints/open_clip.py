@@ -24,7 +24,7 @@ class ActivationOptions(Record, extra="forbid"):
 
 
 class TokenizerOptions(Record, extra="forbid"):
-    """How a text is cleaned. The default depends on the tokenizer."""
+    """The cleaning of a text. The default depends on the tokenizer."""
 
     clean: Literal["canonicalize", "lower", "whitespace"] | None = None
     strip_sep_token: bool = False

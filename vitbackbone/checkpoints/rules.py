@@ -216,7 +216,7 @@ def _match(state: State, table: Sequence[Rule], expected: State, faults: Faults)
 
 
 def _widest(fitting: list[tuple[int, int, str]], table: Sequence[Rule], state: State) -> list[tuple[int, int, str]]:
-    """Return the rules that take the most keys, among those whose keys are all there."""
+    """Return the rules that take the most keys, among the rules that find all of their keys."""
     whole = [row for row in fitting if all(source.replace("{i}", row[2]) in state for source in table[row[0]].sources)]
     most = max((len(table[n].sources) for n, _, _ in whole), default=0)
     return [row for row in whole if len(table[row[0]].sources) == most] or fitting
@@ -364,7 +364,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _names(target: str, block: str, known: State) -> list[str]:
-    """Return the parameters that a target means."""
+    """Return the names of the parameters that a target stands for."""
     if block or "{i}" not in target:
         return [target.replace("{i}", block)]
     return [name for name in known if _pattern(target).fullmatch(name)]

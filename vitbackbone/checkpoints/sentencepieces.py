@@ -121,7 +121,7 @@ def _model(proto: Any, pieces: Sequence[tuple[str, float]], unknown: int) -> "To
 
 
 def _merges(pieces: Sequence[tuple[str, float]], ids: dict[str, int]) -> list[tuple[str, str]]:
-    """Return the pairs that make each piece, those of the highest score first."""
+    """Return the pairs that make each piece, the highest score first."""
     found = []
     for piece, score in pieces:
         pairs = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))

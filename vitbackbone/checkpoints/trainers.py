@@ -1,4 +1,4 @@
-"""What trainers write: a tower behind prefixes, copies of it, wrappers inside of keys, and modules beside it.
+"""Files that trainers write: a tower behind prefixes, copies of it, wrappers inside of keys, and modules beside it.
 
 Keys are dotted: dicts inside each other in a torch file have joined names. So the copies of a network that a trainer
 keeps, such as a teacher and a student, are towers behind several prefixes.
@@ -74,8 +74,8 @@ def _rank(prefix: str, order: list[str]) -> int:
 
 def merge_chunks(state: State, rules: Rules) -> State:
     """Return the tensors with the blocks of chunks, `blocks.c.i`, or stages, `encoder.stages.c.layers.i`, numbered
-    through. DINOv2's trainer counts `i` over all chunks; others count within a chunk or stage. A network whose own
-    stages have such keys, as EfficientNet's, keeps them."""
+    through. DINOv2's trainer counts `i` over all chunks; others count within a chunk or stage. A network keeps such
+    keys if its own stages have them, as those of EfficientNet do."""
     keys = {key: match for key in state if (match := CHUNKED.match(key))}
     known = _known(rules)
     if not keys or any(key.startswith("blocks.") for key in state.keys() - keys.keys()) or any(map(known, keys)):

@@ -298,7 +298,7 @@ def _add_evaluation(command: Command) -> None:
     p.add_argument("--data", action="append", metavar="NAME=DIR", help=text)
     text = "folder for results, trained heads, and what a killed run resumes from; several runs may share it"
     p.add_argument("--out", type=out_folder, metavar="DIR", help=text)
-    text = "whose settings, such as v2 for DINOv2 (default: the first that `list` shows)"
+    text = "the paper whose settings are used, such as v2 for DINOv2 (default: the first that `list` shows)"
     p.add_argument("--variant", metavar="NAME", help=text)
     text = "change a setting that `describe` shows, such as fit.ks=10,20; give it again for several"
     p.add_argument("--set", action="append", metavar="KEY=VALUE", help=text)

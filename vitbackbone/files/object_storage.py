@@ -290,7 +290,7 @@ class ObjectStorage:
         return Stored(key, meta["size"], self._version(meta["e_tag"], meta["version"]))
 
     def _version(self, etag: str | None, generation: str | None) -> str:
-        """Return the ETag, and with it the generation where a swap needs it."""
+        """Return the version of an object: its ETag, with the generation if a swap needs it (Google)."""
         return f"{etag} {generation}" if generation and self.bucket.startswith("gs:") else etag or "-"
 
     def _path(self, key: str) -> str:

@@ -1,4 +1,4 @@
-"""Which frames of a video are read."""
+"""The choice of the frames of a video that are read."""
 
 import math
 from dataclasses import dataclass

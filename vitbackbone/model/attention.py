@@ -210,7 +210,7 @@ class SelfAttention(nn.Module):
     def _enter(
         self, x: Float[Tensor, "B T D"], layout: Layout, mask: Tensor | None
     ) -> tuple[Float[Tensor, "M K D"], Layout, Tensor | None]:
-        """Return the tokens among which attention runs, their layout, and the mask of which attend to which."""
+        """Return the tokens that attend to each other, their layout, and the mask of their pairs."""
         return x, layout, mask
 
     def _leave(self, x: Float[Tensor, "M K D"], layout: Layout, rows: int) -> Float[Tensor, "B T D"]:

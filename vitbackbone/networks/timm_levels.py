@@ -1,4 +1,4 @@
-"""What a timm network hands out: the map and the prefix tokens of each level, and the vector that its classifier reads.
+"""The outputs of a timm network: the map and the prefix tokens of each level, and the vector that its classifier reads.
 
 Axes: `B` batch, `P` prefix tokens, `D` width, `h w` patch grid, `N` tokens.
 """
@@ -31,9 +31,9 @@ class Outputs:
 class Levels:
     """The levels of a network that a backbone returns.
 
-    A level whose map lies off the grid of its stride is left out if no later level fits its stride, as the large
-    patches of CrossViT. `num_prefix` tokens stand in front of the patches. Most networks hand them out at each level;
-    the others have them in the output of `forward_features` alone.
+    A level is left out if its map lies off the grid of its stride and no later level fits, such as the large patches of
+    CrossViT. `num_prefix` tokens stand in front of the patches. Most networks hand them out at each level; the others
+    have them in the output of `forward_features` alone.
     """
 
     dims: tuple[int, ...]

@@ -61,7 +61,7 @@ class OpenVinoBackbone(ViT):
         rest: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         if not isinstance(backbone, ViT):
-            raise ValueError(f"backbone is a {type(backbone).__name__}; want a ViT, the one network OpenVINO runs here")
+            raise ValueError(f"backbone is a {type(backbone).__name__}; want a ViT, as OpenVINO runs no other")
         if precision not in get_args(Precision):
             raise ValueError(f"precision={precision!r}; want one of {', '.join(get_args(Precision))}")
         if rest not in HINTS:

@@ -56,7 +56,7 @@ def put_tensors(storage: Storage, tensors: Mapping[str, Tensor]) -> str:
 
 
 def put_table(storage: Storage, tables: Iterator[pa.Table], known: Sequence[Part]) -> tuple[Part, ...]:
-    """Write the parts of a table. Those that `known` has are not written again."""
+    """Write the parts of a table. Objects in `known` are not written again."""
     names = {part.name for part in known}
     parts = []
     for table in tables:

@@ -170,7 +170,7 @@ def _assign(
     next_shard: int,
     shard_size: int,
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], int]:
-    """Give each row without a place that of an earlier row with the same content, else a new one."""
+    """Give a place to each row that has none: the place of an earlier row with the same content, else a new one."""
     codes = pc.fill_null(sha256.combine_chunks().dictionary_encode().indices, -1).to_numpy()
     first = np.full(codes.max(initial=-1) + 1, -1)  # the first row with a place, of each content
     placed = np.flatnonzero((shards >= 0) & (codes >= 0) & ~ill)[::-1]

@@ -213,7 +213,7 @@ def next_snapshot(
 ) -> Snapshot:
     """Write the objects of the snapshot after `last`, and return its record. Arguments as for `Snapshot`.
 
-    `lost`: parts of `last` that are damaged. Those that the new snapshot needs are written again.
+    `lost`: parts of `last` that are damaged. Parts that the new snapshot needs are written again.
     """
     live = pc.is_in(results["shard"], value_set=pc.unique(plan.rows["shard"]))
     results = results.filter(live)  # without shards that no row needs now

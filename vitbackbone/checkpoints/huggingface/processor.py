@@ -152,7 +152,7 @@ def _made_of(default: Preprocess) -> Processor:
 
 
 def _acts(value: object) -> bool:
-    """Whether an unknown setting may have an effect: null and false switch nothing on."""
+    """Return whether an unknown setting may have an effect: null and false switch nothing on."""
     return value is not None and value is not False
 
 
@@ -283,7 +283,7 @@ def _interpolation(settings: Json) -> Interpolation:
 
 
 def _colour(settings: Json, key: str) -> Colour:
-    """Return one number a channel: those of a list, or one number for three channels."""
+    """Return one number for each channel, from a list or from one number for three channels."""
     value = settings[key]
     values = [*value] * (3 if len(value) == 1 else 1) if isinstance(value, list | tuple) else [value] * 3
     if not 0 < len(values) <= MOST_CHANNELS:

@@ -72,7 +72,7 @@ def resize_table(
 
 
 def traced(*sizes: int) -> bool:
-    """Whether a tracer follows, so that a size may be a symbol."""
+    """Return whether a tracer follows, so that a size may be a symbol."""
     return torch.compiler.is_compiling() or not numbers(*sizes)
 
 

@@ -21,7 +21,7 @@ def rotary_table(
 ) -> Float[Tensor, "2 N d"]:
     """Return cosines and sines of the rotation angles of each patch, for heads of width `dim`, in float32.
 
-    `steps`: of time in a clip, whose patches come step by step.
+    `steps`: the time steps of a clip. Its patches come step by step.
     """
     pairs = dim // (6 if rotary.time else 4)  # of channels, for each axis
     progression = torch.arange(pairs, dtype=torch.float32, device=device) / pairs

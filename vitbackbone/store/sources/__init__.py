@@ -1,1 +1,1 @@
-"""Where images come from: folders, lists, archives, buckets, the Hub and the web. Each is listed, located and read."""
+"""Sources of images: folders, lists, archives, buckets, the Hub and the web. Each is listed, located and read."""

@@ -28,7 +28,8 @@ def sizes_and_versions(root: Root, listed: pa.Table) -> tuple[Int[np.ndarray, " 
     """Return the size and version of each input, -1 and "" if it is missing. A member has its own size and the version
     of its archive.
 
-    What the listing does not tell is asked for. An address of the web is not: it keeps the content that it had.
+    Sizes and versions that the listing lacks are requested, except for addresses of the web, which keep the content
+    that they had.
     """
     sizes, versions = listed["bytes"].to_numpy().copy(), []
     asked: dict[str, tuple[int, str]] = {}  # of the archives
@@ -67,7 +68,7 @@ def read_contents(
 ) -> Contents:
     """Yield the SHA-256 of each chosen input, or why it cannot be read. An archive is read in its own order.
 
-    What the listing has read is not read again.
+    Content that the listing has read is not read again.
     """
     archives = bool(len(chosen)) and pc.max(listed["archive"]).as_py() > 0
     for start in range(0, len(chosen), CHUNK):

@@ -48,7 +48,7 @@ class Root:
 
 
 def _without_parents(url: str) -> str:
-    """Return a URL with its ".." resolved. Those that would lead out of the bucket stay, and reading refuses them."""
+    """Return a URL with its ".." resolved. A ".." that would lead out of the bucket stays, and reading refuses it."""
     if "/../" not in url:
         return url
     start, _, rest = url.partition("://")

@@ -228,7 +228,7 @@ def _from_files(root: Root, files: Sequence[str], source: str) -> "Inputs | _Arc
 def _is_list(file: str, private: bool, of_several: bool) -> bool:
     """Tell whether a file is a list, else an archive. Raises `ValueError` if it is neither.
 
-    `of_several`: a missing file is one archive of several, whose row says that it is missing.
+    `of_several`: whether the file is one archive of several. If it is missing, its row says so.
     """
     if not is_remote(file) and not Path(file).is_file() and (not of_several or Path(file).exists()):
         raise ValueError(f"{file} is neither a file nor a folder; {WANTED}")

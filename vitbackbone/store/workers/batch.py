@@ -63,7 +63,8 @@ def embed_batch(
 
 
 def _forward(backbone: Backbone, pixels: list[torch.Tensor], features: str) -> Float[np.ndarray, "m ..."]:
-    """Return the features of preprocessed images (1, C, H, W). Without any, those of a black one, without its row."""
+    """Return the features of preprocessed images (1, C, H, W). Without images, return an array of the same kind without
+    rows."""
     shape = (1, len(getattr(backbone.preprocess, "mean", "rgb")), *backbone.preprocess.image_size)
     batch = torch.cat(pixels) if pixels else torch.zeros(shape)
     device = device_of(backbone) if isinstance(backbone, BackboneModule) else None

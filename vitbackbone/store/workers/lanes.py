@@ -1,7 +1,7 @@
 """Give each reading process consecutive batches of a video, and put what they read back in order.
 
-torch's loader gives batch i to process i % k. Each process would decode the frames between its batches too, and so all
-of them. So the batches of frames are asked in an order by which each process gets a run of them.
+torch's loader gives batch i to process i % k. Each process would then decode the frames between its batches too, which
+are all frames. So batches are requested in an order that gives each process a run of consecutive ones.
 """
 
 from collections import deque
