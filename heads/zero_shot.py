@@ -44,7 +44,7 @@ class ZeroShot(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         self.templates = templates
 
     def fit(self, X: object = None, y: object = None) -> "ZeroShot":
-        """Compute the vectors of the classes. Images and their labels are not looked at.
+        """Compute the vectors of the classes. Images and their labels are ignored.
 
         Raises `ValueError` if there is no label, if one is given twice, or if a template is wrong, and the errors of
         `load_text`.

@@ -39,7 +39,8 @@ class _Config(Record):
 
 
 def find_teacher(file: Path, adaptor: str) -> tuple[str, Cleaning | None]:
-    """Return the repository of a teacher's text tower, and the cleaning of its texts if it is not the repository's.
+    """Return the repository of a teacher's text tower. Also return the cleaning of its texts, if that differs from the
+    repository's.
 
     `file`: C-RADIO's `config.json`. Raises `ValueError` if it names no such teacher, or one without texts.
     """

@@ -271,7 +271,7 @@ def _check_filled(made: Mapping[str, Made], table: Sequence[Rule], expected: Sta
 
 
 def _check_fits(name: str, made: Made, expected: Tensor | None, faults: Faults) -> None:
-    """Note a parameter of another shape or kind of numbers than the model has."""
+    """Note a parameter whose shape or dtype differs from the model's."""
     if made.tensor is None:
         return
     shape, dtype = tuple(made.tensor.shape), made.tensor.dtype
@@ -333,7 +333,7 @@ def _blocks(rule: Rule, state: State) -> list[str]:
 
 
 class Templates:
-    """Templates of keys with a value each. Looking up a key costs the same for a long table and a short one."""
+    """Templates of keys, each with a value. Looking up a key costs the same for a long table and a short one."""
 
     def __init__(self, rows: Iterable[tuple[str, tuple[int, int]]]) -> None:
         self._whole: dict[str, list[tuple[int, int]]] = defaultdict(list)

@@ -175,7 +175,7 @@ class ObjectStorage:
                     return self.get(key) == data
                 except FileNotFoundError:  # another create is under way, or the object was deleted just now
                     time.sleep(PAUSE)
-        raise OSError(errno.EBUSY, "other writers create and delete this object without an end", self._place(key))
+        raise OSError(errno.EBUSY, "other writers keep creating and deleting this object", self._place(key))
 
     def _swap(self, key: str, data: bytes, version: str) -> str | None:
         from obstore.exceptions import PreconditionError

@@ -40,7 +40,7 @@ class Resampling:
 
     `offset`: 0 passes the size n to `interpolate`. DINO and DINOv2 pass the scale factor (n + offset) / M instead,
     which shifts every sample point a little (facebookresearch/dinov2, models/vision_transformer.py).
-    `relative`: the policy for tables of relative positions; see `position.resample_relative`.
+    `relative`: the policy for tables of relative positions; see `resample_relative`.
     `as_square`: when a table of h * w patches is read as a square grid of as many patches before it is resized: never,
     at every size but the table's own, or always. transformers does so for tables of any shape.
     `align_corners`: whether the corners of the two grids lie on each other, as in `F.interpolate` (C-RADIOv3).

@@ -190,8 +190,8 @@ class ViT(BackboneModule):
         """Return the same network, its parameters shared, with attention in windows in all blocks but a few.
 
         The last block of each of `num_global` groups, and of all, attends over the whole image. CLS and registers wait
-        outside the windows. C-RADIO is trained for both ways (NVlabs/RADIO, radio/vitdet.py; upstream takes images of
-        whole windows, and here the last ones are padded).
+        outside the windows. C-RADIO is trained for both ways (NVlabs/RADIO, radio/vitdet.py). Upstream takes only
+        images of whole windows; here the last windows are padded.
 
         `window`: side of the windows in patches.
         Raises `ValueError` if the network has windows or relative positions already, or if no block would have windows.

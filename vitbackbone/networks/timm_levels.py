@@ -149,7 +149,8 @@ def prefix_of(final: Final, grid: Size, dim: int, count: int) -> Float[Tensor, "
 
 
 def count_prefix(final: Final, grid: Size, dim: int) -> int:
-    """Count the tokens in front of the patches in the output of `forward_features`. Without patches, all count."""
+    """Count the tokens in front of the patches in the output of `forward_features`. If there are no patches, all tokens
+    count."""
     tokens = tokens_of(final, grid, dim)
     if tokens is None:
         return 0

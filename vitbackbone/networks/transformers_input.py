@@ -207,7 +207,7 @@ def _merge(config: Any) -> int:
 
 
 def _patch(tower: nn.Module, config: Any) -> int:
-    """Return the side of a patch: of the config, or of the square of pixels that the patch embedding takes."""
+    """Return the side of a patch, from the config or from the number of pixels that the patch embedding takes."""
     return setting(config, MERGED, "patch_size") or max(math.isqrt(_numbers(tower) // channels_of(config)), 1)
 
 

@@ -3,7 +3,7 @@ Parameters keep their names and their memory. The kernels multiply with a copy i
 
 oneDNN's packed linear layers are private operations of torch: `trouble` tests them against `F.linear` before use.
 
-Axes: `B` batch, `N` tokens, `Q` tokens that ask, `D` width, `d` width of a head, `I O` width in and out.
+Axes: `B` batch, `N` tokens, `Q` queries, `D` width, `d` width of a head, `I O` width in and out.
 """
 
 from collections.abc import Callable

@@ -292,9 +292,9 @@ def _check_same_source(known: Known, kept: Int[np.ndarray, " k"], listed: int) -
     such = f"such as {os.fsdecode(known.rows['path'][0].as_py())!r}, is among the {listed} of the source"
     if known.missing:
         raise ValueError(
-            f"the rows of {known.missing} of the {known.missing + len(known.rows)} images of this store are lost, "
-            f"because a table is damaged, and none of the others, {such}. If they were renamed, run once on the source "
-            "with the names of before; else give another --out"
+            f"a table is damaged, so the rows of {known.missing} of the {known.missing + len(known.rows)} images of "
+            f"this store are lost. None of the others, {such}. If they were renamed, run once on the source with its "
+            "former names; otherwise give another --out"
         )
     raise ValueError(
         f"this store was built from different inputs: none of its {len(known.rows)} images, {such}; give another --out"

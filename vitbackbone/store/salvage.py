@@ -69,7 +69,7 @@ def remembered(storage: Storage, snapshot: Snapshot) -> Remembered:
 def stored_runtime(storage: Storage, snapshot: Snapshot, plain: Manifest) -> Runtime | None:
     """Return the route by which the features of a snapshot are computed; None if it cannot be known.
 
-    `plain`: the manifest of this run by the plain route, which tells the route of a damaged one that has its name.
+    `plain`: the manifest that this run has on the plain route. A damaged manifest of the same name has that route.
     """
     try:
         return Runtime(**read_manifest(storage, snapshot)["runtime"])

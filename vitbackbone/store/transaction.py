@@ -159,9 +159,9 @@ def _known(storage: Storage, last: Snapshot | None, inputs: Inputs, mine: Slice,
     if not len(rows):  # all is planned anew, as in the first run; no result may meet another row of its number
         if last.counts.rows and str(inputs.root) != last.root:
             raise ValueError(
-                f"{storage.url}: the rows of all its {last.counts.rows} images are lost, because tables are damaged, "
-                f"and the source lies in {inputs.root} and not in {last.root}, so that nothing tells whether it is "
-                "the same. Give the source there, or another --out"
+                f"{storage.url}: tables are damaged, and the rows of all its {last.counts.rows} images are lost. The "
+                f"source lies in {inputs.root} and not in {last.root}, so nothing tells whether it is the same. Give "
+                "the source there, or another --out"
             )
         return Known(rows, encoded(RESULTS.empty_table()), (), 0, frozenset(lost), last.counts.rows)
     names = class_names_of(storage, last, inputs.class_names)

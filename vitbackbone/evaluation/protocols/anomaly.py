@@ -88,7 +88,7 @@ def patches(run: Run, image: Float[Tensor, "3 H W"]) -> Float[Tensor, "D h w"]:
 
 
 def bank(run: Run, category: Category, seed: int) -> Float[Tensor, "R D"]:
-    """Return the patches of the sound photos of a seed, of length 1."""
+    """Return the patches of the sound photos that a seed chooses, scaled to length 1."""
     fit = run.protocol.fit
     names = sorted(category.train)[seed * fit.shots : (seed + 1) * fit.shots]
     if len(names) < fit.shots:

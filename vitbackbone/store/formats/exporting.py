@@ -53,11 +53,11 @@ def export(store: FeatureStore, format: str, out: str | PathLike[str], progress:
     It exports the snapshot and the layer that `store` shows. Failed images are left out. The folder is there whole or
     as it was before; an older export in it is replaced.
 
-    `npy`: `img_emb/img_emb_0.npy`, `metadata/metadata_0.parquet`, ...: arrays (n, D) of CLS tokens, and tables with the
-    path, label, class name, size and sha256 of each image, as `clip inference` of clip-retrieval writes them.
-    `parquet`: `00000.parquet`, ...: the same columns, and the tokens that are stored: `cls` is a list of D numbers,
-    `registers` R such lists, `patches` h*w such lists, with `grid` (h, w). Numbers have the dtype of the store;
-    bfloat16 becomes float32.
+    `npy`: `img_emb/img_emb_0.npy`, `metadata/metadata_0.parquet`, ...: arrays (n, D) of CLS tokens, as `clip inference`
+    of clip-retrieval writes them. The tables have the path, label, class name, size and sha256 of each image.
+    `parquet`: `00000.parquet`, ...: the same columns, and the stored tokens. `cls` is a list of D numbers, `registers`
+    R such lists, and `patches` h*w such lists, with `grid` (h, w). Numbers have the dtype of the store; bfloat16
+    becomes float32.
     `csv`: `00000.csv`, ...: the same columns, and `cls0`, `cls1`, ... for the CLS tokens. float32 numbers are read back
     exactly.
     `webdataset`: `00000.tar`, ...: for each image KEY.json with the columns, KEY.npy (D,), KEY.registers.npy (R, D) and

@@ -38,7 +38,7 @@ class Root:
         return self.place
 
     def locate(self, path: str) -> str:
-        """Return the place of a path of an input: itself if it is a URL or an absolute path of this machine."""
+        """Return the place of an input's path. A URL or an absolute path of this machine is its own place."""
         if is_remote(path):
             return path
         if not is_remote(self.place):

@@ -320,7 +320,7 @@ def _is_wanted(file: OpenFile, entry: Entry, notes: Notes) -> bool:
 
 def _digest(file: RangedFile, entry: Entry) -> bytes | None:
     """Return the SHA-256 of a small member of an archive elsewhere: its bytes came with the headers around it, and need
-    not be asked for again. None if only `Tar.read` can tell its content."""
+    not be asked for again. Return None if only `Tar.read` can read its content."""
     if entry.kind not in PLAIN_FILES or not 0 < entry.size <= READ_AHEAD:
         return None
     file.seek(entry.start)

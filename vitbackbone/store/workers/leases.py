@@ -1,7 +1,7 @@
 """Leases: a worker says for a while which shard it computes, so that others take another one.
 
-Leases save work and never guard data: two workers that compute the same shard publish the same result. So no lease is
-ever waited for without end, and none is left to a person to delete. A lease is taken over when its deadline is past.
+Leases save work and never guard data: two workers that compute the same shard publish the same result. So no worker
+waits for a lease forever, and nobody has to delete one by hand. A lease is taken over when its deadline is past.
 """
 
 import logging
