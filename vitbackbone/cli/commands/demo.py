@@ -33,8 +33,8 @@ NEXT = """What next (after `source .venv/bin/activate` where make installed it):
 
 
 def run_demo(args: argparse.Namespace) -> int:
-    from heads.measures import report
-    from heads.probes import LinearProbe
+    from heads.probes.linear import LinearProbe
+    from heads.probes.measures import report
 
     with redirect_stdout(StringIO()) if args.quiet else nullcontext():
         return _run(Path(args.out), lambda X, y, X_test, y_test: report(LinearProbe().fit(X, y), X_test, y_test))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from heads.measures import Report
+    from heads.probes.measures import Report
     from vitbackbone.contract import BackboneModule
     from vitbackbone.store import FeatureStore
 
@@ -30,8 +30,8 @@ HOLD_OUT = 0.2  # part of the store to measure on, if there is no test store
 
 
 def probe(args: argparse.Namespace) -> int:
-    from heads.measures import report_of
-    from heads.probe_files import save_probe
+    from heads.probes.files import save_probe
+    from heads.probes.measures import report_of
     from vitbackbone.store import FeatureStore
 
     out = folder_beside(args.out, args.store, f"probe-{args.probe}")
@@ -75,8 +75,9 @@ def probe(args: argparse.Namespace) -> int:
 
 
 def _fit(args: argparse.Namespace, X: Any, y: "NDArray[np.int64]", groups: "NDArray[np.int64]") -> Any:
-    from heads.attentive_probe import AttentiveProbe
-    from heads.probes import KnnProbe, LinearProbe
+    from heads.probes.attentive import AttentiveProbe
+    from heads.probes.knn import KnnProbe
+    from heads.probes.linear import LinearProbe
 
     if args.probe == "linear":
         return LinearProbe(preset=args.preset).fit(X, y, groups=groups)
@@ -86,7 +87,7 @@ def _fit(args: argparse.Namespace, X: Any, y: "NDArray[np.int64]", groups: "NDAr
 
 def _groups(store: "FeatureStore", images: "NDArray[np.int64]", by: str | None) -> "NDArray[np.int64]":
     """Return the group of each image. Duplicates are one group, and `--groups` joins more."""
-    from heads.splits import join_groups
+    from heads.probes.splits import join_groups
     from vitbackbone.store import copies, groups_by
 
     same = copies(store)[images]
@@ -94,7 +95,7 @@ def _groups(store: "FeatureStore", images: "NDArray[np.int64]", by: str | None) 
 
 
 def _hold_out(store: "FeatureStore", y: "NDArray[np.int64]", groups: "NDArray[np.int64]") -> "NDArray[np.bool_]":
-    from heads.splits import hold_out
+    from heads.probes.splits import hold_out
 
     held = hold_out(np.unique(y, return_inverse=True)[1], HOLD_OUT, groups)
     if not held.any():
@@ -156,7 +157,7 @@ def _summary(
 
 
 def predict(args: argparse.Namespace) -> int:
-    from heads.probe_files import load_probe
+    from heads.probes.files import load_probe
     from vitbackbone.checkpoints import load_backbone
     from vitbackbone.contract import evaluating, pool_cls, pool_mean
     from vitbackbone.store import read_photos

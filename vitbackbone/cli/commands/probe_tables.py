@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from heads.measures import Report
+    from heads.probes.measures import Report
     from vitbackbone.store import FeatureStore
 
 SHOWN = 60  # photos of the contact sheet

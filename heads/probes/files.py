@@ -10,10 +10,11 @@ from safetensors import numpy as safetensors
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from heads.attentive_probe import AttentiveProbe
-from heads.blocks import Array
-from heads.probe_base import Probe
-from heads.probes import KnnProbe, LinearProbe
+from heads.probes.attentive import AttentiveProbe
+from heads.probes.base import Probe
+from heads.probes.knn import KnnProbe
+from heads.probes.linear import LinearProbe
+from heads.probes.rows import Array
 from heads.records import check_unedited, read_record, write_record
 
 KINDS: dict[str, type[Probe]] = {"linear": LinearProbe, "knn": KnnProbe, "attentive": AttentiveProbe}

@@ -17,7 +17,7 @@ from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from heads.blocks import Array, InMemory, Rows, read_checked
+from heads.probes.rows import Array, InMemory, Rows, read_checked
 
 Tensors = dict[str, Array]
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.attentive import FORMS
-from heads.blocks import Array
-from heads.parameters import choice, count, device, flag, positive, seed
-from heads.probe_base import FLOATS, Probe, Tensors, check_no_label_missing, check_tensor, encode_labels, labelled
+from heads.probes.base import FLOATS, Probe, Tensors, check_no_label_missing, check_tensor, encode_labels, labelled
+from heads.probes.parameters import choice, count, device, flag, positive, seed
+from heads.probes.rows import Array
 from vitbackbone import progress_bar
 
 HEAD_WIDTH = 64  # the width of an attention head in nearly every Vision Transformer

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from heads.blocks import Array, Rows, read_checked
+from heads.probes.rows import Array, Rows, read_checked
 
 ROUNDING = 16 * np.finfo(np.float64).eps  # relative; a feature that varies less varies only by rounding
 SAFE = 1e30  # float32 is enough for (x - mean) / scale if the mean and the scale are within this factor of 1

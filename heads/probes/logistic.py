@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 
-from heads.blocks import Array, Rows, read
+from heads.probes.rows import Array, Rows, read
 
 MAX_ITER = 1000
 TOLERANCE = 3e-5  # bound on the largest derivative, in the coordinates of the curvature

@@ -15,8 +15,8 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import unique_labels
 
-from heads.blocks import Array
-from heads.probe_base import Probe, labelled
+from heads.probes.base import Probe, labelled
+from heads.probes.rows import Array
 
 
 def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
