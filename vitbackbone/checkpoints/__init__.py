@@ -7,7 +7,7 @@ from vitbackbone.checkpoints.load import find_entry, list_backbones, load_backbo
 from vitbackbone.checkpoints.options import Checkpoint
 from vitbackbone.checkpoints.sources import read_published
 from vitbackbone.checkpoints.tensor_files import read_weights
-from vitbackbone.checkpoints.text import load_text
+from vitbackbone.checkpoints.text.load import load_text
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from vitbackbone.checkpoints.huggingface import LARGEST, Depth, Epsilon, Heads, Length, Vocabulary, Width
-from vitbackbone.checkpoints.open_clip_bert import FindConfig, read_bert_tower
+from vitbackbone.checkpoints.text.open_clip_bert import FindConfig, read_bert_tower
 from vitbackbone.files import SHORT, Record, check_record, read_json
 from vitbackbone.model import Cleaning, MlpKind, TextConfig
 

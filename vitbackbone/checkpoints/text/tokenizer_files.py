@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from vitbackbone.checkpoints.sentencepieces import read_sentencepieces
+from vitbackbone.checkpoints.text.sentencepieces import read_sentencepieces
 from vitbackbone.files import SHORT, Record, read_bytes, read_json
 
 if TYPE_CHECKING:

@@ -25,11 +25,11 @@ from vitbackbone.checkpoints.huggingface import (
     text_type,
 )
 from vitbackbone.checkpoints.lazy import Renamed
-from vitbackbone.checkpoints.radio_text import find_teacher
 from vitbackbone.checkpoints.rules import ConversionError, Rules, State, convert
 from vitbackbone.checkpoints.shards import read_directory
 from vitbackbone.checkpoints.tensor_files import read_weights
-from vitbackbone.checkpoints.tokenizer_files import (
+from vitbackbone.checkpoints.text.radio import find_teacher
+from vitbackbone.checkpoints.text.tokenizer_files import (
     ALONE,
     Find,
     cleaned_before,
