@@ -239,7 +239,7 @@ def going_to(
 
     `environment`: the variables of another service, or further ones.
     """
-    from vitbackbone.files.cloud_clients import _client
+    from vitbackbone.files.bucket_clients import _client
     from vitbackbone.store.sources.remote import _bucket
 
     caches = (_client, _bucket)

@@ -150,10 +150,10 @@ def quick_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def repeat_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let requests of this process be repeated after milliseconds."""
-    from vitbackbone.files import cloud_clients, cloud_requests
+    from vitbackbone.files import bucket_clients, cloud_requests
 
     pauses = {"init_backoff": timedelta(milliseconds=2), "max_backoff": timedelta(milliseconds=20), "base": 2}
-    monkeypatch.setitem(cloud_clients.RETRIES, "backoff", pauses)
+    monkeypatch.setitem(bucket_clients.RETRIES, "backoff", pauses)
     monkeypatch.setattr(cloud_requests, "PAUSE", 0.005)
 
 

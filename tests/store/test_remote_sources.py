@@ -15,7 +15,7 @@ import pytest
 
 from tests.buckets import going_to, put_folder
 from tests.servers import Faults, proxy, quick_repeats
-from vitbackbone.files import cloud_clients
+from vitbackbone.files import bucket_clients
 from vitbackbone.files.cloud_requests import ServiceDown
 from vitbackbone.files.object_storage import open_bucket
 from vitbackbone.files.ranged import LARGEST, SMALLEST, RangedContent, RangedFile
@@ -217,7 +217,7 @@ def test_an_object_that_fails_is_a_row_and_a_service_that_is_down_ends_the_run(
     faults: Faults, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vitbackbone.files.cloud_requests.PATIENCE", 0.05)
-    monkeypatch.setitem(cloud_clients.RETRIES, "max_retries", 0)
+    monkeypatch.setitem(bucket_clients.RETRIES, "max_retries", 0)
     put_folder(folder, open_bucket("s3://photos/ill"))
     inputs = list_inputs("s3://photos/ill/photos")
     faults.refused, faults.only = 1.0, "GET .*cat/1"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from vitbackbone.files.cloud_clients import CREDENTIALS, client_of
+from vitbackbone.files.bucket_clients import CREDENTIALS, client_of
 from vitbackbone.files.cloud_requests import PAUSE, ConditionsIgnored, repeat, status_of
 from vitbackbone.files.storage import Stored
 
