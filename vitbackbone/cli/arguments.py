@@ -158,7 +158,8 @@ def _add_extraction(command: Command) -> None:
     group.add_argument("--cluster", choices=["ray"], help="compute the shards on a Ray cluster")
     text = "address of the cluster: auto, or ray://HEAD:10001 (default: a new cluster on this machine)"
     group.add_argument("--ray-address", metavar="ADDRESS", help=text)
-    group.add_argument("--ray-actors", type=int, metavar="N", help="number of actors (default: 1 to 64, as fit)")
+    text = "number of actors (default: as many as fit, at most 64)"
+    group.add_argument("--ray-actors", type=int, metavar="N", help=text)
     group.add_argument("--ray-cpus", type=float, metavar="N", help="CPUs reserved for each actor (default: 1)")
     group.add_argument("--ray-gpus", type=float, metavar="N", help="GPUs reserved for each; give --device cuda too")
 
@@ -185,7 +186,7 @@ def _add_extraction(command: Command) -> None:
     p = command(
         "prune",
         "stores.run_prune",
-        "Remove old snapshots of a store, and the files that only those need.",
+        "Remove old snapshots of a store, and the files that no other snapshot needs.",
         "vitbackbone prune features/",
         "vitbackbone prune features/ --gone",
     )
