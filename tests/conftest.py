@@ -69,7 +69,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """Serve S3 in memory to the tests of a module. Gives the URL."""
-    from tests.servers import moto
+    from tests.buckets import moto
 
     with moto() as url:
         yield url

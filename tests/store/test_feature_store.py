@@ -15,8 +15,9 @@ from safetensors import safe_open
 from tests.helpers import tiny_vit
 from tests.store.small import backbone, contents, features_of, save
 from vitbackbone.contract.fingerprint import weights_sha256
-from vitbackbone.store import FeatureStore, extract, route, verify
+from vitbackbone.store import FeatureStore, extract, verify
 from vitbackbone.store.layout import INDEX
+from vitbackbone.store.workers import route
 
 
 def test_the_store_opens_without_reading_the_shards(

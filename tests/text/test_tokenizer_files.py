@@ -13,7 +13,7 @@ import transformers
 from sentencepiece import sentencepiece_model_pb2
 
 from tests.text.models import TEXTS, WORDS, bert_tokenizer, clip_tokenizer
-from vitbackbone.checkpoints.tokenizer_files import lowered, read_tokenizer
+from vitbackbone.checkpoints.text.tokenizer_files import lowered, read_tokenizer
 from vitbackbone.model.text.tokens import CLEANINGS
 
 ODD = (
