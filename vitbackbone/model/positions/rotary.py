@@ -7,6 +7,7 @@ import math
 
 import torch
 from jaxtyping import Float
+from torch import Tensor
 from torch.nn import functional as F
 
 from vitbackbone.model.config import Rotary

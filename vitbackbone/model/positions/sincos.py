@@ -5,6 +5,7 @@ Axes: `D` width, `h w` patch grid, `N` patches.
 
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from vitbackbone.model.positions.caching import cached
 
