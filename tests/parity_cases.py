@@ -16,6 +16,7 @@ from tests.language_towers import LANGUAGE_CASES
 from tests.level_networks import LEVEL_CASES
 from tests.oracles import TIMM_CASES, Case, images
 from tests.satellites import SATELLITE_CASES
+from tests.siglino import SIGLINO_CASES
 from tests.small_timm import SMALL_CASES
 from tests.text.models import CASES as TEXTS_OF_TRANSFORMERS
 from tests.text.models import TEXTS, text_vectors
@@ -37,6 +38,7 @@ IMAGE_CASES: list[Case] = [
     *LEVEL_CASES,
     *TILE_CASES,
     *SATELLITE_CASES,
+    *SIGLINO_CASES,
 ]
 
 

@@ -169,7 +169,7 @@ def test_routes_are_compared_only_for_images_that_can_be_read(
     asked = []
     optimise = route.optimize
     monkeypatch.setattr(route, "optimize", lambda *given: (asked.append(given), optimise(*given))[1])
-    for module in ("route", "run"):
+    for module in ("workers.route", "run"):
         monkeypatch.setattr(f"vitbackbone.store.{module}.AUTO_FROM", 3)
     for i in range(3):
         save(tmp_path / "photos" / f"{i}.png", i)

@@ -36,8 +36,8 @@ def build(config: ViTConfig | TimmConfig, entry: Entry, name: str) -> ViT | Timm
 
 def _preprocess(config: ViTConfig | TimmConfig, entry: Entry) -> Preprocess:
     same = config.image_size == entry.config.image_size
-    preprocess = entry.preprocess if same else replace(entry.preprocess, image_size=config.image_size)
-    return preprocess_for(preprocess, config.channels)
+    own = entry.preprocess if same else replace(entry.preprocess, image_size=config.image_size, unseen=(0, 0))
+    return preprocess_for(own, config.channels)
 
 
 def fill(
@@ -115,7 +115,7 @@ def _fill_timm(
             filled, head = _fill_timm_at(_build_timm(own, entry, backbone.spec.name), own, entry, taken)
         except ConversionError:
             raise error from None
-        filled.preprocess = replace(filled.preprocess, image_size=size)
+        filled.preprocess = replace(filled.preprocess, image_size=size, unseen=(0, 0))
         filled.spec = replace(filled.spec, image_size=size)
         note = f"kept the positions, trained at {_by(native.image_size)} pixels; images of {_by(size)} resample them"
         log(filled.spec.name, note)

@@ -18,6 +18,7 @@ from vitbackbone.checkpoints.options import Checkpoint, Options
 from vitbackbone.checkpoints.other_sizes import Size
 from vitbackbone.checkpoints.pyramids import PYRAMID, attach_pyramid, has_pyramid
 from vitbackbone.checkpoints.rules import ConversionError, State
+from vitbackbone.checkpoints.scaled_pyramids import attach_scaled_pyramid, has_scaled_pyramid
 from vitbackbone.checkpoints.shards import read_directory
 from vitbackbone.checkpoints.sources import CONFIG, AnyDirectory, Directory, describe, find_weights, pin
 from vitbackbone.checkpoints.tensor_files import read_weights
@@ -76,8 +77,8 @@ def load_backbone(
     them (DOFA).
     `adaptor`: the name of a C-RADIO's teacher, such as `"siglip2-g"`: the features are the teacher's, as the checkpoint
     predicts them. They have one layer, and `pooled` is the teacher's summary of the image. `"fpn"`: the layers are the
-    maps of a SAM 2's feature pyramid, from the finest to the coarsest. The path of a file: the features of dino.txt's
-    blocks in that file, in the space of the vectors of `load_text`.
+    maps of the feature pyramid of a SAM 2 or SAM 3, from the finest to the coarsest. The path of a file: the features
+    of dino.txt's blocks in that file, in the space of the vectors of `load_text`.
 
     Raises `ValueError` on an unknown name, a malformed file, or several towers, and `OSError` if a file cannot be read.
     Raises `WeightsUnavailable` if the weights cannot be downloaded, and `ConversionError` if the file does not fill the
@@ -128,7 +129,7 @@ def _load(name: str, weights: Weights | None, options: Options) -> Checkpoint:
         return Checkpoint(_load_fused(name, found, weights, options), {}, ())
     if options.adaptor is not None and (weights == "random" or not isinstance(found, Directory)):
         raise ValueError(
-            f"adaptor={options.adaptor!r}: {name} has none; want a directory of C-RADIO or SAM 2, with weights"
+            f"adaptor={options.adaptor!r}: {name} has none; want a directory of C-RADIO, SAM 2 or SAM 3, with weights"
         )
     if isinstance(found, AdaptedDirectory):
         return _load_adapted(found, name, weights, options)
@@ -154,11 +155,14 @@ def _adaptor(
     found: Entry | AnyDirectory, backbone: ViT | TimmBackbone, state: State, adaptor: str, name: str
 ) -> BackboneModule:
     """Return the backbone of an adaptor's features."""
+    if isinstance(found, Directory) and adaptor == PYRAMID and has_scaled_pyramid(state):
+        return attach_scaled_pyramid(backbone, found.saved, state, name)
     if isinstance(found, Directory) and isinstance(backbone, ViT):
         return attach_adaptor(backbone, adaptor, found.saved, state, name)
     if isinstance(found, Directory) and adaptor == PYRAMID and has_pyramid(state):
         return attach_pyramid(backbone, found.saved, state, name)
-    raise ValueError(f"adaptor={adaptor!r}: {name} has none; want a directory of C-RADIO, or {PYRAMID!r} of a SAM 2")
+    wanted = f"want a directory of C-RADIO, or {PYRAMID!r} of a SAM 2 or SAM 3"
+    raise ValueError(f"adaptor={adaptor!r}: {name} has none; {wanted}")
 
 
 def _load_instead(found: AnyDirectory | Entry, name: str, options: Options) -> Checkpoint | None:

@@ -40,7 +40,7 @@ def attach_pyramid(backbone: BackboneModule, settings: Json, state: State, name:
     `settings`: of `config.json`. `name`: of the result.
     Raises `ValueError` on settings that are not known, and `ConversionError` if the tensors do not fit.
     """
-    own = read_settings(next(_holders(settings), settings), Pyramid)
+    own = read_settings(next(holders(settings), settings), Pyramid)
     if (own.fpn_kernel_size, own.fpn_stride, own.fpn_padding) != (1, 1, 0):
         raise ValueError("config.json has an fpn_kernel_size, fpn_stride or fpn_padding; want 1, 1 and 0")
     found = {match.group(1, 2): state[key] for key in state if (match := KEYS.fullmatch(key))}
@@ -59,10 +59,10 @@ def attach_pyramid(backbone: BackboneModule, settings: Json, state: State, name:
     return made.eval()
 
 
-def _holders(settings: Mapping[str, Any], deep: int = 8) -> Iterator[Json]:
+def holders(settings: Mapping[str, Any], deep: int = 8) -> Iterator[Json]:
     """Yield the objects within the settings that hold those of a hierarchy."""
     if isinstance(settings.get(HOLDER), Mapping):
         yield settings
     for value in settings.values():
         if isinstance(value, Mapping) and deep:
-            yield from _holders(value, deep - 1)
+            yield from holders(value, deep - 1)

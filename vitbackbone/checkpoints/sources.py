@@ -109,6 +109,8 @@ class Directory:
     def _entry(self, part: Part) -> Entry:
         config, preprocess = part.model_type.read_whole(part.settings)
         preprocess = _read_processor(self.path, preprocess)
+        if isinstance(config, ViTConfig):
+            preprocess = preprocess.in_patches(config.patch_size)
         hf = config.resampling if isinstance(config, ViTConfig) else PLAIN
         return Entry(config, part.model_type.layout, preprocess, "", str(self.path), hf, on_hub=False)
 

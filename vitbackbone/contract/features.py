@@ -176,7 +176,7 @@ def stack(alone: Sequence[Features]) -> Features:
 class Attention(_Shapes):
     """The attention maps of one block. Tokens are CLS if there is one, then registers, then patches, row-major."""
 
-    # Row i holds the weights of all tokens in token i. Rows sum to 1, minus the weight of a window's padding.
+    # Row i holds the weights of all tokens in token i. Rows sum to 1, minus the weight of a window's padding or a sink.
     weights: Float[Tensor, "B heads N N"]
     num_prefix: int  # CLS and registers
     grid: tuple[int, int]  # (h, w) of the patches

@@ -12,6 +12,7 @@ from vitbackbone.inspection.wording import (
     bytes_text,
     count_patches,
     digits_text,
+    experts_text,
     left_aligned,
     own_config,
     patch_grid,
@@ -77,7 +78,7 @@ def info(name: str, entry: Entry, resolution: Resolution | None = None) -> str:
     size = preprocess.image_size if resolution is None else sides(resolution)
     h, w = patch_grid(config, size)
     cost, p = costs(config, size), config.patch_size
-    mlp = f"{'2 x ' * (config.mlp in GATED)}{config.mlp_dim}"
+    mlp = f"{'2 x ' * (config.mlp in GATED)}{config.mlp_dim}{experts_text(config)}"
     facts = [("network", f"{config.depth} blocks, {config.dim} wide, {config.num_heads} heads, MLP {mlp}")]
     if config.window:
         facts.append(("windows", windows_text(config)))

@@ -10,6 +10,7 @@ from vitbackbone.images import Resolution, sides
 from vitbackbone.inspection.costs import on_meta, windowed_blocks
 from vitbackbone.inspection.wording import (
     count_patches,
+    experts_text,
     left_aligned,
     own_config,
     plural,
@@ -166,6 +167,7 @@ def _block(config: ViTConfig, grid: tuple[int, int], shapes: Shapes) -> list[Row
         bias = " + bias of relative positions"
         if grid != config.grid and windowed < config.depth:
             bias += f" resampled from {sides_text(config.grid)} to {sides_text(grid)}"
+    bias += ", beside a sink of each head" * config.sinks
     each, norm = config.head_width, NORMS[config.norm]
     turned = "q and k turned by rotary positions; " if config.rotary else ""
     turned = _normed(config) + turned
@@ -173,10 +175,11 @@ def _block(config: ViTConfig, grid: tuple[int, int], shapes: Shapes) -> list[Row
     inner = f"{norm}; " * config.attn_norm
     attention = f"{heads} heads of {each}; {turned}{weights}; {inner}linear {heads * each} -> {d}"
     gated = config.mlp in GATED
-    hidden = shapes["blocks.0.mlp.w3" if gated else "blocks.0.mlp.fc2"][0][-1]
+    hidden = config.mlp_dim if config.experts else shapes["blocks.0.mlp.w3" if gated else "blocks.0.mlp.fc2"][0][-1]
     mlp = f"{d} -> {'2 x ' * gated}{hidden} -> {d}, {ACTIVATIONS[config.mlp]}{f', then {norm}' * config.mlp_norm}"
+    mlp += experts_text(config)
     scale, legend = ("γ · ", ", γ learned per channel") if config.layer_scale else ("", "")
-    before, after = config.branch_norm in ("before", "both"), config.branch_norm in ("after", "both")
+    before, after = config.branch_norm in ("before", "plain", "both"), config.branch_norm in ("after", "both")
     given = f"({norm}(x))" if before else "(x)"
 
     def branch(name: str) -> str:
@@ -200,6 +203,7 @@ def _block(config: ViTConfig, grid: tuple[int, int], shapes: Shapes) -> list[Row
 def _normed(config: ViTConfig) -> str:
     """Say how queries, keys and values are normalised and shared."""
     whole = {"none": "", "head": f"{NORMS[config.norm]} on q and k of each head; "}
+    whole["plain"] = "q and k of each head divided by their root mean square; "
     text = whole.get(config.qk_norm, f"{NORMS[config.norm]} on q and k; ")
     text += "v divided by its root mean square; " * config.v_norm
     return text + f"{config.kv_heads} heads of k and v; " * (config.kv_heads != config.num_heads)

@@ -19,6 +19,11 @@ def own_config(config: object) -> ViTConfig:
     return config
 
 
+def experts_text(config: ViTConfig) -> str:
+    """Say how many experts a token takes."""
+    return f", {config.experts.chosen} of {config.experts.count} such experts for each token" if config.experts else ""
+
+
 def prefix_tokens(config: ViTConfig) -> list[str]:
     registers = [plural(config.num_registers, "register")] if config.num_registers else []
     return [*["CLS"] * config.cls, *registers]

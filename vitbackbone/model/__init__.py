@@ -6,6 +6,8 @@ from vitbackbone.model.clipped import ClippedLinear
 from vitbackbone.model.config import (
     GATED,
     AsSquare,
+    BranchNorm,
+    Experts,
     Indivisible,
     MlpKind,
     Pool,
@@ -18,6 +20,7 @@ from vitbackbone.model.config import (
     check_kinds,
     vit_config,
 )
+from vitbackbone.model.experts import ExpertMlp
 from vitbackbone.model.layers import Block, ConvStem, GatedMlp, LayerScale, Mlp
 from vitbackbone.model.maps import resize_maps
 from vitbackbone.model.masks import Kept, Mask
@@ -45,11 +48,14 @@ __all__ = [
     "PROMPT",
     "AsSquare",
     "Block",
+    "BranchNorm",
     "ChannelNorm",
     "Cleaning",
     "ClippedLinear",
     "ConvStem",
     "DecomposedTables",
+    "ExpertMlp",
+    "Experts",
     "GatedMlp",
     "Grid",
     "Indivisible",

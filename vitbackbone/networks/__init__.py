@@ -5,6 +5,7 @@ from vitbackbone.networks.adaptor import Mlp as AdaptorMlp
 from vitbackbone.networks.fpn import FpnBackbone, FpnConfig
 from vitbackbone.networks.fused import FusedBackbone, FusedConfig, FusedPreprocess, Member, fuse
 from vitbackbone.networks.projection import Projection
+from vitbackbone.networks.scaled_fpn import ScaledFpnBackbone, ScaledFpnConfig
 from vitbackbone.networks.swin_windows import WindowBlock
 from vitbackbone.networks.text_head import TextHeadBackbone, TextHeadConfig
 from vitbackbone.networks.tiling import tile
@@ -28,6 +29,8 @@ __all__ = [
     "FusedPreprocess",
     "Member",
     "Projection",
+    "ScaledFpnBackbone",
+    "ScaledFpnConfig",
     "TextHeadBackbone",
     "TextHeadConfig",
     "TimmBackbone",

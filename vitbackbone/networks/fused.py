@@ -123,7 +123,14 @@ class FusedPreprocess:
     def _on_one_view(self) -> list[Preprocess]:
         mode = CROP_MODES[self.strategy]
         return [
-            replace(part, image_size=self.image_size, crop_pct=1.0, crop_mode=mode, crop_rounding="even")
+            replace(
+                part,
+                image_size=self.image_size,
+                unseen=(0, 0),
+                crop_pct=1.0,
+                crop_mode=mode,
+                crop_rounding="even",
+            )
             for part in self.parts
         ]
 

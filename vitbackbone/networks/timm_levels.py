@@ -175,6 +175,8 @@ def pool(model: Any, final: Final, projects: bool = False) -> Float[Tensor, "B P
     `projects`: return the classifier's outputs, because it is a projection to the space of texts.
     """
     try:
+        if "pre_logits" not in signature(model.forward_head).parameters:
+            return None
         pooled = model.forward_head(final, pre_logits=not projects)
     except (NotImplementedError, AttributeError):  # an encoder alone
         return None

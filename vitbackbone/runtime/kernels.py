@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitbackbone.model import Block, LayerScale, Mlp
+from vitbackbone.model import Block, ExpertMlp, LayerScale, Mlp
 
 POST_OPS = {
     "gelu": "none",
@@ -229,11 +229,14 @@ class Folded(LayerScale):
 
 def places(block: Block) -> list[tuple[nn.Module, str, str | None]]:
     """List the linear layers of a block: module, name in it, and name of the LayerScale right behind it."""
-    first, last = ("fc1", "fc2") if isinstance(block.mlp, Mlp) else ("w12", "w3")
     ls1, ls2 = (
         name if isinstance(norm, nn.Identity) else None for name, norm in (("ls1", block.post1), ("ls2", block.post2))
     )
-    return [(block.attn, "qkv", None), (block.attn, "proj", ls1), (block.mlp, first, None), (block.mlp, last, ls2)]
+    found: list[tuple[nn.Module, str, str | None]] = [(block.attn, "qkv", None), (block.attn, "proj", ls1)]
+    if isinstance(block.mlp, ExpertMlp):  # its tensors hold many layers
+        return found
+    first, last = ("fc1", "fc2") if isinstance(block.mlp, Mlp) else ("w12", "w3")
+    return [*found, (block.mlp, first, None), (block.mlp, last, ls2)]
 
 
 def replace_linears(block: Block, make: Make) -> None:

@@ -71,6 +71,8 @@ class OpenVinoBackbone(ViT):
             raise ValueError(f"{backbone.spec.name} {what}, which have no graph here")
         if backbone.config.views:
             raise ValueError(f"{backbone.spec.name} is made for several views of a scene, which have no graph here")
+        if backbone.config.sinks or backbone.config.experts:
+            raise ValueError(f"{backbone.spec.name} has sinks or experts, which have no graph here")
         if precision == "int8" and sample is None:
             raise ValueError("precision='int8' needs calibration: give a batch of typical images as `sample`")
         if precision == "int8" and backbone.config.clipped:

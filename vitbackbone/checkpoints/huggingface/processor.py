@@ -83,14 +83,14 @@ def read_preprocess(processor: Json, default: Preprocess, own_network: bool = Tr
 
 def write_preprocess(preprocess: Preprocess) -> dict[str, Any]:
     """Return a `preprocessor_config.json` for the processor of transformers that does these steps."""
-    resized = preprocess.scaled(preprocess.image_size)
-    squash, crop = preprocess.crop_mode == "squash", resized != preprocess.image_size
+    resized = preprocess.scaled(preprocess.crop)
+    squash, crop = preprocess.crop_mode == "squash", resized != preprocess.crop
     kind = ("DeiTImageProcessor" if crop else "ViTImageProcessor") if squash else "BitImageProcessor"
     own: dict[str, Any] = {}
     size = {"height": resized[0], "width": resized[1]} if squash else {"shortest_edge": resized[0]}
-    whole = {"height": preprocess.image_size[0], "width": preprocess.image_size[1]}
+    whole = {"height": preprocess.crop[0], "width": preprocess.crop[1]}
     if preprocess.crop_mode == "pad":
-        kind, size = "SamImageProcessor", {"longest_edge": max(preprocess.image_size)}
+        kind, size = "SamImageProcessor", {"longest_edge": max(preprocess.crop)}
         own = {"do_pad": True, "pad_size": whole}
     return {
         "image_processor_type": kind + ("Fast" if preprocess.resampling == "torchvision" else ""),

@@ -4,6 +4,7 @@ Such a model holds pieces with scores, and the normalisation of texts (Kudo & Ri
 tokens stand around a text: that depends on the class of the tokenizer.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,11 +76,13 @@ def read_sentencepieces(file: Path, kind: str, limit: int, starts: bool = False,
     special = [piece.piece for piece in proto.pieces if piece.type == CONTROL]
     whole = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED]
     try:
-        tokenizer = _model(proto, pieces, unknown)
-        _prepare(tokenizer, proto.normalizer_spec)
+        inside = _inside_text(proto.normalizer_spec, whole)
+        tokenizer = _model(proto, pieces, unknown, bool(inside))
+        _prepare(tokenizer, proto.normalizer_spec, inside)
     except Exception as error:  # the library has no error type of its own
         raise ValueError(f"{file} is not a sentencepiece model that the library tokenizers reads: {error}") from error
-    _add(tokenizer, [*special, *around.first, *around.last, names[unknown]], whole)
+    others = [name for name in whole if name not in inside]
+    _add(tokenizer, [*special, *around.first, *around.last, names[unknown]], others)
     _surround(tokenizer, around.start or "<bos>" * starts, around.end or "<eos>" * ends, file)
     return tokenizer
 
@@ -108,7 +111,8 @@ def _parse(file: Path, limit: int) -> Any:
     return proto
 
 
-def _model(proto: Any, pieces: Sequence[tuple[str, float]], unknown: int) -> "Tokenizer":
+def _model(proto: Any, pieces: Sequence[tuple[str, float]], unknown: int, symbols: bool) -> "Tokenizer":
+    """Return the tokenizer without a normalisation. `symbols`: whether some pieces of a text are whole symbols."""
     from tokenizers import Tokenizer, models
 
     fallback = bool(proto.trainer_spec.byte_fallback)
@@ -117,7 +121,9 @@ def _model(proto: Any, pieces: Sequence[tuple[str, float]], unknown: int) -> "To
     ids = {piece: index for index, (piece, _) in enumerate(pieces)}
     merged = {piece.piece for piece in proto.pieces if piece.type in (NORMAL, USER_DEFINED)}
     merges = _merges([(piece, score) for piece, score in pieces if piece in merged], ids)
-    return Tokenizer(models.BPE(ids, merges, unk_token=pieces[unknown][0], fuse_unk=True, byte_fallback=fallback))
+    unk_token = pieces[unknown][0]
+    model = models.BPE(ids, merges, unk_token=unk_token, fuse_unk=True, byte_fallback=fallback, ignore_merges=symbols)
+    return Tokenizer(model)
 
 
 def _merges(pieces: Sequence[tuple[str, float]], ids: dict[str, int]) -> list[tuple[str, str]]:
@@ -130,11 +136,41 @@ def _merges(pieces: Sequence[tuple[str, float]], ids: dict[str, int]) -> list[tu
     return [pair for _, pair in sorted(found, key=lambda each: each[0])]
 
 
-def _prepare(tokenizer: "Tokenizer", spec: Any) -> None:
-    """Set what happens to a text before the model sees it, in the order of sentencepiece's `Normalizer`."""
-    from tokenizers import Regex, decoders, normalizers
+def _inside_text(spec: Any, symbols: Sequence[str]) -> set[str]:
+    """Return the symbols that are found in the normalised text. The others are found before, and part the text.
 
-    space = SPACE if spec.escape_whitespaces else " "
+    sentencepiece normalises a text with its symbols, which stay as they are. A library's added token parts the text
+    instead, and each part gets a space in front and loses its spaces at the ends.
+    """
+    if not (spec.precompiled_charsmap or spec.add_dummy_prefix or spec.remove_extra_whitespaces):
+        return set()
+    normalizer, front = _normalizer(spec), _space(spec) * spec.add_dummy_prefix
+    return {name for name in symbols if normalizer.normalize_str(name) == front + name}
+
+
+def _prepare(tokenizer: "Tokenizer", spec: Any, inside: set[str]) -> None:
+    """Set what happens to a text before the model sees it. `inside`: the symbols that stay whole in it."""
+    from tokenizers import Regex, decoders, pre_tokenizers
+
+    space = _space(spec)
+    tokenizer.normalizer = _normalizer(spec)
+    if inside:
+        longest_first = sorted(inside, key=lambda name: (-len(name), name))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(map(re.escape, longest_first))), "isolated")
+    parts: list[Any] = [decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else parts)
+
+
+def _space(spec: Any) -> str:
+    """Return what stands in the place of a space."""
+    return SPACE if spec.escape_whitespaces else " "
+
+
+def _normalizer(spec: Any) -> Any:
+    """Return the normalisation of texts, in the order of sentencepiece's `Normalizer`."""
+    from tokenizers import Regex, normalizers
+
+    space = _space(spec)
     steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
@@ -143,9 +179,7 @@ def _prepare(tokenizer: "Tokenizer", spec: Any) -> None:
     steps.append(normalizers.Replace(" ", space))
     if spec.remove_extra_whitespaces:
         steps.append(normalizers.Replace(Regex(rf"{space}+\z"), ""))
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    parts: list[Any] = [decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else parts)
+    return normalizers.Sequence(steps)
 
 
 def _add(tokenizer: "Tokenizer", special: Sequence[str], whole: Sequence[str]) -> None:

@@ -13,17 +13,21 @@ from torch.nn import functional as F
 from vitbackbone.model.config import Rotary
 from vitbackbone.model.packing import Layout
 from vitbackbone.model.positions.caching import cached
+from vitbackbone.model.positions.golden import golden_table
 from vitbackbone.model.positions.resampling import as_tensor
 
 
 @cached(32)  # a batch of `extract` has at most this many grids
 def rotary_table(
     rotary: Rotary, dim: int, grid: tuple[int, int], device: torch.device, steps: int = 1
-) -> Float[Tensor, "2 N d"]:
+) -> Float[Tensor, "2 *heads N d"]:
     """Return cosines and sines of the rotation angles of each patch, for heads of width `dim`, in float32.
 
-    `steps`: the time steps of a clip. Its patches come step by step.
+    They have an axis of heads if each head has its own. `steps`: the time steps of a clip. Its patches come step by
+    step.
     """
+    if rotary.heads:
+        return golden_table(rotary, dim, grid, [as_tensor(side, device) for side in grid])
     pairs = dim // (6 if rotary.time else 4)  # of channels, for each axis
     progression = torch.arange(pairs, dtype=torch.float32, device=device) / pairs
     between = 0.5 / pairs if rotary.interleaved else 0.0  # half a step of the progression
@@ -66,7 +70,7 @@ def _coordinates(rotary: Rotary, grid: tuple[int, int], device: torch.device) ->
 
 def rotary_row(
     rotary: Rotary, dim: int, layout: Layout, num_prefix: int, device: torch.device
-) -> Float[Tensor, "2 T d"]:
+) -> Float[Tensor, "2 *heads T d"]:
     """Return the rotary table of a row of tokens.
 
     For a row of one image, it is the table of the patches. For several images, it is their tables in order, each behind
@@ -88,18 +92,19 @@ def rotary_row_with_cls(rotary: Rotary, angles: Float[Tensor, " half"], layout: 
 @cached(2)
 def _rotary_row(
     rotary: Rotary, dim: int, layout: Layout, num_prefix: int, device: torch.device
-) -> Float[Tensor, "2 T d"]:
-    still = torch.tensor([1.0, 0.0], dtype=torch.float32, device=device)[:, None, None].expand(-1, num_prefix, dim)
+) -> Float[Tensor, "2 *heads T d"]:
     tables = [rotary_table(rotary, dim, grid, device) for grid in layout.grids]
-    return torch.cat([part for table in tables for part in (still, table)], dim=1)
+    zeros = tables[0].new_zeros(*tables[0].shape[1:-2], num_prefix, dim)
+    still = torch.stack([zeros + 1, zeros])
+    return torch.cat([part for table in tables for part in (still, table)], dim=-2)
 
 
 def rotate(
-    x: Float[Tensor, "*batch T d"], table: Float[Tensor, "2 N d"], rotary: Rotary
+    x: Float[Tensor, "*batch T d"], table: Float[Tensor, "2 *heads N d"], rotary: Rotary
 ) -> Float[Tensor, "*batch T d"]:
     """Rotate the last N of the T tokens of queries or keys, which are the patches, by the angles of `rotary_table`."""
     cos, sin = table
-    start = x.shape[-2] - cos.shape[0]
+    start = x.shape[-2] - cos.shape[-2]
     prefix, patches = x[..., :start, :], x[..., start:, :]
     if rotary.pairs == "halves":
         first, second = patches.chunk(2, dim=-1)
