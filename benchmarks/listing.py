@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.bucket import connect
 from benchmarks.store_scale import report
-from tests.servers import many_keys, serving
+from tests.buckets import many_keys
+from tests.servers import serving
 from vitbackbone import list_inputs
 
 SOURCES = ("list.csv", "list.parquet", "shard.tar", "remote.tar", "bucket", "pattern")  # the last: of a bucket's keys

@@ -14,7 +14,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from tests.helpers import cases
 from tests.text.models import TEXTS, WORDS, bert_tokenizer, clip_tokenizer
-from vitbackbone.checkpoints.tokenizer_files import lowered, read_tokenizer
+from vitbackbone.checkpoints.text.tokenizer_files import lowered, read_tokenizer
 from vitbackbone.model.text.tokens import CLEANINGS
 
 ODD = (

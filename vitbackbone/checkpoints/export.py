@@ -51,9 +51,9 @@ def export_weights(backbone: BackboneModule, format: str, head: Mapping[str, Ten
     Hugging Face formats are named by the class that loads them.
     `head`: the classifier's parameters, as `Checkpoint.head` holds them.
 
-    The position of CLS is zeros, because loading added it to the token. Zeros also fill the parameters that the loading
-    class has and no feature depends on: the token for masked patches, or the tanh layer that `ViTModel` puts on CLS.
-    For a model with a text tower or a decoder, only the vision encoder is exported.
+    The position of CLS is zeros, because loading added it to the token. Zeros also fill parameters of the loading class
+    on which no feature depends. These are the mask token, and the tanh layer that `ViTModel` puts on CLS. For a model
+    with a text tower or a decoder, only the vision encoder is exported.
     Tensors may share memory with the backbone, like those of `state_dict`.
 
     Raises `ValueError` if the backbone is not a `ViT`, the format is unknown, or `head` has other names than a head's.

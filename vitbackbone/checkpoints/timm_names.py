@@ -17,7 +17,7 @@ Arguments = tuple[tuple[str, Any], ...]  # keyword arguments of timm's construct
 
 @dataclass(frozen=True)
 class Family:
-    """The arguments that let a family of networks, one module of timm, run at any image size."""
+    """The arguments that let a family of networks run at any image size. A family is one module of timm."""
 
     arguments: Arguments = ()
     windows: Windows = "timm"

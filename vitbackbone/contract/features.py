@@ -72,7 +72,7 @@ def _shape(value: object) -> str:
 class Features(_Shapes):
     """The features of one layer, with the same fields for every family of backbones.
 
-    The map of clips (B, T, C, H, W) has an axis of time, (B, D, t, h, w), and CLS and registers stand for a whole clip.
+    The map of clips (B, T, C, H, W) has a time axis: (B, D, t, h, w). CLS and registers describe a whole clip.
     `BackboneSpec.tubelet` is the number of frames in a step of time. `step` returns the features of one step. If a
     backbone has patches for each group of channels (SatMAE), the groups are the steps.
     """
@@ -86,7 +86,8 @@ class Features(_Shapes):
 
     @property
     def tokens(self) -> Float[Tensor, "B N D"]:
-        """The patches as a sequence, (B, h*w, D), row-major. Those of clips are (B, t*h*w, D), step by step."""
+        """The patches as a sequence, (B, h*w, D), row-major. The tokens of clips are (B, t*h*w, D), one time step after
+        the other."""
         return rearrange(self.patches, "B D ... -> B (...) D")
 
     @property

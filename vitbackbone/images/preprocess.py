@@ -112,9 +112,9 @@ class Preprocess:
 
     `crop_pct`: above 1, `"center"` and `"squash"` leave a black border around the photo, as timm does for VOLO.
 
-    `resampling`: whose filters resize. `"pillow"` is used by timm and most authors of checkpoints. `"torchvision"` is
-    used by transformers by default since version 5. The two differ by 1 or 2 levels of 255 where a photo shrinks, and
-    by up to 20 where it is enlarged bicubically. To change it, call
+    `resampling`: the library whose filters resize. `"pillow"` is used by timm and most authors of checkpoints.
+    `"torchvision"` is used by transformers by default since version 5. The two differ by 1 or 2 levels of 255 where a
+    photo shrinks, and by up to 20 where it is enlarged bicubically. To change it, call
     `dataclasses.replace(backbone.preprocess, resampling="torchvision")`.
 
     `crop_rounding`: how half a pixel of the crop's offset is rounded: `"even"` as by timm and torchvision, `"down"` as
@@ -256,7 +256,7 @@ class Preprocess:
         return picture if inside == view.size else self._filled(picture, view)
 
     def _filled(self, picture: Shaped[Tensor, "C h w"], view: View) -> Shaped[Tensor, "C H W"]:
-        """Place a picture that is smaller than the view. The mean colour in whole levels, or black, fills the rest."""
+        """Place a picture into a view that is larger. The mean colour in whole levels, or black, fills the rest."""
         colour = [0.0] * self.channels
         if self.crop_mode in ("border", "pad"):
             colour = [max(round(self.scale * value), 0) for value in self.mean]

@@ -21,13 +21,15 @@ from vitbackbone.model.config import (
     vit_config,
 )
 from vitbackbone.model.experts import ExpertMlp
-from vitbackbone.model.kept import Kept
 from vitbackbone.model.layers import Block, ConvStem, GatedMlp, LayerScale, Mlp
 from vitbackbone.model.maps import resize_maps
+from vitbackbone.model.masks import Kept, Mask
 from vitbackbone.model.norms import make_norm
 from vitbackbone.model.packing import Grid, Layout
 from vitbackbone.model.pooling import ChannelNorm
-from vitbackbone.model.position import resample, resample_line, resample_relative, rotary_row_with_cls, rotary_table
+from vitbackbone.model.positions.relative import resample_line, resample_relative
+from vitbackbone.model.positions.resampling import resample
+from vitbackbone.model.positions.rotary import rotary_row_with_cls, rotary_table
 from vitbackbone.model.text import (
     PROMPT,
     Cleaning,
@@ -39,7 +41,7 @@ from vitbackbone.model.text import (
     fill,
 )
 from vitbackbone.model.tiled import TiledViT, make_vit
-from vitbackbone.model.vit import Mask, Tokens, ViT
+from vitbackbone.model.vit import Tokens, ViT
 
 __all__ = [
     "GATED",

@@ -18,14 +18,8 @@ from vitbackbone.model.clipped import make_linear
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.norms import norm_or_identity, plain_norm
 from vitbackbone.model.packing import Layout
-from vitbackbone.model.position import (
-    relative_index,
-    resample_line,
-    resample_relative,
-    rotary_row,
-    rotary_row_with_cls,
-    rotate,
-)
+from vitbackbone.model.positions.relative import relative_index, resample_line, resample_relative
+from vitbackbone.model.positions.rotary import rotary_row, rotary_row_with_cls, rotate
 from vitbackbone.model.varlen import attend_varlen, takes
 
 
@@ -227,7 +221,7 @@ class SelfAttention(nn.Module):
     def _enter(
         self, x: Float[Tensor, "B T D"], layout: Layout, mask: Tensor | None
     ) -> tuple[Float[Tensor, "M K D"], Layout, Tensor | None]:
-        """Return the tokens among which attention runs, their layout, and the mask of which attend to which."""
+        """Return the tokens that attend to each other, their layout, and the mask of their pairs."""
         return x, layout, mask
 
     def _leave(self, x: Float[Tensor, "M K D"], layout: Layout, rows: int) -> Float[Tensor, "B T D"]:

@@ -38,15 +38,15 @@ class Resampling:
 
     The policy is part of the checkpoint, because upstream implementations differ by up to a few percent.
 
-    `offset`: DINO and DINOv2 pass `interpolate` the scale factor (n + offset) / M instead of the size n, which shifts
-    every sample point a little (facebookresearch/dinov2, models/vision_transformer.py). 0 passes the size.
-    `relative`: the policy for tables of relative positions; see `position.resample_relative`.
-    `as_square`: whether a table of h * w patches is read as a square grid with the same number of patches before it is
-    resized: never, at every size but the table's own, or always. transformers does so for tables of any shape.
+    `offset`: 0 passes the size n to `interpolate`. DINO and DINOv2 pass the scale factor (n + offset) / M instead,
+    which shifts every sample point a little (facebookresearch/dinov2, models/vision_transformer.py).
+    `relative`: the policy for tables of relative positions; see `resample_relative`.
+    `as_square`: when a table of h * w patches is read as a square grid of as many patches before it is resized: never,
+    at every size but the table's own, or always. transformers does so for tables of any shape.
     `align_corners`: whether the corners of the two grids lie on each other, as in `F.interpolate` (C-RADIOv3).
     `fit`: how a table covers another grid. `"resize"` stretches each side to the grid. `"square"` resizes to a square
     with the longer side of the grid, and crops it at the right or the bottom (NVlabs/RADIO, `cpe_support.py`).
-    `"tile"` repeats the table and crops it (SAM 3). `"buckets"` takes no new values: the fraction i / h of a row picks
+    `"tile"` repeats the table and crops it (SAM 3). `"buckets"` makes no new values: the fraction i / h of a row picks
     one of the table's rows (Idefics 2; Dehghani et al. 2023, "Patch n' pack").
 
     Raises `ValueError` on an unknown value, and on settings that do not go together.

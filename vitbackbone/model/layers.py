@@ -17,10 +17,11 @@ from vitbackbone.model.attention import SelfAttention, WindowAttention
 from vitbackbone.model.clipped import make_linear
 from vitbackbone.model.config import Resampling, ViTConfig
 from vitbackbone.model.experts import ExpertMlp
-from vitbackbone.model.ground import ground2d
 from vitbackbone.model.norms import norm_or_identity, plain_norm
 from vitbackbone.model.packing import Layout
-from vitbackbone.model.position import computed2d, resample, sincos, sincos1d, sincos2d
+from vitbackbone.model.positions.ground import ground2d
+from vitbackbone.model.positions.resampling import resample
+from vitbackbone.model.positions.sincos import computed2d, sincos, sincos1d, sincos2d
 from vitbackbone.model.sinks import SinkAttention
 
 GRIDS = 32  # number of grids whose positions are kept: a batch of `extract` has at most this many
@@ -220,7 +221,8 @@ class GroundPositions(ComputedPositions):
 class ClipPositions(ComputedPositions):
     """Sines and cosines of a patch's column, row and step of time (Jakubik et al. 2023, Prithvi).
 
-    Those of columns and rows are a table at the native grid, which is resampled to others; time counts on.
+    Columns and rows have a table at the native grid, which is resampled to other grids. Time has no table: its steps
+    count on.
     """
 
     def __init__(self, config: ViTConfig) -> None:

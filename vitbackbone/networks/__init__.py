@@ -11,20 +11,11 @@ from vitbackbone.networks.text_head import TextHeadBackbone, TextHeadConfig
 from vitbackbone.networks.tiling import tile
 from vitbackbone.networks.timm import TimmBackbone, TimmConfig, Windows
 from vitbackbone.networks.transformers import TransformersBackbone, TransformersConfig, build_tower
+from vitbackbone.networks.transformers_build import knows, make_config
 from vitbackbone.networks.transformers_clips import ClipBackbone, adapt
 from vitbackbone.networks.transformers_input import processor_settings
-from vitbackbone.networks.transformers_parts import (
-    channels_of,
-    config_of,
-    encoder_config,
-    fill_buffers,
-    image_size,
-    inner_towers,
-    knows,
-    make_config,
-    private,
-    setting,
-)
+from vitbackbone.networks.transformers_parts import channels_of, fill_buffers, image_size, private, setting
+from vitbackbone.networks.transformers_towers import config_of, encoder_config, inner_towers
 
 __all__ = [
     "AdaptorBackbone",

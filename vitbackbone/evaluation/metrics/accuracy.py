@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 
 def ranked(scores: Float[np.ndarray, "N K"], count: int) -> Int[np.ndarray, "N count"]:
-    """Return the classes of the highest scores, descending. Of equal scores, the lower index comes first."""
+    """Return the classes of the highest scores, descending. If scores are equal, the lower index comes first."""
     count = min(count, scores.shape[1])
     if count < scores.shape[1]:
         kept = np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)
