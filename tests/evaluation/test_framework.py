@@ -1,10 +1,10 @@
-"""The framework: golden values, settings, pickles, layouts, resuming, results, reports, gaps, and the command."""
+"""The framework: golden values, settings, pickles, resuming, results, reports, gaps, and the commands of the pages."""
 
 import inspect
-import json
 import os
 import pickle
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchmetrics.classification import MulticlassAccuracy
 
-from heads import load_head
-from tests.evaluation.classified import SMALL, WNIDS, make_imagenet, save
-from tests.evaluation.fine_data import pets
+from tests.evaluation.classified import SMALL, WNIDS, make_imagenet
 from tests.helpers import TINY, randomise, tiny_vit
 from vitbackbone import ViT, evaluate, load_backbone
 from vitbackbone.cli import main
+from vitbackbone.cli.arguments import parser
+from vitbackbone.cli.evaluating import VERBS
 from vitbackbone.evaluation import (
-    PROTOCOLS,
-    Score,
     figures,
     find_layout,
     find_protocol,
@@ -31,14 +30,12 @@ from vitbackbone.evaluation import (
     write_report,
 )
 from vitbackbone.evaluation.gaps import explain
-from vitbackbone.evaluation.methods.resampled import mean_interval
-from vitbackbone.evaluation.metrics.accuracy import eleven_point_ap, ranked
+from vitbackbone.evaluation.metrics.accuracy import eleven_point_ap, in_top
 from vitbackbone.evaluation.metrics.corruption import ALEXNET, EXTRAS, mean_corruption_error
-from vitbackbone.evaluation.metrics.intervals import bootstrap, spread
 from vitbackbone.evaluation.metrics.votes import nearest, unit, votes
 from vitbackbone.evaluation.published import find_figure, published_model
 from vitbackbone.evaluation.run import Run
-from vitbackbone.evaluation.runner import _check_scores
+from vitbackbone.evaluation.runner import plan
 from vitbackbone.evaluation.subsets import hold_out_share
 
 FAST = {**SMALL, "fit.ks": "3"}
@@ -81,10 +78,26 @@ def test_votes_by_softmax_and_by_exp_are_the_same() -> None:
     assert np.allclose(ours / ours.sum(axis=1, keepdims=True), theirs.numpy(), atol=1e-6)
 
 
-def test_ranks_are_those_of_a_stable_sort() -> None:
-    scores = np.random.default_rng(0).integers(0, 4, (200, 9)).astype(float)
-    for count in (1, 5, 9, 12):
-        assert np.array_equal(ranked(scores, count), np.argsort(-scores, axis=1, kind="stable")[:, :count])
+@pytest.mark.parametrize("size", [1, 7, 40, 64])
+def test_of_equal_neighbours_the_first_comes_first_in_blocks_of_any_size(size: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    train, queries = (torch.randint(-1, 2, (n, 3), generator=random).float() for n in (64, 30))  # many are equal
+    similar = (queries @ train.T).numpy()
+    for k in (1, 5, 20, 99):
+        top, rows = nearest(queries, [(i, train[i : i + size]) for i in range(0, 64, size)], k)
+        assert np.array_equal(rows.numpy(), np.argsort(-similar, axis=1, kind="stable")[:, :k])
+        assert np.array_equal(top.numpy(), np.take_along_axis(similar, rows.numpy(), axis=1))
+
+
+@pytest.mark.parametrize("classes", [3, 9, 400])
+def test_top_k_is_torchmetrics_even_if_most_classes_have_no_vote(classes: int) -> None:
+    random = np.random.default_rng(0)
+    labels, neighbours = random.integers(0, classes, 300), random.integers(0, classes, (300, 4))
+    scores = votes(random.choice([0.5, 0.7], (300, 4)).astype(np.float32), neighbours, classes, 0.07)
+    for k in (1, 2, 5):
+        theirs = MulticlassAccuracy(classes, top_k=min(k, classes), average="micro")
+        wanted = theirs(torch.from_numpy(scores), torch.from_numpy(labels)).item()
+        assert in_top(scores, labels, k).mean() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_the_eleven_points_of_voc() -> None:
@@ -157,198 +170,28 @@ def test_cifar_is_read_as_distributed(tmp_path) -> None:
     assert result.scores[0].n == 2
 
 
-# ---- layouts and errors ----------------------------------------------------------------------------------------------
-
-
-def test_imagenet_v2_counts_in_numbers_not_in_letters(tmp_path) -> None:
-    for label in (0, 1, 2, 10, 100):
-        save(tmp_path / str(label) / "a.jpeg", label, 0)
-    images = find_layout("imagenet-v2").read(tmp_path)
-    assert images.labels.tolist() == [0, 1, 2, 10, 100]
-
-
-def test_every_protocol_is_described_and_names_known_datasets(capsys) -> None:
-    assert main(["evaluate", "list"]) == 0
-    listed = capsys.readouterr().out
-    for name in PROTOCOLS:
-        assert f"\n{name} " in f"\n{listed}"
-        for each in variants(name):
-            assert all(setting.meaning and setting.source for setting in each.settings()), (name, each.variant)
-            kinds = {find_layout(data).kind for data in each.datasets}
-            assert each.kind in kinds, name
-            for data in (*each.also, *each.optional):
-                find_layout(data)
-            assert len({other.hash() for other in variants(name)}) >= 1
-    assert main(["evaluate", "describe", "knn", "--set", "ks=7"]) == 0
-    assert "fit.ks              7 " in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (["knnn", "--data", "imagenet=IN"], "unknown protocol 'knnn', did you mean 'knn'"),
-        (["knn", "--data", "imagenett=IN"], "unknown dataset 'imagenett', did you mean 'imagenet'"),
-        (["knn", "--data", "imagenet=nowhere"], "--data imagenet=nowhere: there is no such folder"),
-        (["knn", "--data", "imagenet-v2=IN"], "none of these protocols reads imagenet-v2"),
-        (["knn", "--data", "IN", "--variant", "v9"], "knn has no variant 'v9'"),
-        (["knn", "--data", "IN", "--set", "fit.kz=3"], "--set fit.kz: no such setting, did you mean 'fit.ks'"),
-        (["knn", "--data", "IN", "--set", "fit.ks=a"], "--set fit.ks=a; want a whole number"),
-        (["knn", "--data", "IN", "--set", "fit.ks=3,0"], "--set fit.ks=3,0; want at least 1"),
-        (["linear", "--data", "IN", "--set", "fit.batch=0"], "--set fit.batch=0; want at least 1"),
-        (["linear", "--data", "IN", "--set", "rates=0.1,-1"], "--set fit.rates=0.1,-1; want at least 0"),
-        (["knn", "--data", "IN", "--set", "ks=none"], "--set fit.ks=none; want at least one value"),
-        (["linear", "--data", "IN", "--set", "rates=inf"], "--set fit.rates=inf; want finite numbers"),
-        (["linear", "--data", "IN", "--set", "choose=train"], "--set metric.choose=train; want one of test"),
-        (["logistic", "--data", "IN", "--set", "powers=0,1"], "--set fit.powers=0,1; want 3 values"),
-        (["knn", "--data", "IN", "--set", "temperature=nan"], "--set fit.temperature=nan; want at least 1e-06"),
-        (
-            ["knn", "linear", "--data", "IN", "--set", "blocks=1,2"],
-            "knn: --set features.blocks=1,2; want a whole",
-        ),
-        (["imagenet-v2", "--data", "IN"], "imagenet-v2 also needs --data imagenet-v2=DIR"),
-        (["knn"], "give --data NAME=DIR"),
-        (["list", "all"], "takes nothing more"),
-        (["report", "nowhere"], "nowhere has no results.json"),
-    ],
-)
-def test_a_wrong_command_is_a_sentence(command, message, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vitbackbone.cli.evaluating.load", lambda args: pytest.fail("the weights are loaded first"))
-    make_imagenet(tmp_path / "IN", 1, 1)
-    assert main(["evaluate", *command, "--out", "out", "-q"]) == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda root: (root / "val").rename(root / "test"), "has no folder val; the official layout is"),
-        (
-            lambda root: (root / "val" / WNIDS[0]).rename(root / "gone"),
-            "val has no image of 1 classes that train has",
-        ),
-        (
-            lambda root: [each.unlink() for each in (root / "train" / WNIDS[0]).iterdir()],
-            "train has no image of 1 classes that val has",
-        ),
-        (lambda root: (root / "train").rename(root / "val" / "train"), "has no folder train; did you mean .*/val"),
-        (
-            lambda root: (root / "val" / WNIDS[0] / os.fsdecode(b"caf\xe9.JPEG")).write_bytes(b""),
-            r"caf\\xe9.JPEG', which is not UTF-8; rename it",
-        ),
-        (lambda root: save(root / "val" / "n09999999" / "a.JPEG", 0, 0), "1 folders that are no class, such as n0999"),
-    ],
-)
-def test_a_wrong_layout_is_a_sentence_before_anything_is_computed(spoil, message, imagenet, tmp_path) -> None:
-    spoil(imagenet)
-    with pytest.raises(ValueError, match=message):
-        evaluate("knn", tiny_vit(), imagenet, tmp_path / "out", settings=FAST, progress=False)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "make", "message"),
-    [
-        ("imagenet-real", lambda root: (root / "real.json").write_text("[[0]]"), "real.json has no list for"),
-        (
-            "imagenet-a",
-            lambda root: save(root / "n09999999" / "a.jpg", 0, 0),
-            "n09999999, which is no class of the Image",
-        ),
-        ("imagenet-v2", lambda root: save(root / "7" / "a.jpg", 0, 0), "has the class 7, and the ImageNet given has 4"),
-        (
-            "imagenet-c",
-            lambda root: [save(root / f"fog/{i}/{WNIDS[0]}/a.jpg", 0, 0) for i in range(1, 6)],
-            "no error for 14",
-        ),
-        ("dtd", lambda root: None, "has no file labels/train1.txt; the official layout is"),
-    ],
-)
-def test_other_datasets_are_looked_at_before_hours_are_spent(
-    name, make, message, imagenet, tmp_path, monkeypatch
-) -> None:
-    monkeypatch.setattr("vitbackbone.evaluation.vectors.extract", lambda *_, **__: pytest.fail("something is computed"))
-    other = tmp_path / "other"
-    other.mkdir()
-    make(other)
-    data = {"imagenet": imagenet, name: other}
-    protocol = "fine-s" if name == "dtd" else name
-    if name == "dtd":
-        pets(tmp_path)
-        data = {"pets": tmp_path, name: other}
-    with pytest.raises(ValueError, match=message):
-        evaluate(protocol, tiny_vit(), data, tmp_path / "out", progress=False)
-
-
-def test_check_counts_against_the_official_numbers(imagenet, capsys) -> None:
-    assert main(["evaluate", "check", "knn", "--data", str(imagenet)]) == 1
-    out = capsys.readouterr().out
-    assert "training images: 16, official 1,281,167" in out
-    assert main(["evaluate", "check", "knn", "--data", str(imagenet), "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)[0]["counts"]["test images"] == 8
-
-
-def test_a_corrupt_image_is_left_out_and_named(imagenet, tmp_path) -> None:
-    (imagenet / "val" / WNIDS[0] / "ILSVRC2012_val_00000001.JPEG").write_bytes(b"\xff\xd8 no image")
-    (imagenet / "train" / WNIDS[1] / f"{WNIDS[1]}_0.JPEG").write_bytes(b"")
-    result = evaluate("knn", tiny_vit(), imagenet, tmp_path / "out", settings=FAST, progress=False)["knn"]
-    assert result.scores[0].n == 7
-    assert len(result.unreadable) == 2
-    assert "1 of 8 images of imagenet test could not be read and are left out" in result.notes
-    settings = {**SMALL, "fit.size": 32, "fit.steps": 4, "fit.batch": 8, "features.blocks": 1}
-    result = evaluate("linear", tiny_vit(), imagenet, tmp_path / "out", settings=settings, progress=False)["linear"]
-    assert "1 training images could not be read and are left out of the fit" in result.notes
-    again = evaluate("linear", tiny_vit(), imagenet, tmp_path / "out", settings=settings, progress=False)["linear"]
-    assert (again.notes, again.unreadable) == (result.notes, result.unreadable)  # although nothing is computed again
-
-
-def test_what_has_changed_is_computed_again(imagenet, tmp_path) -> None:
-    def values(out: str) -> tuple[list[float], list[str]]:
-        (result,) = evaluate("knn", backbone, imagenet, tmp_path / out, settings=FAST, progress=False)
-        return [each.value for each in result.scores], list(result.notes)
-
-    backbone, file = tiny_vit(), imagenet / "val" / WNIDS[0] / "ILSVRC2012_val_00000001.JPEG"
-    good = file.read_bytes()
-    file.write_bytes(good[:200])
-    assert "1 of 8 images" in values("out")[1][0]
-    file.write_bytes(good)
-    whole = values("out")
-    assert whole == (values("repaired")[0], [])
-    noise = np.random.default_rng(0)
-    for each in imagenet.rglob("*.JPEG"):  # other photos of the same names and labels
-        Image.fromarray(noise.integers(0, 255, (40, 44, 3), dtype=np.uint8)).save(each)
-    assert values("out") != whole
-
-
-@pytest.mark.slow
-def test_a_head_of_another_backbone_or_setting_is_kept(imagenet, tmp_path) -> None:
-    out, small = tmp_path / "out", {**SMALL, "fit.powers": "0,0,1", "view.short": 32}
-    options = {"settings": small, "progress": False}
-    first, second = (evaluate("logistic", tiny_vit(depth=n), imagenet, out, **options)[0] for n in (1, 2))
-    limited = evaluate("logistic", tiny_vit(depth=1), imagenet, out, limit=12, **options)[0]
-    assert len({each.heads["logistic"] for each in (first, second, limited)}) == 3
-    assert load_head(out / first.heads["logistic"], tiny_vit(depth=1)) is not None
-
-
-def test_intervals_of_other_figures() -> None:
-    low, high = bootstrap(lambda rows: float(rows.mean()), 100)
-    spread_of_a_mean = 1.96 * np.arange(100).std() / 10
-    assert (low, high) == pytest.approx((49.5 - spread_of_a_mean, 49.5 + spread_of_a_mean), abs=1.5)
-    assert spread([(2.0, 0.5, 100), (1.0, 0.1, 50)]) == pytest.approx(1.96 * np.sqrt(4 * 0.25 / 100 + 0.09 / 50))
-
-
-def test_a_figure_that_is_no_number_is_a_sentence(tmp_path) -> None:
-    run = Run(find_protocol("segmentation"), tiny_vit(), "ade20k", {"ade20k": tmp_path}, tmp_path)
-    with pytest.raises(ValueError, match="segmentation on ade20k has no mIoU: no label of the tested images counts"):
-        _check_scores(run, [Score("mIoU", float("nan"), 1)])
-    assert all(map(np.isnan, mean_interval(np.array([np.nan]))))
-
-
 # ---- resuming --------------------------------------------------------------------------------------------------------
 
 
 class Killed(Exception):
     pass
+
+
+@pytest.mark.parametrize("name", ["knn", pytest.param("attentive", marks=pytest.mark.slow)])
+def test_what_an_earlier_run_kept_serves_no_other_top_k(name, imagenet, tmp_path) -> None:
+    noise = np.random.default_rng(0)
+    for each in (imagenet / "val").rglob("*.JPEG"):  # photos that show nothing
+        Image.fromarray(noise.integers(0, 255, (40, 44, 3), dtype=np.uint8)).save(each)
+    settings = {**SMALL, "fit.ks": "3", "fit.size": 32, "fit.epochs": 1}
+    own = {key: value for key, value in settings.items() if key in find_protocol(name).names()}
+    found = [
+        [
+            each.value
+            for each in evaluate(name, tiny_vit(), imagenet, tmp_path / out, settings=more, progress=False)[0].scores
+        ]
+        for out, more in (("a", own | {"top": "1,2"}), ("a", own | {"top": "1,4"}), ("b", own | {"top": "1,4"}))
+    ]
+    assert found[1] == found[2] != found[0]
 
 
 @pytest.mark.parametrize("name", ["linear", pytest.param("attentive", marks=pytest.mark.slow)])
@@ -393,6 +236,31 @@ def test_several_devices_give_the_features_of_one(imagenet, tmp_path) -> None:
 # ---- results ---------------------------------------------------------------------------------------------------------
 
 
+def evaluate_commands() -> list[str]:
+    """The commands of the README and of all pages, each on one line."""
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    code = "\n".join(
+        block for page in pages for block in re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(), re.S)
+    )
+    return re.findall(r"^vitbackbone evaluate .*$", code.replace("\\\n", " "), re.M)
+
+
+def test_the_commands_of_all_pages_are_whole(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    planned = 0
+    for line in evaluate_commands():
+        args = parser().parse_args(shlex.split(line, comments=True)[1:])
+        if args.what[0] not in VERBS:
+            for given in args.data:
+                Path(given.rpartition("=")[2]).mkdir(parents=True, exist_ok=True)
+            settings = dict(each.split("=", 1) for each in args.set or ())
+            pairs, _ = plan(args.what, dict(each.split("=", 1) for each in args.data), args.variant, settings)
+            assert args.out, line
+            planned += len(pairs)
+    assert planned > 9
+
+
 def test_results_join_in_one_folder_and_are_reported(imagenet, tmp_path, capsys) -> None:
     out, backbone = tmp_path / "out", tiny_vit()
     for ks in ("3", "1", "3"):
@@ -402,7 +270,10 @@ def test_results_join_in_one_folder_and_are_reported(imagenet, tmp_path, capsys)
     assert results[0].hash != results[1].hash
     assert torch.__version__.startswith(results[0].versions["torch"])
     assert main(["evaluate", "report", str(out)]) == 0
-    assert "| knn (v2) | imagenet | top-1 (k=3) |" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "| knn (v2) | imagenet | top-1 (k=3) |" in shown
+    assert len({len(line) for line in shown.splitlines() if line.startswith("|")}) == 1  # aligned
+    assert "not the whole official dataset (16 of 1,281,167 training images, 8 of 50,000 test images, 4 of" in shown
     assert "<table>" in (out / "report.html").read_text()
     assert r"\begin{tabular}" in (out / "report.tex").read_text()
     (out / "results.json").write_text("{")
@@ -435,6 +306,16 @@ def test_a_published_figure_stands_beside_a_whole_run_alone(imagenet, tmp_path, 
     limited = evaluate("knn", backbone, imagenet, tmp_path / "out", settings=settings, limit=5, progress=False)[0]
     assert limited.scores[0].published is None
     assert "so no published figure stands beside it" in str(read_results(tmp_path / "out"))
+
+
+def test_a_limit_shortens_a_fit_unless_its_steps_are_given(tmp_path) -> None:
+    run = Run(find_protocol("segmentation", "v3"), tiny_vit(), "ade20k", {}, tmp_path, limit=101)
+    fit = run.shortened(run.protocol.fit, 20_210)
+    assert (fit.steps, fit.warmup, fit.validate_every, fit.batch_size) == (200, 8, 25, 16)
+    assert "--limit shortens the fit to 200 steps, so that each image is seen as often" in run.notes
+    assert run.shortened(run.protocol.fit, 101) == run.protocol.fit
+    run.protocol = run.protocol.with_settings({"fit.steps": "300"})
+    assert run.shortened(run.protocol.fit, 20_210).steps == 300
 
 
 @pytest.mark.parametrize(
