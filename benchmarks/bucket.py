@@ -20,12 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.buckets import KEYS, make_bucket, many_keys
 from tests.helpers import save_photo, tiny_vit
-from tests.servers import KEYS, Faults, make_bucket, many_keys, proxy
-from vitbackbone.files import cloud_clients, open_storage
+from tests.servers import Faults, proxy
+from vitbackbone.files import bucket_clients, open_storage
 from vitbackbone.store import extract, list_inputs
-from vitbackbone.store.identity import read_contents
-from vitbackbone.store.remote import _bucket
+from vitbackbone.store.sources.identity import read_contents
+from vitbackbone.store.sources.remote import _bucket
 
 IMAGES, BYTES = 2000, 60_000
 MANY = 1_000_000
@@ -42,7 +43,7 @@ time.sleep(10**6)
 def connect(url: str) -> None:
     """Let all that follows go to this server."""
     os.environ.update({**KEYS, "AWS_ENDPOINT_URL": url})
-    cloud_clients._client.cache_clear()
+    bucket_clients._client.cache_clear()
     _bucket.cache_clear()
 
 

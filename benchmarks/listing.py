@@ -3,8 +3,8 @@
     python -m benchmarks.listing                                   # 10,000, 100,000 and 1,000,000 names
     python -m benchmarks.listing --sources shard.tar bucket --names 1000 1000000
 
-Each listing runs in a process of its own. A `.tar` has no table of contents, so that all of it is read. The server of
-the bucket is a thread of the same process, and its CPU time counts.
+Each listing runs in a process of its own. A `.tar` has no table of contents, so that all of it is read. `remote.tar`
+is one that lies in a bucket. The server of a bucket is a thread of the same process, and its CPU time counts.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,10 +24,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.bucket import connect
 from benchmarks.store_scale import report
-from tests.servers import many_keys
+from tests.buckets import many_keys
+from tests.servers import serving
 from vitbackbone import list_inputs
 
-SOURCES = ("list.csv", "list.parquet", "shard.tar", "bucket", "pattern")  # the last is one of a bucket's keys
+SOURCES = ("list.csv", "list.parquet", "shard.tar", "remote.tar", "bucket", "pattern")  # the last: of a bucket's keys
 
 
 def names(count: int) -> Iterator[str]:
@@ -55,6 +57,33 @@ def header(name: str, size: int) -> bytes:
     return (fields + b"%06o\0 " % (sum(fields + rest) + 8 * ord(" ")) + rest).ljust(512, b"\0")
 
 
+class OneFile(BaseHTTPRequestHandler):
+    """Serves ranges of one file under every key, as S3 does."""
+
+    protocol_version = "HTTP/1.1"
+    file: Path
+
+    def log_message(self, *_: object) -> None: ...
+
+    def do_GET(self) -> None:
+        size, asked = self.file.stat().st_size, self.headers.get("Range")
+        start, end = map(int, asked.removeprefix("bytes=").split("-")) if asked else (0, size - 1)
+        end = min(end, size - 1)
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(end + 1 - start))
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{end}/{size}")
+        self.send_header("ETag", '"one"')
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        self.end_headers()
+        if self.command == "GET":
+            with self.file.open("rb") as data:
+                data.seek(start)
+                self.wfile.write(data.read(end + 1 - start))
+
+    do_HEAD = do_GET
+
+
 def measure(source: str, count: int) -> dict[str, float]:
     """Return the CPU seconds of the listing, and the MiB by which the peak of memory grew."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -65,6 +94,9 @@ def measure(source: str, count: int) -> dict[str, float]:
             place = f"{folder}/{source}"
             command = [sys.executable, "-m", "benchmarks.listing", "--write", place, str(count)]
             subprocess.run(command, check=True)  # its memory is not this process's
+            if source == "remote.tar":
+                connect(stack.enter_context(serving(type("Shard", (OneFile,), {"file": Path(place)}))))
+                place = "s3://many/shard.tar"
         before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         found = len(list_inputs(place))
         seconds = time.process_time() - began

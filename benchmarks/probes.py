@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from heads import LinearProbe, hold_out
-from heads.probes import PRESETS
+from heads.probes.linear import PRESETS
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ class CameraEncoder(nn.Module):
     The features of a frozen backbone do not change in training. Compute `features` once, keep the result, and train
     on `tokens(kept[rows])`.
 
-    Raises `ValueError` if names do not match, if a head does not fit its backbone or cannot divide the map of its
-    camera, and if the tokens of the cameras have different widths.
+    Raises `ValueError` if names do not match, or if a head does not fit its backbone or cannot divide the map of its
+    camera. The tokens of all cameras must have one width.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class CameraEncoder(nn.Module):
         """Return the tokens of all cameras.
 
         `images` has (B, 3, H, W) or (B, T, 3, H, W) for each camera, normalised for its backbone. A camera that is None
-        or left out is missing from the whole batch. `present` says which samples a camera is in, by (B,) or (B, T)
+        or left out is missing from the whole batch. `present` says which samples a camera is in. It has (B,) or (B, T)
         values for each camera: a tensor, an array or a list of bools, or of 0 and 1.
 
         Raises `ValueError` on an unknown camera, on images or masks of a wrong shape, on masks with other values, and
@@ -125,7 +125,7 @@ class CameraEncoder(nn.Module):
         images: Mapping[str, Float[Tensor, "... 3 _ _"] | None],
         present: Mapping[str, Any] | None = None,
     ) -> CameraFeatures:
-        """Run the backbones on the images that are present. Arguments and errors are those of `forward`."""
+        """Run the backbones on the images that are present. Takes the arguments of `forward`, and raises its errors."""
         check("CameraEncoder", {"images": Mapping, "present": Mapping | None}, {"images": images, "present": present})
         given = {name: image for name, image in images.items() if image is not None}
         masks = self._present(given, present or {}, set(images))

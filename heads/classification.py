@@ -120,7 +120,7 @@ def lc_features(*features: Features) -> Float[Tensor, "B F"]:
 class ConcatHead(Classifying):
     """A linear layer on `lc_features`: DINOv2's classifier on its last layer, or on its last four by `layers="last4"`.
 
-    `mean`: whether it reads the mean of the last layer's patches, or CLS tokens alone.
+    `mean`: whether the layer also reads the mean of the last layer's patches.
     (Oquab et al. 2023; facebookresearch/dinov2, hub/classifiers.py)
     """
 

@@ -29,8 +29,8 @@ Strides = Annotated[Sequence[Count], Field(min_length=1, description="a list of 
 class Pyramid(Head):
     """A head whose output is a dict of maps at several strides. A subclass defines `levels`.
 
-    The output is an `OrderedDict` from high resolution to low, under the names that torchvision's detectors read:
-    `"0"`, `"1"`, ... for `strides`, and `"pool"` for every other pixel of the last level. Images of different sizes
+    The output is an `OrderedDict` from high resolution to low, with the names that torchvision's detectors read. They
+    are `"0"`, `"1"`, ... for `strides`, and `"pool"` for every other pixel of the last level. Images of different sizes
     are run one by one, because convolutions would mix their padding in. Their maps are padded with zeros at the right
     and bottom.
 
@@ -64,7 +64,7 @@ class SimpleFeaturePyramid(Pyramid):
     (Li et al. 2022, "Exploring Plain Vision Transformer Backbones for Object Detection"; facebookresearch/detectron2,
     modeling/backbone/vit.py)
 
-    A map of stride 16 goes through four branches: two transposed convolutions make it 4 times larger, one makes it 2
+    A map of stride 16 goes through four branches. Two transposed convolutions make it 4 times larger, one makes it 2
     times larger, one branch keeps its size, and one max-pools it. Each branch ends in a 1x1 and a 3x3 convolution with
     norms. A finer map than 16 needs fewer transposed convolutions and more pooling, and a coarser map the reverse. The
     last row and column of an odd map are pooled too, so that every level covers the image.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.base import Needs
-from heads.masks import Masks, set_loss
+from heads.mask_loss import Masks, set_loss
 from heads.options import Count
 from heads.parallel import refuse_past_ddp
 from heads.segmentation import Segmenter, check_labels, ignored

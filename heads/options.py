@@ -36,7 +36,7 @@ SHORT.maxstring = SHORT.maxother = 80
 
 
 def check(owner: str, hints: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options, with NumPy's numbers as Python's. `owner` is whose options they are, for errors.
+    """Return the options, with NumPy's numbers as Python's. `owner` is the class that has the options, for errors.
 
     Raises `ValueError` if values do not fit their hints. The error names each option, its value and what is accepted.
     """

@@ -44,7 +44,7 @@ class ZeroShot(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         self.templates = templates
 
     def fit(self, X: object = None, y: object = None) -> "ZeroShot":
-        """Compute the vectors of the classes. Images and their labels are not looked at.
+        """Compute the vectors of the classes. Images and their labels are ignored.
 
         Raises `ValueError` if there is no label, if one is given twice, or if a template is wrong, and the errors of
         `load_text`.
@@ -69,7 +69,7 @@ class ZeroShot(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         return self._logits(X).cpu().numpy()
 
     def predict_proba(self, X: ArrayLike | Tensor) -> NDArray[np.float32]:
-        """Return the probabilities (N, K) of pooled vectors (N, P). Those of a SigLIP do not sum to 1; see
+        """Return the probabilities (N, K) of pooled vectors (N, P). The probabilities of a SigLIP do not sum to 1; see
         `TextTower.probabilities`."""
         logits = self._logits(X)
         return self.tower_.probabilities(logits).cpu().numpy()

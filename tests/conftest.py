@@ -1,9 +1,6 @@
 """Shape annotations are checked while the tests run, and only then."""
 
-import importlib.util
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
@@ -14,24 +11,10 @@ install_import_hook(["vitbackbone", "heads"], "tests.typecheck.typechecked")
 
 import torch  # noqa: E402  # after the hook, which must come before the first import of the package
 
+from tests.absent import pytest_make_collect_report, pytest_runtest_makereport  # noqa: E402, F401
 from tests.promises import table  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
-
-# The environments of `make test-oldest` and `make test-lerobot` lack these libraries. Each pattern finds the test files
-# that import one.
-WANTED = {
-    "transformers": r"^(import|from) (transformers|tests\.oracles|tests\.text)",
-    "open_clip": r"^import open_clip",
-    "torchmetrics": r"\"(segment|detect)\"",
-    "peft": r"^import finetune",
-}
-MISSING = "|".join(pattern for module, pattern in WANTED.items() if importlib.util.find_spec(module) is None)
-collect_ignore = [
-    str(path)
-    for path in sorted(Path(__file__).parent.rglob("test_*.py"))
-    if MISSING and re.search(MISSING, path.read_text(), re.MULTILINE)
-]
 
 
 def pytest_addoption(parser) -> None:
@@ -61,15 +44,12 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
         terminalreporter.section("promises of extraction")
         for line in table(OUTCOMES):
             terminalreporter.write_line(line)
-    if collect_ignore:
-        names = ", ".join(Path(path).name for path in collect_ignore)
-        terminalreporter.write_line(f"left out, because a library that they need is not installed: {names}")
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """Serve S3 in memory to the tests of a module. Gives the URL."""
-    from tests.servers import moto
+    from tests.buckets import moto
 
     with moto() as url:
         yield url

@@ -13,7 +13,8 @@ import transformers
 from torch import Tensor, nn
 
 from tests.helpers import randomise
-from tests.oracles import HF_SIZES, MLP, SMALL, Case, Outputs, Size
+from tests.oracles import Case, Outputs, Size
+from tests.transformers_oracles import HF_SIZES, MLP, SMALL
 from vitbackbone import load_backbone
 
 Run = Callable[[nn.Module, Tensor, list[int]], Outputs]

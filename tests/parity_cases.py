@@ -14,20 +14,23 @@ from tests.checkpoints.composites import COMPOSITES, composite_error
 from tests.helpers import relative_error
 from tests.language_towers import LANGUAGE_CASES
 from tests.level_networks import LEVEL_CASES
-from tests.oracles import CASES, Case, images
+from tests.oracles import TIMM_CASES, Case, images
 from tests.satellites import SATELLITE_CASES
+from tests.siglino import SIGLINO_CASES
 from tests.small_timm import SMALL_CASES
 from tests.text.models import CASES as TEXTS_OF_TRANSFORMERS
 from tests.text.models import TEXTS, text_vectors
 from tests.text.open_clip_models import OPEN_CLIP
 from tests.tiled_towers import TILE_CASES
 from tests.towers import TOWER_CASES
+from tests.transformers_oracles import HF_CASES
 from tests.vision_clips import CLIP_CASES
 from tests.whole_models import MODELS, whole_error
 from vitbackbone import load_backbone, load_text
 
 IMAGE_CASES: list[Case] = [
-    *CASES,
+    *TIMM_CASES,
+    *HF_CASES,
     *TOWER_CASES,
     *SMALL_CASES,
     *LANGUAGE_CASES,
@@ -35,6 +38,7 @@ IMAGE_CASES: list[Case] = [
     *LEVEL_CASES,
     *TILE_CASES,
     *SATELLITE_CASES,
+    *SIGLINO_CASES,
 ]
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.helpers import randomise
-from tests.oracles import HF_SIZES, MLP, SMALL, Case, Outputs, Size, save_timm
+from tests.oracles import Case, Outputs, Size, save_timm
+from tests.transformers_oracles import HF_SIZES, MLP, SMALL
 from vitbackbone import BackboneModule, ViT, load_backbone
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.rules import bind, convert

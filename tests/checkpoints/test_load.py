@@ -85,15 +85,17 @@ def test_transformers_has_no_policy_for_every_network_of_timm() -> None:
 
 def test_positions_for_a_size_that_the_patch_does_not_divide(tmp_path: Path) -> None:
     """As SigLIP at 384 with patches of 14 has them: for 27 patches a side."""
-    from transformers import SiglipVisionConfig, SiglipVisionModel
+    from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
     settings = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 64}
     theirs = randomise(SiglipVisionModel(SiglipVisionConfig(**settings, patch_size=14, image_size=64)))
     theirs.save_pretrained(tmp_path)
-    x = torch.randn(1, 3, 56, 56)
+    SiglipImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    ours = load_backbone(tmp_path)
+    whole = replace(ours.preprocess, image_size=(64, 64), unseen=(0, 0))(photo(90, 70))
     with torch.inference_mode():
-        want = theirs(pixel_values=torch.nn.functional.pad(x, (0, 8, 0, 8))).last_hidden_state
-        assert relative_error(load_backbone(tmp_path)(x).tokens, want) < 1e-5
+        want = theirs(pixel_values=whole[None]).last_hidden_state
+        assert relative_error(ours(ours.preprocess(photo(90, 70))[None]).tokens, want) < 1e-5
 
 
 def test_a_classifier_is_there_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.helpers import relative_error
 from vitbackbone import load_backbone
 from vitbackbone.checkpoints.huggingface.config import MODEL_TYPES
 from vitbackbone.networks.transformers_input import feed_of
-from vitbackbone.networks.transformers_parts import config_of, find_towers
+from vitbackbone.networks.transformers_towers import config_of, find_towers
 
 LIMIT = 1e-5
 

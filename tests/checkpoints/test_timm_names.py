@@ -1,5 +1,6 @@
 """Models by timm's name: their configuration, and their files as parameters."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ import timm
 import torch
 
 from tests.checkpoints.sampling import covering, first_of_each
-from tests.timm_networks import BACKBONES
+from tests.helpers import randomise, relative_error
+from tests.timm_networks import BACKBONES, images
 from vitbackbone import ConversionError, Preprocess
 from vitbackbone.checkpoints.rules import convert
 from vitbackbone.checkpoints.timm_names import describe_timm, preprocess_of, timm_rules
@@ -132,3 +134,24 @@ def test_what_a_list_of_models_shows_is_what_timm_says(name: str) -> None:
     last = list(model.feature_info)[-1]
     assert (last["reduction"], last["num_chs"]) == (stride, dim)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+@pytest.mark.parametrize("name", ["vit_so400m_patch14_siglip_384.webli", "vit_so400m_patch14_siglip_gap_384.webli"])
+def test_a_vit_drops_what_fills_no_whole_patch(name: str) -> None:
+    """timm runs images of 384 pixels there, and sees 27 patches of 14."""
+    architecture, small = name.partition(".")[0], (("embed_dim", 48), ("depth", 1), ("num_heads", 3))
+    entry = describe_timm(name)
+    assert (entry.config.image_size, entry.preprocess.image_size, entry.preprocess.unseen) == (
+        (378, 378),
+        (378, 378),
+        (6, 6),
+    )
+    theirs = randomise(timm.create_model(architecture, pretrained=False, num_classes=0, **dict(small))).eval()
+    config = replace(entry.config, arguments=(*entry.config.arguments, *small))
+    ours = TimmBackbone(config).eval()
+    ours.model.load_state_dict(theirs.state_dict())
+    x = images(1, 3, 384, 384)
+    with torch.inference_mode():
+        got, want = ours(x[..., :378, :378]), theirs.forward_features(x)
+        assert relative_error(got.tokens, want) < 1e-5
+        assert relative_error(got.pooled, theirs.forward_head(want, pre_logits=True)) < 1e-5

@@ -14,7 +14,7 @@ from tests.helpers import tiny_vit
 from vitbackbone import (
     load_backbone,
 )
-from vitbackbone.checkpoints.load import read_weights
+from vitbackbone.checkpoints.tensor_files import read_weights
 
 
 class Evil:

@@ -29,7 +29,10 @@ def test_preprocessing_source_and_licence_are_those_of_timm(name: str) -> None:
     assert ours.licence == LICENCES.get(name, theirs.license)
 
 
-LICENCES = {"vit_intern300m_patch14_448.ogvl_2pt5": "mit"}  # as its authors say; timm says nothing, so it gives its own
+LICENCES = {  # as the authors say: of the first, timm says nothing, and Apple changed its own since timm's copies
+    "vit_intern300m_patch14_448.ogvl_2pt5": "mit",
+    **{name: "apple-amlr" for name in TIMM_NAMES if name.startswith("aimv2_")},
+}
 
 
 def kind(name: str) -> tuple[object, ...]:

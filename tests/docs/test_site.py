@@ -10,8 +10,8 @@ import pytest
 
 import heads
 import vitbackbone
+from tests.buckets import photos_in_shards
 from tests.docs.pages import ROOT, run_page, save_photos
-from tests.servers import photos_in_shards
 
 DOCS = ROOT / "docs"
 PAGES = sorted(

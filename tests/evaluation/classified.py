@@ -12,6 +12,7 @@ from vitbackbone.evaluation.metrics.corruption import ALEXNET
 
 WNIDS = ["n01440764", "n01443537", "n01484850", "n01491361"]
 SMALL = {"view.short": 36, "view.crop": 32}  # for the tiny ViT of 32 pixels
+FAST = {**SMALL, "fit.ks": "3"}  # of the protocol `knn`
 
 
 def picture(label: int, seed: int, size: tuple[int, int] = (40, 44)) -> Image.Image:

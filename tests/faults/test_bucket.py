@@ -18,8 +18,9 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
+from tests.buckets import Service, going_to, put_folder, serving_buckets
 from tests.helpers import save_photo, tiny_vit
-from tests.servers import Faults, Service, going_to, proxy, put_folder, quick_repeats, repeat_quickly, serving_buckets
+from tests.servers import Faults, proxy, quick_repeats, repeat_quickly
 from vitbackbone.files import open_storage
 from vitbackbone.store import FeatureStore, extract, history, verify
 from vitbackbone.store.layout import object_key

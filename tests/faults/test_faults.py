@@ -25,12 +25,12 @@ from vitbackbone.images.preprocess import Preprocess
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.vit import ViT
 from vitbackbone.store import FeatureStore, extract, history, verify
-from vitbackbone.store import pull as pull_module
 from vitbackbone.store.layout import lease_key
-from vitbackbone.store.leases import Lease
 from vitbackbone.store.records import seal
 from vitbackbone.store.results import read_tasks
 from vitbackbone.store.snapshots import latest
+from vitbackbone.store.workers import pull as pull_module
+from vitbackbone.store.workers.leases import Lease
 
 FORK = multiprocessing.get_context("fork")  # of a process that has torch already: a kill loop would wait for it else
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.buckets import ACCOUNT_KEY, KEYS, azurite, going_to, google
 from tests.helpers import cases
-from tests.servers import ACCOUNT_KEY, KEYS, Faults, azurite, going_to, google, npm_server, proxy, quick_repeats
-from vitbackbone.files import cloud_clients, cloud_requests, object_storage
+from tests.servers import Faults, npm_server, proxy, quick_repeats
+from vitbackbone.files import bucket_clients, cloud_requests, object_storage
 from vitbackbone.files.object_storage import ObjectStorage, open_bucket
 
 pytest.importorskip("obstore", reason="buckets need the extra 'cloud'")
@@ -79,10 +80,10 @@ def test_azure_keeps_the_contract_of_a_storage(tmp_path: Path, monkeypatch: pyte
         with proxy(server, faults) as through:
             settings = f"AccountName={account};AccountKey={ACCOUNT_KEY};BlobEndpoint={through}/{account};"
             monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", settings)
-            cloud_clients._client.cache_clear()
+            bucket_clients._client.cache_clear()
             check_contract(open_bucket("az://photos/contract"))
             check_conditions(open_bucket("az://photos/conditions"))
-    cloud_clients._client.cache_clear()
+    bucket_clients._client.cache_clear()
 
 
 @pytest.mark.parametrize("kind", cases(["none", "refused", "lost", "failed", "cut"], {"lost"}))
@@ -93,14 +94,14 @@ def test_google_keeps_the_contract_of_a_storage(tmp_path: Path, monkeypatch: pyt
         (tmp_path / "account.json").write_text(json.dumps(account | {"gcs_base_url": through}))
         monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
         monkeypatch.setenv("GOOGLE_BASE_URL", through)
-        cloud_clients._client.cache_clear()
+        bucket_clients._client.cache_clear()
         storage = open_bucket("gs://photos/contract")
         check_contract(storage)
         listed = next(storage.list())
         assert storage.swap(listed.key, b"by a list", listed.version)  # which tells no generation
         assert storage.swap(listed.key, b"again", listed.version) is None
         check_conditions(open_bucket("gs://photos/conditions"))
-    cloud_clients._client.cache_clear()
+    bucket_clients._client.cache_clear()
 
 
 def test_credentials_are_those_of_the_tools_of_the_cloud(
@@ -120,7 +121,7 @@ def test_credentials_are_those_of_the_tools_of_the_cloud(
             "AWS_EC2_METADATA_DISABLED": "true",
         }.items():
             monkeypatch.setenv(name, value)
-        cloud_clients._client.cache_clear()
+        bucket_clients._client.cache_clear()
         with pytest.raises(PermissionError, match="no credentials were found; set AWS_ACCESS_KEY_ID"):
             open_bucket("s3://photos")
         monkeypatch.setenv("AWS_PROFILE", "work")
@@ -129,14 +130,14 @@ def test_credentials_are_those_of_the_tools_of_the_cloud(
         assert "/eu-west-1/s3/" in faults.signatures[-1]
         monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        cloud_clients._client.cache_clear()
+        bucket_clients._client.cache_clear()
         with pytest.raises(PermissionError):  # the server has no public objects
             open_bucket("s3://photos").head("credentials")
         assert faults.signatures[-1] == ""
         faults.denied = 1.0
         with pytest.raises(PermissionError, match=r"access is denied \(Access Denied\); set AWS_ACCESS_KEY_ID"):
             open_bucket("s3://photos").get("credentials")
-    cloud_clients._client.cache_clear()
+    bucket_clients._client.cache_clear()
 
 
 def test_a_list_is_sorted_by_bytes_and_starts_anywhere(connect: object) -> None:
@@ -206,7 +207,7 @@ def test_of_several_creators_and_swappers_one_wins(connect: object) -> None:
 
 def test_a_service_that_stays_away_is_an_error_that_says_so(connect: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cloud_requests, "PATIENCE", 0.5)
-    monkeypatch.setitem(cloud_clients.RETRIES, "max_retries", 1)
+    monkeypatch.setitem(bucket_clients.RETRIES, "max_retries", 1)
     storage = connect(Faults(refused=1.0), "away")
     with pytest.raises(cloud_requests.ServiceError, match=r"Slow down\); run the same command again"):
         storage.get("a")
@@ -254,10 +255,10 @@ def test_s3rver_ignores_conditions_and_is_refused(tmp_path: Path, monkeypatch: p
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         (tmp_path / "photos").mkdir()
-        cloud_clients._client.cache_clear()
+        bucket_clients._client.cache_clear()
         with pytest.raises(object_storage.ConditionsIgnored):
             open_bucket("s3://photos/store").create("a", b"1")
-    cloud_clients._client.cache_clear()
+    bucket_clients._client.cache_clear()
 
 
 @pytest.mark.slow

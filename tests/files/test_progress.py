@@ -8,7 +8,8 @@ from huggingface_hub.utils import are_progress_bars_disabled
 
 from vitbackbone import progress_bar
 from vitbackbone.checkpoints.hub import download
-from vitbackbone.cli import demo, main
+from vitbackbone.cli import main
+from vitbackbone.cli.commands import demo
 from vitbackbone.files import no_progress_bars, progress
 
 
@@ -38,7 +39,7 @@ def test_quiet_hides_the_bars_of_a_command(quiet, monkeypatch, capsys):
         list(progress_bar(range(3), "counting"))
         return 0
 
-    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(demo, "_run", run)
     assert main(["demo", *["-q"] * quiet]) == 0
     shown = capsys.readouterr()
     assert ("counting" in shown.err) is not quiet

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from heads import KnnProbe, blocks
+from heads import KnnProbe
+from heads.probes import rows
 from tests.heads.samples import clusters
 
 
@@ -35,7 +36,7 @@ def test_knn_votes_as_dino(k, temperature):
 def test_knn_does_not_depend_on_its_blocks(monkeypatch, block):
     X, y, test = clusters(60, 4)
     expected = double_loop(X, y, test, 5, 0.07)
-    monkeypatch.setattr(blocks, "ROWS", block)
+    monkeypatch.setattr(rows, "ROWS", block)
     probe = KnnProbe(k=5).fit(X, y)
     assert len(list(probe._votes(test))) == -(-60 // block)
     np.testing.assert_allclose(probe.predict_proba(test), expected, rtol=1e-9)

@@ -12,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from heads import KnnProbe, LinearProbe, blocks, load_probe, probes, report, save_probe
-from heads.blocks import Rows
+from heads import KnnProbe, LinearProbe, load_probe, report, save_probe
+from heads.probes import linear, rows
+from heads.probes.rows import Rows
 from vitbackbone.files import progress
 
 BLOCK = 32
@@ -49,7 +50,7 @@ class Stored:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(blocks, "ROWS", BLOCK)
+    monkeypatch.setattr(rows, "ROWS", BLOCK)
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_long_reading_shows_a_bar_with_rate_and_time_left(stored, monkeypatch, c
 @pytest.mark.parametrize("num_classes", [2, 5])
 def test_the_sweep_ends_early_and_is_as_good_as_a_naive_one(stored, monkeypatch, num_classes):
     X, y, _ = samples(500, num_classes)
-    held = probes.hold_out(y, 0.1)
+    held = linear.hold_out(y, 0.1)
     scaled = StandardScaler().fit_transform(X)
 
     def accuracy(C: float) -> float:
@@ -148,10 +149,10 @@ def test_the_sweep_ends_early_and_is_as_good_as_a_naive_one(stored, monkeypatch,
         return model.score(scaled[held], y[held])
 
     tried = []
-    minimum = probes.Objective.minimum
-    monkeypatch.setattr(probes.Objective, "minimum", lambda self, C, *rest: tried.append(C) or minimum(self, C, *rest))
+    minimum = linear.Objective.minimum
+    monkeypatch.setattr(linear.Objective, "minimum", lambda self, C, *rest: tried.append(C) or minimum(self, C, *rest))
     probe = LinearProbe("dinov2").fit(stored(X), y)
-    candidates = probes.PRESETS["dinov2"]
+    candidates = linear.PRESETS["dinov2"]
     assert tried[:-1] == list(candidates[: len(tried) - 1])
     assert tried[-1] == probe.C_
     assert len(tried) < len(candidates)

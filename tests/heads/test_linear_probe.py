@@ -10,7 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from heads import LinearProbe, logistic, probes
+from heads import LinearProbe
+from heads.probes import linear, logistic
 from tests.heads.samples import LazyRows, clusters
 
 SWEEP = 10 ** np.linspace(-6, 5, 45)
@@ -85,7 +86,7 @@ def test_float32_stays_and_predicts_as_float64(preset):
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_dinov2_chooses_the_c_of_a_naive_sweep_and_refits_on_all(num_classes):
     X, y, test = clusters(240, num_classes, dim=40, spread=0.35)
-    held = probes.hold_out(y, 0.1)
+    held = linear.hold_out(y, 0.1)
     scaled = StandardScaler().fit_transform(X)
     accuracies = [
         LogisticRegression(C=C, max_iter=1000).fit(scaled[~held], y[~held]).score(scaled[held], y[held]) for C in SWEEP
@@ -108,7 +109,7 @@ def test_a_candidate_that_does_not_converge_is_judged_without_a_warning(monkeypa
 def test_the_hold_out_takes_a_tenth_of_each_class_and_leaves_it_some():
     y = np.repeat([0, 1, 2, 3, 4], [200, 33, 5, 2, 1])
     np.random.default_rng(0).shuffle(y)
-    held = probes.hold_out(y, 0.1)
+    held = linear.hold_out(y, 0.1)
     assert np.bincount(y[held], minlength=5).tolist() == [20, 3, 1, 1, 0]
     first = np.flatnonzero(y == 0)[:20]
     assert not held[first].all()  # drawn, not the first ones

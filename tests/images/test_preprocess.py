@@ -223,3 +223,17 @@ def test_impossible_settings_are_refused(fields: dict[str, Any]) -> None:
         Preprocess(**fields)
     with pytest.raises(ValueError, match="resolution must be at least 1"):
         Preprocess()(photo(8, 8), 0)
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border", "letterbox", "pad"])
+def test_the_crop_loses_what_fills_no_whole_patch(mode: str) -> None:
+    """As a convolution of patches of 14 reads a photo of 64 x 60: without the last rows and columns."""
+    whole = Preprocess((64, 60), 1.0 if mode in ("letterbox", "pad") else 0.9, mode)
+    ours, image = whole.in_patches(14), photo(90, 130)
+    assert ours.image_size == (56, 56)
+    assert torch.equal(ours(image), whole(image)[:, :56, :56])
+    assert ours.view((90, 130)).to_source(10, 20) == whole.view((90, 130)).to_source(10, 20)
+    assert torch.equal(ours(image, 64), whole(image, 64))
+    assert whole.in_patches(4) == whole
+    with pytest.raises(ValueError, match=r"unseen=\(1, 0\) with crop_mode='patches'; want \(0, 0\)"):
+        Preprocess(crop_pct=1.0, crop_mode="patches", most_pixels=256, unseen=(1, 0))

@@ -15,7 +15,7 @@ from tests.helpers import cases, randomise, relative_error, tiny_vit
 from vitbackbone import Features, Layout, Rotary, ViT, ViTConfig
 from vitbackbone.model.attention import attend_jagged
 from vitbackbone.model.layers import DropPath
-from vitbackbone.model.position import rotary_table
+from vitbackbone.model.positions.rotary import rotary_table
 
 QUERIES = 6  # tokens in front of CLS, as EoMT adds them
 ROTARY = Rotary(100.0, "centred", "halves")

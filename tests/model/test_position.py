@@ -11,7 +11,8 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 from tests.helpers import relative_error, tiny_vit
 from vitbackbone import Resampling, Rotary
 from vitbackbone.model import layers
-from vitbackbone.model.position import resample, resampling_matrices, sincos1d, sincos2d
+from vitbackbone.model.positions.resampling import resample, resampling_matrices
+from vitbackbone.model.positions.sincos import sincos1d, sincos2d
 from vitbackbone.runtime.routes import share
 
 TABLE = torch.randn(6 * 6, 5, generator=torch.Generator().manual_seed(0))

@@ -14,14 +14,14 @@ import torch
 from tests.helpers import relative_error, save_photo, tiny_vit
 from tests.networks.fused_backbones import FIRST, FUSED, SECOND
 from vitbackbone import ImageFeatures
-from vitbackbone.cli.probing import check_same_backbone
+from vitbackbone.cli.commands.probe import check_same_backbone
 from vitbackbone.contract.fingerprint import weights_sha256
 from vitbackbone.inspection import show
 from vitbackbone.networks.fused import FusedPreprocess
 from vitbackbone.store import extract
-from vitbackbone.store.locate import Locator
 from vitbackbone.store.manifest import make_manifest
-from vitbackbone.store.reader import ImageReader
+from vitbackbone.store.sources.locate import Locator
+from vitbackbone.store.workers.reader import ImageReader
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from heads.cameras import CameraEncoder
 from tests.helpers import cases, randomise, relative_error
 from tests.timm_networks import BACKBONES, TOLERANCE, images
 from vitbackbone import BackboneModule, BackboneSpec, Features, load_backbone
+from vitbackbone.networks.timm import TimmBackbone, TimmConfig
 
 # One architecture of each module of timm, among the smallest. Where a module has several heads, one of each.
 ARCHITECTURES = """
@@ -206,3 +207,15 @@ def test_pooled_of_other_layers_is_cls_or_the_mean_of_the_patches() -> None:
 def test_networks_without_one_map_and_its_tokens_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=REFUSED[name]):
         load_backbone(f"timm:{name}", weights="random")
+
+
+def test_an_encoder_without_a_head_pools_the_mean_of_its_last_map() -> None:
+    """timm's `forward_head` of MobileNetV5's encoder takes no `pre_logits`, because it only raises an error."""
+    config = TimmConfig("mobilenetv5_300m_enc", (128, 96), arguments=(("channel_multiplier", 0.05),))
+    backbone = randomise(TimmBackbone(config)).eval()
+    x = images(1, 3, 128, 96)
+    *_, want = backbone.model.forward_intermediates(x, intermediates_only=True)
+    assert relative_error(backbone(x).patches, want) < TOLERANCE
+    assert relative_error(backbone(x).pooled, want.mean((2, 3))) < TOLERANCE
+    with pytest.raises(NotImplementedError):
+        backbone.model.forward_head(want)

@@ -1,7 +1,8 @@
 """Every family equals its upstream on identical, fully randomised weights: native, another square, a non-square size,
 and one that the patch does not divide.
 
-The error is max |a - b| / max |b| in float32. The cases are those of `tests/oracles.py`.
+The error is max |a - b| / max |b| in float32. The cases are rows of the tables in `tests/oracles.py`,
+`tests/transformers_oracles.py` and `tests/towers.py`.
 """
 
 import math
@@ -17,27 +18,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.helpers import randomise, relative_error
-from tests.oracles import (
-    CASES,
-    HF,
-    P16,
-    POLICIES,
-    Case,
-    errors,
-    hf_case,
-    hf_model,
-    images,
-    timm_at,
-    timm_case,
-    timm_model,
-)
+from tests.oracles import P16, TIMM_CASES, Case, errors, images, timm_case, timm_model
+from tests.resampling_policies import POLICIES, timm_at
 from tests.small_timm import SMALL_CASES
 from tests.towers import TOWER_CASES
+from tests.transformers_oracles import HF, HF_CASES, hf_case, hf_model
 from vitbackbone import ViTConfig, load_backbone
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.zoo import ZOO
 from vitbackbone.checkpoints.zoo.entry import TIMM_RESAMPLING
-from vitbackbone.model.position import rotary_table
+from vitbackbone.model.positions.rotary import rotary_table
 
 LIMIT = 1e-5
 HEAVY = {  # by the clock; of these the quick tests have the size that is not square
@@ -73,7 +63,9 @@ def sized(case: Case) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize(("case", "size"), [param for case in [*CASES, *TOWER_CASES] for param in sized(case)])
+@pytest.mark.parametrize(
+    ("case", "size"), [param for case in [*TIMM_CASES, *HF_CASES, *TOWER_CASES] for param in sized(case)]
+)
 def test_equals_its_upstream(case: Case, size: tuple[int, int], tmp_path: Path) -> None:
     model = case.model()
     case.save(model, tmp_path)
@@ -83,10 +75,10 @@ def test_equals_its_upstream(case: Case, size: tuple[int, int], tmp_path: Path) 
 
 def test_every_format_of_timm_and_transformers_has_a_case() -> None:
     """A table that no case runs through is not known to be right."""
-    every = [*CASES, *TOWER_CASES, *SMALL_CASES]
+    every = [*TIMM_CASES, *HF_CASES, *TOWER_CASES, *SMALL_CASES]
     ran = {ZOO[case.name].format for case in every if case.upstream == "timm" and case.name in ZOO}
     assert ran >= {ZOO[name].format for name in ZOO if ZOO[name].source.startswith("timm/")}
-    classes = {HF[case.name].model for case in CASES if case.upstream == "transformers"}
+    classes = {HF[case.name].model for case in HF_CASES}
     wanted = {name.split()[0] for name in FORMATS if name[0].isupper()}
     assert wanted - classes == WHOLE_MODELS
 

@@ -13,11 +13,11 @@ from transformers import Dinov2Backbone, Dinov2Config
 
 from tests.backbones import QUICK, VITS
 from tests.helpers import cases, photo, randomise, relative_error, tiny_vit
-from tests.oracles import hf_model
+from tests.transformers_oracles import hf_model
 from vitbackbone import ConversionError, Resampling, load_backbone
 from vitbackbone.checkpoints.zoo import ZOO
 from vitbackbone.model.config import ViTConfig
-from vitbackbone.model.position import resample
+from vitbackbone.model.positions.resampling import resample
 
 
 def images(*shape: int) -> torch.Tensor:

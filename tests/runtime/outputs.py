@@ -9,11 +9,11 @@ from torch import Tensor
 from tests.backbones import images
 from tests.helpers import relative_error
 from vitbackbone import BackboneModule, Features, ViT
-from vitbackbone.runtime import linears
+from vitbackbone.runtime import kernels
 
 BF16 = torch.bfloat16
 FP32 = torch.float32
-packed_fp32 = pytest.mark.skipif(bool(linears.trouble(FP32)), reason=linears.trouble(FP32))
+packed_fp32 = pytest.mark.skipif(bool(kernels.trouble(FP32)), reason=kernels.trouble(FP32))
 MIXED = [images(3, 40, 24), images(3, 16, 33, seed=1), images(3, 40, 24, seed=2)]
 
 

@@ -23,7 +23,7 @@ from vitbackbone.contract.fingerprint import weights_sha256
 from vitbackbone.networks.timm import TimmBackbone, TimmConfig
 from vitbackbone.runtime import openvino as engine
 from vitbackbone.runtime import routes
-from vitbackbone.runtime.choice import compare
+from vitbackbone.runtime.fidelity import compare
 from vitbackbone.runtime.openvino import OpenVinoBackbone
 
 ov = pytest.importorskip("openvino")

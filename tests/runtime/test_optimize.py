@@ -19,8 +19,9 @@ from tests.runtime.outputs import BF16, FP32, MIXED, furthest, outputs, packed_f
 from vitbackbone import BackboneModule, Features, fingerprint
 from vitbackbone.contract.fingerprint import weights_sha256
 from vitbackbone.contract.spec import Fidelity
-from vitbackbone.runtime import choice, linears, routes
-from vitbackbone.runtime.choice import compare, optimize
+from vitbackbone.runtime import choice, kernels, routes
+from vitbackbone.runtime.choice import optimize
+from vitbackbone.runtime.fidelity import compare
 from vitbackbone.runtime.routes import Route
 
 
@@ -218,7 +219,7 @@ def test_private_operations_that_are_gone_or_wrong_are_not_used(
     kernel: object, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", kernel)
-    assert linears.trouble(FP32)
+    assert kernels.trouble(FP32)
     with caplog.at_level(logging.INFO, "vitbackbone"):
         fast = optimize(VITS["cls"], engine="native")
     (record,) = caplog.records
@@ -229,7 +230,7 @@ def test_private_operations_that_are_gone_or_wrong_are_not_used(
 
 def test_operations_that_torch_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
-    assert "no packed torch.float32 linears" in linears.trouble(FP32)
+    assert "no packed torch.float32 linears" in kernels.trouble(FP32)
 
 
 @packed_fp32

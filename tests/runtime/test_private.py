@@ -11,12 +11,12 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 import vitbackbone
 from vitbackbone.contract import tracing
-from vitbackbone.runtime import linears
+from vitbackbone.runtime import kernels
 
 HOME = Path(vitbackbone.__file__).parent
 PLACES = {
-    "torch.ops.mkldnn.": "runtime/linears.py",
-    "torch._addmm_activation(": "runtime/linears.py",
+    "torch.ops.mkldnn.": "runtime/kernels.py",
+    "torch._addmm_activation(": "runtime/kernels.py",
     "torch.ops.onednn.": "runtime/int8.py",
     "torch.fx.experimental": "contract/tracing.py",
     "torch.nn.attention.varlen": "model/varlen.py",
@@ -81,4 +81,4 @@ def test_the_setting_is_put_back_after_an_error() -> None:
 
 def test_a_missing_activation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch, "_addmm_activation")
-    assert "no linear with a GELU here" in linears.gelu_trouble(torch.bfloat16, torch.device("cpu"))
+    assert "no linear with a GELU here" in kernels.gelu_trouble(torch.bfloat16, torch.device("cpu"))

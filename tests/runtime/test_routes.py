@@ -19,10 +19,11 @@ from vitbackbone.contract.fingerprint import weights_sha256
 from vitbackbone.model.attention import attend
 from vitbackbone.model.layers import GatedMlp
 from vitbackbone.runtime import int8 as eight_bits
-from vitbackbone.runtime import linears, routes
-from vitbackbone.runtime.choice import compare, optimize
+from vitbackbone.runtime import kernels, routes
+from vitbackbone.runtime.choice import optimize
+from vitbackbone.runtime.fidelity import compare
 
-packed_bf16 = pytest.mark.skipif(bool(linears.trouble(BF16)), reason=linears.trouble(BF16))
+packed_bf16 = pytest.mark.skipif(bool(kernels.trouble(BF16)), reason=kernels.trouble(BF16))
 
 onednn_int8 = pytest.mark.skipif(bool(eight_bits.int8_trouble()), reason=eight_bits.int8_trouble())
 
@@ -35,7 +36,7 @@ def test_packed_float32_is_the_plain_backbone_to_1e5(name: str, fuses: bool, mon
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     backbone = BACKBONES[name]
     fast = routes.packed(backbone, MIXED)
-    assert any(isinstance(module, linears.PackedLinear) for module in fast.modules()) or name in ("resnet",)
+    assert any(isinstance(module, kernels.PackedLinear) for module in fast.modules()) or name in ("resnet",)
     for batch in (images(2, 3, 40, 56), MIXED):
         assert furthest(outputs(fast, batch), outputs(backbone, batch)) < 1e-5
 
@@ -90,7 +91,7 @@ def test_compiled_blocks_are_the_same_at_any_size_and_compiled_twice() -> None:
 @pytest.mark.parametrize("name", ["cls", "swiglu"])
 def test_on_a_gpu_the_gelu_is_left_to_the_linear_layer(name: str) -> None:
     fast = routes.bfloat16(VITS[name], MIXED)
-    assert (type(fast.blocks[0].mlp) is GatedMlp) or (type(fast.blocks[0].mlp.fc1) is linears.GeluLinear)
+    assert (type(fast.blocks[0].mlp) is GatedMlp) or (type(fast.blocks[0].mlp.fc1) is kernels.GeluLinear)
     for batch in (images(2, 3, 40, 56), MIXED):
         with torch.inference_mode():
             assert compare(fast(batch), VITS[name](batch)).cosine > 0.999
@@ -98,9 +99,9 @@ def test_on_a_gpu_the_gelu_is_left_to_the_linear_layer(name: str) -> None:
 
 def test_a_wrong_gelu_is_not_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "_addmm_activation", lambda bias, x, weight, use_gelu: x @ weight + bias)
-    assert "is off by" in linears.gelu_trouble(BF16, torch.device("cpu"))
+    assert "is off by" in kernels.gelu_trouble(BF16, torch.device("cpu"))
     fast = routes.bfloat16(VITS["cls"], MIXED)
-    assert type(fast.blocks[0].mlp.fc1) is linears.CastLinear
+    assert type(fast.blocks[0].mlp.fc1) is kernels.CastLinear
 
 
 def test_what_is_not_compiled_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,14 +124,14 @@ def test_attention_in_blocks_is_torchs_fused_one(queries: int, kind: str) -> Non
     bias = {"none": None, "bias": images(1, 3, queries, 300, seed=3), "mask": images(2, 1, queries, 300, seed=4) > 0}[
         kind
     ]
-    assert relative_error(linears.attend_in_blocks(q, k, v, bias), attend(q, k, v, bias)) < 1e-5
+    assert relative_error(kernels.attend_in_blocks(q, k, v, bias), attend(q, k, v, bias)) < 1e-5
 
 
 def test_scales_are_folded_into_the_linear_before_them() -> None:
     """And not into parameters: those are the checkpoint's."""
     vit = tiny_vit(layer_scale=True)
     fast = routes.unpacked(vit, MIXED, dtype=FP32)
-    assert all(type(block.ls1) is linears.Folded and type(block.ls2) is linears.Folded for block in fast.blocks)
+    assert all(type(block.ls1) is kernels.Folded and type(block.ls2) is kernels.Folded for block in fast.blocks)
     assert furthest(outputs(fast, MIXED), outputs(vit, MIXED)) < 1e-5
     assert weights_sha256(fast) == weights_sha256(vit)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vitbackbone.store.locate import Unreadable, locators, read_bytes
-from vitbackbone.store.source import list_inputs
+from vitbackbone.store.sources.locate import Unreadable, locators, read_bytes
+from vitbackbone.store.sources.source import list_inputs
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 LONG = "/".join(["a folder of a name that is long"] * 7)

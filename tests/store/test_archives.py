@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import tiny_vit
 from tests.store.archives import contents, image, tar, zipped
 from vitbackbone.store import extract
-from vitbackbone.store.source import list_inputs
+from vitbackbone.store.sources.source import list_inputs
 
 
 @pytest.mark.parametrize("make", [tar, zipped])

@@ -24,8 +24,8 @@ from vitbackbone.images import Photo
 from vitbackbone.images.preprocess import Preprocess
 from vitbackbone.model.vit import ViT
 from vitbackbone.store import extract, list_inputs
-from vitbackbone.store.locate import Locator, Unreadable, content_sha256, locators
-from vitbackbone.store.reader import ImageReader
+from vitbackbone.store.sources.locate import Locator, Unreadable, content_sha256, locators
+from vitbackbone.store.workers.reader import ImageReader
 
 
 def png_header(width: int, height: int) -> bytes:

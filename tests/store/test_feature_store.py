@@ -15,8 +15,9 @@ from safetensors import safe_open
 from tests.helpers import tiny_vit
 from tests.store.small import backbone, contents, features_of, save
 from vitbackbone.contract.fingerprint import weights_sha256
-from vitbackbone.store import FeatureStore, extract, route, verify
+from vitbackbone.store import FeatureStore, extract, verify
 from vitbackbone.store.layout import INDEX
+from vitbackbone.store.workers import route
 
 
 def test_the_store_opens_without_reading_the_shards(
@@ -168,7 +169,7 @@ def test_routes_are_compared_only_for_images_that_can_be_read(
     asked = []
     optimise = route.optimize
     monkeypatch.setattr(route, "optimize", lambda *given: (asked.append(given), optimise(*given))[1])
-    for module in ("route", "run"):
+    for module in ("workers.route", "run"):
         monkeypatch.setattr(f"vitbackbone.store.{module}.AUTO_FROM", 3)
     for i in range(3):
         save(tmp_path / "photos" / f"{i}.png", i)

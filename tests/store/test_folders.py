@@ -16,9 +16,9 @@ from PIL import Image
 
 from tests.helpers import save_photo, tiny_vit
 from vitbackbone.store import FeatureStore, extract
-from vitbackbone.store import folder as folder_module
-from vitbackbone.store.locate import Unreadable, locators, read_bytes
-from vitbackbone.store.source import list_inputs
+from vitbackbone.store.sources import folder as folder_module
+from vitbackbone.store.sources.locate import Unreadable, locators, read_bytes
+from vitbackbone.store.sources.source import list_inputs
 
 
 def fill(root: Path, *names: str, format: str = "JPEG") -> Path:

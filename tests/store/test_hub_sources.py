@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.servers import serving
-from vitbackbone.store import remote
-from vitbackbone.store.locate import locators, read_bytes
-from vitbackbone.store.source import list_inputs
+from vitbackbone.store.sources import remote
+from vitbackbone.store.sources.locate import locators, read_bytes
+from vitbackbone.store.sources.source import list_inputs
 
 IMAGES = [b"\x89PNG\r\n\x1a\n" + bytes([i]) * 40_000 for i in range(6)]
 

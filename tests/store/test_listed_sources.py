@@ -9,7 +9,7 @@ import pytest
 
 from tests.store.small import backbone, direct, save, write_list
 from vitbackbone.store import extract
-from vitbackbone.store.source import list_inputs
+from vitbackbone.store.sources.source import list_inputs
 
 
 @pytest.mark.promise(16)

@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("av")
 
+from tests.buckets import going_to, moto
 from tests.helpers import photo, tiny_vit
 from tests.images.videos import KINDS, make_video
-from tests.servers import going_to, moto
 from vitbackbone.files import open_storage
 from vitbackbone.store import FeatureStore, extract, list_inputs
 from vitbackbone.store.photos import source_files

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.store.archives import contents, image, patch
-from vitbackbone.store.source import list_inputs
+from vitbackbone.store.sources.source import list_inputs
 
 
 def table(file: Path, names: list[str] | None = None, column: str = "image", **columns: object) -> Path:

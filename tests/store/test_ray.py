@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.buckets import going_to, moto
 from tests.helpers import randomise, save_photo, tiny_vit
-from tests.servers import going_to, moto
 from vitbackbone.contract.features import Features
 from vitbackbone.contract.geometry import Images
 from vitbackbone.files import open_storage

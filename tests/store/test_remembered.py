@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.buckets import going_to
 from tests.helpers import photo, tiny_vit
-from tests.servers import Faults, going_to, proxy, quick_repeats
+from tests.servers import Faults, proxy, quick_repeats
 from vitbackbone.files import open_storage
 from vitbackbone.store import FeatureStore, extract
 from vitbackbone.store.layout import ROWS
-from vitbackbone.store.remembered import Remembered
-from vitbackbone.store.rows import Root
+from vitbackbone.store.sources.remembered import Remembered
+from vitbackbone.store.sources.rows import Root
 
 pytest.importorskip("obstore", reason="buckets need the extra 'cloud'")
 pytestmark = pytest.mark.usefixtures(quick_repeats.__name__)

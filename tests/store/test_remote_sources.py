@@ -13,17 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.servers import Faults, going_to, proxy, put_folder, quick_repeats
-from vitbackbone.files import cloud_clients
+from tests.buckets import going_to, put_folder
+from tests.servers import Faults, proxy, quick_repeats
+from vitbackbone.files import bucket_clients
 from vitbackbone.files.cloud_requests import ServiceDown
 from vitbackbone.files.object_storage import open_bucket
 from vitbackbone.files.ranged import LARGEST, SMALLEST, RangedContent, RangedFile
-from vitbackbone.store import braces
-from vitbackbone.store.braces import expand_braces, has_braces
-from vitbackbone.store.identity import read_contents
-from vitbackbone.store.locate import AWAY_SERVICE, Unreadable, locators, read_bytes
-from vitbackbone.store.rows import Inputs
-from vitbackbone.store.source import list_inputs
+from vitbackbone.store.sources import braces
+from vitbackbone.store.sources.braces import expand_braces, has_braces
+from vitbackbone.store.sources.identity import read_contents
+from vitbackbone.store.sources.locate import AWAY_SERVICE, Unreadable, locators, read_bytes
+from vitbackbone.store.sources.rows import Inputs
+from vitbackbone.store.sources.source import list_inputs
 
 pytest.importorskip("obstore", reason="buckets need the extra 'cloud'")
 pytestmark = pytest.mark.usefixtures(quick_repeats.__name__)
@@ -180,7 +181,7 @@ def test_an_archive_is_read_by_few_large_ranges_and_a_member_by_a_small_one(faul
     assert faults.requests == []  # the listing has read them
     assert digests == [hashlib.sha256(read_bytes(one)).digest() for one in at]
     faults.requests.clear()
-    from vitbackbone.store import remote
+    from vitbackbone.store.sources import remote
 
     remote._known.__dict__.clear()  # as in a process that has read nothing
     assert len(read_bytes(at[200])) == 100_012
@@ -216,7 +217,7 @@ def test_an_object_that_fails_is_a_row_and_a_service_that_is_down_ends_the_run(
     faults: Faults, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vitbackbone.files.cloud_requests.PATIENCE", 0.05)
-    monkeypatch.setitem(cloud_clients.RETRIES, "max_retries", 0)
+    monkeypatch.setitem(bucket_clients.RETRIES, "max_retries", 0)
     put_folder(folder, open_bucket("s3://photos/ill"))
     inputs = list_inputs("s3://photos/ill/photos")
     faults.refused, faults.only = 1.0, "GET .*cat/1"

@@ -23,8 +23,8 @@ from vitbackbone.files import LocalStorage
 from vitbackbone.images import ImageError, Photo
 from vitbackbone.model.vit import ViT
 from vitbackbone.store import FeatureStore, extract, history, prune, verify
-from vitbackbone.store.leases import Leases
-from vitbackbone.store.locate import REMEDIES, Reason
+from vitbackbone.store.sources.locate import REMEDIES, Reason
+from vitbackbone.store.workers.leases import Leases
 
 OPTIONS = {"shard_size": 4, "batch_size": 4, "progress": False}
 
@@ -334,7 +334,7 @@ class Slow(ViT):
 def test_sigterm_drops_the_shard_gives_its_claim_back_and_exits_143(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vitbackbone.cli.extraction as module
+    import vitbackbone.cli.commands.extract as module
 
     out = tmp_path / "out"
     slow = Slow(tiny_vit().config).eval()

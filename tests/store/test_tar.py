@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.store.archives import FORMATS, NAMES, contents, image, listed_by_tar, tar
-from vitbackbone.store.source import list_inputs
-from vitbackbone.store.tar import BLOCK
+from vitbackbone.store.sources.source import list_inputs
+from vitbackbone.store.sources.tar import BLOCK
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -16,8 +16,8 @@ from tests.images.videos import KINDS, RATE, decoded, keyframes, make_video
 from vitbackbone.cli import main
 from vitbackbone.store import FeatureStore, extract, list_inputs, verify
 from vitbackbone.store.formats import export
-from vitbackbone.store.lanes import Lanes
 from vitbackbone.store.photos import read_photos, source_files
+from vitbackbone.store.workers.lanes import Lanes
 
 COUNT = 26
 
@@ -107,9 +107,9 @@ def test_a_second_run_decodes_nothing_and_a_changed_video_is_redone_alone(
 def test_frames_are_chosen_by_options(
     options: list[str], chosen: list[int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitbackbone.cli import extraction
+    from vitbackbone.cli.commands import extract as command
 
-    monkeypatch.setattr(extraction, "load", lambda _: tiny_vit())
+    monkeypatch.setattr(command, "load", lambda _: tiny_vit())
     data = make_video(KINDS["mp4 without B-frames"], COUNT)
     (tmp_path / "clip.mp4").write_bytes(data)
     if options == ["--keyframes"]:
@@ -183,7 +183,7 @@ def test_workers_share_the_decoding_of_a_video(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(video_frames._Decoder, "_feed", spy)
     # A process with clients of clouds starts its workers afresh, without the spy.
-    monkeypatch.setattr("vitbackbone.store.reader.has_clients", lambda: False)
+    monkeypatch.setattr("vitbackbone.store.workers.reader.has_clients", lambda: False)
     (tmp_path / "clip.mp4").write_bytes(make_video(KINDS["mp4"], 72))
     extract(tiny_vit(), tmp_path / "clip.mp4", tmp_path / "out", batch_size=4, workers=2, progress=False)
     decoded = [file.stat().st_size for file in tmp_path.glob("decoded-*")]

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from tests.store.archives import NAMES, contents, image, listed_by_unzip, patch, tar, zipped
-from vitbackbone.store.locate import locators, read_bytes
-from vitbackbone.store.source import list_inputs
+from vitbackbone.store.sources.locate import locators, read_bytes
+from vitbackbone.store.sources.source import list_inputs
 
 METHODS = {
     "stored": zipfile.ZIP_STORED,

@@ -31,7 +31,7 @@ def radio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     for folder in (*folders.values(), tmp_path / "radio"):
         folder.mkdir()
-    monkeypatch.setattr("vitbackbone.checkpoints.text.download_if_there", there)
+    monkeypatch.setattr("vitbackbone.checkpoints.text.load.download_if_there", there)
     (tmp_path / "radio" / "config.json").write_text(json.dumps({"args": {"teachers": TEACHERS}}))
     return tmp_path / "radio"
 

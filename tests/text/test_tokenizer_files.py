@@ -12,8 +12,9 @@ import sentencepiece
 import transformers
 from sentencepiece import sentencepiece_model_pb2
 
+from tests.helpers import cases
 from tests.text.models import TEXTS, WORDS, bert_tokenizer, clip_tokenizer
-from vitbackbone.checkpoints.tokenizer_files import lowered, read_tokenizer
+from vitbackbone.checkpoints.text.tokenizer_files import lowered, read_tokenizer
 from vitbackbone.model.text.tokens import CLEANINGS
 
 ODD = (
@@ -127,6 +128,27 @@ def test_a_model_normalises_texts_as_it_says(kind: str, spec: str, model: str, t
     theirs = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
     ours = read_tokenizer(find_in(tmp_path), "here", kind)
     for text in (*ODD, "\u0301 a", "\u200b x", "a\u2028\u2028b\x0b\x85c"):
+        assert ours.encode(text, add_special_tokens=False).ids == theirs.encode(text), text
+
+
+SYMBOLS = ["<mask>", "[x]", "<mas", "A|B"]
+WITH_SYMBOLS = (
+    *("a<mask>b", "<mask> a", "a photo <mask>  of <mask>", " <mask><mask>x ", "[x]", "a [x]b<mas <mask", "A|Ba a|b"),
+    "é<mask> １[x]２  ",
+)
+
+
+@pytest.mark.parametrize("model", ["unigram", "bpe"])
+@pytest.mark.parametrize("spec", cases(["as trained", "no prefix", "no prefix, all spaces", "bytes"], ["as trained"]))
+def test_symbols_inside_a_text_stay_whole(spec: str, model: str, tmp_path: Path) -> None:
+    """They part the text into pieces, but no space comes or goes beside them."""
+    given = {"add_dummy_prefix": True, "remove_extra_whitespaces": True, **SPECS[spec]}
+    options = {**T5, "vocab_size": 480, "user_defined_symbols": SYMBOLS, **given}
+    proto = train(model, **options)
+    (tmp_path / "spiece.model").write_bytes(proto)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=proto)
+    ours = read_tokenizer(find_in(tmp_path), "here", "T5Tokenizer")
+    for text in (*ODD, *WITH_SYMBOLS):
         assert ours.encode(text, add_special_tokens=False).ids == theirs.encode(text), text
 
 

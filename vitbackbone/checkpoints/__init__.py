@@ -3,16 +3,11 @@
 from vitbackbone.checkpoints.export import export_weights, save_pretrained
 from vitbackbone.checkpoints.faults import ConversionError
 from vitbackbone.checkpoints.hub import WeightsUnavailable
-from vitbackbone.checkpoints.load import (
-    Checkpoint,
-    find_entry,
-    list_backbones,
-    load_backbone,
-    load_checkpoint,
-)
+from vitbackbone.checkpoints.load import find_entry, list_backbones, load_backbone, load_checkpoint
+from vitbackbone.checkpoints.options import Checkpoint
 from vitbackbone.checkpoints.sources import read_published
 from vitbackbone.checkpoints.tensor_files import read_weights
-from vitbackbone.checkpoints.text import load_text
+from vitbackbone.checkpoints.text.load import load_text
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry
 
 __all__ = [

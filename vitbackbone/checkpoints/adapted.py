@@ -65,8 +65,8 @@ def adapted_config(saved: Json) -> TransformersConfig | None:
 def read_adapted(settings: Json, default: Preprocess) -> Preprocess:
     """Return the preprocessing of an image processor's settings.
 
-    If it resizes in a way that `Preprocess` lacks, such as to a number of patches, the photo is resized to the
-    encoder's own size, and only the interpolation and the normalisation are the processor's.
+    `Preprocess` lacks some ways to resize, such as to a number of patches. The photo is then resized to the encoder's
+    own size, with the processor's interpolation and normalisation.
     """
     settings = _of_frames(settings)
     height, width = default.image_size
@@ -81,7 +81,8 @@ def read_adapted(settings: Json, default: Preprocess) -> Preprocess:
 
 
 def _of_frames(settings: Json) -> Json:
-    """Return the settings of a processor of frames as those of the same processor of photos; others as they are."""
+    """Return a video processor's settings as settings of `CLIPImageProcessor`, which does the same to one photo. Other
+    settings stay as they are."""
     kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
     kind = kind.replace("FeatureExtractor", "ImageProcessor")
     if kind not in FRAMES:

@@ -92,7 +92,7 @@ def inflate(parameters: dict[str, Tensor], names: tuple[str, ...], wanted: Mappi
 
 
 def preprocess_for(preprocess: Preprocess, channels: int) -> Preprocess:
-    """Return the transform for `channels` channels, whose means and deviations go on as the kernels do.
+    """Return the transform for `channels` channels. It repeats the means and deviations as the kernels are repeated.
 
     One channel has the average of the three. Replace them if the statistics of the bands are known.
     """

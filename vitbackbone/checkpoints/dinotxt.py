@@ -104,7 +104,7 @@ TOWERS = (
 def settle_text(config: TextConfig, whole: State, state: State) -> tuple[TextConfig, dict[str, Tensor]]:
     """Return the configuration of the text tower in a file, and the scale of its logits.
 
-    `whole`: the tensors of the file. `state`: those of the text tower.
+    `whole`: the tensors of the file. `state`: the tensors of the text tower.
     """
     scale = whole["logit_scale"] if "logit_scale" in whole else torch.tensor(LOGIT_SCALE)
     tokens, width = (state.get(key) for key in ("backbone.token_embedding.weight", "head.linear_projection.weight"))

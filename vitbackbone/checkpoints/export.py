@@ -51,9 +51,9 @@ def export_weights(backbone: BackboneModule, format: str, head: Mapping[str, Ten
     Hugging Face formats are named by the class that loads them.
     `head`: the classifier's parameters, as `Checkpoint.head` holds them.
 
-    The position of CLS is zeros, because loading added it to the token. Zeros also fill the parameters that the loading
-    class has and no feature depends on: the token for masked patches, or the tanh layer that `ViTModel` puts on CLS.
-    For a model with a text tower or a decoder, only the vision encoder is exported.
+    The position of CLS is zeros, because loading added it to the token. Zeros also fill parameters of the loading class
+    on which no feature depends. These are the mask token, and the tanh layer that `ViTModel` puts on CLS. For a model
+    with a text tower or a decoder, only the vision encoder is exported.
     Tensors may share memory with the backbone, like those of `state_dict`.
 
     Raises `ValueError` if the backbone is not a `ViT`, the format is unknown, or `head` has other names than a head's.
@@ -102,11 +102,12 @@ def save_pretrained(
     config, processor = write_config(written, architecture), write_preprocess(vit.preprocess)
     layout = written_layout(config)
     read, default = read_config(config)
+    again = read_preprocess(processor, default).in_patches(vit.config.patch_size)
     if not any("projection.weight" in rule.targets for rule in FORMATS[layout]):  # the file has the setting even then
         read = replace(cast(ViTConfig, read), projection_dim=0)
     wrong = [
         *_differences("config", _lasting(written), _lasting(cast(ViTConfig, read))),
-        *_differences("preprocess", _cutting(vit.preprocess), _cutting(read_preprocess(processor, default))),
+        *_differences("preprocess", _cutting(vit.preprocess), _cutting(again)),
     ]
     if wrong:
         raise ValueError(f"{architecture} cannot express this backbone:\n  " + "\n  ".join(wrong))
@@ -157,7 +158,7 @@ def _lasting(config: ViTConfig) -> ViTConfig:
 def _cutting(preprocess: Preprocess) -> Preprocess:
     """Express the crop in pixels of the preprocessing's own size, because the files hold no fraction. If no half pixel
     occurs, the rounding does not matter."""
-    size, resized = preprocess.image_size, preprocess.scaled(preprocess.image_size)
+    size, resized = preprocess.crop, preprocess.scaled(preprocess.crop)
     even = preprocess.crop_mode == "squash" and not any((a - b) % 2 for a, b in zip(resized, size, strict=True))
     rounding = "down" if even else preprocess.crop_rounding
     return replace(preprocess, crop_pct=size[0] / resized[0], crop_rounding=rounding)

@@ -12,8 +12,8 @@ LONGEST_ERROR = 560  # characters of the lines that are spelled out; the counts 
 
 
 class ConversionError(ValueError):
-    """A checkpoint and a model that do not fit. The message names keys on both sides, as many as fit into
-    1000 characters, and what the others begin with."""
+    """A checkpoint and a model that do not fit. The message names keys on both sides, in at most 1000 characters, and
+    the prefixes of the other keys."""
 
 
 class Faults:

@@ -45,7 +45,7 @@ def download_if_there(known: str, repository: str, file: str, revision: str | No
 
 
 def _is_known_missing(repository: str, file: str, revision: str | None) -> bool:
-    """Whether the cache remembers that the repository has no such file."""
+    """Return whether the cache remembers that the repository has no such file."""
     from huggingface_hub import try_to_load_from_cache
 
     # A path if the file is cached, None if nothing is known, and a marker of a private name if the file is missing

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from vitbackbone.checkpoints.huggingface import LARGEST, Depth, Epsilon, Heads, Length, Vocabulary, Width
-from vitbackbone.checkpoints.open_clip_bert import FindConfig, read_bert_tower
+from vitbackbone.checkpoints.text.open_clip_bert import FindConfig, read_bert_tower
 from vitbackbone.files import SHORT, Record, check_record, read_json
 from vitbackbone.model import Cleaning, MlpKind, TextConfig
 
@@ -24,7 +24,7 @@ class ActivationOptions(Record, extra="forbid"):
 
 
 class TokenizerOptions(Record, extra="forbid"):
-    """How a text is cleaned. The default depends on the tokenizer."""
+    """The cleaning of a text. The default depends on the tokenizer."""
 
     clean: Literal["canonicalize", "lower", "whitespace"] | None = None
     strip_sep_token: bool = False

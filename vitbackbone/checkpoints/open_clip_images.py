@@ -121,6 +121,10 @@ class OpenClipDirectory:
             mean=settings.mean,
             std=settings.std,
         )
+        if isinstance(found.config, ViTConfig):
+            preprocess = preprocess.in_patches(found.config.patch_size)
+        elif isinstance(found.config, TimmConfig) and any(found.preprocess.unseen):
+            preprocess = replace(preprocess, image_size=found.config.image_size, unseen=found.preprocess.unseen)
         source = str(self.file.parent)
         return Entry(found.config, found.format, preprocess, "", source, on_hub=False, classifier=found.classifier)
 
@@ -178,8 +182,8 @@ class OpenClipDirectory:
         if not isinstance(found.config, ViTConfig) or layout not in FORMATS or vision.timm_proj == "mlp" or not pooled:
             adapted = directory.adapted()
             assert isinstance(adapted.config, TimmConfig)
-            sized = replace(adapted.config, projection=self._projection(), image_size=vision.image_size)
-            return replace(adapted, config=sized, classifier=())
+            projected = replace(adapted.config, projection=self._projection())
+            return replace(adapted, config=projected, classifier=())
         if vision.timm_proj == "none":
             return replace(found, config=replace(found.config, projection_dim=0), format=layout)
         bias = vision.timm_proj_bias if own else True  # timm's head has a bias

@@ -8,9 +8,9 @@ because a sum in half precision would lose digits that the file holds.
 
 A rule names source keys and target parameters. `{i}` stands for a block's number, and `{rest}` at the end for any rest.
 A rule applies if the model has all its targets, so one table can serve a plain MLP and a gated one. If several rules
-match a key, the one that takes the most keys of the checkpoint applies: a CLS token with a position beside it, and one
-without. Every source key must match exactly one rule that applies, and every parameter must be filled exactly once.
-Otherwise one error lists both sides. `revert` runs the same table backwards.
+match a key, the one that takes the most keys of the checkpoint applies. For example, a CLS token may have a position
+beside it or not. Every source key must match exactly one rule that applies, and every parameter must be filled exactly
+once. Otherwise one error lists both sides. `revert` runs the same table backwards.
 """
 
 import re
@@ -129,7 +129,7 @@ def both(source: str, target: str) -> Rules:
 
 
 def together(*layers: tuple[str, str]) -> Rules:
-    """Rename layers, source and target, that a checkpoint has all or none of."""
+    """Rename layers from source to target. A checkpoint has all of them or none."""
     sources, targets = zip(*layers, strict=True)
     return tuple(
         Rule(tuple(f"{name}.{kind}" for name in sources), tuple(f"{name}.{kind}" for name in targets))
@@ -158,8 +158,8 @@ def read_only(rules: Iterable[Rule]) -> Rules:
 def convert(state: State, rules: Iterable[Rule], expected: State) -> dict[str, Tensor]:
     """Return the parameters `expected` from a checkpoint's tensors, and the parameters of its heads (`HEADS`) if any.
 
-    Raises one `ConversionError`. It lists the keys that no rule or several rules match, the sources that a rule lacks,
-    and the parameters that are filled twice, not at all, or with another shape or kind of numbers.
+    Raises one `ConversionError`. It lists the keys that no rule or several rules match, and the sources that a rule
+    lacks. It also lists the parameters that are filled twice, not at all, or with another shape or dtype.
     """
     table, faults = tuple(rules), Faults()
     made: dict[str, Made] = {}
@@ -216,7 +216,7 @@ def _match(state: State, table: Sequence[Rule], expected: State, faults: Faults)
 
 
 def _widest(fitting: list[tuple[int, int, str]], table: Sequence[Rule], state: State) -> list[tuple[int, int, str]]:
-    """Return the rules that take the most keys, among those whose keys are all there."""
+    """Return the rules that take the most keys, among the rules that find all of their keys."""
     whole = [row for row in fitting if all(source.replace("{i}", row[2]) in state for source in table[row[0]].sources)]
     most = max((len(table[n].sources) for n, _, _ in whole), default=0)
     return [row for row in whole if len(table[row[0]].sources) == most] or fitting
@@ -271,7 +271,7 @@ def _check_filled(made: Mapping[str, Made], table: Sequence[Rule], expected: Sta
 
 
 def _check_fits(name: str, made: Made, expected: Tensor | None, faults: Faults) -> None:
-    """Note a parameter of another shape or kind of numbers than the model has."""
+    """Note a parameter whose shape or dtype differs from the model's."""
     if made.tensor is None:
         return
     shape, dtype = tuple(made.tensor.shape), made.tensor.dtype
@@ -333,7 +333,7 @@ def _blocks(rule: Rule, state: State) -> list[str]:
 
 
 class Templates:
-    """Templates of keys with a value each. Looking up a key costs the same for a long table and a short one."""
+    """Templates of keys, each with a value. Looking up a key costs the same for a long table and a short one."""
 
     def __init__(self, rows: Iterable[tuple[str, tuple[int, int]]]) -> None:
         self._whole: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -364,7 +364,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _names(target: str, block: str, known: State) -> list[str]:
-    """Return the parameters that a target means."""
+    """Return the names of the parameters that a target stands for."""
     if block or "{i}" not in target:
         return [target.replace("{i}", block)]
     return [name for name in known if _pattern(target).fullmatch(name)]

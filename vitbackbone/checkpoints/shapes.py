@@ -1,4 +1,5 @@
-"""What the keys and shapes of a checkpoint say about a network. They beat its settings, which may be silent or wrong.
+"""Facts about a network that the keys and shapes of a checkpoint tell. They overrule its settings, which may be missing
+or wrong.
 
 A part that is there or not follows the checkpoint: norms, poolings, LayerScale, biases, the gate of an MLP. A number in
 the settings that contradicts the checkpoint is an error, because it is not known which of the two is damaged.

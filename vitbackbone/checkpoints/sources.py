@@ -1,4 +1,4 @@
-"""What a name leads to: an entry of the zoo, a model of timm, or a directory with a `config.json`, and its weights."""
+"""Resolving a name to an entry of the zoo, a model of timm, or a directory with a `config.json`, and to its weights."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -50,7 +50,8 @@ class Directory:
 
     @property
     def needs_adapter(self) -> bool:
-        """Whether each tower feeds a decoder by a class of transformers whose maps no native network gives."""
+        """Whether each tower is of a transformers class that hands maps to a decoder, and that no native network
+        matches."""
         return all(map(self._is_foreign, self.parts)) or self.saved.get("model_type") == "maskformer-swin"
 
     def _is_foreign(self, part: Part) -> bool:
@@ -108,6 +109,8 @@ class Directory:
     def _entry(self, part: Part) -> Entry:
         config, preprocess = part.model_type.read_whole(part.settings)
         preprocess = _read_processor(self.path, preprocess)
+        if isinstance(config, ViTConfig):
+            preprocess = preprocess.in_patches(config.patch_size)
         hf = config.resampling if isinstance(config, ViTConfig) else PLAIN
         return Entry(config, part.model_type.layout, preprocess, "", str(self.path), hf, on_hub=False)
 

@@ -34,7 +34,7 @@ def read_weights(path: str | PathLike[str]) -> Mapping[str, Any]:
 
     The tensors of a `.safetensors` file are read when they are looked up. torch's files (`.pth`, `.pt`, `.bin`,
     `.ckpt`, `.tar`) are read with `weights_only=True`. Tensors in dicts inside each other get dotted names:
-    `teacher.backbone.cls_token`. What a trainer saves beside them is left out: numbers, optimisers, schedules.
+    `teacher.backbone.cls_token`. Everything else that a trainer saves is left out: numbers, optimisers, schedules.
     Raises `OSError` if the file is missing or cannot be read. Raises `ValueError` if it is damaged, names a tensor
     twice, claims more numbers than it holds, contains pickled code, or is no state dict. Both errors name the file.
     """

@@ -164,7 +164,8 @@ class TimmDirectory:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value of a JSON file is a word, or a number or list of numbers of the sizes that networks have."""
+    """Return whether a value of a JSON file is a word, or a number or list of numbers of the sizes that networks
+    have."""
     if isinstance(value, list):
         return len(value) <= LONGEST and all(map(_is_plain, value))
     if isinstance(value, str):

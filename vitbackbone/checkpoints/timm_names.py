@@ -1,8 +1,10 @@
 """Models by timm's names: their configuration, preprocessing, licence and source, and the keys of their files."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vitbackbone.checkpoints.rules import OUTSIDE, Change, Rule, drop, rename, together
@@ -15,7 +17,7 @@ Arguments = tuple[tuple[str, Any], ...]  # keyword arguments of timm's construct
 
 @dataclass(frozen=True)
 class Family:
-    """The arguments that let a family of networks, one module of timm, run at any image size."""
+    """The arguments that let a family of networks run at any image size. A family is one module of timm."""
 
     arguments: Arguments = ()
     windows: Windows = "timm"
@@ -59,7 +61,7 @@ def is_timm(name: str) -> bool:
 
 
 def describe_timm(name: str) -> TimmEntry:
-    """Return what timm knows about `name`, without building the model or using the network. The name is an
+    """Return what timm knows about `name`, without its weights and without the Hub. The name is an
     architecture, with or without the tag of its weights, such as `"swin_tiny_patch4_window7_224.ms_in1k"`.
 
     Raises `ValueError` on an unknown name, listing similar ones, and on preprocessing that is not supported.
@@ -77,7 +79,8 @@ def describe_timm(name: str) -> TimmEntry:
 
 def describe_weights(architecture: str, cfg: dict[str, Any], arguments: Arguments = ()) -> TimmEntry:
     """Return what `cfg`, timm's `pretrained_cfg`, says about the weights of an architecture. `arguments` of the
-    constructor come before those that this package chooses. Raises `ValueError` as `describe_timm` does."""
+    constructor come before those that this package chooses. Sizes are those of whole patches, because timm's ViTs drop
+    the rest of an image at the bottom and right. Raises `ValueError` as `describe_timm` does."""
     import timm
 
     preprocess = preprocess_of(cfg)
@@ -86,6 +89,10 @@ def describe_weights(architecture: str, cfg: dict[str, Any], arguments: Argument
     trained = given.get("img_size") or preprocess.image_size
     image_size = (trained, trained) if isinstance(trained, int) else (trained[0], trained[1])
     family = FAMILIES.get(timm.models.model_entrypoint(architecture).__module__, Family())
+    if fixed and family == DYNAMIC:
+        patch = _patch_of(architecture, arguments)
+        preprocess = preprocess.in_patches(patch)
+        image_size = (image_size[0] - image_size[0] % patch, image_size[1] - image_size[1] % patch)
     size = {"img_size": image_size} if fixed else {}
     config = TimmConfig(
         architecture=architecture,
@@ -100,6 +107,20 @@ def describe_weights(architecture: str, cfg: dict[str, Any], arguments: Argument
     classifier = (layers,) if isinstance(layers, str) else tuple(layers)
     licence, source, classes = (cfg.get(key) or "" for key in ("license", "hf_hub_id", "num_classes"))
     return TimmEntry(config, preprocess, licence, source, int(classes or 0), classifier)
+
+
+@cache
+def _patch_of(architecture: str, arguments: Arguments) -> int:
+    """Return the side of a ViT's patches in pixels, or 1 if timm refuses the arguments, as it will when it builds the
+    network."""
+    import timm
+
+    try:
+        with torch.device("meta"):
+            network: Any = timm.create_model(architecture, pretrained=False, num_classes=0, **dict(arguments))
+        return int(network.patch_embed.feat_ratio())
+    except Exception:  # a constructor raises all kinds of errors on arguments that it does not take
+        return 1
 
 
 def preprocess_of(cfg: dict[str, Any]) -> Preprocess:

@@ -107,7 +107,7 @@ class Taken:
 
 
 def _is_norm(rule: Rule) -> bool:
-    """Whether a rule fills a norm behind the last block."""
+    """Return whether a rule fills a norm behind the last block."""
     return any(target.startswith(("norm.", "fc_norm.")) for target in rule.targets)
 
 
@@ -153,7 +153,7 @@ def _akin(pairs: Sequence[tuple[Part, str]], by: int) -> list[tuple[Part, str]]:
 
 
 def take(state: State, rules: Rules, tower: str | None, part: str | None, must: bool) -> Taken:
-    """Return the tensors of the tower in a checkpoint whose settings are known. The errors are those of `choose`.
+    """Return the tensors of the tower in a checkpoint whose settings are known. Raises the errors of `choose`.
 
     `must`: raise `ConversionError` if no key is the patch embedding's. Otherwise the conversion explains what lacks.
     """
@@ -209,7 +209,7 @@ def _names(prefixes: Iterable[str]) -> str:
 
 
 def _fits(part: Part, prefix: str, state: State) -> bool:
-    """Whether a prefix has the blocks and the patch embedding that the settings describe."""
+    """Return whether a prefix has the blocks and the patch embedding that the settings describe."""
     config = part.model_type.read(part.settings)
     kernels = [state[prefix + anchor] for anchor in _anchors(part.rules) if prefix + anchor in state]
     if isinstance(config, TimmConfig):

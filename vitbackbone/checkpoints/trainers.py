@@ -1,4 +1,4 @@
-"""What trainers write: a tower behind prefixes, copies of it, wrappers inside of keys, and modules beside it.
+"""Files that trainers write: a tower behind prefixes, copies of it, wrappers inside of keys, and modules beside it.
 
 Keys are dotted: dicts inside each other in a torch file have joined names. So the copies of a network that a trainer
 keeps, such as a teacher and a student, are towers behind several prefixes.
@@ -62,8 +62,8 @@ def of_part(prefixes: Iterable[str], part: str | None) -> list[str]:
 
 
 def prefer(prefixes: Collection[str], order: Collection[str] = (*AVERAGED, *PARTS)) -> list[str]:
-    """Return the prefixes of the part that is meant unless a user names another: the averaged copy of a network before
-    the trained one, and `state_dict` before other names."""
+    """Return the prefixes of the part that is loaded by default. An averaged copy of a network comes before the trained
+    one, and `state_dict` before other names."""
     rank = {prefix: _rank(prefix, list(order)) for prefix in prefixes}
     return [prefix for prefix in prefixes if rank[prefix] == min(rank.values())]
 
@@ -74,8 +74,8 @@ def _rank(prefix: str, order: list[str]) -> int:
 
 def merge_chunks(state: State, rules: Rules) -> State:
     """Return the tensors with the blocks of chunks, `blocks.c.i`, or stages, `encoder.stages.c.layers.i`, numbered
-    through. DINOv2's trainer counts `i` over all chunks; others count within a chunk or stage. A network whose own
-    stages have such keys, as EfficientNet's, keeps them."""
+    through. DINOv2's trainer counts `i` over all chunks; others count within a chunk or stage. A network keeps such
+    keys if its own stages have them, as those of EfficientNet do."""
     keys = {key: match for key in state if (match := CHUNKED.match(key))}
     known = _known(rules)
     if not keys or any(key.startswith("blocks.") for key in state.keys() - keys.keys()) or any(map(known, keys)):

@@ -64,14 +64,14 @@ def parser() -> Parser:
 
 
 def _function(name: str) -> Callable[[argparse.Namespace], int]:
-    """Return a function of this package by its name, such as `looking.list_models`.
+    """Return the function of a command by its name in `commands/`, such as `models.list_models`.
 
     Its module is imported when it is called, so that --help and a wrong option need not wait for PyTorch.
     """
     module, function = name.split(".")
 
     def run(arguments: argparse.Namespace) -> int:
-        return getattr(import_module(f"vitbackbone.cli.{module}"), function)(arguments)
+        return getattr(import_module(f"vitbackbone.cli.commands.{module}"), function)(arguments)
 
     return run
 
@@ -95,7 +95,7 @@ class _Version(argparse.Action):
 def _add_extraction(command: Command) -> None:
     p = command(
         "extract",
-        "extraction.run_extract",
+        "extract.run_extract",
         "Write the features of images into a store. Run it again to compute what is missing, damaged, new or changed.",
         f"vitbackbone extract photos/ --model {STRONGER} --out features/ --tokens cls,patches",
         "vitbackbone extract 'shards/*.tar' --out features/ --workers 4",
@@ -158,13 +158,14 @@ def _add_extraction(command: Command) -> None:
     group.add_argument("--cluster", choices=["ray"], help="compute the shards on a Ray cluster")
     text = "address of the cluster: auto, or ray://HEAD:10001 (default: a new cluster on this machine)"
     group.add_argument("--ray-address", metavar="ADDRESS", help=text)
-    group.add_argument("--ray-actors", type=int, metavar="N", help="number of actors (default: 1 to 64, as fit)")
+    text = "number of actors (default: as many as fit, at most 64)"
+    group.add_argument("--ray-actors", type=int, metavar="N", help=text)
     group.add_argument("--ray-cpus", type=float, metavar="N", help="CPUs reserved for each actor (default: 1)")
     group.add_argument("--ray-gpus", type=float, metavar="N", help="GPUs reserved for each; give --device cuda too")
 
     p = command(
         "verify",
-        "extraction.run_verify",
+        "stores.run_verify",
         "Check a store against the checksums that were written with it. The exit code is 1 if anything is damaged.",
         "vitbackbone verify features/",
         "vitbackbone verify features/ --json",
@@ -174,7 +175,7 @@ def _add_extraction(command: Command) -> None:
 
     p = command(
         "log",
-        "extraction.run_log",
+        "stores.run_log",
         "List the snapshots of a store, the last one first. FeatureStore(STORE, snapshot=N) opens any of them.",
         "vitbackbone log features/",
         "vitbackbone log features/ --json",
@@ -184,8 +185,8 @@ def _add_extraction(command: Command) -> None:
 
     p = command(
         "prune",
-        "extraction.run_prune",
-        "Remove old snapshots of a store, and the files that only those need.",
+        "stores.run_prune",
+        "Remove old snapshots of a store, and the files that no other snapshot needs.",
         "vitbackbone prune features/",
         "vitbackbone prune features/ --gone",
     )
@@ -196,7 +197,7 @@ def _add_extraction(command: Command) -> None:
 
     p = command(
         "export",
-        "extraction.run_export",
+        "stores.run_export",
         "Convert a store for other programs. An older export in the same folder is replaced.",
         "vitbackbone export features/ --format npy",
         "vitbackbone export features/ table/ --format parquet",
@@ -215,7 +216,7 @@ def _add_extraction(command: Command) -> None:
 def _add_probing(command: Command) -> None:
     p = command(
         "probe",
-        "probing.probe",
+        "probe.probe",
         "Fit a classifier on the features of a store, measure its accuracy, and save it.",
         "vitbackbone probe features/train --test features/test --probe linear",
         "vitbackbone probe features/ --groups photos.csv:animal",
@@ -240,7 +241,7 @@ def _add_probing(command: Command) -> None:
 
     p = command(
         "predict",
-        "probing.predict",
+        "probe.predict",
         "Classify images with a saved probe. Print the three most likely classes of each, with probabilities.",
         "vitbackbone predict cat.jpg photos/ --probe features/train/probe-linear",
     )
@@ -254,7 +255,7 @@ def _add_probing(command: Command) -> None:
 
     p = command(
         "classify",
-        "classes.classify",
+        "classify.classify",
         "Classify images with the classifier of a checkpoint, or by labels alone with an image-text model. Print the "
         "most likely classes with probabilities.",
         "vitbackbone classify cat.jpg --model hf:google/vit-base-patch16-224",
@@ -282,7 +283,7 @@ def _add_probing(command: Command) -> None:
 def _add_evaluation(command: Command) -> None:
     p = command(
         "evaluate",
-        "evaluating.run_evaluate",
+        "evaluate.run_evaluate",
         "Compute a backbone's figures by the papers' protocols, with the published figures beside them. A killed run "
         "resumes. The exit code is 1 if an image could not be read, or if `check` finds a difference.",
         f"vitbackbone evaluate knn linear --data imagenet=ImageNet/ --model {STRONGER} --out results/",
@@ -298,7 +299,7 @@ def _add_evaluation(command: Command) -> None:
     p.add_argument("--data", action="append", metavar="NAME=DIR", help=text)
     text = "folder for results, trained heads, and what a killed run resumes from; several runs may share it"
     p.add_argument("--out", type=out_folder, metavar="DIR", help=text)
-    text = "whose settings, such as v2 for DINOv2 (default: the first that `list` shows)"
+    text = "the paper whose settings are used, such as v2 for DINOv2 (default: the first that `list` shows)"
     p.add_argument("--variant", metavar="NAME", help=text)
     text = "change a setting that `describe` shows, such as fit.ks=10,20; give it again for several"
     p.add_argument("--set", action="append", metavar="KEY=VALUE", help=text)
@@ -315,7 +316,7 @@ def _add_evaluation(command: Command) -> None:
 def _add_looking(command: Command) -> None:
     p = command(
         "show",
-        "looking.show_pictures",
+        "show.show_pictures",
         "Draw what a backbone sees: attention of each head, attention rollout, PCA of the patches.",
         "vitbackbone show photo.jpg --resolution 128 --out pictures/",
     )
@@ -328,19 +329,19 @@ def _add_looking(command: Command) -> None:
 
     p = command(
         "demo",
-        "looking.run_demo",
+        "demo.run_demo",
         "Try everything on sample photos and digits, offline.",
         "vitbackbone demo --out demo",
     )
     p.add_argument("--out", type=out_folder, default="demo", metavar="DIR", help="output folder")
 
-    p = command("models", "looking.list_models", "List the backbones known by name.", "vitbackbone models '*dinov2*'")
+    p = command("models", "models.list_models", "List the backbones known by name.", "vitbackbone models '*dinov2*'")
     p.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a shell pattern, in quotes")
     add_json(p)
 
     p = command(
         "info",
-        "looking.print_info",
+        "models.print_info",
         "Print tokens, parameters, compute and memory of a backbone, or its forward pass step by step.",
         "vitbackbone info vit_base_patch16_224.augreg_in21k --resolution 384",
     )
@@ -355,7 +356,7 @@ def _add_looking(command: Command) -> None:
 def _add_checking(command: Command) -> None:
     p = command(
         "check",
-        "checking.run_check",
+        "check.run_check",
         "Compare a backbone with the library that its weights come from, timm or transformers, on two sample photos. "
         "The exit code is 1 if they differ.",
         "vitbackbone check vit_small_patch14_dinov2.lvd142m",

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 AGAIN = 0.05  # seconds
 
@@ -38,7 +39,7 @@ class Interrupts:
         self.came = True
         raise KeyboardInterrupt
 
-    def _dropped(self, dropped: "sys.UnraisableHookArgs") -> None:
+    def _dropped(self, dropped: Any) -> None:  # `sys.UnraisableHookArgs`, a name that type checkers alone know
         if isinstance(dropped.exc_value, KeyboardInterrupt):
             again = threading.Timer(AGAIN, _interrupt_again)
             again.daemon = True

@@ -15,8 +15,8 @@ from vitbackbone.contract.tracing import copied
 def align(features: Features, geometry: Geometry) -> Float[Tensor, "B D h w"]:
     """Resample a map bilinearly at the patch centres of another geometry of the same images.
 
-    Centres beyond the outermost patches take the value of the edge patch. Strides decide where centres lie, and grid
-    sizes do not: if a stride does not divide the image, the two maps cover different parts of the padding. If both maps
+    Centres beyond the outermost patches take the value of the edge patch. The strides decide where centres lie, not the
+    grid sizes. If a stride does not divide the image, the two maps cover different parts of the padding. If both maps
     cover the same area, the result equals `F.interpolate(align_corners=False)`.
     """
     maps, ratio = features.patches, geometry.stride / features.geometry.stride

@@ -72,7 +72,7 @@ def _shape(value: object) -> str:
 class Features(_Shapes):
     """The features of one layer, with the same fields for every family of backbones.
 
-    The map of clips (B, T, C, H, W) has an axis of time, (B, D, t, h, w), and CLS and registers stand for a whole clip.
+    The map of clips (B, T, C, H, W) has a time axis: (B, D, t, h, w). CLS and registers describe a whole clip.
     `BackboneSpec.tubelet` is the number of frames in a step of time. `step` returns the features of one step. If a
     backbone has patches for each group of channels (SatMAE), the groups are the steps.
     """
@@ -86,7 +86,8 @@ class Features(_Shapes):
 
     @property
     def tokens(self) -> Float[Tensor, "B N D"]:
-        """The patches as a sequence, (B, h*w, D), row-major. Those of clips are (B, t*h*w, D), step by step."""
+        """The patches as a sequence, (B, h*w, D), row-major. The tokens of clips are (B, t*h*w, D), one time step after
+        the other."""
         return rearrange(self.patches, "B D ... -> B (...) D")
 
     @property
@@ -175,7 +176,7 @@ def stack(alone: Sequence[Features]) -> Features:
 class Attention(_Shapes):
     """The attention maps of one block. Tokens are CLS if there is one, then registers, then patches, row-major."""
 
-    # Row i holds the weights of all tokens in token i. Rows sum to 1, minus the weight of a window's padding.
+    # Row i holds the weights of all tokens in token i. Rows sum to 1, minus the weight of a window's padding or a sink.
     weights: Float[Tensor, "B heads N N"]
     num_prefix: int  # CLS and registers
     grid: tuple[int, int]  # (h, w) of the patches

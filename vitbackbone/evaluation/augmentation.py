@@ -1,7 +1,7 @@
 """Augmented training images, streamed: each is decoded, cropped and flipped anew, and nothing is stored.
 
-The crop of an image depends only on the seed and on its position in the stream, so that a resumed run sees the same
-images as one that was never stopped.
+The crop of an image depends only on the seed and on its position in the stream. So a resumed run sees the same images
+as an undisturbed one.
 """
 
 import math

@@ -33,7 +33,7 @@ log = logging.getLogger("vitbackbone")
 
 @dataclass(frozen=True)
 class Machine:
-    """How a run computes. None of it changes a figure by more than rounding."""
+    """The means by which a run computes. None of them changes a figure by more than rounding."""
 
     device: str = "cpu"
     workers: int = 0  # processes or threads that read images, for each device

@@ -45,15 +45,15 @@ def evaluate(
     `data`: the folder of each dataset by its name, or the one folder of the protocol's own dataset.
     `out`: the folder for results, trained heads, and everything that a killed run resumes from. Results of several
     calls join in it. None keeps nothing but the results that are returned.
-    `variant`: whose settings, such as "v2" or "v3"; by default the protocol's first. `settings`: settings to change,
-    such as `{"fit.ks": "10,20"}`.
+    `variant`: the paper whose settings are used, such as "v2" or "v3"; by default the protocol's first. `settings`:
+    settings to change, such as `{"fit.ks": "10,20"}`.
     `limit`: at most so many images of each part of a dataset. Fits are shortened alike, unless `settings` has their
     steps. No published figure stands beside such a run.
     `device`, `devices`, `workers`, `batch_size`, `progress`: as for `extract`. Several devices share all images that
     no head is trained on; heads are trained on `device`.
 
-    Raises `ValueError` on an unknown protocol, variant, dataset, setting or device, on an argument of another type, and
-    on a dataset of another layout, before anything is computed.
+    Raises `ValueError` before anything is computed: on an unknown protocol, variant, dataset, setting or device, on an
+    argument of another type, and on a dataset of another layout.
     """
     if limit is not None:
         limit = _whole("limit", limit, 1)

@@ -18,8 +18,8 @@ R = TypeVar("R")
 def setting(default: Any, meaning: str, source: str = "", least: float | None = None) -> Any:
     """Declare a field of a frozen dataclass as a setting.
 
-    `source`: where its default is from. `least`: the least number that it may be changed to; by default 1 for whole
-    numbers and 0 for others, or the default itself if that is lower.
+    `source`: where its default is from. `least`: the lowest value allowed. The default is 1 for whole numbers and 0 for
+    others, or the setting's own default if that is lower.
     """
     return field(default=default, metadata={"meaning": meaning, "source": source, "least": least})
 

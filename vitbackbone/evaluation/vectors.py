@@ -135,7 +135,7 @@ class Vectors:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of which images could be read."""
+        """The SHA-256 of the list of images that could be read."""
         return hashlib.sha256(np.ascontiguousarray(self.rows).data).hexdigest()
 
     @cached_property

@@ -1,7 +1,7 @@
 """Files written whole or not at all, JSON read through a schema, and the progress bars and hints of all packages."""
 
 from vitbackbone.files.atomic import flush, leftovers, publish, publish_text, publish_together, read_together
-from vitbackbone.files.cloud_clients import has_clients
+from vitbackbone.files.bucket_clients import has_clients
 from vitbackbone.files.cloud_requests import ServiceDown, ServiceError
 from vitbackbone.files.local_storage import LIMITS, LocalStorage, full
 from vitbackbone.files.object_storage import READ_PART, open_bucket

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from vitbackbone.files.cloud_clients import CREDENTIALS
+from vitbackbone.files.bucket_clients import CREDENTIALS
 
 PATIENCE = 300.0  # seconds in which a request is repeated
 PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds before the first repetition and the latest; a pause doubles the one before

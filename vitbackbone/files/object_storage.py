@@ -2,8 +2,8 @@
 
 A PUT is there whole or not at all, so nothing needs a rename or a lock. Two habits of services need care:
 
-- An answer may get lost after the service did the work. The repetition of a create then finds one's own object, and
-  the repetition of a swap one's own version: both are read back and compared.
+- An answer may get lost after the service did the work. A repeated create then finds the object that it wrote, and a
+  repeated swap its own version. Both are read back and compared.
 - Some services accept a conditional write and ignore the condition. A store there would lose rows without a sign. A
   probe before the first conditional write of a process finds them out.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from vitbackbone.files.cloud_clients import CREDENTIALS, client_of
+from vitbackbone.files.bucket_clients import CREDENTIALS, client_of
 from vitbackbone.files.cloud_requests import PAUSE, ConditionsIgnored, repeat, status_of
 from vitbackbone.files.storage import Stored
 
@@ -175,7 +175,7 @@ class ObjectStorage:
                     return self.get(key) == data
                 except FileNotFoundError:  # another create is under way, or the object was deleted just now
                     time.sleep(PAUSE)
-        raise OSError(errno.EBUSY, "other writers create and delete this object without an end", self._place(key))
+        raise OSError(errno.EBUSY, "other writers keep creating and deleting this object", self._place(key))
 
     def _swap(self, key: str, data: bytes, version: str) -> str | None:
         from obstore.exceptions import PreconditionError
@@ -290,7 +290,7 @@ class ObjectStorage:
         return Stored(key, meta["size"], self._version(meta["e_tag"], meta["version"]))
 
     def _version(self, etag: str | None, generation: str | None) -> str:
-        """Return the ETag, and with it the generation where a swap needs it."""
+        """Return the version of an object: its ETag, with the generation if a swap needs it (Google)."""
         return f"{etag} {generation}" if generation and self.bucket.startswith("gs:") else etag or "-"
 
     def _path(self, key: str) -> str:

@@ -33,7 +33,7 @@ def progress_bar(
 
 
 def bars_are_hidden() -> bool:
-    """Whether `no_progress_bars` hides all bars. Bars of other libraries should follow it."""
+    """Return whether `no_progress_bars` hides all bars. Bars of other libraries should follow it."""
     return _hidden.get()
 
 

@@ -1,7 +1,7 @@
 """One interface over the places that hold a store: a folder of the local disk, or a bucket.
 
 A key is a relative POSIX path, such as `snapshots/00000001.json`. Four operations are enough to publish safely without
-rename, fsync or locks: objects that are named by their content are `put`; everything else is `create`d once, and two
+rename, fsync or locks. Objects that are named by their content are `put`. Everything else is `create`d once, and two
 kinds of small records are `swap`ped.
 """
 

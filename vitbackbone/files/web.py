@@ -1,6 +1,6 @@
 """Files of the web: `http://` and `https://`. Everything that answers is taken for hostile.
 
-A name is resolved here and the connection goes to an address that was checked, so that a name that changes its address
+A host name is resolved once, and the connection goes to the address that was checked. A name that changes its address
 in the meantime leads nowhere else. The same holds for every redirect. Sizes and times are limited. Proxies of the
 environment are not used, because they would resolve the name again.
 """
@@ -57,9 +57,9 @@ def fetch(
 ) -> WebAnswer:
     """Ask for a URL, or for `length` bytes of it from `start` on.
 
-    `private`: whether the address may be private. Raises `FileNotFoundError`, `PermissionError` if the server denies
-    access, `PrivateAddress`, `ServiceError` if a fault stays through all tries, `FileTooLarge`, `ValueError` if the
-    URL is not valid, and `OSError` for any other refusal.
+    `private`: whether the address may be private. Raises `ValueError` if the URL is not valid, `FileNotFoundError`,
+    `PrivateAddress`, `FileTooLarge`, and `PermissionError` if the server denies access. Raises `ServiceError` if a
+    fault stays through all tries, and `OSError` for any other refusal.
     """
     deadline, pause = time.monotonic() + SECONDS, PAUSE
     for _ in range(TRIES - 1):

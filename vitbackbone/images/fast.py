@@ -2,8 +2,8 @@
 
 simplejpeg (libjpeg-turbo) decodes JPEGs. Where it is missing, torchcodec's image decoder does. torchcodec also decodes
 PNG and WebP files in RGB. Two builds of one library can differ, for example in how they enlarge the colours of a JPEG.
-So each decoder is compared with Pillow once in a process, on small pictures of each kind that it would decode, and
-serves only the kinds where it is equal.
+So each process compares each decoder with Pillow once, on small pictures of every kind. A decoder serves only the kinds
+where the pixels are equal.
 
 A picture that they refuse is left to Pillow, which decodes it or says what is wrong.
 """

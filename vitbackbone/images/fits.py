@@ -84,8 +84,9 @@ def on_canvas(source: Size, multiple: int, least: int, most: int) -> Size:
 
 
 def between_edges(source: Size, multiple: int, least: int, most: int) -> Size:
-    """Return the size of `source`, with its longer side shrunk into a square of `most` pixels, and each side grown to
-    that of a square of `least` pixels. Nothing is rounded to multiples.
+    """Return the size of `source` within two bounds. The longer side shrinks to the side of a square of `most` pixels,
+    and the other one with it. Then each side grows to at least the side of a square of `least` pixels. Nothing is
+    rounded to multiples.
 
     Rounded as by transformers (image_processing_idefics2.py).
     """

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -112,13 +112,17 @@ class Preprocess:
 
     `crop_pct`: above 1, `"center"` and `"squash"` leave a black border around the photo, as timm does for VOLO.
 
-    `resampling`: whose filters resize. `"pillow"` is used by timm and most authors of checkpoints. `"torchvision"` is
-    used by transformers by default since version 5. The two differ by 1 or 2 levels of 255 where a photo shrinks, and
-    by up to 20 where it is enlarged bicubically. To change it, call
+    `resampling`: the library whose filters resize. `"pillow"` is used by timm and most authors of checkpoints.
+    `"torchvision"` is used by transformers by default since version 5. The two differ by 1 or 2 levels of 255 where a
+    photo shrinks, and by up to 20 where it is enlarged bicubically. To change it, call
     `dataclasses.replace(backbone.preprocess, resampling="torchvision")`.
 
     `crop_rounding`: how half a pixel of the crop's offset is rounded: `"even"` as by timm and torchvision, `"down"` as
     by transformers.
+
+    `unseen`: the rows and columns that are cut off at the bottom and right of the crop, because they fill no whole
+    patch and upstream's network drops them: SigLIP with patches of 14 sees 378 of 384 pixels. A `resolution` is not
+    cut.
 
     Raises `ValueError` on a setting that is none of these.
     """
@@ -135,6 +139,7 @@ class Preprocess:
     least_pixels: int = 0  # "area", "edges": of the smallest input; "canvas": of a patch
     most_pixels: int = 0  # modes that keep the aspect: pixels of the largest input
     scale: float = BYTES  # the stored value that is 1 before the mean is subtracted
+    unseen: tuple[int, int] = (0, 0)  # rows and columns of the crop beyond `image_size`
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_pct <= MOST_CROP:
@@ -152,6 +157,8 @@ class Preprocess:
             raise ValueError(f"Preprocess: mean={self.mean}, std={self.std}; want finite numbers, and no 0 in std")
         if min(self.image_size) < 1:
             raise ValueError(f"Preprocess: image_size={self.image_size}; want at least one pixel")
+        if min(self.unseen) < 0 or (self.crop_mode in FITTED and any(self.unseen)):
+            raise ValueError(f"Preprocess: unseen={self.unseen} with crop_mode={self.crop_mode!r}; want (0, 0)")
         if not (self.scale > 0 and math.isfinite(self.scale)):
             raise ValueError(f"Preprocess: scale must be above 0, got {self.scale}")
         for name, kind in CHOICES.items():
@@ -249,7 +256,7 @@ class Preprocess:
         return picture if inside == view.size else self._filled(picture, view)
 
     def _filled(self, picture: Shaped[Tensor, "C h w"], view: View) -> Shaped[Tensor, "C H W"]:
-        """Place a picture that is smaller than the view. The mean colour in whole levels, or black, fills the rest."""
+        """Place a picture into a view that is larger. The mean colour in whole levels, or black, fills the rest."""
         colour = [0.0] * self.channels
         if self.crop_mode in ("border", "pad"):
             colour = [max(round(self.scale * value), 0) for value in self.mean]
@@ -291,16 +298,30 @@ class Preprocess:
             resized = FITTED[self.crop_mode](source, self.multiple, min(self.least_pixels, most), most)
             height, width = (-(-side // self.multiple) * self.multiple for side in resized)
             return View(source, resized, (0, 0), (height, width))
+        crop = self.crop if resolution is None else size
         if self.crop_mode == "pad":
-            return View(source, _inside(source, size), (0, 0), size)
-        pad = _border(source, size) if self.crop_mode == "letterbox" else (0, 0)
+            return View(source, _inside(source, crop), (0, 0), size)
+        pad = _border(source, crop) if self.crop_mode == "letterbox" else (0, 0)
         padded = source[0] + 2 * pad[0], source[1] + 2 * pad[1]
-        scaled = self.scaled(size)
+        scaled = self.scaled(crop)
         if self.crop_mode == "border":
             resized = _longest(source, scaled)
         else:
             resized = scaled if self.crop_mode == "squash" else _cover(padded, scaled)
-        return View(source, resized, (self._offset(resized[0], size[0]), self._offset(resized[1], size[1])), size, pad)
+        return View(source, resized, (self._offset(resized[0], crop[0]), self._offset(resized[1], crop[1])), size, pad)
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """(H, W) of the crop by default, of which the network sees `image_size`."""
+        return self.image_size[0] + self.unseen[0], self.image_size[1] + self.unseen[1]
+
+    def in_patches(self, patch: int) -> "Preprocess":
+        """Return the transform whose result is cut to whole patches, as a network sees it that drops the rest."""
+        height, width = self.image_size
+        unseen = height % patch, width % patch
+        if self.crop_mode in FITTED or not any(unseen) or min(height, width) < patch:
+            return self
+        return replace(self, image_size=(height - unseen[0], width - unseen[1]), unseen=unseen)
 
     def _offset(self, resized: int, side: int) -> int:
         """Return the first row or column of the centre. It is negative where the photo is smaller than the input."""

@@ -44,11 +44,11 @@ def resized_crop(
 
     Bands of other numbers, bytes or float32, are resized one by one, by Pillow's kernels.
 
-    `resampling`: whose result to match, to the bit.
+    `resampling`: the library that the result equals to the bit.
     `exact`: if False and both sides shrink, torch's kernels may replace Pillow's, within 1 of 255 (bicubic: seldom 2).
 
-    The crop lies inside the resized picture. If that would have more than `PIL.Image.MAX_IMAGE_PIXELS`, only the
-    crop is made, within 2 of 255 (rarely more than 1); "nearest" may then take the next pixel in a tie.
+    The crop lies inside the resized picture. If that would have more than `PIL.Image.MAX_IMAGE_PIXELS`, only the crop
+    is made. It is then within 2 of 255 (rarely more than 1), and "nearest" may take the next pixel in a tie.
     """
     if resampling == "torchvision":
         return _by_torchvision(rgb, resized, offset, size, interpolation)

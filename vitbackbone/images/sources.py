@@ -46,8 +46,8 @@ STARTS_PROGRAMS = ("EPS", "WMF")  # formats of Pillow that another program or th
 def open_image(image: ImageSource, max_pixels: int | None = None, channels: int = 3) -> Photo:
     """Open an image source. The photo's size is known; its pixels are decoded on demand.
 
-    `image`, `max_pixels`: as for `load_image`. `channels`: other numbers than 1 and 3 also allow an array (H, W, C) or
-    a tensor (C, H, W) of so many bands, bytes or not, for `Photo.bands`.
+    `image`, `max_pixels`: as for `load_image`. `channels`: a number other than 1 and 3 also allows an array (H, W, C)
+    or a tensor (C, H, W) of that many bands. They need not be bytes; `Photo.bands` reads them.
     Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is no image.
     """
     if isinstance(image, str | PathLike):

@@ -32,7 +32,7 @@ def decode_tiff(data: bytes, layout: Layout) -> Image.Image:
 
     Integers are scaled by their number of bits, WhiteIsZero is inverted, premultiplied colours are divided by their
     alpha, and Lab is converted to sRGB. Raises `UnsupportedPixels` on floats and other values without an agreed range,
-    `MissingDecoder` if tifffile or imagecodecs is needed and not installed, and any exception on a damaged file.
+    and `MissingDecoder` if tifffile or imagecodecs is needed and not installed. A damaged file may raise any exception.
     """
     if layout.floats:
         raise UnsupportedPixels(FLOATS)

@@ -158,10 +158,11 @@ class _Decoder:
             raise DamagedImage(f"{needed} is damaged: {text}")
 
     def _decoded(self, begin: int, start: int, place: int, pts: int) -> Any | None:
-        """Return the frame, decoded from the packet `begin` on or from an earlier one. None if it does not come out.
+        """Return the frame, decoded from the packet `begin` on or from an earlier one, or None if the decoder does not
+        return it.
 
-        `start`: the packet from which on faults count. Frames that are decoded before this one and shown after it are
-        waited for, because a frame tells only when it comes out whether it is damaged.
+        `start`: the packet from which on faults count. It waits for frames that are decoded before this one and shown
+        after it, because only a decoded frame tells whether it is damaged.
         """
         follows = self._start in range(begin + 1) and (self._passed is None or self._passed < pts)
         useful = any(frame.pts == pts for frame in self._out) or (not self._ended and self._fed + NEAR >= begin)
@@ -200,8 +201,8 @@ class _Decoder:
     def _counts(self, place: int) -> bool:
         """Tell whether a fault in a packet counts.
 
-        It does not before the packet that was asked for, nor in frames that are shown before the keyframe with which
-        the decoder began: they need frames that it has not seen.
+        A fault before the requested packet does not count. Nor does one in a frame that is shown before the keyframe
+        with which the decoder began, because it needs frames that the decoder has not seen.
         """
         pts = self._stream.packet_pts
         return place >= max(self._trusted, self._start) and bool(place >= len(pts) or pts[place] >= pts[self._start])

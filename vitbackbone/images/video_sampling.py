@@ -1,4 +1,4 @@
-"""Which frames of a video are read."""
+"""The choice of the frames of a video that are read."""
 
 import math
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from jaxtyping import Bool, Int
 class Sampling:
     """Every frame of a stream, or some of them. At most one field may be given.
 
-    `fps`: frames a second. The frame that is shown at each of the times 0, 1/fps, 2/fps, ... after the first frame is
-    taken, once, up to the time of the last frame.
+    `fps`: frames a second. At each of the times 0, 1/fps, 2/fps, ... after the first frame, the frame shown then is
+    taken, each frame once. The last time is that of the last frame.
     `stride`: every so many frames, from the first on.
     `keyframes`: the frames that need no other to be decoded.
 

@@ -2,7 +2,8 @@
 
 from vitbackbone.inspection.checking import Check, check
 from vitbackbone.inspection.costs import costs
-from vitbackbone.inspection.describe import info, info_record, models_rows, models_table, trace, trace_rows
+from vitbackbone.inspection.describe import info, info_record, models_rows, models_table
+from vitbackbone.inspection.forward_steps import trace, trace_rows
 from vitbackbone.inspection.pictures import show
 
 __all__ = [

@@ -51,7 +51,7 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """What the errors say, as a sentence."""
+        """The verdict on the errors, as a sentence."""
         if self.largest <= EQUAL:
             return f"equal: no part differs by more than {EQUAL:.0e}"
         if self.equal:

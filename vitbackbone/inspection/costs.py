@@ -31,8 +31,8 @@ class Costs:
 
     The first four are floating-point operations. A multiply-accumulate counts as 2, as in torch's `FlopCounterMode`;
     papers often count it as 1 and call that FLOPs too. Norms, softmax, activation functions and additions are left
-    out. So is the resampling of position tables to the grid, which reads no image: it is done once, whatever the batch,
-    or not at all where the tables are kept. The last two are bytes in float32, without the weights.
+    out. The resampling of position tables is not counted either. It reads no image: it happens once for a whole batch,
+    or never if the tables are cached. The last two are bytes in float32, without the weights.
     """
 
     embed: int  # images to patch tokens

@@ -18,7 +18,7 @@ Place = str | PathLike[str]
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What an upstream returns for images.
+    """The outputs of an upstream for images.
 
     `raw`: whether the tokens are without the final norm, as some classes return them; None if it is not known.
     `missing`: why a part is None.

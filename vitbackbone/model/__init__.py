@@ -6,6 +6,8 @@ from vitbackbone.model.clipped import ClippedLinear
 from vitbackbone.model.config import (
     GATED,
     AsSquare,
+    BranchNorm,
+    Experts,
     Indivisible,
     MlpKind,
     Pool,
@@ -18,13 +20,16 @@ from vitbackbone.model.config import (
     check_kinds,
     vit_config,
 )
-from vitbackbone.model.kept import Kept
+from vitbackbone.model.experts import ExpertMlp
 from vitbackbone.model.layers import Block, ConvStem, GatedMlp, LayerScale, Mlp
 from vitbackbone.model.maps import resize_maps
+from vitbackbone.model.masks import Kept, Mask
 from vitbackbone.model.norms import make_norm
 from vitbackbone.model.packing import Grid, Layout
 from vitbackbone.model.pooling import ChannelNorm
-from vitbackbone.model.position import resample, resample_line, resample_relative, rotary_row_with_cls, rotary_table
+from vitbackbone.model.positions.relative import resample_line, resample_relative
+from vitbackbone.model.positions.resampling import resample
+from vitbackbone.model.positions.rotary import rotary_row_with_cls, rotary_table
 from vitbackbone.model.text import (
     PROMPT,
     Cleaning,
@@ -36,18 +41,21 @@ from vitbackbone.model.text import (
     fill,
 )
 from vitbackbone.model.tiled import TiledViT, make_vit
-from vitbackbone.model.vit import Mask, Tokens, ViT
+from vitbackbone.model.vit import Tokens, ViT
 
 __all__ = [
     "GATED",
     "PROMPT",
     "AsSquare",
     "Block",
+    "BranchNorm",
     "ChannelNorm",
     "Cleaning",
     "ClippedLinear",
     "ConvStem",
     "DecomposedTables",
+    "ExpertMlp",
+    "Experts",
     "GatedMlp",
     "Grid",
     "Indivisible",

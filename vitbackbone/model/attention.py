@@ -16,16 +16,10 @@ from torch.nn import functional as F
 from vitbackbone.contract import copied
 from vitbackbone.model.clipped import make_linear
 from vitbackbone.model.config import ViTConfig
-from vitbackbone.model.norms import norm_or_identity
+from vitbackbone.model.norms import norm_or_identity, plain_norm
 from vitbackbone.model.packing import Layout
-from vitbackbone.model.position import (
-    relative_index,
-    resample_line,
-    resample_relative,
-    rotary_row,
-    rotary_row_with_cls,
-    rotate,
-)
+from vitbackbone.model.positions.relative import relative_index, resample_line, resample_relative
+from vitbackbone.model.positions.rotary import rotary_row, rotary_row_with_cls, rotate
 from vitbackbone.model.varlen import attend_varlen, takes
 
 
@@ -158,6 +152,8 @@ class SelfAttention(nn.Module):
         self.qk_norm = config.qk_norm
         normed = [self.width] * 2 if config.qk_norm == "head" else [inner, shared]
         self.q_norm, self.k_norm = (norm_or_identity(config.qk_norm != "none", config, width) for width in normed)
+        if config.qk_norm == "plain":
+            self.q_norm, self.k_norm = plain_norm(self.width), plain_norm(self.width)
         self.v_eps = config.norm_eps if config.v_norm else None
         turned = config.rotary is not None and config.rotary.cls_angles
         self.cls_angles = nn.Parameter(torch.zeros(self.width // 2)) if turned else None
@@ -187,7 +183,7 @@ class SelfAttention(nn.Module):
         x, inside, mask = self._enter(x, layout, mask)
         plain, k, v = self._split(x)  # relative positions use queries without rotary positions
         q, k = self._turn(plain, k, inside)
-        if q.is_cuda and len(inside.grids) > 1 and self.rel_pos is None and not prefix:
+        if q.is_cuda and len(inside.grids) > 1 and self.is_plain and not prefix:
             mixed = attend_jagged(q, k, v, inside.lengths(x.shape[1]))
             return self.proj(self.norm(rearrange(mixed, "B heads T d -> B T (heads d)")))
         count = inside.num_prefix(x.shape[1]) if prefix else None
@@ -196,9 +192,18 @@ class SelfAttention(nn.Module):
             *(inside.split(part) for part in (plain, q, k, v)), strict=True
         ):
             # A bias is as large as the map. No name holds it, so that it is freed after the call.
-            mixed = self.attend(queries[:, :, :count], keys, values, self._bias(asking[:, :, :count], grid, mask))
+            mixed = self._mix(queries[:, :, :count], keys, values, self._bias(asking[:, :, :count], grid, mask))
             each.append(_side_by_side(mixed))
         return self._leave(self.proj(self.norm(inside.join(each))), layout, rows)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the softmax is over queries and keys alone."""
+        return self.rel_pos is None
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the weighted values of each query."""
+        return self.attend(q, k, v, bias)
 
     def _bias(self, plain: Tensor, grid: tuple[int, int], mask: Tensor | None) -> Tensor | None:
         """Return what is added to the logits, or the mask alone. `plain`: the queries without rotary positions."""
@@ -216,7 +221,7 @@ class SelfAttention(nn.Module):
     def _enter(
         self, x: Float[Tensor, "B T D"], layout: Layout, mask: Tensor | None
     ) -> tuple[Float[Tensor, "M K D"], Layout, Tensor | None]:
-        """Return the tokens among which attention runs, their layout, and the mask of which attend to which."""
+        """Return the tokens that attend to each other, their layout, and the mask of their pairs."""
         return x, layout, mask
 
     def _leave(self, x: Float[Tensor, "M K D"], layout: Layout, rows: int) -> Float[Tensor, "B T D"]:
@@ -249,7 +254,7 @@ class SelfAttention(nn.Module):
         if self.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (part.unflatten(2, (-1, self.width)).transpose(1, 2) for part in (q, k, v))
-        if self.qk_norm == "head":
+        if self.qk_norm in ("head", "plain"):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.v_eps is not None:
             v = F.rms_norm(v, (self.width,), eps=self.v_eps)

@@ -11,8 +11,8 @@ QkvBias = Literal["qkv", "qv", "none"]
 MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "geglu", "geglu_tanh"]
 GATED: tuple[MlpKind, ...] = ("swiglu", "geglu", "geglu_tanh")
 NormKind = Literal["layer", "rms"]
-BranchNorm = Literal["before", "after", "both", "sum"]
-QkNorm = Literal["none", "head", "full"]
+BranchNorm = Literal["before", "plain", "after", "both", "sum"]
+QkNorm = Literal["none", "head", "plain", "full"]
 WindowEdge = Literal["pad", "cut"]
 Pool = Literal["cls", "prefix", "tokens", "mean", "cls_mean", "map", "query", "neck"]
 Indivisible = Literal["pad", "refuse"]
@@ -20,7 +20,7 @@ Mode = Literal["bicubic", "bilinear"]
 RelativeMode = Literal["spline", "geometric", "bilinear"]
 Fit = Literal["resize", "square", "tile", "buckets"]
 AsSquare = Literal["never", "elsewhere", "always"]
-Coordinates = Literal["centred", "index", "corners", "same"]
+Coordinates = Literal["centred", "index", "corners", "same", "golden"]
 Pairs = Literal["halves", "neighbours"]
 
 
@@ -38,15 +38,15 @@ class Resampling:
 
     The policy is part of the checkpoint, because upstream implementations differ by up to a few percent.
 
-    `offset`: DINO and DINOv2 pass `interpolate` the scale factor (n + offset) / M instead of the size n, which shifts
-    every sample point a little (facebookresearch/dinov2, models/vision_transformer.py). 0 passes the size.
-    `relative`: the policy for tables of relative positions; see `position.resample_relative`.
-    `as_square`: whether a table of h * w patches is read as a square grid with the same number of patches before it is
-    resized: never, at every size but the table's own, or always. transformers does so for tables of any shape.
+    `offset`: 0 passes the size n to `interpolate`. DINO and DINOv2 pass the scale factor (n + offset) / M instead,
+    which shifts every sample point a little (facebookresearch/dinov2, models/vision_transformer.py).
+    `relative`: the policy for tables of relative positions; see `resample_relative`.
+    `as_square`: when a table of h * w patches is read as a square grid of as many patches before it is resized: never,
+    at every size but the table's own, or always. transformers does so for tables of any shape.
     `align_corners`: whether the corners of the two grids lie on each other, as in `F.interpolate` (C-RADIOv3).
     `fit`: how a table covers another grid. `"resize"` stretches each side to the grid. `"square"` resizes to a square
     with the longer side of the grid, and crops it at the right or the bottom (NVlabs/RADIO, `cpe_support.py`).
-    `"tile"` repeats the table and crops it (SAM 3). `"buckets"` takes no new values: the fraction i / h of a row picks
+    `"tile"` repeats the table and crops it (SAM 3). `"buckets"` makes no new values: the fraction i / h of a row picks
     one of the table's rows (Idefics 2; Dehghani et al. 2023, "Patch n' pack").
 
     Raises `ValueError` on an unknown value, and on settings that do not go together.
@@ -83,7 +83,9 @@ class Rotary:
     `coordinates`: `"centred"` is 2π times a patch's centre, which lies in [-1, 1] on every grid (DINOv3). `"index"` is
     a patch's row or column plus `offset`, rescaled so that every grid spans `reference` (EVA-02), or as it is if
     `reference` is None (Qwen2-VL). `"corners"` puts the corners of every grid on those of `reference` (V-JEPA 2.1).
-    `"same"` puts all patches at `offset` (Depth Anything 3).
+    `"same"` puts all patches at `offset` (Depth Anything 3). `"golden"` turns each pair of channels by a patch's place
+    along a direction of its own, of `heads` heads. Frequencies run from 1 to `theta`, rows from -√(h/w) to √(h/w), and
+    columns from -√(w/h) to √(w/h). The second half of a head's channels is still (SigLino).
     Tokens in front of the patches are not turned, so that `offset` sets their distance to the patches.
     `interleaved`: whether the wavelengths of the columns lie between those of the rows (Pixtral). Otherwise both axes
     have the same.
@@ -106,6 +108,7 @@ class Rotary:
     time: bool = False
     repeated: bool = False
     bfloat16: bool = False  # whether wavelengths are rounded to bfloat16, as in the authors' DINOv3 files
+    heads: int = 0  # coordinates="golden": heads with directions of their own
 
     def __post_init__(self) -> None:
         check_kinds(self, {"coordinates": Coordinates, "pairs": Pairs})
@@ -113,6 +116,8 @@ class Rotary:
             raise ValueError(f"Rotary: theta must be above 0, got {self.theta}")
         if self.coordinates == "corners" and self.reference is None:
             raise ValueError("Rotary: coordinates='corners' needs reference, the grid with these corners")
+        if (self.coordinates == "golden") != (self.heads > 0) or (self.heads and (self.time or self.cls_angles)):
+            raise ValueError(f"Rotary: heads={self.heads} with coordinates={self.coordinates!r}; want both or neither")
         if self.repeated and (self.pairs != "neighbours" or self.cls_angles):
             raise ValueError("Rotary: repeated=True goes with pairs='neighbours' and without cls_angles")
 
@@ -128,6 +133,18 @@ class Views:
 
     start: int  # 0-based index of the first such block
     norm_eps: float = 1e-5  # of the norms of queries and keys, and of the final norm
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The experts of each block, one of which is a gated MLP, and how many of them a token takes (see `experts.py`)."""
+
+    count: int
+    chosen: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.chosen <= self.count:
+            raise ValueError(f"Experts: a token takes {self.chosen} of {self.count} experts; want 1 to {self.count}")
 
 
 @dataclass(frozen=True)
@@ -159,6 +176,7 @@ class ViTConfig:
     # exact GELU, tanh approximation, x * sigmoid(1.702 x); or gated: by SiLU, exact GELU, tanh approximation
     mlp: MlpKind = "gelu"
     mlp_norm: bool = False  # whether a gated MLP normalises its hidden values
+    experts: Experts | None = None  # of which each token takes some, in the place of one MLP (SigLino)
     channels: int = 3  # of the images
     stem: tuple[tuple[int, int], ...] = ()  # (width, stride) of each 3x3 convolution; () is a linear projection
     patch_bias: bool = True  # whether the patch projection has a bias
@@ -192,11 +210,14 @@ class ViTConfig:
     proj_bias: bool = True  # whether the projection after attention has a bias
     mlp_bias: bool = True  # whether the linear layers of the MLP have biases
     clipped: bool = False  # whether the linear layers of the blocks clamp their inputs and outputs
-    qk_norm: QkNorm = "none"  # whether queries and keys have a norm, over each head or over all heads
+    # Whether queries and keys have a norm, over each head, over each head without weights, or over all heads
+    qk_norm: QkNorm = "none"
+    sinks: bool = False  # whether each head has a sink that takes its share of the attention (SigLino)
     v_norm: bool = False  # whether the values of each head are divided by their root mean square
     attn_norm: bool = False  # whether a norm precedes the projection after attention
     norm: NormKind = "layer"  # layer norm, or root mean square without a bias
-    # norms of a block: before attention and MLP, after them, both, or after they are added to the tokens (BERT)
+    # norms of a block: before attention and MLP, before them without weights, after them, both, or after they are added
+    # to the tokens (BERT)
     branch_norm: BranchNorm = "before"
     layer_scale: bool = False  # whether residual branches have a learned factor per channel
     norm_eps: float = 1e-6
@@ -248,6 +269,12 @@ class ViTConfig:
         parts = {"sincos1d": 2, "sincos2d": 4, "computed2d": 4, "clips": 16}.get(self.position, 1)
         if self.dim % parts:
             raise wrong(f"position={self.position!r} needs dim divisible by {parts}, got {self.dim}")
+        if self.sinks and self.window:
+            raise wrong("sinks=True goes with window=0")
+        if self.experts and (self.mlp not in GATED or self.mlp_bias or self.mlp_norm or self.clipped):
+            raise wrong("experts go with a gated mlp, mlp_bias=False, mlp_norm=False and clipped=False")
+        if self.rotary and self.rotary.heads not in (0, self.num_heads):
+            raise wrong(f"rotary.heads={self.rotary.heads} with num_heads={self.num_heads}; want the same")
         if self.views and (not self.cls or not self.rotary or self.window or not 0 <= self.views.start < self.depth):
             raise wrong(f"views={self.views} needs CLS, rotary positions, no windows and a start before depth")
         if self.position == "ground" and (self.dim < 16 or self.dim % 4 or self.metres <= 0):

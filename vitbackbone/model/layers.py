@@ -16,10 +16,13 @@ from vitbackbone.contract import numbers
 from vitbackbone.model.attention import SelfAttention, WindowAttention
 from vitbackbone.model.clipped import make_linear
 from vitbackbone.model.config import Resampling, ViTConfig
-from vitbackbone.model.ground import ground2d
-from vitbackbone.model.norms import norm_or_identity
+from vitbackbone.model.experts import ExpertMlp
+from vitbackbone.model.norms import norm_or_identity, plain_norm
 from vitbackbone.model.packing import Layout
-from vitbackbone.model.position import computed2d, resample, sincos, sincos1d, sincos2d
+from vitbackbone.model.positions.ground import ground2d
+from vitbackbone.model.positions.resampling import resample
+from vitbackbone.model.positions.sincos import computed2d, sincos, sincos1d, sincos2d
+from vitbackbone.model.sinks import SinkAttention
 
 GRIDS = 32  # number of grids whose positions are kept: a batch of `extract` has at most this many
 
@@ -218,7 +221,8 @@ class GroundPositions(ComputedPositions):
 class ClipPositions(ComputedPositions):
     """Sines and cosines of a patch's column, row and step of time (Jakubik et al. 2023, Prithvi).
 
-    Those of columns and rows are a table at the native grid, which is resampled to others; time counts on.
+    Columns and rows have a table at the native grid, which is resampled to other grids. Time has no table: its steps
+    count on.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -304,8 +308,10 @@ class GatedMlp(nn.Module):
         return self.w3(self.norm(self.activation(gate) * value))
 
 
-def mlp(config: ViTConfig) -> Mlp | GatedMlp:
-    """Build the MLP of a configuration."""
+def mlp(config: ViTConfig) -> Mlp | GatedMlp | ExpertMlp:
+    """Build the MLP of a configuration, or its experts."""
+    if config.experts is not None:
+        return ExpertMlp(config, config.experts, GATES[config.mlp])
     return GatedMlp(config) if config.mlp in GATES else Mlp(config)
 
 
@@ -371,15 +377,17 @@ class Block(nn.Module):
 
         everywhere = not config.window or index in config.global_blocks
         before, after = config.branch_norm in ("before", "both"), config.branch_norm in ("after", "both")
-        self.norm1 = norm_or_identity(before, config)
+        plain = config.branch_norm == "plain"
+        self.norm1 = plain_norm(config.dim) if plain else norm_or_identity(before, config)
         own = attention_settings(config, index)
-        self.attn = SelfAttention(own, config.grid) if everywhere else WindowAttention(config)
+        whole = SinkAttention if config.sinks else SelfAttention
+        self.attn = whole(own, config.grid) if everywhere else WindowAttention(config)
         begins = config.views is not None and index == config.views.start
         self.camera = nn.Parameter(torch.randn(1, 1, config.dim) * 0.02) if begins else None  # it replaces CLS
         self.post1 = norm_or_identity(after, config)
         self.ls1 = scale()
         self.sum1 = norm_or_identity(config.branch_norm == "sum", config)
-        self.norm2 = norm_or_identity(before, config)
+        self.norm2 = plain_norm(config.dim) if plain else norm_or_identity(before, config)
         self.mlp = mlp(config)
         self.post2 = norm_or_identity(after, config)
         self.ls2 = scale()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitbackbone.contract import multiply_axes, numbers
-from vitbackbone.model.position import resampling_matrix
+from vitbackbone.model.positions.resampling import resampling_matrix
 
 
 def resize_maps(maps: Float[Tensor, "B D y x"], size: tuple[int, int]) -> Float[Tensor, "B D h w"]:

@@ -13,6 +13,11 @@ def make_norm(config: ViTConfig, width: int | None = None) -> Norm:
     return KINDS[config.norm](config.dim if width is None else width, eps=config.norm_eps)
 
 
+def plain_norm(width: int) -> nn.RMSNorm:
+    """Build a root mean square without weights, whose epsilon is the smallest of the precision."""
+    return nn.RMSNorm(width, eps=None, elementwise_affine=False)
+
+
 def norm_or_identity(wanted: bool, config: ViTConfig, width: int | None = None) -> Norm | nn.Identity:
     """Build a norm if it is wanted."""
     return make_norm(config, width) if wanted else nn.Identity()

@@ -2,8 +2,8 @@
 
     image -> square tiles -> patches, CLS and filling of each tile -> blocks -> norm -> blocks with gates -> map
 
-Every image has the same number of tiles. Those that it lacks are empty, and its tokens attend to them all the same, as
-upstream. Only empty tokens do not see each other.
+Every image has the same number of tiles. An image with fewer tiles gets empty ones. As upstream, its tokens attend to
+these too. Only empty tokens do not see each other.
 
 Axes: `B` batch, `S` tiles, `n` tokens of a tile, `D` width, `h w` patch grid.
 """
@@ -44,9 +44,10 @@ MULTIPLE = 8  # tokens of a tile are filled up with zeros to a multiple of it
 class TiledViT(ViT):
     """A Vision Transformer whose images are several tiles of `config.image_size`.
 
-    An image is padded at the right and bottom to whole tiles, in one of `config.tiles.arrangements`; the map is that of
-    the image. CLS is the first tile's, and registers are those of the other tiles, row-major. The blocks are the
-    layers, and one more layer is the network's own output: the last block beside some earlier ones, channel by channel.
+    An image is padded at the right and bottom to whole tiles, in one of `config.tiles.arrangements`. The map covers the
+    image. `cls` is the CLS token of the first tile, and `registers` are the CLS tokens of the others, row-major. The
+    blocks are the layers, and one more layer is the network's own output: the last block beside some earlier ones,
+    channel by channel.
 
     Raises `ValueError` on a configuration without tiles.
     """

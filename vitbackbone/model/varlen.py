@@ -22,7 +22,7 @@ CAPABILITY = (8, 0)  # compute capability of the first GPUs it runs on
 
 
 def takes(q: Tensor) -> bool:
-    """Whether torch's variable-length kernel can attend with these queries."""
+    """Return whether torch's variable-length kernel can attend with these queries."""
     if varlen_attn is None or not q.is_cuda or q.dtype not in PRECISIONS:
         return False
     fits = q.shape[-1] <= WIDEST and q.shape[-1] % MULTIPLE == 0

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,15 +41,13 @@ from vitbackbone.contract import (
 )
 from vitbackbone.images import Preprocess
 from vitbackbone.model.config import ViTConfig
-from vitbackbone.model.kept import Kept, check_keep, run_kept
 from vitbackbone.model.layers import Block, patch_embedding, position_embedding
+from vitbackbone.model.masks import Keep, Kept, Mask, check_keep, check_mask, run_kept
 from vitbackbone.model.norms import make_norm, norm_or_identity
 from vitbackbone.model.packing import Grid, Layout, packing_order
 from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling, PrefixVector, from_prefix
 
 Tokens = dict[Wanted, Float[Tensor, "B T D"]]  # of each requested layer
-Mask = Bool[Tensor, "B h w"]  # True where a patch is masked
-Keep = Int[Tensor, "B K"]  # indices of patches
 TokenEngine = Callable[["ViT", Images, Geometry, Asked], Tokens]  # a faster `ViT.tokens`
 
 
@@ -105,8 +103,8 @@ class ViT(BackboneModule):
         """See `BackboneModule`.
 
         `mask`: True where a patch is replaced by the mask token, (B, h, w). Positions are added behind it, as in
-        transformers' `bool_masked_pos`. Raises `ValueError` if the weights have no mask token, if the mask does not
-        have one value for each patch, and for a list of images or an optimised backbone.
+        transformers' `bool_masked_pos`. Raises `ValueError` if the weights have no mask token, or if the mask does not
+        have one value for each patch. A list of images and an optimised backbone take no mask.
         `keep`: see `forward_kept`, which calls the module with it.
         """
         asked = asked or self.last
@@ -131,9 +129,7 @@ class ViT(BackboneModule):
         if self.mask_token is None:
             raise ValueError(f"{self.spec.name} has no mask token; load weights that have one, such as DINOv2's")
         self._check_plain(images, "mask")
-        want = (cast(Tensor, images).shape[0], *geometry.grid)
-        if numbers(*want, *mask.shape) and tuple(mask.shape) != want:
-            raise ValueError(f"mask has shape {tuple(mask.shape)}; want {want}, one value for each patch")
+        check_mask(mask, cast(Tensor, images).shape[0], geometry.grid)
 
     def _check_plain(self, images: Images, option: str) -> None:
         """Raise `ValueError` unless this backbone runs as it was loaded, on a batch of images of one size."""
@@ -194,8 +190,8 @@ class ViT(BackboneModule):
         """Return the same network, its parameters shared, with attention in windows in all blocks but a few.
 
         The last block of each of `num_global` groups, and of all, attends over the whole image. CLS and registers wait
-        outside the windows. C-RADIO is trained for both ways (NVlabs/RADIO, radio/vitdet.py; upstream takes images of
-        whole windows, and here the last ones are padded).
+        outside the windows. C-RADIO is trained for both ways (NVlabs/RADIO, radio/vitdet.py). Upstream takes only
+        images of whole windows; here the last windows are padded.
 
         `window`: side of the windows in patches.
         Raises `ValueError` if the network has windows or relative positions already, or if no block would have windows.

@@ -2,41 +2,35 @@
 
 from vitbackbone.networks.adaptor import AdaptorBackbone, AdaptorConfig
 from vitbackbone.networks.adaptor import Mlp as AdaptorMlp
+from vitbackbone.networks.fpn import FpnBackbone, FpnConfig
 from vitbackbone.networks.fused import FusedBackbone, FusedConfig, FusedPreprocess, Member, fuse
 from vitbackbone.networks.projection import Projection
-from vitbackbone.networks.pyramid import PyramidBackbone, PyramidConfig
+from vitbackbone.networks.scaled_fpn import ScaledFpnBackbone, ScaledFpnConfig
 from vitbackbone.networks.swin_windows import WindowBlock
 from vitbackbone.networks.text_head import TextHeadBackbone, TextHeadConfig
 from vitbackbone.networks.tiling import tile
 from vitbackbone.networks.timm import TimmBackbone, TimmConfig, Windows
 from vitbackbone.networks.transformers import TransformersBackbone, TransformersConfig, build_tower
+from vitbackbone.networks.transformers_build import knows, make_config
 from vitbackbone.networks.transformers_clips import ClipBackbone, adapt
 from vitbackbone.networks.transformers_input import processor_settings
-from vitbackbone.networks.transformers_parts import (
-    channels_of,
-    config_of,
-    encoder_config,
-    fill_buffers,
-    image_size,
-    inner_towers,
-    knows,
-    make_config,
-    private,
-    setting,
-)
+from vitbackbone.networks.transformers_parts import channels_of, fill_buffers, image_size, private, setting
+from vitbackbone.networks.transformers_towers import config_of, encoder_config, inner_towers
 
 __all__ = [
     "AdaptorBackbone",
     "AdaptorConfig",
     "AdaptorMlp",
     "ClipBackbone",
+    "FpnBackbone",
+    "FpnConfig",
     "FusedBackbone",
     "FusedConfig",
     "FusedPreprocess",
     "Member",
     "Projection",
-    "PyramidBackbone",
-    "PyramidConfig",
+    "ScaledFpnBackbone",
+    "ScaledFpnConfig",
     "TextHeadBackbone",
     "TextHeadConfig",
     "TimmBackbone",

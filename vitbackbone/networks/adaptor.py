@@ -7,7 +7,7 @@ Axes: `B` batch, `D` width, `P` width of the summary, `h w` patch grid.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from einops import rearrange
@@ -15,19 +15,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitbackbone.contract import (
-    Asked,
-    BackboneModule,
     BackboneSpec,
     Features,
     Geometry,
-    Images,
     Pooled,
-    check_images,
-    describe_settings,
+    Wanted,
     float32_default,
-    one_by_one,
 )
 from vitbackbone.model import Block, Layout, ViT, ViTConfig
+from vitbackbone.networks.behind import BackboneBehind
 
 Version = Literal["v1", "v2", "attn"]
 ATTENDING = 16  # heads of the blocks of "attn" (NVlabs/RADIO, radio/adaptor_attn.py)
@@ -141,7 +137,7 @@ NETWORKS: dict[Version, type[Plain] | type[Residual] | type[Attended]] = {
 }
 
 
-class AdaptorBackbone(BackboneModule):
+class AdaptorBackbone(BackboneBehind):
     """A backbone of one layer: an adaptor over the last layer of a Vision Transformer.
 
     `patches` are the teacher's features of each patch, and `pooled` is its summary of the image. There is no CLS token
@@ -152,7 +148,6 @@ class AdaptorBackbone(BackboneModule):
 
     @float32_default()
     def __init__(self, backbone: ViT, config: AdaptorConfig, name: str = "adaptor") -> None:
-        super().__init__()
         own = backbone.spec
         wanted = own.dim, own.dim
         if (config.summary.inputs, config.patches.inputs) != wanted or config.token >= own.num_prefix:
@@ -166,11 +161,7 @@ class AdaptorBackbone(BackboneModule):
                 f"adaptor {config.name!r}: upsample_factor={config.upsample} does not divide the patch size "
                 f"{own.stride}"
             )
-        self.backbone, self.config = backbone, config
-        self.preprocess, self.channels = backbone.preprocess, backbone.channels
-        self.summary = NETWORKS[config.summary.version](config.summary)
-        self.patches = NETWORKS[config.patches.version](config.patches)
-        self.spec = BackboneSpec(
+        spec = BackboneSpec(
             name=name,
             dim=config.patches.outputs // config.upsample**2,
             depth=1,
@@ -181,19 +172,14 @@ class AdaptorBackbone(BackboneModule):
             has_norm=False,
             image_size=own.image_size,
             in_chans=own.in_chans,
-            settings=f"{own.settings}, {describe_settings(config)}",
             pooled_dim=config.summary.outputs,
         )
+        super().__init__(backbone, config, spec)
+        self.config = config
+        self.summary = NETWORKS[config.summary.version](config.summary)
+        self.patches = NETWORKS[config.patches.version](config.patches)
 
-    def forward(self, images: Images, asked: Asked | None = None) -> Any:
-        """See `BackboneModule`. The images of a list run one by one."""
-        asked = asked or self.last
-        check_images(images, self.channels)
-        if asked.part == "attention":
-            raise ValueError(f"{self.spec.name} has no attention of its own; call `backbone.attention` of it")
-        return asked.answer(one_by_one(self._run, images))
-
-    def _run(self, images: Float[Tensor, "B C H W"]) -> dict[tuple[int, bool], Features]:
+    def _run(self, images: Float[Tensor, "B C H W"], wanted: set[Wanted]) -> dict[Wanted, Features]:
         own: Features = self.backbone(images)
         summary = self.summary(_prefix(own)[:, self.config.token])
         geometry, u = Geometry.of(images, self.spec.stride), self.config.upsample

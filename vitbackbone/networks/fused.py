@@ -123,7 +123,14 @@ class FusedPreprocess:
     def _on_one_view(self) -> list[Preprocess]:
         mode = CROP_MODES[self.strategy]
         return [
-            replace(part, image_size=self.image_size, crop_pct=1.0, crop_mode=mode, crop_rounding="even")
+            replace(
+                part,
+                image_size=self.image_size,
+                unseen=(0, 0),
+                crop_pct=1.0,
+                crop_mode=mode,
+                crop_rounding="even",
+            )
             for part in self.parts
         ]
 
@@ -146,12 +153,12 @@ class FusedBackbone(BackboneModule):
     `cls` concatenates the members' CLS tokens, or is None if a member has none. `registers` is empty, because the
     registers of different members do not correspond.
 
-    Images are (B, 3n, H, W) as `preprocess` returns them, or (B, 3, H, W) with the first member's normalisation, which
-    is converted for the other members. Lists of such images may have different sizes.
+    Images are (B, 3n, H, W) as `preprocess` returns them. Or they are (B, 3, H, W) in the first member's normalisation,
+    which is converted for the other members. Lists of such images may have different sizes.
 
     `preprocess`: by default each member's own, with the photo squashed to the first member's size.
-    Raises `ValueError` if there are no members, if a member is no module or lacks the layer or the norm, or if
-    `preprocess` has another number of parts.
+    Raises `ValueError` if there are no members, or if a member is no module or lacks the layer or the norm.
+    `preprocess` must have as many parts as there are members.
     """
 
     preprocess: FusedPreprocess

@@ -18,8 +18,8 @@ ProjectionKind = Literal["classifier", "linear", "mlp"]
 class Projection:
     """The projection of a timm network in an image-text model. Raises `ValueError` on unknown values.
 
-    `kind`: `"classifier"` is timm's own classifier, which has `dim` outputs. The others stand behind the pooling: one
-    layer, or two with GELU between them, of which the first is twice as wide as the second.
+    `kind`: `"classifier"` is timm's own classifier, which has `dim` outputs. The others stand behind the pooling. They
+    are one layer, or two with GELU between them, the first twice as wide as the second.
     """
 
     dim: int  # width of the vectors

@@ -2,7 +2,7 @@
 
 A map that the window does not divide is padded with zeros and then shifted, as in torchvision and transformers. The
 mask then separates the opposite borders that the shift brings together. timm shifts first and pads after, with the same
-mask, so that opposite borders of the image attend to each other.
+mask. There, opposite borders of the image attend to each other.
 
 Axes: `B` batch, `h w` map, `D` width, `p q` window size, `v` windows of a map, `M` windows of a batch, `N` tokens of a
 window.
@@ -93,7 +93,7 @@ class CosineAttention(nn.Module):
     """The cosine attention of timm's Swin V2, finite in every dtype. Parameters keep their names.
 
     Queries and keys are scaled to unit length in float32 or wider. In half precision, torch's smallest length of 1e-12
-    rounds to 0, so that timm divides by 0 where a vector is zero, such as each key of a window's padding.
+    rounds to 0. timm then divides by 0 where a vector is zero, such as each key of a window's padding.
     """
 
     qkv: nn.Linear

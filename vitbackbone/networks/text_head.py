@@ -6,25 +6,21 @@ Axes: `B` batch, `N` tokens, `D` width, `h w` patch grid.
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitbackbone.contract import (
-    Asked,
-    BackboneModule,
     BackboneSpec,
     Features,
-    Images,
     Pooled,
-    check_images,
-    describe_settings,
+    Wanted,
     float32_default,
-    one_by_one,
 )
 from vitbackbone.model import Block, Layout, ViT, ViTConfig, make_norm
+from vitbackbone.networks.behind import BackboneBehind
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class TextHeadConfig:
         )
 
 
-class TextHeadBackbone(BackboneModule):
+class TextHeadBackbone(BackboneBehind):
     """A backbone of one layer: the tokens of a Vision Transformer's last layer behind dino.txt's blocks.
 
     `pooled` is CLS beside the mean of the patches, in the space of the vectors of `load_text`. The second half of a
@@ -61,17 +57,11 @@ class TextHeadBackbone(BackboneModule):
 
     @float32_default()
     def __init__(self, backbone: ViT, config: TextHeadConfig, name: str = "text head") -> None:
-        super().__init__()
         own = backbone.spec
         if not own.has_cls:
             raise ValueError(f"{own.name} has no CLS token, which dino.txt's blocks read")
-        self.backbone, self.config = backbone, config
-        self.preprocess, self.channels = backbone.preprocess, backbone.channels
         blocks, width = config.blocks(own.dim, own.num_heads), config.projection_dim
-        self.blocks = nn.ModuleList(Block(blocks, index) for index in range(config.depth))
-        self.norm = make_norm(blocks) if config.depth else nn.Identity()
-        self.projection = nn.Linear(own.dim, width, bias=False) if width else nn.Identity()
-        self.spec = BackboneSpec(
+        spec = BackboneSpec(
             name=name,
             dim=width or own.dim,
             depth=1,
@@ -82,19 +72,14 @@ class TextHeadBackbone(BackboneModule):
             has_norm=False,
             image_size=own.image_size,
             in_chans=own.in_chans,
-            settings=f"{own.settings}, {describe_settings(config)}",
             pooled_dim=2 * (width or own.dim),
         )
+        super().__init__(backbone, config, spec)
+        self.blocks = nn.ModuleList(Block(blocks, index) for index in range(config.depth))
+        self.norm = make_norm(blocks) if config.depth else nn.Identity()
+        self.projection = nn.Linear(own.dim, width, bias=False) if width else nn.Identity()
 
-    def forward(self, images: Images, asked: Asked | None = None) -> Any:
-        """See `BackboneModule`. The images of a list run one by one."""
-        asked = asked or self.last
-        check_images(images, self.channels)
-        if asked.part == "attention":
-            raise ValueError(f"{self.spec.name} has no attention of its own; call `backbone.attention` of it")
-        return asked.answer(one_by_one(self._run, images))
-
-    def _run(self, images: Float[Tensor, "B C H W"]) -> dict[tuple[int, bool], Features]:
+    def _run(self, images: Float[Tensor, "B C H W"], wanted: set[Wanted]) -> dict[Wanted, Features]:
         own: Features = self.backbone(images)
         assert own.cls is not None
         x = torch.cat([own.cls[:, None], own.registers, own.tokens], dim=1)

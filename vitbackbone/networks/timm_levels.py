@@ -1,4 +1,4 @@
-"""What a timm network hands out: the map and the prefix tokens of each level, and the vector that its classifier reads.
+"""The outputs of a timm network: the map and the prefix tokens of each level, and the vector that its classifier reads.
 
 Axes: `B` batch, `P` prefix tokens, `D` width, `h w` patch grid, `N` tokens.
 """
@@ -31,9 +31,9 @@ class Outputs:
 class Levels:
     """The levels of a network that a backbone returns.
 
-    A level whose map lies off the grid of its stride is left out if no later level fits its stride, as the large
-    patches of CrossViT. `num_prefix` tokens stand in front of the patches. Most networks hand them out at each level;
-    the others have them in the output of `forward_features` alone.
+    A level is left out if its map lies off the grid of its stride and no later level fits, such as the large patches of
+    CrossViT. `num_prefix` tokens stand in front of the patches. Most networks hand them out at each level; the others
+    have them in the output of `forward_features` alone.
     """
 
     dims: tuple[int, ...]
@@ -133,7 +133,7 @@ def run(model: Any, images: Float[Tensor, "B C H W"], layers: Sequence[int], nor
 def tokens_of(final: Final, grid: Size, dim: int) -> Float[Tensor, "B N D"] | None:
     """Return the tokens in the output of `forward_features` that go with a map, or None if it has none.
 
-    Of several scales, these are the tokens of the map's width and number of patches.
+    If the network has several scales, the tokens are those with the map's width and number of patches.
     """
     scales = [each for each in (final if isinstance(final, list | tuple) else [final]) if isinstance(each, Tensor)]
     tokens = [each for each in scales if each.ndim == 3 and each.shape[2] == dim]
@@ -149,7 +149,8 @@ def prefix_of(final: Final, grid: Size, dim: int, count: int) -> Float[Tensor, "
 
 
 def count_prefix(final: Final, grid: Size, dim: int) -> int:
-    """Count the tokens in front of the patches in the output of `forward_features`. Without patches, all count."""
+    """Count the tokens in front of the patches in the output of `forward_features`. If there are no patches, all tokens
+    count."""
     tokens = tokens_of(final, grid, dim)
     if tokens is None:
         return 0
@@ -174,6 +175,8 @@ def pool(model: Any, final: Final, projects: bool = False) -> Float[Tensor, "B P
     `projects`: return the classifier's outputs, because it is a projection to the space of texts.
     """
     try:
+        if "pre_logits" not in signature(model.forward_head).parameters:
+            return None
         pooled = model.forward_head(final, pre_logits=not projects)
     except (NotImplementedError, AttributeError):  # an encoder alone
         return None

@@ -48,5 +48,5 @@ def _changed(name: str) -> RuntimeError:
     import timm
 
     return RuntimeError(
-        f"timm {timm.__version__} has no {name}, which this package reads; install another timm, from 1.0.21 on"
+        f"timm {timm.__version__} has no {name}, which this package reads; install another timm, from 1.0.31 on"
     )

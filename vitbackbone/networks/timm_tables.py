@@ -28,7 +28,7 @@ MOST_PREFIX = 2  # tokens in front of the patches that a table of absolute posit
 
 
 class Target(NamedTuple):
-    """Where a table comes from, and what it becomes."""
+    """The resizing of one table: its new shape, the image sizes before and after, and the modules that hold it."""
 
     shape: tuple[int, ...]  # of the result
     sizes: tuple[Size, Size]  # of the images that the table and the result are for

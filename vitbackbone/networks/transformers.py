@@ -38,25 +38,21 @@ from vitbackbone.contract import (
 from vitbackbone.images import Preprocess
 from vitbackbone.model import Indivisible
 from vitbackbone.networks.timm_sizes import Sizes, find_sizes
+from vitbackbone.networks.transformers_build import build, make_config
 from vitbackbone.networks.transformers_channels import widen
 from vitbackbone.networks.transformers_input import feed_of
 from vitbackbone.networks.transformers_layout import Size, as_map, grid_of, others
 from vitbackbone.networks.transformers_parts import (
-    build,
     channels_of,
-    config_of,
     fill_buffers,
-    find_towers,
     float_dtype,
     image_size,
-    inner_towers,
-    joins,
-    make_config,
     set_image_size,
     setting,
     timm_size,
 )
 from vitbackbone.networks.transformers_runs import Encoder, Shapes
+from vitbackbone.networks.transformers_towers import config_of, find_towers, inner_towers, joins
 
 
 @dataclass(frozen=True)

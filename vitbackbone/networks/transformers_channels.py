@@ -14,8 +14,8 @@ def widen(encoder: nn.Module, config: Any, channels: int, patch: int) -> None:
     """Fit an encoder of RGB images to images of `channels` channels, in place, by timm's rule.
 
     `patch`: the side of a patch in pixels, if a linear layer embeds patches.
-    Raises `ValueError` unless exactly one layer reads the pixels: a convolution of the config's number of channels, or
-    a linear layer of whole patches whose channels lie together.
+    Raises `ValueError` unless exactly one layer reads the pixels. It is a convolution of the config's number of
+    channels, or a linear layer of whole patches that keeps each channel together.
     """
     own = channels_of(config)
     if own == channels:

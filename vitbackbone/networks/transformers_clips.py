@@ -39,15 +39,8 @@ from vitbackbone.images import Preprocess
 from vitbackbone.networks.transformers import TransformersBackbone, TransformersConfig, build_tower, untrained
 from vitbackbone.networks.transformers_input import ANY_SIZE, VIDEOS_ALONE
 from vitbackbone.networks.transformers_layout import MOST_PREFIX, Size, first_tensor, others
-from vitbackbone.networks.transformers_parts import (
-    PIXELS,
-    channels_of,
-    config_of,
-    find_layers,
-    float_dtype,
-    image_size,
-    setting,
-)
+from vitbackbone.networks.transformers_parts import PIXELS, channels_of, find_layers, float_dtype, image_size, setting
+from vitbackbone.networks.transformers_towers import config_of
 
 FRAMES = ("num_frames", "frames_per_clip")
 
@@ -126,9 +119,9 @@ class ClipBackbone(BackboneModule):
     Clips are (B, T, C, H, W) with the encoder's own number of frames, and maps have an axis of time, (B, D, t, h, w).
     An image runs as a clip of equal frames, and its map is the mean over the steps of time. The encoders' authors give
     no rule for images.
-    `norm=True` and `pooled` are as in `TransformersBackbone`. If the encoder sees each frame as an image, `registers`
-    are the tokens beside the patches of each frame, in the order of the frames, and `pooled` is the mean of the
-    patches.
+    `norm=True` and `pooled` are as in `TransformersBackbone`. Some encoders see each frame as an image. Then
+    `registers` are the tokens beside the patches of each frame, in the order of the frames, and `pooled` is the mean of
+    the patches.
 
     Raises `ValueError` if the layers are no maps of a clip.
     """

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitbackbone.networks.transformers_layout import Size
-from vitbackbone.networks.transformers_parts import GRID, PIXELS, channels_of, joins, private, setting
+from vitbackbone.networks.transformers_parts import GRID, PIXELS, channels_of, private, setting
+from vitbackbone.networks.transformers_towers import joins
 
 # What an argument of an encoder is called in the result of an image processor
 PROCESSED = {
@@ -206,7 +207,7 @@ def _merge(config: Any) -> int:
 
 
 def _patch(tower: nn.Module, config: Any) -> int:
-    """Return the side of a patch: of the config, or of the square of pixels that the patch embedding takes."""
+    """Return the side of a patch, from the config or from the number of pixels that the patch embedding takes."""
     return setting(config, MERGED, "patch_size") or max(math.isqrt(_numbers(tower) // channels_of(config)), 1)
 
 
@@ -223,7 +224,7 @@ def _is_linear(tower: nn.Module) -> bool:
 
 
 def _frames(tower: nn.Module, config: Any) -> int | None:
-    """Return the frames of a packed patch: of the config, or as many as the kernel of the patch embedding takes."""
+    """Return the number of frames of a packed patch, from the config or from the kernel of the patch embedding."""
     if (frames := setting(config, "temporal_patch_size")) is not None:
         return frames
     numbers, pixels = _numbers(tower), channels_of(config) * _patch(tower, config) ** 2
@@ -249,7 +250,8 @@ def _processor(model_type: str, config: Any, patch: int, merge: int, frames: int
 def _names_of(model_type: str, config: Any, gridded: bool) -> list[str]:
     """Return the model types whose image processor packs the patches of an encoder, the best one first.
 
-    Those of one package share it. Encoders with a grid that have none take Qwen2-VL's patches, which came first.
+    Model types of one package share their processor. An encoder with a grid and no processor takes Qwen2-VL's patches,
+    which came first.
     """
     names: Mapping[str, Any] = private("models.auto.image_processing_auto", "IMAGE_PROCESSOR_MAPPING_NAMES")
     package = private("models.auto.configuration_auto", "model_type_to_module_name")

@@ -345,8 +345,8 @@ def _levels(
 def _fitting(tensors: list[Tensor], size: Size, patch: int | None, packed: bool) -> list[Layout]:
     """Return the layouts of the layers.
 
-    Raises `ValueError` if a layer is no map, and `GroupedError` if a layer that is coarser than the first one has
-    tokens of its own beside the patches: tokens that were grouped by their content are no map.
+    Raises `ValueError` if a layer is no map. Raises `GroupedError` if a layer that is coarser than the first one has
+    tokens of its own beside the patches, because tokens grouped by content are no map.
     """
     layouts = [layout_of(each, size, 1, patch, packed) for each in tensors]
     for each in layouts:

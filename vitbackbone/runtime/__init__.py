@@ -2,7 +2,7 @@
 
 from vitbackbone.runtime.choice import IDLE, SAMPLE, optimize, rebuild
 from vitbackbone.runtime.int8 import Int8Weights, Steps, int8_trouble, onednn
-from vitbackbone.runtime.linears import PackedLinear, trouble
+from vitbackbone.runtime.kernels import PackedLinear, trouble
 
 __all__ = [
     "IDLE",

@@ -1,7 +1,4 @@
-"""The choice of a route: build every route that is precise enough, measure them, and take the fastest.
-
-Axes: `B` batch, `D` width, `h w` patch grid.
-"""
+"""The choice of a route: build every route that is precise enough, measure them, and take the fastest."""
 
 import logging
 import time
@@ -9,20 +6,19 @@ from collections.abc import Mapping
 from typing import Literal, cast, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from vitbackbone.contract import (
     BackboneModule,
     Engine,
-    Features,
     Fidelity,
     Images,
     Precision,
     Runtime,
     check_images,
 )
+from vitbackbone.runtime.fidelity import compare
 from vitbackbone.runtime.routes import ROUTES, Route, Unavailable, run
 
 LOG = logging.getLogger("vitbackbone")
@@ -62,7 +58,7 @@ def optimize(
     `floor`: the lowest cosine of CLS and patches to plain float32. The default is 0.9999 for "bf16", 0.999 for "int8".
 
     Raises `ValueError` if the precision asked for runs but does not reach the floor, if the engine cannot run the
-    backbone, if an argument is unknown, or if the backbone is optimised already or not in float32.
+    backbone, or if an argument is unknown. The backbone must be in float32, and not optimised already.
     """
     device = _check(backbone, precision, engine)
     images = _noise(backbone) if sample is None else sample
@@ -166,26 +162,6 @@ def _build_all(
         except Unavailable as error:
             refused[route] = error
     return built, refused
-
-
-def compare(got: Features, want: Features) -> Fidelity:
-    """Measure how close `got` is to `want`, features of the same images and layer."""
-    with torch.inference_mode():
-        cosines = _cosine(got.patches, want.patches) * want.valid
-        patches = (cosines.sum(dim=(1, 2)) / want.valid.sum(dim=(1, 2))).min().item()
-        cls = None if got.cls is None or want.cls is None else _cosine(got.cls, want.cls).min().item()
-        cls_error = None if got.cls is None or want.cls is None else _error(got.cls, want.cls)
-        return Fidelity(cls, patches, cls_error, _error(got.patches, want.patches))
-
-
-def _cosine(a: Float[Tensor, "B D *map"], b: Float[Tensor, "B D *map"]) -> Float[Tensor, "B *map"]:
-    """Return the cosine at each place: 1 for equal vectors, also for zeros, and 0 for values that are not finite."""
-    cosine = F.cosine_similarity(a.double(), b.double(), dim=1)
-    return cosine.masked_fill((a == b).all(dim=1), 1.0).nan_to_num(nan=0.0)
-
-
-def _error(a: Tensor, b: Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 def _race(built: Mapping[Route, BackboneModule], images: Images) -> tuple[Route, list[str]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitbackbone.contract import Asked, Geometry, Images
 from vitbackbone.model import Tokens, ViT, rotary_table
-from vitbackbone.runtime.linears import FastLinear
+from vitbackbone.runtime.kernels import FastLinear
 
 Key = tuple[object, ...]
 

@@ -2,7 +2,7 @@
 zero point. A few images calibrate both.
 
 A few channels of a pretrained ViT are tens of times as large as the rest. One scale for all channels would leave the
-small ones only a few steps. So each channel is divided by a factor before rounding, and its column of the weights is
+small ones only a few steps. So each channel is divided by a factor before rounding. Its column of the weights is
 multiplied by the same factor (Xiao et al. 2022, "SmoothQuant").
 
 Axes: `I O` width in and out, `M` tokens.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitbackbone.model import Block, Mlp
-from vitbackbone.runtime.linears import POST_OPS, FastLinear, fuse_gelu, replace_linears
+from vitbackbone.runtime.kernels import POST_OPS, FastLinear, fuse_gelu, replace_linears
 
 SMOOTHING = 0.5  # share of a channel's size that moves to the weights
 FEWEST = 32  # least number of steps for a hidden channel of an MLP; with fewer, channels get factors

@@ -48,7 +48,7 @@ class OpenVinoBackbone(ViT):
     `rest`: the precision of everything else with `"int8"`, `"fp32"` or `"bf16"`.
 
     Raises `ImportError` if OpenVINO is not installed. Raises `ValueError` if the backbone is not a plain ViT in float32
-    on the CPU, if the precision is unknown or this CPU lacks it, and for int8 without a sample.
+    on the CPU. The same holds for a precision that is unknown or that this CPU lacks, and for int8 without a sample.
     """
 
     frozen = True
@@ -61,7 +61,7 @@ class OpenVinoBackbone(ViT):
         rest: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         if not isinstance(backbone, ViT):
-            raise ValueError(f"backbone is a {type(backbone).__name__}; want a ViT, the one network OpenVINO runs here")
+            raise ValueError(f"backbone is a {type(backbone).__name__}; want a ViT, as OpenVINO runs no other")
         if precision not in get_args(Precision):
             raise ValueError(f"precision={precision!r}; want one of {', '.join(get_args(Precision))}")
         if rest not in HINTS:
@@ -71,6 +71,8 @@ class OpenVinoBackbone(ViT):
             raise ValueError(f"{backbone.spec.name} {what}, which have no graph here")
         if backbone.config.views:
             raise ValueError(f"{backbone.spec.name} is made for several views of a scene, which have no graph here")
+        if backbone.config.sinks or backbone.config.experts:
+            raise ValueError(f"{backbone.spec.name} has sinks or experts, which have no graph here")
         if precision == "int8" and sample is None:
             raise ValueError("precision='int8' needs calibration: give a batch of typical images as `sample`")
         if precision == "int8" and backbone.config.clipped:

@@ -23,6 +23,7 @@ from vitbackbone.model import (
     Block,
     ClippedLinear,
     ConvStem,
+    ExpertMlp,
     GatedMlp,
     Grid,
     LayerScale,
@@ -226,7 +227,8 @@ class GraphBuilder:
     def scale(self, scale: nn.Module, x: Value) -> Value:
         return ops.multiply(x, _constant(scale.gamma)) if isinstance(scale, LayerScale) else x
 
-    def mlp(self, mlp: Mlp | GatedMlp, x: Value) -> Value:
+    def mlp(self, mlp: Mlp | GatedMlp | ExpertMlp, x: Value) -> Value:
+        assert not isinstance(mlp, ExpertMlp)  # `OpenVinoBackbone` refuses it
         if isinstance(mlp, Mlp):
             x = ACTIVATIONS[self.config.mlp](self.linear(mlp.fc1, x))
             return self.linear(mlp.fc2, x)

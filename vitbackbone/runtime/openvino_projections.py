@@ -27,8 +27,7 @@ def qkv(attn: SelfAttention, config: ViTConfig) -> list[tuple[Tensor, Tensor | N
 
 
 def qk_norms(attn: SelfAttention, config: ViTConfig) -> tuple[nn.Module, nn.Module]:
-    """Return the norms of queries and keys with their channels in the order of `channels`, and 1/√d in those of the
-    keys."""
+    """Return the norms of queries and keys, with channels in the order of `channels`. The keys' norm contains 1/√d."""
     if attn.qk_norm == "none":
         return attn.q_norm, attn.k_norm
     norms = []

@@ -18,7 +18,7 @@ from vitbackbone.contract import BackboneModule, Engine, Features, Images, Preci
 from vitbackbone.model import Block, Mlp, ViT
 from vitbackbone.runtime.cuda_graphs import Recordings
 from vitbackbone.runtime.int8 import MakeKernel, int8_trouble, onednn, quantize, watching
-from vitbackbone.runtime.linears import (
+from vitbackbone.runtime.kernels import (
     POST_OPS,
     CastLinear,
     FastLinear,

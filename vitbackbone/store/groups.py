@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from vitbackbone.store.parquet import ERRORS, check_unique, open_parquet
+from vitbackbone.store.sources.parquet import ERRORS, check_unique, open_parquet
 from vitbackbone.store.store import FeatureStore
 
 WANTED = "want the level of a folder in the photos' paths (0 is the first, -1 the last), or LIST.csv:COLUMN"

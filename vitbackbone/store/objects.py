@@ -56,7 +56,7 @@ def put_tensors(storage: Storage, tensors: Mapping[str, Tensor]) -> str:
 
 
 def put_table(storage: Storage, tables: Iterator[pa.Table], known: Sequence[Part]) -> tuple[Part, ...]:
-    """Write the parts of a table. Those that `known` has are not written again."""
+    """Write the parts of a table. Objects in `known` are not written again."""
     names = {part.name for part in known}
     parts = []
     for table in tables:
@@ -116,7 +116,7 @@ def cut(table: pa.Table) -> Iterator[pa.Table]:
 
 
 def as_os_error(error: Exception, place: str) -> Exception:
-    """Return the error of the system behind an error of safetensors, which names it only in its text."""
+    """Return the system's error that caused an error of safetensors. safetensors names it only in its text."""
     from vitbackbone.files import LIMITS, full
 
     code = next((code for code in LIMITS if f"os error {code})" in str(error)), None)

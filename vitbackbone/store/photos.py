@@ -11,14 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitbackbone.images import ImageTransform, Resolution
-from vitbackbone.store.archive_kinds import ending_of
-from vitbackbone.store.locate import Locator, Reason, Unreadable, content_sha256, is_frame, locators, read_bytes
-from vitbackbone.store.names import EXTENSIONS, escaped
-from vitbackbone.store.reader import ImageReader
-from vitbackbone.store.remote import is_remote
-from vitbackbone.store.rows import Root
-from vitbackbone.store.source import list_inputs
+from vitbackbone.store.sources.archive_kinds import ending_of
+from vitbackbone.store.sources.locate import Locator, Reason, Unreadable, content_sha256, is_frame, locators, read_bytes
+from vitbackbone.store.sources.names import EXTENSIONS, escaped
+from vitbackbone.store.sources.remote import is_remote
+from vitbackbone.store.sources.rows import Root
+from vitbackbone.store.sources.source import list_inputs
 from vitbackbone.store.store import FeatureStore
+from vitbackbone.store.workers.reader import ImageReader
 
 LISTED = (".csv", ".tar", ".zip", ".parquet")
 log = logging.getLogger("vitbackbone")

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
-from vitbackbone.store.frames import may_begin
-from vitbackbone.store.identity import CHUNK, Contents, read_contents, sizes_and_versions
-from vitbackbone.store.labels import UNKNOWN
 from vitbackbone.store.layout import ROWS, WORK
-from vitbackbone.store.locate import AWAY, PASSING
-from vitbackbone.store.rows import Inputs
+from vitbackbone.store.sources.frames import may_begin
+from vitbackbone.store.sources.identity import CHUNK, Contents, read_contents, sizes_and_versions
+from vitbackbone.store.sources.labels import UNKNOWN
+from vitbackbone.store.sources.locate import AWAY, PASSING
+from vitbackbone.store.sources.rows import Inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +170,7 @@ def _assign(
     next_shard: int,
     shard_size: int,
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], int]:
-    """Give each row without a place that of an earlier row with the same content, else a new one."""
+    """Give a place to each row that has none: the place of an earlier row with the same content, else a new one."""
     codes = pc.fill_null(sha256.combine_chunks().dictionary_encode().indices, -1).to_numpy()
     first = np.full(codes.max(initial=-1) + 1, -1)  # the first row with a place, of each content
     placed = np.flatnonzero((shards >= 0) & (codes >= 0) & ~ill)[::-1]
@@ -189,8 +189,8 @@ def _assign(
 def _shard_starts(begins: Bool[np.ndarray, " n"], shard_size: int) -> Int[np.ndarray, " s"]:
     """Return the first of the inputs of each new shard. A shard has at most `shard_size` inputs.
 
-    A shard of frames begins with a keyframe if that leaves the one before it more than half full: else the frames of
-    one group would be decoded twice.
+    A shard of frames begins with a keyframe if the shard before it is then more than half full. Otherwise, the frames
+    of one group would be decoded twice.
     """
     starts, end = list[int](), 0
     while end < len(begins):
@@ -292,9 +292,9 @@ def _check_same_source(known: Known, kept: Int[np.ndarray, " k"], listed: int) -
     such = f"such as {os.fsdecode(known.rows['path'][0].as_py())!r}, is among the {listed} of the source"
     if known.missing:
         raise ValueError(
-            f"the rows of {known.missing} of the {known.missing + len(known.rows)} images of this store are lost, "
-            f"because a table is damaged, and none of the others, {such}. If they were renamed, run once on the source "
-            "with the names of before; else give another --out"
+            f"a table is damaged, so the rows of {known.missing} of the {known.missing + len(known.rows)} images of "
+            f"this store are lost. None of the others, {such}. If they were renamed, run once on the source with its "
+            "former names; otherwise give another --out"
         )
     raise ValueError(
         f"this store was built from different inputs: none of its {len(known.rows)} images, {such}; give another --out"

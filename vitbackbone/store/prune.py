@@ -9,13 +9,13 @@ import pyarrow.compute as pc
 
 from vitbackbone.files import Storage, open_storage
 from vitbackbone.store.layout import RESULTS, ROWS, WORK, object_key, snapshot_key
-from vitbackbone.store.leases import Lease
 from vitbackbone.store.objects import read_part, read_table
 from vitbackbone.store.plan import Plan
 from vitbackbone.store.records import Snapshot, unseal
 from vitbackbone.store.results import read_results
 from vitbackbone.store.snapshots import latest, numbers, publish, read_classes, read_manifest, read_snapshot
 from vitbackbone.store.transaction import next_snapshot
+from vitbackbone.store.workers.leases import Lease
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import pyarrow as pa
 from torch import Tensor
 
 from vitbackbone.files import Storage
-from vitbackbone.store.labels import as_utf8
 from vitbackbone.store.layout import PART, RESULTS, WORK, done_key
 from vitbackbone.store.objects import put_tensors, read_part
-from vitbackbone.store.reader import Outcome
 from vitbackbone.store.records import Done, Part, Snapshot, seal, unseal
+from vitbackbone.store.sources.labels import as_utf8
+from vitbackbone.store.workers.reader import Outcome
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +111,8 @@ def in_order(results: pa.Table) -> pa.Table:
 
 
 def cut_at_shards(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Cut tables of whole shards, in order, into parts. A part begins with the first shard at or behind each `PART`
-    rows, so that new shards at the end leave the parts before as they are."""
+    """Cut tables of whole shards, in order, into parts. A new part begins with the first shard at or behind each
+    multiple of `PART` rows. So new shards at the end leave the earlier parts as they are."""
     waiting: list[pa.Table] = []
     rows, first = 0, 0  # before the waiting tables; in all
     for table in tables:

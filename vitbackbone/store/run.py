@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from vitbackbone.contract import Backbone, Precision, Runtime, check_device, weights_sha256
 from vitbackbone.files import LocalStorage, open_storage, progress_bar
 from vitbackbone.images import Decoding, Resolution, Sampling
-from vitbackbone.store.cluster import RayCluster, compute_on_cluster
 from vitbackbone.store.layout import DTYPES, ROWS, TOKENS
-from vitbackbone.store.leases import Leases
 from vitbackbone.store.manifest import make_manifest
-from vitbackbone.store.processes import all_devices, pull_on_devices
-from vitbackbone.store.publication import check_folder
-from vitbackbone.store.pull import pull
+from vitbackbone.store.output_folder import check_folder
 from vitbackbone.store.records import Snapshot
-from vitbackbone.store.route import AUTO_FROM, Choice, calibration, choose, is_optimised, read_sample
-from vitbackbone.store.rows import Root
 from vitbackbone.store.salvage import remembered, stored_runtime, undamaged
-from vitbackbone.store.shard_job import Job, Tally
-from vitbackbone.store.slices import Slice
 from vitbackbone.store.snapshots import latest
-from vitbackbone.store.source import list_source
+from vitbackbone.store.sources.rows import Root
+from vitbackbone.store.sources.source import list_source
 from vitbackbone.store.store import FeatureStore
 from vitbackbone.store.transaction import check_settings, check_waiting, publish_plan, publish_results
+from vitbackbone.store.workers.cluster import RayCluster, compute_on_cluster
+from vitbackbone.store.workers.leases import Leases
+from vitbackbone.store.workers.processes import all_devices, pull_on_devices
+from vitbackbone.store.workers.pull import pull
+from vitbackbone.store.workers.route import AUTO_FROM, Choice, calibration, choose, is_optimised, read_sample
+from vitbackbone.store.workers.shard_job import Job, Tally
+from vitbackbone.store.workers.slices import Slice
 
 SHARD_BYTES = 2**28  # largest default shard
 
@@ -85,7 +85,7 @@ def extract(
     the defaults, a run of 2000 images or more takes the fastest route that equals float32 to 1e-5. A smaller run takes
     plain torch, because comparing the routes takes longer than it saves.
     `workers`: processes that read images meanwhile. With 0, this process reads them between two forwards, in as many
-    threads as torch has; that is the fastest where it computes on the same CPUs.
+    threads as torch has. That is the fastest if the same CPUs compute the features.
     `devices`: compute in one process for each of these devices, such as ("cuda:0", "cuda:1") or ("cpu", "cpu"); each
     takes the next free shard. "all" is each GPU, or each group of CPUs of a machine without one. A script that gives
     it must not call `extract` when it is imported, but under `if __name__ == "__main__":`.
@@ -96,10 +96,10 @@ def extract(
     `retry_failed`: read the failed images again. `allow_private_urls`: as for `list_inputs`. `progress`: show a
     progress bar.
 
-    Raises `ValueError` if the source has no images, if an argument does not fit the backbone or another argument, or
-    if `out` is a store made from something else; the error lists each difference. Raises `BlockingIOError` while
-    another process writes the store, `ChildProcessError` if a worker was killed, and `MemoryError` if memory does not
-    suffice for a single image.
+    Raises `ValueError` if the source has no images, or if an argument does not fit the backbone or another argument. It
+    also raises it if `out` is a store made from something else, and lists each difference. Raises `BlockingIOError`
+    while another process writes the store, `ChildProcessError` if a worker was killed, and `MemoryError` if memory does
+    not suffice for a single image.
     """
     if not isinstance(backbone, nn.Module):
         raise ValueError(f"backbone is a {type(backbone).__name__}; want an nn.Module")

@@ -15,9 +15,9 @@ from vitbackbone.store.layout import ROWS, WORK
 from vitbackbone.store.manifest import Manifest
 from vitbackbone.store.objects import Damaged, json_name, read_part, read_table
 from vitbackbone.store.records import Part, Snapshot
-from vitbackbone.store.remembered import Remembered
 from vitbackbone.store.results import Task, tasks_in
 from vitbackbone.store.snapshots import read_classes, read_manifest
+from vitbackbone.store.sources.remembered import Remembered
 
 log = logging.getLogger("vitbackbone")
 
@@ -41,7 +41,7 @@ def undamaged_tasks(storage: Storage, snapshot: Snapshot, lost: set[str]) -> Ite
 
 
 def class_names(storage: Storage, snapshot: Snapshot, listed: Sequence[str]) -> tuple[str, ...]:
-    """Return the class names of a snapshot, which are those of the source if their object is damaged.
+    """Return the class names of a snapshot, or those of the source if the snapshot's own are damaged.
 
     Raises `ValueError` if the source has other ones.
     """
@@ -69,7 +69,7 @@ def remembered(storage: Storage, snapshot: Snapshot) -> Remembered:
 def stored_runtime(storage: Storage, snapshot: Snapshot, plain: Manifest) -> Runtime | None:
     """Return the route by which the features of a snapshot are computed; None if it cannot be known.
 
-    `plain`: the manifest of this run by the plain route, which tells the route of a damaged one that has its name.
+    `plain`: the manifest that this run has on the plain route. A damaged manifest of the same name has that route.
     """
     try:
         return Runtime(**read_manifest(storage, snapshot)["runtime"])

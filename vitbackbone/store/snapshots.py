@@ -54,7 +54,8 @@ def read_snapshot(storage: Storage, number: int) -> Snapshot:
 
 
 def open_snapshot(storage: Storage, number: int | None, partial: bool) -> Snapshot:
-    """Return the snapshot to read: that of the number, else the last one, else the last complete one.
+    """Return the snapshot to read: the one with the number. Without a number, it is the last complete one, or the last
+    one if `partial` is set.
 
     Raises `ValueError` if there is no store, or if the snapshot is not complete and `partial` is not set.
     """

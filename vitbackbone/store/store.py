@@ -32,8 +32,8 @@ class FeatureStore:
     opening a thousand shards reads none of their features.
 
     `cls`, `patches`, `registers`, `paths` and `labels` cover the N = `len(store)` images that were read, in one order.
-    `failed` lists the other inputs, and `index` has a row for every input. Features are those of the last layer that
-    was asked; `layer(i)` gives another of `layers`. bfloat16 is returned as float32, because NumPy has no bfloat16.
+    `failed` lists the other inputs, and `index` has a row for every input. Features come from the last layer that was
+    asked for; `layer(i)` gives another of `layers`. bfloat16 is returned as float32, because NumPy has no bfloat16.
     Images with the same content have the same features, which are stored once.
 
     `directory`: a folder, or a URL such as s3://bucket/features. `layer`: the layer to show, 0-based or negative from
@@ -80,7 +80,7 @@ class FeatureStore:
 
     @cached_property
     def cls(self) -> Float[np.ndarray, "N D"]:
-        """The CLS tokens. The first use copies them into memory; those of a single shard stay on disk."""
+        """The CLS tokens. The first use copies them into memory. The tokens of a single shard stay on disk."""
         return self._all("cls")
 
     @cached_property

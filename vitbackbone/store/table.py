@@ -10,14 +10,14 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from vitbackbone.files import Storage
-from vitbackbone.store.frames import frame_columns
-from vitbackbone.store.labels import as_utf8
 from vitbackbone.store.layout import INDEX, ROWS
-from vitbackbone.store.locate import REMEDIES
 from vitbackbone.store.objects import read_table
 from vitbackbone.store.plan import result_rows
 from vitbackbone.store.records import Snapshot
 from vitbackbone.store.results import as_table, encoded, in_order, read_done, read_results, read_tasks, spans
+from vitbackbone.store.sources.frames import frame_columns
+from vitbackbone.store.sources.labels import as_utf8
+from vitbackbone.store.sources.locate import REMEDIES
 
 
 @dataclass(frozen=True, eq=False)

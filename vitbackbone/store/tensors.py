@@ -36,7 +36,7 @@ class TensorFile(ABC):
         """Read the rows [start, stop) of a tensor."""
 
     def check(self, kinds: Sequence[str], layers: Sequence[int], images: int) -> None:
-        """Read the grid. Raises `Damaged` if the tensors are not those of so many images."""
+        """Read the grid. Raises `Damaged` if the tensors do not hold that number of images."""
         shapes = self.shapes()
         patches = 0
         if "patches" in kinds:

@@ -11,9 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vitbackbone.files import Storage
-from vitbackbone.store.identity import Contents
 from vitbackbone.store.layout import RESULTS, ROWS, WORK, done_key, lease_key
-from vitbackbone.store.locate import PASSING
 from vitbackbone.store.manifest import Manifest, differences
 from vitbackbone.store.objects import Damaged, check_object, cut, json_name, put_json, put_table, read_table
 from vitbackbone.store.plan import Known, Plan, make_plan, result_rows, shards_of
@@ -28,11 +26,13 @@ from vitbackbone.store.results import (
     read_results,
     read_tasks,
 )
-from vitbackbone.store.rows import Inputs
 from vitbackbone.store.salvage import class_names as class_names_of
 from vitbackbone.store.salvage import undamaged, undamaged_tasks
-from vitbackbone.store.slices import Slice
 from vitbackbone.store.snapshots import following, latest, publish, read_classes, read_manifest, repair
+from vitbackbone.store.sources.identity import Contents
+from vitbackbone.store.sources.locate import PASSING
+from vitbackbone.store.sources.rows import Inputs
+from vitbackbone.store.workers.slices import Slice
 
 CHECKERS = 4  # threads that read complete shards; more are no faster on most disks
 
@@ -159,9 +159,9 @@ def _known(storage: Storage, last: Snapshot | None, inputs: Inputs, mine: Slice,
     if not len(rows):  # all is planned anew, as in the first run; no result may meet another row of its number
         if last.counts.rows and str(inputs.root) != last.root:
             raise ValueError(
-                f"{storage.url}: the rows of all its {last.counts.rows} images are lost, because tables are damaged, "
-                f"and the source lies in {inputs.root} and not in {last.root}, so that nothing tells whether it is "
-                "the same. Give the source there, or another --out"
+                f"{storage.url}: tables are damaged, and the rows of all its {last.counts.rows} images are lost. The "
+                f"source lies in {inputs.root} and not in {last.root}, so nothing tells whether it is the same. Give "
+                "the source there, or another --out"
             )
         return Known(rows, encoded(RESULTS.empty_table()), (), 0, frozenset(lost), last.counts.rows)
     names = class_names_of(storage, last, inputs.class_names)
@@ -213,7 +213,7 @@ def next_snapshot(
 ) -> Snapshot:
     """Write the objects of the snapshot after `last`, and return its record. Arguments as for `Snapshot`.
 
-    `lost`: parts of `last` that are damaged. Those that the new snapshot needs are written again.
+    `lost`: parts of `last` that are damaged. Parts that the new snapshot needs are written again.
     """
     live = pc.is_in(results["shard"], value_set=pc.unique(plan.rows["shard"]))
     results = results.filter(live)  # without shards that no row needs now

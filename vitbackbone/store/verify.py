@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 
 from vitbackbone.files import Record, Storage, open_storage, progress_bar
 from vitbackbone.store.layout import LATEST, RESULTS, object_key, snapshot_key
-from vitbackbone.store.leases import Lease
 from vitbackbone.store.objects import check_object, read_part
 from vitbackbone.store.records import Done, Snapshot, checksum, unseal
 from vitbackbone.store.snapshots import latest, read_classes, read_manifest
+from vitbackbone.store.workers.leases import Lease
 
 READERS = 4  # threads
 PRUNE = "`vitbackbone prune` removes what only old snapshots need"

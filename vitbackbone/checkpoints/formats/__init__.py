@@ -21,6 +21,7 @@ from vitbackbone.checkpoints.formats.radio import RADIO
 from vitbackbone.checkpoints.formats.sam3 import SAM3
 from vitbackbone.checkpoints.formats.sapiens2 import SAPIENS2
 from vitbackbone.checkpoints.formats.satellites import SATELLITES
+from vitbackbone.checkpoints.formats.siglino import SIGLINO
 from vitbackbone.checkpoints.formats.siglip2 import SIGLIP2
 from vitbackbone.checkpoints.formats.swin import SWIN
 from vitbackbone.checkpoints.formats.timm import TIMM
@@ -56,6 +57,7 @@ FORMATS: dict[str, Rules] = {
     **SATELLITES,
     "clay": CLAY,
     "da3": DA3,
+    "siglino": SIGLINO,
     **PERCEPTION,
     **TIMM,
     **TIMM_EVA,

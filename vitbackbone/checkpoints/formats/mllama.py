@@ -8,7 +8,8 @@ from vitbackbone.model import ViTConfig
 
 
 def _positions(config: ViTConfig) -> Change:
-    """Return the change of CLS (D,), positions (n, D), positions of tiles (A, S n D) and the gate between these two."""
+    """Return the change that computes positions. It takes CLS (D,), positions (n, D), positions of tiles (A, S n D) and
+    the gate between these two."""
     assert config.tiles is not None
     tiles = config.tiles.count
 
@@ -22,7 +23,7 @@ def _positions(config: ViTConfig) -> Change:
 
 
 def _tile_vectors(config: ViTConfig) -> Change:
-    """Return the change of the vectors of tiles (A, S D) and their gate."""
+    """Return the change that multiplies the vectors of tiles (A, S D) by their gate."""
     assert config.tiles is not None
     tiles = config.tiles.count
     return Change(lambda each, gate: (gate.tanh() * each[1:].unflatten(1, (tiles, 1, config.dim)),))

@@ -42,7 +42,7 @@ def _kernels(config: ViTConfig) -> Change:
 
 
 def _positions(cls: Tensor, table: Tensor, channels: Tensor, *own: Tensor) -> tuple[Tensor, Tensor]:
-    """Return CLS and the table of all groups: positions beside the vector of the group."""
+    """Return CLS and the table of all groups. Each row has a position, and beside it the vector of the group."""
     count = table.shape[1] - 1
     ahead = torch.cat([table[:, :1], own[0] if own else channels.new_zeros(1, 1, channels.shape[2])], dim=2)
     groups = [torch.cat([table[0, 1:], group.expand(count, -1)], dim=1) for group in channels[0]]

@@ -11,15 +11,14 @@ from vitbackbone.checkpoints.huggingface.config import (
     write_labels,
     written_layout,
 )
-from vitbackbone.checkpoints.huggingface.processor import (
+from vitbackbone.checkpoints.huggingface.processor import read_preprocess, write_preprocess
+from vitbackbone.checkpoints.huggingface.processor_classes import (
     CLIP_EVAL,
     DEIT_EVAL,
     DINOV2_EVAL,
     DINOV3_EVAL,
     SIGLIP_EVAL,
     VIT_EVAL,
-    read_preprocess,
-    write_preprocess,
 )
 from vitbackbone.checkpoints.huggingface.records import LARGEST, Depth, Epsilon, Heads, Width
 from vitbackbone.checkpoints.huggingface.shared import ANTIALIASED, PLAIN

@@ -1,7 +1,7 @@
 """AIMv2 (Fini et al. 2024): root mean square norms, gated MLPs and no biases."""
 
 from vitbackbone.checkpoints.huggingface.fields import Json
-from vitbackbone.checkpoints.huggingface.processor import CLIP_EVAL
+from vitbackbone.checkpoints.huggingface.processor_classes import CLIP_EVAL
 from vitbackbone.checkpoints.huggingface.records import Depth, Epsilon, Heads, Pair, Square, Width, read_tower
 from vitbackbone.checkpoints.huggingface.shared import PLAIN, gate
 from vitbackbone.images import Preprocess

@@ -22,7 +22,7 @@ from vitbackbone.checkpoints.huggingface.levels import (
     read_sam2,
 )
 from vitbackbone.checkpoints.huggingface.pixio import PIXIO_EVAL, read_pixio
-from vitbackbone.checkpoints.huggingface.processor import (
+from vitbackbone.checkpoints.huggingface.processor_classes import (
     CLIP_EVAL,
     DEIT_EVAL,
     DINOV2_EVAL,
@@ -361,8 +361,8 @@ def write_config(config: ViTConfig, architecture: str) -> dict[str, Any]:
 def read_config(config: Json) -> tuple[ViTConfig | TimmConfig, Preprocess]:
     """Return the configuration and default preprocessing of a `config.json`.
 
-    Raises `ValueError` that names the key if the model type is unknown, a value does not fit its schema in
-    `records.py`, or this ViT does not have a setting.
+    Raises `ValueError` that names the key if the model type is unknown, if a value does not fit its schema in
+    `records.py`, or if this ViT lacks a setting.
     """
     return _model_type(config).read_whole(config)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from vitbackbone.checkpoints.huggingface.fields import Json
-from vitbackbone.checkpoints.huggingface.processor import SIGLIP_EVAL
+from vitbackbone.checkpoints.huggingface.processor_classes import SIGLIP_EVAL
 from vitbackbone.checkpoints.huggingface.records import Depth, Epsilon, Heads, Network, Pair, read_settings
 from vitbackbone.checkpoints.huggingface.shared import gate, rope_theta
 from vitbackbone.images import Preprocess

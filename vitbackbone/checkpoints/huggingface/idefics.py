@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from vitbackbone.checkpoints.huggingface.fields import Json
-from vitbackbone.checkpoints.huggingface.processor import SIGLIP_EVAL
+from vitbackbone.checkpoints.huggingface.processor_classes import SIGLIP_EVAL
 from vitbackbone.checkpoints.huggingface.records import Epsilon, Pair, Square, read_tower
 from vitbackbone.checkpoints.huggingface.shared import shared_fields
 from vitbackbone.model import Resampling, ViTConfig

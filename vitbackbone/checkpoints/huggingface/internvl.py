@@ -4,7 +4,7 @@ with norms of the root mean square, on queries and keys too."""
 from typing import Literal
 
 from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
-from vitbackbone.checkpoints.huggingface.processor import SWIN_EVAL
+from vitbackbone.checkpoints.huggingface.processor_classes import SWIN_EVAL
 from vitbackbone.checkpoints.huggingface.records import Depth, Epsilon, Heads, Network, Pair, Width, read_settings
 from vitbackbone.checkpoints.huggingface.shared import shared_fields
 from vitbackbone.images import Preprocess

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, Field
 
 from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
-from vitbackbone.checkpoints.huggingface.processor import SIGLIP_EVAL
+from vitbackbone.checkpoints.huggingface.processor_classes import SIGLIP_EVAL
 from vitbackbone.checkpoints.huggingface.records import Depth, Heads, Network, Pair, Width, read_settings
 from vitbackbone.checkpoints.huggingface.shared import PLAIN, rope_theta, ungated
 from vitbackbone.images import Preprocess

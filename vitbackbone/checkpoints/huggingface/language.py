@@ -11,7 +11,7 @@ from vitbackbone.checkpoints.huggingface.llama4 import LLAMA4_EVAL, read_llama4
 from vitbackbone.checkpoints.huggingface.mlcd import read_mlcd
 from vitbackbone.checkpoints.huggingface.mllama import MLLAMA_EVAL, read_mllama
 from vitbackbone.checkpoints.huggingface.pixtral import PIXTRAL_EVAL, read_pixtral
-from vitbackbone.checkpoints.huggingface.processor import CLIP_EVAL
+from vitbackbone.checkpoints.huggingface.processor_classes import CLIP_EVAL
 from vitbackbone.checkpoints.huggingface.qwen_vl import (
     QWEN2_VL_EVAL,
     QWEN3_VL_EVAL,

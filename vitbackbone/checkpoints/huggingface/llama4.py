@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from vitbackbone.checkpoints.huggingface.fields import Json
-from vitbackbone.checkpoints.huggingface.processor import SIGLIP_EVAL
+from vitbackbone.checkpoints.huggingface.processor_classes import SIGLIP_EVAL
 from vitbackbone.checkpoints.huggingface.records import Depth, Epsilon, Heads, Pair, Square, Width, read_settings
 from vitbackbone.checkpoints.huggingface.shared import rope_theta, shared_fields
 from vitbackbone.images import Preprocess

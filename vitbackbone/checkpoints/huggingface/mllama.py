@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from vitbackbone.checkpoints.huggingface.fields import Json
-from vitbackbone.checkpoints.huggingface.processor import CLIP_EVAL
+from vitbackbone.checkpoints.huggingface.processor_classes import CLIP_EVAL
 from vitbackbone.checkpoints.huggingface.records import Depth, Epsilon, Heads, Pair, Square, Width, read_settings
 from vitbackbone.checkpoints.huggingface.shared import shared_fields
 from vitbackbone.images import Preprocess

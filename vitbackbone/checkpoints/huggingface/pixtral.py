@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from vitbackbone.checkpoints.huggingface.fields import Json, NotNative
-from vitbackbone.checkpoints.huggingface.processor import CLIP_EVAL
+from vitbackbone.checkpoints.huggingface.processor_classes import CLIP_EVAL
 from vitbackbone.checkpoints.huggingface.records import Depth, Heads, Pair, Square, Width, read_settings
 from vitbackbone.checkpoints.huggingface.shared import gate, rope_theta
 from vitbackbone.images import Preprocess

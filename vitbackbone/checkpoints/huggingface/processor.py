@@ -1,173 +1,30 @@
-"""Converting `preprocessor_config.json` to and from `Preprocess`, with the defaults of transformers' classes."""
+"""Converting `preprocessor_config.json` to and from `Preprocess`, like the processor class that the file names."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from vitbackbone.checkpoints.huggingface.fields import Json
 from vitbackbone.checkpoints.huggingface.own_sizes import OWN_SIZES
+from vitbackbone.checkpoints.huggingface.processor_classes import (
+    NO_EFFECT,
+    PROCESSORS,
+    RESAMPLE,
+    UNNAMED,
+    Processor,
+    square,
+)
 from vitbackbone.files import SHORT
 from vitbackbone.images import (
-    CLIP_MEAN,
-    CLIP_STD,
-    HALF,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     CropMode,
     Interpolation,
     Preprocess,
     ResizeLibrary,
 )
 
-VIT_EVAL = Preprocess((224, 224), 1.0, "squash", "bilinear", HALF, HALF, crop_rounding="down")
-DEIT_EVAL = Preprocess((224, 224), 224 / 256, "squash", "bicubic", IMAGENET_MEAN, IMAGENET_STD, crop_rounding="down")
-DINOV2_EVAL = replace(DEIT_EVAL, crop_mode="center")
-DINOV3_EVAL = replace(VIT_EVAL, mean=IMAGENET_MEAN, std=IMAGENET_STD, resampling="torchvision")
-SIGLIP_EVAL = replace(VIT_EVAL, interpolation="bicubic")
-CLIP_EVAL = Preprocess((224, 224), 1.0, "center", "bicubic", CLIP_MEAN, CLIP_STD, crop_rounding="down")
-SWIN_EVAL = replace(SIGLIP_EVAL, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-SAM_EVAL = Preprocess((1024, 1024), 1.0, "pad", "bilinear", IMAGENET_MEAN, IMAGENET_STD, crop_rounding="down")
-
-# PIL.Image.Resampling, as the files number it
-RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-BILINEAR, BICUBIC = 2, 3
-
 Sides = tuple[int, int]  # (H, W)
 Colour = tuple[float, ...]  # one number a channel
-
-
-@dataclass(frozen=True)
-class Processor:
-    """An image processor class of transformers: the defaults of the settings that a file may leave out."""
-
-    resample: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    size: Any
-    crop_size: Any = None
-    do_center_crop: bool = False
-    default_to_square: bool = True  # whether `size` as one number means a square or the shorter edge
-    own: Json = field(default_factory=dict)  # settings of this class alone, with their defaults
-    resampling: ResizeLibrary = "pillow"  # for files that do not name one
-    rescaled: bool = False  # whether the network itself turns its input x into 2x - 1, which ours does not
-
-    def defaults(self) -> dict[str, Any]:
-        return {
-            "resample": self.resample,
-            "image_mean": self.mean,
-            "image_std": self.std,
-            "size": self.size,
-            "crop_size": self.crop_size,
-            "do_center_crop": self.do_center_crop,
-            "default_to_square": self.default_to_square,
-            "do_resize": True,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "do_pad": False,
-            "pad_size": None,
-            **self.own,
-        }
-
-
-def _square(side: int) -> dict[str, int]:
-    return {"height": side, "width": side}
-
-
-_SHORT_224 = {"shortest_edge": 224}
-_CLIP = Processor(BICUBIC, CLIP_MEAN, CLIP_STD, _SHORT_224, _square(224), True, default_to_square=False)
-_VIT = Processor(BILINEAR, HALF, HALF, _square(224))
-_DINOV3 = replace(_VIT, mean=IMAGENET_MEAN, std=IMAGENET_STD, resampling="torchvision")  # it has no other
-_MASKS = {"mask_size": None, "mask_pad_size": None}
-_SAM = {"do_pad": True, "pad_size": _square(1024), "mask_size": None, "mask_pad_size": None}
-_QWEN = {"min_pixels": None, "max_pixels": None, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
-_BOUNDS = {"shortest_edge": 56**2, "longest_edge": 28**2 * 1280}
-_TILES = {
-    "max_image_size": {"longest_edge": 364},
-    "do_image_splitting": True,
-    "do_pad": True,
-    "return_row_col_info": False,
-    "video_sampling": None,
-}
-_QWEN2_VL = Processor(BICUBIC, CLIP_MEAN, CLIP_STD, _BOUNDS, default_to_square=False, own=_QWEN)
-_IDEFICS3 = Processor(1, HALF, HALF, {"longest_edge": 4 * 364}, default_to_square=False, own=_TILES)
-_SOFT = {"patch_size": 16, "max_soft_tokens": 280, "pooling_kernel_size": 3}
-_KIMI = {"max_patches": 16384, "patch_size": 14, "merge_size": 2}
-_SQUARE_PATCH = {"patch_size": {"height": 16, "width": 16}, "do_pad": True, "pad_size": None}
-_EDGES = {"shortest_edge": 378, "longest_edge": 980}
-_NAFLEX = {"patch_size": 16, "max_num_patches": 256}
-_EFFICIENTNET = {"rescale_offset": False, "include_top": True}
-
-PROCESSORS: dict[str, Processor] = {
-    "ViTImageProcessor": _VIT,
-    "DeiTImageProcessor": Processor(BICUBIC, HALF, HALF, _square(256), _square(224), True),
-    "BeitImageProcessor": Processor(BICUBIC, HALF, HALF, _square(224), _square(224)),
-    "BitImageProcessor": _CLIP,
-    "CLIPImageProcessor": _CLIP,
-    "ChineseCLIPImageProcessor": _CLIP,
-    "ViTHybridImageProcessor": _CLIP,
-    "BlipImageProcessor": Processor(BICUBIC, CLIP_MEAN, CLIP_STD, _square(384)),
-    "SiglipImageProcessor": Processor(BICUBIC, HALF, HALF, _square(224), default_to_square=False),
-    "PvtImageProcessor": Processor(BICUBIC, IMAGENET_MEAN, IMAGENET_STD, _square(224)),
-    "LevitImageProcessor": replace(_CLIP, mean=IMAGENET_MEAN, std=IMAGENET_STD),
-    "PoolFormerImageProcessor": replace(_CLIP, mean=IMAGENET_MEAN, std=IMAGENET_STD, own={"crop_pct": 0.9}),
-    "ConvNextImageProcessor": Processor(
-        BICUBIC, HALF, HALF, {"shortest_edge": 384}, default_to_square=False, own={"crop_pct": 224 / 256}
-    ),
-    "EfficientNetImageProcessor": Processor(BICUBIC, HALF, HALF, _square(346), _square(289), own=_EFFICIENTNET),
-    "DINOv3ViTImageProcessor": _DINOV3,
-    "Siglip2ImageProcessor": Processor(BILINEAR, HALF, HALF, None, own=_NAFLEX),
-    "Qwen2VLImageProcessor": _QWEN2_VL,
-    "Idefics3ImageProcessor": _IDEFICS3,
-    "SmolVLMImageProcessor": _IDEFICS3,
-    "Gemma4ImageProcessor": Processor(
-        BICUBIC, HALF, HALF, None, own={**_SOFT, "do_normalize": False}, resampling="torchvision", rescaled=True
-    ),
-    "PixtralImageProcessor": Processor(BICUBIC, CLIP_MEAN, CLIP_STD, {"longest_edge": 1024}, own=_SQUARE_PATCH),
-    "Kimi_K25ImageProcessor": Processor(
-        BICUBIC, HALF, HALF, {"max_height": 512, "max_width": 512}, own=_KIMI, resampling="torchvision"
-    ),
-    "Llama4ImageProcessor": Processor(
-        BILINEAR,
-        HALF,
-        HALF,
-        _square(336),
-        own={"max_patches": 16, "resize_to_max_canvas": False},
-        resampling="torchvision",
-    ),
-    "Idefics2ImageProcessor": Processor(
-        BILINEAR, HALF, HALF, _EDGES, default_to_square=False, own={"do_image_splitting": False, "do_pad": True}
-    ),
-    "Tipsv2ImageProcessor": Processor(
-        BILINEAR, HALF, HALF, _square(448), own={"do_normalize": False}, resampling="torchvision"
-    ),
-    "Sam3ImageProcessor": Processor(BILINEAR, HALF, HALF, _square(1008), own=_MASKS, resampling="torchvision"),
-    "Sam2ImageProcessor": Processor(
-        BILINEAR, IMAGENET_MEAN, IMAGENET_STD, _square(1024), own=_MASKS, resampling="torchvision"
-    ),
-    "SamImageProcessor": Processor(BILINEAR, IMAGENET_MEAN, IMAGENET_STD, {"longest_edge": 1024}, own=_SAM),
-}
-
-# The class that transformers uses if a file names none, by the default preprocessing of the model type
-UNNAMED: dict[Preprocess, str] = {
-    VIT_EVAL: "ViTImageProcessor",
-    SWIN_EVAL: "ViTImageProcessor",
-    DEIT_EVAL: "DeiTImageProcessor",
-    SIGLIP_EVAL: "BeitImageProcessor",  # SigLIP's differs only in the meaning of `size` as one number
-    CLIP_EVAL: "CLIPImageProcessor",
-    DINOV2_EVAL: "BitImageProcessor",
-    DINOV3_EVAL: "DINOv3ViTImageProcessor",
-    SAM_EVAL: "SamImageProcessor",
-}
-
-# Settings that change no pixel of an RGB photo
-NO_EFFECT = {
-    *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "transformers_version"),
-    *("_valid_processor_keys", "do_convert_rgb", "do_reduce_labels", "reduce_labels", "device", "return_tensors"),
-    *("data_format", "input_data_format", "disable_grouping", "image_seq_length", "model_input_names", "use_fast"),
-    *("num_channels", "name_or_path", "_name_or_path", "backend"),
-}
 FILE = "preprocessor_config.json"
 MOST_CHANNELS = 1024
 LARGEST = 1e6  # no mean, deviation or factor is larger, or smaller than its inverse
@@ -226,14 +83,14 @@ def read_preprocess(processor: Json, default: Preprocess, own_network: bool = Tr
 
 def write_preprocess(preprocess: Preprocess) -> dict[str, Any]:
     """Return a `preprocessor_config.json` for the processor of transformers that does these steps."""
-    resized = preprocess.scaled(preprocess.image_size)
-    squash, crop = preprocess.crop_mode == "squash", resized != preprocess.image_size
+    resized = preprocess.scaled(preprocess.crop)
+    squash, crop = preprocess.crop_mode == "squash", resized != preprocess.crop
     kind = ("DeiTImageProcessor" if crop else "ViTImageProcessor") if squash else "BitImageProcessor"
     own: dict[str, Any] = {}
     size = {"height": resized[0], "width": resized[1]} if squash else {"shortest_edge": resized[0]}
-    whole = {"height": preprocess.image_size[0], "width": preprocess.image_size[1]}
+    whole = {"height": preprocess.crop[0], "width": preprocess.crop[1]}
     if preprocess.crop_mode == "pad":
-        kind, size = "SamImageProcessor", {"longest_edge": max(preprocess.image_size)}
+        kind, size = "SamImageProcessor", {"longest_edge": max(preprocess.crop)}
         own = {"do_pad": True, "pad_size": whole}
     return {
         "image_processor_type": kind + ("Fast" if preprocess.resampling == "torchvision" else ""),
@@ -295,7 +152,7 @@ def _made_of(default: Preprocess) -> Processor:
 
 
 def _acts(value: object) -> bool:
-    """Whether an unknown setting may have an effect: null and false switch nothing on."""
+    """Return whether an unknown setting may have an effect: null and false switch nothing on."""
     return value is not None and value is not False
 
 
@@ -385,7 +242,7 @@ def _size(settings: Json, key: str, to_square: bool) -> dict[str, int]:
     if isinstance(size, list | tuple) and len(size) == 2:
         return {"height": _length(size[0], key, size), "width": _length(size[1], key, size)}
     side = _length(size, key, size)
-    return _square(side) if to_square else {"shortest_edge": side}
+    return square(side) if to_square else {"shortest_edge": side}
 
 
 # ---- values -------------------------------------------------------------------------------------------------------
@@ -426,7 +283,7 @@ def _interpolation(settings: Json) -> Interpolation:
 
 
 def _colour(settings: Json, key: str) -> Colour:
-    """Return one number a channel: those of a list, or one number for three channels."""
+    """Return one number for each channel, from a list or from one number for three channels."""
     value = settings[key]
     values = [*value] * (3 if len(value) == 1 else 1) if isinstance(value, list | tuple) else [value] * 3
     if not 0 < len(values) <= MOST_CHANNELS:

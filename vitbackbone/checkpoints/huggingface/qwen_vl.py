@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, Field
 
 from vitbackbone.checkpoints.huggingface.fields import Json
-from vitbackbone.checkpoints.huggingface.processor import CLIP_EVAL, SIGLIP_EVAL
+from vitbackbone.checkpoints.huggingface.processor_classes import CLIP_EVAL, SIGLIP_EVAL
 from vitbackbone.checkpoints.huggingface.records import Depth, Heads, Network, Pair, Ratio, Width, read_tower
 from vitbackbone.checkpoints.huggingface.shared import gate, rope_theta, ungated
 from vitbackbone.images import Preprocess

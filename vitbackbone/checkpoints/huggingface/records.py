@@ -148,7 +148,7 @@ class Clip(Square):
 
 
 class Projected(Record):
-    """The settings of CLIP beside those of its towers."""
+    """The settings of CLIP that belong to neither tower."""
 
     projection_dim: Width = 512
 

@@ -25,7 +25,7 @@ class Axial(Record):
 
 
 class Sam3(Square):
-    """The image encoder of SAM 3. Its positions come from pretraining, at another size than the images'."""
+    """The image encoder of SAM 3. Its positions come from pretraining at another image size."""
 
     image_size: Pair = (1008, 1008)
     patch_size: Pair = (14, 14)

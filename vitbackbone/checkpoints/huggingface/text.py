@@ -110,7 +110,7 @@ class AltText(BertText):
 
 
 class Whole(Record):
-    """The settings beside those of the towers."""
+    """The settings that belong to neither tower."""
 
     projection_dim: Width = 512
     max_logit_scale: Annotated[float, Field(ge=1)] = 100.0
@@ -118,7 +118,7 @@ class Whole(Record):
 
 
 class AltWhole(Record):
-    """The settings of AltCLIP beside those of the towers."""
+    """The settings of AltCLIP that belong to neither tower."""
 
     projection_dim: Width = 768
 
@@ -167,7 +167,7 @@ def _contrastive(config: Json, part: "Part", **fields: Any) -> TextConfig:
     settings, gated = part.settings, isinstance(part.settings, Aimv2Text)
     eos = settings.eos_token_id
     if eos is None:
-        raise ValueError("config.json has no eos_token_id in the text tower, and its vector is that of the end token")
+        raise ValueError("config.json has no eos_token_id in the text tower, which takes its vector from the end token")
     width = read_settings(config, Whole).projection_dim if part.whole else settings.projection_dim
     plain = part.architecture.endswith("TextModel")
     return TextConfig(

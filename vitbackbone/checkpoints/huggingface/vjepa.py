@@ -41,8 +41,8 @@ class Vjepa2(Network):
 def read_vjepa2(config: Json) -> ViTConfig:
     """Return the configuration of the encoder of a `vjepa2`.
 
-    Rows and columns count from the top left at every size, as in the authors' code. transformers reads them off
-    `crop_size`, so that its features of other sizes are of shuffled positions.
+    Rows and columns count from the top left at every size, as in the authors' code. transformers computes them from
+    `crop_size`, so that it shuffles the positions at other sizes.
     """
     settings = read_settings(config, Vjepa2)
     fields = {**shared_fields(settings), "mlp_dim": int(settings.hidden_size * settings.mlp_ratio)}

@@ -1,5 +1,5 @@
-"""timm models that are not plain ViTs: the facts that a list of models shows. timm itself supplies the rest when one is
-loaded, and `"timm:NAME"` loads any other of its models.
+"""timm models that are not plain ViTs: the facts that a list of models shows. timm supplies the rest when one is
+loaded. `"timm:NAME"` loads any other model of timm.
 """
 
 #    timm's name: pixels a side, stride and width of the last layer, millions of parameters without head, licence

@@ -16,7 +16,7 @@ TIMM_RESAMPLING = Resampling("bicubic", antialias=True, relative="geometric")  #
 
 @dataclass(frozen=True)
 class Entry:
-    """A named model. Its `config` has the native policies, those of the authors of the weights."""
+    """A named model. Its `config` has the policies of the weights' authors, which are called native."""
 
     config: ViTConfig | TimmConfig | TransformersConfig | FusedConfig
     format: str  # a key of formats.FORMATS

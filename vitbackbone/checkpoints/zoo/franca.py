@@ -1,6 +1,6 @@
 """Franca (Venkataramanan et al. 2025): DINOv2 with a gated MLP at every size, by the names of the authors' hub.
 
-The files hold the teacher, with the heads of pretraining. Those of ViT-L and ViT-g exist for two data sets.
+The files hold the teacher, with the heads of pretraining. The files of ViT-L and ViT-g exist for two data sets.
 """
 
 from dataclasses import replace

@@ -94,9 +94,11 @@ _HF_SIGLIP = {
     "google/siglip-large-patch16-256": ("L/16", 256),
     "google/siglip-large-patch16-384": ("L/16", 384),
     "google/siglip-so400m-patch14-224": ("So/14", 224),
+    "google/siglip-so400m-patch14-384": ("So/14", 384),
     "google/siglip2-base-patch16-224": ("B/16", 224),
     "google/siglip2-large-patch16-256": ("L/16", 256),
     "google/siglip2-so400m-patch14-224": ("So/14", 224),
+    "google/siglip2-so400m-patch14-384": ("So/14", 384),
     "google/siglip2-so400m-patch16-384": ("So/16", 384),
 }
 
@@ -112,8 +114,9 @@ def _hf_clip(name: str, variant: str, side: int, mlp: MlpKind, projection_dim: i
 
 
 def _hf_siglip(name: str, variant: str, side: int) -> Entry:
-    config = replace(siglip_config(variant, side, "gelu_tanh"), resampling=PLAIN)
-    return Entry(config, "hf_siglip", replace(SIGLIP_EVAL, image_size=(side, side)), "apache-2.0", name)
+    preprocess = replace(SIGLIP_EVAL, image_size=(side, side)).in_patches(int(variant.partition("/")[2]))
+    config = replace(siglip_config(variant, preprocess.image_size[0], "gelu_tanh"), resampling=PLAIN)
+    return Entry(config, "hf_siglip", preprocess, "apache-2.0", name)
 
 
 HUGGING_FACE: dict[str, Entry] = {

@@ -14,7 +14,7 @@ from vitbackbone.model import ViTConfig
 _OWKIN = "owkin-non-commercial"
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
 _BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
-_FAIR = "fair-noncommercial-research"
+_FAIR = "fair-noncommercial-research-license"  # facebookresearch/pixio, LICENSE
 #    repository               model type    settings, licence
 _ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     # Filiot et al. 2023 and 2024, encoders of pathology slides

@@ -39,8 +39,8 @@ def _prithvi(variant: str, mean: tuple[float, ...], std: tuple[float, ...], file
 
 
 def _satmae(variant: str) -> Entry:
-    """Return SatMAE of ten bands of Sentinel-2, in three groups. Its mean and deviation are not part of the weights:
-    the authors take those of the data set, so that images are expected as they normalise them."""
+    """Return SatMAE of ten bands of Sentinel-2, in three groups. Its mean and deviation are not part of the weights.
+    Normalise the images by the statistics of the data set, as the authors do."""
     config = vit_config(variant, 96, channels=10, channel_groups=3, position_steps=3, resampling=PLAIN)
     preprocess = Preprocess((96, 96), 1.0, "center", "bicubic", (0.0,) * 10, (1.0,) * 10, scale=1.0)
     source = "https://zenodo.org/record/7338613, pretrain-vit-SIZE-e199.pth"

@@ -15,12 +15,12 @@ _SIZES = {
     "g": (1408, 40, 22, 6144),
     "G": (1664, 48, 26, 8192),
 }
-#    repository                             size pixels
+#    repository                             size pixels licence: the card's, or facebookresearch/vjepa2's
 _REPOSITORIES = {
-    "facebook/vjepa2-vitl-fpc64-256": ("L", 256),
-    "facebook/vjepa2-vith-fpc64-256": ("H", 256),
-    "facebook/vjepa2-vitg-fpc64-256": ("g", 256),
-    "facebook/vjepa2-vitg-fpc64-384": ("g", 384),
+    "facebook/vjepa2-vitl-fpc64-256": ("L", 256, "mit"),
+    "facebook/vjepa2-vith-fpc64-256": ("H", 256, "mit"),
+    "facebook/vjepa2-vitg-fpc64-256": ("g", 256, "mit"),
+    "facebook/vjepa2-vitg-fpc64-384": ("g", 384, "apache-2.0"),
 }
 #    authors' name         size pixels file
 _FILES = {
@@ -68,7 +68,10 @@ def _entry_2_1(size: str, file: str) -> Entry:
 
 
 VIDEO: dict[str, Entry] = {
-    **{f"hf:{name}": _entry(_config(*row), "hf_vjepa2", "mit", name, True) for name, row in _REPOSITORIES.items()},
+    **{
+        f"hf:{name}": _entry(_config(size, pixels), "hf_vjepa2", licence, name, True)
+        for name, (size, pixels, licence) in _REPOSITORIES.items()
+    },
     **{name: _entry(_config(*row[:2]), "vjepa2", "mit", f"{_URL}/{row[2]}", False) for name, row in _FILES.items()},
     **{name: _entry_2_1(*row) for name, row in _FILES_2_1.items()},
 }

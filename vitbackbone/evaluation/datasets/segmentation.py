@@ -1,4 +1,4 @@
-"""Segmentation datasets: ADE20k, Pascal VOC 2012, Cityscapes, and one's own photos."""
+"""Segmentation datasets: ADE20k, Pascal VOC 2012, Cityscapes, and your own photos."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -63,7 +63,7 @@ def _levels(values: Float[Tensor, "3 H W"]) -> UInt8[Tensor, "3 H W"]:
 
 @dataclass(frozen=True)
 class Crops:
-    """How a photo is scaled and cropped for segmentation."""
+    """The scaling and cropping of a photo for segmentation."""
 
     short: int  # side of the shorter side, before the random scale
     scales: tuple[float, ...]  # least and most scale
@@ -102,7 +102,7 @@ def _corner(size: tuple[int, int], side: int, rng: Generator) -> tuple[int, int]
 
 @dataclass(frozen=True)
 class DepthViews:
-    """How a photo with depth is turned, cropped and coloured."""
+    """The turns, crops and colours of a photo with depth."""
 
     rotation: float  # at most, in degrees, with probability 1/2
     flip: float

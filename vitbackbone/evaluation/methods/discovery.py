@@ -17,8 +17,8 @@ Box = Float[np.ndarray, "4"]  # left, top, right, bottom in pixels
 def lost(features: Float[Tensor, "D h w"], k: int) -> Bool[np.ndarray, "h w"]:
     """Return the patches of the main object (Siméoni et al. 2021, LOST).
 
-    The seed is the patch with the fewest patches of positive correlation. The `k` patches with the fewest that
-    correlate with the seed vote, by their summed products, for the patches that belong to the object. The object is
+    The seed is the patch with the fewest patches of positive correlation. Among the `k` patches with the fewest, those
+    that correlate with the seed vote for the patches of the object, by their summed products. The object is
     the 4-connected component of the seed.
     """
     grid = features.shape[1:]

@@ -118,7 +118,7 @@ def last(backbone: BackboneModule, images: Float[Tensor, "B C H W"]) -> Features
 
 
 def stand_in(spec: BackboneSpec, norm: bool, cls: bool) -> list[str]:
-    """Return a sentence for the final norm and the CLS token, where a protocol wants one that the backbone lacks."""
+    """Return a sentence for each part that a protocol wants and the backbone lacks: the final norm, the CLS token."""
     found = []
     if norm and not spec.has_norm:
         found.append("the backbone has no final norm, so its layers are read as they are")

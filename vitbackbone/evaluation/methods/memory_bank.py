@@ -64,8 +64,9 @@ def foreground(
     """Return the patches that show the object: those whose first principal component is above a threshold.
 
     (dammsi/AnomalyDINO, src/backbones.py) If at most a share `least` of the centre is chosen, the sign is turned. The
-    centre leaves out a share `border` at each side. The mask is dilated, then closed, by a patch in each direction of
-    the row, and from the end of a row to the start of the next: the authors' code has the patches in one column there.
+    centre leaves out a share `border` at each side. The mask is dilated and then closed by one patch in each direction
+    of the row. This also joins the end of a row and the start of the next, because the authors' code has the patches in
+    one column there.
     """
     component = PCA(n_components=1, svd_solver="randomized", random_state=0).fit_transform(patches)[:, 0]
     mask = component > threshold

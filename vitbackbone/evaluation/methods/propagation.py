@@ -24,7 +24,7 @@ def propagate(
 ) -> Float[Tensor, "M h w"]:
     """Return the labels of a frame: a weighted mean of the labels of the nearest patches of all context frames.
 
-    Features must have length 1. Each patch looks at patches at most `radius` rows and columns away (or in a circle),
+    Features must have length 1. Each patch looks at patches at most `radius` rows and columns away (or in a circle). It
     keeps the `topk` most similar ones, and weighs them by exp(similarity / temperature).
     """
     (_, h, w), device = current.shape, current.device

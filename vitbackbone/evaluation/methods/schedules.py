@@ -12,8 +12,8 @@ class Schedule:
     """A schedule.
 
     `"poly"`: linear warm-up from `first`, then a line to 0 (mmsegmentation, power 1). `"cosine"`: the same warm-up,
-    then a cosine to 0 over all steps (DINOv3's segmentation, whose second step has the rate of the first one).
-    `"one-cycle"`: a warm-up of a cosine from 1/1000, then the cosine to 1/25000, with a first momentum of 0, then of
+    then a cosine to 0 over all steps (DINOv3's segmentation, where the first two steps have one rate).
+    `"one-cycle"`: a cosine from 1/1000 up, then a cosine down to 1/25000. The first momentum is 0, and then goes from
     .85 to .95 (DINOv3's depth, `WarmupOneCycleLR`).
     """
 

@@ -35,7 +35,7 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class Loop:
-    """How long a training runs, and how it is kept."""
+    """The length of a training, and the folder that keeps it."""
 
     stop: int  # step to stop before
     batch_size: int

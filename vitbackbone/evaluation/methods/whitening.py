@@ -25,8 +25,8 @@ class Whitening:
 def fit_whitening(features: Float[np.ndarray, "N D"]) -> Whitening:
     """Learn a whitening: eigenvectors over the root of their eigenvalues, largest first.
 
-    (facebookresearch/dino, eval_copy_detection.py and utils.py, `PCA`) The second moments are not centred, although the
-    mean is removed when it is applied; that is how the authors' code has it.
+    (facebookresearch/dino, eval_copy_detection.py and utils.py, `PCA`) As in the authors' code, the second moments are
+    not centred, although the mean is removed when the whitening is applied.
     """
     wide = features.astype(np.float64)
     values, vectors = np.linalg.eigh(wide.T @ wide / len(wide))

@@ -31,7 +31,7 @@ def depth_errors(
 
 
 def box_mask(size: tuple[int, int], shares: tuple[float, float, float, float]) -> Bool[np.ndarray, "H W"]:
-    """Return a mask of a box. `shares`: its top, bottom, left and right as shares of the height and the width."""
+    """Return the mask of a box. `shares`: its top, bottom, left and right as shares of the height and the width."""
     (height, width), (top, bottom, left, right) = size, shares
     mask = np.zeros(size, dtype=bool)
     mask[int(top * height) : int(bottom * height), int(left * width) : int(right * width)] = True

@@ -40,7 +40,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class View:
-    """How a photo is shown."""
+    """The view of a photo."""
 
     short: int = setting(448, "shorter side, in pixels; Pillow's bicubic filter")
 
@@ -69,7 +69,7 @@ class Bank:
 
 @dataclass(frozen=True)
 class Metric:
-    """How distances become scores."""
+    """The way from distances to scores."""
 
     top: float = setting(0.01, "share of the patches whose mean distance is the photo's score")
     sigma: float = setting(4.0, "of the Gaussian that blurs the map, in pixels of the photo")
@@ -89,7 +89,7 @@ def patches(run: Run, image: Float[Tensor, "3 H W"]) -> Float[Tensor, "D h w"]:
 
 
 def bank(run: Run, category: Category, seed: int) -> Float[Tensor, "R D"]:
-    """Return the patches of the sound photos of a seed, of length 1."""
+    """Return the patches of the sound photos that a seed chooses, scaled to length 1."""
     fit = run.protocol.fit
     names = sorted(category.train)[seed * fit.shots : (seed + 1) * fit.shots]
     if len(names) < fit.shots:

@@ -27,7 +27,7 @@ class KMeans:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How clusters and classes agree."""
+    """The agreement of clusters and classes."""
 
     beta: float = setting(1.0, "weight of homogeneity against completeness in the V-measure", "scikit-learn")
 

@@ -35,7 +35,7 @@ WHITENING, DISTRACTORS = "copydays-whitening", "copydays-distractors"
 
 @dataclass(frozen=True)
 class View:
-    """How a photo is shown."""
+    """The view of a photo."""
 
     size: int = setting(320, "side of the square that a photo is squashed to, in pixels; Pillow's bicubic filter")
 

@@ -40,7 +40,7 @@ Points = Float[np.ndarray, "K 2"]
 
 @dataclass(frozen=True)
 class View:
-    """How a photo is shown."""
+    """The view of a photo."""
 
     shape: Literal["native", "squash", "middle", "corner"] = setting(
         "native", "its own size; squashed to a square; in the middle of a square; in the top left of a square"
@@ -64,7 +64,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Match:
-    """How the keypoint is found."""
+    """The search for the keypoint."""
 
     how: Literal["argmax", "window", "kernel"] = setting("argmax", "the best patch, or a mean of places around it")
     sigma: float = setting(7.0, "of the Gaussian around the best patch, in patches")
@@ -75,7 +75,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Metric:
-    """When a keypoint is right, and what is averaged."""
+    """The test of a keypoint, and the average over keypoints."""
 
     alpha: float = setting(0.1, "share of the longer side of the target's box")
     rule: Literal["<=", "<"] = setting("<=", "whether a keypoint exactly at the threshold is right")

@@ -38,7 +38,7 @@ THIRD_PARTY = "from a third-party copy of DINOv2's configuration; the authors pu
 
 @dataclass(frozen=True)
 class View:
-    """How a photo is shown when it is tested."""
+    """The view of a test photo."""
 
     crop: tuple[int, int] | tuple[()] = setting(
         (), "height and width that are cut out, at the bottom, in the middle; none for all"
@@ -57,7 +57,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Fit:
-    """How the head is trained."""
+    """The training of the head."""
 
     bins: int = setting(256, "bins, evenly spaced from the least to the most depth")
     batch_norm: bool = setting(False, "whether a batch norm comes before the linear map")
@@ -86,7 +86,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Metric:
-    """Which pixels count."""
+    """The pixels that count."""
 
     least: float = setting(1e-3, "least depth in metres, of bins, predictions and the pixels that count")
     most: float = setting(10.0, "most depth in metres, likewise")

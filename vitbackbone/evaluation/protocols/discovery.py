@@ -31,7 +31,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Method:
-    """How the box is found."""
+    """The search for the box."""
 
     method: Literal["lost", "tokencut"] = setting("tokencut", "LOST's seed and votes, or TokenCut's normalised cut")
     k: int = setting(100, "LOST: patches of least degree that may vote")
@@ -41,7 +41,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Metric:
-    """When a box is right."""
+    """The test of a box."""
 
     iou: float = setting(0.5, "least IoU with any true box")
 

@@ -65,7 +65,7 @@ def score_images(run: Run) -> list[Score]:
 
 
 def score_subset(run: Run) -> list[Score]:
-    """Classify images of some of the 1000 classes, among these classes alone: A and R."""
+    """Classify the images of ImageNet-A and -R, which have some of the 1000 classes, among these classes alone."""
     name = run.protocol.also[0]
     images, subset = run.read(name).labelled(run.data.train.classes)
     head, _ = best_head(run)

@@ -24,7 +24,7 @@ V1, V2, V3 = "dino/eval_knn.py", "dinov2/eval/knn.py", "dinov3/eval/knn.py"
 
 @dataclass(frozen=True)
 class Neighbours:
-    """How neighbours vote."""
+    """The vote of the neighbours."""
 
     ks: tuple[int, ...] = setting((10, 20, 100, 200), "numbers of neighbours; each gives its own accuracy", V2)
     temperature: float = setting(0.07, "a neighbour of similarity s votes with exp(s / temperature)", V2, least=1e-6)
@@ -34,7 +34,7 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class TopK:
-    """Which accuracies are reported."""
+    """The accuracies that are reported."""
 
     top: tuple[int, ...] = setting((1, 5), "the label is among so many classes of the most votes", V2)
     main_k: int = setting(20, "the number of neighbours whose top-1 is compared with the published figure", V1)
@@ -60,7 +60,8 @@ Right = dict[tuple[int, int], Bool[np.ndarray, " N"]]  # by (k, top): whether ea
 
 
 def _right(run: Run, train: Vectors, test: Vectors, which: str) -> Right:
-    """Return which test images are right, for each k. Test images are read in blocks, and blocks are kept."""
+    """Return whether each test image is classified right, for each k. Test images are read in blocks, and blocks are
+    kept."""
     fit, metric = run.protocol.fit, run.protocol.metric
     if not fit.ks or min(fit.ks) < 1:
         raise ValueError(f"fit.ks={fit.ks}; want numbers of at least 1")

@@ -45,7 +45,8 @@ class Accuracy:
 
 
 def lengths(fit: Lars, count: int) -> tuple[int, int, int]:
-    """Return the images of a step, the steps, and those of the warm-up. Raises `ValueError` if a step has one image."""
+    """Return the number of images in a step, of steps, and of steps of the warm-up. Raises `ValueError` if a step has
+    one image."""
     batch = min(fit.batch, count)
     if batch < 2:
         raise ValueError(f"a step has {batch} image, and a batch norm needs at least 2; raise fit.batch or --limit")

@@ -36,7 +36,7 @@ from vitbackbone.evaluation.settings import setting
 
 @dataclass(frozen=True)
 class View:
-    """How a photo is shown."""
+    """The view of a photo."""
 
     size: int = setting(224, "longer side, in pixels")
     fit: Literal["thumbnail", "square"] = setting(

@@ -43,7 +43,7 @@ PATCH = 16  # pixels of a patch that sizes are given for, if they follow the pat
 
 @dataclass(frozen=True)
 class View:
-    """How a photo is shown when it is tested."""
+    """The view of a test photo."""
 
     short: int = setting(512, "shorter side of the photo, in pixels; Pillow's bilinear filter")
     window: int = setting(512, "side of the sliding window")
@@ -65,7 +65,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Fit:
-    """How the head is trained."""
+    """The training of the head."""
 
     rates: tuple[float, ...] = setting((1e-3,), "learning rates of AdamW; the best on the reported split is kept")
     weight_decays: tuple[float, ...] = setting((1e-4,), "weight decays, likewise")

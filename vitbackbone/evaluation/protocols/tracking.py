@@ -36,7 +36,7 @@ PATCH = 16
 
 @dataclass(frozen=True)
 class View:
-    """How a frame is shown."""
+    """The view of a frame."""
 
     short: int = setting(960, "shorter side, in pixels")
     per_patch: bool = setting(True, f"whether it is for patches of {PATCH} pixels and follows the patch")
@@ -49,7 +49,7 @@ class View:
 
 @dataclass(frozen=True)
 class Propagation:
-    """How labels are carried from frame to frame."""
+    """The propagation of labels from frame to frame."""
 
     context: int = setting(7, "last frames that are looked at, beside the first", least=0)
     radius: int = setting(12, "patches around a patch that are looked at", least=0)
@@ -88,7 +88,7 @@ class Tracker:
         return normalised(shown, backbone, view.std or None)
 
     def features(self, image: Float[Tensor, "3 H W"]) -> Float[Tensor, "D h w"]:
-        """Return the normed patches of a frame, of length 1."""
+        """Return the patches of a frame, scaled to length 1."""
         return F.normalize(last(self.run.backbone, image[None]).patches[0].float(), dim=0)
 
     def masks(self) -> list[UInt8[np.ndarray, "H W"]]:

@@ -31,7 +31,7 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Padding:
-    """How the texts of a batch get one length."""
+    """The way in which the texts of a batch get one length."""
 
     id: int
     token: str

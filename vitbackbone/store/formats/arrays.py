@@ -39,7 +39,7 @@ def shapes(store: FeatureStore) -> dict[str, tuple[tuple[int, ...], np.dtype[Any
 
 
 def pieces(store: FeatureStore, progress: bool) -> Iterator[Piece]:
-    """Yield all arrays in pieces, as many images at a time as a shard has."""
+    """Yield all arrays in pieces, with the images of one shard at a time."""
     first = 0  # patch of the piece
     if "patches" in store.manifest["tokens"]:
         yield Piece("offsets", 0, np.zeros(1, np.int64))

@@ -16,7 +16,7 @@ OF_FRAMES = ("stream", "frame", "pts", "time_base", "keyframe")  # in a store th
 
 
 def spans(store: FeatureStore, progress: bool) -> Iterator[tuple[int, range]]:
-    """Yield the number and the images of each piece of the export, as many as a shard has."""
+    """Yield the number and the images of each piece of the export. A piece has the size of a shard."""
     size = store.manifest["shard_size"]
     found = [range(start, min(start + size, len(store))) for start in range(0, len(store), size)]
     yield from enumerate(progress_bar(found, "exporting", progress, unit="shard"))

@@ -1,7 +1,7 @@
 """Write a whole export, or nothing.
 
-An export is made in a folder beside its place and then takes the place of the export before, so that no file of an
-older snapshot stays. A record in it, `_export.json`, lists its files. A folder with any other file is not replaced.
+An export is written into a folder beside its place. It then replaces the export before, so that no file of an older
+snapshot stays. A record in it, `_export.json`, lists its files. A folder with any other file is not replaced.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from vitbackbone.files import Record, flush, leftovers, parse_json
-from vitbackbone.store.publication import check_folder
+from vitbackbone.store.output_folder import check_folder
 from vitbackbone.store.store import FeatureStore
 
 RECORD = "_export.json"  # readers of a folder of parquet files skip names that begin with "_"
@@ -50,26 +50,26 @@ class _Export(Record):
 def export(store: FeatureStore, format: str, out: str | PathLike[str], progress: bool = False) -> list[Path]:
     """Write a store into the folder `out`, and return the files.
 
-    The features are those of the snapshot and the layer that `store` shows. Failed images are left out. The folder is
-    there whole or as it was before; an older export in it is replaced.
+    It exports the snapshot and the layer that `store` shows. Failed images are left out. The folder is there whole or
+    as it was before; an older export in it is replaced.
 
-    `npy`: `img_emb/img_emb_0.npy`, `metadata/metadata_0.parquet`, ...: arrays (n, D) of CLS tokens, and tables with the
-    path, label, class name, size and sha256 of each image, as `clip inference` of clip-retrieval writes them.
-    `parquet`: `00000.parquet`, ...: the same columns, and the tokens that are stored: `cls` is a list of D numbers,
-    `registers` R such lists, `patches` h*w such lists, with `grid` (h, w). Numbers have the dtype of the store;
-    bfloat16 becomes float32.
+    `npy`: `img_emb/img_emb_0.npy`, `metadata/metadata_0.parquet`, ...: arrays (n, D) of CLS tokens, as `clip inference`
+    of clip-retrieval writes them. The tables have the path, label, class name, size and sha256 of each image.
+    `parquet`: `00000.parquet`, ...: the same columns, and the stored tokens. `cls` is a list of D numbers, `registers`
+    R such lists, and `patches` h*w such lists, with `grid` (h, w). Numbers have the dtype of the store; bfloat16
+    becomes float32.
     `csv`: `00000.csv`, ...: the same columns, and `cls0`, `cls1`, ... for the CLS tokens. float32 numbers are read back
     exactly.
     `webdataset`: `00000.tar`, ...: for each image KEY.json with the columns, KEY.npy (D,), KEY.registers.npy (R, D) and
     KEY.patches.npy (h, w, D).
     `zarr`, `hdf5`: `features.zarr` (version 3), `features.h5`: an array for each column and each kind of tokens, with a
-    row for each image: `cls` (N, D), `registers` (N, R, D). `patches` (L, D) has those of all images, one behind the
-    other: image i has rows `offsets[i]` to `offsets[i + 1]`, row-major over its `grid[i]` (h, w).
+    row for each image: `cls` (N, D), `registers` (N, R, D). `patches` (L, D) has the patches of all images, one image
+    behind the other. Image i has rows `offsets[i]` to `offsets[i + 1]`, row-major over its `grid[i]` (h, w).
     `lance`: `features.lance`: the table of `parquet`. `registers` and `patches` are flat lists of numbers, since Lance
     has no lists of lists.
 
-    Raises `ValueError` for another format, for `npy` and `csv` if the store has no CLS tokens, and if the folder has
-    files that no export wrote; `ImportError` that names the extra if a library is not installed.
+    Raises `ValueError` for an unknown format, for `npy` and `csv` if the store has no CLS tokens, and if the folder has
+    files that no export wrote. Raises `ImportError` that names the extra if a library is not installed.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r}; want one of {', '.join(FORMATS)}")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from vitbackbone.store.formats.columns import about, spans
-from vitbackbone.store.parquet import write_parquet
+from vitbackbone.store.sources.parquet import write_parquet
 from vitbackbone.store.store import FeatureStore
 
 

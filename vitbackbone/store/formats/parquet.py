@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vitbackbone.store.formats.columns import spans, table
-from vitbackbone.store.parquet import write_parquet
+from vitbackbone.store.sources.parquet import write_parquet
 from vitbackbone.store.store import FeatureStore
 
 

@@ -1,0 +1,1 @@
+"""Loading text towers and tokenizers."""

@@ -1,0 +1,1 @@
+"""The work of an extraction: workers take shards, read their images, embed them, and publish the results."""

@@ -1,0 +1,127 @@
+"""Leases: a worker says for a while which shard it computes, so that others take another one.
+
+Leases save work and never guard data: two workers that compute the same shard publish the same result. So no worker
+waits for a lease forever, and nobody has to delete one by hand. A lease is taken over when its deadline is past.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import uuid4
+
+from vitbackbone.files import Record, Storage
+from vitbackbone.store.layout import lease_key
+from vitbackbone.store.records import seal, unseal
+
+TERM = 30.0  # seconds that a lease lasts
+RENEWALS = 3  # within a term
+RUN = "run-"  # a lease of a run as a whole, which keeps `prune` away from what it has written so far
+log = logging.getLogger("vitbackbone")
+
+
+class Lease(Record, extra="forbid"):
+    """The record of a lease."""
+
+    token: str  # of the worker
+    deadline: float  # seconds since 1970
+
+
+class Leases:
+    """The leases of one worker. A thread renews them until they are released."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.token = uuid4().hex
+        self._held: dict[str, str] = {}  # the version of each lease, by its key
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def claim(self, key: str, take_over: bool = False) -> bool:
+        """Take the lease of a shard if it is free or its deadline is past, or with `take_over` in any case."""
+        try:
+            version = self._write(key, take_over)
+            if version is None:
+                return False
+            with self._lock:
+                self._held[key] = version
+        except BaseException:  # a signal may fall between the write and the note of it
+            if self._is_ours(lease_key(key)):
+                self.storage.delete(lease_key(key))
+            raise
+        return True
+
+    def _write(self, key: str, take_over: bool) -> str | None:
+        """Write a lease and return its version, or None if another worker has it."""
+        name, data = lease_key(key), self._data()
+        there = self.storage.head(name)
+        if there is not None:
+            return self.storage.swap(name, data, there.version) if take_over or self._is_past(name) else None
+        if not self.storage.create(name, data):
+            return None
+        there = self.storage.head(name)
+        return there.version if there is not None else ""
+
+    def claim_run(self) -> None:
+        """Say that a run is at work."""
+        self.claim(f"{RUN}{self.token}")
+
+    def sweep(self) -> None:
+        """Remove the leases of workers that are gone."""
+        for stored in list(self.storage.list("leases/")):
+            if self._is_past(stored.key):
+                self.storage.delete(stored.key)
+
+    def release(self, key: str) -> None:
+        """Give a lease back. Does nothing if it is not held."""
+        with self._lock:
+            held = self._held.pop(key, None)
+        if held is not None:
+            self.storage.delete(lease_key(key))
+
+    @contextmanager
+    def kept(self) -> Iterator["Leases"]:
+        """Renew the leases that are held during the block, and release them at its end."""
+        thread = threading.Thread(target=self._renew, name="leases", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            thread.join()
+            for key in list(self._held):
+                self.release(key)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(TERM / RENEWALS):
+            with self._lock:
+                held = dict(self._held)
+            for key, version in held.items():
+                try:
+                    renewed = self.storage.swap(lease_key(key), self._data(), version)
+                except OSError as error:  # it only saves work
+                    log.info("the lease of a shard was not renewed (%s)", error)
+                    continue
+                with self._lock:
+                    if key not in self._held:
+                        continue
+                    if renewed is None:  # another worker took it over
+                        del self._held[key]
+                    else:
+                        self._held[key] = renewed
+
+    def _is_ours(self, name: str) -> bool:
+        try:
+            return unseal(self.storage.get(name), Lease, name).token == self.token
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def _is_past(self, name: str) -> bool:
+        try:
+            return unseal(self.storage.get(name), Lease, name).deadline < time.time()
+        except (FileNotFoundError, ValueError):  # released, or damaged
+            return True
+
+    def _data(self) -> bytes:
+        return seal(Lease(token=self.token, deadline=time.time() + TERM))

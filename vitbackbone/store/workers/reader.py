@@ -1,0 +1,185 @@
+"""Read images into batches of pixels, in worker processes. An image that cannot be read yields a reason."""
+
+import math
+import multiprocessing
+import re
+import signal
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.context import BaseContext
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vitbackbone.contract import Images
+from vitbackbone.files import has_clients
+from vitbackbone.images import Decoding, ImageError, ImageTransform, Photo, Resolution
+from vitbackbone.store.sources.identity import REQUESTS
+from vitbackbone.store.sources.locate import Locator, Reason, Unreadable, is_frame, read_photo
+from vitbackbone.store.sources.remote import is_remote
+from vitbackbone.store.workers.lanes import Lanes
+
+CHANGED = "has changed since the run began; run the same extraction again"
+MAX_FRAMES = 2**31 - 1  # the most that the index can hold
+Asked = tuple[Locator, bytes | None]  # an input, and its SHA-256 in the plan
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of reading one input. `reason` is None if it was read. The other fields are None if unknown."""
+
+    reason: Reason | None = None
+    error: str | None = None
+    width: int | None = None  # pixels of the upright photo
+    height: int | None = None
+    frames: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PixelBatch:
+    """The inputs of one forward. All pixels lie in one flat tensor, because each tensor that a worker process sends
+    takes a file descriptor."""
+
+    outcomes: tuple[Outcome, ...]  # of every input
+    shapes: tuple[tuple[int, int, int], ...]  # (C, H, W) of each image that was read, preprocessed
+    pixels: UInt8[Tensor, " n"]
+
+    def pin_memory(self) -> "PixelBatch":
+        """Return the batch in pinned memory. torch's loader calls this before a GPU copies the batch."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+    def images(self, preprocess: ImageTransform, device: torch.device | str) -> Images:
+        """Return the images, normalised: (B, C, H, W) if all have one size, else a list of (C, Hi, Wi)."""
+        pixels = self.pixels.to(device, non_blocking=True)
+        if len(set(self.shapes)) == 1:
+            return preprocess.normalise(pixels.view(-1, *self.shapes[0]))
+        flat = pixels.split([math.prod(shape) for shape in self.shapes])
+        return [preprocess.normalise(one.view(shape)) for one, shape in zip(flat, self.shapes, strict=True)]
+
+
+class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
+    """Reads one input. The index is the input itself, so that workers hold neither a list of inputs nor the weights.
+
+    Returns the outcome, and the pixels (C, H, W) or None. Never raises on a bad file. Arguments as for
+    `Preprocess.pixels`, and `max_pixels` as for `Photo`.
+    """
+
+    def __init__(
+        self,
+        preprocess: ImageTransform,
+        resolution: Resolution | None,
+        keep_aspect: bool,
+        decoding: Decoding,
+        max_pixels: int | None = None,
+    ) -> None:
+        self.preprocess = preprocess
+        self.resolution = resolution
+        self.keep_aspect = keep_aspect
+        self.decoding = decoding
+        self.max_pixels = max_pixels
+
+    def __getitems__(self, asked: Sequence[Asked]) -> list[tuple[Outcome, UInt8[Tensor, "C H W"] | None]]:
+        """Read the inputs of a batch, in order.
+
+        Files that lie elsewhere are requested together, because each answer takes long. Files of this machine are read
+        in as many threads as torch has. That is one thread in a reading process, and all threads in the computing
+        process, which waits for the batch. The frames of a video are decoded one after the other.
+        """
+        count = sum(is_remote(at.file) and not at.member for at, _ in asked)
+        if not count and not any(is_frame(at) or is_remote(at.file) for at, _ in asked):
+            count = torch.get_num_threads()
+        if min(count, len(asked)) < 2:
+            return [self[one] for one in asked]
+        with warnings.catch_warnings(), ThreadPoolExecutor(min(count, REQUESTS)) as threads:
+            warnings.simplefilter("ignore")  # for all threads: they share the filters that each photo sets and resets
+            return list(threads.map(self.__getitem__, asked))
+
+    def __getitem__(self, asked: Asked) -> tuple[Outcome, UInt8[Tensor, "C H W"] | None]:
+        at, sha256 = asked
+        size: tuple[int, int] | tuple[None, None] = (None, None)
+        frames: int | None = None
+        try:
+            photo, found = read_photo(at, self.max_pixels)
+            if found != sha256:
+                raise Unreadable("changed", CHANGED)
+            size, frames = photo.size, _count_frames(photo)
+            return Outcome(None, None, size[1], size[0], frames), self._pixels(photo)
+        except Unreadable as unreadable:
+            return Outcome(unreadable.reason, str(unreadable), size[1], size[0], frames), None
+
+    def _pixels(self, photo: Photo) -> UInt8[Tensor, "C H W"]:
+        try:
+            return self.preprocess.pixels(photo, self.resolution, self.keep_aspect, self.decoding)
+        except ImageError as error:
+            raise Unreadable(error.reason, str(error)) from error
+        except (OSError, ValueError) as error:  # of a preprocessing from outside this package
+            raise Unreadable("damaged", str(error) or type(error).__name__) from error
+
+
+def _count_frames(photo: Photo) -> int | None:
+    try:
+        frames = photo.frames()
+        return frames if frames <= MAX_FRAMES else None  # more is the claim of a damaged header
+    except ImageError:  # a later frame is damaged; only the first is embedded
+        return None
+
+
+def read_batches(
+    reader: ImageReader, shards: Iterable[list[list[Asked]]], workers: int, device: torch.device | str
+) -> Iterator[PixelBatch]:
+    """Read the batches of shards for a device, in order. `workers` processes read them; with 0 this process does. Each
+    worker has at most two batches waiting, and more of a video: see `lanes`.
+    """
+    lanes = Lanes(workers)
+    loader = DataLoader(
+        reader,
+        batch_sampler=lanes.ask((batches, is_frame(batches[0][0][0])) for batches in shards),
+        num_workers=workers,
+        collate_fn=_collate,
+        multiprocessing_context=_afresh() if workers and has_clients() else None,
+        worker_init_fn=_ignore_interrupts,
+        pin_memory=torch.device(device).type == "cuda",
+    )
+    yield from lanes.in_order(iter(loader))
+
+
+@contextmanager
+def naming_a_killed_reader() -> Iterator[None]:
+    """Raise `ChildProcessError` if a reading process is killed. torch tells of it wherever the main thread is then."""
+    try:
+        yield
+    except RuntimeError as error:
+        killed = re.match(r"DataLoader worker \(pid.*", str(error))
+        if not killed:
+            raise
+        raise ChildProcessError(
+            f"a process that reads images was killed ({killed[0]}), most often because memory ran out. Use fewer "
+            "workers or a smaller batch size, and run the same extraction again; complete shards are kept"
+        ) from error
+
+
+def _afresh() -> BaseContext:
+    """Return a way to start processes that have no client of a bucket, because a client does not survive a fork.
+
+    They are forked from a process that has imported this module and opened nothing, so that each starts at once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Ignore Ctrl-C, which reaches every process of the terminal: the parent stops its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _collate(items: Sequence[tuple[Outcome, Tensor | None]]) -> PixelBatch:
+    read = [pixels for _, pixels in items if pixels is not None]
+    shapes = tuple((pixels.shape[0], pixels.shape[1], pixels.shape[2]) for pixels in read)
+    flat = torch.cat([pixels.flatten() for pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
+    return PixelBatch(tuple(outcome for outcome, _ in items), shapes, flat)
