@@ -274,7 +274,8 @@ def _checked(file: OpenFile, entry: Entry, header: int) -> Iterator[bytes]:
         size, crc = size + len(data), zlib.crc32(data, crc)
         yield data
     if size != entry.size:
-        raise ValueError(f"the archive says {entry.size} bytes and has {'more' if size > entry.size else size}")
+        found = "more" if size > entry.size else f"{size}"
+        raise ValueError(f"the archive is damaged there: it says {entry.size} bytes and has {found}")
     if crc != entry.crc:
         raise ValueError("the archive is damaged there: the checksum differs")
 
