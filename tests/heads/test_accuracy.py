@@ -19,7 +19,7 @@ def test_accuracy_interval_is_wilsons(correct, total):
 
 def test_accuracy_interval_of_nothing():
     for correct, total in [(0, 0), (3, 2), (-1, 2)]:
-        with pytest.raises(ValueError, match=r"."):
+        with pytest.raises(ValueError, match=f"{correct} correct of {total} samples"):
             accuracy_interval(correct, total)
 
 
