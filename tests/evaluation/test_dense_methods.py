@@ -26,7 +26,6 @@ from vitbackbone.evaluation.methods.inputs import (
 from vitbackbone.evaluation.methods.keys import key_map
 from vitbackbone.evaluation.methods.matching import match, read_at
 from vitbackbone.evaluation.methods.propagation import one_hot, propagate, stretched
-from vitbackbone.evaluation.methods.resampled import mean_interval
 from vitbackbone.evaluation.methods.schedules import Schedule
 from vitbackbone.evaluation.methods.training import rows_of
 from vitbackbone.evaluation.methods.whitening import fit_whitening
@@ -348,13 +347,6 @@ def test_depth_losses_follow_their_formulas():
     assert depth_losses.gradient_loss(depth, target, known).item() == pytest.approx(total, rel=1e-5)
     g = (torch.log(depth[known] + 0.001) - torch.log(target[known] + 0.001)).mean().item()
     assert depth_losses.first_loss(depth, target, known, 0.15).item() == pytest.approx(math.sqrt(0.15) * abs(g))
-
-
-def test_intervals_hold_the_mean():
-    values = np.random.default_rng(0).normal(3, 1, 400)
-    low, high = mean_interval(values)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
 
 
 def test_nearest_resizing_takes_the_pixel_at_the_centre():

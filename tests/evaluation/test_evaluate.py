@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from heads import load_head
-from tests.evaluation.classified import FAST, SMALL, WNIDS, make_imagenet, save
+from tests.evaluation.classified import FAST, SMALL, WNIDS, make_imagenet, picture, save
 from tests.evaluation.fine_data import pets
 from tests.helpers import tiny_vit
 from vitbackbone import evaluate, load_backbone
@@ -24,9 +24,12 @@ from vitbackbone.evaluation import (
     find_protocol,
     variants,
 )
-from vitbackbone.evaluation.methods.resampled import mean_interval
+from vitbackbone.evaluation.augmentation import Augmentation, Augmented
+from vitbackbone.evaluation.datasets import Images
+from vitbackbone.evaluation.metrics.intervals import none
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.runner import _check_scores
+from vitbackbone.evaluation.views import CropView
 
 # ---- layouts and errors ----------------------------------------------------------------------------------------------
 
@@ -110,6 +113,21 @@ def test_a_wrong_command_is_a_sentence(command, message, tmp_path, monkeypatch, 
             r"caf\\xe9.JPEG', which is not UTF-8; rename it",
         ),
         (lambda root: save(root / "val" / "n09999999" / "a.JPEG", 0, 0), "1 folders that are no class, such as n0999"),
+        (
+            lambda root: (
+                [each.rename(root / "val" / each.name) for each in (root / "val").rglob("*.JPEG")]
+                + [each.rmdir() for each in (root / "val").iterdir() if each.is_dir()]
+            ),
+            "val has no class folders; its 8 images lie outside of class folders: sort them by their list of labels",
+        ),
+        (
+            lambda root: [
+                (root / "train").rename(root / "gone"),
+                (root / "train").mkdir(),
+                (root / "train" / "n01440764.tar").touch(),
+            ],
+            "train has no class folders; unpack its 1 archives, each into a folder of its name",
+        ),
     ],
 )
 def test_a_wrong_layout_is_a_sentence_before_anything_is_computed(spoil, message, imagenet, tmp_path) -> None:
@@ -151,6 +169,24 @@ def test_other_datasets_are_looked_at_before_hours_are_spent(
         data = {"pets": tmp_path, name: other}
     with pytest.raises(ValueError, match=message):
         evaluate(protocol, tiny_vit(), data, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("turn", range(2, 9))
+def test_photos_are_shown_as_they_are_stored_unless_asked(turn: int, tmp_path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    picture(0, 0).save(tmp_path / "turned.jpg", exif=exif)
+    picture(0, 0).save(tmp_path / "plain.jpg")
+    backbone, crop = tiny_vit(), Augmentation(size=32)
+    for upright in (False, True):
+        view = CropView(short=36, crop=32, upright=upright).preprocess(backbone)
+        images = Images(tmp_path, ["turned.jpg", "plain.jpg"], np.zeros(2, dtype=np.int64), ["a"])
+        augmented = Augmented(images, view, crop, 0, upright)
+        for turned, plain in (
+            (view(tmp_path / "turned.jpg"), view(tmp_path / "plain.jpg")),
+            (augmented[0, 5][1], augmented[1, 5][1]),
+        ):
+            assert torch.equal(turned, plain) is not upright
 
 
 def test_check_counts_against_the_official_numbers(imagenet, capsys) -> None:
@@ -203,11 +239,17 @@ def test_a_head_of_another_backbone_or_setting_is_kept(imagenet, tmp_path) -> No
     assert load_head(out / first.heads["logistic"], tiny_vit(depth=1)) is not None
 
 
+def test_a_folder_of_something_else_is_left_alone(imagenet, tmp_path) -> None:
+    (tmp_path / "store" / "snapshots").mkdir(parents=True)
+    with pytest.raises(ValueError, match="store is a feature store of `extract`; give another folder for results"):
+        evaluate("knn", tiny_vit(), imagenet, tmp_path / "store", settings=FAST, progress=False)
+    assert len([*(tmp_path / "store").iterdir()]) == 1
+
+
 def test_a_figure_that_is_no_number_is_a_sentence(tmp_path) -> None:
     run = Run(find_protocol("segmentation"), tiny_vit(), "ade20k", {"ade20k": tmp_path}, tmp_path)
     with pytest.raises(ValueError, match="segmentation on ade20k has no mIoU: no label of the tested images counts"):
-        _check_scores(run, [Score("mIoU", float("nan"), 1)])
-    assert all(map(np.isnan, mean_interval(np.array([np.nan]))))
+        _check_scores(run, [Score("mIoU", float("nan"), 1, none("nothing counts"))])
 
 
 # ---- resuming --------------------------------------------------------------------------------------------------------
@@ -215,6 +257,23 @@ def test_a_figure_that_is_no_number_is_a_sentence(tmp_path) -> None:
 
 class Killed(Exception):
     pass
+
+
+@pytest.mark.parametrize("name", ["knn", pytest.param("attentive", marks=pytest.mark.slow)])
+def test_what_an_earlier_run_kept_serves_no_other_top_k(name, imagenet, tmp_path) -> None:
+    noise = np.random.default_rng(0)
+    for each in (imagenet / "val").rglob("*.JPEG"):  # photos that show nothing
+        Image.fromarray(noise.integers(0, 255, (40, 44, 3), dtype=np.uint8)).save(each)
+    settings = {**SMALL, "fit.ks": "3", "fit.size": 32, "fit.epochs": 1}
+    own = {key: value for key, value in settings.items() if key in find_protocol(name).names()}
+    found = [
+        [
+            each.value
+            for each in evaluate(name, tiny_vit(), imagenet, tmp_path / out, settings=more, progress=False)[0].scores
+        ]
+        for out, more in (("a", own | {"top": "1,2"}), ("a", own | {"top": "1,4"}), ("b", own | {"top": "1,4"}))
+    ]
+    assert found[1] == found[2] != found[0]
 
 
 @pytest.mark.parametrize("name", ["linear", pytest.param("attentive", marks=pytest.mark.slow)])
@@ -254,6 +313,16 @@ def test_several_devices_give_the_features_of_one(imagenet, tmp_path) -> None:
     )
     for each, other in zip(one, several, strict=True):
         assert [score.value for score in each.scores] == [score.value for score in other.scores]
+
+
+def test_a_limit_shortens_a_fit_unless_its_steps_are_given(tmp_path) -> None:
+    run = Run(find_protocol("segmentation", "v3"), tiny_vit(), "ade20k", {}, tmp_path, limit=101)
+    fit = run.shortened(run.protocol.fit, 20_210)
+    assert (fit.steps, fit.warmup, fit.validate_every, fit.batch_size) == (200, 8, 25, 16)
+    assert "--limit shortens the fit to 200 steps, so that each image is seen as often" in run.notes
+    assert run.shortened(run.protocol.fit, 101) == run.protocol.fit
+    run.protocol = run.protocol.with_settings({"fit.steps": "300"})
+    assert run.shortened(run.protocol.fit, 20_210).steps == 300
 
 
 @pytest.mark.parametrize(

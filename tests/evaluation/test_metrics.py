@@ -1,12 +1,12 @@
-"""Metrics of classification, intervals and ranks against golden values."""
+"""Metrics of classification against golden values, and neighbours."""
 
 import numpy as np
 import pytest
 import torch
+from torchmetrics.classification import MulticlassAccuracy
 
-from vitbackbone.evaluation.metrics.accuracy import eleven_point_ap, ranked
+from vitbackbone.evaluation.metrics.accuracy import eleven_point_ap, in_top
 from vitbackbone.evaluation.metrics.corruption import ALEXNET, EXTRAS, mean_corruption_error
-from vitbackbone.evaluation.metrics.intervals import bootstrap, spread
 from vitbackbone.evaluation.metrics.votes import nearest, unit, votes
 from vitbackbone.evaluation.subsets import hold_out_share
 
@@ -35,10 +35,26 @@ def test_votes_by_softmax_and_by_exp_are_the_same() -> None:
     assert np.allclose(ours / ours.sum(axis=1, keepdims=True), theirs.numpy(), atol=1e-6)
 
 
-def test_ranks_are_those_of_a_stable_sort() -> None:
-    scores = np.random.default_rng(0).integers(0, 4, (200, 9)).astype(float)
-    for count in (1, 5, 9, 12):
-        assert np.array_equal(ranked(scores, count), np.argsort(-scores, axis=1, kind="stable")[:, :count])
+@pytest.mark.parametrize("size", [1, 7, 40, 64])
+def test_of_equal_neighbours_the_first_comes_first_in_blocks_of_any_size(size: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    train, queries = (torch.randint(-1, 2, (n, 3), generator=random).float() for n in (64, 30))  # many are equal
+    similar = (queries @ train.T).numpy()
+    for k in (1, 5, 20, 99):
+        top, rows = nearest(queries, [(i, train[i : i + size]) for i in range(0, 64, size)], k)
+        assert np.array_equal(rows.numpy(), np.argsort(-similar, axis=1, kind="stable")[:, :k])
+        assert np.array_equal(top.numpy(), np.take_along_axis(similar, rows.numpy(), axis=1))
+
+
+@pytest.mark.parametrize("classes", [3, 9, 400])
+def test_top_k_is_torchmetrics_even_if_most_classes_have_no_vote(classes: int) -> None:
+    random = np.random.default_rng(0)
+    labels, neighbours = random.integers(0, classes, 300), random.integers(0, classes, (300, 4))
+    scores = votes(random.choice([0.5, 0.7], (300, 4)).astype(np.float32), neighbours, classes, 0.07)
+    for k in (1, 2, 5):
+        theirs = MulticlassAccuracy(classes, top_k=min(k, classes), average="micro")
+        wanted = theirs(torch.from_numpy(scores), torch.from_numpy(labels)).item()
+        assert in_top(scores, labels, k).mean() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_the_eleven_points_of_voc() -> None:
@@ -51,10 +67,3 @@ def test_a_share_of_each_class_is_held_out() -> None:
     labels = np.array([0] * 25 + [1] * 3 + [2])
     held = hold_out_share(labels, 0.1)
     assert [int(held[labels == label].sum()) for label in range(3)] == [2, 1, 0]
-
-
-def test_intervals_of_other_figures() -> None:
-    low, high = bootstrap(lambda rows: float(rows.mean()), 100)
-    spread_of_a_mean = 1.96 * np.arange(100).std() / 10
-    assert (low, high) == pytest.approx((49.5 - spread_of_a_mean, 49.5 + spread_of_a_mean), abs=1.5)
-    assert spread([(2.0, 0.5, 100), (1.0, 0.1, 50)]) == pytest.approx(1.96 * np.sqrt(4 * 0.25 / 100 + 0.09 / 50))

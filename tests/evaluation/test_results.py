@@ -1,5 +1,9 @@
 """Results and reports, with the published figures and the known effects of settings beside them."""
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +11,8 @@ from tests.evaluation.classified import FAST, SMALL, WNIDS
 from tests.helpers import TINY, randomise, tiny_vit
 from vitbackbone import ViT, evaluate
 from vitbackbone.cli import main
+from vitbackbone.cli.arguments import parser
+from vitbackbone.cli.commands.evaluate import VERBS
 from vitbackbone.evaluation import (
     figures,
     find_protocol,
@@ -16,11 +22,37 @@ from vitbackbone.evaluation import (
 )
 from vitbackbone.evaluation.gaps import explain
 from vitbackbone.evaluation.published import find_figure, published_model
+from vitbackbone.evaluation.runner import plan
 
 
 def named(name: str) -> ViT:
     """A tiny backbone that is called as a published one."""
     return randomise(ViT(TINY, name=name))
+
+
+def evaluate_commands() -> list[str]:
+    """The commands of the README and of all pages, each on one line."""
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    code = "\n".join(
+        block for page in pages for block in re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(), re.S)
+    )
+    return re.findall(r"^vitbackbone evaluate .*$", code.replace("\\\n", " "), re.M)
+
+
+def test_the_commands_of_all_pages_are_whole(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    planned = 0
+    for line in evaluate_commands():
+        args = parser().parse_args(shlex.split(line, comments=True)[1:])
+        if args.what[0] not in VERBS:
+            for given in args.data:
+                Path(given.rpartition("=")[2]).mkdir(parents=True, exist_ok=True)
+            settings = dict(each.split("=", 1) for each in args.set or ())
+            pairs, _ = plan(args.what, dict(each.split("=", 1) for each in args.data), args.variant, settings)
+            assert args.out, line
+            planned += len(pairs)
+    assert planned > 9
 
 
 def test_results_join_in_one_folder_and_are_reported(imagenet, tmp_path, capsys) -> None:
@@ -32,7 +64,10 @@ def test_results_join_in_one_folder_and_are_reported(imagenet, tmp_path, capsys)
     assert results[0].hash != results[1].hash
     assert torch.__version__.startswith(results[0].versions["torch"])
     assert main(["evaluate", "report", str(out)]) == 0
-    assert "| knn (v2) | imagenet | top-1 (k=3) |" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "| knn (v2) | imagenet | top-1 (k=3) |" in shown
+    assert len({len(line) for line in shown.splitlines() if line.startswith("|")}) == 1  # aligned
+    assert "not the whole official dataset (16 of 1,281,167 training images, 8 of 50,000 test images, 4 of" in shown
     assert "<table>" in (out / "report.html").read_text()
     assert r"\begin{tabular}" in (out / "report.tex").read_text()
     (out / "results.json").write_text("{")

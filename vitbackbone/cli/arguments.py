@@ -303,7 +303,7 @@ def _add_evaluation(command: Command) -> None:
     p.add_argument("--variant", metavar="NAME", help=text)
     text = "change a setting that `describe` shows, such as fit.ks=10,20; give it again for several"
     p.add_argument("--set", action="append", metavar="KEY=VALUE", help=text)
-    text = "use at most N images of each part of a dataset, to try a command"
+    text = "use at most N images of each part of a dataset and shorten fits alike, to try a command"
     p.add_argument("--limit", type=_positive, metavar="N", help=text)
     _add_running(
         p,

@@ -57,10 +57,16 @@ def crop_box(size: tuple[int, int], crop: Augmentation, random: np.random.Genera
 
 
 class Augmented(Dataset[Any]):
-    """The images of a dataset, each by (its row, its position in the stream)."""
+    """The images of a dataset, each by (its row, its position in the stream).
 
-    def __init__(self, images: Images, preprocess: Preprocess, crop: Augmentation, seed: int) -> None:
+    `upright`: whether photos are turned by their EXIF orientation.
+    """
+
+    def __init__(
+        self, images: Images, preprocess: Preprocess, crop: Augmentation, seed: int, upright: bool = False
+    ) -> None:
         self.images = images
+        self.upright = upright
         self.preprocess = preprocess
         self.crop = crop
         self.seed = seed
@@ -73,7 +79,7 @@ class Augmented(Dataset[Any]):
         source = images.root / images.names[row] if images.pixels is None else images.pixels[row]
         try:
             photo = open_image(source)
-            rgb = photo.decode()
+            rgb = (photo if self.upright else photo.as_stored()).decode()
         except (OSError, ImageError):
             return row, None
         top, left, h, w = crop_box((rgb.shape[1], rgb.shape[2]), self.crop, random)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from vitbackbone.evaluation.metrics.accuracy import eleven_point_ap, mean_per_class
 from vitbackbone.evaluation.run import Run
 
 Scores = Float[np.ndarray, "N K"]
 Labels = Int[np.ndarray, "N ..."]
+RANKED = "11-point mAP"  # the metric that ranks images by their scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,14 +80,21 @@ def _sklearn(
         return model.fit(features.astype(np.float64), labels)
 
 
-def metric_of(kind: str, scores: Scores, labels: Labels) -> float:
-    """Return a metric in [0, 1]: "top-1", "mean per class" or "11-point mAP", which is NaN without a positive."""
-    if kind == "11-point mAP":
-        counted = [(scores[:, i], labels[:, i]) for i in range(scores.shape[1])]
+def answers_of(kind: str, scores: Scores) -> Shaped[np.ndarray, "N ..."]:
+    """Return what a metric reads: the scores if it ranks images, else the predicted class of each."""
+    return scores if kind == RANKED else scores.argmax(axis=1)
+
+
+def metric_of(kind: str, answers: Shaped[np.ndarray, "N ..."], labels: Labels) -> float:
+    """Return a metric in [0, 1]: "top-1", "mean per class" or "11-point mAP", which is NaN without a positive.
+
+    `answers`: as `answers_of` returns them.
+    """
+    if kind == RANKED:
+        counted = [(answers[:, i], labels[:, i]) for i in range(answers.shape[1])]
         found = [eleven_point_ap(score[own >= 0], own[own >= 0] == 1) for score, own in counted if (own == 1).any()]
         return float(np.mean(found)) if found else float("nan")
-    predicted = scores.argmax(axis=1)
-    return mean_per_class(predicted, labels) if kind == "mean per class" else float((predicted == labels).mean())
+    return mean_per_class(answers, labels) if kind == "mean per class" else float((answers == labels).mean())
 
 
 def sweep(
@@ -104,7 +112,7 @@ def sweep(
 
         def one(C: float = C) -> dict[str, np.ndarray]:
             model = fit_logistic(train.features, train.labels, classes, C, fit.tolerance, fit.iterations)
-            return {"value": np.array(metric_of(metric, model.scores(held.features), held.labels))}
+            return {"value": np.array(metric_of(metric, answers_of(metric, model.scores(held.features)), held.labels))}
 
         found.append(float(run.stage("logistic-c", [*key, C], one)["value"]))
     return values[int(np.argmax(found))]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from vitbackbone.evaluation.metrics.intervals import Interval
 from vitbackbone.evaluation.settings import Setting, changed, digest, find_key, settings_of
 
 if TYPE_CHECKING:
@@ -82,11 +83,10 @@ class Score:
     metric: str  # such as "top-1"
     value: float
     n: int  # how many `of` it is computed from
+    interval: Interval  # or why there is none
     of: str = "images"
     unit: str = "%"  # "%", "m", or "" for a plain number
     better: Literal["higher", "lower"] = "higher"
-    interval: tuple[float, float] | None = None
-    method: str = ""  # of the interval, such as "95 % Wilson"
     dataset: str = ""  # "" means the protocol's own
     main: bool = True  # whether the report's table shows it; results.json has all
     published: str = ""  # name of the published figure that it is compared with, such as "top-1"

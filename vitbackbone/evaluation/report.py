@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitbackbone.evaluation.datasets import find_layout
+from vitbackbone.evaluation.datasets import Check, find_layout
 from vitbackbone.evaluation.results import Figures, Result, Results
 from vitbackbone.files import publish_text
 
@@ -44,9 +44,11 @@ def markdown(results: Results) -> str:
     """Return the report in Markdown."""
     parts = []
     for table in tables(results):
-        rows = [HEADER, ("---",) * len(HEADER), *table.rows]
+        rows = [[_cell(cell) for cell in row] for row in (HEADER, *table.rows)]
+        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+        rows.insert(1, ["-" * width for width in widths])
         parts.append(f"## {_cell(table.title)}\n")
-        parts += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+        parts += [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows]  # aligned for a terminal
         parts += ["", *(f"- {_cell(line)}" for line in table.lines), ""]
     return "\n".join(parts) if parts else "no results yet\n"
 
@@ -82,7 +84,8 @@ def _table(name: str, fingerprint: str, group: Iterable[Result]) -> Table:
             )
         elif not result.official and find_layout(result.dataset).official:
             lines.append(
-                f"{label} on {result.dataset}: not the whole official dataset, so no published figure stands beside it"
+                f"{label} on {result.dataset}: not the whole official dataset ({_differing(result)}), so no published "
+                "figure stands beside it"
             )
         for each in result.scores:
             if each.main:
@@ -91,10 +94,17 @@ def _table(name: str, fingerprint: str, group: Iterable[Result]) -> Table:
                 note = f"{label}, {each.metric}: published for {each.published.model} by {each.published.source}"
                 lines += [note, *(f"{label}, {each.metric}: {gap}" for gap in each.gaps)]
         lines += [f"{label} on {result.dataset}: {note}" for note in result.notes]
-        methods = {each.method for each in result.scores if each.method}
+        methods = {each.method for each in result.scores if each.main}
         lines += [f"{label} on {result.dataset}: {method}" for method in sorted(methods)]
         lines += [f"{label} on {result.dataset}: the head {key} is in {folder}" for key, folder in result.heads.items()]
     return Table(f"{name} ({fingerprint[:12]})", tuple(rows), tuple(dict.fromkeys(lines)))
+
+
+def _differing(result: Result) -> str:
+    """Return the counts of a result's datasets that are not the official ones."""
+    checks = [Check(find_layout(name), Path(), counts) for name, counts in result.counts.items()]
+    found = [(what, *counts) for check in checks for what, counts in check.differing.items()]
+    return ", ".join(f"{here:,} of {official:,} {what}" for what, here, official in found)
 
 
 def _row(label: str, each: Figures) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ class Figures(Record):
     unit: str
     better: str
     interval: tuple[float, float] | None
-    method: str
+    method: str  # of the interval, or why there is none
     dataset: str
     main: bool
     published: Published | None = None
@@ -187,7 +187,7 @@ def versions() -> dict[str, str]:
 
 
 def _figures(run: Run, score: Score, whole: bool) -> Figures:
-    about = asdict(score)
+    about = asdict(score) | {"interval": score.interval.bounds, "method": score.interval.method}
     metric = about.pop("published")
     dataset = score.dataset or run.dataset
     figure = None

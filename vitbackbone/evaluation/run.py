@@ -1,6 +1,7 @@
 """A run of a protocol on a dataset: what its functions are given, and the stages that a killed run resumes."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
@@ -113,6 +115,26 @@ class Run:
         if sentence not in self.notes:
             self.notes.append(sentence)
             log.info("%s: %s", self.protocol.name, sentence)
+
+    def note_tries(self, name: str, values: Float[np.ndarray, " T"], main: bool = True) -> None:
+        """Keep the values that a figure is the mean of. `main`: whether the report tells their spread."""
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        self.facts[f"tries of {name}"] = {"values": values.tolist(), "sample standard deviation": spread}
+        if main and len(values) > 1:
+            self.note(f"{name} is the mean of {len(values)} tries, with a sample standard deviation of {spread:.2f}")
+
+    def shortened(self, fit: T, images: int) -> T:
+        """Return the settings of a fit on the part of `images` that `limit` leaves, each of which is seen as often.
+
+        `fit`: a frozen record with `steps`, and possibly `warmup` and `validate_every`, which are shortened alike.
+        Steps that a user gave stay as they are.
+        """
+        if self.limit is None or images <= self.limit or self.protocol.sources.get("fit.steps") == "--set":
+            return fit
+        names = [name for name in ("steps", "warmup", "validate_every") if getattr(fit, name, 0)]
+        found = {name: math.ceil(getattr(fit, name) * self.limit / images) for name in names}
+        self.note(f"--limit shortens the fit to {found['steps']} steps, so that each image is seen as often")
+        return replace(fit, **found)  # type: ignore[type-var]
 
     def file(self, name: str, *key: Any, ending: str = "safetensors") -> Path:
         """Return the file of a stage. Its name has a hash of the weights and of `key`: all that the stage depends on.

@@ -47,7 +47,8 @@ def evaluate(
     calls join in it. None keeps nothing but the results that are returned.
     `variant`: the paper whose settings are used, such as "v2" or "v3"; by default the protocol's first. `settings`:
     settings to change, such as `{"fit.ks": "10,20"}`.
-    `limit`: at most so many images of each part of a dataset. No published figure stands beside such a run.
+    `limit`: at most so many images of each part of a dataset. Fits are shortened alike, unless `settings` has their
+    steps. No published figure stands beside such a run.
     `device`, `devices`, `workers`, `batch_size`, `progress`: as for `extract`. Several devices share all images that
     no head is trained on; heads are trained on `device`.
 
@@ -65,6 +66,8 @@ def evaluate(
     if out is None:
         with tempfile.TemporaryDirectory(prefix="vitbackbone-evaluate-") as folder:
             return _run_all(pairs, backbone, folders, Path(folder), limit, machine)
+    if (Path(out) / "snapshots").is_dir():
+        raise ValueError(f"{out} is a feature store of `extract`; give another folder for results")
     return _run_all(pairs, backbone, folders, Path(out), limit, machine)
 
 

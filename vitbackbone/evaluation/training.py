@@ -84,7 +84,7 @@ def _train(
     preprocess = run.backbone.preprocess
     if not isinstance(preprocess, Preprocess):
         raise ValueError(f"{run.backbone.spec.name} reads several pictures of a photo, which no protocol defines")
-    dataset = Augmented(images, preprocess, sized(run, augmentation), seed)
+    dataset = Augmented(images, preprocess, sized(run, augmentation), seed, run.protocol.view.upright)
     labels, device, kept = torch.from_numpy(images.labels), run.machine.device, time.monotonic()
     batches = stream(dataset, numbers.start, numbers.stop, batch, run.machine.workers)
     shown = run.machine.progress

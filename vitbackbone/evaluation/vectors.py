@@ -168,6 +168,7 @@ def vectors(run: Run, images: Images, view: CropView, features: VectorFeatures, 
     key = digest(run.fingerprint, listed, plain(view), plain(features))[:16]
     source = _source(run.out / "lists", images, key)
     simple = features.plain_cls(run.backbone.spec)
+    log.info("%s: features of the %d images of %s", run.protocol.name, len(images), what)
     if not run.backbone.spec.has_cls:
         run.note("the backbone has no CLS token; its own pooling stands in for it")
     with ExitStack() as stack:

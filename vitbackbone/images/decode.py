@@ -10,6 +10,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from io import BytesIO
 from numbers import Integral
 from threading import Lock
@@ -75,6 +76,7 @@ class Photo:
     """
 
     size: tuple[int, int]  # (H, W) in pixels, upright
+    _orientation = 1  # EXIF's
 
     def __init__(self, data: bytes, max_pixels: int | None = None) -> None:
         self.max_pixels = limit_of(max_pixels)
@@ -128,6 +130,12 @@ class Photo:
         if count > max(1, len(self._data) // LEAST_FRAME):
             raise DamagedImage(f"the file says that it has {count} frames, more than its bytes can hold")
         return count
+
+    def as_stored(self) -> "Photo":
+        """Return this photo without its EXIF orientation. Decode either of the two."""
+        stored = copy(self)
+        stored._orientation, stored.size = 1, self.size[::-1] if self._sideways else self.size
+        return stored
 
     @property
     def _sideways(self) -> bool:

@@ -1,6 +1,7 @@
 """The command `evaluate`: the papers' protocols on a backbone, their settings, and checks of datasets."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,8 @@ from vitbackbone.cli.text import escaped, printable
 
 if TYPE_CHECKING:
     from vitbackbone.evaluation import Protocol
+
+NAMED = 3  # images that could not be read
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -49,7 +52,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     else:
         print(printable_lines(str(results)))
         print(f"results.json, report.md, report.html and report.tex: {escaped(args.out)}")
-    return 1 if any(each.unreadable for each in results) else 0
+    lost = [*dict.fromkeys(name for each in results for name in each.unreadable)]
+    if lost:
+        more = f" and {len(lost) - NAMED} more, which results.json names" if len(lost) > NAMED else ""
+        print(f"could not be read: {', '.join(map(escaped, lost[:NAMED]))}{more}", file=sys.stderr)
+    return 1 if lost else 0
 
 
 def _list(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -112,8 +119,8 @@ def _check(args: argparse.Namespace, rest: Sequence[str]) -> int:
         wrong += bool(missing)
     if args.json:
         print_json(checks)
-    elif not wrong:
-        print("complete")
+    else:
+        print("not complete: no published figure will stand beside the figures" if wrong else "complete")
     return 1 if wrong else 0
 
 

@@ -161,6 +161,7 @@ def count_labelled(data: Labelled) -> dict[str, int]:
     return {"training images": data.train.present, "test images": data.test.present, "classes": fitted}
 
 
+ARCHIVES = (".tar", ".zip", ".gz", ".tgz")
 LOOKED_AT = 100  # entries of a folder, for a hint
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
 
@@ -195,9 +196,7 @@ def class_folders(root: Path, split: str, classes: Sequence[str] | None, tree: s
     top = need_folder(root, *filter(None, [split]), tree=tree)
     found = folder_names(top)
     if not found:
-        loose = len(image_names(top))
-        hint = f"; its {loose} images lie outside of class folders: sort them into one folder a class" if loose else ""
-        raise LayoutError(f"{top} has no class folders{hint}; the official layout is {tree}")
+        raise LayoutError(f"{top} has no class folders{_instead(top)}; the official layout is {tree}")
     known = list(found if classes is None else classes)
     index = {name: i for i, name in enumerate(known)}
     unknown = [name for name in found if name not in index]
@@ -211,6 +210,16 @@ def class_folders(root: Path, split: str, classes: Sequence[str] | None, tree: s
     if not names:
         raise LayoutError(f"{top} has {len(found)} class folders and no image; the official layout is {tree}")
     return Images(root, names, np.array(labels, dtype=np.int64), known)
+
+
+def _instead(folder: Path) -> str:
+    """Return what to do with what a folder has in place of class folders, or nothing."""
+    if loose := len(image_names(folder)):
+        return (
+            f"; its {loose} images lie outside of class folders: sort them by their list of labels, one folder a class"
+        )
+    packed = sum(each.suffix.lower() in ARCHIVES for each in folder.iterdir())
+    return f"; unpack its {packed} archives, each into a folder of its name" if packed else ""
 
 
 def read_lines(file: Path) -> list[str]:

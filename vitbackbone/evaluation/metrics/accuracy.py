@@ -10,24 +10,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 
-def ranked(scores: Float[np.ndarray, "N K"], count: int) -> Int[np.ndarray, "N count"]:
-    """Return the classes of the highest scores, descending. If scores are equal, the lower index comes first."""
-    count = min(count, scores.shape[1])
-    if count < scores.shape[1]:
-        kept = np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)
-        low = np.take_along_axis(scores, kept, axis=1).min(axis=1)
-        tied = (scores >= low[:, None]).sum(axis=1) > count
-        for row in np.flatnonzero(tied):  # the choice of argpartition among equal scores is arbitrary
-            kept[row] = np.sort(np.argsort(-scores[row], kind="stable")[:count])
-    else:
-        kept = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    order = np.argsort(-np.take_along_axis(scores, kept, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(kept, order, axis=1)
+def in_top(scores: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"], k: int) -> Bool[np.ndarray, " N"]:
+    """Return whether each label is among the `k` classes of the highest scores.
 
-
-def in_top(ranks: Int[np.ndarray, "N R"], labels: Int[np.ndarray, " N"], k: int) -> Bool[np.ndarray, " N"]:
-    """Return whether each label is among the first `k` ranked classes."""
-    return (ranks[:, :k] == labels[:, None]).any(axis=1)
+    (torchmetrics, `MulticlassAccuracy(top_k=k)`) Of equal highest scores, the first counts. Where more classes are
+    equal than there are places, such as those without a vote, `torch.topk` decides on the CPU, as there.
+    """
+    if k == 1:
+        return scores.argmax(axis=1) == labels
+    best = torch.from_numpy(scores).topk(min(k, scores.shape[1])).indices.numpy()
+    return (best == labels[:, None]).any(axis=1)
 
 
 def in_list(predicted: Int[np.ndarray, " N"], lists: Sequence[Sequence[int]]) -> Bool[np.ndarray, " M"]:

@@ -33,6 +33,19 @@ def mean_iou(total: Shaped[np.ndarray, "3 K"]) -> float:
     return float(np.nanmean(iou(total)))
 
 
+def mean_recall(total: Shaped[np.ndarray, "3 K"]) -> float:
+    """Return the share of each class's pixels that are right, averaged over the classes that occur in the labels."""
+    right, _, labelled = total
+    with np.errstate(invalid="ignore"):
+        return float(np.nanmean(right / labelled))
+
+
+def pixel_accuracy(total: Shaped[np.ndarray, "3 K"]) -> float:
+    """Return the share of the labelled pixels that are right."""
+    right, _, labelled = total
+    return float(right.sum() / labelled.sum())
+
+
 def remove_zero(labels: Shaped[np.ndarray, "H W"], ignored: int = 255) -> Shaped[np.ndarray, "H W"]:
     """Return labels with 0 ignored and every class one lower, as ADE20k's 150 classes are counted."""
     return np.where((labels == 0) | (labels == ignored), ignored, labels - 1).astype(labels.dtype)

@@ -23,8 +23,8 @@ def nearest(
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """Return each query's highest similarities to training samples, descending, and the indices of these samples.
 
-    `blocks`: training samples of length 1, each block with the index of its first sample. With fewer than `k` samples
-    there are fewer columns.
+    `blocks`: training samples of length 1 in their order, each block with the index of its first sample. With fewer
+    than `k` samples there are fewer columns. Of equal similarities the lower index comes first, whatever the blocks.
     """
     top = queries.new_empty(len(queries), 0)
     rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
@@ -33,11 +33,29 @@ def nearest(
         wanted = min(k, len(block))
         if top.shape[1] == k:  # few samples of a later block come closer than the ones that were found
             wanted = min(wanted, int((similarities > top[:, -1:]).sum(dim=1).max()))
-        found, columns = similarities.topk(wanted)
+        found, columns = _highest(similarities, wanted)
         top, rows = torch.cat([top, found], dim=1), torch.cat([rows, columns + start], dim=1)
-        top, kept = top.topk(min(k, top.shape[1]))
+        top, kept = _sorted(top, k)
         rows = rows.gather(1, kept)
     return top, rows
+
+
+def _sorted(values: Float[Tensor, "n m"], count: int) -> tuple[Float[Tensor, "n _"], Int[Tensor, "n _"]]:
+    """Return the highest values and their columns, of equal ones the first column first."""
+    values, columns = values.sort(dim=1, descending=True, stable=True)
+    return values[:, :count], columns[:, :count]
+
+
+def _highest(values: Float[Tensor, "n m"], count: int) -> tuple[Float[Tensor, "n _"], Int[Tensor, "n _"]]:
+    """Return what `_sorted` returns, without sorting all columns."""
+    one_more = min(count + 1, values.shape[1])
+    columns = values.topk(one_more).indices.sort(dim=1).values
+    found, order = _sorted(values.gather(1, columns), one_more)
+    columns = columns.gather(1, order)
+    if 0 < count < one_more:  # topk takes any of equal values
+        tied = torch.nonzero(found[:, count - 1] == found[:, count]).flatten()
+        found[tied], columns[tied] = _sorted(values[tied], one_more)
+    return found[:, :count], columns[:, :count]
 
 
 def votes(

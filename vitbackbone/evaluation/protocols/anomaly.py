@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -29,6 +29,7 @@ from vitbackbone.evaluation.methods.inputs import (
     whole_patches,
 )
 from vitbackbone.evaluation.methods.memory_bank import distances, foreground, image_score, rotations, score_map
+from vitbackbone.evaluation.metrics.intervals import Interval, bootstrap, none, of_mean
 from vitbackbone.evaluation.metrics.regions import pro
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
@@ -124,25 +125,28 @@ def measure(run: Run, category: Category, seed: int) -> Arrays:
     return found
 
 
-def figures(run: Run, category: Category, found: Arrays) -> tuple[float, float, float]:
-    """Return AUROC of photos, AUROC of pixels, and PRO of a category."""
+def figures(run: Run, category: Category, found: Arrays) -> Arrays:
+    """Return AUROC of photos, AUROC of pixels, and PRO of a category, with the score of each photo and whether its mask
+    has a defective pixel."""
     metric = run.protocol.metric
     rows = [found[str(index)] for index in range(len(category.test))]
-    scores = [image_score(each.reshape(-1), metric.top) for each in rows]
+    scores = np.array([image_score(each.reshape(-1), metric.top) for each in rows])
     maps: list[Float[np.ndarray, "H W"]] = []
     masks: list[Bool[np.ndarray, "H W"]] = []
     for index, row in enumerate(rows):
         size = size_of(open_photo(category.root / category.test[index]))
         maps.append(score_map(row, size, metric.sigma))
         masks.append(category.mask(index, size))
-    if not any(each.any() for each in masks):
+    defective = np.array([each.any() for each in masks])
+    if not defective.any():
         raise LayoutError(f"{category.root / category.name}: no mask in ground_truth/ has a defective pixel")
-    defective = [mask is not None for mask in category.masks]
     pixels, truth = (np.concatenate([each.ravel() for each in part]) for part in (maps, masks))
-    return float(roc_auc_score(defective, scores)), float(roc_auc_score(truth, pixels)), pro(maps, masks, metric.limit)
+    both = roc_auc_score(defective, scores), roc_auc_score(truth, pixels)
+    return {"figures": np.array([*both, pro(maps, masks, metric.limit)]), "scores": scores, "defective": defective}
 
 
 NAMES = ("image AUROC", "pixel AUROC", "PRO")
+WHOLE = none("a draw would measure the maps of all photos of the category again")
 
 
 def score(run: Run) -> Sequence[Score]:
@@ -164,31 +168,45 @@ def score(run: Run) -> Sequence[Score]:
     found = run.apart("distances", keys, compared)
 
     def measured(replica: Run, job: tuple[int, Category]) -> Arrays:
-        return {"figures": np.array(figures(replica, job[1], found[job]))}
+        return figures(replica, job[1], found[job])
 
-    kept = run.apart("anomalies", {job: [*each, protocol.metric] for job, each in keys.items()}, measured)
+    kept = run.apart("categories", {job: [*each, protocol.metric] for job, each in keys.items()}, measured)
     table = np.stack([kept[job]["figures"] for job in jobs]).reshape(len(fit.seeds), len(categories), len(NAMES))
-    return _scores(table, categories)
+    photos = {each.name: of_photos([kept[seed, each] for seed in fit.seeds]) for each in categories}
+    return _scores(run, table, categories, photos)
 
 
-def _scores(table: Float[np.ndarray, "S C 3"], categories: Sequence[Category]) -> list[Score]:
+def _scores(
+    run: Run,
+    table: Float[np.ndarray, "S C 3"],
+    categories: Sequence[Category],
+    photos: Mapping[str, Interval],
+) -> list[Score]:
+    """Return the means over categories, and the figures of each. `photos`: the interval of each image AUROC."""
     found = []
     for i, name in enumerate(NAMES):
-        runs = table[:, :, i].mean(axis=1)
-        interval, method = None, ""
-        if len(runs) > 1:
-            spread = float(runs.std(ddof=1))
-            interval = (100 * (float(runs.mean()) - spread), 100 * (float(runs.mean()) + spread))
-            method = f"mean ± standard deviation of {len(runs)} seeds"
-        count = len(categories)
-        found.append(
-            Score(name, 100 * float(runs.mean()), count, "categories", interval=interval, method=method, published=name)
-        )
+        runs, interval = table[:, :, i].mean(axis=1), of_mean(table[:, :, i].mean(axis=0), "categories", 100)
+        run.note_tries(name, 100 * runs)
+        found.append(Score(name, 100 * float(runs.mean()), len(categories), interval, "categories", published=name))
     for j, category in enumerate(categories):
         for i, name in enumerate(NAMES):
             value = 100 * float(table[:, j, i].mean())
-            found.append(Score(f"{name} {category.name}", value, len(category.test), "photos", main=False))
+            interval = WHOLE if i else photos[category.name]
+            found.append(Score(f"{name} {category.name}", value, len(category.test), interval, "photos", main=False))
     return found
+
+
+def of_photos(seeds: Sequence[Arrays]) -> Interval:
+    """Return the interval of a category's image AUROC, a mean over seeds. `seeds`: what `figures` returns for each."""
+    defective = seeds[0]["defective"]
+
+    def drawn(rows: Int[np.ndarray, " N"]) -> float:
+        truth = defective[rows]
+        if truth.all() or not truth.any():
+            return float("nan")
+        return 100 * float(np.mean([roc_auc_score(truth, each["scores"][rows]) for each in seeds]))
+
+    return bootstrap(drawn, [len(defective)], "photos")
 
 
 AGNOSTIC = Protocol(

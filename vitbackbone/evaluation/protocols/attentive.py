@@ -15,8 +15,8 @@ from vitbackbone.contract import Features
 from vitbackbone.evaluation.augmentation import Augmentation
 from vitbackbone.evaluation.datasets import Images
 from vitbackbone.evaluation.dealing import ahead
-from vitbackbone.evaluation.metrics.accuracy import in_top, ranked
-from vitbackbone.evaluation.metrics.intervals import WILSON, wilson
+from vitbackbone.evaluation.metrics.accuracy import in_top
+from vitbackbone.evaluation.metrics.intervals import wilson
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import plain, setting
@@ -118,8 +118,9 @@ def score(run: Run) -> list[Score]:
     train(run, "attentive", key, run.data.train, fit, read, Probing(head, fit, steps), steps=steps, batch=batch)
     head.eval()
     test = run.data.test.limited(run.limit)
-    ranks = _classified(run, [*key, steps, images.digest(), test.digest()], test, head)
-    read_rows = ranks[:, 0] >= 0
+    tops = protocol.metric.top
+    found = _classified(run, [*key, steps, images.digest(), test.digest(), tops], test, head)
+    read_rows = found[:, 0] >= 0
     if not read_rows.all():
         run.unreadable += [f"{run.dataset} test: {test.names[i]}" for i in np.flatnonzero(~read_rows)]
         run.note(f"{int((~read_rows).sum())} of {len(test)} test images could not be read and are left out")
@@ -127,14 +128,13 @@ def score(run: Run) -> list[Score]:
     return [
         Score(
             f"top-{top}",
-            100 * float(np.mean(right := in_top(ranks[read_rows], test.labels[read_rows], top))),
+            100 * float(np.mean(right := found[read_rows, i] == 1)),
             len(right),
-            interval=wilson(right),
-            method=WILSON,
+            wilson(right),
             main=top == 1,
             published=f"top-{top}",
         )
-        for top in protocol.metric.top
+        for i, top in enumerate(tops)
     ]
 
 
@@ -148,10 +148,10 @@ def _head(run: Run, classes: int) -> Head:
         return create_head(features.head, spec, **options)
 
 
-def _classified(run: Run, key: list[Any], images: Images, head: Head) -> Int[np.ndarray, "N R"]:
-    """Return the best classes of each image, and -1 where it cannot be read."""
+def _classified(run: Run, key: list[Any], images: Images, head: Head) -> Int[np.ndarray, "N T"]:
+    """Return whether each image's label is in each top k: 1, 0, or -1 where the image cannot be read."""
     preprocess = run.protocol.view.preprocess(run.backbone)
-    count = max(run.protocol.metric.top)
+    tops = run.protocol.metric.top
 
     def read(row: int) -> Float[Tensor, "3 H W"] | None:
         source = images.root / images.names[row] if images.pixels is None else images.pixels[row]
@@ -161,7 +161,7 @@ def _classified(run: Run, key: list[Any], images: Images, head: Head) -> Int[np.
             return None
 
     def block(start: int, stop: int) -> dict[str, np.ndarray]:
-        found = np.full((stop - start, min(count, len(images.classes))), -1)
+        found = np.full((stop - start, len(tops)), -1)
         kept: list[int] = []
         pixels: list[Tensor] = []
         for row, image in zip(range(start, stop), ahead(read, range(start, stop), run.machine.workers), strict=True):
@@ -173,11 +173,13 @@ def _classified(run: Run, key: list[Any], images: Images, head: Head) -> Int[np.
             batch = torch.stack(pixels[part]).to(run.machine.device)
             with torch.no_grad():
                 features = run.backbone.forward_layers(batch, head.layers, norm=head.needs.norm)
-                found[kept[part]] = ranked(head(*features).float().cpu().numpy(), count)
-        return {"ranks": found}
+                logits = head(*features).float().cpu().numpy()
+            labels = images.labels[start:][kept[part]]
+            found[kept[part]] = np.stack([in_top(logits, labels, top) for top in tops], axis=1)
+        return {"right": found}
 
     with run.on_device():
-        return run.blocks("attentive-test", key, len(images), ROWS, block)["ranks"]
+        return run.blocks("attentive-test", key, len(images), ROWS, block)["right"]
 
 
 ATTENTIVE = Protocol(

@@ -1,11 +1,13 @@
 """Clustering of frozen features by k-means, as MIEB measures it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Int
 
-from vitbackbone.evaluation.metrics.intervals import BOOTSTRAP, bootstrap
+from vitbackbone.evaluation.metrics.intervals import standard_error, wilson
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import plain, setting
@@ -34,7 +36,7 @@ def score(run: Run) -> list[Score]:
     """Cluster the test images, and compare the clusters with their classes."""
     from scipy.optimize import linear_sum_assignment
     from sklearn.cluster import MiniBatchKMeans
-    from sklearn.metrics import adjusted_rand_score, confusion_matrix, normalized_mutual_info_score, v_measure_score
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, v_measure_score
 
     protocol, fit = run.protocol, run.protocol.fit
     test = vectors(run, run.data.test, protocol.view, protocol.features, f"{run.dataset} test")
@@ -46,22 +48,27 @@ def score(run: Run) -> list[Score]:
 
     key = [plain(protocol.view), plain(protocol.features), plain(fit), run.data.test.digest(), test.digest]
     clusters = run.stage("clusters", key, compute)["clusters"]
-    v_measure = 100 * float(v_measure_score(test.labels, clusters, beta=protocol.metric.beta))
-    mutual = 100 * float(normalized_mutual_info_score(test.labels, clusters))
-    rand = 100 * float(adjusted_rand_score(test.labels, clusters))
-    table = confusion_matrix(test.labels, clusters)
-    matched = 100 * float(table[linear_sum_assignment(table, maximize=True)].sum()) / len(test)
+    measures: dict[str, Callable[..., float]] = {
+        "V-measure": partial(v_measure_score, beta=protocol.metric.beta),
+        "normalised mutual information": normalized_mutual_info_score,
+        "adjusted Rand index": adjusted_rand_score,
+    }
+    found = []
+    for name, measure in measures.items():
 
-    def drawn(rows: Int[np.ndarray, " N"]) -> float:
-        return 100 * float(v_measure_score(test.labels[rows], clusters[rows], beta=protocol.metric.beta))
+        def drawn(rows: Int[np.ndarray, " N"], measure: Callable[..., float] = measure) -> float:
+            return 100 * float(measure(test.labels[rows], clusters[rows]))
 
-    interval = bootstrap(drawn, len(test))
-    return [
-        Score("V-measure", v_measure, len(test), interval=interval, method=BOOTSTRAP, published="V-measure"),
-        Score("normalised mutual information", mutual, len(test), main=False),
-        Score("adjusted Rand index", rand, len(test), main=False),
-        Score("accuracy of matched clusters", matched, len(test), main=False),
-    ]
+        value, main = drawn(np.arange(len(test))), name == "V-measure"
+        interval = standard_error(value, drawn, len(test), "images")
+        found.append(Score(name, value, len(test), interval, main=main, published=name if main else ""))
+    names, labels = np.unique(test.labels, return_inverse=True)
+    table = np.zeros((len(names), len(names)), dtype=np.int64)
+    np.add.at(table, (labels, clusters), 1)
+    matched, order = linear_sum_assignment(table, maximize=True)
+    right = matched[np.argsort(order)][clusters] == labels
+    value = 100 * float(right.mean())
+    return [*found, Score("accuracy of matched clusters", value, len(test), wilson(right), main=False)]
 
 
 VARIANTS = (

@@ -16,7 +16,6 @@ from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.copydays import Copies, Photos
 from vitbackbone.evaluation.datasets.layout import stamp
 from vitbackbone.evaluation.datasets.photos import open_photo
-from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.inputs import (
     last,
     normalised,
@@ -25,6 +24,7 @@ from vitbackbone.evaluation.methods.inputs import (
     vectors,
 )
 from vitbackbone.evaluation.methods.whitening import fit_whitening
+from vitbackbone.evaluation.metrics.intervals import bootstrap, of_mean
 from vitbackbone.evaluation.metrics.ranking import average_precision, micro_average_precision
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
@@ -128,14 +128,17 @@ def measure(
     positives = [data.positives(block, index) for index in range(len(queries))]
     right = np.stack([np.isin(row, wanted) for row, wanted in zip(places, positives, strict=True)])
     aps = np.array([average_precision(np.flatnonzero(row), len(p)) for row, p in zip(right, positives, strict=True)])
-    low, high = resampled.mean_interval(aps)
-    method, strong = resampled.METHOD.format(of="queries"), block == "strong"
-    interval = (100 * low, 100 * high)
-    name, value = f"mAP {block}", 100 * float(aps.mean())
-    found = [Score(name, value, len(aps), "queries", interval=interval, method=method, main=strong, published=name)]
+    strong, name, value = block == "strong", f"mAP {block}", 100 * float(aps.mean())
+    interval = of_mean(aps, "queries", 100)
+    found = [Score(name, value, len(aps), interval, "queries", main=strong, published=name)]
     if strong:
-        micro = micro_average_precision(similar.ravel(), right.ravel(), sum(map(len, positives)))
-        found.append(Score("micro-AP strong", 100 * micro, len(aps), "queries", main=False))
+
+        def micro(rows: Int[np.ndarray, " Q"]) -> float:
+            wanted = sum(len(positives[row]) for row in rows.tolist())
+            return 100 * micro_average_precision(similar[rows].ravel(), right[rows].ravel(), wanted)
+
+        value, interval = micro(np.arange(len(aps))), bootstrap(micro, [len(aps)], "queries")
+        found.append(Score("micro-AP strong", value, len(aps), interval, "queries", main=False))
     return found
 
 

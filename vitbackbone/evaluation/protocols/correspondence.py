@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.datasets.spair import Correspondences, Pair
-from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.inputs import (
     features_of,
     normalised,
@@ -27,11 +26,13 @@ from vitbackbone.evaluation.methods.inputs import (
     stand_in,
 )
 from vitbackbone.evaluation.methods.matching import match, read_at
+from vitbackbone.evaluation.metrics.intervals import Interval, of_mean, of_sums
 from vitbackbone.evaluation.metrics.keypoints import Mean, mean_pck, within
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
 
+NAME = "PCK@0.1"  # of the published figures
 MEANS: tuple[Mean, ...] = ("pair", "point", "category")
 HELD = 128  # photos, and feature maps, that are kept in memory
 Points = Float[np.ndarray, "K 2"]
@@ -203,45 +204,31 @@ def _measured(
 ) -> tuple[float, list[Score]]:
     metric = protocol.metric
     right: dict[str, list[NDArray[Any]]] = defaultdict(list)
-    each = []
     for pair, row in zip(pairs, distances, strict=True):
-        found = within(row[~np.isnan(row)], pair.size, metric.alpha, metric.rule)
-        right[pair.category].append(found)
-        each.append(found)
+        right[pair.category].append(within(row[~np.isnan(row)], pair.size, metric.alpha, metric.rule))
     value, name = 100 * mean_pck(right, metric.mean), f"PCK@{metric.alpha:g}"
-    low, high = (100 * bound for bound in _interval(pairs, each, metric.mean))
-    method = resampled.METHOD.format(of="pairs")
     scores = [
-        Score(
-            f"{name} per {metric.mean}",
-            value,
-            len(pairs),
-            "pairs",
-            interval=(low, high),
-            method=method,
-            published="PCK@0.1",
-        )
+        Score(f"{name} per {metric.mean}", value, len(pairs), _interval(right, metric.mean), "pairs", published=NAME)
     ]
-    scores += [
-        Score(f"{name} per {kind}", 100 * mean_pck(right, kind), len(pairs), "pairs", main=False)
-        for kind in MEANS
-        if kind != metric.mean
-    ]
-    scores += [
-        Score(f"{name} {category}", 100 * mean_pck({category: rows}, metric.mean), len(rows), "pairs", main=False)
-        for category, rows in sorted(right.items())
-    ]
+    for kind in MEANS:
+        if kind != metric.mean:
+            mean, interval = 100 * mean_pck(right, kind), _interval(right, kind)
+            scores.append(Score(f"{name} per {kind}", mean, len(pairs), interval, "pairs", main=False))
+    for category, rows in sorted(right.items()):
+        one = {category: rows}
+        mean, interval = 100 * mean_pck(one, metric.mean), _interval(one, metric.mean)
+        scores.append(Score(f"{name} {category}", mean, len(rows), interval, "pairs", main=False))
     return value, scores
 
 
-def _interval(pairs: Sequence[Pair], right: Sequence[NDArray[Any]], mean: Mean) -> tuple[float, float]:
-    """Return the bootstrap interval of a mean PCK over pairs."""
+def _interval(pairs: Mapping[str, Sequence[NDArray[Any]]], mean: Mean) -> Interval:
+    """Return the interval of a mean PCK. `pairs`: as `mean_pck` takes them."""
+    right = [(column, each) for column, of_one in enumerate(pairs.values()) for each in of_one]
     if mean == "pair":
-        return resampled.mean_interval(np.array([each.mean() for each in right]))
-    categories = sorted({each.category for each in pairs})
-    counts = np.zeros((len(pairs), len(categories), 2))
-    for row, pair, each in zip(counts, pairs, right, strict=True):
-        row[categories.index(pair.category)] = each.sum(), len(each)
+        return of_mean(np.array([each.mean() for _, each in right]), "pairs", 100)
+    counts = np.zeros((len(right), len(pairs), 2))
+    for row, (column, each) in zip(counts, right, strict=True):
+        row[column] = each.sum(), len(each)
 
     def figure(total: Float[np.ndarray, "C 2"]) -> float:
         if mean == "point":
@@ -249,7 +236,7 @@ def _interval(pairs: Sequence[Pair], right: Sequence[NDArray[Any]], mean: Mean) 
         drawn = total[:, 1] > 0
         return float((total[drawn, 0] / total[drawn, 1]).mean())
 
-    return resampled.interval(counts, figure)
+    return of_sums(counts, figure, "pairs", 100)
 
 
 OFFICIAL = Protocol(

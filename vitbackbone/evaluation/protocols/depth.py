@@ -16,7 +16,6 @@ from heads import DenseHead, create_head, scale_invariant_loss
 from heads.depth import MEAN_WEIGHT
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.pairs import Depths, Pairs
-from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.augment import DepthViews, random_depth_view
 from vitbackbone.evaluation.methods.dense import Training, predict
 from vitbackbone.evaluation.methods.depth_losses import first_loss, gradient_loss
@@ -28,6 +27,7 @@ from vitbackbone.evaluation.methods.inputs import (
 from vitbackbone.evaluation.methods.schedules import Schedule
 from vitbackbone.evaluation.methods.training import Optimiser, Rows, Sample
 from vitbackbone.evaluation.metrics.depth import NAMES, box_mask, depth_errors
+from vitbackbone.evaluation.metrics.intervals import of_mean
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
@@ -203,7 +203,7 @@ def score(run: Run) -> Sequence[Score]:
     data: Depths = run.data
     for sentence in stand_in(run.backbone.spec, norm=run.protocol.features.norm, cls=run.protocol.features.cls):
         run.note(sentence)
-    protocol, fit = run.protocol, run.protocol.fit
+    protocol, fit = run.protocol, run.shortened(run.protocol.fit, len(data.train))
     fitted, tested = data.train.limited(run.limit), data.test.limited(run.limit)
     reads, metric = protocol.features, protocol.metric
     schedule = Schedule("one-cycle", fit.steps, fit.warmup)
@@ -247,17 +247,15 @@ def _scores(errors: Float[np.ndarray, "N E"]) -> list[Score]:
     found, count = [], int((~np.isnan(errors[:, 0])).sum())
     for name, values in zip(NAMES, errors.T, strict=True):
         scale = 100.0 if name.startswith("a") and name != "abs_rel" else 1.0
-        low, high = resampled.mean_interval(values)
         found.append(
             Score(
                 "RMSE" if name == "rmse" else name,
                 scale * float(np.nanmean(values)),
                 count,
+                of_mean(values, "photos", scale),
                 "photos",
                 UNITS.get(name, ""),
                 "higher" if scale > 1 else "lower",
-                (scale * low, scale * high),
-                resampled.METHOD.format(of="photos"),
                 main=name == "rmse",
                 published="RMSE" if name == "rmse" else "",
             )

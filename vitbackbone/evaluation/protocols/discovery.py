@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from heads import accuracy_interval
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.boxes import Boxed
 from vitbackbone.evaluation.datasets.photos import open_photo
@@ -17,7 +16,7 @@ from vitbackbone.evaluation.methods.discovery import box_of, lost, tokencut
 from vitbackbone.evaluation.methods.inputs import last, normalised
 from vitbackbone.evaluation.methods.keys import key_map
 from vitbackbone.evaluation.metrics.boxes import is_found
-from vitbackbone.evaluation.metrics.intervals import WILSON
+from vitbackbone.evaluation.metrics.intervals import wilson
 from vitbackbone.evaluation.protocol import Nothing, Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
@@ -83,16 +82,13 @@ def score(run: Run) -> Sequence[Score]:
             [is_found(box, data.boxes[row], run.protocol.metric.iou) for box in each]
             for row, each in zip(chosen, found, strict=True)
         ]
-    ).sum(axis=0)
-    best = int(right.argmax())
+    ).T
+    best = int(right.sum(axis=1).argmax())
     if len(right) > 1:
         run.facts["tau"] = run.protocol.fit.tau[best]
         run.note("several thresholds were compared on the reported photos, as in the paper; the best one is reported")
-    low, high = accuracy_interval(int(right[best]), len(rows))
-    value = 100 * float(right[best]) / len(rows)
-    return [
-        Score("CorLoc", value, len(rows), "photos", interval=(100 * low, 100 * high), method=WILSON, published="CorLoc")
-    ]
+    value = 100 * float(right[best].sum()) / len(rows)
+    return [Score("CorLoc", value, len(rows), wilson(right[best]), "photos", published="CorLoc")]
 
 
 TOKENCUT = Protocol(

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 
 from vitbackbone.evaluation.datasets import Images
+from vitbackbone.evaluation.datasets.imagenet_variants import SEVERITIES
 from vitbackbone.evaluation.metrics.accuracy import best_of, in_list
 from vitbackbone.evaluation.metrics.corruption import ALEXNET, EXTRAS, corruption_errors, mean_corruption_error
-from vitbackbone.evaluation.metrics.intervals import NORMAL, WILSON, spread, wilson
+from vitbackbone.evaluation.metrics.intervals import Interval, of_sums, wilson
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.protocols.linear import LINEAR, LINEAR_V3, LINEAR_V3_PAPER, accuracy_scores, best_head
 from vitbackbone.evaluation.run import Run
@@ -88,6 +90,14 @@ def score_real(run: Run) -> list[Score]:
     return [_accuracy("top-1", right, name, "images with a label")]
 
 
+class Part(NamedTuple):
+    """The errors of one corruption and severity."""
+
+    weight: float  # of its error in the mCE
+    rows: Int[np.ndarray, " N"]  # which photos these are
+    wrong: Bool[np.ndarray, " N"]
+
+
 def score_corrupted(run: Run) -> list[Score]:
     """Classify the corrupted images, and weigh the errors by AlexNet's."""
     name, metric = run.protocol.also[0], run.protocol.metric
@@ -95,30 +105,41 @@ def score_corrupted(run: Run) -> list[Score]:
     corruption_errors({kind: 0.0 for kind, _ in data.parts}, wanted)  # raises if one is missing
     head, _ = best_head(run)
     errors: dict[str, list[float]] = {}
-    counts: list[tuple[str, float, int]] = []  # corruption, error, images
+    photos: dict[str, int] = {}  # the row of each, whatever its corruption
+    parts: list[Part] = []
     view = replace(run.protocol.view, short=metric.short)
     for (kind, severity), part in sorted(data.parts.items()):
         if kind in wanted:
             images, _ = part.labelled(run.data.train.classes)
             test = vectors(run, images, view, head.features, f"{kind} {severity}")
-            wrong = float((head.logits(run, test).argmax(axis=1) != test.labels).mean())
-            errors.setdefault(kind, []).append(wrong)
-            counts.append((kind, wrong, len(test)))
+            wrong = head.logits(run, test).argmax(axis=1) != test.labels
+            errors.setdefault(kind, []).append(float(wrong.mean()))
+            rows = [photos.setdefault(path.partition("/")[2], len(photos)) for path in test.names]
+            parts.append(Part(100 / len(wanted) / wanted[kind] / len(SEVERITIES), np.array(rows), wrong))
     means = {kind: float(np.mean(each)) for kind, each in errors.items()}
     run.facts["errors"] = {kind: [100 * each for each in severities] for kind, severities in errors.items()}
     run.facts["corruption errors"] = {kind: 100 * each for kind, each in corruption_errors(means, wanted).items()}
     value = 100 * mean_corruption_error(means, wanted)
-    weights = {kind: 100 / len(wanted) / wanted[kind] / len(severities) for kind, severities in errors.items()}
-    half = spread([(weights[kind], wrong, count) for kind, wrong, count in counts])
-    interval, total = (value - half, value + half), sum(count for _, _, count in counts)
-    return [Score("mCE", value, total, better="lower", interval=interval, method=NORMAL, dataset=name, published="mCE")]
+    interval, total = _of_photos(parts, len(photos)), sum(len(each.rows) for each in parts)
+    return [Score("mCE", value, total, interval, better="lower", dataset=name, published="mCE")]
+
+
+def _of_photos(parts: Sequence[Part], count: int) -> Interval:
+    """Return the interval of the weighted sum of errors. Each of `count` photos is drawn with all its corruptions."""
+    counts = np.zeros((count, len(parts), 2), dtype=np.int8)
+    for column, part in enumerate(parts):
+        counts[part.rows, column, 0], counts[part.rows, column, 1] = part.wrong, 1
+    weights = np.array([part.weight for part in parts])
+
+    def figure(total: Float[np.ndarray, "P 2"]) -> float:
+        return float(np.dot(weights, total[:, 0] / total[:, 1]))
+
+    return of_sums(counts, figure, "photos with all their corruptions")
 
 
 def _accuracy(metric: str, right: Bool[np.ndarray, " N"], dataset: str, of: str = "images") -> Score:
     value = 100 * float(right.mean())
-    return Score(
-        metric, value, len(right), of, interval=wilson(right), method=WILSON, dataset=dataset, published=metric
-    )
+    return Score(metric, value, len(right), wilson(right), of, dataset=dataset, published=metric)
 
 
 def _note_numbers(run: Run, name: str) -> None:

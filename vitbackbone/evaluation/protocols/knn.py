@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from vitbackbone.evaluation.metrics.accuracy import in_top, ranked
-from vitbackbone.evaluation.metrics.intervals import WILSON, wilson
+from vitbackbone.evaluation.metrics.accuracy import in_top
+from vitbackbone.evaluation.metrics.intervals import bootstrap, wilson
 from vitbackbone.evaluation.metrics.votes import ROWS, nearest, unit, votes
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
@@ -19,7 +20,6 @@ from vitbackbone.evaluation.vectors import VectorFeatures, Vectors, vectors
 from vitbackbone.evaluation.views import CropView
 
 V1, V2, V3 = "dino/eval_knn.py", "dinov2/eval/knn.py", "dinov3/eval/knn.py"
-LARGEST = 5  # of the k in top-k
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,23 @@ def _right(run: Run, train: Vectors, test: Vectors, which: str) -> Right:
     if not fit.ks or min(fit.ks) < 1:
         raise ValueError(f"fit.ks={fit.ks}; want numbers of at least 1")
     ks = sorted({min(k, len(train)) for k in fit.ks})
-    read = [run.data.digest(), train.digest, test.digest]
+    read = [run.data.digest(), train.digest, test.digest, metric.top]
     key = [plain(fit), plain(run.protocol.view), read, which, plain(run.protocol.features)]
 
-    def block(start: int, stop: int) -> dict[str, Int[np.ndarray, "n ..."]]:
+    def block(start: int, stop: int) -> dict[str, Bool[np.ndarray, "n ks tops"]]:
         device = run.machine.device
         queries = unit(torch.from_numpy(np.array(test.block(start, stop))).to(device))
         top, rows = nearest(queries, _blocks(train, device), max(ks))
         similarities, labels = top.cpu().numpy(), train.labels[rows.cpu().numpy()]
-        classes = len(run.data.train.classes)
-        found = [
-            ranked(votes(similarities[:, :k], labels[:, :k], classes, fit.temperature), max(metric.top)) for k in ks
-        ]
-        return {"ranks": np.stack(found, axis=1)}
+        classes, own = len(run.data.train.classes), test.labels[start:stop]
+        right = []
+        for k in ks:
+            scores = votes(similarities[:, :k], labels[:, :k], classes, fit.temperature)
+            right.append([in_top(scores, own, most) for most in metric.top])
+        return {"right": np.array(right).transpose(2, 0, 1)}
 
-    ranks = run.blocks(f"knn-{which}", key, len(test), ROWS, block)["ranks"]
-    return {(k, top): in_top(ranks[:, i], test.labels, top) for i, k in enumerate(ks) for top in metric.top}
+    right = run.blocks(f"knn-{which}", key, len(test), ROWS, block)["right"]
+    return {(k, most): right[:, i, j] for i, k in enumerate(ks) for j, most in enumerate(metric.top)}
 
 
 def _blocks(train: Vectors, device: str) -> Iterator[tuple[int, Tensor]]:
@@ -94,20 +95,19 @@ def _scores(run: Run, tries: Sequence[Right]) -> list[Score]:
     ks = sorted({k for k, _ in tries[0]})
     main = min(metric.main_k, max(ks)) if metric.main_k not in ks else metric.main_k
     for k, top in tries[0]:
-        each = [100 * float(right[k, top].mean()) for right in tries]
-        right = tries[0][k, top]
-        name = f"top-{top} (k={k})"
+        right, name = np.stack([each[k, top] for each in tries]), f"top-{top} (k={k})"
         if len(tries) == 1:
-            found.append(Score(name, each[0], len(right), interval=wilson(right), method=WILSON, main=top == 1))
+            interval = wilson(right[0])
         else:
-            spread = float(np.std(each, ddof=1))
-            mean = float(np.mean(each))
-            method = f"mean ± sample standard deviation of {len(each)} tries"
-            interval = (mean - spread, mean + spread)
-            found.append(Score(name, mean, len(right), interval=interval, method=method, main=top == 1))
-        if k == main and top == 1:
-            found[-1] = replace(found[-1], published="top-1")
+            run.note_tries(name, 100 * right.mean(axis=1), main=top == 1)
+            interval = bootstrap(partial(_mean_of, right), right.shape, "tries and images")
+        value, published = float(np.mean(100 * right.mean(axis=1))), "top-1" if k == main and top == 1 else ""
+        found.append(Score(name, value, right.shape[1], interval, main=top == 1, published=published))
     return found
+
+
+def _mean_of(right: Bool[np.ndarray, "T N"], tries: Int[np.ndarray, " T"], rows: Int[np.ndarray, " N"]) -> float:
+    return 100 * float(right[np.ix_(tries, rows)].mean())
 
 
 KNN = Protocol(
@@ -126,7 +126,7 @@ KNN = Protocol(
         "The vectors are normed CLS tokens of length 1. Without the final norm the figure is another one.",
         "Weights exp(s / 0.07) and softmax(s / 0.07) give the same votes.",
         "The papers do not all say which k their figure has; every k is printed.",
-        "Photos are turned upright by their EXIF orientation; the authors' code shows them as they are stored.",
+        "Photos are shown as they are stored. Turned by their EXIF orientation, some have other neighbours.",
     ),
 )
 V1_KNN = replace(KNN, variant="v1", source=f"{V1}, arXiv 2104.14294")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vitbackbone.evaluation.augmentation import Augmentation
 from vitbackbone.evaluation.linear_heads import HeadInput, LinearHeads, head_inputs
-from vitbackbone.evaluation.metrics.accuracy import in_top, ranked
-from vitbackbone.evaluation.metrics.intervals import WILSON, wilson
+from vitbackbone.evaluation.metrics.accuracy import in_top
+from vitbackbone.evaluation.metrics.intervals import wilson
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.protocols.linear_mae import MAE
 from vitbackbone.evaluation.run import Run
@@ -101,7 +101,8 @@ def score(run: Run) -> list[Score]:
 def best_head(run: Run) -> tuple[BestHead, Vectors]:
     """Train the heads, or load them, and return the best one with the test vectors."""
     protocol, device = run.protocol, run.machine.device
-    features, fit = protocol.features.extracted().check(run.backbone.spec), protocol.fit
+    features = protocol.features.extracted().check(run.backbone.spec)
+    fit = run.shortened(protocol.fit, len(run.data.train))
     test = vectors(run, run.data.test, protocol.view, features, f"{run.dataset} test")
     spec = run.backbone.spec
     inputs = head_inputs(protocol.features.blocks, protocol.features.means, features.widths(spec), spec.dim)
@@ -146,14 +147,11 @@ def accuracy_scores(
     logits: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"], tops: Sequence[int]
 ) -> list[Score]:
     """Return the top-k accuracies of logits."""
-    ranks = ranked(logits, max(tops))
     found = []
     for top in tops:
-        right = in_top(ranks, labels, top)
+        right = in_top(logits, labels, top)
         value, name = 100 * float(right.mean()), f"top-{top}"
-        found.append(
-            Score(name, value, len(right), interval=wilson(right), method=WILSON, main=top == min(tops), published=name)
-        )
+        found.append(Score(name, value, len(right), wilson(right), main=top == min(tops), published=name))
     return found
 
 

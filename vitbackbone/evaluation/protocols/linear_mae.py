@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vitbackbone.evaluation.augmentation import Augmentation
 from vitbackbone.evaluation.mae_head import MaeHead
-from vitbackbone.evaluation.metrics.accuracy import in_top, ranked
-from vitbackbone.evaluation.metrics.intervals import WILSON, wilson
+from vitbackbone.evaluation.metrics.accuracy import in_top
+from vitbackbone.evaluation.metrics.intervals import wilson
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import plain, setting
@@ -81,14 +81,13 @@ def score(run: Run) -> list[Score]:
     train(run, "linear-mae", key, run.data.train, fit, read, head, steps=steps, batch=batch)
     weight, bias = (each.cpu() for each in head.folded())
     keep_linear(run, "linear", weight, bias, features)
-    ranks = ranked((torch.from_numpy(test.array) @ weight.T + bias).numpy(), max(protocol.metric.top))
+    logits = (torch.from_numpy(test.array) @ weight.T + bias).numpy()
     return [
         Score(
             f"top-{top}",
-            100 * float(np.mean(right := in_top(ranks, test.labels, top))),
+            100 * float(np.mean(right := in_top(logits, test.labels, top))),
             len(test),
-            interval=wilson(right),
-            method=WILSON,
+            wilson(right),
             main=top == 1,
             published=f"top-{top}",
         )

@@ -1,17 +1,17 @@
 """Logistic regression on frozen features with a sweep of C: on one dataset, on Fine-S, and on few images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from vitbackbone.evaluation.datasets import Images, Labelled
 from vitbackbone.evaluation.datasets.imagenet import listed
-from vitbackbone.evaluation.logistic_sweep import Logistic, Samples, fit_logistic, metric_of, sweep
-from vitbackbone.evaluation.metrics.intervals import BOOTSTRAP, WILSON, bootstrap, wilson
+from vitbackbone.evaluation.logistic_sweep import Logistic, Samples, answers_of, fit_logistic, metric_of, sweep
+from vitbackbone.evaluation.metrics.intervals import bootstrap, wilson
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import plain, setting
@@ -59,20 +59,63 @@ class Accuracy:
     metric: str = setting("by dataset", "top-1, mean per class, 11-point mAP, or what is usual for the dataset", MEMORY)
 
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The answers for a dataset's test images, as `answers_of` returns them, in each of several tries or one fit."""
+
+    dataset: str
+    metric: str
+    tries: Sequence[Shaped[np.ndarray, "N ..."]]
+    labels: Int[np.ndarray, "N ..."]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return len(self.tries), len(self.labels)
+
+    def values(self, tries: Int[np.ndarray, " T"], rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, " T"]:
+        """Return the metric in percent of some images in some tries."""
+        found = {i: metric_of(self.metric, self.tries[i][rows], self.labels[rows]) for i in {*tries.tolist()}}
+        return 100 * np.array([found[i] for i in tries.tolist()])
+
+    def value(self, tries: Int[np.ndarray, " T"], rows: Int[np.ndarray, " n"]) -> float:
+        """Return the mean over tries."""
+        return float(np.mean(self.values(tries, rows)))
+
+    def score(self, run: Run) -> Score:
+        """Return the mean over all tries on all images."""
+        tries, images = (np.arange(count) for count in self.counts)
+        values = self.values(tries, images)
+        if len(tries) > 1:
+            run.note_tries(f"{self.metric} of {self.dataset}", values)
+            interval = bootstrap(self.value, self.counts, "tries and images")
+        elif self.metric == "top-1":
+            interval = wilson(self.tries[0] == self.labels)
+        else:
+            interval = bootstrap(self.value, self.counts, "images")
+        return Score(self.metric, float(np.mean(values)), len(images), interval, dataset=self.dataset)
+
+
 def score(run: Run) -> list[Score]:
     """Fit on one dataset."""
-    return [replace(score_one(run, run.dataset, run.data), published="top-1")]
+    return [replace(answer(run, run.dataset, run.data).score(run), published="top-1")]
 
 
 def score_fine(run: Run) -> list[Score]:
-    """Fit on each of the given datasets of Fine-S, and average."""
+    """Fit on each of the given datasets of Fine-S, and average. Its interval draws the images of each dataset."""
     names = [name for name in FINE_S if name in run.folders]
-    found = [score_one(run, name, run.read(name)) for name in names]
-    mean = float(np.mean([each.value for each in found]))
+    answers = [answer(run, name, run.read(name)) for name in names]
+    found = [each.score(run) for each in answers]
     label = "mean of 12" if len(names) == len(FINE_S) else f"mean of {len(names)}"
     if len(names) < len(FINE_S):
         run.note(f"{len(FINE_S) - len(names)} of the 12 datasets were not given, so the mean is no published figure")
-    return [Score(label, mean, len(names), "datasets", dataset="fine-s", published=label), *found]
+
+    def drawn(*rows: Int[np.ndarray, " _"]) -> float:
+        pairs = zip(answers, rows[::2], rows[1::2], strict=True)
+        return float(np.mean([each.value(tries, images) for each, tries, images in pairs]))
+
+    interval = bootstrap(drawn, [count for each in answers for count in each.counts], "images of each dataset")
+    mean = float(np.mean([each.value for each in found]))
+    return [Score(label, mean, len(names), interval, "datasets", dataset="fine-s", published=label), *found]
 
 
 def score_listed(run: Run) -> list[Score]:
@@ -82,11 +125,11 @@ def score_listed(run: Run) -> list[Score]:
     rest = np.flatnonzero(~np.isin(np.array(run.data.train.names), np.array(some.names)))
     others = run.data.train.take(rest)
     held = others.take(np.flatnonzero(_held(run, others.labels)))
-    return [replace(_fit_apart(run, some, held), published="top-1")]
+    return [replace(_fit_apart(run, some, held).score(run), published="top-1")]
 
 
-def score_one(run: Run, name: str, data: Labelled) -> Score:
-    """Fit on a dataset, and measure on its test images."""
+def answer(run: Run, name: str, data: Labelled) -> Answers:
+    """Fit on a dataset, and classify its test images."""
     fit, metric = run.protocol.fit, _metric(run, name)
     train, test = (
         _vectors(run, part, f"{name} {split}") for split, part in (("train", data.train), ("test", data.test))
@@ -96,29 +139,26 @@ def score_one(run: Run, name: str, data: Labelled) -> Score:
     held = _held(run, train.labels)
     C = _choose(run, name, train, ~held, held, metric)
     rows = np.arange(len(train)) if fit.refit else np.flatnonzero(~held)
-    return _measured(run, name, _fitted(run, name, train, rows, C), test, metric, C)
+    return _answered(run, name, _fitted(run, name, train, rows, C), test, metric, C)
 
 
-def _few_shots(run: Run, name: str, train: Vectors, test: Vectors, metric: str) -> Score:
+def _few_shots(run: Run, name: str, train: Vectors, test: Vectors, metric: str) -> Answers:
     """Fit on a few images of each class, for each try, as DINOv3's few-shot evaluation does."""
     fit = run.protocol.fit
     if fit.tries < 1:
         raise ValueError(f"fit.tries={fit.tries}; want at least 1")
     held = np.zeros(len(train), dtype=bool) if fit.fixed else _held(run, train.labels)
-    labels, values = train.labels, []
+    labels, found = train.labels, []
     for seed in range(fit.tries):
         draw = few_of_each(labels, fit.shots, seed) if fit.fixed else few_of_the_rest(labels, held, fit.shots, seed)
         C = _choose(run, name, train, np.isin(np.arange(len(train)), draw), held, metric)
-        model = _fitted(run, name, train, draw, C)
-        values.append(100 * metric_of(metric, model.scores(test.array), test.labels))
-        run.facts[f"{name}, seed {seed}"] = {"C": C, "value": values[-1]}
-    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    method = f"mean ± sample standard deviation of {len(values)} tries"
-    return Score(metric, mean, len(test), interval=(mean - spread, mean + spread), method=method, dataset=name)
+        run.facts[f"{name}, seed {seed}"] = {"C": C}
+        found.append(answers_of(metric, _fitted(run, name, train, draw, C).scores(test.array)))
+    return Answers(name, metric, found, test.labels)
 
 
-def _fit_apart(run: Run, some: Images, held: Images) -> Score:
-    """Fit on some images, choose C on others, and measure on the test images."""
+def _fit_apart(run: Run, some: Images, held: Images) -> Answers:
+    """Fit on some images, choose C on others, and classify the test images."""
     name, metric = run.dataset, _metric(run, run.dataset)
     parts = [
         _vectors(run, part, what) for part, what in ((some, "listed"), (held, "held out"), (run.data.test, "test"))
@@ -126,7 +166,7 @@ def _fit_apart(run: Run, some: Images, held: Images) -> Score:
     data = [Samples(part.array, part.labels) for part in parts]
     key = [_key(run), run.data.digest(), [each.digest for each in parts[:2]], [*parts[0].names], metric]
     C = sweep(run, key, data[0], data[1], len(some.classes), metric)
-    return _measured(run, name, _fitted(run, name, parts[0], np.arange(len(parts[0])), C), parts[2], metric, C)
+    return _answered(run, name, _fitted(run, name, parts[0], np.arange(len(parts[0])), C), parts[2], metric, C)
 
 
 def _choose(
@@ -157,22 +197,13 @@ def _fitted(run: Run, name: str, train: Vectors, rows: Int[np.ndarray, " n"], C:
     return Logistic(found["coef"], found["intercept"])
 
 
-def _measured(run: Run, name: str, model: Logistic, test: Vectors, metric: str, C: float) -> Score:
-    scores = model.scores(test.array)
-    value = 100 * metric_of(metric, scores, test.labels)
+def _answered(run: Run, name: str, model: Logistic, test: Vectors, metric: str, C: float) -> Answers:
+    """Classify the test images with a fitted model, and keep it as a head of the package."""
     run.facts[name] = {"C": C}
     weight, bias = (torch.from_numpy(each).float() for each in (model.coef, model.intercept))
     features = run.protocol.features.check(run.backbone.spec)
     keep_linear(run, f"logistic-{name}" if name != run.dataset else "logistic", weight, bias, features)
-
-    def drawn(rows: Int[np.ndarray, " N"]) -> float:
-        return 100 * metric_of(metric, scores[rows], test.labels[rows])
-
-    if metric == "top-1":
-        interval, method = wilson(scores.argmax(axis=1) == test.labels), WILSON
-    else:
-        interval, method = bootstrap(drawn, len(test)), BOOTSTRAP
-    return Score(metric, value, len(test), interval=interval, method=method, dataset=name)
+    return Answers(name, metric, [answers_of(metric, model.scores(test.array))], test.labels)
 
 
 def _vectors(run: Run, images: Images, what: str) -> Vectors:

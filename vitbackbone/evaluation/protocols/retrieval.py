@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.datasets.revisited import Query, Revisited
-from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.inputs import (
     centre_crop,
     last,
@@ -28,6 +27,7 @@ from vitbackbone.evaluation.methods.inputs import (
     vectors,
     whole_patches,
 )
+from vitbackbone.evaluation.metrics.intervals import of_mean
 from vitbackbone.evaluation.metrics.ranking import Ranked, score_query
 from vitbackbone.evaluation.protocol import Nothing, Protocol, Score
 from vitbackbone.evaluation.run import Run
@@ -145,17 +145,13 @@ def score(run: Run) -> Sequence[Score]:
 def _scores(difficulty: str, ranked: Sequence[Ranked], ks: Sequence[int]) -> list[Score]:
     if not ranked:
         return []
-    aps = np.array([each.ap for each in ranked])
-    low, high = resampled.mean_interval(aps)
-    main = difficulty != "easy"
-    method = resampled.METHOD.format(of="queries")
-    interval = (100 * low, 100 * high)
-    name = f"mAP {difficulty}"
-    value = 100 * float(aps.mean())
-    found = [Score(name, value, len(aps), "queries", interval=interval, method=method, main=main, published=name)]
+    aps, name = np.array([each.ap for each in ranked]), f"mAP {difficulty}"
+    value, interval = 100 * float(aps.mean()), of_mean(aps, "queries", 100)
+    found = [Score(name, value, len(aps), interval, "queries", main=difficulty != "easy", published=name)]
     for i, k in enumerate(ks):
-        mean = 100 * float(np.mean([each.precision[i] for each in ranked]))
-        found.append(Score(f"mP@{k} {difficulty}", mean, len(aps), "queries", main=False))
+        precision = np.array([each.precision[i] for each in ranked])
+        value, interval = 100 * float(precision.mean()), of_mean(precision, "queries", 100)
+        found.append(Score(f"mP@{k} {difficulty}", value, len(aps), interval, "queries", main=False))
     return found
 
 

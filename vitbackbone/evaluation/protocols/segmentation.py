@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from heads import DenseHead, create_head
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.pairs import IGNORED, Pairs, Segmentation
-from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.augment import Colours, Crops, distort, random_crop
 from vitbackbone.evaluation.methods.dense import Training, predict
 from vitbackbone.evaluation.methods.inputs import (
@@ -30,7 +29,8 @@ from vitbackbone.evaluation.methods.inputs import (
 from vitbackbone.evaluation.methods.schedules import Schedule
 from vitbackbone.evaluation.methods.training import Optimiser, Rows, Sample
 from vitbackbone.evaluation.methods.windows import enlarged, slide
-from vitbackbone.evaluation.metrics.segmentation import areas, mean_iou
+from vitbackbone.evaluation.metrics.intervals import of_sums
+from vitbackbone.evaluation.metrics.segmentation import areas, mean_iou, mean_recall, pixel_accuracy
 from vitbackbone.evaluation.protocol import Nothing, Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
@@ -162,9 +162,8 @@ def classes_of(run: Run, head: DenseHead, photo: Image.Image) -> UInt8[np.ndarra
         return probabilities(run, head, photo).argmax(dim=0).to(torch.uint8).cpu().numpy()
 
 
-def trainings(run: Run, data: Segmentation, split: Pairs) -> Iterator[tuple[dict[str, Any], Training]]:
+def trainings(run: Run, fit: Fit, data: Segmentation, split: Pairs) -> Iterator[tuple[dict[str, Any], Training]]:
     """Yield the training of each learning rate and weight decay."""
-    fit = run.protocol.fit
     given = replace(fit, rates=(), weight_decays=(), validate_every=0)  # all that a training depends on, beside these
     sizes = Sizes.of(run)
     shown = [sizes.train_short, sizes.crop, split.digest(), data.lookup.tolist()]
@@ -213,34 +212,33 @@ def score(run: Run) -> Sequence[Score]:
     for sentence in stand_in(run.backbone.spec, norm=run.protocol.features.norm, cls=False):
         run.note(sentence)
     fitted, tested = data.train.limited(run.limit), data.test.limited(run.limit)
-    steps, every = run.protocol.fit.steps, run.protocol.fit.validate_every
+    fit = run.shortened(run.protocol.fit, len(data.train))
+    steps, every = fit.steps, fit.validate_every
     stops = [*range(every, steps, every), steps] if every else [steps]
     found = [
         (mean_iou(each.sum(axis=0)), chosen | {"step": stop}, training, each)
-        for chosen, training in trainings(run, data, fitted)
+        for chosen, training in trainings(run, fit, data, fitted)
         for stop in stops
         for each in [measure(run, data, tested, training, stop)]
     ]
-    best, chosen, training, measured = max(found, key=lambda each: each[0])
+    _, chosen, training, measured = max(found, key=lambda each: each[0])
     if len(found) > 1:
         run.facts |= chosen
         run.note(f"{len(found)} heads were compared on the reported split, as in the paper; the best one is reported")
     training.publish_head(chosen["step"], f"{run.protocol.name}-{run.protocol.variant}-{run.dataset}")
-    return _scores(best, measured)
+    return _scores(measured)
 
 
-def _scores(best: float, measured: NDArray[Any]) -> list[Score]:
-    total, count = measured.sum(axis=0), len(measured)
-    right, _, labelled = total
-    low, high = resampled.interval(measured, mean_iou)
-    method = resampled.METHOD.format(of="photos")
-    with np.errstate(invalid="ignore"):
-        recall = float(np.nanmean(right / labelled))
-    return [
-        Score("mIoU", 100 * best, count, "photos", interval=(100 * low, 100 * high), method=method, published="mIoU"),
-        Score("mean class accuracy", 100 * recall, count, "photos", main=False),
-        Score("pixel accuracy", 100 * float(right.sum() / labelled.sum()), count, "photos", main=False),
-    ]
+MEASURES = {"mIoU": mean_iou, "mean class accuracy": mean_recall, "pixel accuracy": pixel_accuracy}
+
+
+def _scores(measured: NDArray[Any]) -> list[Score]:
+    found, total = [], measured.sum(axis=0)
+    for name, measure in MEASURES.items():
+        main, interval = name == "mIoU", of_sums(measured, measure, "photos", 100)
+        value, published = 100 * measure(total), name if main else ""
+        found.append(Score(name, value, len(measured), interval, "photos", main=main, published=published))
+    return found
 
 
 TRAPS = (

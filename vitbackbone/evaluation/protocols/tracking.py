@@ -16,7 +16,6 @@ from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.davis import Video, Videos
 from vitbackbone.evaluation.datasets.photos import open_photo
 from vitbackbone.evaluation.dealing import ahead
-from vitbackbone.evaluation.methods import resampled
 from vitbackbone.evaluation.methods.inputs import (
     last,
     normalised,
@@ -26,6 +25,7 @@ from vitbackbone.evaluation.methods.inputs import (
     stand_in,
 )
 from vitbackbone.evaluation.methods.propagation import one_hot, propagate, stretched
+from vitbackbone.evaluation.metrics.intervals import of_sums
 from vitbackbone.evaluation.metrics.masks import contour_f, jaccard
 from vitbackbone.evaluation.protocol import Nothing, Protocol, Score
 from vitbackbone.evaluation.run import Run
@@ -154,15 +154,18 @@ def score(run: Run) -> Sequence[Score]:
     found = run.apart(
         "tracking", items, lambda replica, video: measure(video, Tracker(replica, video).masks())
     ).values()
-    j, f = (np.concatenate([each[name].mean(axis=1) for each in found]) for name in ("j", "f"))
-    both, method = (j + f) / 2, resampled.METHOD.format(of="objects")
-    low, high = resampled.mean_interval(both)
-    value, interval = 100 * float(both.mean()), (100 * low, 100 * high)
-    return [
-        Score("J&F", value, len(both), "objects", interval=interval, method=method, published="J&F"),
-        Score("J", 100 * float(j.mean()), len(j), "objects", main=False),
-        Score("F", 100 * float(f.mean()), len(f), "objects", main=False),
-    ]
+    j, f = ([each[name].mean(axis=1) for each in found] for name in ("j", "f"))  # of the objects of each video
+    both = [(own_j + own_f) / 2 for own_j, own_f in zip(j, f, strict=True)]
+    return [_mean("J&F", both), _mean("J", j), _mean("F", f)]
+
+
+def _mean(name: str, videos: Sequence[Float[np.ndarray, " _"]]) -> Score:
+    """Return the mean over all objects. Its interval draws videos, whose objects share their frames."""
+    objects, main = np.concatenate(videos), name == "J&F"
+    sums = np.array([(each.sum(), len(each)) for each in videos])
+    interval = of_sums(sums, lambda total: float(total[0] / total[1]), "videos with all their objects", 100)
+    value = 100 * float(objects.mean())
+    return Score(name, value, len(objects), interval, "objects", main=main, published=name if main else "")
 
 
 V3_M = Protocol(
