@@ -192,7 +192,8 @@ class SelfAttention(nn.Module):
             *(inside.split(part) for part in (plain, q, k, v)), strict=True
         ):
             # A bias is as large as the map. No name holds it, so that it is freed after the call.
-            mixed = self._mix(queries[:, :, :count], keys, values, self._bias(asking[:, :, :count], grid, mask))
+            asking, queries = asking[:, :, :count], queries[:, :, :count]
+            mixed = self.attend(*self._terms(queries, keys, values, self._bias(asking, grid, mask)))
             each.append(_side_by_side(mixed))
         return self._leave(self.proj(self.norm(inside.join(each))), layout, rows)
 
@@ -201,9 +202,11 @@ class SelfAttention(nn.Module):
         """Whether the softmax is over queries and keys alone."""
         return self.rel_pos is None
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the weighted values of each query."""
-        return self.attend(q, k, v, bias)
+    def _terms(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return what the kernel takes."""
+        return q, k, v, bias
 
     def _bias(self, plain: Tensor, grid: tuple[int, int], mask: Tensor | None) -> Tensor | None:
         """Return what is added to the logits, or the mask alone. `plain`: the queries without rotary positions."""

@@ -28,14 +28,14 @@ class SinkAttention(SelfAttention):
         """See `SelfAttention`."""
         return False
 
-    def _mix(
+    def _terms(
         self,
         q: Float[Tensor, "B heads Q d"],
         k: Float[Tensor, "B heads N d"],
         v: Float[Tensor, "B heads N d"],
         bias: Tensor | None,
-    ) -> Float[Tensor, "B heads Q d"]:
-        """Attend to one more token, whose key and value are 0 and whose logit is the sink."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Add one more token to attend to, whose key and value are 0 and whose logit is the sink."""
         sink = self.sinks.type_as(q)[None, :, None, None]
         if bias is None:
             logits = q.new_zeros(1, 1, 1, k.shape[2])
@@ -44,7 +44,7 @@ class SinkAttention(SelfAttention):
         batch, _, rows, _ = logits.shape
         heads = len(self.sinks)
         logits = torch.cat([logits.expand(-1, heads, -1, -1), sink.expand(batch, -1, rows, -1)], dim=3)
-        return self.attend(q, F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), logits)
+        return q, F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), logits
 
     def weights(
         self, x: Float[Tensor, "B N D"], grid: tuple[int, int], steps: int | None = None
