@@ -131,9 +131,20 @@ class PooledContext(nn.Module):
                 "UPerNet trains on at least two images of one size at a time, because batch norm has no statistics of "
                 "one image pooled to one place. Crop the images to one size, or raise the batch size"
             )
-        pooled = [F.adaptive_avg_pool2d(x, side) for side in POOLED]
+        pooled = [averages(x.shape[-2], side, x) @ x @ averages(x.shape[-1], side, x).mT for side in POOLED]
         context = [_resized(branch(each), x) for branch, each in zip(self.branches, pooled, strict=True)]
         return self.fuse(torch.cat([x, *context], dim=1))
+
+
+def averages(size: int, cells: int, like: Tensor) -> Float[Tensor, "cells size"]:
+    """Return the weights that average a side of a map in cells, as `F.adaptive_avg_pool2d` does.
+
+    A product takes any size in an ONNX graph. The exporter cuts the pooling off where cells do not divide the side.
+    """
+    cell = torch.arange(cells, device=like.device)[:, None]
+    first, end = cell * size // cells, ((cell + 1) * size + cells - 1) // cells
+    place = torch.arange(size, device=like.device)
+    return ((place >= first) & (place < end)).to(like.dtype) / (end - first)
 
 
 def conv_norm(width: int, channels: int, kernel: int) -> nn.Sequential:
