@@ -25,7 +25,7 @@ def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
     Raises `ValueError` unless 0 <= correct <= total > 0.
     """
     if not 0 <= correct <= total or total == 0:
-        raise ValueError(f"{correct} correct of {total} samples; want at least one sample, and 0 to all of them correct")
+        raise ValueError(f"{correct} correct of {total} samples; want one sample or more, and 0 to all of them correct")
     interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
