@@ -52,7 +52,7 @@ GROUPS = {  # rows of the README: the first words of the families in each
     "DINO, DINOv2, DINOv3, MoCo v3": ("DINO", "MoCo"),
     "CLIP, SigLIP, SigLIP 2, EVA-02": ("CLIP", "SigLIP", "EVA-02"),
     "Perception Encoder, AIMv2, MLCD, MetaCLIP 2": ("PE", "AIMv2", "MLCD", "MetaCLIP"),
-    "EVA-CLIP, EUPE, LingBot-Vision": ("EVA-CLIP", "EUPE", "LingBot"),
+    "EVA-CLIP, EUPE, LingBot-Vision": ("EVA-CLIP", "EUPE", "LingBot", "SigLino"),
     "InternViT, Qwen-VL, Pixtral, Gemma 4, Llama 4, Kimi": ("Intern", "Qwen", "Pixtral", "Gemma", "Llama", "MoonViT"),
     "Llama 3.2 Vision (mllama), Sapiens 2": ("mllama", "Sapiens"),
     "V-JEPA 2, V-JEPA 2.1": ("V-JEPA",),

@@ -26,9 +26,10 @@ def pytest_runtest_makereport(call: pytest.CallInfo[Any]) -> Iterator[Any]:
 
 def _skipped_if_absent(report: Any, found: pytest.ExceptionInfo[BaseException] | None) -> Any:
     """Return the report of a skipped test if an absent library made it fail."""
-    error = found.value if found else None
-    while error is not None:
+    error, seen = found.value if found else None, set[int]()
+    while error is not None and id(error) not in seen:  # causes may go in a circle
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in ABSENT:
             report.outcome, report.longrepr = "skipped", (report.nodeid, 0, f"Skipped: {error.name} is not installed")
+        seen.add(id(error))
         error = error.__cause__
     return report
