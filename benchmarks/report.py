@@ -67,7 +67,7 @@ def sections(seconds: float) -> Iterator[tuple[str, str]]:
         return
     files = [reading.made(*size, seed) for seed, size in enumerate(reading.SIZES)]
     yield "Reading photos", reading.report(files, 224, rounds=5)
-    yield "45 values of C on 50,000 x 768, against one fit of scikit-learn", alone("probes", "sweep", "--naive")
+    yield "45 values of C on 50,000 x 768, against one fit of scikit-learn", alone("probes", "sweep")
     lazy = alone("probes", "lazy", "--samples", "200000", "--width", "384")
     yield "A probe on rows that stay on the disk", f"{lazy}\n\n{ON_PAPER}"
 
