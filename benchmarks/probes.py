@@ -124,7 +124,8 @@ def lazy(args: argparse.Namespace) -> None:
         print(f"{count} x {width} of {args.dtype}: {file.stat().st_size / 1e6:.0f} MB\n")
         print("| fit | s | MB allocated | MB resident |\n| --- | --- | --- | --- |")
         for fit in FITS:
-            subprocess.run([sys.executable, __file__, "one", "--fit", fit, "--folder", folder], check=True)
+            command = [sys.executable, "-m", "benchmarks.probes", "one", "--fit", fit, "--folder", folder]
+            subprocess.run(command, check=True, cwd=Path(__file__).parent.parent)
 
 
 FITS: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {
