@@ -11,6 +11,7 @@ install_import_hook(["vitbackbone", "heads"], "tests.typecheck.typechecked")
 
 import torch  # noqa: E402  # after the hook, which must come before the first import of the package
 
+# pytest looks for its hooks here.
 from tests.absent import pytest_make_collect_report, pytest_runtest_makereport  # noqa: E402, F401
 from tests.promises import table  # noqa: E402
 

@@ -124,7 +124,7 @@ class Run:
             self.note(f"{name} is the mean of {len(values)} tries, with a sample standard deviation of {spread:.2f}")
 
     def shortened(self, fit: T, images: int) -> T:
-        """Return the settings of a fit on the part of `images` that `limit` leaves, each of which is seen as often.
+        """Return the settings of a fit on the images that `limit` leaves. Each image is seen as often as before.
 
         `fit`: a frozen record with `steps`, and possibly `warmup` and `validate_every`, which are shortened alike.
         Steps that a user gave stay as they are.
@@ -134,7 +134,7 @@ class Run:
         names = [name for name in ("steps", "warmup", "validate_every") if getattr(fit, name, 0)]
         found = {name: math.ceil(getattr(fit, name) * self.limit / images) for name in names}
         self.note(f"--limit shortens the fit to {found['steps']} steps, so that each image is seen as often")
-        return replace(fit, **found)  # type: ignore[type-var]
+        return replace(fit, **found)  # type: ignore[type-var]  # `T` cannot say that it is a dataclass
 
     def file(self, name: str, *key: Any, ending: str = "safetensors") -> Path:
         """Return the file of a stage. Its name has a hash of the weights and of `key`: all that the stage depends on.

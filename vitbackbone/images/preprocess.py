@@ -312,7 +312,7 @@ class Preprocess:
 
     @property
     def crop(self) -> tuple[int, int]:
-        """(H, W) of the crop by default, of which the network sees `image_size`."""
+        """(H, W) of the default crop. The network sees its first `image_size` pixels."""
         return self.image_size[0] + self.unseen[0], self.image_size[1] + self.unseen[1]
 
     def in_patches(self, patch: int) -> "Preprocess":

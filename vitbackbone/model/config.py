@@ -137,7 +137,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Experts:
-    """The experts of each block, one of which is a gated MLP, and how many of them a token takes (see `experts.py`)."""
+    """The number of experts in each block, and how many of them a token takes (see `experts.py`)."""
 
     count: int
     chosen: int

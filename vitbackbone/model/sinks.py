@@ -13,9 +13,9 @@ from vitbackbone.model.config import ViTConfig
 
 
 class SinkAttention(SelfAttention):
-    """Self-attention with a learned logit for each head, that of a token whose value is 0.
+    """Self-attention in which each head has one more key, with a learned logit and the value 0.
 
-    The output is that of plain attention times the sigmoid of log(sum(exp(logits))) - sink (tiiuae/siglino,
+    The output equals plain attention times the sigmoid of log(sum(exp(logits))) - sink (tiiuae/siglino,
     attention.py).
     """
 

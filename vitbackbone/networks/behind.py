@@ -43,7 +43,7 @@ class BackboneBehind(BackboneModule):
         asked = asked or self.last
         check_images(images, self.channels)
         if asked.part == "attention":
-            raise ValueError(f"{self.spec.name} has no attention of its own; call `backbone.attention` of it")
+            raise ValueError(f"{self.spec.name} has no attention of its own; call its `backbone.attention`")
         return asked.answer(one_by_one(partial(self._run, wanted=set(asked.wanted)), images))
 
     @abstractmethod

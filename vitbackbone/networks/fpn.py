@@ -33,6 +33,23 @@ class FpnConfig:
             raise ValueError(f"a pyramid of {self.levels} levels of width {self.dim}; want at least 1 of each")
 
 
+def pyramid_spec(name: str, own: BackboneSpec, dim: int, strides: tuple[int, ...]) -> BackboneSpec:
+    """Return the description of a pyramid over a network that is described by `own`: a layer for each stride."""
+    return BackboneSpec(
+        name=name,
+        dim=dim,
+        depth=len(strides),
+        num_heads=0,
+        stride=strides[-1],
+        num_registers=0,
+        has_cls=False,
+        has_norm=False,
+        image_size=own.image_size,
+        in_chans=own.in_chans,
+        strides=strides,
+    )
+
+
 class FpnBackbone(BackboneBehind):
     """A backbone whose layers are the maps of a pyramid, from the finest to the coarsest.
 
@@ -49,20 +66,7 @@ class FpnBackbone(BackboneBehind):
         if config.levels > own.depth or not doubled or any(not 0 <= i < own.depth for i in config.top_down):
             raise ValueError(f"{own.name} has levels of strides {own.strides}; they do not fit {config}")
         strides = own.strides[: config.levels]
-        spec = BackboneSpec(
-            name=name,
-            dim=config.dim,
-            depth=config.levels,
-            num_heads=0,
-            stride=strides[-1],
-            num_registers=0,
-            has_cls=False,
-            has_norm=False,
-            image_size=own.image_size,
-            in_chans=own.in_chans,
-            strides=strides,
-        )
-        super().__init__(backbone, config, spec)
+        super().__init__(backbone, config, pyramid_spec(name, own, config.dim, strides))
         self.config = config
         self.laterals = nn.ModuleList(nn.Conv2d(dim, config.dim, 1) for dim in own.dims)
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitbackbone.contract import BackboneModule, BackboneSpec, Features, Geometry, Wanted, float32_default, pool_mean
+from vitbackbone.contract import BackboneModule, Features, Geometry, Wanted, float32_default, pool_mean
 from vitbackbone.networks.behind import BackboneBehind
+from vitbackbone.networks.fpn import pyramid_spec
 
 SCALES = (4.0, 2.0, 1.0, 0.5)  # patches of a map for each patch of the layer, along each axis
 
@@ -70,20 +71,7 @@ class ScaledFpnBackbone(BackboneBehind):
         if any(own.stride % scale for scale in config.scales):
             raise ValueError(f"{own.name} has patches of {own.stride} pixels; they do not fit {config}")
         strides = tuple(int(own.stride / scale) for scale in config.scales)
-        spec = BackboneSpec(
-            name=name,
-            dim=config.dim,
-            depth=len(strides),
-            num_heads=0,
-            stride=strides[-1],
-            num_registers=0,
-            has_cls=False,
-            has_norm=False,
-            image_size=own.image_size,
-            in_chans=own.in_chans,
-            strides=strides,
-        )
-        super().__init__(backbone, config, spec)
+        super().__init__(backbone, config, pyramid_spec(name, own, config.dim, strides))
         self.config = config
         self.fpn_layers = nn.ModuleList(ScaledLevel(own.dim, config.dim, scale) for scale in config.scales)
 

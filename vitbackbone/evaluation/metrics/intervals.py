@@ -70,7 +70,7 @@ def of_mean(values: Float[np.ndarray, " N"], of: str, scale: float = 1.0) -> Int
 
 
 def bootstrap(figure: Callable[..., float], counts: Sequence[int], of: str) -> Interval:
-    """Return the bootstrap interval of a figure of several kinds of units, each of which is drawn by itself.
+    """Return the bootstrap interval of a figure of several kinds of units. Each kind is drawn by itself.
 
     `figure` takes the rows that are drawn of each kind. Draws without a figure, NaN, are left out.
     """
