@@ -36,7 +36,7 @@ fuzz: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 test-oldest: $(OLDEST)/.made
-	$(OLDEST)/bin/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -m "not slow" $(PARALLEL)
 
 test-lerobot: $(LEROBOT)/.made
 	$(LEROBOT)/bin/python -m pytest -q tests/heads/test_lerobot.py tests/heads/test_cameras.py tests/heads/test_vla.py
@@ -113,7 +113,7 @@ $(OLDEST)/.made: pyproject.toml
 	grep -oE '"[A-Za-z_-]+(\[[a-z]+\])?>=[0-9.]+"' pyproject.toml | tr -d '"' | sed -E 's/\[.*\]//; s/>=/==/' \
 		> $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install $(PIP) --constraint $(OLDEST)/constraints.txt \
-		--editable ".[view]" beartype hypothesis pandas pytest
+		--editable ".[view]" beartype hypothesis pandas pytest pytest-xdist
 	touch $@
 
 $(LEROBOT)/.made: pyproject.toml

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-LIBRARIES = ("open_clip", "peft", "sentencepiece", "torchmetrics", "transformers")
+LIBRARIES = ("open_clip", "openvino", "peft", "sentencepiece", "torchmetrics", "transformers")
 ABSENT = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
 
 

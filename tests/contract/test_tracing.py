@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from heads import list_heads
 from tests.backbones import BACKBONES
 from tests.helpers import cases, tiny_vit
+from tests.old_torch import compiles
 from tests.tracing import ADAPTED
 from vitbackbone import Features, Geometry, View
 from vitbackbone.contract.repeated import Repeated
@@ -38,6 +39,7 @@ def test_onnx_runtime_and_openvino_compute_the_same(name: str) -> None:
     assert traced("onnx", name) < 1e-5
 
 
+@compiles
 @pytest.mark.parametrize(
     "name", cases([name for name in (*BACKBONES, *HEADS) if name not in ADAPTED], {"nano", "head:mlp", "resnet"})
 )

@@ -18,6 +18,7 @@ from heads.attached import Attached
 from heads.names import BUILT_IN
 from tests.heads.small_heads import DENSE, FITTING, OPTIONS, tensors
 from tests.helpers import randomise, tiny_vit
+from tests.old_torch import shards_by_part
 from tests.timm_networks import BACKBONES as NETWORKS
 from vitbackbone import BackboneSpec, Features, FusedBackbone, Member
 
@@ -195,8 +196,9 @@ def ranks(name: str, request: pytest.FixtureRequest) -> Ranks:
     return request.getfixturevalue("quick_ranks" if name in QUICK else "other_ranks")
 
 
-def slow_unless_quick(name: str) -> list[pytest.MarkDecorator]:
-    return [] if name in QUICK else [pytest.mark.slow]
+def marks(name: str, kind: str = "") -> list[pytest.MarkDecorator]:
+    slow = [] if name in QUICK else [pytest.mark.slow]
+    return [*slow, shards_by_part] if (name, kind) == ("upernet", "by part") else slow
 
 
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -207,7 +209,7 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 PAIRS = [
-    pytest.param(name, kind, marks=slow_unless_quick(name))
+    pytest.param(name, kind, marks=marks(name, kind))
     for name in LOSSES
     for kind in WRAPPERS
     if kind != "by part" or name in BY_PART
@@ -229,7 +231,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(name: str, kind: str, r
             assert (value - alone.state_dict()[key]).abs().max() <= 1e-5, key
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=slow_unless_quick(name)) for name in LOSSES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in LOSSES])
 def test_who_goes_past_ddp_is_told(name: str, ranks: Ranks) -> None:
     for said in ranks[0][name, "past"]:
         assert "DistributedDataParallel (DDP), but was called directly" in said

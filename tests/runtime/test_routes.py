@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tests.backbones import BACKBONES, VITS, images
 from tests.helpers import relative_error, tiny_vit
+from tests.old_torch import compiles
 from tests.runtime.outliers import with_outliers
 from tests.runtime.outputs import BF16, FP32, MIXED, furthest, outputs, packed_fp32, parts
 from vitbackbone import ViT
@@ -104,6 +105,7 @@ def test_a_wrong_gelu_is_not_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None
     assert type(fast.blocks[0].mlp.fc1) is kernels.CastLinear
 
 
+@compiles
 def test_what_is_not_compiled_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("windows", "relative spline"):
         with pytest.raises(routes.Unavailable, match="windows and relative positions"):
