@@ -1,6 +1,6 @@
 """How the cost of a store grows with its inputs and its shards: CPU time and memory, and the exponents.
 
-    python -m benchmarks.store_scale --paths 10000 100000 1000000 --shards 500 2000 8000
+    python -m benchmarks.store_scale --paths 10000 100000 1000000
 
 The inputs are distinct byte strings in a parquet file and no images, so that all but the decoding and the forward is
 measured: listing, checksums, planning, claims, records, the snapshot, a second run that checks everything, and opening.
