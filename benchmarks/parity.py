@@ -26,9 +26,9 @@ import transformers
 from tqdm import tqdm
 
 from tests.helpers import relative_error
-from tests.oracles import Case, Size, errors, images, timm_case
-from tests.parity_cases import IMAGE_CASES, SAVED_CASES, SavedCase
-from tests.resampling_policies import POLICIES, timm_at
+from tests.oracles.cases import Case, Size, errors, images, timm_case
+from tests.oracles.every_case import IMAGE_CASES, SAVED_CASES, SavedCase
+from tests.oracles.resampling_policies import POLICIES, timm_at
 from vitbackbone import WeightsUnavailable, load_backbone
 
 ROOT = Path(__file__).parent.parent

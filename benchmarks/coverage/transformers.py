@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.coverage.tiny_configs import tiny
-from vitbackbone.networks.transformers_input import feed_of
-from vitbackbone.networks.transformers_layout import first_tensor
-from vitbackbone.networks.transformers_parts import find_layers
-from vitbackbone.networks.transformers_towers import config_of, find_towers
+from vitbackbone.networks.transformers.input import feed_of
+from vitbackbone.networks.transformers.layout import first_tensor
+from vitbackbone.networks.transformers.parts import find_layers
+from vitbackbone.networks.transformers.towers import config_of, find_towers
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 NO_ENCODER = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.transformers_oracles import hf_model
+from tests.oracles.transformers_models import hf_model
 
 INDEX = "model.safetensors.index.json"
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import vitbackbone.checkpoints.sources
+import vitbackbone.checkpoints.resolve
 from tests.checkpoints.names import SMALL, edit
 from tests.checkpoints.sampling import covering
 from tests.helpers import photo, randomise, relative_error
@@ -256,10 +256,10 @@ def test_a_folder_called_nano_is_not_mistaken_for_the_backbone(
 
 
 def test_nano_is_small_and_built_in() -> None:
-    assert vitbackbone.checkpoints.sources.NANO_FILE.stat().st_size < 6e6
+    assert vitbackbone.checkpoints.resolve.NANO_FILE.stat().st_size < 6e6
     backbone = load_backbone("nano")
     assert isinstance(backbone, nn.Module)
     assert sum(p.numel() for p in backbone.parameters()) < 3e6
     assert {
-        t.dtype for t in load_file(vitbackbone.checkpoints.sources.NANO_FILE).values() if t.is_floating_point()
+        t.dtype for t in load_file(vitbackbone.checkpoints.resolve.NANO_FILE).values() if t.is_floating_point()
     } == {torch.float16}

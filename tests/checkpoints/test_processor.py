@@ -17,9 +17,9 @@ from tests.checkpoints.sampling import covering
 from tests.helpers import tiny_vit
 from vitbackbone import Preprocess, load_backbone, save_pretrained
 from vitbackbone.checkpoints.huggingface import VIT_EVAL, read_preprocess
-from vitbackbone.checkpoints.huggingface.own_sizes import OWN_SIZES
 from vitbackbone.checkpoints.huggingface.processor import write_preprocess
 from vitbackbone.checkpoints.huggingface.processor_classes import PROCESSORS, SAM_EVAL
+from vitbackbone.checkpoints.huggingface.processor_sizes import OWN_SIZES
 
 SMOOTH = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8))
 PHOTOS = [SMOOTH.resize(size, Image.Resampling.BICUBIC) for size in [(400, 259), (141, 290), (256, 256)]]

@@ -23,7 +23,7 @@ from vitbackbone.checkpoints.formats.swin import SWIN as SWIN_FORMATS
 from vitbackbone.checkpoints.huggingface.swin import read_swin, read_swinv2
 from vitbackbone.checkpoints.rules import convert
 from vitbackbone.checkpoints.towers import find_prefixes, within
-from vitbackbone.networks.timm import TimmBackbone, TimmConfig
+from vitbackbone.networks.timm.backbone import TimmBackbone, TimmConfig
 
 HF = {
     "embed_dim": 24,

@@ -12,7 +12,7 @@ from heads.cameras import CameraEncoder
 from tests.helpers import cases, randomise, relative_error
 from tests.timm_networks import BACKBONES, TOLERANCE, images
 from vitbackbone import BackboneModule, BackboneSpec, Features, load_backbone
-from vitbackbone.networks.timm import TimmBackbone, TimmConfig
+from vitbackbone.networks.timm.backbone import TimmBackbone, TimmConfig
 
 # One architecture of each module of timm, among the smallest. Where a module has several heads, one of each.
 ARCHITECTURES = """

@@ -13,9 +13,9 @@ from tests.timm_networks import TOLERANCE, images
 from vitbackbone import load_backbone
 from vitbackbone.checkpoints.timm_names import FAMILIES, Family, describe_timm
 from vitbackbone.networks import TimmBackbone
-from vitbackbone.networks.timm import without_weights
-from vitbackbone.networks.timm_levels import read_levels
-from vitbackbone.networks.timm_sizes import Sizes, find_sizes, sizes_of
+from vitbackbone.networks.timm.backbone import without_weights
+from vitbackbone.networks.timm.levels import read_levels
+from vitbackbone.networks.timm.sizes import Sizes, find_sizes, sizes_of
 
 Layer = Callable[[int], int]
 

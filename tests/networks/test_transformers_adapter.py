@@ -20,7 +20,7 @@ from tests.helpers import relative_error
 from vitbackbone import BackboneModule, load_backbone
 from vitbackbone.checkpoints import ConversionError
 from vitbackbone.networks import TransformersBackbone, TransformersConfig
-from vitbackbone.networks.transformers_towers import config_of, find_towers
+from vitbackbone.networks.transformers.towers import config_of, find_towers
 
 TOLERANCE = 1e-5
 # A ViT within a composite, another beside a text tower, CNNs, hierarchies, packed patches with and without a merger,

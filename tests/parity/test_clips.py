@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.helpers import randomise, relative_error
-from tests.oracles import Case, Size, errors
-from tests.vision_clips import CLIP_CASES, PUBLISHED, TAPS
+from tests.oracles.cases import Case, Size, errors
+from tests.oracles.clips import CLIP_CASES, PUBLISHED, TAPS
 from vitbackbone import ViT, ViTConfig, optimize
 from vitbackbone.model import Rotary
 

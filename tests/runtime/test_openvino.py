@@ -20,7 +20,7 @@ from tests.helpers import relative_error, tiny_vit
 from tests.runtime.outliers import with_outliers
 from vitbackbone import Backbone, Features, ViT, fingerprint
 from vitbackbone.contract.fingerprint import weights_sha256
-from vitbackbone.networks.timm import TimmBackbone, TimmConfig
+from vitbackbone.networks.timm.backbone import TimmBackbone, TimmConfig
 from vitbackbone.runtime import openvino as engine
 from vitbackbone.runtime import routes
 from vitbackbone.runtime.fidelity import compare

@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vitbackbone.checkpoints.adapted import AdaptedDirectory
-from vitbackbone.checkpoints.adaptors import attach_adaptor
+from vitbackbone.checkpoints.adapted_directory import AdaptedDirectory
 from vitbackbone.checkpoints.dinotxt import attach_text_head, is_text_head
 from vitbackbone.checkpoints.fill import build, fill, log
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
 from vitbackbone.checkpoints.options import Checkpoint, Options
 from vitbackbone.checkpoints.other_sizes import Size
-from vitbackbone.checkpoints.pyramids import PYRAMID, attach_pyramid, has_pyramid
+from vitbackbone.checkpoints.radio_adaptors import attach_adaptor
+from vitbackbone.checkpoints.resolve import CONFIG, AnyDirectory, Directory, describe, find_weights, pin
 from vitbackbone.checkpoints.rules import ConversionError, State
-from vitbackbone.checkpoints.scaled_pyramids import attach_scaled_pyramid, has_scaled_pyramid
+from vitbackbone.checkpoints.sam2_pyramid import PYRAMID, attach_pyramid, has_pyramid
+from vitbackbone.checkpoints.sam3_pyramid import attach_scaled_pyramid, has_scaled_pyramid
 from vitbackbone.checkpoints.shards import read_directory
-from vitbackbone.checkpoints.sources import CONFIG, AnyDirectory, Directory, describe, find_weights, pin
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.trainers import unwrap
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry, Positions

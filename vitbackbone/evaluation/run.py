@@ -18,9 +18,9 @@ from safetensors.numpy import load, save
 
 from vitbackbone.contract import BackboneModule, check_device, device_of, fingerprint
 from vitbackbone.evaluation.datasets import Layout, find_layout
-from vitbackbone.evaluation.dealing import deal
 from vitbackbone.evaluation.protocol import Protocol
 from vitbackbone.evaluation.settings import digest
+from vitbackbone.evaluation.several_devices import deal
 from vitbackbone.files import progress_bar, publish
 from vitbackbone.store import all_devices
 

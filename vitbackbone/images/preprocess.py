@@ -13,7 +13,7 @@ from vitbackbone.images.colours import grey
 from vitbackbone.images.decode import Photo
 from vitbackbone.images.errors import ImageError
 from vitbackbone.images.errors import TooThin as TooThin
-from vitbackbone.images.fits import FITTED
+from vitbackbone.images.fitted_sizes import FITTED
 from vitbackbone.images.resize import Interpolation, ResizeLibrary, resized_crop
 from vitbackbone.images.sources import ImageSource, naming, open_image
 from vitbackbone.images.view import Resolution, View, check_area, sides

@@ -149,7 +149,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of an image, and what runs over all of them (see `tiled.py`)."""
+    """The tiles of an image, and what runs over all of them (see `tiled_vit.py`)."""
 
     arrangements: tuple[tuple[int, int], ...]  # rows and columns of tiles that an image may have
     count: int  # tiles of every image; those that it lacks are empty

@@ -41,11 +41,13 @@ from vitbackbone.contract import (
 )
 from vitbackbone.images import Preprocess
 from vitbackbone.model.config import ViTConfig
-from vitbackbone.model.layers import Block, patch_embedding, position_embedding
+from vitbackbone.model.layers import Block
 from vitbackbone.model.masks import Keep, Kept, Mask, check_keep, check_mask, run_kept
 from vitbackbone.model.norms import make_norm, norm_or_identity
 from vitbackbone.model.packing import Grid, Layout, packing_order
+from vitbackbone.model.patches import patch_embedding
 from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling, PrefixVector, from_prefix
+from vitbackbone.model.positions.embedding import position_embedding
 
 Tokens = dict[Wanted, Float[Tensor, "B T D"]]  # of each requested layer
 TokenEngine = Callable[["ViT", Images, Geometry, Asked], Tokens]  # a faster `ViT.tokens`

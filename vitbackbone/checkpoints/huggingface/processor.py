@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from vitbackbone.checkpoints.huggingface.fields import Json
-from vitbackbone.checkpoints.huggingface.own_sizes import OWN_SIZES
 from vitbackbone.checkpoints.huggingface.processor_classes import (
     NO_EFFECT,
     PROCESSORS,
@@ -15,6 +14,7 @@ from vitbackbone.checkpoints.huggingface.processor_classes import (
     Processor,
     square,
 )
+from vitbackbone.checkpoints.huggingface.processor_sizes import OWN_SIZES
 from vitbackbone.files import SHORT
 from vitbackbone.images import (
     CropMode,
