@@ -4,7 +4,7 @@
     python -m benchmarks.listing --sources shard.tar bucket --names 1000 1000000
 
 Each listing runs in a process of its own. A `.tar` has no table of contents, so that all of it is read. `remote.tar`
-is one that lies in a bucket. The server of a bucket is a thread of the same process, and its CPU time counts.
+is one that is in a bucket. The server of a bucket is a thread of the same process, and its CPU time counts.
 """
 
 import argparse

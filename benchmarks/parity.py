@@ -5,7 +5,7 @@
 Writes `docs/parity.md`, the table of families in `docs/measured.md` and the table of groups in the README. Where the
 network allows, published weights are compared too: this package and timm read the same file.
 
-`--only` measures the families whose name, or the upstream behind it, holds these words, and writes nothing. `--resume`
+`--only` measures the families whose name, or whose upstream, holds these words, and writes nothing. `--resume`
 keeps the rows in a file, so that a run that was stopped goes on where it was.
 """
 

@@ -126,7 +126,7 @@ class Saved(Record):
     """The fields of `segment.json`."""
 
     backbone: str  # as for `load_backbone`
-    own_weights: bool  # whether the backbone's weights lie in the folder
+    own_weights: bool  # whether the backbone's weights are in the folder
     window: int
     names: tuple[str, ...]
     ignore: int

@@ -50,7 +50,7 @@ class EoMT(Segmenter):
         doublings = max(1, math.floor(math.log2(spec.stride)) - 2)
         self.upscale = nn.Sequential(*(Upscale(width) for _ in range(doublings)))
         self.masked = (1.0,) * num_blocks  # probability of masked attention in each block
-        self._bound: tuple[ViT, ...] = ()  # in a tuple, so that the backbone is no part of the head
+        self._bound: tuple[ViT, ...] = ()  # in a tuple, so that the backbone is not part of the head
 
     def bind(self, backbone: BackboneModule) -> None:
         """Take the backbone to run. Raises `ValueError` if its blocks cannot take queries."""

@@ -1,4 +1,4 @@
-"""What each architecture of timm does here: untrained, on the meta device, which computes shapes alone."""
+"""What each architecture of timm does here: untrained, on the meta device, which computes only shapes."""
 
 import warnings
 from typing import Any

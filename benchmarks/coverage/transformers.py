@@ -34,8 +34,8 @@ from vitbackbone.networks.transformers.towers import config_of, find_towers
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 NO_ENCODER = (
-    "takes pixels alone",
-    "takes videos alone",
+    "takes only pixels",
+    "takes only videos",
     "does not run on pixels alone",
 )  # ends of reasons of types without an image encoder
 TOLERANCE = 1e-5

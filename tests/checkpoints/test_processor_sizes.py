@@ -108,7 +108,7 @@ def image_of(name: str, out: dict[str, Tensor]) -> Tensor:
         _, h, w = out["image_grid_thw"][0].tolist()
         patches = out["pixel_values"].reshape(h // 2, w // 2, 2, 2, 3, 2, 14, 14)[:, :, :, :, :, 0]
         return patches.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, h * 14, w * 14)
-    return out["pixel_values"][0][-1]  # the whole, behind the tiles
+    return out["pixel_values"][0][-1]  # the whole, after the tiles
 
 
 @pytest.mark.parametrize(("backend", "resampling"), [("Pil", "pillow"), ("", "torchvision")])

@@ -289,7 +289,7 @@ def test_shapes_that_would_broadcast_or_add_up_are_refused(name: str, shapes: di
         "blocks.0.attn.v_bias": torch.zeros(D),
         "blocks.0.mlp.w12.weight": torch.zeros(D, D),
     }
-    if name == "dinov3":  # which has a mask in the place of the bias of k
+    if name == "dinov3":  # which has a mask in place of the bias of k
         del expected["blocks.0.attn.qkv.bias"]
     with pytest.raises(ConversionError, match="these shapes do not go together"):
         convert({key: torch.ones(shape) for key, shape in shapes.items()}, FORMATS[name], expected)

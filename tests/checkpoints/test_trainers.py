@@ -1,4 +1,4 @@
-"""Files that trainers write: the network behind prefixes, in copies, in chunks or wrapped, and what lies beside it."""
+"""Files that trainers write: the network behind prefixes, in copies, in chunks or wrapped, and what is beside it."""
 
 import argparse
 import json

@@ -276,7 +276,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def everything(backbone: BackboneModule, batch: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each tensor that a backbone hands out: of every layer, of mixed sizes and of the prefix, and the attention."""
+    """Each tensor that a backbone returns: of every layer, of mixed sizes and of the prefix, and the attention."""
     spec, found = backbone.spec, {}
     layers = range(spec.depth)
     for name, pixels in {"one": batch[0][None], "mixed": batch}.items():

@@ -119,7 +119,7 @@ def test_a_wrong_command_is_a_sentence(command, message, tmp_path, monkeypatch, 
                 [each.rename(root / "val" / each.name) for each in (root / "val").rglob("*.JPEG")]
                 + [each.rmdir() for each in (root / "val").iterdir() if each.is_dir()]
             ),
-            "val has no class folders; its 8 images lie outside of class folders: sort them by their list of labels",
+            "val has no class folders; its 8 images are outside of class folders: sort them by their list of labels",
         ),
         (
             lambda root: [

@@ -31,7 +31,7 @@ def images(*shape: int, seed: int = 0) -> Tensor:
 
 
 def masked_block(block: Block, x: Tensor, grid: tuple[int, int], mask: Tensor) -> Tensor:
-    """A block by hand, its attention from the weights of the unmasked one: those left, normalised anew."""
+    """A block by hand, its attention from the weights of the unmasked one: those left, normalised again."""
     attention = block.attn
     normed = block.norm1(x)
     weights = attention.weights(normed, grid).double() * mask

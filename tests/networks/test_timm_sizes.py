@@ -123,7 +123,7 @@ def test_every_size_gives_a_patch_for_each_stride_begun(name: str) -> None:
             if want.shape == features.patches.shape:
                 whole = backbone.model.forward_head(backbone.model.forward_features(theirs), pre_logits=True)
                 assert relative_error(features.pooled, whole) < TOLERANCE
-            else:  # patches of padding are no part of the mean
+            else:  # patches of padding are not part of the mean
                 assert relative_error(features.pooled, features.patches.mean(dim=(2, 3))) < TOLERANCE
 
 

@@ -50,7 +50,7 @@ def run_mllama(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
 
 
 def joined(tokens: Tensor, rows: int, columns: int, grid: Size) -> Tensor:
-    """Lay the patches of tiles (B, S, n, D) out in raster order, behind the CLS tokens."""
+    """Lay the patches of tiles (B, S, n, D) out in raster order, after the CLS tokens."""
     side = SIDE // PATCH
     maps = tokens[:, : rows * columns, 1 : 1 + side**2].unflatten(2, (side, side)).unflatten(1, (rows, columns))
     maps = torch.cat([torch.cat(list(row.unbind(1)), dim=2) for row in maps.unbind(1)], dim=1)  # B h w D

@@ -185,7 +185,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 
 def tokens_of(tower: nn.Module, x: Tensor) -> Tensor:
-    """The tokens (B, N, D) behind the last block, without the final norm."""
+    """The tokens (B, N, D) after the last block, without the final norm."""
     if type(tower).__name__.startswith("Siglip2"):
         return naflex(tower, x, [3]).layers[3]
     last = tower(pixel_values=x, output_hidden_states=True).hidden_states[-1]

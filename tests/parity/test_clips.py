@@ -62,7 +62,7 @@ def test_clips_are_upstreams(case: Case, frames: int, tmp_path: Path) -> None:
 
 
 def test_layers_have_norms_of_their_own(tmp_path: Path) -> None:
-    """V-JEPA 2.1 hands out four blocks, each with a norm."""
+    """V-JEPA 2.1 returns four blocks, each with a norm."""
     model = PUBLISHED.model()
     PUBLISHED.save(model, tmp_path)
     ours, x = PUBLISHED.load(tmp_path, "native"), clips(4, (48, 64))

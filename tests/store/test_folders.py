@@ -1,4 +1,4 @@
-"""Folders, globs and lists: every image is a row, whatever else lies beside it, and what is left out is said."""
+"""Folders, globs and lists: every image is a row, whatever else is beside it, and what is left out is said."""
 
 import codecs
 import importlib

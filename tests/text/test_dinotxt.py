@@ -1,4 +1,4 @@
-"""dino.txt: the blocks behind a DINO and the text tower equal the authors' code, written here again."""
+"""dino.txt: the blocks after a DINO and the text tower equal the authors' code, written here again."""
 
 import math
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 facebookresearch/dinov2, hub/text, and facebookresearch/dinov3, eval/text.
 
-A file holds the blocks behind the image tower, or the text tower, or both. Its shapes say how large they are.
+A file holds the blocks after the image tower, or the text tower, or both. Its shapes say how large they are.
 """
 
 import math

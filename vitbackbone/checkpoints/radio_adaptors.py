@@ -1,6 +1,6 @@
 """Reading C-RADIO's adaptors from the authors' directories (NVlabs/RADIO, radio/hf_model.py and hf_hub.py).
 
-The networks of an adaptor lie under `adaptors.NAME.` beside the network, and `config.json` says which token they read.
+The networks of an adaptor are under `adaptors.NAME.` beside the network, and `config.json` says which token they read.
 """
 
 from collections.abc import Mapping

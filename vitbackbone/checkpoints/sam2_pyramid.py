@@ -1,4 +1,4 @@
-"""Reading the feature pyramid of SAM 2, which lies beside its hierarchy (transformers, `Sam2VisionNeck`)."""
+"""Reading the feature pyramid of SAM 2, which is beside its hierarchy (transformers, `Sam2VisionNeck`)."""
 
 import re
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Reading the feature pyramid of SAM 3, which lies beside its encoder (transformers, `Sam3VisionNeck`)."""
+"""Reading the feature pyramid of SAM 3, which is beside its encoder (transformers, `Sam3VisionNeck`)."""
 
 import logging
 import re

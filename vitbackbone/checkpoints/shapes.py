@@ -94,7 +94,7 @@ class Parts:
 
 
 def _ends(config: ViTConfig, found: Parts, whole: set[str]) -> ViTConfig:
-    """Return the configuration with the norms, the pooling and the projection behind the blocks that there are."""
+    """Return the configuration with the norms, the pooling and the projection after the blocks that there are."""
 
     def has(target: str) -> bool:
         return target in found or target in whole

@@ -149,7 +149,7 @@ def timm_rules(backbone: TimmBackbone, classifier: tuple[str, ...]) -> tuple[Rul
     computed = {name for name, _ in backbone.named_buffers()} - ours  # older files hold them
     masks = {f"{name}.attn_mask" for name, module in backbone.named_modules() if isinstance(module, WindowBlock)}
     heads = tuple(zip(classifier, ("head", "head_dist"), strict=False))
-    # open_clip keeps its own layers behind the pooling in `head`, beside timm's network in `trunk`
+    # open_clip keeps its own layers after the pooling in `head`, beside timm's network in `trunk`
     layers = f"{OUTSIDE}head.mlp." if "projection.fc1.weight" in ours else f"{OUTSIDE}head.proj."
     return (
         *(rename(name.removeprefix("model."), name) for name in ours if not name.startswith(PROJECTION)),

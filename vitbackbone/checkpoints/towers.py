@@ -1,7 +1,7 @@
 """Finding the vision tower: its settings in a `config.json`, which may be composite, and its keys among all keys.
 
 A new family of transformers needs a reader of its settings, rules in keys relative to the tower, and one line in
-`MODEL_TYPES` and in `FORMATS`. The reader gets the settings of its own `model_type`, wherever they lie in the file.
+`MODEL_TYPES` and in `FORMATS`. The reader gets the settings of its own `model_type`, wherever they are in the file.
 Every prefix in front of the key of the patch embedding is a candidate; the numbers of blocks and the shapes decide.
 A parameter beside the tower, such as a classifier or a projection, has a key that begins with `../`.
 """
@@ -107,7 +107,7 @@ class Taken:
 
 
 def _is_norm(rule: Rule) -> bool:
-    """Return whether a rule fills a norm behind the last block."""
+    """Return whether a rule fills a norm after the last block."""
     return any(target.startswith(("norm.", "fc_norm.")) for target in rule.targets)
 
 

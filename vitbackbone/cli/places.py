@@ -41,9 +41,9 @@ def store_folder(text: str) -> str:
 
 def folder_beside(out: str | None, store: str, name: str) -> Path:
     """Return the output folder of a command: the given one, else one in the store. Raises `ValueError` if the store
-    lies in a bucket and no folder is given."""
+    is in a bucket and no folder is given."""
     if out is None and _scheme(store):
-        raise ValueError(f"{escaped(store)} lies in a bucket; give --out with a folder of this machine")
+        raise ValueError(f"{escaped(store)} is in a bucket; give --out with a folder of this machine")
     return Path(out or Path(store) / name)
 
 

@@ -48,7 +48,7 @@ class BackboneSpec:
     strides: tuple[int, ...] = ()  # stride of each layer; () means `stride` for all
     pooled_dims: tuple[int, ...] = ()  # width of each layer's `pooled`; () means `pooled_dim` for all
     in_chans: int = 3  # channels of the images
-    tubelet: int = 0  # frames of clips in one step of time; 0: the backbone takes images alone
+    tubelet: int = 0  # frames of clips in one step of time; 0: the backbone takes only images
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pooled_dim", self.pooled_dim or self.dim)

@@ -123,7 +123,7 @@ class Results:
         return markdown(self)
 
     def with_result(self, result: Result) -> "Results":
-        """Return the results with one added, in the place of an older one of the same run."""
+        """Return the results with one added, in place of an older one of the same run."""
         if result.key in [each.key for each in self.results]:
             return Results(tuple(result if each.key == result.key else each for each in self.results))
         return Results((*self.results, result))

@@ -163,7 +163,7 @@ class Run:
     ) -> Arrays:
         """Compute arrays for rows `start` to `stop`, block by block, and join them on their first axis.
 
-        Each finished block is kept, so that a killed run resumes behind the last one. `key` is as for `stage`.
+        Each finished block is kept, so that a killed run resumes after the last one. `key` is as for `stage`.
         """
         parts: list[Arrays] = []
         with progress_bar(what=name, shown=self.machine.progress, total=count, unit="img") as bar:
@@ -181,7 +181,7 @@ class Run:
         read: Callable[[T], R],
         computing: Callable[["Run"], Callable[[R], Arrays]],
     ) -> Arrays:
-        """Compute arrays for each item, stacked on a new first axis. A killed run resumes behind the last 64 items.
+        """Compute arrays for each item, stacked on a new first axis. A killed run resumes after the last 64 items.
 
         `read`: turns an item into what is computed with, such as a photo; threads read the next items meanwhile.
         `computing`: returns the function that computes for this run, or for a replica of it on one of several devices.
@@ -201,7 +201,7 @@ class Run:
     def apart(
         self, name: str, items: Mapping[T, Sequence[Any]], compute: Callable[["Run", T], Arrays]
     ) -> dict[T, Arrays]:
-        """Compute arrays for each item, whose shapes may differ. A killed run resumes behind the finished items.
+        """Compute arrays for each item, whose shapes may differ. A killed run resumes after the finished items.
 
         `items`: the key of each item, as for `stage`. `compute`: takes this run, or a replica of it on one of several
         devices.

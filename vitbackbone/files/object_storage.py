@@ -100,14 +100,14 @@ class ObjectStorage:
             try:
                 return bytes(obstore.get(client, path, options=options).bytes())
             except obstore.exceptions.BaseError as error:
-                if status_of(error) == 416 or "object was only" in str(error):  # the range lies behind the end
+                if status_of(error) == 416 or "object was only" in str(error):  # the range lies after the end
                     return b""
                 raise
 
         return self._ask(key, ask)
 
     def read_parts(self, key: str, start: int, length: int, etag: str | None = None) -> bytes:
-        """Read a long range, which lies inside the object, by several requests at once."""
+        """Read a long range, which is inside the object, by several requests at once."""
         starts = range(start, start + length, READ_PART)
         with ThreadPoolExecutor(PARALLEL) as threads:
             parts = threads.map(lambda at: self.read(key, at, min(READ_PART, start + length - at), etag), starts)

@@ -61,7 +61,7 @@ class Storage(Protocol):
         """
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write an object if there is none of this key: of several writers at once, exactly one wins.
+        """Write an object if there is none with this key. If several write at once, exactly one wins.
 
         Returns whether the object now has the content `data`. A service may lose its answer and find one's own object
         on the retry, so that an existing object is read back and compared.

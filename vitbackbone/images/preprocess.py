@@ -124,7 +124,7 @@ class Preprocess:
     patch and upstream's network drops them: SigLIP with patches of 14 sees 378 of 384 pixels. A `resolution` is not
     cut.
 
-    Raises `ValueError` on a setting that is none of these.
+    Raises `ValueError` on a setting that is not one of these.
     """
 
     image_size: tuple[int, int] = (224, 224)  # (H, W)
@@ -223,7 +223,7 @@ class Preprocess:
     ) -> Shaped[Tensor, "C H W"]:
         """Return the pixels (3, H, W) that `__call__` makes of the photo, before they are normalised.
 
-        `decoding`: "exact" gives them to the bit. "fast" is within 1 of 255 (seldom 2), which moves features by about
+        `decoding`: "exact" gives them to the bit. "fast" is within 1 of 255 (rarely 2), which moves features by about
         1e-4. "draft" also decodes a JPEG at the lowest of its scales that is at least twice the resized photo, which
         differs visibly.
         Raises `ImageError` on a photo that cannot be read, or that is too long and thin.

@@ -23,7 +23,7 @@ from vitbackbone.images.errors import DamagedImage, TooManyPixels
 from vitbackbone.images.video import Video, VideoStream, list_frames
 from vitbackbone.images.video_files import opened_video, reason
 
-# Report every fault that the decoder finds, instead of drawing something in the place of what is lost.
+# Report every fault that the decoder finds, instead of drawing something in place of what is lost.
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 BACK = (0.0, 2.0, 20.0)  # seconds before a keyframe where the file is entered, one after the other, to meet it
 NEAR = 16  # packets that are decoded rather than jumped over
@@ -79,7 +79,7 @@ class _Decoder:
         once = Counter(stream.packet_pts.tolist())
         self._known = {pts: place for place, pts in enumerate(stream.packet_pts.tolist()) if once[pts] == 1}
         self._faults: dict[int, str] = {}  # places of damaged packets, and why
-        self._begin: dict[int, int] = {}  # of keyframes behind which faults were met: the keyframe before it
+        self._begin: dict[int, int] = {}  # of keyframes after which faults were met: the keyframe before it
         self._unclean: set[int] = set()  # packets that the file calls keyframes and the decoder does not
         self._refreshed = False  # the stream is refreshed bit by bit: no keyframe but the first is whole
         self._opened = ExitStack()
@@ -107,7 +107,7 @@ class _Decoder:
             raise DamagedImage(f"the video has no frame with the time {pts}")
         start = self._keyframe(place, pts)
         if start is None:
-            raise DamagedImage("no keyframe lies before this frame: the video was cut in front of it")
+            raise DamagedImage("no keyframe is before this frame: the video was cut in front of it")
         if start in self._begin:
             self._check(start, place)
         frame = self._decoded(self._begin.get(start, start), start, place, pts)
@@ -243,7 +243,7 @@ class _Decoder:
         raise DamagedImage("the file cannot be entered at the keyframe before this frame; has it changed?")
 
     def _enter(self, start: int, back: float | None) -> Iterator[Placed]:
-        """Yield the packets from `start` on. Yield others, or none, if the file was entered behind it.
+        """Yield the packets from `start` on. Yield others, or none, if the file was entered after it.
 
         `back`: how many seconds before the packet the file is entered; None for its beginning.
         """

@@ -44,7 +44,7 @@ class Sampling:
         if self.fps is None or not len(pts):
             return np.arange(len(pts))
         # Frame i is shown from its own time to that of the next. It is taken if a multiple of the step falls into that
-        # span: if fewer multiples lie before its own time than before the next. Whole numbers keep this exact.
+        # span: if fewer multiples are before its own time than before the next. Whole numbers keep this exact.
         step = 1 / (Fraction(self.fps).limit_denominator(1_000_000) * time_base)
         since = [(int(time) - int(pts[0])) * step.denominator for time in pts]
         before = np.array([-(-time // step.numerator) for time in since], dtype=object)

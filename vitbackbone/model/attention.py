@@ -174,7 +174,7 @@ class SelfAttention(nn.Module):
 
         `mask`: True where a token attends to another; each token must attend to at least one. Raises `ValueError` if
         the images have different sizes.
-        `prefix`: return the output of the prefix tokens alone. `qkv` still runs once for all tokens, so that modules
+        `prefix`: return the output of only the prefix tokens. `qkv` still runs once for all tokens, so that modules
         that replace or adapt it keep working.
         """
         if mask is not None:

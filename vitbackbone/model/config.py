@@ -80,7 +80,7 @@ class Rotary:
 
     Half of each head's channels encode the row, and half the column.
 
-    `coordinates`: `"centred"` is 2π times a patch's centre, which lies in [-1, 1] on every grid (DINOv3). `"index"` is
+    `coordinates`: `"centred"` is 2π times a patch's centre, which is in [-1, 1] on every grid (DINOv3). `"index"` is
     a patch's row or column plus `offset`, rescaled so that every grid spans `reference` (EVA-02), or as it is if
     `reference` is None (Qwen2-VL). `"corners"` puts the corners of every grid on those of `reference` (V-JEPA 2.1).
     `"same"` puts all patches at `offset` (Depth Anything 3). `"golden"` turns each pair of channels by a patch's place
@@ -153,9 +153,9 @@ class Tiles:
 
     arrangements: tuple[tuple[int, int], ...]  # rows and columns of tiles that an image may have
     count: int  # tiles of every image; those that it lacks are empty
-    depth: int  # blocks with gates, behind the blocks of the configuration
+    depth: int  # blocks with gates, after the blocks of the configuration
     taps: tuple[int, ...]  # blocks whose output stands beside the last one's
-    norm_eps: float = 1e-5  # of the norms before and behind the blocks of the configuration
+    norm_eps: float = 1e-5  # of the norms before and after the blocks of the configuration
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class ViTConfig:
     # exact GELU, tanh approximation, x * sigmoid(1.702 x); or gated: by SiLU, exact GELU, tanh approximation
     mlp: MlpKind = "gelu"
     mlp_norm: bool = False  # whether a gated MLP normalises its hidden values
-    experts: Experts | None = None  # of which each token takes some, in the place of one MLP (SigLino)
+    experts: Experts | None = None  # of which each token takes some, in place of one MLP (SigLino)
     channels: int = 3  # of the images
     stem: tuple[tuple[int, int], ...] = ()  # (width, stride) of each 3x3 convolution; () is a linear projection
     patch_bias: bool = True  # whether the patch projection has a bias
@@ -239,7 +239,7 @@ class ViTConfig:
     tiles: Tiles | None = None  # of which an image of several times `image_size` consists (Llama 3.2 Vision)
     projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
     projection_bias: bool = False
-    # Whether there is a token for masked patches. It changes no plain feature, so it is no part of the settings' text
+    # Whether there is a token for masked patches. It changes no plain feature, so it is not part of the settings' text
     mask_token: bool = field(default=False, repr=False)
     drop_path: float = 0.0  # rate of the last block in training; the rate rises linearly from 0 in the first
     indivisible: Indivisible = "pad"  # images that the patch size does not divide: pad right and bottom, or refuse

@@ -128,7 +128,7 @@ def attention_settings(config: ViTConfig, index: int) -> ViTConfig:
 class Block(nn.Module):
     """An encoder block: attention and then an MLP, each with its own norms and residual connection.
 
-    A norm stands before each (Vision Transformer), behind each (EVA-CLIP's largest), both (Gemma 4), or behind each
+    A norm stands before each (Vision Transformer), after each (EVA-CLIP's largest), both (Gemma 4), or after each
     sum with the residual (BERT).
     """
 
@@ -189,7 +189,7 @@ class Block(nn.Module):
         return self._rejoin(held, x, layout) if held else x
 
     def _with_camera(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
-        """Put the token of the camera in the place of each image's CLS token."""
+        """Put the token of the camera in place of each image's CLS token."""
         assert self.camera is not None
         parts = [part for _, part in layout.split(x)]
         camera = self.camera.type_as(x)

@@ -104,7 +104,7 @@ class ViT(BackboneModule):
     ) -> Any:
         """See `BackboneModule`.
 
-        `mask`: True where a patch is replaced by the mask token, (B, h, w). Positions are added behind it, as in
+        `mask`: True where a patch is replaced by the mask token, (B, h, w). Positions are added after it, as in
         transformers' `bool_masked_pos`. Raises `ValueError` if the weights have no mask token, or if the mask does not
         have one value for each patch. A list of images and an optimised backbone take no mask.
         `keep`: see `forward_kept`, which calls the module with it.

@@ -30,7 +30,7 @@ class TextHeadConfig:
     depth: int
     mlp_dim: int  # of their gated MLP
     qkv_bias: bool = False
-    projection_dim: int = 0  # width of a linear layer behind the last norm; 0 is none
+    projection_dim: int = 0  # width of a linear layer after the last norm; 0 is none
 
     def blocks(self, dim: int, num_heads: int) -> ViTConfig:
         """Return the settings of the blocks of a width."""
@@ -48,7 +48,7 @@ class TextHeadConfig:
 
 
 class TextHeadBackbone(BackboneBehind):
-    """A backbone of one layer: the tokens of a Vision Transformer's last layer behind dino.txt's blocks.
+    """A backbone of one layer: the tokens of a Vision Transformer's last layer after dino.txt's blocks.
 
     `pooled` is CLS beside the mean of the patches, in the space of the vectors of `load_text`. The second half of a
     text's vector belongs to the patches, and each patch can be compared with it. `backbone` is the Vision Transformer.

@@ -33,8 +33,8 @@ ATTENDING = 16  # heads of the blocks of "attn" (NVlabs/RADIO, radio/adaptor_att
 class Mlp:
     """The shape of one network of an adaptor.
 
-    "v1": linear layers with a LayerNorm and a ReLU behind each but the last. "v2": a linear layer, residual branches of
-    LayerNorm, GELU and a linear layer, and the same three without a residual. "attn": "v2" behind blocks of a Vision
+    "v1": linear layers with a LayerNorm and a ReLU after each but the last. "v2": a linear layer, residual branches of
+    LayerNorm, GELU and a linear layer, and the same three without a residual. "attn": "v2" after blocks of a Vision
     Transformer, in which the patches of an image attend to each other.
     """
 

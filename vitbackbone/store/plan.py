@@ -117,7 +117,7 @@ def _merge(
     first: Int[np.ndarray, " k"],
     new: Int[np.ndarray, " m"],
 ) -> pa.Table:
-    """Return the known rows with what the listing says of them now, and the new rows behind them."""
+    """Return the known rows with what the listing says of them now, and the new rows after them."""
     gone = np.ones(len(known), bool)
     gone[kept] = pc.and_(pc.equal(versions.take(pa.array(first)), ""), known["sha256"].take(pa.array(kept)).is_valid())
     columns: dict[str, object] = {}

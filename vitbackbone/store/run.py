@@ -66,7 +66,7 @@ def extract(
     """Write the features of the images of `source` into the store `out`, and return the store.
 
     An image that cannot be read is a row with the reason. The same holds for an image whose features are not finite.
-    A second run computes only what is missing, damaged, new or changed. New images get rows behind the existing ones.
+    A second run computes only what is missing, damaged, new or changed. New images get rows after the existing ones.
     Images with the same content are computed once. The run needs about twice the memory of one shard.
 
     `backbone`: must be an `nn.Module`. It runs on `device` in eval mode and in its own dtype, and is left unchanged.

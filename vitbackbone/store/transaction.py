@@ -138,7 +138,7 @@ def _known(storage: Storage, last: Snapshot | None, inputs: Inputs, mine: Slice,
     """Read the state of the last snapshot. Shards whose features are damaged count as not computed.
 
     Results that wait for a snapshot are checked, too, if they are `mine` to compute again. Raises `ValueError` if no
-    row is left that could tell whether the inputs are the store's own, and they lie elsewhere.
+    row is left that could tell whether the inputs are the store's own, and they are elsewhere.
     """
     if last is None:
         return Known(ROWS.empty_table(), encoded(RESULTS.empty_table()), (), 0)
@@ -160,7 +160,7 @@ def _known(storage: Storage, last: Snapshot | None, inputs: Inputs, mine: Slice,
         if last.counts.rows and str(inputs.root) != last.root:
             raise ValueError(
                 f"{storage.url}: tables are damaged, and the rows of all its {last.counts.rows} images are lost. The "
-                f"source lies in {inputs.root} and not in {last.root}, so nothing tells whether it is the same. Give "
+                f"source is in {inputs.root} and not in {last.root}, so nothing tells whether it is the same. Give "
                 "the source there, or another --out"
             )
         return Known(rows, encoded(RESULTS.empty_table()), (), 0, frozenset(lost), last.counts.rows)

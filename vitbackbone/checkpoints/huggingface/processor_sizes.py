@@ -36,7 +36,7 @@ def _siglip2(settings: Json) -> dict[str, Any]:
 
 
 def _qwen2_vl(settings: Json) -> dict[str, Any]:
-    """The bounds lie under `size`, or in older files under names of their own."""
+    """The bounds are under `size`, or in older files under names of their own."""
     size = settings["size"] if isinstance(settings["size"], dict) else {}
     named = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
     bounds = {key: settings[key] if settings[key] is not None else value for key, value in named.items()}

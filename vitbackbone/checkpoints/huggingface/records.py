@@ -232,6 +232,6 @@ def read_settings(config: Any, schema: type[Read], under: str = "") -> Read:
 
 
 def read_tower(config: Mapping[str, Any], schema: type[Read]) -> Read:
-    """Check the settings of a vision tower, which lie under `vision_config` or at the top level."""
+    """Check the settings of a vision tower, which are under `vision_config` or at the top level."""
     tower = config.get("vision_config")
     return read_settings(config, schema) if tower is None else read_settings(tower, schema, "vision_config")

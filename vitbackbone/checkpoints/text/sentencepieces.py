@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 UNIGRAM, BPE = 1, 2  # `model_type`
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # the types of pieces
 LONGEST = 1 << 10  # characters of a piece
-SPACE = "▁"  # in the place of a space
+SPACE = "▁"  # in place of a space
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Around:
     """
 
     start: str = ""  # a token in front of a text
-    end: str = ""  # a token behind a text
+    end: str = ""  # a token after a text
     first: tuple[str, ...] = ()
     last: tuple[str, ...] = ()  # tokens behind those of the model
     replaced: int = 0  # the pieces of the model in whose place `first` stands
@@ -56,7 +56,7 @@ def read_sentencepieces(file: Path, kind: str, limit: int, starts: bool = False,
     """Return the tokenizer of a sentencepiece model.
 
     `kind`: the class of the tokenizer. `limit`: the most bytes of the file. `starts`, `ends`: whether a token stands in
-    front of a text and behind it, if the class itself has none there.
+    front of a text and after it, if the class itself has none there.
     Raises `ValueError` on an unknown class or a damaged file, and `ImportError` without the libraries.
     """
     if kind not in KINDS:
@@ -106,7 +106,7 @@ def _parse(file: Path, limit: int) -> Any:
     if proto.trainer_spec.treat_whitespace_as_suffix and proto.normalizer_spec.add_dummy_prefix:
         raise ValueError(
             f"{file} has treat_whitespace_as_suffix=True with add_dummy_prefix=True, and the library tokenizers cannot "
-            "put a space behind a text; train the model without one of them, or give tokenizer.json"
+            "put a space after a text; train the model without one of them, or give tokenizer.json"
         )
     return proto
 
@@ -162,7 +162,7 @@ def _prepare(tokenizer: "Tokenizer", spec: Any, inside: set[str]) -> None:
 
 
 def _space(spec: Any) -> str:
-    """Return what stands in the place of a space."""
+    """Return what stands in place of a space."""
     return SPACE if spec.escape_whitespaces else " "
 
 

@@ -106,7 +106,7 @@ def read_wnids(root: Path) -> ByWnid:
 
 
 def read_c(root: Path) -> Corrupted:
-    """Read ImageNet-C. Corruptions may lie in the folders of its archives, such as `blur/`.
+    """Read ImageNet-C. Corruptions may be in the folders of its archives, such as `blur/`.
 
     Raises `LayoutError` if there is no corruption, or if one lacks a severity.
     """

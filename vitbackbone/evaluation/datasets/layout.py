@@ -216,7 +216,7 @@ def _instead(folder: Path) -> str:
     """Return what to do with what a folder has in place of class folders, or nothing."""
     if loose := len(image_names(folder)):
         return (
-            f"; its {loose} images lie outside of class folders: sort them by their list of labels, one folder a class"
+            f"; its {loose} images are outside of class folders: sort them by their list of labels, one folder a class"
         )
     packed = sum(each.suffix.lower() in ARCHIVES for each in folder.iterdir())
     return f"; unpack its {packed} archives, each into a folder of its name" if packed else ""

@@ -288,7 +288,7 @@ LOW_SHOT = replace(
     datasets=("imagenet",),
     fit=SHOT,
     sources={"fit.shots": "chosen here; the code takes any share"},
-    traps=("C is chosen on 1 % of the training images, which are no part of the fit; there is no second fit.",),
+    traps=("C is chosen on 1 % of the training images, which are not part of the fit; there is no second fit.",),
 )
 
 

@@ -115,7 +115,7 @@ class TimmBackbone(BackboneModule):
     With `config.rebuild`, other sizes run in a copy that timm builds for that size. The copy shares the parameters,
     except that its position tables are resized (`tables.py`).
 
-    `model`: a network that is built already, as `config` says. On the meta device it computes shapes alone.
+    `model`: a network that is built already, as `config` says. On the meta device it computes only shapes.
 
     Raises `ValueError` if timm does not know the architecture, and if no image size gives maps whose patches lie one
     stride apart.

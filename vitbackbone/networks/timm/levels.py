@@ -41,7 +41,7 @@ class Levels:
     fitting: tuple[bool, ...]  # which levels lie on the grid of their stride at the native size
     num_prefix: int
     has_cls: bool
-    at_each_level: bool  # whether timm hands out the prefix tokens of each level
+    at_each_level: bool  # whether timm returns the prefix tokens of each level
     has_norm: bool
     pooled_dim: int | None  # None for a network without a head that pools
 
@@ -61,7 +61,7 @@ def grid_at(size: Size, stride: int) -> Size:
 
 
 def read_levels(model: Any, name: str, size: Size, projects: bool = False) -> Levels:
-    """Run a network at its native size and return what it hands out. `projects`: see `pool`.
+    """Run a network at its native size and describe its outputs. `projects`: see `pool`.
 
     Raises `ValueError` if it has no levels, or none that lies on the grid of its stride.
     """

@@ -1,4 +1,4 @@
-"""The classes and attributes of timm that are no part of its public interface, with a check for each.
+"""The classes and attributes of timm that are not part of its public interface, with a check for each.
 
 Every use of such a name goes through this module, so that a timm that renamed one raises an error that says so.
 """

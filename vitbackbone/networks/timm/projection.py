@@ -1,6 +1,6 @@
 """The layers that carry a timm network's pooled vector into the space of texts.
 
-open_clip, timm_model.py, `TimmModel`: the network's own classifier, or layers behind the pooling.
+open_clip, timm_model.py, `TimmModel`: the network's own classifier, or layers after the pooling.
 """
 
 from collections import OrderedDict
@@ -18,7 +18,7 @@ ProjectionKind = Literal["classifier", "linear", "mlp"]
 class Projection:
     """The projection of a timm network in an image-text model. Raises `ValueError` on unknown values.
 
-    `kind`: `"classifier"` is timm's own classifier, which has `dim` outputs. The others stand behind the pooling. They
+    `kind`: `"classifier"` is timm's own classifier, which has `dim` outputs. The others stand after the pooling. They
     are one layer, or two with GELU between them, the first twice as wide as the second.
     """
 
@@ -38,12 +38,12 @@ class Projection:
         return self.dim if self.kind == "classifier" else 0
 
     def set_pool(self, model: Any) -> None:
-        """Set the pooling of a network whose vector the layers read, as open_clip does behind the constructor."""
+        """Set the pooling of a network whose vector the layers read, as open_clip does after the constructor."""
         if self.kind != "classifier" and self.pool:
             model.reset_classifier(0, global_pool=self.pool)
 
     def layers(self, width: int) -> nn.Module:
-        """Return the layers behind a pooled vector of `width` numbers, untrained."""
+        """Return the layers after a pooled vector of `width` numbers, untrained."""
         if self.kind == "classifier":
             return nn.Identity()
         if self.kind == "linear":

@@ -1,6 +1,6 @@
 """The image sizes that a timm network accepts.
 
-Trial runs find them, on a copy of the network on the meta device, which computes shapes alone.
+Trial runs find them, on a copy of the network on the meta device, which computes only shapes.
 """
 
 from collections.abc import Callable, Iterator

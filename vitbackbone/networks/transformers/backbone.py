@@ -89,7 +89,7 @@ def build_tower(config: TransformersConfig) -> tuple[Any, str]:
     if not towers:
         raise ValueError(
             f"transformers' {config.model_type} has no image encoder of its own: no part of {type(model).__name__} "
-            "takes pixels alone"
+            "takes only pixels"
         )
     tower = config.tower or towers[0]
     if tower not in towers and tower not in [path for each in towers for path in inner_towers(model, each)]:

@@ -381,7 +381,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _extra(tokens: Tensor, patches: int) -> int | None:
-    """Return the tokens beside the patches of one clip, or None if the shape is none of a clip's tokens."""
+    """Return the tokens beside the patches of one clip, or None if their number is not a clip's."""
     extra = tokens.shape[0] * tokens.shape[1] - patches if tokens.ndim == 3 else -1
     return extra if 0 <= extra <= MOST_PREFIX else None
 

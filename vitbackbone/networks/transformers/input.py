@@ -34,7 +34,7 @@ PROCESSED = {
     "aspect_ratio_mask": ("aspect_ratio_mask",),
 }
 OFF = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_center_crop", "do_image_splitting")
-VIDEOS_ALONE = "takes videos alone"
+VIDEOS_ALONE = "takes only videos"
 MASKS = ("attention_mask", "bool_masked_pos", "head_mask")
 TARGETS = "target_sizes"
 ANY_SIZE = "interpolate_pos_encoding"
@@ -153,7 +153,7 @@ def feed_of(tower: Any, config: Any, model_type: str, native: Size) -> Feed:
 
     `config`: of the encoder.
     `model_type`: of the whole model, whose image processor packs the patches if the encoder wants packed patches.
-    Raises `ValueError` if the encoder takes videos alone, or arguments that no image processor makes.
+    Raises `ValueError` if the encoder takes only videos, or arguments that no image processor makes.
     """
     parameters = inspect.signature(tower.forward).parameters
     names = list(parameters)

@@ -49,7 +49,7 @@ def layout_of(tensor: Tensor, size: Size, batch: int, patch: int | None, packed:
     `patch`: the side of a patch in pixels, or None. A layer's stride is a multiple of it.
     The stride is the smallest one whose patches are no more than the layer has. Without `patch`, the stride of tokens
     divides both sides.
-    Raises `ValueError` if the shape is none of the known layouts.
+    Raises `ValueError` if the shape is not one of the known layouts.
     """
     shape = tuple(tensor.shape)
     if tensor.ndim == 4 and shape[0] == batch:

@@ -59,7 +59,7 @@ class Encoder:
         return find_layers(blocks[0]) if self.first_stage else blocks
 
     def on_meta(self) -> "Encoder":
-        """Return a copy that computes shapes alone."""
+        """Return a copy that computes only shapes."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         model = copy.deepcopy(self.model, {id(each): _empty(each) for each in tensors})
         return Encoder(model, self.config, self.feed)

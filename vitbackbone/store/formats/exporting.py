@@ -137,7 +137,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _take_place(temporary: Path, folder: Path) -> None:
-    """Put a folder in the place of another. The caller removes what is at `temporary` then."""
+    """Put a folder in place of another. The caller removes what is at `temporary` then."""
     if not folder.exists():
         temporary.rename(folder)
     elif not _exchanged(temporary, folder):  # a system that cannot: the place is empty for a moment

@@ -270,7 +270,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _opened(place: VideoPlace) -> _Opened:
-    """Return a video, opened anew if it has changed. Raises `ImageError`, `OSError`, or `ValueError` of an archive."""
+    """Return a video, opened again if it has changed. Raises `ImageError`, `OSError`, or `ValueError` of an archive."""
     with _lock:
         known = _open.pop(place, None)
         if known is not None and known.version == _version(place):

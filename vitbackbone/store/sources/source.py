@@ -72,7 +72,7 @@ def list_inputs(
     `sampling`: the frames of a video that are listed; all by default.
     `allow_private_urls`: whether addresses of the web may belong to this machine or to a private network.
 
-    `Inputs.notes` describes files that were left out. Raises `ValueError` if the source does not exist, is none of
+    `Inputs.notes` describes files that were left out. Raises `ValueError` if the source does not exist, is not one of
     these or has no image, or if labels contradict each other. Raises `OSError` if the source cannot be read.
     """
     return list_source(source, allow_private_urls, sampling)
