@@ -36,7 +36,7 @@ def names(count: int) -> Iterator[str]:
 
 
 def write(file: Path, count: int) -> None:
-    """Write a source of `count` names. The members of an archive have 16 bytes each and are no pictures."""
+    """Write a source of `count` names. The members of an archive have 16 bytes each and are not pictures."""
     if file.suffix == ".parquet":
         pq.write_table(pa.table({"path": list(names(count))}), file)
     elif file.suffix == ".csv":

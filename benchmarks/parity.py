@@ -131,7 +131,7 @@ def worst_of(rows: list[Row]) -> Worst:
 
 
 def group_of(family: str) -> str:
-    """Return the group whose names a family begins with, the longest name first: SAM 2 is no SAM."""
+    """Return the group whose names a family begins with, the longest name first: SAM 2 is not a SAM."""
     names = {start: group for group, starts in GROUPS.items() for start in starts}
     return names[max((start for start in names if family.startswith(start)), key=len)]
 

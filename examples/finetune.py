@@ -214,7 +214,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     weights = "random" if args.mode == "scratch" else args.weights
     backbone = load_backbone(args.backbone, weights)
     if args.mode != "frozen" and not isinstance(backbone, ViT):
-        raise SystemExit(f"--mode {args.mode}: {args.backbone} is no plain Vision Transformer; use --mode frozen")
+        raise SystemExit(f"--mode {args.mode}: {args.backbone} is not a plain Vision Transformer; use --mode frozen")
     head = create_head("mlp", backbone.spec, num_classes=len(photos.names))
     if args.mode != "frozen":
         set_drop_path(backbone, args.drop_path)

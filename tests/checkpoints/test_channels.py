@@ -114,7 +114,7 @@ def test_arrays_tensors_and_tiff_files_of_many_bands_agree(dtype: type, tmp_path
     if dtype == np.uint8:
         assert torch.equal(found[2], alone(bands[..., 2])[0])
     else:
-        with pytest.raises(ValueError, match="the bands are no bytes"):
+        with pytest.raises(ValueError, match="the bands are not bytes"):
             Preprocess((32, 32), mean=(0.5,) * 5, std=(0.5,) * 5)(bands)
 
 

@@ -119,7 +119,7 @@ def test_a_classifier_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_damaged_config_is_named(directory: Path) -> None:
     (directory / "config.json").write_text('{"model_type": ')
-    with pytest.raises(ValueError, match="config.json is not a whole JSON file"):
+    with pytest.raises(ValueError, match="config.json is not a complete JSON file"):
         load_backbone(directory)
 
 

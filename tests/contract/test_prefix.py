@@ -93,7 +93,7 @@ def test_gradients_flow_as_in_the_whole_forward() -> None:
 
 
 def test_a_hook_on_qkv_takes_part() -> None:
-    """An adapter there, such as LoRA, is no parameter of the linear layer."""
+    """An adapter there, such as LoRA, is not a parameter of the linear layer."""
     vit = copy.deepcopy(VITS["cls"])
     more = nn.Linear(16, 48)
     vit.blocks[-1].attn.qkv.register_forward_hook(lambda _, args, out: out + more(args[0]))

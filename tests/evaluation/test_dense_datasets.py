@@ -200,7 +200,7 @@ def test_photos_are_read_as_stored_or_named(tmp_path):
     with pytest.raises(LayoutError, match="c.jpg cannot be read.*run the command again"):
         open_photo(tmp_path / "c.jpg")
     (tmp_path / "d.jpg").write_bytes(b"no photo")
-    with pytest.raises(LayoutError, match="d.jpg cannot be read: it is no image of a known format"):
+    with pytest.raises(LayoutError, match="d.jpg cannot be read: it is not an image of a known format"):
         open_photo(tmp_path / "d.jpg")
 
 

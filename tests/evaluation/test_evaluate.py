@@ -113,7 +113,7 @@ def test_a_wrong_command_is_a_sentence(command, message, tmp_path, monkeypatch, 
             lambda root: (root / "val" / WNIDS[0] / os.fsdecode(b"caf\xe9.JPEG")).write_bytes(b""),
             r"caf\\xe9.JPEG', which is not UTF-8; rename it",
         ),
-        (lambda root: save(root / "val" / "n09999999" / "a.JPEG", 0, 0), "1 folders that are no class, such as n0999"),
+        (lambda root: save(root / "val" / "n09999999" / "a.JPEG", 0, 0), "1 folders that are not classes, such as n09"),
         (
             lambda root: (
                 [each.rename(root / "val" / each.name) for each in (root / "val").rglob("*.JPEG")]
@@ -145,7 +145,7 @@ def test_a_wrong_layout_is_a_sentence_before_anything_is_computed(spoil, message
         (
             "imagenet-a",
             lambda root: save(root / "n09999999" / "a.jpg", 0, 0),
-            "n09999999, which is no class of the Image",
+            "n09999999, which is not a class of the Image",
         ),
         ("imagenet-v2", lambda root: save(root / "7" / "a.jpg", 0, 0), "has the class 7, and the ImageNet given has 4"),
         (

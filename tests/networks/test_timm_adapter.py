@@ -340,7 +340,7 @@ def test_choices_that_there_are_not_are_refused() -> None:
 def test_networks_that_do_not_fit_are_refused() -> None:
     for config, text in [
         (TimmConfig("resnet_unheard_of"), "has no architecture 'resnet_unheard_of'"),
-        (TimmConfig("resnet10t", windows="sized"), "is no Swin; want windows='timm'"),
+        (TimmConfig("resnet10t", windows="sized"), "is not a Swin; want windows='timm'"),
         (TimmConfig("inception_v3", (299, 299)), "its last map is 8 x 8, not 10 x 10"),
     ]:
         with pytest.raises(ValueError, match=text):

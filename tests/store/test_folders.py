@@ -53,7 +53,7 @@ def test_files_are_images_by_name_or_content_and_the_others_are_counted(tmp_path
     for name in ("f.heic", "g.avif", "h.jp2", "i.jxl"):
         (root / name).write_bytes(b"no picture")
     for name in ("notes.txt", "data.json", "film.mp4", "raw.dng", "odd.xyz", "nothing", "BMW"):
-        (root / name).write_bytes(b"BMW, P5 and others" if name == "BMW" else b"II*\0 what is no image")
+        (root / name).write_bytes(b"BMW, P5 and others" if name == "BMW" else b"II*\0 what is not an image")
     (root / "odd.xyz").write_bytes(b"text")
     (root / "nothing").write_bytes(b"")
     inputs = list_inputs(root / pattern if pattern else root)

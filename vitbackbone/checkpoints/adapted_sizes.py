@@ -18,7 +18,7 @@ def fill_resampled(encoder: nn.Module, settings: Any, trained: nn.Module, traine
     """Fill an encoder from one that was trained at another image size. Tables of positions are resampled.
 
     A token before the patches keeps its position.
-    Raises `ConversionError` that names a tensor whose shape differs and that is no table of positions.
+    Raises `ConversionError` that names a tensor whose shape differs and that is not a table of positions.
     """
     patch = setting(settings, "patch_size")
     wanted, tensors = encoder.state_dict(), dict(trained.state_dict())

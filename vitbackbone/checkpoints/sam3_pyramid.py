@@ -35,7 +35,7 @@ def has_scaled_pyramid(state: State) -> bool:
 def attach_scaled_pyramid(backbone: BackboneModule, settings: Json, state: State, name: str) -> ScaledFpnBackbone:
     """Return a backbone whose layers are the maps of the pyramid.
 
-    A map whose patches are no whole number of pixels is left out, and a line of the log says so. `settings`: of
+    A map whose patches are not a whole number of pixels is left out, and a line of the log says so. `settings`: of
     `config.json`. `name`: of the result.
     Raises `ValueError` on settings that are not known, and `ConversionError` if the tensors do not fit.
     """
@@ -43,7 +43,7 @@ def attach_scaled_pyramid(backbone: BackboneModule, settings: Json, state: State
     stride = backbone.spec.stride
     kept = sorted((i for i, factor in enumerate(factors) if stride % factor == 0), key=lambda i: -factors[i])
     if left := [f"{stride / factor:g}" for i, factor in enumerate(factors) if i not in kept]:
-        LOG.warning("%s: left out the map of %s pixels a patch, which is no whole number", name, ", ".join(left))
+        LOG.warning("%s: left out the map of %s pixels a patch, which is not a whole number", name, ", ".join(left))
     found = [(match.groups(), tensor) for key, tensor in state.items() if (match := KEYS.fullmatch(key))]
     if len(places := sorted({place for (place, _, _), _ in found})) > 1:
         raise ConversionError(f"the checkpoint does not fit:\n  it has {len(places)} pyramids: {', '.join(places)}")

@@ -26,7 +26,7 @@ def read_labels(text: str) -> list[str]:
 
 
 def _given(text: str) -> list[str]:
-    if os.path.isfile(text):  # noqa: PTH113  # a long list of labels is no path, and a Path would raise
+    if os.path.isfile(text):  # noqa: PTH113  # a long list of labels is not a path, and a Path would raise
         try:
             return read_bytes(Path(text), MOST_BYTES).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:

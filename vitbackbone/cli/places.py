@@ -35,7 +35,7 @@ def store_folder(text: str) -> str:
     """Check an option that names the folder of a store, or its URL in a bucket."""
     scheme = _scheme(text)
     if scheme and scheme not in BUCKETS:
-        raise argparse.ArgumentTypeError(f"{escaped(text)} is no address of a bucket; want s3://, gs:// or az://")
+        raise argparse.ArgumentTypeError(f"{escaped(text)} is not an address of a bucket; want s3://, gs:// or az://")
     return text if scheme else out_folder(text)
 
 

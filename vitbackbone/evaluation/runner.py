@@ -79,7 +79,7 @@ def _whole(name: str, given: Any, least: int) -> int:
 
 
 def _check_settings(given: Any) -> None:
-    """Raise `ValueError` if settings are no dict with names."""
+    """Raise `ValueError` if settings are not a dict with names."""
     if given is not None and not (isinstance(given, Mapping) and all(isinstance(key, str) for key in given)):
         raise ValueError(f'settings={SHORT.repr(given)}; want a dict of settings, such as {{"fit.ks": "10,20"}}')
 
@@ -196,7 +196,7 @@ def _read(run: Run) -> list[str]:
 
 
 def _check_scores(run: Run, scores: Sequence[Score]) -> None:
-    """Raise `ValueError` if a main figure is no number, because nothing that counts is in the dataset."""
+    """Raise `ValueError` if a main figure is not a number, because nothing that counts is in the dataset."""
     wrong = [each.metric for each in scores if each.main and not math.isfinite(each.value)]
     if wrong or not scores:
         raise ValueError(

@@ -47,7 +47,7 @@ def settings_of(record: Any, prefix: str = "", sources: Mapping[str, str] | None
 def changed(record: R, name: str, text: str, key: str) -> R:
     """Return the record with one field changed to the value of a text. `key` names the setting in errors.
 
-    Raises `ValueError` if the text is no value of the field's type, or a number below the least one.
+    Raises `ValueError` if the text is not a value of the field's type, or a number below the least one.
     """
     value = parse(text, typing.get_type_hints(type(record))[name], key)
     about = next(each for each in fields(record) if each.name == name)  # type: ignore[arg-type]

@@ -54,7 +54,7 @@ def parse_json(data: bytes, schema: type[T], name: str) -> T:
     except RecursionError:
         raise ValueError(f"{name} is not a valid JSON file: it nests too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{name} is not a whole JSON file ({error}); download or write it again") from None
+        raise ValueError(f"{name} is not a complete JSON file ({error}); download or write it again") from None
 
 
 def check_record(value: Any, schema: type[T], name: str, under: str = "") -> T:
@@ -110,7 +110,7 @@ def _explain(error: ValidationError, under: str = "") -> str:
     for problem in error.errors(include_url=False, include_context=False):
         wanted = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
         if problem["type"] == "json_invalid":
-            return f"is not a whole JSON file ({wanted}); download or write it again"
+            return f"is not a complete JSON file ({wanted}); download or write it again"
         key = SHORT.repr(".".join(map(str, (*filter(None, [under]), *problem["loc"]))))[1:-1]
         value = SHORT.repr(problem["input"])
         if problem["type"] == "value_error" and not problem["loc"]:  # a sentence about several keys

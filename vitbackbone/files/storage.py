@@ -72,7 +72,7 @@ class Storage(Protocol):
         the object is gone. After a lost answer, one's own content counts as a success."""
 
     def delete(self, key: str) -> None:
-        """Remove an object. A missing one is no error."""
+        """Remove an object. A missing one is not an error."""
 
     def scratch(self) -> AbstractContextManager[Path]:
         """Give a private folder for a file that is to be `put`; it is removed at the end."""

@@ -228,7 +228,7 @@ def _upright(stored: Shaped[Tensor, "C h w"], orientation: int) -> Shaped[Tensor
 def limit_of(max_pixels: int | None) -> int | None:
     """Return the most pixels that are decoded: Pillow's limit by default, and None if that is lifted.
 
-    Raises `ValueError` on a limit that is no whole number of at least 1.
+    Raises `ValueError` on a limit that is not a whole number of at least 1.
     """
     given: Any = max_pixels  # callers without a type checker pass anything
     if given is None:
@@ -266,7 +266,7 @@ def stored_bands(pixels: Shaped[Tensor, "C h w"]) -> Shaped[Tensor, "C h w"]:
         raise ImageError(f"the bands are {kind}; want integers of 8 or 16 bits, or floats of 16 or 32")
     wide = pixels.to(torch.float32)
     if not torch.isfinite(wide).all():
-        raise ImageError("the bands have values that are no finite numbers; fill the places without data first")
+        raise ImageError("the bands have values that are not finite numbers; fill the places without data first")
     return wide
 
 

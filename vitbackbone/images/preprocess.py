@@ -197,7 +197,7 @@ class Preprocess:
         (H, W), the photo becomes just large enough to cover that.
         `max_pixels`: the most pixels that a photo may have; `PIL.Image.MAX_IMAGE_PIXELS` by default.
 
-        Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is no image.
+        Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is not an image.
         """
         return self.normalise(self.pixels(open_image(image, max_pixels, self.channels), resolution, keep_aspect))
 
@@ -233,14 +233,14 @@ class Preprocess:
         return self.cut(self.decoded(photo, view, decoding), view, decoding == "exact")
 
     def decoded(self, photo: Photo, view: View, decoding: Decoding) -> Shaped[Tensor, "C h w"]:
-        """Decode the photo's channels. Raises `ImageError` if bands are no bytes and `scale` is that of bytes."""
+        """Decode the photo's channels. Raises `ImageError` if bands are not bytes and `scale` is that of bytes."""
         if self.channels in (1, 3):
             rgb = photo.decode(enough(view) if decoding == "draft" else None)
             return rgb if self.channels == 3 else grey(rgb)
         bands = photo.bands(self.channels)
         if bands.dtype != torch.uint8 and self.scale == BYTES:
             raise ImageError(
-                "the bands are no bytes, so their range is unknown; set the value that stands for 1, such as "
+                "the bands are not bytes, so their range is unknown; set the value that stands for 1, such as "
                 "dataclasses.replace(backbone.preprocess, scale=10000.0) for Sentinel-2's reflectances"
             )
         return bands
@@ -287,7 +287,7 @@ class Preprocess:
     def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
         """Return the view that `__call__` cuts out of a photo of (H, W) pixels, for `Geometry.through`.
 
-        Raises `ValueError` on a resolution that is no size.
+        Raises `ValueError` on a resolution that is not a size.
         """
         size = self.image_size if resolution is None else sides(resolution)
         if keep_aspect:

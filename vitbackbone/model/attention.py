@@ -294,7 +294,7 @@ class WindowAttention(SelfAttention):
     def _enter(
         self, x: Float[Tensor, "B T D"], layout: Layout, mask: Tensor | None
     ) -> tuple[Float[Tensor, "M K D"], Layout, Bool[Tensor, "M 1 1 K"] | None]:
-        """Return the windows of all images, image by image, row-major, and which of their tokens are no padding."""
+        """Return the windows of all images, image by image, row-major, and which of their tokens are not padding."""
         parts = layout.split(x)
         cut = [self._cut(part, grid) for grid, part in parts]
         inside = Layout(((self.window, self.window),))
@@ -344,7 +344,7 @@ class WindowAttention(SelfAttention):
         return (grid[0] - 1) // self.window + 1, (grid[1] - 1) // self.window + 1
 
     def filled(self, grid: tuple[int, int], device: torch.device) -> Bool[Tensor, "n 1 1 K"]:
-        """Return which tokens of each window of an image are no padding."""
+        """Return which tokens of each window of an image are not padding."""
         side, (rows, columns) = self.window, self._windows(grid)
         down, across = (
             torch.arange(count * side, device=device).view(count, side) < length

@@ -93,7 +93,7 @@ class Rotary:
     `time`: whether a third of a head's channels encode the step of time, a third the row, and a third the column, in
     this order. Channels that are left over are not turned.
     `repeated`: whether the wavelengths of an axis run twice over its channels, where channels that turn together are
-    neighbours (V-JEPA 2). Such channels have different angles, so that this is no rotation.
+    neighbours (V-JEPA 2). Such channels have different angles, so that this is not a rotation.
 
     Raises `ValueError` on an unknown value, and if `theta` is not above 0.
     """
@@ -234,7 +234,7 @@ class ViTConfig:
     pool_norm: bool = False  # pool="query": whether a norm follows attention (CoCa)
     pool_mlp_dim: int = 0  # hidden width of the MLP of attention pooling; 0 is mlp_dim
     pool_prefix: bool = False  # whether attention pooling reads CLS and registers too
-    neck_dim: int = 0  # channels of SAM's neck; 0 is no neck
+    neck_dim: int = 0  # channels of SAM's neck; 0: it has no neck
     views: Views | None = None  # of which an image is one (Depth Anything 3)
     tiles: Tiles | None = None  # of which an image of several times `image_size` consists (Llama 3.2 Vision)
     projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none

@@ -148,8 +148,8 @@ class ViT(BackboneModule):
 
         `keep`: row-major indices of the patches to keep, (B, K), distinct for each image. Every kept patch has its own
         position. Dropped patches cost nothing, unless positions act inside attention (rotary, relative).
-        Raises `ValueError` on indices that are no patches, if attention stays within windows, for a list of images, and
-        for an optimised backbone.
+        Raises `ValueError` on indices that are not patches, on a list of images, if attention stays within windows, and
+        if the backbone is optimised.
         """
         check_images(images, self.channels, self.spec.tubelet > 0)
         self._check_plain(images, "keep")

@@ -157,7 +157,7 @@ class FusedBackbone(BackboneModule):
     which is converted for the other members. Lists of such images may have different sizes.
 
     `preprocess`: by default each member's own, with the photo squashed to the first member's size.
-    Raises `ValueError` if there are no members, or if a member is no module or lacks the layer or the norm.
+    Raises `ValueError` if there are no members, or if a member is not a module or lacks the layer or the norm.
     `preprocess` must have as many parts as there are members.
     """
 

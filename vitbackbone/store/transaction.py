@@ -34,7 +34,7 @@ from vitbackbone.store.sources.locate import PASSING
 from vitbackbone.store.sources.rows import Inputs
 from vitbackbone.store.workers.slices import Slice
 
-CHECKERS = 4  # threads that read complete shards; more are no faster on most disks
+CHECKERS = 4  # threads that read complete shards; more are not faster on most disks
 
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]  # shows the progress of a step with its number of items
 log = logging.getLogger("vitbackbone")

@@ -18,7 +18,7 @@ _PRITHVI: Rules = (
     rename("cls_token", "cls_token"),
     *_BLOCKS,
     drop("pos_embed"),  # sinusoids for one number of frames; they are computed for each
-    # scales of the date and the place, which are no inputs here
+    # scales of the date and the place, which are not inputs here
     drop("temporal_embed_enc.scale"),
     drop("location_embed_enc.scale"),
 )

@@ -183,7 +183,7 @@ def _normalizer(spec: Any) -> Any:
 
 
 def _add(tokenizer: "Tokenizer", special: Sequence[str], whole: Sequence[str]) -> None:
-    """Add the pieces that are no text, and those that stay whole."""
+    """Add the pieces that are not text, and those that stay whole."""
     from tokenizers import AddedToken
 
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in dict.fromkeys(special)])

@@ -132,7 +132,7 @@ def _restore(file: Path, head: nn.Module, adam: torch.optim.Optimizer, stop: int
         step = int(stored.metadata()["step"])
         if step > stop:
             return 0
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # it is no dict
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # it is not a dict
     head.load_state_dict({name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")})
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

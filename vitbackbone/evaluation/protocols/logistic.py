@@ -107,7 +107,7 @@ def score_fine(run: Run) -> list[Score]:
     found = [each.score(run) for each in answers]
     label = "mean of 12" if len(names) == len(FINE_S) else f"mean of {len(names)}"
     if len(names) < len(FINE_S):
-        run.note(f"{len(FINE_S) - len(names)} of the 12 datasets were not given, so the mean is no published figure")
+        run.note(f"{len(FINE_S) - len(names)} of the 12 datasets were not given, so the mean is not a published figure")
 
     def drawn(*rows: Int[np.ndarray, " _"]) -> float:
         pairs = zip(answers, rows[::2], rows[1::2], strict=True)

@@ -429,7 +429,7 @@ def _replace_windows(model: Any, by_size: bool) -> None:
     """Replace each block of a Swin by one that accepts maps of any size."""
     post_norm = isinstance(model, timm_class("Swin V2"))
     if not post_norm and not isinstance(model, timm_class("Swin")):
-        raise ValueError(f"TimmConfig: {type(model).__name__} is no Swin; want windows='timm'")
+        raise ValueError(f"TimmConfig: {type(model).__name__} is not a Swin; want windows='timm'")
     stages: Any = model.layers
     for stage in stages:
         for i, block in enumerate(stage.blocks):

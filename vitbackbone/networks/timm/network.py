@@ -111,7 +111,7 @@ def _buffer(ours: Tensor | None, theirs: Tensor | None, temporary: bool, like: T
 def differing(network: nn.Module, model: nn.Module) -> list[tuple[str, str, Resize]]:
     """Return the module, the attribute and the rule of each parameter whose shape differs between two image sizes.
 
-    Raises `SizeRefused` if such a parameter is no table of positions, or if the networks have other parameters.
+    Raises `SizeRefused` if such a parameter is not a table of positions, or if the networks have other parameters.
     """
     theirs = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
     ours = {name: parameter.shape for name, parameter in network.named_parameters(remove_duplicate=False)}
@@ -125,7 +125,7 @@ def differing(network: nn.Module, model: nn.Module) -> list[tuple[str, str, Resi
         path, _, attribute = name.rpartition(".")
         resize = table_rule(attribute)
         if resize is None:
-            raise SizeRefused(f"its parameter {name} depends on the number of patches and is no table of positions")
+            raise SizeRefused(f"its parameter {name} depends on the number of patches and is not a table of positions")
         found.append((path, attribute, resize))
     return found
 

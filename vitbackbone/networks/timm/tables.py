@@ -40,7 +40,7 @@ Resize = Callable[[Tensor, Target], Tensor]
 
 
 def table_rule(name: str) -> Resize | None:
-    """Return the function that resizes a table by its parameter's own name, or None if it is no table of positions."""
+    """Return the function that resizes the table of positions with this parameter name; None if it is no such table."""
     return next((rule for pattern, rule in RULES if re.fullmatch(pattern, name)), None)
 
 

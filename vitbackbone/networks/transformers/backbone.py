@@ -3,7 +3,7 @@
 A layer is a block of the encoder, or a stage of a hierarchy, each with its own width and stride. If the encoder's own
 output is neither the last block's nor that with the final norm, it is one more layer.
 
-Axes: `B` batch, `P` tokens that are no patches, `D` width, `h w` patch grid, `N` tokens, `H W` pixels.
+Axes: `B` batch, `P` tokens that are not patches, `D` width, `h w` patch grid, `N` tokens, `H W` pixels.
 """
 
 import json
@@ -70,7 +70,7 @@ class TransformersConfig:
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"in_chans={self.channels}; want at least 1")
         if not isinstance(json.loads(self.settings), dict):
-            raise ValueError("TransformersConfig: settings is no object; want the text of a config.json")
+            raise ValueError("TransformersConfig: settings is not an object; want the text of a config.json")
 
     @property
     def model_type(self) -> str:
@@ -113,7 +113,7 @@ class TransformersBackbone(BackboneModule):
     at the right and bottom, to the smallest size that fits. An encoder that accepts only its own size says so.
 
     `model`: the encoder with its weights, and `settings`, its config in transformers; None builds an untrained one.
-    Raises `ValueError` if transformers has no such encoder, or if its layers are no maps of an image.
+    Raises `ValueError` if transformers has no such encoder, or if its layers are not maps of an image.
     """
 
     @float32_default()
@@ -223,7 +223,7 @@ class TransformersBackbone(BackboneModule):
         if len(found) < self.spec.depth or not all(square):
             raise ValueError(
                 f"{self.spec.name} has no attention map over the image that transformers returns: its layers attend "
-                "within windows, or they are no attention"
+                "within windows, or they are not attention"
             )
         places = self.encoder.places(size, layout, padded.device)
         order = torch.cat([others(places, tokens), places])

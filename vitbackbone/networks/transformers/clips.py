@@ -70,7 +70,7 @@ class Layers:
 
     dim: int
     depth: int
-    others: int  # tokens that are no patches
+    others: int  # tokens that are not patches
     blocks: bool  # whether the layers are the blocks
     norm: str | None = None  # path of the final norm
     pooled: int | None = None  # width of `pooler_output`
@@ -123,7 +123,7 @@ class ClipBackbone(BackboneModule):
     `registers` are the tokens beside the patches of each frame, in the order of the frames, and `pooled` is the mean of
     the patches.
 
-    Raises `ValueError` if the layers are no maps of a clip.
+    Raises `ValueError` if the layers are not maps of a clip.
     """
 
     @float32_default()
@@ -243,7 +243,7 @@ class ClipBackbone(BackboneModule):
         return model(**{self.clip.argument: clips}, **options)
 
     def _measure(self, native: Size) -> Layers:
-        """Return the layers that a trial run gives. Raises `ValueError` if they are no map of a clip."""
+        """Return the layers that a trial run gives. Raises `ValueError` if they are not maps of a clip."""
         blocks, norms = find_layers(self.model), [(p, m) for p, m in self.model.named_modules() if _is_norm(m)]
         seen: dict[int, Any] = {}
         normed: list[tuple[str, Any, Any]] = []
@@ -273,7 +273,7 @@ class ClipBackbone(BackboneModule):
         if not isinstance(final, Tensor) or _extra(final, count) is None:
             shape = tuple(final.shape) if isinstance(final, Tensor) else "none"
             name = type(self.model).__name__
-            raise ValueError(f"the output of {name}, of shape {shape}, is no map of a clip, and it {VIDEOS_ALONE}")
+            raise ValueError(f"the output of {name}, of shape {shape}, is not a map of a clip, and it {VIDEOS_ALONE}")
         return Layers(final.shape[-1], 1, _extra(final, count) or 0, False, None, width, apart)
 
     def _first_call(self, native: Size) -> Any:

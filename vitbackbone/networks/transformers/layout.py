@@ -11,7 +11,7 @@ from torch import Tensor
 
 Size = tuple[int, int]  # (H, W)
 Kind = Literal["NCHW", "NHWC", "tokens"]
-MOST_PREFIX = 160  # tokens that are no patches: YOLOS has 101, OWL-ViT 1
+MOST_PREFIX = 160  # tokens that are not patches: YOLOS has 101, OWL-ViT 1
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Layout:
     kind: Kind
     dim: int
     stride: int
-    others: int = 0  # tokens that are no patches
+    others: int = 0  # tokens that are not patches
 
 
 def grid_of(size: Size, stride: int) -> Size:
@@ -71,7 +71,7 @@ def layout_of(tensor: Tensor, size: Size, batch: int, patch: int | None, packed:
                 continue  # any number of tokens fits some stride
             if 0 <= (others := tokens - h * w) <= MOST_PREFIX:
                 return Layout("tokens", shape[-1], stride, others)
-    raise ValueError(f"a layer of shape {shape} is no map of an image of {size[0]} x {size[1]} pixels")
+    raise ValueError(f"a layer of shape {shape} is not a map of an image of {size[0]} x {size[1]} pixels")
 
 
 def _sides(side: int, count: int) -> list[int]:
@@ -121,7 +121,7 @@ def _checked(tensor: Tensor, layout: Layout, grid: Size) -> Tensor:
 
 
 def others(places: Tensor, count: int) -> Tensor:
-    """Return the tokens that are no patches, in their order."""
+    """Return the tokens that are not patches, in their order."""
     free = torch.ones(count, dtype=torch.bool, device=places.device)
     free[places] = False
     return free.nonzero()[:, 0]

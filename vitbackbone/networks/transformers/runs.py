@@ -42,7 +42,7 @@ class _Done(Exception):
 
 
 class GroupedError(ValueError):
-    """A layer's tokens are groups of patches, which are no map."""
+    """A layer's tokens are groups of patches, which are not a map."""
 
 
 class Encoder:
@@ -79,7 +79,7 @@ class Encoder:
         """Return the layers that a trial run on one image of `size` gives.
 
         If tokens are grouped by their content from the second stage on, the layers are the blocks of the first stage.
-        Raises `ValueError` if a layer is no map of the image.
+        Raises `ValueError` if a layer is not a map of the image.
         """
         try:
             return self._shapes(size, hidden=True)
@@ -109,7 +109,7 @@ class Encoder:
                     )
             result = self._call(image, output_hidden_states=hidden)
         if getattr(result, "encoder_last_hidden_state", None) is not None:
-            raise ValueError(f"{type(self.model).__name__} returns the queries of a decoder, which are no map")
+            raise ValueError(f"{type(self.model).__name__} returns the queries of a decoder, which are not a map")
         final = _final(result)
         outputs, source = [seen[i] for i in range(len(blocks)) if isinstance(seen.get(i), Tensor)], "blocks"
         if len(outputs) < len(blocks) or len({tuple(each.shape) for each in outputs}) != 1:
@@ -130,7 +130,7 @@ class Encoder:
         if final is None or (outputs and final is outputs[-1]):
             return shapes
         if source == "blocks" and layouts and final.ndim == 3 and final.shape[1] == layouts[-1].others > 1:
-            raise ValueError(f"{type(self.model).__name__} returns the tokens beside its patches, which are no map")
+            raise ValueError(f"{type(self.model).__name__} returns the tokens beside its patches, which are not a map")
         path = next((path for path, given, out in norms if outputs and given is outputs[-1] and out is final), None)
         if path is not None and source == "blocks":
             return replace(shapes, norm=path)
@@ -253,14 +253,14 @@ class Encoder:
             name = type(self.model).__name__
             raise ValueError(
                 f"{name} returns {h * w + layout.others} tokens, and only {len(where)} of those that enter its blocks "
-                "hold a part of the image: they are no map"
+                "hold a part of the image: they are not a map"
             )
         if len(where) != h * w:  # patches overlap, a later step drops tokens, or the weights are zero so far
             return plain + layout.others
         found = codes.cpu()[where]
         if torch.equal(found.sort().values, plain):
             where = where[found.argsort()]
-        if layout.others == 0:  # the layer has dropped the tokens that are no patches
+        if layout.others == 0:  # the layer has dropped the tokens that are not patches
             where = where.argsort().argsort()
         return where
 
@@ -345,18 +345,18 @@ def _levels(
 def _fitting(tensors: list[Tensor], size: Size, patch: int | None, packed: bool) -> list[Layout]:
     """Return the layouts of the layers.
 
-    Raises `ValueError` if a layer is no map. Raises `GroupedError` if a layer that is coarser than the first one has
-    tokens of its own beside the patches, because tokens grouped by content are no map.
+    Raises `ValueError` if a layer is not a map. Raises `GroupedError` if a layer that is coarser than the first one has
+    tokens of its own beside the patches, because tokens grouped by content are not a map.
     """
     layouts = [layout_of(each, size, 1, patch, packed) for each in tensors]
     for each in layouts:
         if each.others and each.stride > (patch or layouts[0].stride):
-            raise GroupedError(f"a layer of {each.others} tokens and patches of {each.stride} pixels is no map")
+            raise GroupedError(f"a layer of {each.others} tokens and patches of {each.stride} pixels is not a map")
     return layouts
 
 
 def _final(result: Any) -> Tensor | None:
-    """Return the encoder's own output, or None if it returns what is no map, such as key points."""
+    """Return the encoder's own output, or None if it returns what is not a map, such as key points."""
     if isinstance(result, Tensor):
         return result
     maps, found = _field(result, "feature_maps"), getattr(result, "last_hidden_state", None)
