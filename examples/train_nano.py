@@ -160,7 +160,7 @@ def train(args: argparse.Namespace) -> None:
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         if state["settings"] != settings:
             raise SystemExit(
-                f"{checkpoint} is of another run, {state['settings']}; give another --out than for {settings}"
+                f"{checkpoint} belongs to another run, {state['settings']}; give another --out for {settings}"
             )
         model.load_state_dict(state["model"])
         for opt, saved in zip(opts, state["optimizers"], strict=True):

@@ -205,7 +205,7 @@ def freeze(backbone: B) -> B:
         inner = getattr(given, "backbone", None)
         remedy = "freeze(model.backbone)" if isinstance(inner, BackboneModule) else "what load_backbone returns"
         raise ValueError(
-            f"freeze was given a {kind}, and a later .train() would unfreeze it; want a backbone alone: {remedy}"
+            f"freeze was given a {kind}, and a later .train() would unfreeze it; want only a backbone: {remedy}"
         )
     backbone.frozen = True
     vars(backbone).pop("resting", None)

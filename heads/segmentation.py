@@ -23,8 +23,8 @@ def ignored(num_classes: int, ignore_index: int | None) -> int:
         return ignore_index
     if num_classes > IGNORED:
         raise ValueError(
-            f"there are {num_classes} classes, so the label {IGNORED}, which means no class by default, is one of "
-            "them; pass the ignore_index that means no class, such as -1"
+            f"label {IGNORED} is one of the {num_classes} classes, but by default it means no class; pass another "
+            "ignore_index, such as -1"
         )
     return IGNORED
 

@@ -128,8 +128,8 @@ class PooledContext(nn.Module):
     def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C h w"]:
         if self.training and len(x) < 2 and not is_together():
             raise ValueError(
-                "UPerNet trains on at least two images of one size at a time, because batch norm has no statistics of "
-                "one image pooled to one place. Crop the images to one size, or raise the batch size"
+                "UPerNet trains on at least two images of one size at a time, because batch norm needs several values "
+                "of each channel. Crop the images to one size, or raise the batch size"
             )
         pooled = [averages(x.shape[-2], side, x) @ x @ averages(x.shape[-1], side, x).mT for side in POOLED]
         context = [_resized(branch(each), x) for branch, each in zip(self.branches, pooled, strict=True)]

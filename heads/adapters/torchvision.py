@@ -84,7 +84,7 @@ class TorchvisionBackbone(nn.Module):
         if not (low >= -SLACK and high <= 1 + SLACK):  # true for NaN, too
             raise ValueError(
                 f"the detector was given images with values from {low:.3g} to {high:.3g}; want [0, 1], because it "
-                "normalises them itself by **detector_kwargs"
+                "normalises images itself"
             )
 
 

@@ -144,7 +144,7 @@ def test_several_towers_are_listed_and_chosen_by_name(tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors")
     inner = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "pair", "near_config": inner}))
-    with pytest.raises(ValueError, match=r"several vision towers; choose one by tower=.*far_encoder.*near_encoder"):
+    with pytest.raises(ValueError, match=r"several vision towers; choose one with tower=.*far_encoder.*near_encoder"):
         load_backbone(tmp_path)
     x = torch.randn(1, 3, 32, 32)
     for name, model in models.items():

@@ -185,7 +185,7 @@ def test_a_file_without_a_class_has_that_of_its_model(tmp_path: Path) -> None:
         ({"size": {"height": 0, "width": 4}}, "size="),
         ({"size": [1, 2, 3]}, "size="),
         ({"do_normalize": "yes"}, "do_normalize='yes'; want true or false"),
-        ({"image_mean": [0.1, 0.2]}, "2 values of image_mean and 3 of image_std; want as many"),
+        ({"image_mean": [0.1, 0.2]}, "2 values of image_mean and 3 of image_std; want the same number"),
         ({"image_mean": []}, r"image_mean=\[\]; want a number for each channel"),
         ({"image_mean": "x"}, "image_mean='x'"),
         ({"image_std": 0}, "image_std=0; want no zero"),

@@ -146,7 +146,7 @@ def test_a_part_is_chosen_by_name(
 
 def test_copies_of_equal_rank_are_listed(networks: tuple[nn.Module, State, State], tmp_path: Path) -> None:
     torch.save(behind("left.", networks[1]) | behind("right.", networks[2]), tmp_path / "trained.pth")
-    with pytest.raises(ValueError, match="choose one by tower=, or a copy by part=: 'left', 'right'"):
+    with pytest.raises(ValueError, match="choose one with tower=, or a copy with part=: 'left', 'right'"):
         load_backbone(NAME, weights=tmp_path / "trained.pth")
 
 

@@ -174,7 +174,7 @@ calls = {
     "the name of a head": lambda: create_head(3, v.spec),
     "the name is ''": lambda: register_head("")(type(head)),
     "freeze(model.backbone)": lambda: freeze(attach(v, {"a": head})),
-    "want a backbone alone": lambda: freeze(head),
+    "want only a backbone": lambda: freeze(head),
     "freeze was given a timm": lambda: freeze(other),
     "freeze was given a builtins.str": lambda: freeze("nano"),
     "freeze was given a torch.nn": lambda: freeze(torch.nn.Sequential(v)),

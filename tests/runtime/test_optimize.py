@@ -269,5 +269,5 @@ def test_what_no_type_check_would_let_pass_is_refused_too() -> None:
     assert said == [
         "precision='fp8'; want one of fp32, bf16, int8",
         "engine='tpu'; want one of auto, native, openvino",
-        "backbone is a LayerNorm; want what load_backbone returns",
+        "backbone is a LayerNorm; want one that load_backbone returns",
     ]

@@ -185,7 +185,9 @@ def _load_instead(found: AnyDirectory | Entry, name: str, options: Options) -> C
 def _load_adapted(found: AdaptedDirectory, name: str, weights: Weights | None, options: Options) -> Checkpoint:
     """Load an image encoder of transformers in the adapter."""
     if options.part is not None:
-        raise ValueError(f"part={options.part!r}: {name} runs by transformers' own code, which reads no other copies")
+        raise ValueError(
+            f"part={options.part!r}: {name} runs in transformers' own code, which reads no trainer's files"
+        )
     config = found.configure(options.tower, options.image_size, options.indivisible, options.in_chans)
     if weights == "random":
         return Checkpoint(found.build(config, name), {}, ())

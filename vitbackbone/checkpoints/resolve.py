@@ -148,7 +148,7 @@ def open_directory(path: Path, find_file: FindFile | None = None) -> AnyDirector
         found = Directory(path, saved, find_file)
         if not found.needs_adapter:
             return found
-        raise NoTower("config.json has a class of transformers whose maps no network of this package gives", saved)
+        raise NoTower("config.json names a backbone class whose maps this package cannot compute natively", saved)
     except NoTower as error:
         text = f"{config_file}: {str(error).removeprefix(f'{CONFIG} ')}"
         try:

@@ -18,7 +18,9 @@ def read_labels(text: str) -> list[str]:
     """
     labels = [label.strip() for label in _given(text) if label.strip()]
     if not labels:
-        raise ValueError("--labels holds no label; want labels with commas, or a file with a label a line")
+        raise ValueError(
+            "--labels holds no label; want labels separated by commas, or a file with one label on each line"
+        )
     (label, count), *_ = Counter(labels).most_common(1)
     if count > 1:
         raise ValueError(f"--labels holds {label!r} twice; want each label once")

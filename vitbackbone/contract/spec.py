@@ -88,7 +88,7 @@ class BackboneSpec:
         norms = [norm] * len(indices) if isinstance(norm, bool) else list(norm)
         if len(norms) != len(indices):
             raise ValueError(
-                f"norm={norms} has {len(norms)} values for {len(indices)} layers; want one a layer, or a single bool"
+                f"norm={norms} has {len(norms)} values for {len(indices)} layers; want one for each layer, or one bool"
             )
         normed = [layer for layer, asked in zip(indices, norms, strict=True) if asked]
         if normed and not self.has_norm:

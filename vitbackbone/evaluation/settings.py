@@ -86,7 +86,7 @@ def parse(text: str, hint: Any, key: str) -> Any:
     if origin is tuple:
         parts, any_length = _parts(text), Ellipsis in arguments
         if not any_length and len(parts) != len(arguments):
-            raise ValueError(f"--set {key}={text}; want {len(arguments)} values with commas between them")
+            raise ValueError(f"--set {key}={text}; want {len(arguments)} values separated by commas")
         if any_length and not parts and arguments[0] is not str:
             raise ValueError(f"--set {key}={text}; want at least one value")
         return tuple(parse(part, arguments[0], key) for part in parts)

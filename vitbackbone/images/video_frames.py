@@ -107,7 +107,7 @@ class _Decoder:
             raise DamagedImage(f"the video has no frame with the time {pts}")
         start = self._keyframe(place, pts)
         if start is None:
-            raise DamagedImage("no keyframe is before this frame: the video was cut in front of it")
+            raise DamagedImage("the video has no keyframe before this frame: its beginning was cut off")
         if start in self._begin:
             self._check(start, place)
         frame = self._decoded(self._begin.get(start, start), start, place, pts)
@@ -240,7 +240,7 @@ class _Decoder:
                 self._reset(begin, start)
                 self._packets = _chain(first, packets)
                 return
-        raise DamagedImage("the file cannot be entered at the keyframe before this frame; has it changed?")
+        raise DamagedImage("the decoder cannot seek to the keyframe before this frame; has the file changed?")
 
     def _enter(self, start: int, back: float | None) -> Iterator[Placed]:
         """Yield the packets from `start` on. Yield others, or none, if the file was entered after it.

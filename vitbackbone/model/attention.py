@@ -218,7 +218,7 @@ class SelfAttention(nn.Module):
     def _check_mask(self, layout: Layout) -> None:
         if len(layout.grids) > 1:
             raise ValueError(
-                "a mask covers the tokens of one image size, and these images have several; run each image alone"
+                "a mask covers the tokens of one image size, and these images have several; call once per size"
             )
 
     def _enter(

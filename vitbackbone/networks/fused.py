@@ -184,7 +184,7 @@ class FusedBackbone(BackboneModule):
             preprocess = FusedPreprocess(own, own[0].image_size)
         if len(preprocess.parts) != len(members):
             raise ValueError(
-                f"preprocess has {len(preprocess.parts)} parts for {len(members)} members; want one part a member"
+                f"preprocess has {len(preprocess.parts)} parts for {len(members)} members; want one for each member"
             )
         self.members = nn.ModuleList([cast(nn.Module, member.backbone) for member in members])
         self.layers = tuple(member.layer % member.backbone.spec.depth for member in members)

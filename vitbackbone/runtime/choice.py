@@ -78,8 +78,8 @@ def optimize(
     too_far = [str(why) for route, why in refused.items() if isinstance(why, TooFar) and route.precision == precision]
     if too_far and precision not in {route.precision for route in built}:
         raise ValueError(
-            f"{backbone.spec.name}: {'; '.join(too_far)}. Take a higher precision than {precision!r}, or give the "
-            "lowest cosine that will do as `floor`"
+            f"{backbone.spec.name}: {'; '.join(too_far)}. Take a higher precision than {precision!r}, or pass a lower "
+            "`floor`, the least cosine that you accept"
         )
     if not built:
         reasons = "; ".join(map(str, refused.values()))
@@ -120,7 +120,7 @@ def _check(backbone: BackboneModule, precision: str, engine: str) -> torch.devic
         if value not in known:
             raise ValueError(f"{name}={value!r}; want one of {', '.join(known)}")
     if not isinstance(backbone, BackboneModule):
-        raise ValueError(f"backbone is a {type(backbone).__name__}; want what load_backbone returns")
+        raise ValueError(f"backbone is a {type(backbone).__name__}; want one that load_backbone returns")
     if backbone.fidelity is not None or backbone.runtime != Runtime():
         raise ValueError(f"{backbone.spec.name} is optimised already; optimise the backbone that it was made from")
     kinds = {(p.dtype, p.device) for p in backbone.parameters() if p.is_floating_point()}

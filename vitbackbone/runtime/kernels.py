@@ -52,9 +52,9 @@ class FastLinear(nn.Linear):
         return self.multiply(x)
 
     def check(self, x: Tensor) -> None:
-        """Raises `ValueError` if gradients are wanted or the weights have changed."""
+        """Raise `ValueError` if gradients are wanted or the weights have changed."""
         if torch.is_grad_enabled() and x.requires_grad:
-            raise ValueError("an optimised backbone makes no gradients; call it under torch.no_grad()")
+            raise ValueError("an optimised backbone computes no gradients; call it under torch.no_grad()")
         if _version(self) != self.version:
             raise ValueError("the weights were changed since the backbone was optimised; optimise it again")
 
@@ -71,7 +71,7 @@ class FastLinear(nn.Linear):
         return cast(FastLinear, super()._apply(fn, recurse))
 
     def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("an optimised backbone is of this process; copy or pickle the plain one and optimise that")
+        raise TypeError("an optimised backbone cannot be copied or pickled; copy the plain one, then optimise the copy")
 
 
 def _version(linear: nn.Linear) -> list[int]:

@@ -312,7 +312,9 @@ def _normalisation(settings: Json) -> tuple[Colour, Colour]:
         mean, std = _colour(settings, "image_mean"), _colour(settings, "image_std")
     again = _colour(settings, "image_std") if settings.get("include_top", False) else (1.0,) * len(std)
     if len(mean) != len(std):
-        raise ValueError(f"{FILE} has {len(mean)} values of image_mean and {len(std)} of image_std; want as many")
+        raise ValueError(
+            f"{FILE} has {len(mean)} values of image_mean and {len(std)} of image_std; want the same number"
+        )
     if 0 in (*std, *again):
         raise ValueError(f"{FILE} has image_std={SHORT.repr(settings['image_std'])}; want no zero")
     return (

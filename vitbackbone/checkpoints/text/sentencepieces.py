@@ -195,7 +195,7 @@ def _surround(tokenizer: "Tokenizer", start: str, end: str, file: Path) -> None:
 
     names = [name for name in (start, end) if name]
     if missing := [name for name in names if tokenizer.token_to_id(name) is None]:
-        raise ValueError(f"{file} has no piece {missing[0]!r}, which stands beside a text; download it again")
+        raise ValueError(f"{file} has no piece {missing[0]!r}, which begins or ends a text; download it again")
     single = " ".join(name for name in (start, "$A", end) if name)
     ids = [(name, tokenizer.token_to_id(name)) for name in names]
     tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)

@@ -177,7 +177,7 @@ def _choose(
         return run.protocol.fit.fixed
     if not held.any() or not fitted.any():
         raise ValueError(
-            f"{name} has too few training images to choose C on a share of them; give more, or C itself by fit.fixed"
+            f"{name} has too few training images to choose C on a share of them; give more, or set C by fit.fixed"
         )
     key = [_key(run), run.read(name).digest(), train.digest, np.flatnonzero(fitted).tolist(), metric]
     array, labels = train.array, train.labels

@@ -89,7 +89,7 @@ class AxisEmbedding(PositionEmbedding):
         """Add the vectors of the rows to the vectors of the columns."""
         (h, w), most = grid, self.table.shape[1]
         if numbers(h, w) and max(grid) > most:
-            raise ValueError(f"images have {h} x {w} patches, and there are positions for {most} a side; resize them")
+            raise ValueError(f"images have {h} x {w} patches; want at most {most} a side, so resize the images")
         # Tracers know the size of what an index takes, but not the size of a slice.
         places = (torch.arange(n, device=self.table.device) for n in (w, h))
         columns, rows = (axis[index] for axis, index in zip(self.table, places, strict=True))

@@ -213,7 +213,7 @@ def _from_files(root: Root, files: Sequence[str], source: str) -> "Inputs | _Arc
     is_list = [_is_list(root.locate(file), root.private, len(files) > 1) for file in files]
     if any(is_list) and not all(is_list):
         ours, other = files[is_list.index(True)], files[is_list.index(False)]
-        raise ValueError(f"{source}: {ours} is a list of images and {other} is an archive; give them one by one")
+        raise ValueError(f"{source}: {ours} is a list of images and {other} is an archive; give them in separate runs")
     if not any(is_list):
         return _Archives(root, files, source)
     for file in files:
