@@ -125,7 +125,8 @@ def thumbnail_weight(progress: float) -> float:
 
 def has_bfloat16(device: torch.device) -> bool:
     """Return whether bfloat16 is fast. A CPU without its instructions computes it at an eighth of float32's speed."""
-    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # a private name, which may be gone
+    return device.type != "cpu" or (supported is not None and supported())
 
 
 @torch.inference_mode()

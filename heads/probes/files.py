@@ -83,9 +83,9 @@ def _probe_of(record: dict[str, Any]) -> Probe:
         if not accepts(record[key]):
             raise ValueError(f"probe.json: {key} {_short(record[key])}; want {wanted}")
     cls, params = KINDS[record["kind"]], record["params"]
-    if params.keys() != set(cls._get_param_names()):
-        accepted = ", ".join(cls._get_param_names())
-        raise ValueError(f"probe.json: params has {', '.join(params)}; {cls.__name__} has {accepted}")
+    accepted = cls().get_params()
+    if params.keys() != accepted.keys():
+        raise ValueError(f"probe.json: params has {', '.join(params)}; {cls.__name__} has {', '.join(accepted)}")
     probe = cls(**params)
     try:
         probe._check_parameters()

@@ -31,6 +31,7 @@ from vitbackbone.contract import (
     Prefix,
     Wanted,
     any_size,
+    assume,
     check_images,
     copied,
     describe_settings,
@@ -260,8 +261,8 @@ class ViT(BackboneModule):
                     f"images are {height} x {width}, which the patch size {self.config.patch_size} does not divide; "
                     f"resize them to {tall} x {wide}, or load the backbone with indivisible='pad'"
                 )
-            torch._check(tall == height)
-            torch._check(wide == width)
+            assume(tall == height)
+            assume(wide == width)
         return F.pad(images, (0, wide - width, 0, tall - height))
 
     def _embed(

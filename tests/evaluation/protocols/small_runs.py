@@ -10,7 +10,6 @@ from tests.evaluation import dense_data
 from vitbackbone.evaluation import evaluate, find_protocol
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-STRIDE = 8
 
 
 def pixels(image: Image.Image, std=STD) -> torch.Tensor:

@@ -271,7 +271,6 @@ TRAPS = (
     "Photos of patch 14 are padded with zeros on all sides, and the map of the padded photo is resized to the photo.",
     "With 24 layers, lin4 reads 4, 11, 17 and 23, as the authors' code does.",
 )
-NYU_BOX: tuple[int, ...] = (45, 472, 43, 608)
 
 V2 = Protocol(
     name="depth-nyu",

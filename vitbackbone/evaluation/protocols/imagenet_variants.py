@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -39,7 +39,7 @@ class Subset:
 class Real:
     """The accuracy by reassessed labels."""
 
-    skip_empty: bool = setting(True, "skip the images whose list of labels is empty", "reassessed-imagenet")
+    empty: Literal["skipped"] = setting("skipped", "images whose list of labels is empty", "reassessed-imagenet")
 
 
 @dataclass(frozen=True)
