@@ -190,6 +190,17 @@ def test_photos_are_shown_as_they_are_stored_unless_asked(turn: int, tmp_path) -
             assert torch.equal(turned, plain) is not upright
 
 
+@pytest.mark.parametrize("filter", ["bicubic", "bilinear"])
+def test_training_crops_are_resized_by_the_filter_of_their_settings(filter: str, tmp_path) -> None:
+    photo = picture(0, 0).resize((48, 48))
+    photo.save(tmp_path / "a.png")
+    crop = Augmentation(size=32, least=1.0, most=1.0, aspect=1.0, flip=0.0, interpolation=filter)
+    images = Images(tmp_path, ["a.png"], np.zeros(1, dtype=np.int64), ["a"])
+    _, pixels = Augmented(images, tiny_vit().preprocess, crop, 0)[0, 0]
+    want = photo.resize((32, 32), getattr(Image.Resampling, filter.upper()))
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(want))
+
+
 def test_check_counts_against_the_official_numbers(imagenet, capsys) -> None:
     assert main(["evaluate", "check", "knn", "--data", str(imagenet)]) == 1
     out = capsys.readouterr().out
