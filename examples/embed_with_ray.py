@@ -2,8 +2,8 @@
 
     python examples/embed_with_ray.py PHOTOS OUT --model vit_small_patch14_dinov2.lvd142m --gpus 1
 
-For a store that resumes and checks itself, use `vitbackbone extract --cluster ray`. This is for a pipeline that goes on
-in Ray. Photos that cannot be read get a row of NaN.
+For a store that resumes and checks itself, use `vitbackbone extract --cluster ray`. This script is for a pipeline
+that continues in Ray. Photos that cannot be read get a row of NaN.
 """
 
 import argparse

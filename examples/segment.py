@@ -133,7 +133,7 @@ class Saved(Record):
 
 
 def save(segmenter: Segmenter, folder: Path, name: str, own_weights: bool) -> None:
-    """Write the head, and the backbone too if its weights are its own and not those of `load_backbone(name)`."""
+    """Write the head, and also the backbone if its weights differ from `load_backbone(name)`."""
     backbone = segmenter.model.backbone
     save_head(segmenter.model.heads[NAME], folder, backbone)
     if own_weights:

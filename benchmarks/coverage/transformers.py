@@ -202,12 +202,12 @@ def _compare_at(size: tuple[int, int], encoder: Any, config: Any, backbone: Any,
 
 @torch.no_grad()
 def _run(encoder: Any, arguments: dict[str, Any], backbone: Any) -> list[Tensor]:
-    """Return an encoder's own output, and that of its last block if the backbone's map is the block's."""
+    """Return an encoder's own output, and its last block's output if the backbone's map comes from there."""
     wanted = _outputs(encoder(**arguments))
     adapter = getattr(backbone, "encoder", None)
     if adapter is not None and wanted and not adapter.first_stage:
         return wanted
-    # A native map is that of the last block, before any merger
+    # A native map comes from the last block, before any merger
     blocks = find_layers(encoder)
     if adapter is not None and adapter.first_stage:
         blocks = find_layers(blocks[0])

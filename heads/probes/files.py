@@ -19,7 +19,7 @@ from heads.records import check_unedited, read_record, write_record
 
 KINDS: dict[str, type[Probe]] = {"linear": LinearProbe, "knn": KnnProbe, "attentive": AttentiveProbe}
 
-# The fields of probe.json beside those of every record: a check of each value, and its words for errors.
+# The fields that probe.json adds to those of every record: a check of each value, and its description in errors.
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "kind": (lambda value: isinstance(value, str) and value in KINDS, f"one of {', '.join(KINDS)}"),
     "params": (lambda value: isinstance(value, dict), "an object"),

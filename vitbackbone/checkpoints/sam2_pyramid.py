@@ -16,7 +16,7 @@ from vitbackbone.networks import FpnBackbone, FpnConfig
 
 PYRAMID = "fpn"  # the name that `adaptor=` takes
 KEYS = re.compile(r"(?:.*\.)?neck\.convs\.([0-9]{1,3})\.(weight|bias)")
-HOLDER = "backbone_config"  # the settings of a pyramid stand beside those of its hierarchy
+HOLDER = "backbone_config"  # the settings of a pyramid are next to the settings of its hierarchy
 
 
 class Pyramid(Record):
@@ -60,7 +60,7 @@ def attach_pyramid(backbone: BackboneModule, settings: Json, state: State, name:
 
 
 def holders(settings: Mapping[str, Any], deep: int = 8) -> Iterator[Json]:
-    """Yield the objects within the settings that hold those of a hierarchy."""
+    """Yield the objects within the settings that hold the settings of a hierarchy."""
     if isinstance(settings.get(HOLDER), Mapping):
         yield settings
     for value in settings.values():

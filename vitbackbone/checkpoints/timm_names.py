@@ -79,8 +79,8 @@ def describe_timm(name: str) -> TimmEntry:
 
 def describe_weights(architecture: str, cfg: dict[str, Any], arguments: Arguments = ()) -> TimmEntry:
     """Return what `cfg`, timm's `pretrained_cfg`, says about the weights of an architecture. `arguments` of the
-    constructor come before those that this package chooses. Sizes are those of whole patches, because timm's ViTs drop
-    the rest of an image at the bottom and right. Raises `ValueError` as `describe_timm` does."""
+    constructor come before those that this package chooses. Sizes are rounded down to whole patches, because timm's
+    ViTs drop the rest of an image at the bottom and right. Raises `ValueError` as `describe_timm` does."""
     import timm
 
     preprocess = preprocess_of(cfg)

@@ -63,7 +63,7 @@ class Result(Record):
     hash: str  # of the settings
     limit: int | None
     counts: dict[str, dict[str, int]]  # of each dataset
-    official: bool  # whether the counts are those of the whole dataset
+    official: bool  # whether the whole dataset was counted
     scores: tuple[Figures, ...]
     facts: dict[str, Any]
     notes: tuple[str, ...]

@@ -47,8 +47,8 @@ def evaluate(
     calls join in it. None keeps nothing but the results that are returned.
     `variant`: the paper whose settings are used, such as "v2" or "v3"; by default the protocol's first. `settings`:
     settings to change, such as `{"fit.ks": "10,20"}`.
-    `limit`: at most so many images of each part of a dataset. Fits are shortened alike, unless `settings` has their
-    steps. No published figure stands beside such a run.
+    `limit`: the largest number of images of each part of a dataset. Trainings are shortened likewise, unless `settings`
+    has their steps. No published figure stands beside such a run.
     `device`, `devices`, `workers`, `batch_size`, `progress`: as for `extract`. Several devices share all images that
     no head is trained on; heads are trained on `device`.
 

@@ -235,7 +235,7 @@ class ObjectStorage:
         return stored
 
     def _list(self, folder: str, after: str) -> "Iterator[ObjectMeta]":
-        """Yield all objects of a folder behind the path `after`. A list that breaks off goes on where it was."""
+        """Yield all objects of a folder after the path `after`. A broken listing continues where it stopped."""
         import obstore
 
         pages: list[Iterator[Sequence[ObjectMeta]]] = []
@@ -248,7 +248,7 @@ class ObjectStorage:
             try:
                 return next(pages[0], [])
             except BaseException:
-                pages.clear()  # a list that failed cannot go on
+                pages.clear()  # a listing that failed cannot continue
                 raise
 
         while found := repeat(page, f"{self.bucket}/{folder}"):

@@ -75,7 +75,7 @@ class Storage(Protocol):
         """Remove an object. A missing one is not an error."""
 
     def scratch(self) -> AbstractContextManager[Path]:
-        """Give a private folder for a file that is to be `put`; it is removed at the end."""
+        """Give a private folder for a file that will be `put`; the folder is removed at the end."""
 
     def sweep(self) -> None:
         """Remove the unfinished files of writers that were killed."""

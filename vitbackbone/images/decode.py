@@ -93,7 +93,7 @@ class Photo:
         self.size = stored[::-1] if self._sideways else stored
 
     def decode(self, at_least: tuple[int, int] | None = None) -> UInt8[Tensor, "3 h w"]:
-        """Return the upright picture (3, h, w), equal to that of `load_image` to the bit. Call it once.
+        """Return the upright picture (3, h, w), equal to the result of `load_image` to the bit. Call it once.
 
         `at_least`: a size (h, w) that is large enough. A JPEG is then decoded at the lowest of its scales 1, 1/2, 1/4
         and 1/8 that is not smaller. This is faster, and visibly different. Other formats are decoded at full size.

@@ -96,16 +96,15 @@ class Preprocess:
     of the crop. With `crop_pct=1` the whole photo is then seen, but for rounding to whole pixels (prismatic-vlms,
     prismatic/models/backbones/vision/base_vision.py, `LetterboxPad`; for square inputs the two are equal to the bit).
     `"pad"` resizes the longer side to the input and fills the right and bottom with the mean colour, as SAM does. Its
-    border has whole levels, so that it differs from SAM's zeros by at most half a level of 255.
-    The other modes show the whole photo with nearly its aspect, so that inputs differ in size. Both sides are
-    multiples of `multiple` pixels. `"patches"` takes the largest scale at which the sides, rounded up, have at most
-    `most_pixels` together (SigLIP 2 NaFlex). `"area"` rounds the photo's own sides to the nearest multiples, and scales
-    it only if that has fewer than `least_pixels` or more than `most_pixels` (Qwen2-VL's `smart_resize`). `"budget"`
-    takes the largest scale with `most_pixels`, and rounds the sides down (Gemma 4). `"square"` shrinks a photo that
-    does not fit into a square of `most_pixels`, and rounds the sides up (Pixtral). `"canvas"` shrinks a photo of more
-    than `most_pixels`, in patches of `least_pixels`, and fills the right and bottom with black (Kimi). `"edges"` keeps
-    the sides between those of squares of `least_pixels` and `most_pixels` (Idefics 2).
-    A resolution (H, W) takes the place of `most_pixels`.
+    border has whole levels, so that it differs from SAM's zeros by at most half a level of 255. The other modes show
+    the whole photo with nearly its aspect, so that inputs differ in size. Both sides are multiples of `multiple`
+    pixels. `"patches"` takes the largest scale at which the sides, rounded up, have at most `most_pixels` together
+    (SigLIP 2 NaFlex). `"area"` rounds the photo's own sides to the nearest multiples, and scales it only if that has
+    fewer than `least_pixels` or more than `most_pixels` (Qwen2-VL's `smart_resize`). `"budget"` takes the largest scale
+    with `most_pixels`, and rounds the sides down (Gemma 4). `"square"` shrinks a photo that does not fit into a square
+    of `most_pixels`, and rounds the sides up (Pixtral). `"canvas"` shrinks a photo of more than `most_pixels`, in
+    patches of `least_pixels`, and fills the right and bottom with black (Kimi). `"edges"` bounds each side by the sides
+    of squares of `least_pixels` and `most_pixels` (Idefics 2). A resolution (H, W) takes the place of `most_pixels`.
 
     `mean`, `std`, `scale`: one mean and deviation for each channel, of values divided by `scale`. A photo has bytes up
     to 255. Bands of other ranges, such as reflectances of 16 bits, need their own scale. They are resized in float32.
@@ -233,7 +232,7 @@ class Preprocess:
         return self.cut(self.decoded(photo, view, decoding), view, decoding == "exact")
 
     def decoded(self, photo: Photo, view: View, decoding: Decoding) -> Shaped[Tensor, "C h w"]:
-        """Decode the photo's channels. Raises `ImageError` if bands are not bytes and `scale` is that of bytes."""
+        """Decode the photo's channels. Raises `ImageError` if bands are not bytes but `scale` is 255."""
         if self.channels in (1, 3):
             rgb = photo.decode(enough(view) if decoding == "draft" else None)
             return rgb if self.channels == 3 else grey(rgb)
@@ -411,7 +410,7 @@ def _cover(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
 
 
 def _longest(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """Return the size with the aspect of `source` whose sides are at most those of `target`, rounded as by timm."""
+    """Return the largest size with the aspect of `source` that fits into `target`, rounded as by timm."""
     ratio = max(source[0] / target[0], source[1] / target[1])
     return max(round(source[0] / ratio), 1), max(round(source[1] / ratio), 1)
 

@@ -33,7 +33,7 @@ class VideoStream:
     place: Int[np.ndarray, " N"]  # of each frame among the packets
     packet_pts: Int[np.ndarray, " P"]  # in the order of decoding; `NO_TIME` where unknown
     packet_key: Bool[np.ndarray, " P"]
-    problem: str | None = None  # what became of the frames that are not listed
+    problem: str | None = None  # why some frames are not listed
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Read frames of a video by their time, equal to those of a decoder that reads the whole file.
+"""Read frames of a video by their time. They equal the frames of a decoder that reads the whole file.
 
 A frame needs the frames before it, back to a keyframe. The reader goes to that keyframe, checks that it got there, and
 decodes until the frame with the asked time comes out. Frames that are asked in the order of their times are decoded
@@ -161,7 +161,7 @@ class _Decoder:
         """Return the frame, decoded from the packet `begin` on or from an earlier one, or None if the decoder does not
         return it.
 
-        `start`: the packet from which on faults count. It waits for frames that are decoded before this one and shown
+        `start`: the first packet whose faults count. It waits for frames that are decoded before this one and shown
         after it, because only a decoded frame tells whether it is damaged.
         """
         follows = self._start in range(begin + 1) and (self._passed is None or self._passed < pts)

@@ -176,14 +176,14 @@ class ViTConfig:
     # exact GELU, tanh approximation, x * sigmoid(1.702 x); or gated: by SiLU, exact GELU, tanh approximation
     mlp: MlpKind = "gelu"
     mlp_norm: bool = False  # whether a gated MLP normalises its hidden values
-    experts: Experts | None = None  # of which each token takes some, in place of one MLP (SigLino)
+    experts: Experts | None = None  # MLPs instead of one; each token takes a few of them (SigLino)
     channels: int = 3  # of the images
     stem: tuple[tuple[int, int], ...] = ()  # (width, stride) of each 3x3 convolution; () is a linear projection
     patch_bias: bool = True  # whether the patch projection has a bias
     embed_norm: bool = False  # whether a norm follows the patch projection, before positions and CLS
     patch_padding: int = 0  # zeros around the image in the patch projection, in pixels (ViTPose)
     tubelet: int = 0  # frames in a patch of a clip; 0: images alone (Arnab et al. 2021, ViViT)
-    # Whether images have a projection of their own beside that of clips. Otherwise their frame is repeated (V-JEPA 2)
+    # Whether images have their own projection, next to the one for clips. Otherwise their frame is repeated (V-JEPA 2)
     image_patches: bool = False
     channel_groups: int = 0  # groups of channels, each with patches of its own as a step of the map; 0: none (SatMAE)
     # Of the channels, in micrometres. The patch projection is made for them when weights are loaded (DOFA)
@@ -235,9 +235,9 @@ class ViTConfig:
     pool_mlp_dim: int = 0  # hidden width of the MLP of attention pooling; 0 is mlp_dim
     pool_prefix: bool = False  # whether attention pooling reads CLS and registers too
     neck_dim: int = 0  # channels of SAM's neck; 0: it has no neck
-    views: Views | None = None  # of which an image is one (Depth Anything 3)
-    tiles: Tiles | None = None  # of which an image of several times `image_size` consists (Llama 3.2 Vision)
-    projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
+    views: Views | None = None  # an image is one view of a scene (Depth Anything 3)
+    tiles: Tiles | None = None  # the parts, of `image_size` each, of a larger image (Llama 3.2 Vision)
+    projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0: none
     projection_bias: bool = False
     # Whether there is a token for masked patches. It changes no plain feature, so it is not part of the settings' text
     mask_token: bool = field(default=False, repr=False)

@@ -30,7 +30,7 @@ class TextHeadConfig:
     depth: int
     mlp_dim: int  # of their gated MLP
     qkv_bias: bool = False
-    projection_dim: int = 0  # width of a linear layer after the last norm; 0 is none
+    projection_dim: int = 0  # width of a linear layer after the last norm; 0: none
 
     def blocks(self, dim: int, num_heads: int) -> ViTConfig:
         """Return the settings of the blocks of a width."""

@@ -1,4 +1,4 @@
-"""A feature pyramid over the levels of a hierarchy, as SAM 2 has it (Lin et al. 2017; Ravi et al. 2024).
+"""SAM 2's feature pyramid over the levels of a hierarchy (Lin et al. 2017; Ravi et al. 2024).
 
 Axes: `B` batch, `D` width, `h w` patch grid.
 """

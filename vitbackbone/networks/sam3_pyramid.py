@@ -1,4 +1,4 @@
-"""A feature pyramid of maps of one layer at several scales, as SAM 3 has it (Li et al. 2022, ViTDet; Meta 2025).
+"""SAM 3's feature pyramid: the maps of one layer at several scales (Li et al. 2022, ViTDet; Meta 2025).
 
 Axes: `B` batch, `D` width, `h w` patch grid.
 """

@@ -34,7 +34,7 @@ from vitbackbone.runtime.kernels import (
     trouble,
 )
 
-COMPILED = 64  # graphs of a block, for sizes and layouts; beyond it torch goes on without compiling
+COMPILED = 64  # graphs of a block, for sizes and layouts; beyond this number torch runs blocks uncompiled
 
 
 class Unavailable(Exception):

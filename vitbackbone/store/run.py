@@ -195,12 +195,12 @@ def extract(
             _show(tallies, snapshot, mine, progress)
             snapshot = publish_results(storage, snapshot)
             if not mine.whole:
-                break  # the other shards are those of other runs
+                break  # other runs compute the other shards
     return FeatureStore(out, snapshot=snapshot.number, partial=not mine.whole)
 
 
 def _show(tallies: Iterable[Tally], snapshot: Snapshot, mine: Slice, progress: bool) -> None:
-    """Let the work go on, and show its progress."""
+    """Run the work and show its progress."""
     counts = snapshot.counts
     done = counts.rows - sum(part.rows for part in snapshot.work) // mine.count
     failed = counts.failed

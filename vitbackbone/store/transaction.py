@@ -63,7 +63,7 @@ def check_settings(storage: Storage, last: Snapshot | None, manifest: Manifest) 
 def publish_plan(
     storage: Storage, manifest: Manifest, inputs: Inputs, mine: Slice, retry_failed: bool, watch: Watch
 ) -> Snapshot:
-    """Compare the source with the last snapshot. Publish and return the next one if anything is to be done or recorded.
+    """Compare the source with the last snapshot. Publish and return the next one if anything has changed.
 
     If another run publishes at the same time, this one compares again with what that published.
     """
@@ -183,8 +183,8 @@ def _done_keys(storage: Storage) -> set[str]:
 def _check_features(storage: Storage, keys: Sequence[str], computed: Sequence[str], watch: Watch) -> set[str]:
     """Read the features of shards, and return the names of the damaged ones.
 
-    `keys`: shards that may wait for a snapshot. The record of one is removed if it or its features are damaged, or if
-    an image is worth another try. `computed`: names of features in a snapshot.
+    `keys`: shards that may wait for a snapshot. A shard's record is removed if it or its features are damaged, or if an
+    image should be tried again. `computed`: names of features in a snapshot.
     """
     waiting = {key: read_done(storage, key) for key in keys}
     files = list(dict.fromkeys([*computed, *(done.features for done in waiting.values() if done is not None)]))

@@ -111,7 +111,7 @@ def generate(named: dict[str, Tensor], wavelengths: Sequence[float], patch: int,
     weight, bias_weight = named[f"{_GENERATOR}.fc_weight.weight"], named[f"{_GENERATOR}.fc_bias.weight"]
     rows = (made[-1 - len(waves) : -1] + waves) @ weight.mT + named[f"{_GENERATOR}.fc_weight.bias"]
     bias = made[-1] @ bias_weight.mT + named[f"{_GENERATOR}.fc_bias.bias"]
-    # upstream reads the rows of all channels as one kernel, whatever the channel that a row was made for
+    # upstream reads the rows of all channels as one kernel, although each row was made for one channel
     return rows.reshape(dim, len(waves), patch, patch) * WAVE_SCALE, bias * WAVE_SCALE
 
 

@@ -1,6 +1,6 @@
 """The settings that each `model_type` of transformers keeps in `config.json`, as records with checked fields.
 
-The defaults are those of transformers' configuration classes, because older files leave out default values.
+The defaults equal transformers' configuration classes, because older files leave out default values.
 Bounds are far above every published model. They keep a damaged or hostile file from building a network that no machine
 can hold.
 """

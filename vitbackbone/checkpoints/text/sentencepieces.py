@@ -1,7 +1,7 @@
 """Building a tokenizer from a sentencepiece model, where a directory has no `tokenizer.json`.
 
 Such a model holds pieces with scores, and the normalisation of texts (Kudo & Richardson 2018). It does not say which
-tokens stand around a text: that depends on the class of the tokenizer.
+tokens begin and end a text: that depends on the class of the tokenizer.
 """
 
 import re
@@ -31,7 +31,7 @@ class Around:
     start: str = ""  # a token in front of a text
     end: str = ""  # a token after a text
     first: tuple[str, ...] = ()
-    last: tuple[str, ...] = ()  # tokens behind those of the model
+    last: tuple[str, ...] = ()  # tokens after the model's own
     replaced: int = 0  # the pieces of the model in whose place `first` stands
     unknown: int | None = None
 
@@ -55,9 +55,9 @@ KINDS: dict[str, Around] = {
 def read_sentencepieces(file: Path, kind: str, limit: int, starts: bool = False, ends: bool = False) -> "Tokenizer":
     """Return the tokenizer of a sentencepiece model.
 
-    `kind`: the class of the tokenizer. `limit`: the most bytes of the file. `starts`, `ends`: whether a token stands in
-    front of a text and after it, if the class itself has none there.
-    Raises `ValueError` on an unknown class or a damaged file, and `ImportError` without the libraries.
+    `kind`: the class of the tokenizer. `limit`: the most bytes of the file. `starts`, `ends`: whether a text gets a
+    first and a last token, if the class itself adds none. Raises `ValueError` on an unknown class or a damaged file,
+    and `ImportError` without the libraries.
     """
     if kind not in KINDS:
         raise ValueError(
@@ -162,7 +162,7 @@ def _prepare(tokenizer: "Tokenizer", spec: Any, inside: set[str]) -> None:
 
 
 def _space(spec: Any) -> str:
-    """Return what stands in place of a space."""
+    """Return the character that replaces a space."""
     return SPACE if spec.escape_whitespaces else " "
 
 

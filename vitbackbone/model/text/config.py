@@ -46,8 +46,8 @@ class TextConfig:
     pool: TextPool = "eos"
     eos_id: int = 49407
     pooler: bool = False  # whether a linear layer with tanh follows pooling (BERT)
-    projection_hidden: int = 0  # width of a hidden layer of the projection, with GELU after it; 0 is none
-    projection_dim: int = 512  # width of a linear layer after pooling; 0 is none
+    projection_hidden: int = 0  # width of a hidden layer of the projection, with GELU after it; 0: none
+    projection_dim: int = 512  # width of a linear layer after pooling; 0: none
     projection_bias: bool = False
     # How the learned number scales cosines: its exponential, its inverse (a temperature), or there is none.
     scale: Scale = "exp"

@@ -384,7 +384,7 @@ def _for_size(config: TimmConfig, size: Size) -> Any:
 
 
 def _create_on_cpu(config: TimmConfig) -> Any:
-    """Build the network on the CPU, whatever the default device, without initial values if that is the meta device.
+    """Build the network on the CPU. If torch's default device is the meta device, leave out initial values.
 
     The meta device would lose buffers that no checkpoint holds, such as Swin's position tables.
     """

@@ -18,7 +18,7 @@ from vitbackbone.networks.timm.parts import timm_class
 from vitbackbone.networks.timm.tables import Resize, Size, Target, table_rule
 
 Create = Callable[[Size | None], nn.Module]  # builds the network for an image size, or for its native one
-KEPT = 16  # copies that are kept, those of the sizes used last
+KEPT = 16  # copies that are kept, for the sizes used last
 
 
 class WithoutInit(TorchFunctionMode):
@@ -191,7 +191,7 @@ def for_size(create: Callable[[Size], Any], size: Size) -> Any:
 
 
 def fit_to_grid(network: Any, size: Size) -> None:
-    """Give attention that timm builds for one grid, whatever the image size, the grid of these images."""
+    """Set the grid of these images in attention layers that timm builds for one fixed grid."""
     for module in network.modules():
         if isinstance(module, timm_class("ConViT attention")):
             h, w = network.patch_embed.grid_size

@@ -34,7 +34,7 @@ class Projection:
 
     @property
     def num_classes(self) -> int:
-        """The outputs of the network's classifier; 0 is none."""
+        """The outputs of the network's classifier; 0: none."""
         return self.dim if self.kind == "classifier" else 0
 
     def set_pool(self, model: Any) -> None:

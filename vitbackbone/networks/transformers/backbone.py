@@ -105,7 +105,7 @@ def build_tower(config: TransformersConfig) -> tuple[Any, str]:
 class TransformersBackbone(BackboneModule):
     """An image encoder of transformers that returns features. The encoder is `model`, with transformers' own names.
 
-    `norm=True` applies the encoder's final norm, if its own output is that of its last block with a norm.
+    `norm=True` applies the encoder's final norm, if its own output is its last block's output with a norm.
     `pooled` of the last layer is the encoder's `pooler_output` if it has one. Otherwise it is the CLS token, or the
     mean of the patches where there is no CLS token.
 

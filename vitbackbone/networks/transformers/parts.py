@@ -161,7 +161,7 @@ def fill_buffers(encoder: nn.Module) -> None:
 
 
 def timm_size(encoder: nn.Module) -> tuple[int, int] | None:
-    """Return (H, W) that a network of timm within an encoder was built for, or None if there is none."""
+    """Return the size (H, W) of a timm network within an encoder, or None if there is no such network."""
     for module in encoder.modules():
         if type(module).__module__.startswith("timm.models."):
             given = getattr(module, "default_cfg", None) or {}

@@ -28,7 +28,7 @@ from vitbackbone.files import (
 )
 
 SCHEMES = ("s3", "gs", "az", "hf", "http", "https")
-MOST_OPEN = 2  # remote files of which a thread keeps the parts that were read last
+MOST_OPEN = 2  # remote files for which a thread keeps the parts that it read last
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 _known = threading.local()  # the remote files that this thread has opened

@@ -208,7 +208,7 @@ def _from_prefix(root: Root, service: Remote, key: str, url: str) -> "Inputs | _
 
 
 def _from_files(root: Root, files: Sequence[str], source: str) -> "Inputs | _Archives":
-    """Return the inputs of lists, or archives that are to be listed. `source`: the user's name for them, for errors."""
+    """Return the inputs of lists, or archives to list. `source`: the user's name for them, for errors."""
     rows = Rows()
     is_list = [_is_list(root.locate(file), root.private, len(files) > 1) for file in files]
     if any(is_list) and not all(is_list):
