@@ -126,7 +126,7 @@ def test_wrong_numbers_of_bands_are_named(tmp_path: Path) -> None:
         preprocess(photo(8, 8))
     with pytest.raises(ValueError, match="the image has the colours of a PNG; want 5: a TIFF file, an array"):
         preprocess(save_photo(tmp_path / "a.png"))
-    with pytest.raises(ValueError, match="no finite numbers"):
+    with pytest.raises(ValueError, match="not finite numbers"):
         preprocess(np.full((8, 8, 5), np.nan, np.float32))
 
 

@@ -83,7 +83,7 @@ MISSING = [
     ("mvtec", "screw/ground_truth/hole/001_mask.png", "lacks 1 masks of screw"),
     ("mvtec", "screw/test/good", "needs sound photos"),
     ("copydays", "original/202000.jpg", "has 3 photos, and original/ has 2"),
-    ("voc07-boxes", "VOCdevkit/VOC2007/Annotations/000001.xml", "no annotation of Pascal VOC"),
+    ("voc07-boxes", "VOCdevkit/VOC2007/Annotations/000001.xml", "not an annotation of Pascal VOC"),
     ("coco20k", "train2014/COCO_train2014_000000000001.jpg", "lacks 1 of 3 photos"),
 ]
 

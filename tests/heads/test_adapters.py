@@ -170,7 +170,7 @@ def test_images_that_are_not_in_0_to_1_are_refused(wrong: str) -> None:
     image = photos((64, 64))[0]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (COLOURS.mean, COLOURS.std))
     image = {"normalised": (image - mean) / std, "bytes": 255 * image, "nan": image * float("nan")}[wrong]
-    with pytest.raises(ValueError, match=r"want \[0, 1\], because it normalises them itself"):
+    with pytest.raises(ValueError, match=r"want \[0, 1\], because it normalises images itself"):
         model([image])
 
 
