@@ -1,4 +1,4 @@
-"""A detector on a ViT: shapes drawn into photos, found again.
+"""Train a detector on a ViT to find shapes that are drawn into photos.
 
     python examples/detect.py --out runs/detect                          # two photos that scikit-learn brings
     python examples/detect.py --out runs/detect --photos FOLDER          # or a parquet file with the column `image`

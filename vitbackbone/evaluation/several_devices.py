@@ -14,8 +14,8 @@ A = TypeVar("A")
 def ahead(read: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
     """Yield `read(item)` for each item, in order. `workers` threads read the next ones meanwhile.
 
-    Two items for each thread are held in memory. Without threads, an item is read when it is asked for. An exception
-    of `read` is raised where its item would come.
+    Two items for each thread are held in memory. Without threads, an item is read when it is asked for. An exception of
+    `read` is raised in place of its item.
     """
     if not workers:
         yield from map(read, items)

@@ -1,4 +1,4 @@
-"""Files of the web: `http://` and `https://`. Everything that answers is taken for hostile.
+"""Files of the web: `http://` and `https://`. Every server is treated as hostile.
 
 A host name is resolved once, and the connection goes to the address that was checked. A name that changes its address
 in the meantime leads nowhere else. The same holds for every redirect. Sizes and times are limited. Proxies of the

@@ -80,7 +80,7 @@ def opened_video(file: BufferedIOBase) -> Iterator[Any]:
 
 
 def reason(error: BaseException) -> str:
-    """Return FFmpeg's text of an error without the name of the file."""
+    """Return FFmpeg's error message without the file name."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Int
 class Sampling:
     """Every frame of a stream, or some of them. At most one field may be given.
 
-    `fps`: frames a second. At each of the times 0, 1/fps, 2/fps, ... after the first frame, the frame shown then is
-    taken, each frame once. The last time is the time of the last frame.
+    `fps`: frames a second. The frames shown at the times 0, 1/fps, 2/fps, ... after the first frame are taken, each
+    frame once. The last time is the time of the last frame.
     `stride`: every `stride`-th frame, from the first on.
     `keyframes`: the frames that need no other to be decoded.
 

@@ -21,7 +21,7 @@ class _Folder:
     """A folder to list."""
 
     path: str
-    prefix: str  # its path from the root, with "/" behind
+    prefix: str  # its path from the root, with "/" at the end
     above: tuple[Identity, ...]  # the folders above it
     linked: bool  # whether it or a folder above it was reached by a link
 
