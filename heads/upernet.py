@@ -30,7 +30,7 @@ class UPerNet(Segmenter):
     It reads evenly spread blocks without the final norm, and a neck makes a pyramid of them. If the layers have
     different strides, as Swin's do, they form the pyramid already and there is no neck.
 
-    The auxiliary head `auxiliary` helps training: it predicts the same classes from the third map alone, as in
+    The auxiliary head `auxiliary` helps training: it predicts the same classes from only the third map, as in
     mmsegmentation on MAE and Swin. `loss` adds its loss with weight 0.4, and `head.auxiliary(features)` runs it.
     Training needs batches of at least two images of one size, because batch norm sees a map pooled to one place.
 

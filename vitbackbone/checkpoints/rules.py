@@ -185,7 +185,8 @@ class Group:
 
 
 class Made(NamedTuple):
-    """A parameter made from a checkpoint: None if the making failed, and the keys and shapes that it was made from."""
+    """A parameter made from a checkpoint: None if its computation failed, and the keys and shapes that it was computed
+    from."""
 
     tensor: Tensor | None
     origin: str
@@ -383,7 +384,7 @@ def _lacking(rule: Rule, block: str, known: State) -> str | None:
 
 
 def _missing_sources(name: str, table: Iterable[Rule], expected: State) -> str:
-    """Say which keys of the format a parameter would be made of."""
+    """Say from which keys of the format a parameter would be made."""
     for rule in sorted(table, key=lambda rule: not rule.written):
         for target in rule.targets:
             match = _pattern(target).fullmatch(name)

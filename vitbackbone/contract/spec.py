@@ -75,7 +75,7 @@ class BackboneSpec:
     def norms(self, layers: Sequence[int]) -> bool:
         """Return whether the final norm exists and fits each of the layers.
 
-        The norm fits every layer of width `dim`. In a Swin, that is the last layer alone.
+        The norm fits every layer of width `dim`. In a Swin, that is only the last layer.
         """
         return self.has_norm and all(self.dims[layer] == self.dim for layer in self.indices(layers))
 

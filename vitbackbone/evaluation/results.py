@@ -149,7 +149,7 @@ def read_results(out: str | PathLike[str]) -> Results:
 
 
 def make_result(run: Run, scores: Sequence[Score], checks: Mapping[str, Check], seconds: float) -> Result:
-    """Put together the result of a run. No published figure stands beside a part of a dataset.
+    """Put together the result of a run. A part of a dataset is not compared with published figures.
 
     `checks`: the counts of each dataset that it read, by name.
     """

@@ -106,7 +106,7 @@ class Run:
 
     @cached_property
     def replicas(self) -> list["Run"]:
-        """This run for each of several devices, with its own copy of the backbone there; or this run alone."""
+        """A copy of this run for each of several devices, with its own copy of the backbone; or only this run."""
         devices = self.machine.several()
         return [replace(self, backbone=deepcopy(self.backbone).to(each)) for each in devices] or [self]
 

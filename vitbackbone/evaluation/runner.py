@@ -44,11 +44,11 @@ def evaluate(
 
     `data`: the folder of each dataset by its name, or the one folder of the protocol's own dataset.
     `out`: the folder for results, trained heads, and everything that a killed run resumes from. Results of several
-    calls join in it. None keeps nothing but the results that are returned.
+    calls join in it. With None, only the returned results are kept.
     `variant`: the paper whose settings are used, such as "v2" or "v3"; by default the protocol's first. `settings`:
     settings to change, such as `{"fit.ks": "10,20"}`.
     `limit`: the largest number of images of each part of a dataset. Trainings are shortened likewise, unless `settings`
-    has their steps. No published figure stands beside such a run.
+    has their steps. Such a run is not compared with published figures.
     `device`, `devices`, `workers`, `batch_size`, `progress`: as for `extract`. Several devices share all images that
     no head is trained on; heads are trained on `device`.
 

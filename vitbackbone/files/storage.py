@@ -49,7 +49,7 @@ class Storage(Protocol):
         """Describe an object. Returns None if it is missing."""
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stored]:
-        """Yield the objects whose keys begin with `prefix` and sort behind `after`, sorted by the UTF-8 of their keys.
+        """Yield the objects whose keys begin with `prefix` and come after `after`, sorted by the UTF-8 of their keys.
 
         A million keys are streamed. Unfinished files of other writers are not among them.
         """

@@ -15,7 +15,7 @@ class Sampling:
     `fps`: frames a second. The frames shown at the times 0, 1/fps, 2/fps, ... after the first frame are taken, each
     frame once. The last time is the time of the last frame.
     `stride`: every `stride`-th frame, from the first on.
-    `keyframes`: the frames that need no other to be decoded.
+    `keyframes`: only frames that are decoded without others.
 
     Raises `ValueError` on several fields, and on numbers that are not above 0.
     """

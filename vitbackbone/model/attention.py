@@ -199,7 +199,7 @@ class SelfAttention(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the softmax is over queries and keys alone."""
+        """Whether only queries and keys enter the softmax."""
         return self.rel_pos is None
 
     def _terms(

@@ -80,13 +80,13 @@ class Rotary:
 
     Half of each head's channels encode the row, and half the column.
 
-    `coordinates`: `"centred"` is 2π times a patch's centre, which is in [-1, 1] on every grid (DINOv3). `"index"` is
-    a patch's row or column plus `offset`, rescaled so that every grid spans `reference` (EVA-02), or as it is if
-    `reference` is None (Qwen2-VL). `"corners"` puts the corners of every grid on those of `reference` (V-JEPA 2.1).
-    `"same"` puts all patches at `offset` (Depth Anything 3). `"golden"` turns each pair of channels by a patch's place
-    along a direction of its own, of `heads` heads. Frequencies run from 1 to `theta`, rows from -√(h/w) to √(h/w), and
-    columns from -√(w/h) to √(w/h). The second half of a head's channels is still (SigLino).
-    Tokens in front of the patches are not turned, so that `offset` sets their distance to the patches.
+    `coordinates`: `"centred"` is 2π times a patch's centre, which is in [-1, 1] on every grid (DINOv3). `"index"` is a
+    patch's row or column plus `offset`, rescaled so that every grid spans `reference` (EVA-02), or as it is if
+    `reference` is None (Qwen2-VL). `"corners"` puts the corners of every grid on the corners of `reference` (V-JEPA
+    2.1). `"same"` puts all patches at `offset` (Depth Anything 3). `"golden"` turns each pair of channels by a patch's
+    place along a direction of its own, of `heads` heads. Frequencies run from 1 to `theta`, rows from -√(h/w) to
+    √(h/w), and columns from -√(w/h) to √(w/h). The second half of a head's channels is still (SigLino). Tokens in front
+    of the patches are not turned, so that `offset` sets their distance to the patches.
     `interleaved`: whether the wavelengths of the columns lie between those of the rows (Pixtral). Otherwise both axes
     have the same.
     `cls_angles`: whether CLS is turned by learned angles, one for each pair of channels (MLCD).
@@ -154,7 +154,7 @@ class Tiles:
     arrangements: tuple[tuple[int, int], ...]  # rows and columns of tiles that an image may have
     count: int  # tiles of every image; those that it lacks are empty
     depth: int  # blocks with gates, after the blocks of the configuration
-    taps: tuple[int, ...]  # blocks whose output stands beside the last one's
+    taps: tuple[int, ...]  # blocks whose outputs are joined to the last block's
     norm_eps: float = 1e-5  # of the norms before and after the blocks of the configuration
 
 
@@ -182,7 +182,7 @@ class ViTConfig:
     patch_bias: bool = True  # whether the patch projection has a bias
     embed_norm: bool = False  # whether a norm follows the patch projection, before positions and CLS
     patch_padding: int = 0  # zeros around the image in the patch projection, in pixels (ViTPose)
-    tubelet: int = 0  # frames in a patch of a clip; 0: images alone (Arnab et al. 2021, ViViT)
+    tubelet: int = 0  # frames in a patch of a clip; 0: only images (Arnab et al. 2021, ViViT)
     # Whether images have their own projection, next to the one for clips. Otherwise their frame is repeated (V-JEPA 2)
     image_patches: bool = False
     channel_groups: int = 0  # groups of channels, each with patches of its own as a step of the map; 0: none (SatMAE)

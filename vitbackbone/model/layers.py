@@ -128,8 +128,8 @@ def attention_settings(config: ViTConfig, index: int) -> ViTConfig:
 class Block(nn.Module):
     """An encoder block: attention and then an MLP, each with its own norms and residual connection.
 
-    A norm stands before each (Vision Transformer), after each (EVA-CLIP's largest), both (Gemma 4), or after each
-    sum with the residual (BERT).
+    There is a norm before each (Vision Transformer), after each (EVA-CLIP's largest), both (Gemma 4), or after each sum
+    with the residual (BERT).
     """
 
     def __init__(self, config: ViTConfig, index: int) -> None:

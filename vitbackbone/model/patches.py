@@ -14,7 +14,7 @@ from vitbackbone.model.config import ViTConfig
 class PatchEmbed(nn.Module):
     """The linear projection of p x p patches to width D, as a convolution whose stride equals its kernel size.
 
-    With zeros around the image, the patches lie that much further up and left; their number is the same.
+    If zeros surround the image, the patches move up and left by their width; the number of patches stays the same.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -90,7 +90,7 @@ class ConvStem(nn.Module):
 
 
 def patch_embedding(config: ViTConfig) -> PatchEmbed | ClipEmbed | GroupEmbed | ConvStem:
-    """Build the way from images to patch vectors."""
+    """Build the layer from images to patch vectors."""
     if config.channel_groups:
         return GroupEmbed(config)
     if config.tubelet:

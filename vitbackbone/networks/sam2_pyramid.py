@@ -25,7 +25,7 @@ class FpnConfig:
     """The settings of a pyramid. Raises `ValueError` on levels that do not exist."""
 
     dim: int  # width of every map
-    levels: int  # maps that are handed out, from the finest level on
+    levels: int  # maps that are returned, from the finest level on
     top_down: tuple[int, ...]  # levels, 0 is the finest, to which the next coarser map is added
 
     def __post_init__(self) -> None:

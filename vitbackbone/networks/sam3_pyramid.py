@@ -59,7 +59,7 @@ class ScaledLevel(nn.Module):
 class ScaledFpnBackbone(BackboneBehind):
     """A backbone whose layers are the maps of a pyramid, from the finest to the coarsest.
 
-    Each map is made of the last layer alone. There is no CLS token, and `pooled` is the mean of a map. `backbone` is
+    Each map is made from only the last layer. There is no CLS token, and `pooled` is the mean of a map. `backbone` is
     the network itself.
 
     Raises `ValueError` if a map would have patches of a fraction of a pixel.

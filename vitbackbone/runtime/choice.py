@@ -41,10 +41,10 @@ def optimize(
 ) -> BackboneModule:
     """Return a backbone with the same contract, weights and device that computes its features faster.
 
-    Every route of this machine that is as precise as asked is built and timed; the fastest is taken. `backbone` is not
+    Every route of this machine that is precise enough is built and timed; the fastest is taken. `backbone` is not
     changed. The two share their parameters where the route allows it.
 
-    The result is for inference only: it makes no gradients and cannot be copied or pickled. Its `runtime` names the
+    The result is for inference only: it computes no gradients and cannot be copied or pickled. Its `runtime` names the
     route, and its `fidelity` says how close the features are to plain float32. A line of the log "vitbackbone" says
     which route was taken and why. On a GPU, "bf16" and "int8" compile kernels, which takes up to a minute. A GPU
     records and replays small batches, so hooks on blocks do not see them.

@@ -35,8 +35,8 @@ class OpenVinoBackbone(ViT):
 
     One graph serves all batches and sizes of images. The size of `sample` has two more graphs: one for all batches, one
     for single images. A graph is compiled when a set of layers is first requested. This takes up to a second, and fixes
-    `torch.get_num_threads()` threads. The last six graphs are kept in memory. None is kept on disk, because reading a
-    compiled graph back takes longer than making it.
+    `torch.get_num_threads()` threads. The last six graphs are kept in memory. No graph is kept on disk, because reading
+    it back takes longer than compiling it.
 
     The parameters are a float32 copy on the CPU. Parameters and features take no gradients, and images that need
     gradients are refused. torch recomputes `attention`.

@@ -1,7 +1,7 @@
 """Converting `config.json` to and from the configuration of a network, for each `model_type` of transformers.
 
-Each writer stands behind its reader and writes the settings that the class has. `export.save_pretrained` reads them
-again, and refuses if the result differs.
+Each writer follows its reader and writes the settings that the class has. `export.save_pretrained` reads them again,
+and refuses if the result differs.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The layout of a dataset as it is distributed: how it is read in place, and how many of what it should have."""
+"""The layout of a dataset as it is distributed: how to read it in place, and its official counts."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ class Layout:
     """A dataset and its official layout.
 
     `read` opens a folder and returns the record of the dataset's kind; it raises `LayoutError` with a sentence if a
-    file or folder is missing. `counts` tells how many of what the record has. `official` are the counts of the whole
+    file or folder is missing. `counts` returns the counts of a record, by name. `official` has the counts of the whole
     dataset, by the same names.
     """
 

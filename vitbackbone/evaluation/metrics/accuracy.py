@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 def in_top(scores: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"], k: int) -> Bool[np.ndarray, " N"]:
     """Return whether each label is among the `k` classes of the highest scores.
 
-    (torchmetrics, `MulticlassAccuracy(top_k=k)`) Of equal highest scores, the first counts. Where more classes are
-    equal than there are places, such as those without a vote, `torch.topk` decides on the CPU, as there.
+    (torchmetrics, `MulticlassAccuracy(top_k=k)`) Of equal highest scores, the first counts. If more classes are equal
+    than there are places, such as classes without a vote, `torch.topk` on the CPU decides, as upstream.
     """
     if k == 1:
         return scores.argmax(axis=1) == labels

@@ -132,8 +132,8 @@ class GroundPositions(ComputedPositions):
 class ClipPositions(ComputedPositions):
     """Sines and cosines of a patch's column, row and step of time (Jakubik et al. 2023, Prithvi).
 
-    Columns and rows have a table at the native grid, which is resampled to other grids. Time has no table: its steps
-    count on.
+    Columns and rows have a table at the native grid, which is resampled to other grids. Time has no table: its
+    positions are computed for any number of steps.
     """
 
     def __init__(self, config: ViTConfig) -> None:

@@ -35,7 +35,7 @@ class TextConfig:
     embed_norm: bool = False  # whether a norm precedes the first block (BERT)
     final_norm: bool = True  # whether a norm follows the last block
     causal: bool = True  # whether a token attends to no later token
-    # Whether a learned token stands after the padding, and padding is left out one token late (CoCa)
+    # Whether a learned token follows the padding, and padding is left out one token late (CoCa)
     cls: bool = False
     pad_id: int = 0  # cls=True: the token that padding consists of
     mask_padding: bool = False  # whether padding is left out of attention and of the mean

@@ -23,7 +23,7 @@ class Outputs:
     """The result of one run: the map and the prefix tokens of each requested level, and `Final` if it was requested."""
 
     maps: list[Tensor]  # (B, D, h, w) of each level
-    prefixes: list[Tensor | None]  # (B, P, D); None where timm does not hand them out
+    prefixes: list[Tensor | None]  # (B, P, D); None where timm does not return them
     final: Final
 
 
@@ -32,8 +32,8 @@ class Levels:
     """The levels of a network that a backbone returns.
 
     A level is left out if its map lies off the grid of its stride and no later level fits, such as the large patches of
-    CrossViT. `num_prefix` tokens stand in front of the patches. Most networks hand them out at each level; the others
-    have them in the output of `forward_features` alone.
+    CrossViT. `num_prefix` tokens stand in front of the patches. Most networks return them at each level; the others
+    have them only in the output of `forward_features`.
     """
 
     dims: tuple[int, ...]

@@ -172,7 +172,7 @@ class SizedCopies:
 def for_size(create: Callable[[Size], Any], size: Size) -> Any:
     """Build a network for an image size.
 
-    timm builds some networks for squares alone, although they have a table for each axis (MViTv2). For other sizes, the
+    timm builds some networks only for squares, although they have a table for each axis (MViTv2). For other sizes, the
     tables of each axis come from the square of that side.
     """
     try:

@@ -1,7 +1,7 @@
 """Image encoders of transformers that have no native configuration, behind the same contract.
 
 A layer is a block of the encoder, or a stage of a hierarchy, each with its own width and stride. If the encoder's own
-output is neither the last block's nor that with the final norm, it is one more layer.
+output is neither the last block's output nor this output with the final norm, it is one more layer.
 
 Axes: `B` batch, `P` tokens that are not patches, `D` width, `h w` patch grid, `N` tokens, `H W` pixels.
 """
@@ -97,7 +97,7 @@ def build_tower(config: TransformersConfig) -> tuple[Any, str]:
     if config.image_size is not None and set_image_size(config_of(model, tower), config.image_size):
         try:
             model = build(model.config, config.architecture)
-        except ValueError:  # an encoder of squares alone keeps the size of its config
+        except ValueError:  # an encoder of only squares keeps the size of its config
             model = build(make_config(config.settings), config.architecture)
     return model, tower
 

@@ -66,7 +66,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of an encoder: tokens (B, N, D) of its blocks, or its own output alone."""
+    """The layers of an encoder: tokens (B, N, D) of its blocks, or only its own output."""
 
     dim: int
     depth: int

@@ -52,7 +52,7 @@ PATTERNS = {
 
 @dataclass(frozen=True)
 class Feed:
-    """The way of a batch into one encoder."""
+    """The conversion of a batch to the arguments of one encoder."""
 
     first: str  # the argument that takes the pixels
     way: Way = "batch"

@@ -139,7 +139,7 @@ def set_image_size(config: Any, size: tuple[int, int]) -> bool:
             return False
         try:
             setattr(config, name, written)
-        except Exception:  # some configs accept one side alone, and say so in errors of their own
+        except Exception:  # some configs accept only one side, and say so in errors of their own
             return False
         return True
     return False

@@ -50,7 +50,7 @@ class Encoder:
 
     def __init__(self, model: Any, config: Any, feed: Feed) -> None:
         self.model, self.config, self.feed = model, config, feed
-        self.first_stage = False  # whether the layers are the blocks of the first stage alone
+        self.first_stage = False  # whether the layers are only the blocks of the first stage
         self.known: dict[tuple[Size, int, int], Tensor] = {}
 
     @property

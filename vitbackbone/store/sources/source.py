@@ -65,9 +65,9 @@ def list_inputs(
     A video (.mp4, .mov, .mkv, .webm, .ts and so on) is listed by its frames, whether it is named by any of these,
     alone, or in a `.tar` or `.zip`. A video that cannot be listed is one input that cannot be read.
 
-    All of these also lie in a bucket: `s3://BUCKET/PREFIX` (also `gs://`, `az://`) is a folder, and globs, lists and
+    All of these may also be in a bucket: `s3://BUCKET/PREFIX` (also `gs://`, `az://`) is a folder, and globs, lists and
     archives are named likewise. `hf://datasets/OWNER/NAME` stands for the parquet files, else the archives, of a data
-    set of the Hugging Face Hub. A list or an archive may also lie at `https://`.
+    set of the Hugging Face Hub. A list or an archive may also be at `https://`.
 
     `sampling`: the frames of a video that are listed; all by default.
     `allow_private_urls`: whether addresses of the web may belong to this machine or to a private network.
