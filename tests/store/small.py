@@ -34,6 +34,17 @@ class Watched(ViT):
         return super().forward_layers(images, layers, norm)
 
 
+class Interrupted(Watched):
+    """Ends by Ctrl-C when it is called once more than `limit` times."""
+
+    limit = 2
+
+    def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
+        if len(getattr(self, "seen", [])) == self.limit:
+            raise KeyboardInterrupt
+        return super().forward_layers(images, layers, norm)
+
+
 def backbone(**fields: object) -> Watched:
     torch.manual_seed(0)
     return Watched(replace(TINY, **fields)).eval()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.helpers import cases
-from tests.store.small import TINY, backbone, contents, features_of, objects, save
+from tests.store.small import TINY, Interrupted, backbone, contents, features_of, objects, save
 from vitbackbone.files import LocalStorage
 from vitbackbone.store import FeatureStore, extract, history, prune, verify
 from vitbackbone.store.objects import Damaged

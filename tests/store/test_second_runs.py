@@ -1,27 +1,15 @@
 """A second run finishes what the first one did not, and a run with other settings or inputs is refused."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.store.small import TINY, Watched, backbone, contents, objects, picture, save, write_list
-from vitbackbone.contract.features import Features
-from vitbackbone.contract.geometry import Images
+from tests.store.small import TINY, Interrupted, backbone, contents, objects, picture, save, write_list
 from vitbackbone.files import LocalStorage
 from vitbackbone.store import FeatureStore, extract, history
-
-
-class Interrupted(Watched):
-    limit = 2
-
-    def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
-        if len(getattr(self, "seen", [])) == self.limit:
-            raise KeyboardInterrupt
-        return super().forward_layers(images, layers, norm)
 
 
 def test_a_second_run_finishes_what_the_first_did_not(photos: Path, tmp_path: Path) -> None:
