@@ -268,9 +268,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, head, weights and result")
     parser.add_argument("--backbone", default="nano", help="as for load_backbone")
     parser.add_argument("--weights", help="a file with its weights, to start from")
-    parser.add_argument("--mode", choices=list(LR), default="full")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--mode", choices=list(LR), default="full", help="what is trained; see above (default: full)")
+    parser.add_argument("--steps", type=int, default=500, help="training steps (default: 500)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images in one step (default: 64)")
     parser.add_argument("--lr", type=float, help=f"peak learning rate (default: {LR})")
     parser.add_argument(
         "--layer-decay", type=float, default=0.75, help="factor from each block to the one before, with `full`"
@@ -288,8 +288,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--rows", type=_rows, default=slice(None), help="START:STOP:STEP of the photos, such as 9::10")
     parser.add_argument("--resolution", type=int, help="side in pixels (default: the checkpoint's own)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of training (default: fp32)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     return parser.parse_args(arguments)
 
 
