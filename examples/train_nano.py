@@ -4,8 +4,9 @@
     python examples/train_nano.py train.parquet --out runs/nano --epochs 2 --limit 2000    # a quick trial
 
 `train.parquet` has the columns `image` (JPEG or PNG bytes) and `label`. The result is `OUT/nano.safetensors` in half
-precision. The recipe: Muon on the matrices of the blocks and AdamW on the rest, warm-up and cosine, random crops and flips,
-Mixup and CutMix, DropPath; small images first, full size last; in the second half, CLS learns to hold a thumbnail.
+precision. The recipe has Muon on the matrices of the blocks and AdamW on the rest, warm-up and cosine, random crops and
+flips, Mixup and CutMix, DropPath; small images first, full size last; in the second half, CLS learns to hold a
+thumbnail.
 """
 
 import argparse
