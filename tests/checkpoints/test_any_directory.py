@@ -266,7 +266,7 @@ def test_biases_and_a_gate_follow_the_weights(bias: bool, tmp_path: Path) -> Non
 
 
 def test_a_part_that_is_half_there_is_refused(tmp_path: Path) -> None:
-    """A final norm without its bias is a damaged file, and no class without a norm."""
+    """A final norm without its bias means a damaged file, not a class without a norm."""
     state = save_vit(tmp_path, hf.Dinov2Backbone(hf.Dinov2Config(**DINO)))
     state.pop("layernorm.bias")
     save_file(state, tmp_path / "model.safetensors")

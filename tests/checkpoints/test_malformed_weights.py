@@ -1,4 +1,4 @@
-"""Weights that lie, in any format, are refused in words and cost no memory."""
+"""Weights with false claims, in any format, are refused with a clear error and cost no memory."""
 
 import io
 import json

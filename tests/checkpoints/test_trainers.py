@@ -22,7 +22,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def networks() -> tuple[nn.Module, State, State]:
-    """A network, its parameters, and those of another one of the same architecture."""
+    """A network, its parameters, and the parameters of another network of the same architecture."""
     first, second = (
         randomise(timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=224), seed) for seed in (0, 1)
     )

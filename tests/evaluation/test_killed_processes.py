@@ -1,4 +1,4 @@
-"""Every protocol with `nano` in a process that the system kills, and that another one goes on for."""
+"""Every protocol with `nano` in a process that is killed, and that another process resumes."""
 
 import multiprocessing
 import os

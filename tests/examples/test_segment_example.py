@@ -1,4 +1,4 @@
-"""The segmentation example learns, goes on where it was interrupted, measures, draws, and refuses wrong data."""
+"""The segmentation example learns, resumes, measures, draws, and refuses wrong data."""
 
 import importlib
 import io

@@ -1,4 +1,4 @@
-"""JSON from outside: whatever is wrong with it is one `ValueError` or `OSError` that names the file and the key."""
+"""JSON from outside: every fault is one `ValueError` or `OSError` that names the file and the key."""
 
 import os
 from dataclasses import dataclass

@@ -173,7 +173,7 @@ def test_a_cut_file_gives_the_frames_that_are_there(name: str, share: float) -> 
     expected = dict(decoded(cut))
     try:
         found = read_all(cut)
-    except ImageError:  # such as an MP4 without the index that lies behind its frames
+    except ImageError:  # such as an MP4 without the index at its end
         assert KINDS[name].format == "mp4" or not expected
         return
     read = {pts: frame for pts, frame in found.items() if isinstance(frame, Tensor)}

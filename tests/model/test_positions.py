@@ -91,7 +91,7 @@ def test_an_offset_and_antialias_are_refused_together() -> None:
 
 
 def test_positions_follow_whatever_table_there_is() -> None:
-    """However it came there: changed in place, through `.data`, or put there for one call."""
+    """This holds for tables changed in place, through `.data`, or replaced for one call."""
     positions = tiny_vit().pos_embed
     with torch.inference_mode():
         first = positions((5, 7))

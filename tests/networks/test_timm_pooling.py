@@ -1,4 +1,4 @@
-"""`pooled` of each module of timm: what timm's own classifier reads, and nothing that is computed here in its place."""
+"""`pooled` of each module of timm: what timm's own classifier reads, not a substitute computed here."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""The image sizes of timm's networks: no padding but what the arithmetic of the layers needs."""
+"""The image sizes of timm's networks: images are padded only as far as the layers need it."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def halve(side: int) -> int:
 
 
 def patches(stride: int) -> Layer:
-    """Patches of `stride` pixels that do not overlap: those cut at the border are lost."""
+    """Patches of `stride` pixels that do not overlap; incomplete ones at the border are dropped."""
     return lambda side: side // stride
 
 

@@ -117,7 +117,7 @@ class Vjepa21(nn.Module):
         maps = embed["proj"](clips)
         t, h, w = maps.shape[2:]
         x = maps.flatten(2).mT + kind
-        # rows and columns reach over the 16 x 16 patches of pretraining
+        # rows and columns span the 16 x 16 patches of pretraining
         axes = [torch.arange(t).float(), *(torch.arange(n) * 15.0 / max(n - 1, 1) for n in (h, w))]
         where = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
         raw = {}

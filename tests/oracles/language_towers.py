@@ -129,7 +129,7 @@ def gemma4(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
 
 
 def llama4(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
-    """CLS stands after the patches; the features are before the adapter."""
+    """CLS follows the patches; the features are before the adapter."""
     found: list[Tensor] = []
     hook = model.layernorm_post.register_forward_hook(lambda *given: found.append(given[-1]))
     out = model(x, output_hidden_states=True)

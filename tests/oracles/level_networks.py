@@ -34,7 +34,7 @@ def hiera_model() -> nn.Module:
 
 
 def run_hiera(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
-    """transformers returns the levels of its native size alone, so that it is built again for each size, with its own
+    """transformers returns the levels only at its native size, so it is built again for each size, with its own
     resizing of the positions. Its last level is the one that it has without that."""
     last = model(x, interpolate_pos_encoding=True).last_hidden_state
     size = [x.shape[2], x.shape[3]]

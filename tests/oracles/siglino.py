@@ -149,7 +149,7 @@ NETWORKS = {"siglino_moe_0.3b": (2, True), "siglino_0.6b": (0, True), "siglino_3
 
 
 def load(name: str, folder: Path, positions: Positions) -> BackboneModule:
-    """Load the file under a name of the zoo, which gets these sizes for the time."""
+    """Load the file under a name of the zoo, which gets these sizes while it is loaded."""
     entry, chosen = ZOO[name], NETWORKS[name][0]
     experts = replace(entry.config.experts, count=EXPERTS, chosen=chosen) if chosen else None
     sizes = {"dim": DIM, "depth": DEPTH, "num_heads": HEADS, "head_dim": WIDTH, "mlp_dim": HIDDEN, "experts": experts}

@@ -57,7 +57,7 @@ def naflex(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
 
 
 def yolos(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
-    """The detection tokens stand after the patches."""
+    """The detection tokens follow the patches."""
     count, out = model.config.num_detection_tokens, plain(model, x, layers)
 
     def forward(tokens: Tensor) -> Tensor:

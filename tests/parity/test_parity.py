@@ -1,8 +1,7 @@
 """Every family equals its upstream on identical, fully randomised weights: native, another square, a non-square size,
 and one that the patch does not divide.
 
-The error is max |a - b| / max |b| in float32. The cases are rows of the tables in `tests/oracles/cases.py`,
-`tests/oracles/transformers_models.py` and `tests/oracles/transformers_towers.py`.
+The error is max |a - b| / max |b| in float32. The cases are rows of the tables in `tests/oracles/`.
 """
 
 import math

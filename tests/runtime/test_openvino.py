@@ -398,7 +398,7 @@ def test_8_bits_are_refused_where_they_are_computed_wrongly(monkeypatch: pytest.
 
 
 def test_bf16_is_that_or_refused() -> None:
-    """OpenVINO alone would take the name and run float32."""
+    """OpenVINO by itself would accept the name and run float32."""
     x = images(2, 3, 32, 40)
     if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(ValueError, match="this CPU has no instructions for bfloat16; use 'fp32'"):

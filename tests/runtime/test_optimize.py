@@ -1,4 +1,4 @@
-"""`optimize`: what it hands back, how close it must be, and which route it takes."""
+"""`optimize`: what it returns, how close it must be, and which route it takes."""
 
 import copy
 import logging
@@ -26,7 +26,7 @@ from vitbackbone.runtime.routes import Route
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *rows: Route) -> None:
-    """These paths alone, of which the last is the fastest."""
+    """Allow only these routes, the last of them the fastest."""
     monkeypatch.setattr(choice, "ROUTES", rows)
     monkeypatch.setattr(choice, "_race", lambda built, images: (list(built)[-1], ["as fast as a test wants"]))
 

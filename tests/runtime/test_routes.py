@@ -217,7 +217,7 @@ def test_outlier_channels_cost_little_closeness(build) -> None:
 
 
 def test_int8_without_what_is_done_about_outliers_would_lose_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of the two measures alone does not do."""
+    """Neither of the two measures is enough by itself."""
     vit = with_outliers(tiny_vit(dim=64, mlp_dim=128))
     both = loss(int8, vit)
     with monkeypatch.context() as patch:

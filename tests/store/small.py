@@ -22,7 +22,7 @@ SIZES = [(121, 68), (40, 33), (32, 32), (9, 50), (1, 1), (64, 48), (30, 31)]  # 
 
 
 class Watched(ViT):
-    """Keeps what each forward was given, and how many shards lay in `out` then."""
+    """Records the images of each forward, and the number of shards in `out` at that time."""
 
     out: Path | None = None
 

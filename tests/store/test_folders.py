@@ -1,4 +1,4 @@
-"""Folders, globs and lists: every image is a row, whatever else is beside it, and what is left out is said."""
+"""Folders, globs and lists: every image is a row, other files do no harm, and skipped files are counted."""
 
 import codecs
 import importlib

@@ -1,4 +1,4 @@
-"""Text towers from other files than usual, and what is said of files that are wrong."""
+"""Text towers from unusual files, and the errors about wrong files."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Runs of a protocol on its tiny dataset, and what each protocol's formula is written again with."""
+"""Runs of a protocol on its tiny dataset, and helpers to write each protocol's formula again."""
 
 import numpy as np
 import pytest
