@@ -32,9 +32,8 @@ from vitbackbone.store.snapshots import latest
 from vitbackbone.store.workers import pull as pull_module
 from vitbackbone.store.workers.leases import Lease
 
-FORK = multiprocessing.get_context(
-    "fork"
-)  # of a process that has imported torch already; a kill loop would wait for that
+# From a process that has imported torch already; a kill loop would wait for that.
+FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
