@@ -1,7 +1,7 @@
 """Measure the reading of images, from the bytes of a file to pixels, in one process and thread, in turn, by medians.
 
-    python -m benchmarks.input                                    # photo-like JPEGs of 1 to 2 megapixels, made here
-    python -m benchmarks.input FOLDER --resolution 518 --rounds 3
+    python -m benchmarks.reading                                    # photo-like JPEGs of 1 to 2 megapixels, made here
+    python -m benchmarks.reading FOLDER --resolution 518 --rounds 3
 
 A ratio above 1 is faster than Pillow. Ours is `Preprocess.pixels` with each `decoding`. It stops at 8 bits, because the
 device normalises. Differences are to Pillow, in levels of 255.
