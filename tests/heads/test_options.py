@@ -185,7 +185,7 @@ calls = {
     "labels hold [3]": lambda: segmentation_loss(scores, labels + 3),
     "without an image": lambda: segmentation_loss(scores[:0], labels[:0]),
     "ignore_index=True": lambda: segmentation_loss(scores, labels, True),
-    "pass the ignore_index": lambda: segmentation_loss(torch.randn(1, 256, 4, 4), labels),
+    "pass another ignore_index": lambda: segmentation_loss(torch.randn(1, 256, 4, 4), labels),
     "logits is a numpy": lambda: segmentation_loss(scores.numpy(), labels),
     "target is a numpy": lambda: scale_invariant_loss(depth, depth.numpy()),
     "target has shape": lambda: scale_invariant_loss(depth, depth[0]),
