@@ -22,7 +22,7 @@ def numbers(*sizes: object) -> bool:
 
 def assume(holds: bool | torch.SymBool) -> None:
     """Tell a tracer that a condition on sizes holds, so that it need not branch on them."""
-    torch._check(holds)  # type: ignore[arg-type]  # it takes symbols too
+    torch._check(holds)
 
 
 def copied(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
