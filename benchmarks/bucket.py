@@ -41,7 +41,7 @@ time.sleep(10**6)
 
 
 def connect(url: str) -> None:
-    """Let all that follows go to this server."""
+    """Send all later requests to this server."""
     os.environ.update({**KEYS, "AWS_ENDPOINT_URL": url})
     bucket_clients._client.cache_clear()
     _bucket.cache_clear()

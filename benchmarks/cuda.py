@@ -48,7 +48,7 @@ CASES = (  # model, batch; the first ones first, as far as the time goes
 )
 TOY = (("vit_tiny_patch16_224.augreg_in21k", 2),)
 TURNS, SECONDS = 3, 2.0  # that each contestant has on a batch, and how long a turn is
-BUDGET = 330.0  # seconds for the forwards; a case that would begin later is left out, with a word
+BUDGET = 330.0  # seconds for the forwards; a case that would begin later is left out, and the page says so
 END = 480.0  # seconds after which no decoding begins
 FOLDER = "vit_small_patch16_224.augreg_in21k"  # the model of the folder
 QUERY = "clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu,clocks_event_reasons.active"
@@ -94,7 +94,7 @@ def peak(seconds: float) -> float:
 
 
 def tokens(output: object) -> Tensor:
-    """Return the tokens (B, N, D) of whatever a contestant returns."""
+    """Return the tokens (B, N, D) in a contestant's result."""
     output = getattr(output, "last_hidden_state", output)  # of transformers
     if isinstance(output, Tensor):
         return output.float()

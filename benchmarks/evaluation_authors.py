@@ -73,7 +73,7 @@ def compare_votes(queries: int, training: int, width: int, classes: int) -> None
 
 
 def compare_heads(batch: int, width: int, classes: int) -> None:
-    """Compare a step of all heads on given features: those of four blocks and the mean of the patches."""
+    """Compare a step of all heads on given features: four blocks and the mean of the patches."""
     widths = [width] * 4
     inputs = head_inputs((1, 4), (False, True), widths, width)
     heads = LinearHeads(inputs, RATES, classes, steps=100, momentum=0.9)

@@ -22,7 +22,7 @@ from scipy import ndimage
 
 Pixels = NDArray[np.float64]  # (H, W, 3) from 0 to 1
 Corruption = Callable[[Pixels, int, np.random.Generator], Pixels]  # the severity is 1 to 5
-HELD_OUT = 10  # every tenth photo of the parquet is no training photo of `nano`: row % 10 == 9
+HELD_OUT = 10  # every tenth photo of the parquet is not a training photo of `nano`: row % 10 == 9
 
 
 def _blend(x: Pixels, other: float | Pixels, share: float) -> Pixels:

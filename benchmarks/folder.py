@@ -24,8 +24,8 @@ import transformers
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.input import SIZES, made
 from benchmarks.peers import from_timm
+from benchmarks.reading import SIZES, made
 from benchmarks.timing import DEVICE, ON_GPU, Contestants, machine, markdown, medians, noise
 from vitbackbone import Photo, extract, optimize
 from vitbackbone.images import Decoding

@@ -4,7 +4,7 @@
     python -m benchmarks.listing --sources shard.tar bucket --names 1000 1000000
 
 Each listing runs in a process of its own. A `.tar` has no table of contents, so that all of it is read. `remote.tar`
-is one that lies in a bucket. The server of a bucket is a thread of the same process, and its CPU time counts.
+is one that is in a bucket. The server of a bucket is a thread of the same process, and its CPU time counts.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def names(count: int) -> Iterator[str]:
 
 
 def write(file: Path, count: int) -> None:
-    """Write a source of `count` names. The members of an archive have 16 bytes each and are no pictures."""
+    """Write a source of `count` names. The members of an archive have 16 bytes each and are not pictures."""
     if file.suffix == ".parquet":
         pq.write_table(pa.table({"path": list(names(count))}), file)
     elif file.suffix == ".csv":

@@ -5,7 +5,7 @@
 Writes `docs/parity.md`, the table of families in `docs/measured.md` and the table of groups in the README. Where the
 network allows, published weights are compared too: this package and timm read the same file.
 
-`--only` measures the families whose name, or the upstream behind it, holds these words, and writes nothing. `--resume`
+`--only` measures the families whose name, or whose upstream, holds these words, and writes nothing. `--resume`
 keeps the rows in a file, so that a run that was stopped goes on where it was.
 """
 
@@ -26,9 +26,9 @@ import transformers
 from tqdm import tqdm
 
 from tests.helpers import relative_error
-from tests.oracles import Case, Size, errors, images, timm_case
-from tests.parity_cases import IMAGE_CASES, SAVED_CASES, SavedCase
-from tests.resampling_policies import POLICIES, timm_at
+from tests.oracles.cases import Case, Size, errors, images, timm_case
+from tests.oracles.every_case import IMAGE_CASES, SAVED_CASES, SavedCase
+from tests.oracles.resampling_policies import POLICIES, timm_at
 from vitbackbone import WeightsUnavailable, load_backbone
 
 ROOT = Path(__file__).parent.parent
@@ -131,7 +131,7 @@ def worst_of(rows: list[Row]) -> Worst:
 
 
 def group_of(family: str) -> str:
-    """Return the group whose names a family begins with, the longest name first: SAM 2 is no SAM."""
+    """Return the group whose names a family begins with, the longest name first: SAM 2 is not a SAM."""
     names = {start: group for group, starts in GROUPS.items() for start in starts}
     return names[max((start for start in names if family.startswith(start)), key=len)]
 

@@ -19,8 +19,7 @@ import transformers
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks import forward, sizes
-from benchmarks import input as reading
+from benchmarks import forward, reading, sizes
 from benchmarks.parity import replace_between
 from benchmarks.peak import report as peaks
 from benchmarks.timing import ON_GPU, machine, markdown

@@ -2,7 +2,7 @@
 
     PYTHONPATH=examples python benchmarks/segmentation.py DATA --out runs/segmentation
 
-DATA and the options are those of `examples/segment.py train`. The rows differ only in the features. Prints a table for
+DATA and the options are as for `examples/segment.py train`. The rows differ only in the features. Prints a table for
 `docs/heads.md`. The same command resumes after an interruption.
 """
 

@@ -36,7 +36,7 @@ def measure(folder: Path, paths: int, shards: int) -> dict[str, float]:
         for start in range(0, paths, 10_000):
             numbers = range(start, min(start + 10_000, paths))
             names = [f"folder-{i // 1000:05}/photo-{i:08}.jpg" for i in numbers]
-            writer.write_table(pa.table({"path": names, "image": [b"%08d is no picture" % i for i in numbers]}))
+            writer.write_table(pa.table({"path": names, "image": [b"%08d is not a picture" % i for i in numbers]}))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     out, size = folder / "out", -(-paths // shards)
     cpu = [time.process_time()]

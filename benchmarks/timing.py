@@ -65,7 +65,7 @@ def peak_memory(run: Callable[[], Any]) -> float:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
     before = _status("VmRSS")
     run()
     return (_status("VmHWM") - before) / 2**10

@@ -43,10 +43,12 @@ def picture(images: Tensor, true: Tensor, predicted: Tensor, path: Path) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--head", choices=HEADS, default="linear_depth")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the head and the pictures")
+    parser.add_argument(
+        "--head", choices=HEADS, default="linear_depth", help="the head to train (default: linear_depth)"
+    )
+    parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images in one step (default: 8)")
     parser.add_argument("--size", type=int, default=64, help="pixels a side")
     parser.add_argument("--measured", type=int, default=64, help="scenes to measure on")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A detector on a ViT: shapes drawn into photos, found again.
+"""Train a detector on a ViT to find shapes that are drawn into photos.
 
     python examples/detect.py --out runs/detect                          # two photos that scikit-learn brings
     python examples/detect.py --out runs/detect --photos FOLDER          # or a parquet file with the column `image`
@@ -178,6 +178,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="folder of photos, or a parquet file with the column `image`")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and found.png")
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=800, help="training steps (default: 800)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     main(parser.parse_args())

@@ -32,9 +32,9 @@ def embedder(model: str, width: int, gpus: int) -> type:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--model", default="nano")
+    parser.add_argument("photos", type=Path, help="folder of photos")
+    parser.add_argument("out", type=Path, help="folder for the parquet table")
+    parser.add_argument("--model", default="nano", help="a backbone, as for load_backbone (default: nano)")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of each worker")
     args = parser.parse_args()
     embed = embedder(args.model, load_backbone(args.model).spec.dim, args.gpus)("cuda" if args.gpus else "cpu")

@@ -2,8 +2,8 @@
 
     python examples/embed_with_ray.py PHOTOS OUT --model vit_small_patch14_dinov2.lvd142m --gpus 1
 
-For a store that resumes and checks itself, use `vitbackbone extract --cluster ray`. This is for a pipeline that goes on
-in Ray. Photos that cannot be read get a row of NaN.
+For a store that resumes and checks itself, use `vitbackbone extract --cluster ray`. This script is for a pipeline
+that continues in Ray. Photos that cannot be read get a row of NaN.
 """
 
 import argparse
@@ -29,12 +29,12 @@ class Embed:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--model", default="nano")
+    parser.add_argument("photos", type=Path, help="folder of photos")
+    parser.add_argument("out", type=Path, help="folder for the parquet table")
+    parser.add_argument("--model", default="nano", help="a backbone, as for load_backbone (default: nano)")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of each worker")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=1, help="number of workers (default: 1)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images in one forward pass (default: 32)")
     args = parser.parse_args()
     files = ray.data.read_binary_files(str(args.photos.absolute()), include_paths=True)
     found = files.map_batches(

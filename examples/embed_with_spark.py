@@ -17,10 +17,10 @@ from vitbackbone import embed_batch
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("photos", type=Path, help="folder of photos")
+    parser.add_argument("out", type=Path, help="folder for the parquet table")
+    parser.add_argument("--model", default="nano", help="a backbone, as for load_backbone (default: nano)")
+    parser.add_argument("--device", default="cpu", help="where to compute, such as cpu or cuda")
     parser.add_argument("--master", default="local[1]", help="the address of the cluster")
     args = parser.parse_args()
     model, device = args.model, args.device

@@ -214,7 +214,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     weights = "random" if args.mode == "scratch" else args.weights
     backbone = load_backbone(args.backbone, weights)
     if args.mode != "frozen" and not isinstance(backbone, ViT):
-        raise SystemExit(f"--mode {args.mode}: {args.backbone} is no plain Vision Transformer; use --mode frozen")
+        raise SystemExit(f"--mode {args.mode}: {args.backbone} is not a plain Vision Transformer; use --mode frozen")
     head = create_head("mlp", backbone.spec, num_classes=len(photos.names))
     if args.mode != "frozen":
         set_drop_path(backbone, args.drop_path)
@@ -268,9 +268,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, head, weights and result")
     parser.add_argument("--backbone", default="nano", help="as for load_backbone")
     parser.add_argument("--weights", help="a file with its weights, to start from")
-    parser.add_argument("--mode", choices=list(LR), default="full")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--mode", choices=list(LR), default="full", help="what is trained; see above (default: full)")
+    parser.add_argument("--steps", type=int, default=500, help="training steps (default: 500)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images in one step (default: 64)")
     parser.add_argument("--lr", type=float, help=f"peak learning rate (default: {LR})")
     parser.add_argument(
         "--layer-decay", type=float, default=0.75, help="factor from each block to the one before, with `full`"
@@ -288,8 +288,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--rows", type=_rows, default=slice(None), help="START:STOP:STEP of the photos, such as 9::10")
     parser.add_argument("--resolution", type=int, help="side in pixels (default: the checkpoint's own)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of training (default: fp32)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     return parser.parse_args(arguments)
 
 

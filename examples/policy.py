@@ -93,8 +93,8 @@ def evaluate(act: Callable[[Scenes, np.ndarray], np.ndarray], episodes: int, fil
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--backbone", default="nano")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the films")
+    parser.add_argument("--backbone", default="nano", help="as for load_backbone (default: nano)")
     parser.add_argument("--head", default="spatial_softmax", help="or map_pool, policy_neck, ...")
     parser.add_argument("--demonstrations", type=int, default=1500, help="images, each with the expert's velocity")
     parser.add_argument("--steps", type=int, default=1500, help="training steps")

@@ -126,14 +126,14 @@ class Saved(Record):
     """The fields of `segment.json`."""
 
     backbone: str  # as for `load_backbone`
-    own_weights: bool  # whether the backbone's weights lie in the folder
+    own_weights: bool  # whether the backbone's weights are in the folder
     window: int
     names: tuple[str, ...]
     ignore: int
 
 
 def save(segmenter: Segmenter, folder: Path, name: str, own_weights: bool) -> None:
-    """Write the head, and the backbone too if its weights are its own and not those of `load_backbone(name)`."""
+    """Write the head, and also the backbone if its weights differ from `load_backbone(name)`."""
     backbone = segmenter.model.backbone
     save_head(segmenter.model.heads[NAME], folder, backbone)
     if own_weights:
@@ -233,7 +233,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the head and checkpoints")
     p.add_argument("--ignore", type=int, metavar="N", help="label to leave out (the one after the classes)")
     p.add_argument("--steps", type=int, default=300, help="training steps (%(default)s)")
-    p.add_argument("--batch-size", type=int, default=16, metavar="PHOTOS", help="(%(default)s)")
+    p.add_argument("--batch-size", type=int, default=16, metavar="PHOTOS", help="photos in one step (%(default)s)")
     p.add_argument("--crop", type=int, default=128, metavar="PIXELS", help="side of the training crops (%(default)s)")
     p.add_argument("--lr", type=float, help="peak learning rate (0.01, and 0.001 with --finetune)")
     p.add_argument("--finetune", action="store_true", help="train the backbone too")
@@ -252,7 +252,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--save-every", type=int, default=100, metavar="STEPS", help="steps between checkpoints (%(default)s)"
     )
-    p.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
 
     p = commands.add_parser("eval", help="print mIoU and the IoU of each class")
     p.set_defaults(run=evaluate_split)
@@ -261,9 +261,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("predict", help="paint the classes over a photo")
     p.set_defaults(run=predict)
-    p.add_argument("image", type=Path, metavar="IMAGE")
+    p.add_argument("image", type=Path, metavar="IMAGE", help="a photo")
     p.add_argument("--head", type=Path, required=True, metavar="DIR", help="folder that `train` wrote")
-    p.add_argument("--out", type=Path, required=True, metavar="PNG")
+    p.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture to write")
     return whole
 
 

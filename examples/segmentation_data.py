@@ -63,7 +63,7 @@ def find_pairs(split: Path) -> list[Pair]:
 def read_pair(pair: Pair, classes: Classes) -> tuple[Image.Image, Tensor]:
     """Read an RGB photo and its label, uint8 (H, W).
 
-    Raises `ValueError` if the photo cannot be read, if their sizes differ, or if the label is no map of these classes.
+    Raises `ValueError` if the photo cannot be read, the sizes differ, or the label is not a map of these classes.
     """
     try:
         photo = load_image(pair[0])

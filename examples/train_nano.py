@@ -4,8 +4,9 @@
     python examples/train_nano.py train.parquet --out runs/nano --epochs 2 --limit 2000    # a quick trial
 
 `train.parquet` has the columns `image` (JPEG or PNG bytes) and `label`. The result is `OUT/nano.safetensors` in half
-precision. Muon on the matrices of the blocks and AdamW on the rest, warm-up and cosine, random crops and flips,
-Mixup and CutMix, DropPath; small images first, full size last; in the second half, CLS learns to hold a thumbnail.
+precision. The recipe has Muon on the matrices of the blocks and AdamW on the rest, warm-up and cosine, random crops and
+flips, Mixup and CutMix, DropPath; small images first, full size last; in the second half, CLS learns to hold a
+thumbnail.
 """
 
 import argparse
@@ -125,7 +126,8 @@ def thumbnail_weight(progress: float) -> float:
 
 def has_bfloat16(device: torch.device) -> bool:
     """Return whether bfloat16 is fast. A CPU without its instructions computes it at an eighth of float32's speed."""
-    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # a private name, which may be gone
+    return device.type != "cpu" or (supported is not None and supported())
 
 
 @torch.inference_mode()
@@ -160,7 +162,7 @@ def train(args: argparse.Namespace) -> None:
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         if state["settings"] != settings:
             raise SystemExit(
-                f"{checkpoint} is of another run, {state['settings']}; give another --out than for {settings}"
+                f"{checkpoint} belongs to another run, {state['settings']}; give another --out for {settings}"
             )
         model.load_state_dict(state["model"])
         for opt, saved in zip(opts, state["optimizers"], strict=True):
@@ -217,9 +219,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="parquet file with the columns image and label")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and weights")
-    parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--batch-size", type=int, default=250)
+    parser.add_argument("--epochs", type=int, default=24, help="passes over the photos (default: 24)")
+    parser.add_argument("--batch-size", type=int, default=250, help="images in one step (default: 250)")
     parser.add_argument("--lr", type=float, default=0.02, help="peak of Muon; AdamW takes a tenth")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     parser.add_argument("--limit", type=int, default=None, help="use only the first N photos")
     train(parser.parse_args())

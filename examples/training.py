@@ -108,7 +108,9 @@ def fit(
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         if state["settings"] != asdict(settings):
-            raise SystemExit(f"{checkpoint} is of a run with {state['settings']}; give another --out, or delete it")
+            raise SystemExit(
+                f"{checkpoint} belongs to a run with {state['settings']}; give another --out, or delete it"
+            )
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, average = state["step"], state["average"]

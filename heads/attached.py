@@ -125,7 +125,7 @@ def check_heads(backbone: BackboneModule, heads: Mapping[str, Head], image_size:
         if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
             raise ValueError(
                 f"{name!r} cannot name a head, because torch uses the name in parameter names; want a string without "
-                "dots that is no attribute of torch's ModuleDict"
+                "dots that torch's ModuleDict does not use itself"
             )
         _check(name, head, backbone.spec, size or backbone.spec.image_size)
         head.bind(backbone)
@@ -143,7 +143,7 @@ def check_backbone(caller: str, backbone: object) -> None:
 
 
 def _sizes(images: object) -> list[tuple[int, int]]:
-    """Return each (H, W) that images have. Anything that is no image is left out: the backbone explains its error."""
+    """Return each (H, W) that images have. Leave out anything else, because the backbone explains its error."""
     if isinstance(images, Tensor):  # under a tracer the sizes may be symbols, which no set takes
         return [(images.shape[-2], images.shape[-1])] if images.ndim > 2 and images.numel() else []
     each = images if isinstance(images, list | tuple) else []
@@ -205,7 +205,7 @@ def freeze(backbone: B) -> B:
         inner = getattr(given, "backbone", None)
         remedy = "freeze(model.backbone)" if isinstance(inner, BackboneModule) else "what load_backbone returns"
         raise ValueError(
-            f"freeze was given a {kind}, and a later .train() would unfreeze it; want a backbone alone: {remedy}"
+            f"freeze was given a {kind}, and a later .train() would unfreeze it; want only a backbone: {remedy}"
         )
     backbone.frozen = True
     vars(backbone).pop("resting", None)

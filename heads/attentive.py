@@ -42,7 +42,7 @@ class VJepaClassifier(nn.Module):
     """V-JEPA's attentive probe (Bardes et al. 2024; facebookresearch/jepa, src/models/attentive_pooler.py).
 
     A learned query attends once to the normed tokens. The attention and an MLP are each added to it, and a linear layer
-    classifies. Upstream also builds a projection behind the attention, but its forward leaves it out.
+    classifies. Upstream also builds a projection after the attention, but its forward leaves it out.
     """
 
     def __init__(self, dim: int, num_classes: int, num_heads: int) -> None:

@@ -228,7 +228,7 @@ def as_mask(name: str, mask: Any) -> Bool[Tensor, "..."]:
     try:
         found = torch.as_tensor(mask)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"present[{name!r}] is no mask ({error}); {wanted}") from None
+        raise ValueError(f"present[{name!r}] is not a mask ({error}); {wanted}") from None
     if found.dtype != torch.bool and not ((found == 0) | (found == 1)).all():
         raise ValueError(f"present[{name!r}] has {found.dtype} values other than 0 and 1; {wanted}")
     return found.bool()

@@ -151,7 +151,7 @@ def depth_metrics(depth: Float[Tensor, "B 1 H W"], target: Tensor) -> DepthMetri
     known = _known(depth, target)
     predicted, true = depth[known].double(), target[known].double()
     if not len(true):
-        raise ValueError("target is above 0 nowhere; want a known depth for at least one pixel")
+        raise ValueError("no pixel of target is above 0; want a known depth for at least one pixel")
     if not (predicted > 0).all():
         raise ValueError(
             f"depth is not above 0 at {int((~(predicted > 0)).sum())} pixels with a target; want positive depths"

@@ -66,8 +66,8 @@ class SimpleFeaturePyramid(Pyramid):
 
     A map of stride 16 goes through four branches. Two transposed convolutions make it 4 times larger, one makes it 2
     times larger, one branch keeps its size, and one max-pools it. Each branch ends in a 1x1 and a 3x3 convolution with
-    norms. A finer map than 16 needs fewer transposed convolutions and more pooling, and a coarser map the reverse. The
-    last row and column of an odd map are pooled too, so that every level covers the image.
+    norms. A map of a smaller stride needs fewer transposed convolutions and more pooling, and a map of a larger stride
+    the opposite. The last row and column of an odd map are pooled too, so that every level covers the image.
 
     Detectors expect strides that are powers of two. Another map is first resampled to the nearest one, such as patch
     14 to stride 16.

@@ -34,8 +34,7 @@ class EoMT(Segmenter):
 
     The output (B, K, H, W) sums class probability times mask probability over the queries. `loss` is the `set_loss`
     after each of the blocks. In training, masked attention lets a query attend only to the patches of its mask. It is
-    always on at first and never at the end: call `anneal` as training goes on. In eval mode a query attends to all
-    patches.
+    always on at first and never at the end: call `anneal` during training. In eval mode a query attends to all patches.
     """
 
     def __init__(self, spec: BackboneSpec, num_classes: Count, num_queries: Count = 100, num_blocks: Count = 4) -> None:
@@ -50,7 +49,7 @@ class EoMT(Segmenter):
         doublings = max(1, math.floor(math.log2(spec.stride)) - 2)
         self.upscale = nn.Sequential(*(Upscale(width) for _ in range(doublings)))
         self.masked = (1.0,) * num_blocks  # probability of masked attention in each block
-        self._bound: tuple[ViT, ...] = ()  # in a tuple, so that the backbone is no part of the head
+        self._bound: tuple[ViT, ...] = ()  # in a tuple, so that the backbone is not part of the head
 
     def bind(self, backbone: BackboneModule) -> None:
         """Take the backbone to run. Raises `ValueError` if its blocks cannot take queries."""

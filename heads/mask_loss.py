@@ -36,8 +36,8 @@ def set_loss(predicted: Masks, labels: Tensor, ignore_index: int | None = None) 
     pixels are left out, and a batch that is ignored as a whole gives 0. In a training forward under DDP or FSDP the
     means are over the images of all processes.
 
-    `ignore_index` is the label that means no class, by default 255. Raises `ValueError` on labels that are no integers
-    (B, H, W), and on a label that is no class. With 256 classes or more, an `ignore_index` must be given.
+    `ignore_index` is the label that means no class, by default 255. Raises `ValueError` on labels that are not integers
+    (B, H, W), and on a label that is not a class. With 256 classes or more, an `ignore_index` must be given.
     """
     from scipy.optimize import linear_sum_assignment
 

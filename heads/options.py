@@ -105,9 +105,9 @@ def _fits(hint: Any, value: Any) -> bool:
         return True
     try:
         try:
-            # As JSON, so that a list may stand for a tuple, as in a saved head. Strict, so that True is no 1.
+            # As JSON, so that a list may stand for a tuple, as in a saved head. Strict, so that True is not 1.
             adapter.validate_json(json.dumps(value), strict=True)
-        except (TypeError, RecursionError, PydanticUserError):  # the value is no JSON, so its type is checked
+        except (TypeError, RecursionError, PydanticUserError):  # the value is not JSON, so its type is checked
             adapter.validate_python(value, strict=True)
         return True
     except ValidationError:

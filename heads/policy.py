@@ -55,7 +55,7 @@ class PolicyNeck(PoolingHead):
     (Shang et al. 2024, "Theia"; bdaiinstitute/theia, src/theia/utils/cortexbench/policy_heads.py)
 
     They reduce Theia's grid of 14 x 14 to 7, 3 and 1, with a norm over the whole map and ReLU after each. A map of
-    another grid is first resized to 14 x 14, whatever its aspect, so the vector covers all of it. The norms scale and
+    another grid is first resized to 14 x 14 and loses its aspect, so the vector covers all of it. The norms scale and
     shift each channel, and Theia's norms each value.
     """
 

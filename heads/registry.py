@@ -94,5 +94,5 @@ def _find(name: str) -> type[Head]:
         raise ValueError(f"unknown head {name!r}{hint} Want one of {', '.join(list_heads())}")
     found = installed[name].load()
     if not (isinstance(found, type) and issubclass(found, Head)):
-        raise ValueError(f"head {name!r} of {installed[name].value} is no subclass of heads.Head")
+        raise ValueError(f"head {name!r} of {installed[name].value} is not a subclass of heads.Head")
     return found

@@ -23,8 +23,8 @@ def ignored(num_classes: int, ignore_index: int | None) -> int:
         return ignore_index
     if num_classes > IGNORED:
         raise ValueError(
-            f"there are {num_classes} classes, so the label {IGNORED}, which means no class by default, is one of "
-            "them; pass the ignore_index that means no class, such as -1"
+            f"label {IGNORED} is one of the {num_classes} classes, but by default it means no class; pass another "
+            "ignore_index, such as -1"
         )
     return IGNORED
 
@@ -57,8 +57,8 @@ def segmentation_loss(logits: Float[Tensor, "B K H W"], labels: Tensor, ignore_i
     In a training forward under DDP or FSDP it is averaged over the pixels of all processes.
 
     `labels` are integers (B, H, W). `ignore_index` is the label that means no class, by default 255. Raises
-    `ValueError` on other labels, on a label that is no class, and without an `ignore_index` if there are 256 classes or
-    more.
+    `ValueError` on other labels, on a label that is not a class, and if there are 256 classes or more without an
+    `ignore_index`.
     """
     check_tensor("logits", logits, "want scores of shape (B, K, H, W)")
     batch, num_classes, height, width = logits.shape

@@ -42,7 +42,7 @@ def rest(backbone: BackboneModule, reader: Reader) -> None:
     idle = [p for p in unread(backbone, used, any(each.pooled for each in readers)) if p.requires_grad]
     for parameter in idle:
         parameter.requires_grad_(False)
-    vars(backbone)["resting"] = idle  # a plain attribute, so it is no submodule and is copied with the backbone
+    vars(backbone)["resting"] = idle  # a plain attribute, so it is not a submodule and is copied with the backbone
 
 
 def unread(backbone: BackboneModule, used: Set[Wanted], pooled: bool) -> list[nn.Parameter]:

@@ -30,7 +30,7 @@ class UPerNet(Segmenter):
     It reads evenly spread blocks without the final norm, and a neck makes a pyramid of them. If the layers have
     different strides, as Swin's do, they form the pyramid already and there is no neck.
 
-    The auxiliary head `auxiliary` helps training: it predicts the same classes from the third map alone, as in
+    The auxiliary head `auxiliary` helps training: it predicts the same classes from only the third map, as in
     mmsegmentation on MAE and Swin. `loss` adds its loss with weight 0.4, and `head.auxiliary(features)` runs it.
     Training needs batches of at least two images of one size, because batch norm sees a map pooled to one place.
 
@@ -128,8 +128,8 @@ class PooledContext(nn.Module):
     def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C h w"]:
         if self.training and len(x) < 2 and not is_together():
             raise ValueError(
-                "UPerNet trains on at least two images of one size at a time, because batch norm has no statistics of "
-                "one image pooled to one place. Crop the images to one size, or raise the batch size"
+                "UPerNet trains on at least two images of one size at a time, because batch norm needs several values "
+                "of each channel. Crop the images to one size, or raise the batch size"
             )
         pooled = [averages(x.shape[-2], side, x) @ x @ averages(x.shape[-1], side, x).mT for side in POOLED]
         context = [_resized(branch(each), x) for branch, each in zip(self.branches, pooled, strict=True)]

@@ -1,4 +1,4 @@
-"""Marks of tests of what torch offers since 2.14 alone. docs/how-to/export.md and train.md say so to users."""
+"""Marks for tests that need torch 2.14 or newer. docs/how-to/export.md and train.md tell users."""
 
 import pytest
 import torch

@@ -41,8 +41,8 @@ PROMISES = {
 
 
 def table(outcomes: dict[tuple[str, int], list[str]]) -> list[str]:
-    """A line for each promise: what became of its tests on the disk and in a bucket, which are "passed", "failed" or
-    "skipped". What a promise says of reading an image does not depend on the place, and is shown on the disk."""
+    """A line for each promise: the outcome of its tests on the disk and in a bucket, "passed", "failed" or "skipped".
+    Promises about reading an image do not depend on the place, and are shown on the disk."""
     lines = [f"{'':>3}  {'disk':<9}  {'bucket':<9}"]
     for number, promise in PROMISES.items():
         cells, counts = [], []

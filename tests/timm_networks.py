@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.helpers import randomise
-from vitbackbone.networks.timm import TimmBackbone, TimmConfig
+from vitbackbone.networks.timm.backbone import TimmBackbone, TimmConfig
 
 TOLERANCE = 1e-5
 STAGES = (("img_size", (64, 64)), ("embed_dim", 24), ("depths", (2, 2)), ("num_heads", (2, 4)), ("window_size", 4))

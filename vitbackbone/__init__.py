@@ -1,4 +1,4 @@
-"""Features out of Vision Transformers: one typed output for every family, right to the digit, at any image size."""
+"""Features from Vision Transformers: one typed output for every family, right to the digit, at any image size."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What each architecture of timm does here: untrained, on the meta device, which computes shapes alone."""
+"""What each architecture of timm does here: untrained, on the meta device, which computes only shapes."""
 
 import warnings
 from typing import Any
@@ -10,8 +10,8 @@ from benchmarks.coverage.rows import Row, runs
 from vitbackbone.checkpoints.timm_names import describe_timm
 from vitbackbone.contract import BackboneSpec, Features, device_of
 from vitbackbone.networks import TimmBackbone
-from vitbackbone.networks.timm import without_weights
-from vitbackbone.networks.timm_sizes import Sizes
+from vitbackbone.networks.timm.backbone import without_weights
+from vitbackbone.networks.timm.sizes import Sizes
 
 Size = tuple[int, int]
 

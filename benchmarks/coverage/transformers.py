@@ -27,15 +27,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.coverage.tiny_configs import tiny
-from vitbackbone.networks.transformers_input import feed_of
-from vitbackbone.networks.transformers_layout import first_tensor
-from vitbackbone.networks.transformers_parts import find_layers
-from vitbackbone.networks.transformers_towers import config_of, find_towers
+from vitbackbone.networks.transformers.input import feed_of
+from vitbackbone.networks.transformers.layout import first_tensor
+from vitbackbone.networks.transformers.parts import find_layers
+from vitbackbone.networks.transformers.towers import config_of, find_towers
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 NO_ENCODER = (
-    "takes pixels alone",
-    "takes videos alone",
+    "takes only pixels",
+    "takes only videos",
     "does not run on pixels alone",
 )  # ends of reasons of types without an image encoder
 TOLERANCE = 1e-5
@@ -202,12 +202,12 @@ def _compare_at(size: tuple[int, int], encoder: Any, config: Any, backbone: Any,
 
 @torch.no_grad()
 def _run(encoder: Any, arguments: dict[str, Any], backbone: Any) -> list[Tensor]:
-    """Return an encoder's own output, and that of its last block if the backbone's map is the block's."""
+    """Return an encoder's own output, and its last block's output if the backbone's map comes from there."""
     wanted = _outputs(encoder(**arguments))
     adapter = getattr(backbone, "encoder", None)
     if adapter is not None and wanted and not adapter.first_stage:
         return wanted
-    # A native map is that of the last block, before any merger
+    # A native map comes from the last block, before any merger
     blocks = find_layers(encoder)
     if adapter is not None and adapter.first_stage:
         blocks = find_layers(blocks[0])

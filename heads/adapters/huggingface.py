@@ -70,7 +70,7 @@ class PyramidBackbone(BackboneMixin, PreTrainedModel):
             backbone = load_backbone(config.backbone, weights)
             pyramid = feature_pyramid(backbone.spec, [STAGES[name] for name in self.out_features])
         self.attached = attach(backbone, {"pyramid": pyramid})
-        self.levels = list(self.out_features)  # the levels that exist, whatever the config is changed to
+        self.levels = list(self.out_features)  # the levels that exist, even if the config changes later
         self.num_features = [pyramid.channels] * len(STAGES)
         self.post_init()
 

@@ -84,7 +84,7 @@ def use_in_act(
     This replaces `policy.model.backbone` and `encoder_img_feat_input_proj`, with new weights. Parameters keep the
     prefix `model.backbone`, so LeRobot trains them with `optimizer_lr_backbone`. A frozen backbone has none to train.
 
-    `stats` are the mean and std that images come normalised by. The default follows the policy's
+    `stats` are the mean and std that images are normalised with. The default follows the policy's
     `normalization_mapping`: ImageNet's for MEAN_STD, LeRobot's default for images, and none for IDENTITY.
 
     Raises `ValueError` on another policy, on a policy without images, and if the backbone lacks the layer or the norm.

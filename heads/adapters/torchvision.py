@@ -7,6 +7,7 @@ Axes: `B` batch, `H W` pixels.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float
@@ -71,11 +72,10 @@ class TorchvisionBackbone(nn.Module):
 
     def _roi_pool(self, output_size: int) -> nn.Module:
         from torchvision.ops import MultiScaleRoIAlign
-        from torchvision.ops.poolers import initLevelMapper
 
         pool = MultiScaleRoIAlign([str(i) for i in range(len(self.strides))], output_size, sampling_ratio=2)
         pool.scales = [1 / stride for stride in self.strides]
-        pool.map_levels = initLevelMapper(int(math.log2(self.strides[0])), int(math.log2(self.strides[-1])))
+        pool.map_levels = _level_mapper()(int(math.log2(self.strides[0])), int(math.log2(self.strides[-1])))
         return pool
 
     def _check_range(self, images: Float[Tensor, "B 3 H W"]) -> None:
@@ -84,7 +84,7 @@ class TorchvisionBackbone(nn.Module):
         if not (low >= -SLACK and high <= 1 + SLACK):  # true for NaN, too
             raise ValueError(
                 f"the detector was given images with values from {low:.3g} to {high:.3g}; want [0, 1], because it "
-                "normalises them itself by **detector_kwargs"
+                "normalises images itself"
             )
 
 
@@ -98,3 +98,16 @@ def as_torchvision(backbone: BackboneModule, pyramid: Pyramid | None = None) -> 
     backbone.
     """
     return TorchvisionBackbone(backbone, pyramid_of("as_torchvision", backbone, pyramid))
+
+
+def _level_mapper() -> Callable[[int, int], Any]:
+    """Return a function of torchvision that is not public. It makes the mapper of boxes to the levels of a pyramid."""
+    import torchvision
+
+    try:
+        return torchvision.ops.poolers.initLevelMapper
+    except AttributeError as error:
+        raise RuntimeError(
+            f"torchvision {torchvision.__version__} has no ops.poolers.initLevelMapper, which this package reads; "
+            "install another torchvision"
+        ) from error

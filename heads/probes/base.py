@@ -22,7 +22,7 @@ from heads.probes.rows import Array, InMemory, Rows, read_checked
 Tensors = dict[str, Array]
 
 FLOATS = [np.float32, np.float64]  # dtypes of features that are kept
-UNLABELLED = -1  # the label of a sample whose class is unknown, as `FeatureStore.labels` has it
+UNLABELLED = -1  # the label of a sample whose class is unknown, as in `FeatureStore.labels`
 
 
 @no_type_check  # no run-time checks: `fit` refuses wrong arguments itself, in the words that scikit-learn demands

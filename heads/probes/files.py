@@ -19,7 +19,7 @@ from heads.records import check_unedited, read_record, write_record
 
 KINDS: dict[str, type[Probe]] = {"linear": LinearProbe, "knn": KnnProbe, "attentive": AttentiveProbe}
 
-# The fields of probe.json beside those of every record: a check of each value, and its words for errors.
+# The fields that probe.json adds to those of every record: a check of each value, and its description in errors.
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "kind": (lambda value: isinstance(value, str) and value in KINDS, f"one of {', '.join(KINDS)}"),
     "params": (lambda value: isinstance(value, dict), "an object"),
@@ -83,9 +83,9 @@ def _probe_of(record: dict[str, Any]) -> Probe:
         if not accepts(record[key]):
             raise ValueError(f"probe.json: {key} {_short(record[key])}; want {wanted}")
     cls, params = KINDS[record["kind"]], record["params"]
-    if params.keys() != set(cls._get_param_names()):
-        accepted = ", ".join(cls._get_param_names())
-        raise ValueError(f"probe.json: params has {', '.join(params)}; {cls.__name__} has {accepted}")
+    accepted = cls().get_params()
+    if params.keys() != accepted.keys():
+        raise ValueError(f"probe.json: params has {', '.join(params)}; {cls.__name__} has {', '.join(accepted)}")
     probe = cls(**params)
     try:
         probe._check_parameters()

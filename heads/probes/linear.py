@@ -28,7 +28,7 @@ PRESETS: dict[str, tuple[float, ...]] = {
     "clip": (0.316,),  # Radford et al. 2021, README of openai/CLIP
     "dinov2": tuple(float(C) for C in 10 ** np.linspace(-6, 5, 45)),  # dinov2/eval/log_regression.py
 }
-PATIENCE = 4  # the sweep ends after so many values of C, a factor of ten, without an improvement
+PATIENCE = 4  # the sweep ends if this many values of C, a factor of ten, bring no improvement
 
 
 @no_type_check

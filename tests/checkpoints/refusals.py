@@ -1,4 +1,4 @@
-"""Directories of small models, and the assertion that a damaged one is refused in words."""
+"""Directories of small models, and the assertion that a damaged one is refused with a clear error."""
 
 import json
 import tracemalloc
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.transformers_oracles import hf_model
+from tests.oracles.transformers_models import hf_model
 
 INDEX = "model.safetensors.index.json"
 
@@ -22,7 +22,7 @@ def edit(file: Path, **fields: object) -> None:
 
 
 def assert_refused(call: Callable[[], object], *words: str) -> str:
-    """Assert one clear error, without a traceback's worth of memory."""
+    """Assert one clear error that needs little memory."""
     tracemalloc.start()
     try:
         with pytest.raises((ValueError, OSError)) as caught:

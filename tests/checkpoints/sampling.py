@@ -1,4 +1,4 @@
-"""Grids of which the quick suite runs a covering sample, and the whole suite runs all."""
+"""Grids of parameters: the quick suite runs a covering sample, and the whole suite runs all."""
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from itertools import product

@@ -144,7 +144,7 @@ def test_several_towers_are_listed_and_chosen_by_name(tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors")
     inner = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "pair", "near_config": inner}))
-    with pytest.raises(ValueError, match=r"several vision towers; choose one by tower=.*far_encoder.*near_encoder"):
+    with pytest.raises(ValueError, match=r"several vision towers; choose one with tower=.*far_encoder.*near_encoder"):
         load_backbone(tmp_path)
     x = torch.randn(1, 3, 32, 32)
     for name, model in models.items():
@@ -266,7 +266,7 @@ def test_biases_and_a_gate_follow_the_weights(bias: bool, tmp_path: Path) -> Non
 
 
 def test_a_part_that_is_half_there_is_refused(tmp_path: Path) -> None:
-    """A final norm without its bias is a damaged file, and no class without a norm."""
+    """A final norm without its bias means a damaged file, not a class without a norm."""
     state = save_vit(tmp_path, hf.Dinov2Backbone(hf.Dinov2Config(**DINO)))
     state.pop("layernorm.bias")
     save_file(state, tmp_path / "model.safetensors")

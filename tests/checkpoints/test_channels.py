@@ -114,7 +114,7 @@ def test_arrays_tensors_and_tiff_files_of_many_bands_agree(dtype: type, tmp_path
     if dtype == np.uint8:
         assert torch.equal(found[2], alone(bands[..., 2])[0])
     else:
-        with pytest.raises(ValueError, match="the bands are no bytes"):
+        with pytest.raises(ValueError, match="the bands are not bytes"):
             Preprocess((32, 32), mean=(0.5,) * 5, std=(0.5,) * 5)(bands)
 
 
@@ -126,7 +126,7 @@ def test_wrong_numbers_of_bands_are_named(tmp_path: Path) -> None:
         preprocess(photo(8, 8))
     with pytest.raises(ValueError, match="the image has the colours of a PNG; want 5: a TIFF file, an array"):
         preprocess(save_photo(tmp_path / "a.png"))
-    with pytest.raises(ValueError, match="no finite numbers"):
+    with pytest.raises(ValueError, match="not finite numbers"):
         preprocess(np.full((8, 8, 5), np.nan, np.float32))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from heads import create_head
 from tests.checkpoints.sampling import covering, first_of_each
 from tests.helpers import tiny_vit
-from tests.transformers_oracles import HF, hf_model
+from tests.oracles.transformers_models import HF, hf_model
 from vitbackbone import BackboneModule, ViT, load_backbone
 from vitbackbone.contract.dtypes import float32_default
 from vitbackbone.model.config import Rotary

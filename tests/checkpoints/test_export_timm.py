@@ -127,7 +127,7 @@ def test_timm_loads_what_is_exported(case: str) -> None:
     assert_same(convert(exported, rules, expected.state_dict()), {**expected.state_dict(), **head})
     other = timm.create_model(name, pretrained=False, **{**SMALL, **settings, "num_classes": classes}).eval()
     other.load_state_dict(exported, strict=True)
-    for side in (32,) if case == "beit" else (32, 48):  # timm's BEiT takes its own size alone
+    for side in (32,) if case == "beit" else (32, 48):  # timm's BEiT takes only its own size
         with torch.inference_mode():
             x = images(side)
             assert relative_error(other.forward_features(x), model.forward_features(x)) <= LIMIT

@@ -110,12 +110,12 @@ def test_a_directory_goes_there_and_back(case: str, tmp_path: Path) -> None:
     save_pretrained(checkpoint.backbone, tmp_path / "ours", HF[case][0], checkpoint.head, checkpoint.labels)
 
     written = hf_load(hf_class(case), tmp_path / "ours")
-    for side in (32,) if case == "sam" else (32, 48):  # transformers' SAM takes its own size alone
+    for side in (32,) if case == "sam" else (32, 48):  # transformers' SAM takes only its own size
         want, got = hf_outputs(model, side), hf_outputs(written, side)
         assert want.keys() == got.keys()
         for key in want:
             if key == POOLER and model.config.model_type in ("vit", "deit"):
-                assert not got[key].any()  # the tanh layer on CLS is no part of the backbone
+                assert not got[key].any()  # the tanh layer on CLS is not part of the backbone
             else:
                 assert relative_error(got[key], want[key]) <= LIMIT
     assert written.config.id2label == model.config.id2label

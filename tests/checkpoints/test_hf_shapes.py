@@ -9,8 +9,8 @@ import transformers
 
 from tests.checkpoints.sampling import covering
 from tests.helpers import randomise, relative_error
-from tests.oracles import images
-from tests.transformers_oracles import HF, run_hf
+from tests.oracles.cases import images
+from tests.oracles.transformers_models import HF, run_hf
 from vitbackbone import load_backbone, save_pretrained
 from vitbackbone.checkpoints.huggingface import read_config
 

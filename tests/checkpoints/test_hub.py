@@ -50,7 +50,7 @@ def test_any_failure_of_the_download_is_that_error(monkeypatch: pytest.MonkeyPat
 def test_a_glitch_is_not_mistaken_for_a_file_that_the_repository_lacks(
     monkeypatch: pytest.MonkeyPatch, directory: Path, tmp_path: Path
 ) -> None:
-    """Without its `preprocessor_config.json` a model would run, on pixels normalised otherwise."""
+    """Without its `preprocessor_config.json`, a model would run on pixels with the wrong normalisation."""
 
     def download(repository: str, file: str, revision: str | None) -> str:
         if file == "preprocessor_config.json":

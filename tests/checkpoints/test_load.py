@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import vitbackbone.checkpoints.sources
+import vitbackbone.checkpoints.resolve
 from tests.checkpoints.names import SMALL, edit
 from tests.checkpoints.sampling import covering
 from tests.helpers import photo, randomise, relative_error
@@ -84,7 +84,7 @@ def test_transformers_has_no_policy_for_every_network_of_timm() -> None:
 
 
 def test_positions_for_a_size_that_the_patch_does_not_divide(tmp_path: Path) -> None:
-    """As SigLIP at 384 with patches of 14 has them: for 27 patches a side."""
+    """SigLIP at 384 pixels with patches of 14 has positions for 27 patches a side."""
     from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
     settings = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 64}
@@ -119,7 +119,7 @@ def test_a_classifier_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_damaged_config_is_named(directory: Path) -> None:
     (directory / "config.json").write_text('{"model_type": ')
-    with pytest.raises(ValueError, match="config.json is not a whole JSON file"):
+    with pytest.raises(ValueError, match="config.json is not a complete JSON file"):
         load_backbone(directory)
 
 
@@ -158,7 +158,7 @@ def test_a_directory_of_swin_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.slow  # the split of the file has quick tests of its own
 def test_openvla_takes_its_own_file_and_its_members_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With small members in the places of the large ones."""
+    """The large members are replaced by small ones."""
     small = ("vit_small_patch14_reg4_dinov2.lvd142m", "vit_base_patch16_siglip_224.webli")
     members = tuple((name, -2, False) for name in small)
     entry = replace(ZOO["openvla"], config=FusedConfig(members, (224, 224)))
@@ -181,7 +181,7 @@ def test_openvla_takes_its_own_file_and_its_members_files(tmp_path: Path, monkey
             model.get_intermediate_layers(half, n={len(model.blocks) - 2}, reshape=True)[0]
             for model, half in zip(models, x.split(3, dim=1), strict=True)
         ]
-    # The member with 14 pixels a patch has the finer grid.
+    # The member with 14 pixels per patch has the finer grid.
     assert got.patches.shape == (1, 384 + 768, 16, 16)
     assert relative_error(got.patches[:, :384], parts[0]) < 1e-5
     assert load_backbone("openvla", weights="random").spec.dim == 384 + 768
@@ -256,10 +256,10 @@ def test_a_folder_called_nano_is_not_mistaken_for_the_backbone(
 
 
 def test_nano_is_small_and_built_in() -> None:
-    assert vitbackbone.checkpoints.sources.NANO_FILE.stat().st_size < 6e6
+    assert vitbackbone.checkpoints.resolve.NANO_FILE.stat().st_size < 6e6
     backbone = load_backbone("nano")
     assert isinstance(backbone, nn.Module)
     assert sum(p.numel() for p in backbone.parameters()) < 3e6
     assert {
-        t.dtype for t in load_file(vitbackbone.checkpoints.sources.NANO_FILE).values() if t.is_floating_point()
+        t.dtype for t in load_file(vitbackbone.checkpoints.resolve.NANO_FILE).values() if t.is_floating_point()
     } == {torch.float16}

@@ -1,4 +1,4 @@
-"""A config that is damaged, or whose numbers cannot be, is refused with the file and the key."""
+"""A config that is damaged, or has impossible numbers, is refused with the file and the key."""
 
 import json
 import os

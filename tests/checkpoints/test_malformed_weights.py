@@ -1,4 +1,4 @@
-"""Weights that lie, in any format, are refused in words and cost no memory."""
+"""Weights with false claims, in any format, are refused with a clear error and cost no memory."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tests.checkpoints.refusals import assert_refused, edit, save
 from tests.checkpoints.sampling import covering, first_of_each
 from tests.helpers import tiny_vit
-from tests.transformers_oracles import HF
+from tests.oracles.transformers_models import HF
 from vitbackbone import load_backbone
 from vitbackbone.checkpoints.tensor_files import read_weights
 

@@ -110,7 +110,8 @@ def test_relative_positions_are_resampled(kind: str, tmp_path: Path) -> None:
 def test_a_vit_det_of_another_size(
     size: int | tuple[int, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The table of positions comes from pretraining and stays; the biases of rows and columns are those of the size."""
+    """The table of positions comes from pretraining and stays; the biases of rows and columns belong to the new
+    size."""
     windows = {"pretrain_image_size": 32, "window_size": 3, "window_block_indices": [0], "mlp_ratio": 2}
     config = transformers.VitDetConfig(
         **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8},

@@ -12,8 +12,8 @@ from benchmarks.coverage.transformers import tiny_model
 from tests.helpers import relative_error
 from vitbackbone import load_backbone
 from vitbackbone.checkpoints.huggingface.config import MODEL_TYPES
-from vitbackbone.networks.transformers_input import feed_of
-from vitbackbone.networks.transformers_towers import config_of, find_towers
+from vitbackbone.networks.transformers.input import feed_of
+from vitbackbone.networks.transformers.towers import config_of, find_towers
 
 LIMIT = 1e-5
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from tests.checkpoints.sampling import covering, first_of_each
 from tests.helpers import randomise, relative_error, tiny_vit
-from tests.oracles import TIMM, errors, images, timm_model
-from tests.transformers_oracles import HF, hf_case, hf_model
+from tests.oracles.cases import TIMM, errors, images, timm_model
+from tests.oracles.transformers_models import HF, hf_case, hf_model
 from vitbackbone import ConversionError, export_weights, load_backbone, load_checkpoint, save_pretrained
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.rules import Change, Rule, convert, rename

@@ -17,9 +17,9 @@ from tests.checkpoints.sampling import covering
 from tests.helpers import tiny_vit
 from vitbackbone import Preprocess, load_backbone, save_pretrained
 from vitbackbone.checkpoints.huggingface import VIT_EVAL, read_preprocess
-from vitbackbone.checkpoints.huggingface.own_sizes import OWN_SIZES
 from vitbackbone.checkpoints.huggingface.processor import write_preprocess
 from vitbackbone.checkpoints.huggingface.processor_classes import PROCESSORS, SAM_EVAL
+from vitbackbone.checkpoints.huggingface.processor_sizes import OWN_SIZES
 
 SMOOTH = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8))
 PHOTOS = [SMOOTH.resize(size, Image.Resampling.BICUBIC) for size in [(400, 259), (141, 290), (256, 256)]]
@@ -185,7 +185,7 @@ def test_a_file_without_a_class_has_that_of_its_model(tmp_path: Path) -> None:
         ({"size": {"height": 0, "width": 4}}, "size="),
         ({"size": [1, 2, 3]}, "size="),
         ({"do_normalize": "yes"}, "do_normalize='yes'; want true or false"),
-        ({"image_mean": [0.1, 0.2]}, "2 values of image_mean and 3 of image_std; want as many"),
+        ({"image_mean": [0.1, 0.2]}, "2 values of image_mean and 3 of image_std; want the same number"),
         ({"image_mean": []}, r"image_mean=\[\]; want a number for each channel"),
         ({"image_mean": "x"}, "image_mean='x'"),
         ({"image_std": 0}, "image_std=0; want no zero"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.helpers import randomise, relative_error
-from tests.oracles import images
+from tests.oracles.cases import images
 from vitbackbone import load_backbone
 from vitbackbone.checkpoints import ConversionError
 

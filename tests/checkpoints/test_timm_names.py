@@ -15,7 +15,7 @@ from vitbackbone.checkpoints.rules import convert
 from vitbackbone.checkpoints.timm_names import describe_timm, preprocess_of, timm_rules
 from vitbackbone.checkpoints.zoo import ADAPTED
 from vitbackbone.checkpoints.zoo.timm import TIMM
-from vitbackbone.networks.timm import TimmBackbone, TimmConfig
+from vitbackbone.networks.timm.backbone import TimmBackbone, TimmConfig
 
 
 def test_what_timm_says_of_a_name() -> None:

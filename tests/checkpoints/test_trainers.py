@@ -1,4 +1,4 @@
-"""Files that trainers write: the network behind prefixes, in copies, in chunks or wrapped, and what lies beside it."""
+"""Files that trainers write: the network behind prefixes, in copies, in chunks or wrapped, and what is beside it."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def networks() -> tuple[nn.Module, State, State]:
-    """A network, its parameters, and those of another one of the same architecture."""
+    """A network, its parameters, and the parameters of another network of the same architecture."""
     first, second = (
         randomise(timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=224), seed) for seed in (0, 1)
     )
@@ -146,7 +146,7 @@ def test_a_part_is_chosen_by_name(
 
 def test_copies_of_equal_rank_are_listed(networks: tuple[nn.Module, State, State], tmp_path: Path) -> None:
     torch.save(behind("left.", networks[1]) | behind("right.", networks[2]), tmp_path / "trained.pth")
-    with pytest.raises(ValueError, match="choose one by tower=, or a copy by part=: 'left', 'right'"):
+    with pytest.raises(ValueError, match="choose one with tower=, or a copy with part=: 'left', 'right'"):
         load_backbone(NAME, weights=tmp_path / "trained.pth")
 
 

@@ -1,4 +1,4 @@
-"""Pickled code in a file of weights is refused and not run. A state dict within is found, whatever wraps it."""
+"""Pickled code in a file of weights is refused and not run. A state dict is found inside any wrapper."""
 
 import pickle
 from pathlib import Path

@@ -50,7 +50,7 @@ def kind(name: str) -> tuple[object, ...]:
     ),
 )
 def test_the_configuration_is_timms(name: str) -> None:
-    """Every tensor of timm's model has its place and shape; the models hold no numbers."""
+    """Every tensor of timm's model has a place and the right shape; the models are on the meta device."""
     with torch.device("meta"):
         theirs = timm.create_model(name.split(".")[0], pretrained=False, num_classes=ZOO[name].num_classes)
         ours = ViT(ZOO[name].config)

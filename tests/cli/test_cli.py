@@ -59,7 +59,7 @@ def test_info_and_trace_speak_of_the_model(capsys: object) -> None:
 def test_demo_does_the_whole_job(tmp_path: Path, capsys: object) -> None:
     stale = tmp_path / "demo" / "digits-features" / "manifest.json"
     stale.parent.mkdir(parents=True)
-    stale.write_text("{}")  # features of another version are made anew
+    stale.write_text("{}")  # features of another version are made again
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
     text = capsys.readouterr().out
     assert "1797 images, 0 failed" in text

@@ -86,7 +86,7 @@ def test_predict_sees_what_the_probe_was_fitted_on(photos: Path, tmp_path: Path,
     assert main(["extract", str(photos), "--out", str(store), *options]) == 0
     assert main(["probe", str(store), "--preset", "dinov2", "--out", str(tmp_path / "linear")]) == 0
     assert load_probe(tmp_path / "linear")[0].preset == "dinov2"
-    # All photos vote: a probability far from 0 and 1, which other pixels would change.
+    # All photos vote, so the probability is far from 0 and 1, and other pixels would change it.
     assert main(["probe", str(store), "--probe", "knn", "--k", "41", "--out", str(out)]) == 0
     capsys.readouterr()
     features, (probe, _) = FeatureStore(store), load_probe(out)

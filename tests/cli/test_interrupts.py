@@ -1,4 +1,4 @@
-"""Ctrl-C: exit code 130 and no traceback, whenever it comes."""
+"""Ctrl-C at any time: exit code 130 and no traceback."""
 
 import signal
 import subprocess

@@ -70,7 +70,7 @@ def test_4096_tokens_give_a_map_of_64_by_64(name: str) -> None:
 
 
 def test_a_side_with_more_patches_than_positions_is_refused() -> None:
-    with pytest.raises(ValueError, match="64 x 64 patches, and there are positions for 12 a side"):
+    with pytest.raises(ValueError, match="64 x 64 patches; want at most 12 a side"):
         BACKBONES["axes"](images(1, 3, 512, 512))
 
 
@@ -128,7 +128,7 @@ def test_each_layer_may_have_its_own_norm(backbone: BackboneModule) -> None:
         (alone,) = backbone.forward_layers(x, [layer], norm=norm)
         assert torch.equal(features.patches, alone.patches)
         assert torch.equal(features.registers, alone.registers)
-    with pytest.raises(ValueError, match=r"norm=\[False, False\] has 2 values for 1 layers; want one a layer"):
+    with pytest.raises(ValueError, match=r"norm=\[False, False\] has 2 values for 1 layers; want one for each layer"):
         backbone.forward_layers(x, [0], norm=[False, False])
 
 
@@ -276,7 +276,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def everything(backbone: BackboneModule, batch: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each tensor that a backbone hands out: of every layer, of mixed sizes and of the prefix, and the attention."""
+    """Each tensor that a backbone returns: of every layer, of mixed sizes and of the prefix, and the attention."""
     spec, found = backbone.spec, {}
     layers = range(spec.depth)
     for name, pixels in {"one": batch[0][None], "mixed": batch}.items():

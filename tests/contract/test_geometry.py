@@ -49,7 +49,7 @@ def test_a_photo_pixel_finds_its_patch_through_resize_and_crop() -> None:
     geometry = Geometry(((50, 50),), 8).through([view])
     assert geometry.box(0, 2, 3) == (98, 32, 114, 48)
     assert geometry.patch(0, 99, 33) == (2, 3)
-    with pytest.raises(IndexError, match="lies outside the photo or was cropped away"):
+    with pytest.raises(IndexError, match="is outside the photo or was cropped away"):
         geometry.patch(0, 20, 50)  # cropped away
 
 
@@ -60,7 +60,7 @@ def test_the_border_of_a_letterbox_is_no_photo() -> None:
     assert geometry.patch(0, 80, 1) == (2, 3)
     assert geometry.box(0, 1, 0) == (0, -25, 25, 0)
     for y in (-1, 100):
-        with pytest.raises(IndexError, match="lies outside the photo or was cropped away"):
+        with pytest.raises(IndexError, match="is outside the photo or was cropped away"):
             geometry.patch(0, 80, y)
 
 

@@ -43,7 +43,7 @@ def test_it_is_what_the_whole_forward_returns(name: str, mixed: bool) -> None:
 
 @pytest.mark.parametrize("name", POOLS_CLS)
 def test_the_deepest_block_runs_for_the_prefix_alone(name: str) -> None:
-    """But for its queries, keys and values; and no block after it is run."""
+    """Only its queries, keys and values are computed for all tokens; and no block after it is run."""
     vit = copy.deepcopy(VITS[name])
     seen: dict[str, int] = {}  # tokens, by what is done for them
     for i, block in enumerate(vit.blocks):
@@ -71,7 +71,7 @@ def flops(vit: ViT, prefix: bool) -> int:
 
 
 def test_what_is_spared_is_the_projection_and_the_mlp_of_the_patches() -> None:
-    """Two images of 15 patches, at a width of 16 and a hidden one of 32, of which torch counts the linear layers."""
+    """Count the linear layers by torch, for two images of 15 patches at width 16 and hidden width 32."""
     vit = tiny_vit()
     assert flops(vit, prefix=False) - flops(vit, prefix=True) == 2 * 2 * 15 * (16 * 16 + 2 * 16 * 32)
 
@@ -93,7 +93,7 @@ def test_gradients_flow_as_in_the_whole_forward() -> None:
 
 
 def test_a_hook_on_qkv_takes_part() -> None:
-    """An adapter there, such as LoRA, is no parameter of the linear layer."""
+    """An adapter there, such as LoRA, is not a parameter of the linear layer."""
     vit = copy.deepcopy(VITS["cls"])
     more = nn.Linear(16, 48)
     vit.blocks[-1].attn.qkv.register_forward_hook(lambda _, args, out: out + more(args[0]))

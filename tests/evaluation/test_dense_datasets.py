@@ -83,7 +83,7 @@ MISSING = [
     ("mvtec", "screw/ground_truth/hole/001_mask.png", "lacks 1 masks of screw"),
     ("mvtec", "screw/test/good", "needs sound photos"),
     ("copydays", "original/202000.jpg", "has 3 photos, and original/ has 2"),
-    ("voc07-boxes", "VOCdevkit/VOC2007/Annotations/000001.xml", "no annotation of Pascal VOC"),
+    ("voc07-boxes", "VOCdevkit/VOC2007/Annotations/000001.xml", "not an annotation of Pascal VOC"),
     ("coco20k", "train2014/COCO_train2014_000000000001.jpg", "lacks 1 of 3 photos"),
 ]
 
@@ -200,7 +200,7 @@ def test_photos_are_read_as_stored_or_named(tmp_path):
     with pytest.raises(LayoutError, match="c.jpg cannot be read.*run the command again"):
         open_photo(tmp_path / "c.jpg")
     (tmp_path / "d.jpg").write_bytes(b"no photo")
-    with pytest.raises(LayoutError, match="d.jpg cannot be read: it is no image of a known format"):
+    with pytest.raises(LayoutError, match="d.jpg cannot be read: it is not an image of a known format"):
         open_photo(tmp_path / "d.jpg")
 
 

@@ -12,7 +12,15 @@ from torchvision.transforms import v2 as transforms
 
 from tests.helpers import photo, tiny_vit
 from vitbackbone.evaluation.methods import depth_losses, memory_bank
-from vitbackbone.evaluation.methods.augment import Colours, Crops, DepthViews, distort, random_crop, random_depth_view
+from vitbackbone.evaluation.methods.dense_augmentation import (
+    Colours,
+    Crops,
+    DepthViews,
+    distort,
+    random_crop,
+    random_depth_view,
+)
+from vitbackbone.evaluation.methods.dense_training import rows_of
 from vitbackbone.evaluation.methods.discovery import box_of, lost, tokencut
 from vitbackbone.evaluation.methods.inputs import (
     centre_crop,
@@ -27,7 +35,6 @@ from vitbackbone.evaluation.methods.keys import key_map
 from vitbackbone.evaluation.methods.matching import match, read_at
 from vitbackbone.evaluation.methods.propagation import one_hot, propagate, stretched
 from vitbackbone.evaluation.methods.schedules import Schedule
-from vitbackbone.evaluation.methods.training import rows_of
 from vitbackbone.evaluation.methods.whitening import fit_whitening
 from vitbackbone.evaluation.methods.windows import slide, starts
 

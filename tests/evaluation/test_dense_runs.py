@@ -6,7 +6,7 @@ import torch
 from heads import load_head
 from tests.evaluation.runs import DENSE, start, written
 from tests.helpers import tiny_vit
-from vitbackbone.evaluation.methods import dense
+from vitbackbone.evaluation.methods import dense_head
 
 QUICK = {"depth nyu v3", "retrieval"}
 ALIKE = {"depth nyu v3", "davis"}
@@ -50,7 +50,7 @@ def check_resumes(name, backbone, tmp_path):
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in DENSE])
 def test_a_killed_run_resumes_to_the_same_results(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(dense, "CHECKPOINTS", 1)
+    monkeypatch.setattr(dense_head, "CHECKPOINTS", 1)
     monkeypatch.setattr("vitbackbone.evaluation.run.CHUNK", 2)
     backbone = tiny_vit(depth=4)
     results = check_resumes(name, backbone, tmp_path)

@@ -113,13 +113,13 @@ def test_a_wrong_command_is_a_sentence(command, message, tmp_path, monkeypatch, 
             lambda root: (root / "val" / WNIDS[0] / os.fsdecode(b"caf\xe9.JPEG")).write_bytes(b""),
             r"caf\\xe9.JPEG', which is not UTF-8; rename it",
         ),
-        (lambda root: save(root / "val" / "n09999999" / "a.JPEG", 0, 0), "1 folders that are no class, such as n0999"),
+        (lambda root: save(root / "val" / "n09999999" / "a.JPEG", 0, 0), "1 folders that are not classes, such as n09"),
         (
             lambda root: (
                 [each.rename(root / "val" / each.name) for each in (root / "val").rglob("*.JPEG")]
                 + [each.rmdir() for each in (root / "val").iterdir() if each.is_dir()]
             ),
-            "val has no class folders; its 8 images lie outside of class folders: sort them by their list of labels",
+            "val has no class folders; its 8 images are outside of class folders: sort them by their list of labels",
         ),
         (
             lambda root: [
@@ -145,7 +145,7 @@ def test_a_wrong_layout_is_a_sentence_before_anything_is_computed(spoil, message
         (
             "imagenet-a",
             lambda root: save(root / "n09999999" / "a.jpg", 0, 0),
-            "n09999999, which is no class of the Image",
+            "n09999999, which is not a class of the Image",
         ),
         ("imagenet-v2", lambda root: save(root / "7" / "a.jpg", 0, 0), "has the class 7, and the ImageNet given has 4"),
         (
@@ -188,6 +188,17 @@ def test_photos_are_shown_as_they_are_stored_unless_asked(turn: int, tmp_path) -
             (augmented[0, 5][1], augmented[1, 5][1]),
         ):
             assert torch.equal(turned, plain) is not upright
+
+
+@pytest.mark.parametrize("filter", ["bicubic", "bilinear"])
+def test_training_crops_are_resized_by_the_filter_of_their_settings(filter: str, tmp_path) -> None:
+    photo = picture(0, 0).resize((48, 48))
+    photo.save(tmp_path / "a.png")
+    crop = Augmentation(size=32, least=1.0, most=1.0, aspect=1.0, flip=0.0, interpolation=filter)
+    images = Images(tmp_path, ["a.png"], np.zeros(1, dtype=np.int64), ["a"])
+    _, pixels = Augmented(images, tiny_vit().preprocess, crop, 0)[0, 0]
+    want = photo.resize((32, 32), getattr(Image.Resampling, filter.upper()))
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(want))
 
 
 def test_check_counts_against_the_official_numbers(imagenet, capsys) -> None:

@@ -1,4 +1,4 @@
-"""Every protocol with `nano` in a process that the system kills, and that another one goes on for."""
+"""Every protocol with `nano` in a process that is killed, and that another process resumes."""
 
 import multiprocessing
 import os
@@ -10,14 +10,14 @@ import pytest
 from tests.evaluation.runs import RUNS, start, written
 from vitbackbone import load_backbone
 from vitbackbone.evaluation import PROTOCOLS, run, training
-from vitbackbone.evaluation.methods import dense
+from vitbackbone.evaluation.methods import dense_head
 
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def work(name: str, folder: Path, out: str, calls: int | None) -> None:
     """Run a protocol. The process is killed when the backbone is called once more than `calls` times."""
-    dense.CHECKPOINTS, run.CHUNK, training.KEEP_SECONDS = 1, 2, -1.0  # so that there is something to resume from
+    dense_head.CHECKPOINTS, run.CHUNK, training.KEEP_SECONDS = 1, 2, -1.0  # so that there is something to resume from
     backbone, count = load_backbone("nano"), 0
 
     def step(*_: object) -> None:

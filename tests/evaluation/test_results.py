@@ -71,7 +71,7 @@ def test_results_join_in_one_folder_and_are_reported(imagenet, tmp_path, capsys)
     assert "<table>" in (out / "report.html").read_text()
     assert r"\begin{tabular}" in (out / "report.tex").read_text()
     (out / "results.json").write_text("{")
-    with pytest.raises(ValueError, match=r"results.json is not a whole JSON file"):
+    with pytest.raises(ValueError, match=r"results.json is not a complete JSON file"):
         read_results(out)
 
 

@@ -1,4 +1,4 @@
-"""The segmentation example learns, goes on where it was interrupted, measures, draws, and refuses wrong data."""
+"""The segmentation example learns, resumes, measures, draws, and refuses wrong data."""
 
 import importlib
 import io
@@ -314,7 +314,7 @@ def test_a_head_of_another_backbone_and_no_head_are_refused(data: Path, trained:
 
 def test_another_run_and_a_loss_that_explodes_are_refused(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path, "--steps", 1)
-    with pytest.raises(SystemExit, match="is of a run with"):
+    with pytest.raises(SystemExit, match="belongs to a run with"):
         train(data, tmp_path, "--steps", 1, "--head", "linear")
     with pytest.raises(ValueError, match="try a lower learning rate"):
         train(data, tmp_path / "other", "--lr", 1e30)

@@ -105,7 +105,7 @@ def test_another_run_and_too_few_photos_are_refused(data: Path, tmp_path: Path) 
     args.epochs = 1
     train_nano.train(args)
     args.lr = 0.5
-    with pytest.raises(SystemExit, match="is of another run"):
+    with pytest.raises(SystemExit, match="belongs to another run"):
         train_nano.train(args)
     args = arguments(data, tmp_path / "other")
     args.limit = 10

@@ -142,7 +142,7 @@ def test_the_store_in_a_bucket_is_the_store_on_the_disk(faults: Faults, out: str
 @pytest.mark.slow
 @pytest.mark.promise(5, 34)
 def test_several_workers_share_a_store_in_a_bucket(faults: Faults, out: str, photos: Path, tmp_path: Path) -> None:
-    """Threads stand for processes: what they share is the bucket alone."""
+    """Threads stand for processes: they share only the bucket."""
     run(photos, tmp_path / "out")
     faults.lost, faults.refused = 0.05, 0.05
     failures: list[BaseException] = []

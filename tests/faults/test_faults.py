@@ -32,7 +32,8 @@ from vitbackbone.store.snapshots import latest
 from vitbackbone.store.workers import pull as pull_module
 from vitbackbone.store.workers.leases import Lease
 
-FORK = multiprocessing.get_context("fork")  # of a process that has torch already: a kill loop would wait for it else
+# From a process that has imported torch already; a kill loop would wait for that.
+FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -283,7 +284,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.slow
 @pytest.mark.promise(23)
 def test_a_million_paths_take_little_more_memory_than_a_thousand(tmp_path: Path) -> None:
-    """In KiB at the peak, of a process of its own; the list of a million is 30 MB of text."""
+    """The peak in KiB of a process of its own; the list of a million names is 30 MB of text."""
     grown = {}
     for count in (1000, 1_000_000):
         (tmp_path / str(count)).mkdir()

@@ -27,7 +27,7 @@ from dataclasses import asdict
 from tests.fuzz.targets import SHARES, TARGETS, Outcome
 
 CPU_LIMIT = 60  # seconds of CPU time for one input
-WAIT_LIMIT = 3600  # seconds that an input may wait, whatever else the machine does
+WAIT_LIMIT = 3600  # seconds that an input may wait, even on a busy machine
 MEMORY_LIMIT = 6 << 30  # bytes of memory for a worker
 OTHER_PIXELS = "its pixels differ from Pillow's"
 CHUNK = 500  # inputs for a worker process
@@ -113,7 +113,7 @@ def faults(target: str, lines: list[dict[str, object]]) -> list[str]:
 
 
 def fuzz(inputs: int, minutes: float, seed: int, workers: int) -> dict[str, list[dict[str, object]]]:
-    """Run the inputs on several processes, for so many minutes at most. Print faults on standard error at once."""
+    """Run the inputs on several processes, for at most `minutes` minutes. Print faults on standard error at once."""
     found: dict[str, list[dict[str, object]]] = {target: [] for target in TARGETS}
     until = time.monotonic() + 60 * minutes
 

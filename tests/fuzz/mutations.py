@@ -1,4 +1,4 @@
-"""Mutations of the bytes of a file: flipped bits, cuts, splices, and lengths that lie."""
+"""Mutations of the bytes of a file: flipped bits, cuts, splices, and false lengths."""
 
 from collections.abc import Callable
 from random import Random

@@ -1,4 +1,4 @@
-"""A sample of the fuzzing, of which `make fuzz` runs more; and the fuzzing finds planted faults."""
+"""A sample of the fuzzing that `make fuzz` runs at length; and the fuzzing finds planted faults."""
 
 import os
 import subprocess

@@ -119,7 +119,7 @@ def test_the_detector_sees_what_the_backbone_does_normalised_once(kind: str, pat
     ("patch", "size"), [(4, (40, 70)), *((patch, size) for patch in (14, 16) for size in (*SIZES, (40, 70), (65, 129)))]
 )
 def test_anchors_and_regions_lie_where_the_maps_do(patch: int, size: tuple[int, int]) -> None:
-    """Small images among them, of which torchvision alone would take the padding for resolution."""
+    """Small images are among them: torchvision by itself would take their padding for resolution."""
     module = body(patch)
     model = at_own_size(detector("faster", module)).eval()
     with torch.inference_mode():
@@ -170,7 +170,7 @@ def test_images_that_are_not_in_0_to_1_are_refused(wrong: str) -> None:
     image = photos((64, 64))[0]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (COLOURS.mean, COLOURS.std))
     image = {"normalised": (image - mean) / std, "bytes": 255 * image, "nan": image * float("nan")}[wrong]
-    with pytest.raises(ValueError, match=r"want \[0, 1\], because it normalises them itself"):
+    with pytest.raises(ValueError, match=r"want \[0, 1\], because it normalises images itself"):
         model([image])
 
 

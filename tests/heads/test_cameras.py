@@ -88,7 +88,7 @@ def test_a_missing_camera_is_masked_and_costs_nothing(how: str) -> None:
 
 @pytest.mark.parametrize("lead", [(3,), (3, 2)], ids=str)
 def test_a_camera_may_be_missing_from_some_samples(lead: tuple[int, ...]) -> None:
-    """The values in the place of a missing image, such as NaN, have no influence."""
+    """The values in place of a missing image, such as NaN, have no influence."""
     whole, x = encoder(), images(lead)
     full, counts = whole(x), runs(whole.backbone(SIDE))
     present = torch.ones(lead, dtype=torch.bool)

@@ -37,7 +37,7 @@ Shrink = Callable[..., str]
 
 @pytest.fixture
 def shrink(monkeypatch: pytest.MonkeyPatch) -> Shrink:
-    """A name of the zoo, whose entry is meanwhile that of a tiny model."""
+    """A name of the zoo whose entry is replaced by a tiny model for the test."""
 
     def do(name: str, mlp_dim: int = 192) -> str:
         config = replace(ZOO[name].config, **SMALL, mlp_dim=mlp_dim)
@@ -116,7 +116,7 @@ def test_equals_transformers(name: str, settings: dict[str, object], tmp_path: P
 @pytest.mark.parametrize("layers", [1, 4])
 @pytest.mark.parametrize("registers", [0, 4])
 def test_equals_the_authors_dinov2(registers: int, layers: int, shrink: Shrink, tmp_path: Path) -> None:
-    """The oracle is the lines of hub/classifiers.py for `layers=1` and `layers=4`, on timm's tokens."""
+    """The oracle has the lines of hub/classifiers.py for `layers=1` and `layers=4`, on timm's tokens."""
     name, middle = ("dinov2_vits14_reg_lc", "_reg4") if registers else ("dinov2_vits14_lc", "")
     model = randomise(timm.create_model(f"vit_small_patch14{middle}_dinov2", num_classes=0, **TIMM_SMALL))
     linear = randomise(nn.Linear((layers + 1) * 48, CLASSES))

@@ -105,7 +105,7 @@ def test_the_figures() -> None:
     assert found.rmse == pytest.approx(math.sqrt((0.04 + 0 + 4) / 3))
     assert found.delta1 == pytest.approx(2 / 3)
     assert str(found) == "abs-rel 0.233, rmse 1.160, delta1 66.7%"
-    with pytest.raises(ValueError, match="target is above 0 nowhere"):
+    with pytest.raises(ValueError, match="no pixel of target is above 0"):
         depth_metrics(depth, torch.zeros(1, 1, 2, 2))
     with pytest.raises(ValueError, match="depth is not above 0 at 3 pixels"):
         depth_metrics(-depth, target)

@@ -104,7 +104,7 @@ def test_simple_pyramid_equals_the_formula(patch: int, size: tuple[int, int]) ->
 
 
 def test_simple_pyramid_of_patch_14_is_that_of_its_map_resampled_to_16() -> None:
-    """112 is a multiple of both, so that the maps cover the same and torch's own resampling applies."""
+    """112 is a multiple of both, so the maps cover the same area and torch's own resampling applies."""
     features = vit(14)(images(2, 3, 112, 224))
     head = randomise(SimpleFeaturePyramid(vit(14).spec, channels=12), seed=3)
     x = F.interpolate(features.patches, (7, 14), mode="bilinear", align_corners=False)

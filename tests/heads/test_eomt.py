@@ -31,7 +31,7 @@ def images(*shape: int, seed: int = 0) -> Tensor:
 
 
 def masked_block(block: Block, x: Tensor, grid: tuple[int, int], mask: Tensor) -> Tensor:
-    """A block by hand, its attention from the weights of the unmasked one: those left, normalised anew."""
+    """A block written out: the attention weights of the block without a mask, masked and normalised again."""
     attention = block.attn
     normed = block.norm1(x)
     weights = attention.weights(normed, grid).double() * mask
@@ -188,7 +188,7 @@ def test_masks_are_kept_to_less_and_less() -> None:
 
 
 def test_queries_in_front_do_not_move_rotary_positions() -> None:
-    """Queries that no patch takes anything from leave the patches as they are without them."""
+    """If no patch attends to the queries, the patches are the same as without queries."""
     backbone = tiny_vit(depth=3, rotary=Rotary(100.0, "centred", "halves"), position="none")
     head = randomise(create_head("eomt", backbone.spec, num_classes=CLASSES, num_queries=QUERIES, num_blocks=2))
     attach(backbone, {"it": head})

@@ -321,7 +321,7 @@ def test_a_head_of_another_package_is_known_once_it_is_installed(tmp_path: Path)
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "head 'broken' of math:pi is no subclass of heads.Head" in done.stdout
+    assert "head 'broken' of math:pi is not a subclass of heads.Head" in done.stdout
 
 
 # ---- freezing -----------------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def nearly_constant(kind: str, offset: float, count: int, y: np.ndarray) -> np.n
     return {
         "rounding of float32": offset * (1 + 3e-8 * rng.normal(size=(count, 8))),
         "rounding of float64": offset * (1 + 1e-16 * rng.normal(size=(count, 8))),
-        "seldom another value": offset * (1 + 1.3e-7 * (rng.random((count, 8)) < 0.01)),
+        "rarely another value": offset * (1 + 1.3e-7 * (rng.random((count, 8)) < 0.01)),
         "constant": np.full((count, 8), offset),
         "an outlier": np.where(np.arange(count)[:, None] == 7, offset, 0) * np.ones((1, 8)),
         "the label in the last bit": offset * (1 + 1.3e-7 * (y[:, None] == np.arange(10))),
@@ -149,7 +149,7 @@ def nearly_constant(kind: str, offset: float, count: int, y: np.ndarray) -> np.n
 KINDS = [
     "rounding of float32",
     "rounding of float64",
-    "seldom another value",
+    "rarely another value",
     "constant",
     "an outlier",
     "the label in the last bit",

@@ -38,7 +38,7 @@ def model_of(name: str) -> Attached:
 
 
 def batch_of(name: str) -> tuple[Tensor, Any]:
-    """Four images, and targets of which the two processes ignore different shares."""
+    """Four images, and targets with different shares of ignored pixels on the two processes."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2 * RANKS, 3, SIZE, SIZE, generator=generator)
     if "depth" in name:
@@ -156,7 +156,7 @@ def nested(rank: int) -> dict[str, Tensor]:
 
 
 def unread_steps(rank: int) -> list[str]:
-    """Two steps on the outputs of every head, none of whose parameters DDP may miss."""
+    """Two steps on the outputs of every head. DDP must not miss a parameter."""
     wrong = []
     for name in sorted(BUILT_IN.keys() - FITTING.keys() - {"distilled"}):
         vit = tiny_vit(depth=6)
@@ -337,7 +337,7 @@ def test_targets_are_one_for_each_head() -> None:
 
 
 def test_torch_says_which_ddp_is_running() -> None:
-    """A private name of torch's, and the one by which FSDP marks a module: see `heads.parallel`."""
+    """torch's private names for the running DDP and for modules of FSDP: see `heads.parallel`."""
     assert DistributedDataParallel._active_ddp_module is None
     assert set(list_heads()) >= set(LOSSES)
     source = Path(distributed.fsdp.__file__).parent / "_fully_shard" / "_fully_shard.py"

@@ -60,7 +60,7 @@ def test_two_classes_feature_names_and_searched_parameters_survive(tmp_path):
     )  # pandas' warning about names is an error here
     assert loaded.predict(frame).dtype == bool
 
-    save_probe(KnnProbe().set_params(k=np.int64(3)).fit(X, y), tmp_path, about={})  # in the place of the other
+    save_probe(KnnProbe().set_params(k=np.int64(3)).fit(X, y), tmp_path, about={})  # in place of the other
     loaded, _ = load_probe(tmp_path)
     assert loaded.k == 3
     np.testing.assert_array_equal(loaded.predict(test), KnnProbe(k=3).fit(X, y).predict(test))

@@ -179,7 +179,7 @@ def test_the_perceiver_resampler_equals_the_formula() -> None:
 
 
 def test_the_perceiver_resampler_is_flamingos_by_default() -> None:
-    """Its sizes, and no biases but those of norms."""
+    """Its sizes; only the norms have biases."""
     head = create_head("perceiver_resampler", tiny_vit().spec)
     assert head.latents.shape == (64, 16)
     assert len(head.blocks) == 6
@@ -269,7 +269,7 @@ def test_they_run_attached_at_any_size_and_learn(name: str, patch: int) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_padding_has_no_part_in_them(name: str) -> None:
-    """Each image in a batch of different sizes gives the same as alone."""
+    """Each image in a batch of different sizes gives the same result as by itself."""
     vit = tiny_vit()
     both = attach(vit, {"head": make(name)})
     pictures = [images(3, 48, 32), images(3, 16, 80, seed=1)]

@@ -1,4 +1,4 @@
-"""Grids of parameters, of which the quick tests run a sample."""
+"""Grids of parameters: the quick tests run a sample of them."""
 
 from collections.abc import Sequence
 from itertools import product

@@ -173,7 +173,7 @@ def test_a_cut_file_gives_the_frames_that_are_there(name: str, share: float) -> 
     expected = dict(decoded(cut))
     try:
         found = read_all(cut)
-    except ImageError:  # such as an MP4 without the index that lies behind its frames
+    except ImageError:  # such as an MP4 without the index at its end
         assert KINDS[name].format == "mp4" or not expected
         return
     read = {pts: frame for pts, frame in found.items() if isinstance(frame, Tensor)}
@@ -221,7 +221,7 @@ def test_a_frame_without_a_keyframe_is_refused() -> None:
     stream = video.streams[0]
     none_before = replace(stream, packet_key=stream.packet_key & (np.arange(len(stream.packet_key)) > 0))
     with FrameReader(io.BytesIO(data), Video((none_before,))) as reader:
-        with pytest.raises(DamagedImage, match="no keyframe lies before this frame"):
+        with pytest.raises(DamagedImage, match="has no keyframe before this frame"):
             reader.read(0, 0)
         assert equal(reader.read(0, int(stream.pts[20])), decoded(data)[20][1])
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.helpers import cases, randomise
+from tests.oracles.transformers_models import HF, hf_model
 from tests.text.models import CASES
-from tests.transformers_oracles import HF, hf_model
 from vitbackbone.cli import main
 from vitbackbone.inspection import check, upstreams
 

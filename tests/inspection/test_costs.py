@@ -33,8 +33,8 @@ def test_parameters_are_those_of_the_network(config: ViTConfig) -> None:
 )
 def test_parameters_and_flops_are_the_published_ones(variant: str, weights: WeightsEnum, paper: float) -> None:
     """Torchvision publishes both for its weights, with a head of 1000 classes, the position of CLS apart, and a
-    multiply-accumulate as one. `paper` is table 1 of Dosovitskiy et al. (2021), which names neither head nor patch
-    size, so within 1 %."""
+    multiply-accumulate as one. `paper` is table 1 of Dosovitskiy et al. (2021) names neither head nor patch size, so
+    the counts agree within 1 %."""
     config = vit_config(variant)
     head = 1000 * config.dim + 1000
     with_head = parameters(config) + config.dim + head

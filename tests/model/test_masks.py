@@ -130,7 +130,7 @@ def test_dropped_patches_do_not_matter_and_the_order_is_free(kind: str) -> None:
     ("keep", "message"),
     [
         (torch.tensor([[0, 16]]), "want distinct indices from 0 to 15"),
-        (torch.tensor([[-1, 3]]), "values that are no patches"),
+        (torch.tensor([[-1, 3]]), "values that are not patches"),
         (torch.tensor([[3, 3]]), "names a patch twice"),
         (torch.zeros(1, 0, dtype=torch.long), r"shape \(1, 0\)"),
     ],

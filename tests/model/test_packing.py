@@ -1,4 +1,4 @@
-"""Images of different sizes in one row of tokens: each as if it were alone, in one run."""
+"""Images of different sizes in one row of tokens: one run gives the same as each image by itself."""
 
 import copy
 import threading
@@ -178,7 +178,7 @@ def test_joining_is_the_way_back_from_splitting() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"relative_position": "table"}, {"rotary": ROTARY}], ids=lambda f: "".join(f))
 def test_no_table_outlives_its_weights(fields: dict[str, object]) -> None:
-    """Other weights are loaded, a step is taken, the precision is changed: each as in a model that never ran before."""
+    """After new weights, a training step or a new precision, the model equals one that never ran before."""
     vit, x = tiny_vit(**fields), batch()
 
     def fresh() -> ViT:

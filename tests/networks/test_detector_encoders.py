@@ -28,7 +28,7 @@ def test_the_features_are_the_encoders_own(detector: tuple[Any, BackboneModule])
 
 def test_optimize_says_at_once_what_it_cannot_run(detector: tuple[Any, BackboneModule]) -> None:
     _, backbone = detector
-    with pytest.raises(ValueError, match=r"engine='openvino' cannot run .*: a TransformersBackbone is run by torch"):
+    with pytest.raises(ValueError, match=r"engine='openvino' cannot run .*: a TransformersBackbone is run only by"):
         optimize(backbone, engine="openvino")
     images = torch.randn(1, 3, *backbone.spec.image_size, generator=torch.Generator().manual_seed(0))
     fast = optimize(backbone, "bf16", sample=images)

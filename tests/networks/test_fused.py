@@ -221,7 +221,7 @@ def test_members_that_do_not_go_together_are_refused() -> None:
         FusedBackbone([good, replace(good, layer=3)])
     with pytest.raises(ValueError, match="tiny has no final norm for layer -1"):
         FusedBackbone([good, Member(no_norm, -1, True)])
-    with pytest.raises(ValueError, match="preprocess has 3 parts for 2 members; want one part a member"):
+    with pytest.raises(ValueError, match="preprocess has 3 parts for 2 members; want one for each member"):
         FusedBackbone([good, good], FusedPreprocess((FIRST, SECOND, FIRST)))
 
 

@@ -18,8 +18,8 @@ from vitbackbone.networks.fused import FusedBackbone, Member
 
 
 class Means(nn.Module):
-    """The mean colour of each patch, at several strides: what a feature pyramid says where it lies. Layer i has i extra
-    channels. Not a ViT, but a `Backbone`."""
+    """The mean colour of each patch at several strides, as a feature pyramid that shows where it is. Layer i has i
+    extra channels. Not a ViT, but a `Backbone`."""
 
     def __init__(self, *strides: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def ramp(height: int, width: int) -> Tensor:
     st.integers(64, 130), st.integers(64, 130), st.sampled_from([(8, 16), (16, 8), (14, 16), (6, 8), (7, 32), (4, 8)])
 )
 def test_a_ramp_stays_where_it_is(height: int, width: int, strides: tuple[int, int]) -> None:
-    """At the centre of every patch whose neighbours in the coarse map are whole, both members say where it lies."""
+    """Both members agree about the place of every patch whose neighbours in the coarse map are whole."""
     fused = FusedBackbone([Member(Means(stride), 0, False) for stride in strides])
     features = fused(ramp(height, width))
     fine, coarse = min(strides), max(strides)

@@ -23,7 +23,7 @@ from vitbackbone.checkpoints.formats.swin import SWIN as SWIN_FORMATS
 from vitbackbone.checkpoints.huggingface.swin import read_swin, read_swinv2
 from vitbackbone.checkpoints.rules import convert
 from vitbackbone.checkpoints.towers import find_prefixes, within
-from vitbackbone.networks.timm import TimmBackbone, TimmConfig
+from vitbackbone.networks.timm.backbone import TimmBackbone, TimmConfig
 
 HF = {
     "embed_dim": 24,
@@ -78,7 +78,7 @@ def test_equals_transformers(name: str, tmp_path: Path) -> None:
         theirs = model(x, output_hidden_states=True)
         *stages, last = backbone.forward_layers(x, [0, 1, 2], norm=False)
         for stage, expected in zip(stages, theirs.reshaped_hidden_states[1:3], strict=True):
-            # transformers hands out a stage after the downsampling that ends it, which is timm's next stage's
+            # transformers returns a stage after the downsampling that ends it, which is timm's next stage's
             layer = backbone.model.layers[stages.index(stage) + 1]
             down = layer.downsample(stage.patches.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             assert relative_error(down, expected) < TOLERANCE

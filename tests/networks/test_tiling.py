@@ -72,7 +72,7 @@ def test_windows_of_a_local_network_join_to_the_whole(
 
 
 def test_a_patch_that_one_window_shows_is_what_the_backbone_makes_of_it() -> None:
-    """And one that two show lies between them, the nearer to each the further from its end."""
+    """A patch in two windows is a mean of both, weighted by its distance from the end of each window."""
     backbone, x = tiny_vit(), images(3, 32, 56)
     with torch.inference_mode():
         left, right = (backbone(x[None, :, :, start : start + 32]).patches for start in (0, 24))
@@ -166,7 +166,7 @@ def test_what_cannot_be_tiled_is_refused(change: dict[str, object], message: str
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["cls", "windows", "swin sized", "swinv2 fixed", "resnet"])
 def test_a_backbone_in_half_precision_gives_a_map_that_is_finite(name: str, dtype: torch.dtype) -> None:
-    """At the right and bottom the windows are smaller, and pad those of a Swin."""
+    """At the right and bottom the windows are smaller, and a Swin pads its own windows there."""
     image = images(3, 150, 110)
     want = tile(BACKBONES[name], image, 96, 32)
     got = tile(copy.deepcopy(BACKBONES[name]).to(dtype), image, 96, 32)

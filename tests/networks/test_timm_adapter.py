@@ -17,7 +17,7 @@ from tests.timm_networks import BACKBONES, STAGES, SWIN, TOLERANCE, images, padd
 from vitbackbone import Backbone
 from vitbackbone.contract import describe_settings
 from vitbackbone.contract.spec import BackboneSpec
-from vitbackbone.networks.timm import TimmBackbone, TimmConfig
+from vitbackbone.networks.timm.backbone import TimmBackbone, TimmConfig
 
 AS_TIMM = [name for name, backbone in BACKBONES.items() if backbone.config.windows == "timm"]
 
@@ -328,7 +328,7 @@ def test_configurations_that_contradict_themselves_are_refused(fields: dict[str,
 def test_choices_that_there_are_not_are_refused() -> None:
     """In a process of its own, without the type checks of the tests, which would come first."""
     code = (
-        "from vitbackbone.networks.timm import TimmConfig\n"
+        "from vitbackbone.networks.timm.backbone import TimmConfig\n"
         "for field in ('windows', 'indivisible'):\n"
         "    try: TimmConfig('resnet10t', **{field: 'other'})\n"
         "    except ValueError as e: assert f\"{field}='other'; want one of\" in str(e), e\n"
@@ -340,7 +340,7 @@ def test_choices_that_there_are_not_are_refused() -> None:
 def test_networks_that_do_not_fit_are_refused() -> None:
     for config, text in [
         (TimmConfig("resnet_unheard_of"), "has no architecture 'resnet_unheard_of'"),
-        (TimmConfig("resnet10t", windows="sized"), "is no Swin; want windows='timm'"),
+        (TimmConfig("resnet10t", windows="sized"), "is not a Swin; want windows='timm'"),
         (TimmConfig("inception_v3", (299, 299)), "its last map is 8 x 8, not 10 x 10"),
     ]:
         with pytest.raises(ValueError, match=text):

@@ -1,4 +1,4 @@
-"""`pooled` of each module of timm: what timm's own classifier reads, and nothing that is computed here in its place."""
+"""`pooled` of each module of timm: what timm's own classifier reads, not a substitute computed here."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from heads.cameras import CameraEncoder
 from tests.helpers import cases, randomise, relative_error
 from tests.timm_networks import BACKBONES, TOLERANCE, images
 from vitbackbone import BackboneModule, BackboneSpec, Features, load_backbone
-from vitbackbone.networks.timm import TimmBackbone, TimmConfig
+from vitbackbone.networks.timm.backbone import TimmBackbone, TimmConfig
 
 # One architecture of each module of timm, among the smallest. Where a module has several heads, one of each.
 ARCHITECTURES = """

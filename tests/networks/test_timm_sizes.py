@@ -1,4 +1,4 @@
-"""The image sizes of timm's networks: no padding but what the arithmetic of the layers needs."""
+"""The image sizes of timm's networks: images are padded only as far as the layers need it."""
 
 import math
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from tests.timm_networks import TOLERANCE, images
 from vitbackbone import load_backbone
 from vitbackbone.checkpoints.timm_names import FAMILIES, Family, describe_timm
 from vitbackbone.networks import TimmBackbone
-from vitbackbone.networks.timm import without_weights
-from vitbackbone.networks.timm_levels import read_levels
-from vitbackbone.networks.timm_sizes import Sizes, find_sizes, sizes_of
+from vitbackbone.networks.timm.backbone import without_weights
+from vitbackbone.networks.timm.levels import read_levels
+from vitbackbone.networks.timm.sizes import Sizes, find_sizes, sizes_of
 
 Layer = Callable[[int], int]
 
@@ -26,7 +26,7 @@ def halve(side: int) -> int:
 
 
 def patches(stride: int) -> Layer:
-    """Patches of `stride` pixels that do not overlap: those cut at the border are lost."""
+    """Patches of `stride` pixels that do not overlap; incomplete ones at the border are dropped."""
     return lambda side: side // stride
 
 
@@ -123,7 +123,7 @@ def test_every_size_gives_a_patch_for_each_stride_begun(name: str) -> None:
             if want.shape == features.patches.shape:
                 whole = backbone.model.forward_head(backbone.model.forward_features(theirs), pre_logits=True)
                 assert relative_error(features.pooled, whole) < TOLERANCE
-            else:  # patches of padding are no part of the mean
+            else:  # patches of padding are not part of the mean
                 assert relative_error(features.pooled, features.patches.mean(dim=(2, 3))) < TOLERANCE
 
 

@@ -20,11 +20,11 @@ from tests.helpers import relative_error
 from vitbackbone import BackboneModule, load_backbone
 from vitbackbone.checkpoints import ConversionError
 from vitbackbone.networks import TransformersBackbone, TransformersConfig
-from vitbackbone.networks.transformers_towers import config_of, find_towers
+from vitbackbone.networks.transformers.towers import config_of, find_towers
 
 TOLERANCE = 1e-5
 # A ViT within a composite, another beside a text tower, CNNs, hierarchies, packed patches with and without a merger,
-# padded patches, tokens behind the patches, timm's network within a directory, a backbone under a decoder
+# padded patches, tokens after the patches, timm's network within a directory, a backbone under a decoder
 QUICK = ["altclip", "resnet", "segformer", "qwen2_vl", "siglip2", "yolos", "convnextv2", "detr", "paddleocr_vl"]
 QUICK += ["llama4", "donut-swin", "vitdet"]
 SLOW = [

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import parity
 from benchmarks.parity import GROUPS, UPSTREAMS, group_of, grouped, summary
-from tests.parity_cases import IMAGE_CASES, SAVED_CASES, SavedCase
+from tests.oracles.every_case import IMAGE_CASES, SAVED_CASES, SavedCase
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.huggingface import MODEL_TYPES
 

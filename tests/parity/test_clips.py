@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.helpers import randomise, relative_error
-from tests.oracles import Case, Size, errors
-from tests.vision_clips import CLIP_CASES, PUBLISHED, TAPS
+from tests.oracles.cases import Case, Size, errors
+from tests.oracles.clips import CLIP_CASES, PUBLISHED, TAPS
 from vitbackbone import ViT, ViTConfig, optimize
 from vitbackbone.model import Rotary
 
@@ -62,7 +62,7 @@ def test_clips_are_upstreams(case: Case, frames: int, tmp_path: Path) -> None:
 
 
 def test_layers_have_norms_of_their_own(tmp_path: Path) -> None:
-    """V-JEPA 2.1 hands out four blocks, each with a norm."""
+    """V-JEPA 2.1 returns four blocks, each with a norm."""
     model = PUBLISHED.model()
     PUBLISHED.save(model, tmp_path)
     ours, x = PUBLISHED.load(tmp_path, "native"), clips(4, (48, 64))

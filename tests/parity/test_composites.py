@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import cases
-from tests.whole_models import MODELS, whole_error
+from tests.oracles.whole_models import MODELS, whole_error
 
 LIMIT = 1e-5
 QUICK = {"zoedepth", "vitmatte", "vit msn", "sam3", "siglip2"}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.helpers import randomise, relative_error
-from tests.oracles import images
+from tests.oracles.cases import images
 from vitbackbone import BackboneModule, load_backbone, optimize
 from vitbackbone.checkpoints.zoo import ZOO
 

@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from benchmarks.coverage.tiny_configs import tiny
 from benchmarks.coverage.transformers import _compare_at, classes, randomised
 from vitbackbone import load_backbone
-from vitbackbone.networks.transformers_towers import config_of, find_towers
+from vitbackbone.networks.transformers.towers import config_of, find_towers
 
 LIMIT = 1e-5
 EITHER = [True, False]

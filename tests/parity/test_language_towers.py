@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.helpers import randomise, relative_error
-from tests.language_towers import LANGUAGE_CASES, TOWERS, tower_model
-from tests.oracles import Case, errors, images
+from tests.oracles.cases import Case, errors, images
+from tests.oracles.language_towers import LANGUAGE_CASES, TOWERS, tower_model
 from vitbackbone import load_backbone
 
 LIMIT = 1e-5

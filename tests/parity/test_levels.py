@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from tests.helpers import randomise, relative_error
-from tests.level_networks import (
+from tests.oracles.cases import Case, errors, images
+from tests.oracles.level_networks import (
     CONVNEXT,
     HIERA,
     LEVEL_CASES,
@@ -19,7 +20,6 @@ from tests.level_networks import (
     cropped,
     timm_convnext,
 )
-from tests.oracles import Case, errors, images
 from vitbackbone import ConversionError, load_backbone
 
 LIMIT = 1e-5

@@ -1,8 +1,7 @@
 """Every family equals its upstream on identical, fully randomised weights: native, another square, a non-square size,
 and one that the patch does not divide.
 
-The error is max |a - b| / max |b| in float32. The cases are rows of the tables in `tests/oracles.py`,
-`tests/transformers_oracles.py` and `tests/towers.py`.
+The error is max |a - b| / max |b| in float32. The cases are rows of the tables in `tests/oracles/`.
 """
 
 import math
@@ -18,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.helpers import randomise, relative_error
-from tests.oracles import P16, TIMM_CASES, Case, errors, images, timm_case, timm_model
-from tests.resampling_policies import POLICIES, timm_at
-from tests.small_timm import SMALL_CASES
-from tests.towers import TOWER_CASES
-from tests.transformers_oracles import HF, HF_CASES, hf_case, hf_model
+from tests.oracles.cases import P16, TIMM_CASES, Case, errors, images, timm_case, timm_model
+from tests.oracles.resampling_policies import POLICIES, timm_at
+from tests.oracles.small_timm import SMALL_CASES
+from tests.oracles.transformers_models import HF, HF_CASES, hf_case, hf_model
+from tests.oracles.transformers_towers import TOWER_CASES
 from vitbackbone import ViTConfig, load_backbone
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.zoo import ZOO

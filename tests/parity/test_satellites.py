@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from tests.helpers import randomise, relative_error
-from tests.oracles import Case, errors, images
-from tests.satellites import SATELLITE_CASES, Clay, Dofa, load, save
+from tests.oracles.cases import Case, errors, images
+from tests.oracles.satellites import SATELLITE_CASES, Clay, Dofa, load, save
 from vitbackbone import load_backbone
 
 LIMIT = 1e-5

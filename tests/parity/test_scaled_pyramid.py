@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from tests.helpers import randomise, relative_error
-from tests.oracles import images
+from tests.oracles.cases import images
 from vitbackbone import ConversionError, load_backbone
 
 LIMIT = 1e-5

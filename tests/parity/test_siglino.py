@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.helpers import cases, relative_error
-from tests.oracles import errors, images
-from tests.siglino import FILE, HEADS, SIGLINO_CASES, WIDTH, Encoder, Layer
+from tests.oracles.cases import errors, images
+from tests.oracles.siglino import FILE, HEADS, SIGLINO_CASES, WIDTH, Encoder, Layer
 from vitbackbone import BackboneModule, ConversionError, optimize
 from vitbackbone.inspection import costs, trace
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.helpers import relative_error
-from tests.oracles import Case, errors, images, save_timm
-from tests.small_timm import SMALL, SMALL_CASES, load_small, shrunk, small_model
+from tests.oracles.cases import Case, errors, images, save_timm
+from tests.oracles.small_timm import SMALL, SMALL_CASES, load_small, shrunk, small_model
 from vitbackbone import ViT
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.rules import bind, convert

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.helpers import randomise, relative_error
-from tests.oracles import errors, images
-from tests.tiled_towers import MLLAMA, TILE_CASES, mllama_model, run_mllama
+from tests.oracles.cases import errors, images
+from tests.oracles.tiled_towers import MLLAMA, TILE_CASES, mllama_model, run_mllama
 from vitbackbone import load_backbone, optimize
 
 LIMIT = 1e-5

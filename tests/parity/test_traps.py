@@ -13,7 +13,7 @@ from transformers import Dinov2Backbone, Dinov2Config
 
 from tests.backbones import QUICK, VITS
 from tests.helpers import cases, photo, randomise, relative_error, tiny_vit
-from tests.transformers_oracles import hf_model
+from tests.oracles.transformers_models import hf_model
 from vitbackbone import ConversionError, Resampling, load_backbone
 from vitbackbone.checkpoints.zoo import ZOO
 from vitbackbone.model.config import ViTConfig

@@ -8,7 +8,7 @@ from vitbackbone import ViT
 
 
 def with_outliers(vit: ViT) -> ViT:
-    """Channels that the linear layers read, 50 times as large as they were, and the weights that read them as much
+    """Make some input channels of the linear layers 50 times as large, and the weights that read them 50 times
     smaller."""
     vit = copy.deepcopy(vit)
     with torch.no_grad():

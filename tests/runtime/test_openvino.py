@@ -20,7 +20,7 @@ from tests.helpers import relative_error, tiny_vit
 from tests.runtime.outliers import with_outliers
 from vitbackbone import Backbone, Features, ViT, fingerprint
 from vitbackbone.contract.fingerprint import weights_sha256
-from vitbackbone.networks.timm import TimmBackbone, TimmConfig
+from vitbackbone.networks.timm.backbone import TimmBackbone, TimmConfig
 from vitbackbone.runtime import openvino as engine
 from vitbackbone.runtime import routes
 from vitbackbone.runtime.fidelity import compare
@@ -398,7 +398,7 @@ def test_8_bits_are_refused_where_they_are_computed_wrongly(monkeypatch: pytest.
 
 
 def test_bf16_is_that_or_refused() -> None:
-    """OpenVINO alone would take the name and run float32."""
+    """OpenVINO by itself would accept the name and run float32."""
     x = images(2, 3, 32, 40)
     if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(ValueError, match="this CPU has no instructions for bfloat16; use 'fp32'"):

@@ -1,4 +1,4 @@
-"""`optimize`: what it hands back, how close it must be, and which route it takes."""
+"""`optimize`: what it returns, how close it must be, and which route it takes."""
 
 import copy
 import logging
@@ -26,7 +26,7 @@ from vitbackbone.runtime.routes import Route
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *rows: Route) -> None:
-    """These paths alone, of which the last is the fastest."""
+    """Allow only these routes, the last of them the fastest."""
     monkeypatch.setattr(choice, "ROUTES", rows)
     monkeypatch.setattr(choice, "_race", lambda built, images: (list(built)[-1], ["as fast as a test wants"]))
 
@@ -74,9 +74,9 @@ def test_it_is_for_inference_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fast(images(1, 3, 32, 32)).patches.requires_grad
     with pytest.raises(ValueError, match="no gradients"):
         fast(images(1, 3, 32, 32).requires_grad_())
-    with pytest.raises(TypeError, match="copy or pickle the plain one"):
+    with pytest.raises(TypeError, match="copy the plain one"):
         pickle.dumps(fast)
-    with pytest.raises(TypeError, match="copy or pickle the plain one"):
+    with pytest.raises(TypeError, match="copy the plain one"):
         copy.deepcopy(fast)
     assert fast.to("cpu") is fast
     with torch.no_grad():
@@ -269,5 +269,5 @@ def test_what_no_type_check_would_let_pass_is_refused_too() -> None:
     assert said == [
         "precision='fp8'; want one of fp32, bf16, int8",
         "engine='tpu'; want one of auto, native, openvino",
-        "backbone is a LayerNorm; want what load_backbone returns",
+        "backbone is a LayerNorm; want one that load_backbone returns",
     ]

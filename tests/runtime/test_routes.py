@@ -157,7 +157,7 @@ def test_an_adapter_on_a_linear_layer_takes_part() -> None:
 
 
 def test_below_float32_there_is_no_path_for_what_is_no_vit() -> None:
-    with pytest.raises(routes.Unavailable, match="a TimmBackbone is run in float32 alone"):
+    with pytest.raises(routes.Unavailable, match="a TimmBackbone is run only in float32"):
         routes.unpacked(BACKBONES["resnet"], MIXED, dtype=BF16)
 
 
@@ -165,7 +165,7 @@ int8 = partial(routes.int8, make=eight_bits.reference)
 
 
 def closeness(vit: ViT) -> float:
-    """Return the least cosine in 8 bits. A norm right behind a product makes its rounding errors as large as it makes
+    """Return the least cosine in 8 bits. A norm right after a product makes its rounding errors as large as it makes
     the product."""
     return 0.97 if vit.config.branch_norm != "before" or vit.config.v_norm else 0.995
 
@@ -217,7 +217,7 @@ def test_outlier_channels_cost_little_closeness(build) -> None:
 
 
 def test_int8_without_what_is_done_about_outliers_would_lose_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of the two measures alone does not do."""
+    """Neither of the two measures is enough by itself."""
     vit = with_outliers(tiny_vit(dim=64, mlp_dim=128))
     both = loss(int8, vit)
     with monkeypatch.context() as patch:

@@ -22,7 +22,7 @@ SIZES = [(121, 68), (40, 33), (32, 32), (9, 50), (1, 1), (64, 48), (30, 31)]  # 
 
 
 class Watched(ViT):
-    """Keeps what each forward was given, and how many shards lay in `out` then."""
+    """Records the images of each forward, and the number of shards in `out` at that time."""
 
     out: Path | None = None
 
@@ -31,6 +31,17 @@ class Watched(ViT):
             self.seen: list[tuple[int, int]] = []
         markers = len(list(self.out.glob("done/*.json"))) if self.out else 0
         self.seen.append((len(images), markers))
+        return super().forward_layers(images, layers, norm)
+
+
+class Interrupted(Watched):
+    """Ends by Ctrl-C when it is called once more than `limit` times."""
+
+    limit = 2
+
+    def forward_layers(self, images: Images, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
+        if len(getattr(self, "seen", [])) == self.limit:
+            raise KeyboardInterrupt
         return super().forward_layers(images, layers, norm)
 
 

@@ -1,4 +1,4 @@
-"""Archives: every member is a row or a named failure, and what GNU tar and unzip list is what is listed."""
+"""Archives: every member is a row or a named failure, and the listing equals GNU tar's and unzip's."""
 
 import bz2
 import lzma

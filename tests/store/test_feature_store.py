@@ -1,4 +1,4 @@
-"""The store as its reader sees it, and the arguments that make none."""
+"""The store as its reader sees it, and arguments that are refused."""
 
 import copy
 import importlib

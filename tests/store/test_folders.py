@@ -1,4 +1,4 @@
-"""Folders, globs and lists: every image is a row, whatever else lies beside it, and what is left out is said."""
+"""Folders, globs and lists: every image is a row, other files do no harm, and skipped files are counted."""
 
 import codecs
 import importlib
@@ -53,7 +53,7 @@ def test_files_are_images_by_name_or_content_and_the_others_are_counted(tmp_path
     for name in ("f.heic", "g.avif", "h.jp2", "i.jxl"):
         (root / name).write_bytes(b"no picture")
     for name in ("notes.txt", "data.json", "film.mp4", "raw.dng", "odd.xyz", "nothing", "BMW"):
-        (root / name).write_bytes(b"BMW, P5 and others" if name == "BMW" else b"II*\0 what is no image")
+        (root / name).write_bytes(b"BMW, P5 and others" if name == "BMW" else b"II*\0 what is not an image")
     (root / "odd.xyz").write_bytes(b"text")
     (root / "nothing").write_bytes(b"")
     inputs = list_inputs(root / pattern if pattern else root)

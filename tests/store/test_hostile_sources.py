@@ -87,7 +87,7 @@ def test_an_archive_that_claims_numbers_beyond_64_bits_fails_that_member_alone(t
     store = extract(tiny_vit(), file, tmp_path / "out", progress=False)
     names = [path for path, _ in store.failed]
     assert f"{file.name}/0.png" in names
-    if "a size of" not in kind or file.suffix == ".zip":  # behind a tar's member of that size there is nothing
+    if "a size of" not in kind or file.suffix == ".zip":  # after a tar's member of that size there is nothing
         assert store.paths == [f"{file.name}/1.png"]
 
 

@@ -1,4 +1,4 @@
-"""The same objects from a Ray cluster, whoever of it dies meanwhile, in a folder and in a bucket."""
+"""The same objects from a Ray cluster, whichever process dies meanwhile, in a folder and in a bucket."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Archives in a bucket that have not changed are not listed again, and others are."""
+"""Archives in a bucket are listed again only if they have changed."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""Sources that lie in a bucket: the same listing and the same bytes as on the disk, in few large requests."""
+"""Sources that are in a bucket: the same listing and the same bytes as on the disk, in few large requests."""
 
 import hashlib
 import io
@@ -210,7 +210,7 @@ def test_an_archive_that_is_replaced_while_it_is_read_gives_no_mixed_bytes(fault
     storage.put("a.tar", data.getvalue()[:-1] + b"x")
     with pytest.raises(Unreadable, match="has changed while it was read"):
         read_bytes(at[39])
-    assert read_bytes(at[39])  # opened anew
+    assert read_bytes(at[39])  # opened again
 
 
 def test_an_object_that_fails_is_a_row_and_a_service_that_is_down_ends_the_run(

@@ -70,7 +70,7 @@ def _bert(name: str, **settings: Any) -> Callable[[int], Any]:
     return lambda words: kind(vocab_size=words, max_position_embeddings=LENGTH + 4, **sizes, **settings)
 
 
-# CoCa: a token behind the text, attention pooling of the image, and a decoder
+# CoCa: a token after the text, attention pooling of the image, and a decoder
 CLS = {"embed_cls": True, "output_tokens": True}
 COCA = {
     "multimodal_cfg": {"context_length": LENGTH, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 1},

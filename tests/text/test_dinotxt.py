@@ -1,4 +1,4 @@
-"""dino.txt: the blocks behind a DINO and the text tower equal the authors' code, written here again."""
+"""dino.txt: the blocks after a DINO and the text tower equal the authors' code, written here again."""
 
 import math
 from pathlib import Path
@@ -161,7 +161,7 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
     _, file = head_of(tmp_path, whole=False)
     with pytest.raises(ConversionError, match=r"head.pth: the checkpoint does not fit"):
         load_backbone("vit_base_patch14_reg4_dinov2.lvd142m", "random", image_size=28, adaptor=str(file))
-    with pytest.raises(ValueError, match="is no Vision Transformer"):
+    with pytest.raises(ValueError, match="is not a Vision Transformer"):
         load_backbone("resnet50.a1_in1k", "random", adaptor=str(file))
     with pytest.raises(ValueError, match="dino.txt file"):
         load_text(NAME, tokenizer=default_bpe())

@@ -1,4 +1,4 @@
-"""Text towers from other files than usual, and what is said of files that are wrong."""
+"""Text towers from unusual files, and the errors about wrong files."""
 
 import json
 import re
@@ -98,7 +98,7 @@ def with_settings(**settings: Any) -> Callable[[Path], object]:
         (without("tokenizer.json"), "has no tokenizer: want tokenizer.json"),
         (with_file("tokenizer.json", b"{}"), "is not a tokenizer"),
         (with_file("tokenizer.json", b"\xff\x00"), "is not a tokenizer"),
-        (with_file("tokenizer_config.json", b'{"pad_token": "<nowhere>"}'), "no token '<nowhere>'"),
+        (with_file("tokenizer_config.json", b'{"pad_token": "<nowhere>"}'), "lacks its padding token '<nowhere>'"),
         (with_file("tokenizer_config.json", b'{"padding_side": "up"}'), "padding_side"),
         (with_settings(model_type="vit"), "model without a text tower"),
         (with_settings(text_config=5), "text_config=5"),

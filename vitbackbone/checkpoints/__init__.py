@@ -5,7 +5,7 @@ from vitbackbone.checkpoints.faults import ConversionError
 from vitbackbone.checkpoints.hub import WeightsUnavailable
 from vitbackbone.checkpoints.load import find_entry, list_backbones, load_backbone, load_checkpoint
 from vitbackbone.checkpoints.options import Checkpoint
-from vitbackbone.checkpoints.sources import read_published
+from vitbackbone.checkpoints.resolve import read_published
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.text.load import load_text
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry

@@ -18,7 +18,7 @@ def fill_resampled(encoder: nn.Module, settings: Any, trained: nn.Module, traine
     """Fill an encoder from one that was trained at another image size. Tables of positions are resampled.
 
     A token before the patches keeps its position.
-    Raises `ConversionError` that names a tensor whose shape differs and that is no table of positions.
+    Raises `ConversionError` that names a tensor whose shape differs and that is not a table of positions.
     """
     patch = setting(settings, "patch_size")
     wanted, tensors = encoder.state_dict(), dict(trained.state_dict())
@@ -47,7 +47,7 @@ def _grid(settings: Any, patch: int | None) -> Grid | None:
 
 
 def _resized(table: Tensor, shape: torch.Size, old: Grid, new: Grid) -> Tensor | None:
-    """Return a table for another grid, or None if its shape is none of a table of positions."""
+    """Return a table for another grid, or None if it does not have the shape of a table of positions."""
     if table.ndim != len(shape):
         return None
     axes = [i for i, (mine, theirs) in enumerate(zip(table.shape, shape, strict=True)) if mine != theirs]
@@ -65,7 +65,7 @@ def _resized(table: Tensor, shape: torch.Size, old: Grid, new: Grid) -> Tensor |
 
 
 def _line(rows: Tensor, count: int, old: Grid, new: Grid) -> Tensor | None:
-    """Return rows of positions for another grid: of all patches behind at most one token, or of one axis."""
+    """Return rows of positions for another grid: of all patches after at most one token, or of one axis."""
     patches, wanted = old[0] * old[1], new[0] * new[1]
     before = len(rows) - patches
     if before in (0, 1) and count - wanted == before:

@@ -2,7 +2,7 @@
 
 facebookresearch/dinov2, hub/text, and facebookresearch/dinov3, eval/text.
 
-A file holds the blocks behind the image tower, or the text tower, or both. Its shapes say how large they are.
+A file holds the blocks after the image tower, or the text tower, or both. Its shapes say how large they are.
 """
 
 import math
@@ -47,10 +47,10 @@ def is_text_head(adaptor: str) -> bool:
 def attach_text_head(backbone: BackboneModule, file: str, name: str) -> TextHeadBackbone:
     """Return a backbone of the features in the space of texts. `name`: of the result.
 
-    Raises `ValueError` if the backbone is no Vision Transformer, and `ConversionError` if the file does not fit it.
+    Raises `ValueError` if the backbone is not a Vision Transformer, and `ConversionError` if the file does not fit it.
     """
     if not isinstance(backbone, ViT):
-        raise ValueError(f"adaptor={file!r}: {name} is no Vision Transformer of this package, as dino.txt's are")
+        raise ValueError(f"adaptor={file!r}: {name} is not a Vision Transformer of this package, as dino.txt's are")
     state = _inside(read_weights(Path(file)))
     blocks = {int(key.split(".")[1]) for key in state if re.match(r"blocks\.[0-9]{1,4}\.", key)}
     wide, width = state.get("blocks.0.mlp.w1.weight"), state.get("linear_projection.weight")

@@ -1,4 +1,4 @@
-"""The error about a checkpoint that does not fit, which stays short whatever the checkpoint holds."""
+"""The error about a checkpoint that does not fit. It stays short for every checkpoint."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Faults:
         self._common: dict[str, str] = {}
 
     def add(self, name: str, fault: str, detail: str | Callable[[], str] = "") -> None:
-        """Note that the key or parameter `name` has a `fault`. `detail` goes on with the sentence; a function is called
+        """Note that the key or parameter `name` has a `fault`. `detail` continues the sentence; a function is called
         only if the line is kept."""
         self._counts[fault] += 1
         self._common[fault] = _common_start(self._common.get(fault, name), name)

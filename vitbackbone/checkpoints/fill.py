@@ -12,9 +12,9 @@ from vitbackbone.checkpoints.formats import FORMATS, TOWERS
 from vitbackbone.checkpoints.open_clip_images import OpenClipDirectory
 from vitbackbone.checkpoints.options import Options
 from vitbackbone.checkpoints.other_sizes import at_size, resample_tables, trained_grid
+from vitbackbone.checkpoints.resolve import Directory
 from vitbackbone.checkpoints.rules import HEADS, ConversionError, State, bind, convert
 from vitbackbone.checkpoints.shapes import Parts, settle
-from vitbackbone.checkpoints.sources import Directory
 from vitbackbone.checkpoints.timm_directory import TimmDirectory
 from vitbackbone.checkpoints.timm_names import timm_rules
 from vitbackbone.checkpoints.towers import Taken, count_blocks, take

@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vitbackbone.checkpoints.adapted import AdaptedDirectory
-from vitbackbone.checkpoints.adaptors import attach_adaptor
+from vitbackbone.checkpoints.adapted_directory import AdaptedDirectory
 from vitbackbone.checkpoints.dinotxt import attach_text_head, is_text_head
 from vitbackbone.checkpoints.fill import build, fill, log
 from vitbackbone.checkpoints.formats.openvla import OPENVLA_PARTS, split_openvla
 from vitbackbone.checkpoints.options import Checkpoint, Options
 from vitbackbone.checkpoints.other_sizes import Size
-from vitbackbone.checkpoints.pyramids import PYRAMID, attach_pyramid, has_pyramid
+from vitbackbone.checkpoints.radio_adaptors import attach_adaptor
+from vitbackbone.checkpoints.resolve import CONFIG, AnyDirectory, Directory, describe, find_weights, pin
 from vitbackbone.checkpoints.rules import ConversionError, State
-from vitbackbone.checkpoints.scaled_pyramids import attach_scaled_pyramid, has_scaled_pyramid
+from vitbackbone.checkpoints.sam2_pyramid import PYRAMID, attach_pyramid, has_pyramid
+from vitbackbone.checkpoints.sam3_pyramid import attach_scaled_pyramid, has_scaled_pyramid
 from vitbackbone.checkpoints.shards import read_directory
-from vitbackbone.checkpoints.sources import CONFIG, AnyDirectory, Directory, describe, find_weights, pin
 from vitbackbone.checkpoints.tensor_files import read_weights
 from vitbackbone.checkpoints.trainers import unwrap
 from vitbackbone.checkpoints.zoo import ADAPTED, ZOO, Entry, Positions
@@ -185,7 +185,9 @@ def _load_instead(found: AnyDirectory | Entry, name: str, options: Options) -> C
 def _load_adapted(found: AdaptedDirectory, name: str, weights: Weights | None, options: Options) -> Checkpoint:
     """Load an image encoder of transformers in the adapter."""
     if options.part is not None:
-        raise ValueError(f"part={options.part!r}: {name} runs by transformers' own code, which reads no other copies")
+        raise ValueError(
+            f"part={options.part!r}: {name} runs in transformers' own code, which reads no trainer's files"
+        )
     config = found.configure(options.tower, options.image_size, options.indivisible, options.in_chans)
     if weights == "random":
         return Checkpoint(found.build(config, name), {}, ())

@@ -192,7 +192,7 @@ class OpenClipDirectory:
         return replace(found, config=config, format=layout, classifier=None)
 
     def _as_timm(self, name: str, own: bool) -> dict[str, Any]:
-        """Return timm's `config.json` of the network. `own`: whether open_clip has layers behind it."""
+        """Return timm's `config.json` of the network. `own`: whether open_clip has layers after it."""
         import timm
 
         known: Any = timm.models.get_pretrained_cfg(name.partition(".")[0], allow_unregistered=True)

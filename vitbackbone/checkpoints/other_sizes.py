@@ -33,8 +33,8 @@ def at_size(config: ViTConfig | TimmConfig, image_size: Size | None) -> ViTConfi
 def trained_grid(config: ViTConfig, rules: Rules, tensors: State) -> tuple[int, int]:
     """Return the patch grid (h, w) that a checkpoint's tables of positions were trained for.
 
-    A table does not hold its shape: it has the configuration's grid if their numbers agree, and else is a square.
-    Raises `ConversionError` if it can be neither.
+    A table does not say its shape: it is the configuration's grid if the numbers agree, otherwise a square. Raises
+    `ConversionError` if it can be neither.
     """
     if config.position_grid is not None and config.relative_position == "decomposed":
         return _lines(config, rules, tensors)

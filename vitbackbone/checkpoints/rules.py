@@ -1,7 +1,7 @@
 """The conversion engine: a table of rules turns checkpoint keys into parameters. It guesses and ignores nothing.
 
 Keys are relative to the tower, the part of a checkpoint that the rules describe. `../` in front of a key means the
-module that holds the tower: `../classifier.weight` is `classifier.weight` if the tower lies under `vit.`.
+module that holds the tower: `../classifier.weight` is `classifier.weight` if the tower is under `vit.`.
 
 Parameters are float32, whatever the precision of the file. A tensor becomes float32 before a rule computes with it,
 because a sum in half precision would lose digits that the file holds.
@@ -54,7 +54,7 @@ State = Mapping[str, Any]
 # Targets under these prefixes belong to a classifier, whose size only the checkpoint knows. The prefix says what the
 # layer reads: the backbone's own pooling, DeiT's distillation token, or CLS beside the mean of the patches.
 HEADS = ("head.", "head_dist.", "head_concat.")
-OUTSIDE = "../"  # in front of keys that lie beside the tower
+OUTSIDE = "../"  # in front of keys that are beside the tower
 UNWRITTEN = (
     "mask_token",
 )  # parameters that a format need not have a place for, because no plain feature depends on them
@@ -143,7 +143,7 @@ def inside(prefix: str, rules: Iterable[Rule]) -> Rules:
 
 
 def beside(rules: Iterable[Rule]) -> Rules:
-    """Return the same rules for keys that lie beside the tower, in the module that holds it."""
+    """Return the same rules for keys that are beside the tower, in the module that holds it."""
     return inside(OUTSIDE, rules)
 
 
@@ -185,7 +185,8 @@ class Group:
 
 
 class Made(NamedTuple):
-    """A parameter made from a checkpoint: None if the making failed, and the keys and shapes that it was made from."""
+    """A parameter made from a checkpoint: None if its computation failed, and the keys and shapes that it was computed
+    from."""
 
     tensor: Tensor | None
     origin: str
@@ -337,7 +338,7 @@ class Templates:
 
     def __init__(self, rows: Iterable[tuple[str, tuple[int, int]]]) -> None:
         self._whole: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        self._blocks: dict[str, list[tuple[int, int]]] = defaultdict(list)  # with {i} in the place of the number
+        self._blocks: dict[str, list[tuple[int, int]]] = defaultdict(list)  # with {i} in place of the number
         self._open: dict[str, list[tuple[int, int]]] = defaultdict(list)  # what stands before {rest}
         for template, value in rows:
             before, rest, _ = template.partition("{rest}")
@@ -383,7 +384,7 @@ def _lacking(rule: Rule, block: str, known: State) -> str | None:
 
 
 def _missing_sources(name: str, table: Iterable[Rule], expected: State) -> str:
-    """Say which keys of the format a parameter would be made of."""
+    """Say from which keys of the format a parameter would be made."""
     for rule in sorted(table, key=lambda rule: not rule.written):
         for target in rule.targets:
             match = _pattern(target).fullmatch(name)

@@ -1,8 +1,8 @@
 """Facts about a network that the keys and shapes of a checkpoint tell. They overrule its settings, which may be missing
 or wrong.
 
-A part that is there or not follows the checkpoint: norms, poolings, LayerScale, biases, the gate of an MLP. A number in
-the settings that contradicts the checkpoint is an error, because it is not known which of the two is damaged.
+The checkpoint decides whether a part exists: norms, poolings, LayerScale, biases, the gate of an MLP. A number in the
+settings that contradicts the checkpoint is an error, because it is not known which of the two is damaged.
 """
 
 from collections.abc import Iterator
@@ -94,7 +94,7 @@ class Parts:
 
 
 def _ends(config: ViTConfig, found: Parts, whole: set[str]) -> ViTConfig:
-    """Return the configuration with the norms, the pooling and the projection behind the blocks that there are."""
+    """Return the configuration with the norms, the pooling and the projection after the blocks that there are."""
 
     def has(target: str) -> bool:
         return target in found or target in whole

@@ -50,7 +50,7 @@ def read_directory(name: str, find: FindFile) -> State:
 class Shards(LazyState):
     """The tensors of all files that an index names.
 
-    Raises `ValueError` if a file lies in another folder than the index. Looking up a tensor raises `ValueError` if its
+    Raises `ValueError` if a file is in another folder than the index. Looking up a tensor raises `ValueError` if its
     file lacks a tensor that the index lists, or has one that the index places elsewhere.
     """
 

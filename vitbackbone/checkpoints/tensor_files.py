@@ -36,7 +36,7 @@ def read_weights(path: str | PathLike[str]) -> Mapping[str, Any]:
     `.ckpt`, `.tar`) are read with `weights_only=True`. Tensors in dicts inside each other get dotted names:
     `teacher.backbone.cls_token`. Everything else that a trainer saves is left out: numbers, optimisers, schedules.
     Raises `OSError` if the file is missing or cannot be read. Raises `ValueError` if it is damaged, names a tensor
-    twice, claims more numbers than it holds, contains pickled code, or is no state dict. Both errors name the file.
+    twice, claims more numbers than it holds, contains pickled code, or is not a state dict. Both errors name the file.
     """
     path = Path(path)
     if not path.is_file():

@@ -79,8 +79,8 @@ def describe_timm(name: str) -> TimmEntry:
 
 def describe_weights(architecture: str, cfg: dict[str, Any], arguments: Arguments = ()) -> TimmEntry:
     """Return what `cfg`, timm's `pretrained_cfg`, says about the weights of an architecture. `arguments` of the
-    constructor come before those that this package chooses. Sizes are those of whole patches, because timm's ViTs drop
-    the rest of an image at the bottom and right. Raises `ValueError` as `describe_timm` does."""
+    constructor come before those that this package chooses. Sizes are rounded down to whole patches, because timm's
+    ViTs drop the rest of an image at the bottom and right. Raises `ValueError` as `describe_timm` does."""
     import timm
 
     preprocess = preprocess_of(cfg)
@@ -149,7 +149,7 @@ def timm_rules(backbone: TimmBackbone, classifier: tuple[str, ...]) -> tuple[Rul
     computed = {name for name, _ in backbone.named_buffers()} - ours  # older files hold them
     masks = {f"{name}.attn_mask" for name, module in backbone.named_modules() if isinstance(module, WindowBlock)}
     heads = tuple(zip(classifier, ("head", "head_dist"), strict=False))
-    # open_clip keeps its own layers behind the pooling in `head`, beside timm's network in `trunk`
+    # open_clip keeps its own layers after the pooling in `head`, beside timm's network in `trunk`
     layers = f"{OUTSIDE}head.mlp." if "projection.fc1.weight" in ours else f"{OUTSIDE}head.proj."
     return (
         *(rename(name.removeprefix("model."), name) for name in ours if not name.startswith(PROJECTION)),

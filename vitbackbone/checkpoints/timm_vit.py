@@ -100,7 +100,7 @@ def _mlp(mlp: Any) -> MlpKind:
 
 
 def _attention_pool(pool: Any) -> tuple[object, ...]:
-    """Return the settings of an attention pooling that must equal those of the blocks."""
+    """Return the settings of an attention pooling that must equal the settings of the blocks."""
     _need(type(pool).__name__ == "AttentionPoolLatent" and pool.pool == "token" and pool.pos_embed is None)
     _need(pool.latent_len == 1 and not _exists(pool.q_norm) and not _exists(pool.k_norm))
     return pool.num_heads, _mlp(pool.mlp), pool.mlp.fc2.in_features, _epsilon(pool.norm), pool.latent_dim

@@ -1,7 +1,7 @@
 """Finding the vision tower: its settings in a `config.json`, which may be composite, and its keys among all keys.
 
 A new family of transformers needs a reader of its settings, rules in keys relative to the tower, and one line in
-`MODEL_TYPES` and in `FORMATS`. The reader gets the settings of its own `model_type`, wherever they lie in the file.
+`MODEL_TYPES` and in `FORMATS`. The reader gets the settings of its own `model_type`, wherever they are in the file.
 Every prefix in front of the key of the patch embedding is a candidate; the numbers of blocks and the shapes decide.
 A parameter beside the tower, such as a classifier or a projection, has a key that begins with `../`.
 """
@@ -107,7 +107,7 @@ class Taken:
 
 
 def _is_norm(rule: Rule) -> bool:
-    """Return whether a rule fills a norm behind the last block."""
+    """Return whether a rule fills a norm after the last block."""
     return any(target.startswith(("norm.", "fc_norm.")) for target in rule.targets)
 
 
@@ -131,7 +131,7 @@ def choose(parts: Sequence[Part], state: State, tower: str | None, part: str | N
     networks = [each.model_type.read(each.settings) for each in settings]
     if any(network != networks[0] for network in networks):
         names = ", ".join(sorted(repr(each.path) for each in settings))
-        raise ValueError(f"config.json has several settings for the tower {prefix!r}; choose one by tower=: {names}")
+        raise ValueError(f"config.json has several settings for the tower {prefix!r}; choose one with tower=: {names}")
     return settings[0], _take(state, settings[0].rules, prefix, every)
 
 
@@ -183,7 +183,8 @@ def _take(state: State, rules: Rules, prefix: str, prefixes: Sequence[str]) -> T
 def _only(prefixes: Collection[str]) -> str:
     if len(prefixes) > 1:
         raise ValueError(
-            f"the checkpoint has several vision towers; choose one by tower=, or a copy by part=: {_names(prefixes)}"
+            "the checkpoint has several vision towers; choose one with tower=, or a copy with part=: "
+            + _names(prefixes)
         )
     return next(iter(prefixes))
 
@@ -200,7 +201,7 @@ def name_part(parts: Sequence[Part], tower: str | None) -> Part:
     named = [part for part in parts if tower in (None, part.path)]
     if len(named) != 1:
         names = ", ".join(repr(part.path) for part in parts)
-        raise ValueError(f"config.json describes several vision towers; choose one by tower=: {names}")
+        raise ValueError(f"config.json describes several vision towers; choose one with tower=: {names}")
     return named[0]
 
 

@@ -75,7 +75,7 @@ def _rank(prefix: str, order: list[str]) -> int:
 def merge_chunks(state: State, rules: Rules) -> State:
     """Return the tensors with the blocks of chunks, `blocks.c.i`, or stages, `encoder.stages.c.layers.i`, numbered
     through. DINOv2's trainer counts `i` over all chunks; others count within a chunk or stage. A network keeps such
-    keys if its own stages have them, as those of EfficientNet do."""
+    keys if its own stages have them, as in EfficientNet."""
     keys = {key: match for key in state if (match := CHUNKED.match(key))}
     known = _known(rules)
     if not keys or any(key.startswith("blocks.") for key in state.keys() - keys.keys()) or any(map(known, keys)):

@@ -4,6 +4,8 @@ import argparse
 import re
 from collections.abc import Callable
 from importlib import import_module
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from vitbackbone import __version__
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from vitbackbone.store import Slice
 
 IMAGES = "image files, folders, quoted globs, lists and archives, as for `extract`"
-STORE = "a folder that `vitbackbone extract` wrote"
+STORE = "a store that `vitbackbone extract` wrote"
 MODEL = "a name from `vitbackbone models`, hf:OWNER/REPO, or a folder"
 DEVICE = f"where to compute, such as {DEVICES}"
 MAX_SIDE = 65_535  # pixels, the limit of JPEG
@@ -50,7 +52,8 @@ def parser() -> Parser:
     whole.commands = added.choices
 
     def command(name: str, function: str, help: str, *examples: str) -> Parser:
-        parser = added.add_parser(name, help=help, description=help, examples=examples)
+        description = fill(help, get_terminal_size().columns - 2)  # the formatter leaves descriptions as they are
+        parser = added.add_parser(name, help=help, description=description, examples=examples)
         parser.set_defaults(run=_function(function))
         _loudness(parser, default=argparse.SUPPRESS)  # an option before the command counts too
         return parser
@@ -106,8 +109,8 @@ def _add_extraction(command: Command) -> None:
     )
     text = (
         "a folder (sub-folders are labels), a quoted glob, a list with columns path or url[,label], or "
-        ".tar/.zip/.parquet; each also in a bucket (s3://, gs://, az://); or hf://datasets/OWNER/NAME. Without it, "
-        "compute what another run has planned for this store"
+        ".tar/.zip/.parquet; each also in a bucket (s3://, gs://, az://); or hf://datasets/OWNER/NAME (default: "
+        "compute the shards that another run has planned for this store)"
     )
     p.add_argument("source", metavar="SOURCE", nargs="?", help=text)
     _model(p)
@@ -115,7 +118,7 @@ def _add_extraction(command: Command) -> None:
     p.add_argument("--out", type=store_folder, required=True, metavar="DIR", help=text)
 
     group = p.add_argument_group("what is stored")
-    text = "kinds of tokens to store: cls, patches, registers, or several with commas"
+    text = "tokens to store: cls, patches, registers, or several separated by commas"
     group.add_argument("--tokens", type=_words, default="cls", metavar="KINDS", help=text)
     group.add_argument("--layers", type=_numbers, default="-1", metavar="N,N", help=f"blocks to store; {NEGATIVE}")
     _resolution(group)
@@ -123,8 +126,8 @@ def _add_extraction(command: Command) -> None:
         "--keep-aspect", action="store_true", help="keep the whole photo and its aspect ratio; crop nothing"
     )
     text = (
-        "exact; fast: pixels differ from exact by at most 1 of 255, seldom 2; draft: decodes JPEGs at a lower "
-        "resolution, which differs visibly; gpu: a GPU decodes JPEGs, which differs beside coloured edges"
+        "exact; fast: pixels differ from exact by at most 1 of 255, rarely by 2; draft: decode JPEGs at a lower "
+        "resolution, which differs visibly; gpu: decode JPEGs on a GPU, which differs beside coloured edges"
     )
     group.add_argument("--decoding", default="exact", choices=["exact", "fast", "draft", "gpu"], help=text)
     _max_pixels(group)
@@ -134,20 +137,19 @@ def _add_extraction(command: Command) -> None:
     group.add_argument("--shard-size", type=_positive, metavar="N", help=text)
 
     group = p.add_argument_group("which frames of a video are read (default: all)").add_mutually_exclusive_group()
-    text = "the frame that is shown at each 1/F second"
-    group.add_argument("--fps", type=float, metavar="F", help=text)
+    group.add_argument("--fps", type=float, metavar="F", help="F frames of each second")
     group.add_argument("--stride", type=_positive, metavar="N", help="every N-th frame")
-    group.add_argument("--keyframes", action="store_true", help="the frames that need no other to be decoded")
+    group.add_argument("--keyframes", action="store_true", help="only frames that are decoded without others")
 
     group = _add_running(
         p,
         "processes that read images; 0 reads them in the main process",
-        "all, or several devices with commas: one process for each, which takes the next free shard",
+        "all, or devices separated by commas; one process on each device takes the next free shard",
     )
-    text = "compute slice I of N, counted from 0, while other runs compute the others, such as $SLURM_ARRAY_TASK_ID/8"
+    text = "compute slice I of N, such as 0/8 or $SLURM_ARRAY_TASK_ID/8; other runs compute the other slices"
     group.add_argument("--slice", type=_slice, metavar="I/N", help=text)
     group.add_argument("--retry-failed", action="store_true", help="read the failed images again")
-    text = "let a list of URLs name addresses of this machine and of private networks"
+    text = "read URLs of this machine and of private networks, if a list names them"
     group.add_argument("--allow-private-urls", action="store_true", help=text)
 
     group = p.add_argument_group("what computes")
@@ -161,7 +163,7 @@ def _add_extraction(command: Command) -> None:
     text = "number of actors (default: as many as fit, at most 64)"
     group.add_argument("--ray-actors", type=int, metavar="N", help=text)
     group.add_argument("--ray-cpus", type=float, metavar="N", help="CPUs reserved for each actor (default: 1)")
-    group.add_argument("--ray-gpus", type=float, metavar="N", help="GPUs reserved for each; give --device cuda too")
+    group.add_argument("--ray-gpus", type=float, metavar="N", help="GPUs reserved for each actor; needs --device cuda")
 
     p = command(
         "verify",
@@ -176,7 +178,7 @@ def _add_extraction(command: Command) -> None:
     p = command(
         "log",
         "stores.run_log",
-        "List the snapshots of a store, the last one first. FeatureStore(STORE, snapshot=N) opens any of them.",
+        "List the snapshots of a store, the latest first. In Python, FeatureStore(STORE, snapshot=N) opens one.",
         "vitbackbone log features/",
         "vitbackbone log features/ --json",
     )
@@ -186,12 +188,12 @@ def _add_extraction(command: Command) -> None:
     p = command(
         "prune",
         "stores.run_prune",
-        "Remove old snapshots of a store, and the files that no other snapshot needs.",
+        "Remove old snapshots of a store, and the files that no kept snapshot needs.",
         "vitbackbone prune features/",
         "vitbackbone prune features/ --gone",
     )
     p.add_argument("store", metavar="STORE", help=STORE)
-    p.add_argument("--keep", type=_positive, default=1, metavar="N", help="snapshots to keep (default: 1)")
+    p.add_argument("--keep", type=_positive, default=1, metavar="N", help="snapshots to keep")
     text = "also remove the rows and features of images that are no longer in the source"
     p.add_argument("--gone", action="store_true", help=text)
 
@@ -230,11 +232,11 @@ def _add_probing(command: Command) -> None:
     p.add_argument("--k", type=_positive, default=20, metavar="N", help="for knn: neighbours that vote")
     p.add_argument("--form", choices=["vjepa", "aim"], default="vjepa", help="for attentive: the architecture")
     text = (
-        "keep the photos of a group on one side of the split, as duplicates always are. LIST.csv:COLUMN is a list "
-        "with columns path and COLUMN; a number is the level of a folder in the paths (0 is the first, -1 the last)"
+        "keep all photos of a group on the same side of the split. BY is LIST.csv:COLUMN, a list with columns path and "
+        "COLUMN, or the level of a folder in the paths (0 is the first, -1 the last). Duplicates always stay together"
     )
     p.add_argument("--groups", metavar="BY", help=text)
-    text = "folder of the photos, to draw the misclassified ones (default: search near the store)"
+    text = "folder of the photos, to draw those that are misclassified (default: search near the store)"
     p.add_argument("--photos", metavar="DIR", help=text)
     p.add_argument("--out", type=out_folder, metavar="DIR", help="where to save the probe (default: STORE/probe-KIND)")
     add_json(p)
@@ -247,7 +249,7 @@ def _add_probing(command: Command) -> None:
     )
     p.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGES)
     p.add_argument("--probe", required=True, metavar="DIR", help="a folder that `vitbackbone probe` saved")
-    p.add_argument("--model", metavar="NAME", help="the backbone, if it has moved since the probe was fitted")
+    p.add_argument("--model", metavar="NAME", help="the backbone, if its folder has moved since the probe was fitted")
     p.add_argument("--weights", metavar="FILE", help="weights of the backbone, if `extract` was given --weights")
     _loading(p)
     _max_pixels(p)
@@ -272,11 +274,11 @@ def _add_probing(command: Command) -> None:
     add_json(p)
     p.add_argument("--device", default="cpu", help=DEVICE)
     group = p.add_argument_group("by labels alone")
-    text = "classify by these labels, with commas between them, or a file with a label a line; needs a text tower"
+    text = "labels separated by commas, or a file with one label on each line; needs a model with a text tower"
     group.add_argument("--labels", metavar="LABELS", help=text)
     text = "sentence around a label, such as 'a photo of a {}.' (the default); give several to average them"
     group.add_argument("--template", action="append", metavar="TEXT", help=text)
-    text = "tokenizer of the text tower, if it does not lie beside the weights"
+    text = "tokenizer of the text tower, if it is not beside the weights"
     group.add_argument("--tokenizer", metavar="PATH", help=text)
 
 
@@ -292,23 +294,23 @@ def _add_evaluation(command: Command) -> None:
         "vitbackbone evaluate check knn --data imagenet=ImageNet/",
         "vitbackbone evaluate report results/",
     )
-    text = "protocols; or list, describe PROTOCOL, check PROTOCOL, report OUT"
+    text = "protocols to run; or one of: list, describe PROTOCOL, check PROTOCOL, report OUT"
     p.add_argument("what", nargs="+", metavar="PROTOCOL", help=text)
     _model(p)
-    text = "a dataset in its official layout; give it again for several. A folder alone is the protocol's first dataset"
+    text = "a dataset in its official layout; repeat for several. DIR without NAME= is the protocol's first dataset"
     p.add_argument("--data", action="append", metavar="NAME=DIR", help=text)
-    text = "folder for results, trained heads, and what a killed run resumes from; several runs may share it"
+    text = "folder for results, trained heads and resumable state; several runs may share it"
     p.add_argument("--out", type=out_folder, metavar="DIR", help=text)
     text = "the paper whose settings are used, such as v2 for DINOv2 (default: the first that `list` shows)"
     p.add_argument("--variant", metavar="NAME", help=text)
-    text = "change a setting that `describe` shows, such as fit.ks=10,20; give it again for several"
+    text = "change a setting that `describe` shows, such as fit.ks=10,20; repeat for several"
     p.add_argument("--set", action="append", metavar="KEY=VALUE", help=text)
-    text = "use at most N images of each part of a dataset and shorten fits alike, to try a command"
+    text = "try a command on at most N images of each part of a dataset, with fewer training steps"
     p.add_argument("--limit", type=_positive, metavar="N", help=text)
     _add_running(
         p,
-        "processes or threads that read images for each device; 0 reads them between forward passes",
-        "all, or several devices with commas, that share the images; heads are trained on --device",
+        "processes or threads that read images for each device; 0 reads images between forward passes",
+        "all, or devices separated by commas, which share the images; heads are trained on --device",
     )
     add_json(p)
 
@@ -346,7 +348,7 @@ def _add_looking(command: Command) -> None:
         "vitbackbone info vit_base_patch16_224.augreg_in21k --resolution 384",
     )
     p.add_argument("name", metavar="NAME", help=MODEL)
-    text = "vision tower of a directory that describes several: the object in config.json that holds its settings"
+    text = "vision tower to describe, if there are several: the object in config.json that holds its settings"
     p.add_argument("--tower", metavar="NAME", help=text)
     _resolution(p)
     p.add_argument("--trace", action="store_true", help="print the tensor after every step of the forward pass")
@@ -365,7 +367,7 @@ def _add_checking(command: Command) -> None:
     p.add_argument("name", metavar="NAME", help=MODEL)
     group = p.add_mutually_exclusive_group()
     group.add_argument("--weights", metavar="FILE", help="weights that you downloaded, instead of the published ones")
-    text = "compare on random weights, every parameter among them; needs no network"
+    text = "compare with every parameter random; needs no network"
     group.add_argument("--random", action="store_true", help=text)
     _resolution(p)
     add_json(p)
@@ -379,11 +381,11 @@ def _model(to: Options) -> None:
 
 def _loading(to: Options) -> None:
     """Add the options that say which network of a checkpoint is loaded, and at which native size."""
-    text = "native size of the backbone, if it is not the checkpoint's: one side, or HEIGHTxWIDTH"
+    text = "native size of the backbone: one side, or HEIGHTxWIDTH (default: the checkpoint's own)"
     to.add_argument("--image-size", type=_pixels, metavar="PX", help=text)
-    text = "vision tower of a checkpoint that has several: the prefix of its keys, such as encoder.image_encoder"
+    text = "vision tower to load, if there are several: the prefix of its keys, such as encoder.image_encoder"
     to.add_argument("--tower", metavar="NAME", help=text)
-    text = "copy of the network in a trainer's file, such as student; averaged copies come first by default"
+    text = "network to load from a training checkpoint, such as student (default: an averaged copy, if there is one)"
     to.add_argument("--part", metavar="NAME", help=text)
 
 
@@ -393,7 +395,7 @@ def _resolution(parser: Options) -> None:
 
 
 def _max_pixels(parser: Options) -> None:
-    text = "pixels of the largest photo to decode; a larger one is refused as a decompression bomb (default: 89478485)"
+    text = "refuse photos of more than N pixels, which may be decompression bombs (default: 89478485)"
     parser.add_argument("--max-pixels", type=_positive, metavar="N", help=text)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C that ends the command whenever it comes."""
+"""Let Ctrl-C end the command at any time."""
 
 import _thread
 import signal
@@ -39,7 +39,7 @@ class Interrupts:
         self.came = True
         raise KeyboardInterrupt
 
-    def _dropped(self, dropped: Any) -> None:  # `sys.UnraisableHookArgs`, a name that type checkers alone know
+    def _dropped(self, dropped: Any) -> None:  # `sys.UnraisableHookArgs`, a name that only type checkers know
         if isinstance(dropped.exc_value, KeyboardInterrupt):
             again = threading.Timer(AGAIN, _interrupt_again)
             again.daemon = True

@@ -18,7 +18,9 @@ def read_labels(text: str) -> list[str]:
     """
     labels = [label.strip() for label in _given(text) if label.strip()]
     if not labels:
-        raise ValueError("--labels holds no label; want labels with commas, or a file with a label a line")
+        raise ValueError(
+            "--labels holds no label; want labels separated by commas, or a file with one label on each line"
+        )
     (label, count), *_ = Counter(labels).most_common(1)
     if count > 1:
         raise ValueError(f"--labels holds {label!r} twice; want each label once")
@@ -26,7 +28,7 @@ def read_labels(text: str) -> list[str]:
 
 
 def _given(text: str) -> list[str]:
-    if os.path.isfile(text):  # noqa: PTH113  # a long list of labels is no path, and a Path would raise
+    if os.path.isfile(text):  # noqa: PTH113  # a long list of labels is not a path, and a Path would raise
         try:
             return read_bytes(Path(text), MOST_BYTES).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:

@@ -35,15 +35,15 @@ def store_folder(text: str) -> str:
     """Check an option that names the folder of a store, or its URL in a bucket."""
     scheme = _scheme(text)
     if scheme and scheme not in BUCKETS:
-        raise argparse.ArgumentTypeError(f"{escaped(text)} is no address of a bucket; want s3://, gs:// or az://")
+        raise argparse.ArgumentTypeError(f"{escaped(text)} is not an address of a bucket; want s3://, gs:// or az://")
     return text if scheme else out_folder(text)
 
 
 def folder_beside(out: str | None, store: str, name: str) -> Path:
     """Return the output folder of a command: the given one, else one in the store. Raises `ValueError` if the store
-    lies in a bucket and no folder is given."""
+    is in a bucket and no folder is given."""
     if out is None and _scheme(store):
-        raise ValueError(f"{escaped(store)} lies in a bucket; give --out with a folder of this machine")
+        raise ValueError(f"{escaped(store)} is in a bucket; give --out with a folder of this machine")
     return Path(out or Path(store) / name)
 
 

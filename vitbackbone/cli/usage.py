@@ -1,4 +1,4 @@
-"""The parser of command lines. A wrong line gets one line in answer, which says what to change."""
+"""The parser of command lines. A wrong line gets a one-line answer that says what to change."""
 
 import argparse
 import re

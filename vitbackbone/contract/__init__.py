@@ -20,7 +20,7 @@ from vitbackbone.contract.inference import check_device, device_of, evaluating
 from vitbackbone.contract.pytrees import register, tree_leaves
 from vitbackbone.contract.repeated import Repeated, one_value
 from vitbackbone.contract.spec import BackboneSpec, Engine, Fidelity, Precision, Runtime, Wanted, describe_settings
-from vitbackbone.contract.tracing import any_size, copied, numbers
+from vitbackbone.contract.tracing import any_size, assume, copied, numbers
 
 register()
 
@@ -43,6 +43,7 @@ __all__ = [
     "Wanted",
     "align",
     "any_size",
+    "assume",
     "check_device",
     "check_images",
     "copied",

@@ -105,14 +105,14 @@ class Geometry:
     def patch(self, image: int, x: float, y: float) -> tuple[int, int]:
         """Return (row, column) of the patch that shows the source pixel (x, y).
 
-        Raises `IndexError` if no patch shows it: the pixel lies outside the image, or was cropped away.
+        Raises `IndexError` if no patch shows it: the pixel is outside the image, or was cropped away.
         """
         column, row = self._from_source(image, x, y)
         height, width = self.sizes[image]
         source = self.views[image].source if self.views else (height, width)
         inside = 0 <= x < source[1] and 0 <= y < source[0]  # the border of a letterbox belongs to no pixel of the photo
         if not (inside and 0 <= column < width and 0 <= row < height):
-            raise IndexError(f"pixel (x={x}, y={y}) of image {image} lies outside the photo or was cropped away")
+            raise IndexError(f"pixel (x={x}, y={y}) of image {image} is outside the photo or was cropped away")
         return int(row // self.stride), int(column // self.stride)
 
     def _of_each(self, rule: Callable[[int, int], tuple[int, int]]) -> Sequence[tuple[int, int]]:

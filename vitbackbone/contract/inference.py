@@ -25,7 +25,7 @@ def device_of(module: object) -> torch.device | None:
 def evaluating(module: object) -> Iterator[None]:
     """Run the body in eval mode and in inference mode, then give every sub-module its own mode back.
 
-    An object that is no `nn.Module` has no mode, and is left as it is.
+    An object that is not an `nn.Module` has no mode, and is left as it is.
     """
     parts = list(module.modules()) if isinstance(module, nn.Module) else []
     modes = [part.training for part in parts]

@@ -3,7 +3,7 @@
 `torch.export`, FSDP, DDP and `tree_map` then find the tensors in the results of a module.
 
 The leaves are tensors. If all images of a batch have one size, that size and the number of images are leaves too. A
-traced graph then computes them for each batch. Sizes that the example of a graph fixed are no leaves.
+traced graph then computes them for each batch. Sizes that the example of a graph fixed are not leaves.
 """
 
 from collections.abc import Callable, Sequence

@@ -48,7 +48,7 @@ class BackboneSpec:
     strides: tuple[int, ...] = ()  # stride of each layer; () means `stride` for all
     pooled_dims: tuple[int, ...] = ()  # width of each layer's `pooled`; () means `pooled_dim` for all
     in_chans: int = 3  # channels of the images
-    tubelet: int = 0  # frames of clips in one step of time; 0: the backbone takes images alone
+    tubelet: int = 0  # frames of clips in one step of time; 0: the backbone takes only images
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pooled_dim", self.pooled_dim or self.dim)
@@ -75,7 +75,7 @@ class BackboneSpec:
     def norms(self, layers: Sequence[int]) -> bool:
         """Return whether the final norm exists and fits each of the layers.
 
-        The norm fits every layer of width `dim`. In a Swin, that is the last layer alone.
+        The norm fits every layer of width `dim`. In a Swin, that is only the last layer.
         """
         return self.has_norm and all(self.dims[layer] == self.dim for layer in self.indices(layers))
 
@@ -88,7 +88,7 @@ class BackboneSpec:
         norms = [norm] * len(indices) if isinstance(norm, bool) else list(norm)
         if len(norms) != len(indices):
             raise ValueError(
-                f"norm={norms} has {len(norms)} values for {len(indices)} layers; want one a layer, or a single bool"
+                f"norm={norms} has {len(norms)} values for {len(indices)} layers; want one for each layer, or one bool"
             )
         normed = [layer for layer, asked in zip(indices, norms, strict=True) if asked]
         if normed and not self.has_norm:

@@ -20,6 +20,11 @@ def numbers(*sizes: object) -> bool:
     return not any(isinstance(size, torch.SymInt) for size in sizes)
 
 
+def assume(holds: bool | torch.SymBool) -> None:
+    """Tell a tracer that a condition on sizes holds, so that it need not branch on them."""
+    torch._check(holds)
+
+
 def copied(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """Return a contiguous copy. `contiguous` would make tracers specialise on sides of size 1."""
     return x.clone(memory_format=torch.contiguous_format)

@@ -6,7 +6,7 @@ as an undisturbed one.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class Augmented(Dataset[Any]):
     ) -> None:
         self.images = images
         self.upright = upright
-        self.preprocess = preprocess
+        self.preprocess = replace(preprocess, interpolation=crop.interpolation)
         self.crop = crop
         self.seed = seed
 

@@ -36,7 +36,7 @@ def explain(protocol: str, here: Mapping[str, Any], paper: Mapping[str, Any]) ->
 
 
 def effect_of(protocol: str, key: str, here: Any, paper: Any) -> str:
-    """Return what a setting is known to move, with the source, or that nobody has measured it."""
+    """Return the known effect of a setting with its source, or a sentence that nobody has measured it."""
     for each in _file():
         about = protocol in each["protocols"] or "*" in each["protocols"]
         values = all(plain(value) == each[side] for side, value in (("here", here), ("paper", paper)) if side in each)

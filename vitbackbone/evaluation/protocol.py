@@ -62,7 +62,7 @@ class Protocol:
     def with_settings(self, given: Mapping[str, str]) -> "Protocol":
         """Return the protocol with settings changed to the values of texts, as `--set` gives them.
 
-        Raises `ValueError` on an unknown name and on a text that is no value of the setting.
+        Raises `ValueError` on an unknown name and on text that is not a value of the setting.
         """
         protocol = self
         for name, text in given.items():

@@ -63,7 +63,7 @@ class Result(Record):
     hash: str  # of the settings
     limit: int | None
     counts: dict[str, dict[str, int]]  # of each dataset
-    official: bool  # whether the counts are those of the whole dataset
+    official: bool  # whether the whole dataset was counted
     scores: tuple[Figures, ...]
     facts: dict[str, Any]
     notes: tuple[str, ...]
@@ -123,7 +123,7 @@ class Results:
         return markdown(self)
 
     def with_result(self, result: Result) -> "Results":
-        """Return the results with one added, in the place of an older one of the same run."""
+        """Return the results with one added, in place of an older one of the same run."""
         if result.key in [each.key for each in self.results]:
             return Results(tuple(result if each.key == result.key else each for each in self.results))
         return Results((*self.results, result))
@@ -149,7 +149,7 @@ def read_results(out: str | PathLike[str]) -> Results:
 
 
 def make_result(run: Run, scores: Sequence[Score], checks: Mapping[str, Check], seconds: float) -> Result:
-    """Put together the result of a run. No published figure stands beside a part of a dataset.
+    """Put together the result of a run. A part of a dataset is not compared with published figures.
 
     `checks`: the counts of each dataset that it read, by name.
     """

@@ -18,9 +18,9 @@ from safetensors.numpy import load, save
 
 from vitbackbone.contract import BackboneModule, check_device, device_of, fingerprint
 from vitbackbone.evaluation.datasets import Layout, find_layout
-from vitbackbone.evaluation.dealing import deal
 from vitbackbone.evaluation.protocol import Protocol
 from vitbackbone.evaluation.settings import digest
+from vitbackbone.evaluation.several_devices import deal
 from vitbackbone.files import progress_bar, publish
 from vitbackbone.store import all_devices
 
@@ -106,7 +106,7 @@ class Run:
 
     @cached_property
     def replicas(self) -> list["Run"]:
-        """This run for each of several devices, with its own copy of the backbone there; or this run alone."""
+        """A copy of this run for each of several devices, with its own copy of the backbone; or only this run."""
         devices = self.machine.several()
         return [replace(self, backbone=deepcopy(self.backbone).to(each)) for each in devices] or [self]
 
@@ -163,7 +163,7 @@ class Run:
     ) -> Arrays:
         """Compute arrays for rows `start` to `stop`, block by block, and join them on their first axis.
 
-        Each finished block is kept, so that a killed run resumes behind the last one. `key` is as for `stage`.
+        Each finished block is kept, so that a killed run resumes after the last one. `key` is as for `stage`.
         """
         parts: list[Arrays] = []
         with progress_bar(what=name, shown=self.machine.progress, total=count, unit="img") as bar:
@@ -181,7 +181,7 @@ class Run:
         read: Callable[[T], R],
         computing: Callable[["Run"], Callable[[R], Arrays]],
     ) -> Arrays:
-        """Compute arrays for each item, stacked on a new first axis. A killed run resumes behind the last 64 items.
+        """Compute arrays for each item, stacked on a new first axis. A killed run resumes after the last 64 items.
 
         `read`: turns an item into what is computed with, such as a photo; threads read the next items meanwhile.
         `computing`: returns the function that computes for this run, or for a replica of it on one of several devices.
@@ -201,7 +201,7 @@ class Run:
     def apart(
         self, name: str, items: Mapping[T, Sequence[Any]], compute: Callable[["Run", T], Arrays]
     ) -> dict[T, Arrays]:
-        """Compute arrays for each item, whose shapes may differ. A killed run resumes behind the finished items.
+        """Compute arrays for each item, whose shapes may differ. A killed run resumes after the finished items.
 
         `items`: the key of each item, as for `stage`. `compute`: takes this run, or a replica of it on one of several
         devices.

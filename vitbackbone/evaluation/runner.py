@@ -44,11 +44,11 @@ def evaluate(
 
     `data`: the folder of each dataset by its name, or the one folder of the protocol's own dataset.
     `out`: the folder for results, trained heads, and everything that a killed run resumes from. Results of several
-    calls join in it. None keeps nothing but the results that are returned.
+    calls join in it. With None, only the returned results are kept.
     `variant`: the paper whose settings are used, such as "v2" or "v3"; by default the protocol's first. `settings`:
     settings to change, such as `{"fit.ks": "10,20"}`.
-    `limit`: at most so many images of each part of a dataset. Fits are shortened alike, unless `settings` has their
-    steps. No published figure stands beside such a run.
+    `limit`: the largest number of images of each part of a dataset. Trainings are shortened likewise, unless `settings`
+    has their steps. Such a run is not compared with published figures.
     `device`, `devices`, `workers`, `batch_size`, `progress`: as for `extract`. Several devices share all images that
     no head is trained on; heads are trained on `device`.
 
@@ -79,7 +79,7 @@ def _whole(name: str, given: Any, least: int) -> int:
 
 
 def _check_settings(given: Any) -> None:
-    """Raise `ValueError` if settings are no dict with names."""
+    """Raise `ValueError` if settings are not a dict with names."""
     if given is not None and not (isinstance(given, Mapping) and all(isinstance(key, str) for key in given)):
         raise ValueError(f'settings={SHORT.repr(given)}; want a dict of settings, such as {{"fit.ks": "10,20"}}')
 
@@ -196,7 +196,7 @@ def _read(run: Run) -> list[str]:
 
 
 def _check_scores(run: Run, scores: Sequence[Score]) -> None:
-    """Raise `ValueError` if a main figure is no number, because nothing that counts is in the dataset."""
+    """Raise `ValueError` if a main figure is not a number, because nothing that counts is in the dataset."""
     wrong = [each.metric for each in scores if each.main and not math.isfinite(each.value)]
     if wrong or not scores:
         raise ValueError(

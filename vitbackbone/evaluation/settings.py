@@ -47,7 +47,7 @@ def settings_of(record: Any, prefix: str = "", sources: Mapping[str, str] | None
 def changed(record: R, name: str, text: str, key: str) -> R:
     """Return the record with one field changed to the value of a text. `key` names the setting in errors.
 
-    Raises `ValueError` if the text is no value of the field's type, or a number below the least one.
+    Raises `ValueError` if the text is not a value of the field's type, or a number below the least one.
     """
     value = parse(text, typing.get_type_hints(type(record))[name], key)
     about = next(each for each in fields(record) if each.name == name)  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def parse(text: str, hint: Any, key: str) -> Any:
     if origin is tuple:
         parts, any_length = _parts(text), Ellipsis in arguments
         if not any_length and len(parts) != len(arguments):
-            raise ValueError(f"--set {key}={text}; want {len(arguments)} values with commas between them")
+            raise ValueError(f"--set {key}={text}; want {len(arguments)} values separated by commas")
         if any_length and not parts and arguments[0] is not str:
             raise ValueError(f"--set {key}={text}; want at least one value")
         return tuple(parse(part, arguments[0], key) for part in parts)

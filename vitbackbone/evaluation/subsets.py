@@ -8,8 +8,8 @@ from jaxtyping import Bool, Int
 def few_of_each(labels: Int[np.ndarray, "N ..."], shots: float, seed: int) -> Int[np.ndarray, " n"]:
     """Return the rows, ascending, of `shots` samples of each class, drawn with a seed.
 
-    Below 1, `shots` is a share: max(int(share * samples of the class), 1). With several labels an image, classes share
-    images, so that a share gives too many; it is then drawn again, smaller by so much.
+    Below 1, `shots` is a share: max(int(share * samples of the class), 1). If images have several labels, classes share
+    images, and a share gives too many. It is then drawn again, smaller in proportion.
     """
     drawn = _draw(labels, shots, seed)
     wanted = int((labels == 1).sum() * shots)
@@ -53,7 +53,7 @@ def hold_out_share(labels: Int[np.ndarray, "N ..."], share: float) -> Bool[np.nd
     """Return a mask of the samples to choose settings on: max(1, int(share * samples)) of each class.
 
     They are the first of each class in a random order of all samples with the seed 0. A class of one sample gives none.
-    With several labels an image, it is held out if any of its classes chooses it.
+    An image with several labels is held out if any of its classes chooses it.
     """
     order = shuffled(len(labels))
     held = np.zeros(len(labels), dtype=bool)

@@ -21,7 +21,7 @@ def keep_head(run: Run, name: str, head: Head) -> None:
 
 
 def head_folder(run: Run, name: str) -> Path:
-    """Return OUT/heads/NAME, with a hash behind it if the head of another backbone or other settings is there."""
+    """Return OUT/heads/NAME, with a hash after it if the head of another backbone or other settings is there."""
     folder, own = run.out / "heads" / name, result_key(run)
     taken = {head for each in read_results(run.out) if each.key != own for head in each.heads.values()}
     return folder.with_name(f"{name}-{digest(own)[:8]}") if str(folder.relative_to(run.out)) in taken else folder

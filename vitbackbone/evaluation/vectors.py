@@ -42,7 +42,6 @@ from vitbackbone.store import FeatureStore, extract
 
 log = logging.getLogger("vitbackbone")
 DINOV2 = "dinov2/eval/utils.py"
-READ = 4096  # rows that are read at a time
 
 
 @dataclass(frozen=True)

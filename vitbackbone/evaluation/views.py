@@ -29,7 +29,7 @@ class CropView:
     )
 
     def size(self, stride: int) -> tuple[int, int]:
-        """Return (short, crop) for a backbone of that stride. Raises `ValueError` if `tokens` is no square."""
+        """Return (short, crop) for a backbone of that stride. Raises `ValueError` if `tokens` is not a square."""
         if not self.tokens:
             return self.short, self.crop
         side = math.isqrt(self.tokens)

@@ -3,11 +3,11 @@
 from vitbackbone.files.atomic import flush, leftovers, publish, publish_text, publish_together, read_together
 from vitbackbone.files.bucket_clients import has_clients
 from vitbackbone.files.cloud_requests import ServiceDown, ServiceError
+from vitbackbone.files.json_schema import SHORT, Record, check_record, parse_json, read_bytes, read_json
 from vitbackbone.files.local_storage import LIMITS, LocalStorage, full
 from vitbackbone.files.object_storage import READ_PART, open_bucket
 from vitbackbone.files.progress import bars_are_hidden, no_progress_bars, progress_bar
 from vitbackbone.files.ranged import FilePart, OpenFile, RangedContent, RangedFile
-from vitbackbone.files.records import SHORT, Record, check_record, parse_json, read_bytes, read_json
 from vitbackbone.files.storage import Storage, Stored, open_storage, read_chunks
 from vitbackbone.files.suggestions import did_you_mean
 from vitbackbone.files.web import MAX_BYTES, FileTooLarge, fetch, size_of

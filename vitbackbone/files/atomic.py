@@ -73,7 +73,7 @@ def publish_together(folder: Path, name: str) -> Iterator[Path]:
 
 
 def read_together(folder: Path, name: str, files: Sequence[str]) -> list[bytes]:
-    """Return the contents of files that `publish_together` wrote. They lie in `folder`, or in the folder where a killed
+    """Return the contents of files that `publish_together` wrote. They are in `folder`, or in the folder where a killed
     writer had them ready. Raises `FileNotFoundError` that lists missing files, and `OSError` if one cannot be read."""
     while True:
         ready = _ready(folder, name)

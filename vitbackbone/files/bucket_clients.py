@@ -22,7 +22,7 @@ RETRIES: "RetryConfig" = {
     "retry_timeout": timedelta(seconds=60),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
 }
-# A connection that stalls is given up. The whole request has more time, because a slow network is no fault.
+# A connection that stalls is given up. The whole request has more time, because a slow network is not a fault.
 TIMES: "ClientConfig" = {"connect_timeout": "10s", "read_timeout": "30s", "timeout": "10min"}
 
 # What to set, for the error of a service that denies access.

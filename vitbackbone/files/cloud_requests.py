@@ -48,7 +48,7 @@ def repeat(request: Callable[[], T], place: str) -> T:
             return found
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
-                raise OSError(errno.EINVAL, "there is no bucket of this name", place) from error
+                raise OSError(errno.EINVAL, "there is no bucket with this name", place) from error
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place) from error
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
             raise

@@ -100,14 +100,14 @@ class ObjectStorage:
             try:
                 return bytes(obstore.get(client, path, options=options).bytes())
             except obstore.exceptions.BaseError as error:
-                if status_of(error) == 416 or "object was only" in str(error):  # the range lies behind the end
+                if status_of(error) == 416 or "object was only" in str(error):  # the range lies after the end
                     return b""
                 raise
 
         return self._ask(key, ask)
 
     def read_parts(self, key: str, start: int, length: int, etag: str | None = None) -> bytes:
-        """Read a long range, which lies inside the object, by several requests at once."""
+        """Read a long range, which is inside the object, by several requests at once."""
         starts = range(start, start + length, READ_PART)
         with ThreadPoolExecutor(PARALLEL) as threads:
             parts = threads.map(lambda at: self.read(key, at, min(READ_PART, start + length - at), etag), starts)
@@ -235,7 +235,7 @@ class ObjectStorage:
         return stored
 
     def _list(self, folder: str, after: str) -> "Iterator[ObjectMeta]":
-        """Yield all objects of a folder behind the path `after`. A list that breaks off goes on where it was."""
+        """Yield all objects of a folder after the path `after`. A broken listing continues where it stopped."""
         import obstore
 
         pages: list[Iterator[Sequence[ObjectMeta]]] = []
@@ -248,7 +248,7 @@ class ObjectStorage:
             try:
                 return next(pages[0], [])
             except BaseException:
-                pages.clear()  # a list that failed cannot go on
+                pages.clear()  # a listing that failed cannot continue
                 raise
 
         while found := repeat(page, f"{self.bucket}/{folder}"):

@@ -49,7 +49,7 @@ class Storage(Protocol):
         """Describe an object. Returns None if it is missing."""
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stored]:
-        """Yield the objects whose keys begin with `prefix` and sort behind `after`, sorted by the UTF-8 of their keys.
+        """Yield the objects whose keys begin with `prefix` and come after `after`, sorted by the UTF-8 of their keys.
 
         A million keys are streamed. Unfinished files of other writers are not among them.
         """
@@ -61,7 +61,7 @@ class Storage(Protocol):
         """
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write an object if there is none of this key: of several writers at once, exactly one wins.
+        """Write an object if there is none with this key. If several write at once, exactly one wins.
 
         Returns whether the object now has the content `data`. A service may lose its answer and find one's own object
         on the retry, so that an existing object is read back and compared.
@@ -72,10 +72,10 @@ class Storage(Protocol):
         the object is gone. After a lost answer, one's own content counts as a success."""
 
     def delete(self, key: str) -> None:
-        """Remove an object. A missing one is no error."""
+        """Remove an object. A missing one is not an error."""
 
     def scratch(self) -> AbstractContextManager[Path]:
-        """Give a private folder for a file that is to be `put`; it is removed at the end."""
+        """Give a private folder for a file that will be `put`; the folder is removed at the end."""
 
     def sweep(self) -> None:
         """Remove the unfinished files of writers that were killed."""

@@ -1,4 +1,4 @@
-"""Files of the web: `http://` and `https://`. Everything that answers is taken for hostile.
+"""Files of the web: `http://` and `https://`. Every server is treated as hostile.
 
 A host name is resolved once, and the connection goes to the address that was checked. A name that changes its address
 in the meantime leads nowhere else. The same holds for every redirect. Sizes and times are limited. Proxies of the
@@ -188,7 +188,7 @@ def _connected(host: str, port: int, private: bool) -> socket.socket:
             raise ServiceError(errno.EAGAIN, "the name of the server cannot be resolved now") from error
         raise OSError(errno.EHOSTUNREACH, "the name of the server is unknown") from error
     except UnicodeError as error:
-        raise ValueError("is not a valid URL: its host is no name") from error
+        raise ValueError("is not a valid URL: its host is not a name") from error
     allowed = [address[4] for address in found if private or is_public(str(address[4][0]).partition("%")[0])]
     if not allowed:
         raise PrivateAddress(

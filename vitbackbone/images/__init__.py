@@ -2,7 +2,7 @@
 
 from vitbackbone.images.decode import Photo
 from vitbackbone.images.errors import DamagedImage, ImageError
-from vitbackbone.images.fits import LONG
+from vitbackbone.images.fitted_sizes import LONG
 from vitbackbone.images.preprocess import (
     CLIP_MEAN,
     CLIP_STD,

@@ -39,7 +39,7 @@ def grey(rgb: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "1 H W"]:
 
 
 def to_8_bits(values: Samples, bits: int, signed: bool = False) -> NDArray[np.uint8]:
-    """Scale integers of `bits` bits to 0 to 255: 0 is black, and the largest integer of so many bits is white.
+    """Scale integers of `bits` bits to 0 to 255: 0 is black, and the largest integer of that many bits is white.
 
     32-bit values up to 65535 are read as 16-bit values, because many programs store 16 bits so. Raises
     `UnsupportedPixels` on negative values, and on signed 32-bit values above 65535.

@@ -94,7 +94,7 @@ class Photo:
         self.size = stored[::-1] if self._sideways else stored
 
     def decode(self, at_least: tuple[int, int] | None = None, on_gpu: bool = False) -> UInt8[Tensor, "3 h w"]:
-        """Return the upright picture (3, h, w), equal to that of `load_image` to the bit. Call it once.
+        """Return the upright picture (3, h, w), equal to the result of `load_image` to the bit. Call it once.
 
         `at_least`: a size (h, w) that is large enough. A JPEG is then decoded at the lowest of its scales 1, 1/2, 1/4
         and 1/8 that is not smaller. This is faster, and visibly different. Other formats are decoded at full size.
@@ -232,7 +232,7 @@ def _upright(stored: Shaped[Tensor, "C h w"], orientation: int) -> Shaped[Tensor
 def limit_of(max_pixels: int | None) -> int | None:
     """Return the most pixels that are decoded: Pillow's limit by default, and None if that is lifted.
 
-    Raises `ValueError` on a limit that is no whole number of at least 1.
+    Raises `ValueError` on a limit that is not a whole number of at least 1.
     """
     given: Any = max_pixels  # callers without a type checker pass anything
     if given is None:
@@ -270,7 +270,7 @@ def stored_bands(pixels: Shaped[Tensor, "C h w"]) -> Shaped[Tensor, "C h w"]:
         raise ImageError(f"the bands are {kind}; want integers of 8 or 16 bits, or floats of 16 or 32")
     wide = pixels.to(torch.float32)
     if not torch.isfinite(wide).all():
-        raise ImageError("the bands have values that are no finite numbers; fill the places without data first")
+        raise ImageError("the bands have values that are not finite numbers; fill the places without data first")
     return wide
 
 

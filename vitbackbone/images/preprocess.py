@@ -13,7 +13,7 @@ from vitbackbone.images.colours import grey
 from vitbackbone.images.decode import Photo
 from vitbackbone.images.errors import ImageError
 from vitbackbone.images.errors import TooThin as TooThin
-from vitbackbone.images.fits import FITTED
+from vitbackbone.images.fitted_sizes import FITTED
 from vitbackbone.images.resize import Interpolation, ResizeLibrary, resized_crop
 from vitbackbone.images.sources import ImageSource, naming, open_image
 from vitbackbone.images.view import Resolution, View, check_area, sides
@@ -96,16 +96,15 @@ class Preprocess:
     of the crop. With `crop_pct=1` the whole photo is then seen, but for rounding to whole pixels (prismatic-vlms,
     prismatic/models/backbones/vision/base_vision.py, `LetterboxPad`; for square inputs the two are equal to the bit).
     `"pad"` resizes the longer side to the input and fills the right and bottom with the mean colour, as SAM does. Its
-    border has whole levels, so that it differs from SAM's zeros by at most half a level of 255.
-    The other modes show the whole photo with nearly its aspect, so that inputs differ in size. Both sides are
-    multiples of `multiple` pixels. `"patches"` takes the largest scale at which the sides, rounded up, have at most
-    `most_pixels` together (SigLIP 2 NaFlex). `"area"` rounds the photo's own sides to the nearest multiples, and scales
-    it only if that has fewer than `least_pixels` or more than `most_pixels` (Qwen2-VL's `smart_resize`). `"budget"`
-    takes the largest scale with `most_pixels`, and rounds the sides down (Gemma 4). `"square"` shrinks a photo that
-    does not fit into a square of `most_pixels`, and rounds the sides up (Pixtral). `"canvas"` shrinks a photo of more
-    than `most_pixels`, in patches of `least_pixels`, and fills the right and bottom with black (Kimi). `"edges"` keeps
-    the sides between those of squares of `least_pixels` and `most_pixels` (Idefics 2).
-    A resolution (H, W) takes the place of `most_pixels`.
+    border has whole levels, so that it differs from SAM's zeros by at most half a level of 255. The other modes show
+    the whole photo with nearly its aspect, so that inputs differ in size. Both sides are multiples of `multiple`
+    pixels. `"patches"` takes the largest scale at which the sides, rounded up, have at most `most_pixels` together
+    (SigLIP 2 NaFlex). `"area"` rounds the photo's own sides to the nearest multiples, and scales it only if that has
+    fewer than `least_pixels` or more than `most_pixels` (Qwen2-VL's `smart_resize`). `"budget"` takes the largest scale
+    with `most_pixels`, and rounds the sides down (Gemma 4). `"square"` shrinks a photo that does not fit into a square
+    of `most_pixels`, and rounds the sides up (Pixtral). `"canvas"` shrinks a photo of more than `most_pixels`, in
+    patches of `least_pixels`, and fills the right and bottom with black (Kimi). `"edges"` bounds each side by the sides
+    of squares of `least_pixels` and `most_pixels` (Idefics 2). A resolution (H, W) takes the place of `most_pixels`.
 
     `mean`, `std`, `scale`: one mean and deviation for each channel, of values divided by `scale`. A photo has bytes up
     to 255. Bands of other ranges, such as reflectances of 16 bits, need their own scale. They are resized in float32.
@@ -124,7 +123,7 @@ class Preprocess:
     patch and upstream's network drops them: SigLIP with patches of 14 sees 378 of 384 pixels. A `resolution` is not
     cut.
 
-    Raises `ValueError` on a setting that is none of these.
+    Raises `ValueError` on a setting that is not one of these.
     """
 
     image_size: tuple[int, int] = (224, 224)  # (H, W)
@@ -197,7 +196,7 @@ class Preprocess:
         (H, W), the photo becomes just large enough to cover that.
         `max_pixels`: the most pixels that a photo may have; `PIL.Image.MAX_IMAGE_PIXELS` by default.
 
-        Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is no image.
+        Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is not an image.
         """
         return self.normalise(self.pixels(open_image(image, max_pixels, self.channels), resolution, keep_aspect))
 
@@ -223,7 +222,7 @@ class Preprocess:
     ) -> Shaped[Tensor, "C H W"]:
         """Return the pixels (3, H, W) that `__call__` makes of the photo, before they are normalised.
 
-        `decoding`: "exact" gives them to the bit. "fast" is within 1 of 255 (seldom 2), which moves features by about
+        `decoding`: "exact" gives them to the bit. "fast" is within 1 of 255 (rarely 2), which moves features by about
         1e-4. "draft" also decodes a JPEG at the lowest of its scales that is at least twice the resized photo, which
         differs visibly. "gpu" lets a GPU decode JPEGs, which differs beside coloured edges: see `gpu.py`.
         Raises `ImageError` on a photo that cannot be read, or that is too long and thin.
@@ -233,14 +232,14 @@ class Preprocess:
         return self.cut(self.decoded(photo, view, decoding), view, decoding == "exact")
 
     def decoded(self, photo: Photo, view: View, decoding: Decoding) -> Shaped[Tensor, "C h w"]:
-        """Decode the photo's channels. Raises `ImageError` if bands are no bytes and `scale` is that of bytes."""
+        """Decode the photo's channels. Raises `ImageError` if bands are not bytes but `scale` is 255."""
         if self.channels in (1, 3):
             rgb = photo.decode(enough(view) if decoding == "draft" else None, decoding == "gpu")
             return rgb if self.channels == 3 else grey(rgb)
         bands = photo.bands(self.channels)
         if bands.dtype != torch.uint8 and self.scale == BYTES:
             raise ImageError(
-                "the bands are no bytes, so their range is unknown; set the value that stands for 1, such as "
+                "the bands are not bytes, so their range is unknown; set the value that stands for 1, such as "
                 "dataclasses.replace(backbone.preprocess, scale=10000.0) for Sentinel-2's reflectances"
             )
         return bands
@@ -287,7 +286,7 @@ class Preprocess:
     def view(self, source: tuple[int, int], resolution: Resolution | None = None, keep_aspect: bool = False) -> View:
         """Return the view that `__call__` cuts out of a photo of (H, W) pixels, for `Geometry.through`.
 
-        Raises `ValueError` on a resolution that is no size.
+        Raises `ValueError` on a resolution that is not a size.
         """
         size = self.image_size if resolution is None else sides(resolution)
         if keep_aspect:
@@ -411,7 +410,7 @@ def _cover(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
 
 
 def _longest(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """Return the size with the aspect of `source` whose sides are at most those of `target`, rounded as by timm."""
+    """Return the largest size with the aspect of `source` that fits into `target`, rounded as by timm."""
     ratio = max(source[0] / target[0], source[1] / target[1])
     return max(round(source[0] / ratio), 1), max(round(source[1] / ratio), 1)
 

@@ -45,9 +45,9 @@ def resized_crop(
     Bands of other numbers, bytes or float32, are resized one by one, by Pillow's kernels.
 
     `resampling`: the library that the result equals to the bit.
-    `exact`: if False and both sides shrink, torch's kernels may replace Pillow's, within 1 of 255 (bicubic: seldom 2).
+    `exact`: if False and both sides shrink, torch's kernels may replace Pillow's, within 1 of 255 (bicubic: rarely 2).
 
-    The crop lies inside the resized picture. If that would have more than `PIL.Image.MAX_IMAGE_PIXELS`, only the crop
+    The crop is inside the resized picture. If that would have more than `PIL.Image.MAX_IMAGE_PIXELS`, only the crop
     is made. It is then within 2 of 255 (rarely more than 1), and "nearest" may take the next pixel in a tie.
     """
     if resampling == "torchvision":
@@ -139,7 +139,7 @@ def _part_by_pillow(
     size: tuple[int, int],
     interpolation: Interpolation,
 ) -> Shaped[Tensor, "C H W"]:
-    """Make only the crop, from the pixels that its kernels reach. The crop must lie inside the resized picture.
+    """Make only the crop, from the pixels that its kernels reach. The crop must be inside the resized picture.
 
     These pixels are cut out first, because Pillow holds a box in single precision, which shifts crops far out in a long
     photo. The axes keep the order of the whole picture.

@@ -48,7 +48,7 @@ def open_image(image: ImageSource, max_pixels: int | None = None, channels: int 
 
     `image`, `max_pixels`: as for `load_image`. `channels`: a number other than 1 and 3 also allows an array (H, W, C)
     or a tensor (C, H, W) of that many bands. They need not be bytes; `Photo.bands` reads them.
-    Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is no image.
+    Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is not an image.
     """
     if isinstance(image, str | PathLike):
         return Photo(_read_file(Path(image)), max_pixels)
@@ -81,7 +81,7 @@ def load_image(image: ImageSource, max_pixels: int | None = None) -> Image.Image
     of bits, not clipped. Float images, negative values and signed 32-bit values beyond 16 bits are refused, because
     their range is unknown.
 
-    Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is no image.
+    Raises `OSError` on a file that cannot be opened, and `ImageError`, a `ValueError`, on one that is not an image.
     """
     pixels = open_image(image, max_pixels).decode()
     return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))

@@ -81,7 +81,7 @@ class _Form(NamedTuple):
 def read_layout(data: bytes) -> Layout:
     """Read the tags of the first page.
 
-    Raises `DamagedImage` if the page has no size or lies beyond the end of the file, and `UnsupportedPixels` if its
+    Raises `DamagedImage` if the page has no size or is beyond the end of the file, and `UnsupportedPixels` if its
     samples have several types.
     """
     form = _form(data)
@@ -133,14 +133,14 @@ def _strip_sizes(height: int, rows: int, row: int) -> list[int]:
 
 
 def _check_extents(length: int, offsets: Sequence[int], counts: Sequence[int], sizes: Sequence[int] | None) -> None:
-    """Raise `DamagedImage` if pixels lie beyond the end of the file.
+    """Raise `DamagedImage` if pixels are beyond the end of the file.
 
     `sizes`: bytes that uncompressed strips need, whatever their byte counts say.
     """
     for i, offset in enumerate(offsets):
         needs = [*counts[i : i + 1], *(sizes[i % len(sizes)] for _ in range(1) if sizes)]
         if offset + min(needs, default=0) > length:
-            raise DamagedImage("the TIFF file is truncated: pixels lie beyond its end")
+            raise DamagedImage("the TIFF file is truncated: pixels are beyond its end")
 
 
 def first_page(data: bytes) -> bytes:
@@ -188,7 +188,7 @@ def _tag(entry: bytes, form: _Form) -> int:
 
 
 def _numbers(data: bytes, form: _Form, entry: bytes) -> tuple[int, ...]:
-    """Return the whole numbers of an entry. There are none if it holds another type, or lies outside the file."""
+    """Return the whole numbers of an entry. There are none if it holds another type, or is outside the file."""
     kind = NUMBERS.get(_unpack(form.order + "H", entry, 2))
     count = _unpack(form.pointer, entry, 4)
     if kind is None or not 0 < count <= MOST_VALUES:
@@ -205,5 +205,5 @@ def _unpack(layout: str, data: bytes, at: int) -> int:
     try:
         (value,) = struct.unpack_from(layout, data, at)
     except struct.error as error:
-        raise DamagedImage("the TIFF file is truncated: a directory lies beyond its end") from error
+        raise DamagedImage("the TIFF file is truncated: a directory is beyond its end") from error
     return int(value)

@@ -33,7 +33,7 @@ class VideoStream:
     place: Int[np.ndarray, " N"]  # of each frame among the packets
     packet_pts: Int[np.ndarray, " P"]  # in the order of decoding; `NO_TIME` where unknown
     packet_key: Bool[np.ndarray, " P"]
-    problem: str | None = None  # what became of the frames that are not listed
+    problem: str | None = None  # why some frames are not listed
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +62,9 @@ class _Packets:
 def list_frames(file: BufferedIOBase) -> Video:
     """List the frames of a video by its packets. Nothing is decoded.
 
-    `file`: a seekable binary file. Streams with cover art are left out. A file that ends early, or is damaged behind
-    some frames, gives these frames, and the stream's `problem` says so.
-    Raises `ImageError` if the file is no video, has no frames, or cannot be opened, such as an MP4 without its index.
+    `file`: a seekable binary file. Streams with cover art are left out. A file that ends early, or is damaged after
+    some frames, gives these frames, and the stream's `problem` says so. Raises `ImageError` if the file is not a video,
+    has no frames, or cannot be opened (an MP4 without its index).
     """
     with opened_video(file) as container:
         streams = _video_streams(container)

@@ -42,7 +42,7 @@ CODECS = (
 
 
 def video_format(head: bytes) -> str | None:
-    """Return FFmpeg's name of a file's format by its first `VIDEO_HEAD` bytes; None if it is no known video."""
+    """Return FFmpeg's name of a file's format by its first `VIDEO_HEAD` bytes; None if it is not a known video."""
     if head[4:8] in MP4_BOXES:
         return None if head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS else MP4
     if head.startswith(b"\x1a\x45\xdf\xa3"):
@@ -58,7 +58,7 @@ def video_format(head: bytes) -> str | None:
 def opened_video(file: BufferedIOBase) -> Iterator[Any]:
     """Open a video, from its start, as a container of PyAV.
 
-    Raises `ImageError` if it is no known video, if it is damaged, or if PyAV is not installed.
+    Raises `ImageError` if it is not a known video, if it is damaged, or if PyAV is not installed.
     """
     try:
         import av
@@ -80,7 +80,7 @@ def opened_video(file: BufferedIOBase) -> Iterator[Any]:
 
 
 def reason(error: BaseException) -> str:
-    """Return FFmpeg's text of an error without the name of the file."""
+    """Return FFmpeg's error message without the file name."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

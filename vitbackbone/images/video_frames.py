@@ -1,4 +1,4 @@
-"""Read frames of a video by their time, equal to those of a decoder that reads the whole file.
+"""Read frames of a video by their time. They equal the frames of a decoder that reads the whole file.
 
 A frame needs the frames before it, back to a keyframe. The reader goes to that keyframe, checks that it got there, and
 decodes until the frame with the asked time comes out. Frames that are asked in the order of their times are decoded
@@ -23,7 +23,7 @@ from vitbackbone.images.errors import DamagedImage, TooManyPixels
 from vitbackbone.images.video import Video, VideoStream, list_frames
 from vitbackbone.images.video_files import opened_video, reason
 
-# Report every fault that the decoder finds, instead of drawing something in the place of what is lost.
+# Report every fault that the decoder finds, instead of drawing something in place of what is lost.
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 BACK = (0.0, 2.0, 20.0)  # seconds before a keyframe where the file is entered, one after the other, to meet it
 NEAR = 16  # packets that are decoded rather than jumped over
@@ -79,7 +79,7 @@ class _Decoder:
         once = Counter(stream.packet_pts.tolist())
         self._known = {pts: place for place, pts in enumerate(stream.packet_pts.tolist()) if once[pts] == 1}
         self._faults: dict[int, str] = {}  # places of damaged packets, and why
-        self._begin: dict[int, int] = {}  # of keyframes behind which faults were met: the keyframe before it
+        self._begin: dict[int, int] = {}  # of keyframes after which faults were met: the keyframe before it
         self._unclean: set[int] = set()  # packets that the file calls keyframes and the decoder does not
         self._refreshed = False  # the stream is refreshed bit by bit: no keyframe but the first is whole
         self._opened = ExitStack()
@@ -107,7 +107,7 @@ class _Decoder:
             raise DamagedImage(f"the video has no frame with the time {pts}")
         start = self._keyframe(place, pts)
         if start is None:
-            raise DamagedImage("no keyframe lies before this frame: the video was cut in front of it")
+            raise DamagedImage("the video has no keyframe before this frame: its beginning was cut off")
         if start in self._begin:
             self._check(start, place)
         frame = self._decoded(self._begin.get(start, start), start, place, pts)
@@ -161,7 +161,7 @@ class _Decoder:
         """Return the frame, decoded from the packet `begin` on or from an earlier one, or None if the decoder does not
         return it.
 
-        `start`: the packet from which on faults count. It waits for frames that are decoded before this one and shown
+        `start`: the first packet whose faults count. It waits for frames that are decoded before this one and shown
         after it, because only a decoded frame tells whether it is damaged.
         """
         follows = self._start in range(begin + 1) and (self._passed is None or self._passed < pts)
@@ -240,10 +240,10 @@ class _Decoder:
                 self._reset(begin, start)
                 self._packets = _chain(first, packets)
                 return
-        raise DamagedImage("the file cannot be entered at the keyframe before this frame; has it changed?")
+        raise DamagedImage("the decoder cannot seek to the keyframe before this frame; has the file changed?")
 
     def _enter(self, start: int, back: float | None) -> Iterator[Placed]:
-        """Yield the packets from `start` on. Yield others, or none, if the file was entered behind it.
+        """Yield the packets from `start` on. Yield others, or none, if the file was entered after it.
 
         `back`: how many seconds before the packet the file is entered; None for its beginning.
         """

@@ -12,10 +12,10 @@ from jaxtyping import Bool, Int
 class Sampling:
     """Every frame of a stream, or some of them. At most one field may be given.
 
-    `fps`: frames a second. At each of the times 0, 1/fps, 2/fps, ... after the first frame, the frame shown then is
-    taken, each frame once. The last time is that of the last frame.
-    `stride`: every so many frames, from the first on.
-    `keyframes`: the frames that need no other to be decoded.
+    `fps`: frames a second. The frames shown at the times 0, 1/fps, 2/fps, ... after the first frame are taken, each
+    frame once. The last time is the time of the last frame.
+    `stride`: every `stride`-th frame, from the first on.
+    `keyframes`: only frames that are decoded without others.
 
     Raises `ValueError` on several fields, and on numbers that are not above 0.
     """
@@ -43,8 +43,8 @@ class Sampling:
             return np.arange(0, len(pts), self.stride)
         if self.fps is None or not len(pts):
             return np.arange(len(pts))
-        # Frame i is shown from its own time to that of the next. It is taken if a multiple of the step falls into that
-        # span: if fewer multiples lie before its own time than before the next. Whole numbers keep this exact.
+        # Frame i is shown until the time of the next frame. It is taken if a multiple of the step falls into that
+        # span: if fewer multiples are before its own time than before the next. Whole numbers keep this exact.
         step = 1 / (Fraction(self.fps).limit_denominator(1_000_000) * time_base)
         since = [(int(time) - int(pts[0])) * step.denominator for time in pts]
         before = np.array([-(-time // step.numerator) for time in since], dtype=object)

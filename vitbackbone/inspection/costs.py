@@ -107,7 +107,7 @@ def costs(config: ViTConfig, size: tuple[int, int], batch: int = 1) -> Costs:
     for i, blocks in enumerate(kinds):
         tables = counts.get(f"ViT.blocks.{i}.attn.rel_pos", {})  # their resampling, and the bias
         for operation, count in counts[f"ViT.blocks.{i}"].items():
-            if operation is aten.bmm:  # torch splits attention into these on the meta device, and so is the bias
+            if operation is aten.bmm:  # on the meta device, torch splits attention and its bias into these products
                 attention += blocks * count
             else:
                 linear += blocks * (count - tables.get(operation, 0))
@@ -130,6 +130,7 @@ class _FusedAttention(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         q, k, _ = args
         self.attention_map = max(self.attention_map, q[..., 0].numel() * k.shape[-2])
+        # The kernel also allocates the sums, so they count.
         _sums, mixed = q.new_empty(q.shape[:-1], dtype=torch.float32), torch.empty_like(q)
         return mixed
 

@@ -113,7 +113,7 @@ def info(name: str, entry: Entry, resolution: Resolution | None = None) -> str:
             if patch <= min(*size, *config.image_size):
                 other = replace(config, patch_size=patch, image_size=whole_patches(config.image_size, patch))
                 rows.append(_costs(f"{patch} x {patch}", other, size))
-        text += ["", f"With other patch sizes, at {sides_text(size)} (another network, trained anew):"]
+        text += ["", f"With other patch sizes, at {sides_text(size)} (another network with weights of its own):"]
         text += right_aligned(["patch", *COLUMNS], rows)
     return "\n".join([*text, "", _legend(config)])
 

@@ -63,10 +63,10 @@ class TransformersUpstream(Upstream):
     def run(self, model: nn.Module, images: Tensor, spec: BackboneSpec) -> Outputs:
         found = next(self._outputs(model, images), None)
         if found is None:
-            raise ValueError(f"no part of {type(model).__name__} takes images alone and returns their tokens")
+            raise ValueError(f"no part of {type(model).__name__} takes only images and returns their tokens")
         tower, out = found
         last: Tensor = out.last_hidden_state
-        if last.ndim == 4 and last.shape[1] == spec.pooled_dim != spec.dim:  # SAM: the map behind the neck
+        if last.ndim == 4 and last.shape[1] == spec.pooled_dim != spec.dim:  # SAM: the map after the neck
             missing = {"patches": "transformers returns the neck's map alone"}
             return Outputs(None, None, None, last.mean(dim=(2, 3)), missing=missing)
         pooled, why = self._pooled(model, tower, out, images)
@@ -74,7 +74,7 @@ class TransformersUpstream(Upstream):
         return replace(unpacked(last, images, pooled, spec), raw=None, missing=missing)
 
     def _outputs(self, model: nn.Module, images: Tensor) -> Iterator[tuple[Any, Any]]:
-        """Yield each part of a model that takes images alone and returns tokens, with its output; the outermost
+        """Yield each part of a model that takes only images and returns tokens, with its output; the outermost
         first."""
         for part in model.modules():
             if not isinstance(part, self.library.PreTrainedModel) or part.main_input_name != "pixel_values":

@@ -21,11 +21,12 @@ from vitbackbone.model.config import (
     vit_config,
 )
 from vitbackbone.model.experts import ExpertMlp
-from vitbackbone.model.layers import Block, ConvStem, GatedMlp, LayerScale, Mlp
+from vitbackbone.model.layers import Block, GatedMlp, LayerScale, Mlp
 from vitbackbone.model.maps import resize_maps
 from vitbackbone.model.masks import Kept, Mask
 from vitbackbone.model.norms import make_norm
 from vitbackbone.model.packing import Grid, Layout
+from vitbackbone.model.patches import ConvStem
 from vitbackbone.model.pooling import ChannelNorm
 from vitbackbone.model.positions.relative import resample_line, resample_relative
 from vitbackbone.model.positions.resampling import resample
@@ -40,7 +41,7 @@ from vitbackbone.model.text import (
     TextTransformer,
     fill,
 )
-from vitbackbone.model.tiled import TiledViT, make_vit
+from vitbackbone.model.tiled_vit import TiledViT, make_vit
 from vitbackbone.model.vit import Tokens, ViT
 
 __all__ = [

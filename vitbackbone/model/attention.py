@@ -174,7 +174,7 @@ class SelfAttention(nn.Module):
 
         `mask`: True where a token attends to another; each token must attend to at least one. Raises `ValueError` if
         the images have different sizes.
-        `prefix`: return the output of the prefix tokens alone. `qkv` still runs once for all tokens, so that modules
+        `prefix`: return the output of only the prefix tokens. `qkv` still runs once for all tokens, so that modules
         that replace or adapt it keep working.
         """
         if mask is not None:
@@ -199,7 +199,7 @@ class SelfAttention(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the softmax is over queries and keys alone."""
+        """Whether only queries and keys enter the softmax."""
         return self.rel_pos is None
 
     def _terms(
@@ -218,7 +218,7 @@ class SelfAttention(nn.Module):
     def _check_mask(self, layout: Layout) -> None:
         if len(layout.grids) > 1:
             raise ValueError(
-                "a mask covers the tokens of one image size, and these images have several; run each image alone"
+                "a mask covers the tokens of one image size, and these images have several; call once per size"
             )
 
     def _enter(
@@ -294,7 +294,7 @@ class WindowAttention(SelfAttention):
     def _enter(
         self, x: Float[Tensor, "B T D"], layout: Layout, mask: Tensor | None
     ) -> tuple[Float[Tensor, "M K D"], Layout, Bool[Tensor, "M 1 1 K"] | None]:
-        """Return the windows of all images, image by image, row-major, and which of their tokens are no padding."""
+        """Return the windows of all images, image by image, row-major, and which of their tokens are not padding."""
         parts = layout.split(x)
         cut = [self._cut(part, grid) for grid, part in parts]
         inside = Layout(((self.window, self.window),))
@@ -344,7 +344,7 @@ class WindowAttention(SelfAttention):
         return (grid[0] - 1) // self.window + 1, (grid[1] - 1) // self.window + 1
 
     def filled(self, grid: tuple[int, int], device: torch.device) -> Bool[Tensor, "n 1 1 K"]:
-        """Return which tokens of each window of an image are no padding."""
+        """Return which tokens of each window of an image are not padding."""
         side, (rows, columns) = self.window, self._windows(grid)
         down, across = (
             torch.arange(count * side, device=device).view(count, side) < length

@@ -80,20 +80,20 @@ class Rotary:
 
     Half of each head's channels encode the row, and half the column.
 
-    `coordinates`: `"centred"` is 2π times a patch's centre, which lies in [-1, 1] on every grid (DINOv3). `"index"` is
-    a patch's row or column plus `offset`, rescaled so that every grid spans `reference` (EVA-02), or as it is if
-    `reference` is None (Qwen2-VL). `"corners"` puts the corners of every grid on those of `reference` (V-JEPA 2.1).
-    `"same"` puts all patches at `offset` (Depth Anything 3). `"golden"` turns each pair of channels by a patch's place
-    along a direction of its own, of `heads` heads. Frequencies run from 1 to `theta`, rows from -√(h/w) to √(h/w), and
-    columns from -√(w/h) to √(w/h). The second half of a head's channels is still (SigLino).
-    Tokens in front of the patches are not turned, so that `offset` sets their distance to the patches.
+    `coordinates`: `"centred"` is 2π times a patch's centre, which is in [-1, 1] on every grid (DINOv3). `"index"` is a
+    patch's row or column plus `offset`, rescaled so that every grid spans `reference` (EVA-02), or as it is if
+    `reference` is None (Qwen2-VL). `"corners"` puts the corners of every grid on the corners of `reference` (V-JEPA
+    2.1). `"same"` puts all patches at `offset` (Depth Anything 3). `"golden"` turns each pair of channels by a patch's
+    place along a direction of its own, of `heads` heads. Frequencies run from 1 to `theta`, rows from -√(h/w) to
+    √(h/w), and columns from -√(w/h) to √(w/h). The second half of a head's channels is still (SigLino). Tokens in front
+    of the patches are not turned, so that `offset` sets their distance to the patches.
     `interleaved`: whether the wavelengths of the columns lie between those of the rows (Pixtral). Otherwise both axes
     have the same.
     `cls_angles`: whether CLS is turned by learned angles, one for each pair of channels (MLCD).
     `time`: whether a third of a head's channels encode the step of time, a third the row, and a third the column, in
     this order. Channels that are left over are not turned.
     `repeated`: whether the wavelengths of an axis run twice over its channels, where channels that turn together are
-    neighbours (V-JEPA 2). Such channels have different angles, so that this is no rotation.
+    neighbours (V-JEPA 2). Such channels have different angles, so that this is not a rotation.
 
     Raises `ValueError` on an unknown value, and if `theta` is not above 0.
     """
@@ -149,13 +149,13 @@ class Experts:
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of an image, and what runs over all of them (see `tiled.py`)."""
+    """The tiles of an image, and what runs over all of them (see `tiled_vit.py`)."""
 
     arrangements: tuple[tuple[int, int], ...]  # rows and columns of tiles that an image may have
     count: int  # tiles of every image; those that it lacks are empty
-    depth: int  # blocks with gates, behind the blocks of the configuration
-    taps: tuple[int, ...]  # blocks whose output stands beside the last one's
-    norm_eps: float = 1e-5  # of the norms before and behind the blocks of the configuration
+    depth: int  # blocks with gates, after the blocks of the configuration
+    taps: tuple[int, ...]  # blocks whose outputs are joined to the last block's
+    norm_eps: float = 1e-5  # of the norms before and after the blocks of the configuration
 
 
 @dataclass(frozen=True)
@@ -176,14 +176,14 @@ class ViTConfig:
     # exact GELU, tanh approximation, x * sigmoid(1.702 x); or gated: by SiLU, exact GELU, tanh approximation
     mlp: MlpKind = "gelu"
     mlp_norm: bool = False  # whether a gated MLP normalises its hidden values
-    experts: Experts | None = None  # of which each token takes some, in the place of one MLP (SigLino)
+    experts: Experts | None = None  # MLPs instead of one; each token takes a few of them (SigLino)
     channels: int = 3  # of the images
     stem: tuple[tuple[int, int], ...] = ()  # (width, stride) of each 3x3 convolution; () is a linear projection
     patch_bias: bool = True  # whether the patch projection has a bias
     embed_norm: bool = False  # whether a norm follows the patch projection, before positions and CLS
     patch_padding: int = 0  # zeros around the image in the patch projection, in pixels (ViTPose)
-    tubelet: int = 0  # frames in a patch of a clip; 0: images alone (Arnab et al. 2021, ViViT)
-    # Whether images have a projection of their own beside that of clips. Otherwise their frame is repeated (V-JEPA 2)
+    tubelet: int = 0  # frames in a patch of a clip; 0: only images (Arnab et al. 2021, ViViT)
+    # Whether images have their own projection, next to the one for clips. Otherwise their frame is repeated (V-JEPA 2)
     image_patches: bool = False
     channel_groups: int = 0  # groups of channels, each with patches of its own as a step of the map; 0: none (SatMAE)
     # Of the channels, in micrometres. The patch projection is made for them when weights are loaded (DOFA)
@@ -234,12 +234,12 @@ class ViTConfig:
     pool_norm: bool = False  # pool="query": whether a norm follows attention (CoCa)
     pool_mlp_dim: int = 0  # hidden width of the MLP of attention pooling; 0 is mlp_dim
     pool_prefix: bool = False  # whether attention pooling reads CLS and registers too
-    neck_dim: int = 0  # channels of SAM's neck; 0 is no neck
-    views: Views | None = None  # of which an image is one (Depth Anything 3)
-    tiles: Tiles | None = None  # of which an image of several times `image_size` consists (Llama 3.2 Vision)
-    projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0 is none
+    neck_dim: int = 0  # channels of SAM's neck; 0: it has no neck
+    views: Views | None = None  # an image is one view of a scene (Depth Anything 3)
+    tiles: Tiles | None = None  # the parts, of `image_size` each, of a larger image (Llama 3.2 Vision)
+    projection_dim: int = 0  # width of a linear projection after pooling (CLIP); 0: none
     projection_bias: bool = False
-    # Whether there is a token for masked patches. It changes no plain feature, so it is no part of the settings' text
+    # Whether there is a token for masked patches. It changes no plain feature, so it is not part of the settings' text
     mask_token: bool = field(default=False, repr=False)
     drop_path: float = 0.0  # rate of the last block in training; the rate rises linearly from 0 in the first
     indivisible: Indivisible = "pad"  # images that the patch size does not divide: pad right and bottom, or refuse

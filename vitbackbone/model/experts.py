@@ -1,4 +1,4 @@
-"""A mixture of gated MLPs, of which each token takes a few (Shazeer et al. 2017; SigLino).
+"""A mixture of gated MLPs, where each token takes a few (Shazeer et al. 2017; SigLino).
 
 Axes: `B` batch, `N` tokens, `D` width.
 """
@@ -14,7 +14,7 @@ from vitbackbone.model.config import Experts, ViTConfig
 
 
 class ExpertMlp(nn.Module):
-    """Gated MLPs, the experts. A token takes those of the largest scores, and adds their outputs times the scores.
+    """Gated MLPs, the experts. A token takes the experts with the largest scores and adds their weighted outputs.
 
     A score is a sigmoid. `bias` is added to choose, but not to weigh: training balances the experts by it. A token that
     is computed alone has the same output, but for rounding, as in any batch (tiiuae/siglino, moe.py).

@@ -47,7 +47,7 @@ def check_keep(keep: Tensor, batch: int, patches: int) -> None:
     if torch.compiler.is_compiling():
         return
     if len(keep) != batch or not keep.numel() or keep.min() < 0 or keep.max() >= patches:
-        raise ValueError(f"keep has shape {tuple(keep.shape)} and values that are no patches; {wanted}")
+        raise ValueError(f"keep has shape {tuple(keep.shape)} and values that are not patches; {wanted}")
     if (keep.sort(dim=1).values.diff(dim=1) == 0).any():
         raise ValueError(f"keep names a patch twice; {wanted}")
 

@@ -56,7 +56,7 @@ class Layout:
         return (tokens - sum(self.steps * h * w for h, w in self.grids)) // len(self.grids)
 
     def lengths(self, tokens: int, prefix: bool = False) -> list[int]:
-        """Return the number of tokens of each image in a row of `tokens`. `prefix`: count prefix tokens alone."""
+        """Return the number of tokens of each image in a row of `tokens`. `prefix`: count only prefix tokens."""
         ahead = self.num_prefix(tokens)
         return [ahead if prefix else ahead + self.steps * h * w for h, w in self.grids]
 
@@ -77,6 +77,6 @@ class Layout:
         return torch.cat(rows, dim=1)
 
     def prefix(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B P D"]:
-        """Return the prefix tokens of each image alone."""
+        """Return only the prefix tokens of each image."""
         count = self.num_prefix(x.shape[1])
         return self.join([part[:, :count] for _, part in self.split(x)])

@@ -31,6 +31,7 @@ from vitbackbone.contract import (
     Prefix,
     Wanted,
     any_size,
+    assume,
     check_images,
     copied,
     describe_settings,
@@ -41,11 +42,13 @@ from vitbackbone.contract import (
 )
 from vitbackbone.images import Preprocess
 from vitbackbone.model.config import ViTConfig
-from vitbackbone.model.layers import Block, patch_embedding, position_embedding
+from vitbackbone.model.layers import Block
 from vitbackbone.model.masks import Keep, Kept, Mask, check_keep, check_mask, run_kept
 from vitbackbone.model.norms import make_norm, norm_or_identity
 from vitbackbone.model.packing import Grid, Layout, packing_order
+from vitbackbone.model.patches import patch_embedding
 from vitbackbone.model.pooling import VECTORS, AttentionPool, Neck, NeckMean, Pooling, PrefixVector, from_prefix
+from vitbackbone.model.positions.embedding import position_embedding
 
 Tokens = dict[Wanted, Float[Tensor, "B T D"]]  # of each requested layer
 TokenEngine = Callable[["ViT", Images, Geometry, Asked], Tokens]  # a faster `ViT.tokens`
@@ -102,7 +105,7 @@ class ViT(BackboneModule):
     ) -> Any:
         """See `BackboneModule`.
 
-        `mask`: True where a patch is replaced by the mask token, (B, h, w). Positions are added behind it, as in
+        `mask`: True where a patch is replaced by the mask token, (B, h, w). Positions are added after it, as in
         transformers' `bool_masked_pos`. Raises `ValueError` if the weights have no mask token, or if the mask does not
         have one value for each patch. A list of images and an optimised backbone take no mask.
         `keep`: see `forward_kept`, which calls the module with it.
@@ -146,8 +149,8 @@ class ViT(BackboneModule):
 
         `keep`: row-major indices of the patches to keep, (B, K), distinct for each image. Every kept patch has its own
         position. Dropped patches cost nothing, unless positions act inside attention (rotary, relative).
-        Raises `ValueError` on indices that are no patches, if attention stays within windows, for a list of images, and
-        for an optimised backbone.
+        Raises `ValueError` on indices that are not patches, on a list of images, if attention stays within windows, and
+        if the backbone is optimised.
         """
         check_images(images, self.channels, self.spec.tubelet > 0)
         self._check_plain(images, "keep")
@@ -258,8 +261,8 @@ class ViT(BackboneModule):
                     f"images are {height} x {width}, which the patch size {self.config.patch_size} does not divide; "
                     f"resize them to {tall} x {wide}, or load the backbone with indivisible='pad'"
                 )
-            torch._check(tall == height)
-            torch._check(wide == width)
+            assume(tall == height)
+            assume(wide == width)
         return F.pad(images, (0, wide - width, 0, tall - height))
 
     def _embed(

@@ -157,7 +157,7 @@ class FusedBackbone(BackboneModule):
     which is converted for the other members. Lists of such images may have different sizes.
 
     `preprocess`: by default each member's own, with the photo squashed to the first member's size.
-    Raises `ValueError` if there are no members, or if a member is no module or lacks the layer or the norm.
+    Raises `ValueError` if there are no members, or if a member is not a module or lacks the layer or the norm.
     `preprocess` must have as many parts as there are members.
     """
 
@@ -184,7 +184,7 @@ class FusedBackbone(BackboneModule):
             preprocess = FusedPreprocess(own, own[0].image_size)
         if len(preprocess.parts) != len(members):
             raise ValueError(
-                f"preprocess has {len(preprocess.parts)} parts for {len(members)} members; want one part a member"
+                f"preprocess has {len(preprocess.parts)} parts for {len(members)} members; want one for each member"
             )
         self.members = nn.ModuleList([cast(nn.Module, member.backbone) for member in members])
         self.layers = tuple(member.layer % member.backbone.spec.depth for member in members)

@@ -41,10 +41,10 @@ def optimize(
 ) -> BackboneModule:
     """Return a backbone with the same contract, weights and device that computes its features faster.
 
-    Every route of this machine that is as precise as asked is built and timed; the fastest is taken. `backbone` is not
+    Every route of this machine that is precise enough is built and timed; the fastest is taken. `backbone` is not
     changed. The two share their parameters where the route allows it.
 
-    The result is for inference only: it makes no gradients and cannot be copied or pickled. Its `runtime` names the
+    The result is for inference only: it computes no gradients and cannot be copied or pickled. Its `runtime` names the
     route, and its `fidelity` says how close the features are to plain float32. A line of the log "vitbackbone" says
     which route was taken and why. On a GPU, "bf16" and "int8" compile kernels, which takes up to a minute. A GPU
     records and replays small batches, so hooks on blocks do not see them.
@@ -78,8 +78,8 @@ def optimize(
     too_far = [str(why) for route, why in refused.items() if isinstance(why, TooFar) and route.precision == precision]
     if too_far and precision not in {route.precision for route in built}:
         raise ValueError(
-            f"{backbone.spec.name}: {'; '.join(too_far)}. Take a higher precision than {precision!r}, or give the "
-            "lowest cosine that will do as `floor`"
+            f"{backbone.spec.name}: {'; '.join(too_far)}. Take a higher precision than {precision!r}, or pass a lower "
+            "`floor`, the least cosine that you accept"
         )
     if not built:
         reasons = "; ".join(map(str, refused.values()))
@@ -120,7 +120,7 @@ def _check(backbone: BackboneModule, precision: str, engine: str) -> torch.devic
         if value not in known:
             raise ValueError(f"{name}={value!r}; want one of {', '.join(known)}")
     if not isinstance(backbone, BackboneModule):
-        raise ValueError(f"backbone is a {type(backbone).__name__}; want what load_backbone returns")
+        raise ValueError(f"backbone is a {type(backbone).__name__}; want one that load_backbone returns")
     if backbone.fidelity is not None or backbone.runtime != Runtime():
         raise ValueError(f"{backbone.spec.name} is optimised already; optimise the backbone that it was made from")
     kinds = {(p.dtype, p.device) for p in backbone.parameters() if p.is_floating_point()}

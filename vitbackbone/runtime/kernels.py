@@ -29,7 +29,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # max |a - b| / max |b|
 class FastLinear(nn.Linear):
     """A linear layer in another kernel. It takes no gradients and cannot change its device or precision.
 
-    `gamma`: factors of a LayerScale behind it, which are folded into the copy of the weights.
+    `gamma`: factors of a LayerScale after it, which are folded into the copy of the weights.
     """
 
     def __init__(self, linear: nn.Linear, gamma: Float[Tensor, " O"] | None = None) -> None:
@@ -52,9 +52,9 @@ class FastLinear(nn.Linear):
         return self.multiply(x)
 
     def check(self, x: Tensor) -> None:
-        """Raises `ValueError` if gradients are wanted or the weights have changed."""
+        """Raise `ValueError` if gradients are wanted or the weights have changed."""
         if torch.is_grad_enabled() and x.requires_grad:
-            raise ValueError("an optimised backbone makes no gradients; call it under torch.no_grad()")
+            raise ValueError("an optimised backbone computes no gradients; call it under torch.no_grad()")
         if _version(self) != self.version:
             raise ValueError("the weights were changed since the backbone was optimised; optimise it again")
 
@@ -71,7 +71,7 @@ class FastLinear(nn.Linear):
         return cast(FastLinear, super()._apply(fn, recurse))
 
     def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("an optimised backbone is of this process; copy or pickle the plain one and optimise that")
+        raise TypeError("an optimised backbone cannot be copied or pickled; copy the plain one, then optimise the copy")
 
 
 def _version(linear: nn.Linear) -> list[int]:
@@ -92,7 +92,7 @@ class CastLinear(FastLinear):
 
 
 class GeluLinear(CastLinear):
-    """A `CastLinear` with a GELU behind it. A GPU's kernel applies the tanh form of the GELU as it stores its result.
+    """A `CastLinear` with a GELU after it. A GPU's kernel applies the tanh form of the GELU as it stores its result.
     This saves two passes of the widest tensor through memory. The two forms differ by at most 5e-4, a quarter of
     bfloat16's rounding error at 1.
 
@@ -213,7 +213,7 @@ def attend_in_blocks(
 # ---- their places in a ViT ----------------------------------------------------------------------------------------
 
 Make = Callable[[nn.Linear, Tensor | None], FastLinear]  # arguments: a linear layer, and the factors to fold into it
-MakeWithGelu = Callable[..., FastLinear]  # arguments: a linear layer, and `gelu`, the GELU behind it
+MakeWithGelu = Callable[..., FastLinear]  # arguments: a linear layer, and `gelu`, the GELU after it
 
 
 class Folded(LayerScale):
@@ -228,7 +228,7 @@ class Folded(LayerScale):
 
 
 def places(block: Block) -> list[tuple[nn.Module, str, str | None]]:
-    """List the linear layers of a block: module, name in it, and name of the LayerScale right behind it."""
+    """List the linear layers of a block: module, name in it, and name of the LayerScale right after it."""
     ls1, ls2 = (
         name if isinstance(norm, nn.Identity) else None for name, norm in (("ls1", block.post1), ("ls2", block.post2))
     )

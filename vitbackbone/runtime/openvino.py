@@ -35,8 +35,8 @@ class OpenVinoBackbone(ViT):
 
     One graph serves all batches and sizes of images. The size of `sample` has two more graphs: one for all batches, one
     for single images. A graph is compiled when a set of layers is first requested. This takes up to a second, and fixes
-    `torch.get_num_threads()` threads. The last six graphs are kept in memory. None is kept on disk, because reading a
-    compiled graph back takes longer than making it.
+    `torch.get_num_threads()` threads. The last six graphs are kept in memory. No graph is kept on disk, because reading
+    it back takes longer than compiling it.
 
     The parameters are a float32 copy on the CPU. Parameters and features take no gradients, and images that need
     gradients are refused. torch recomputes `attention`.
@@ -61,7 +61,9 @@ class OpenVinoBackbone(ViT):
         rest: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         if not isinstance(backbone, ViT):
-            raise ValueError(f"backbone is a {type(backbone).__name__}; want a ViT, as OpenVINO runs no other")
+            raise ValueError(
+                f"backbone is a {type(backbone).__name__}; want a ViT, because OpenVinoBackbone runs nothing else"
+            )
         if precision not in get_args(Precision):
             raise ValueError(f"precision={precision!r}; want one of {', '.join(get_args(Precision))}")
         if rest not in HINTS:
@@ -113,7 +115,9 @@ class OpenVinoBackbone(ViT):
         self._check_parameters()
         batches = self.batches(images, geometry)
         if torch.is_grad_enabled() and any(batch.requires_grad for _, batch in batches):
-            raise ValueError("OpenVINO makes no gradients for images; call it under torch.no_grad(), or the plain ViT")
+            raise ValueError(
+                "OpenVINO computes no gradients for images; call it under torch.no_grad(), or the plain ViT"
+            )
         wanted = frozenset(asked.wanted)
         use = _Use(wanted, asked.part == "prefix", torch.get_num_threads())
         parts = [self._infer(use, batch, grid) for grid, batch in batches]
@@ -158,7 +162,7 @@ class OpenVinoBackbone(ViT):
                 f"the parameters are {first.dtype} on {first.device}; OpenVINO wants float32 on the CPU: .float().cpu()"
             )
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
-            raise ValueError("OpenVINO makes no gradients for parameters; train the plain ViT, then take OpenVINO")
+            raise ValueError("OpenVINO computes no gradients for parameters; train the plain ViT, then convert it")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": {}}  # compiled graphs belong to this process

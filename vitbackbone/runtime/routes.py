@@ -34,7 +34,7 @@ from vitbackbone.runtime.kernels import (
     trouble,
 )
 
-COMPILED = 64  # graphs of a block, for sizes and layouts; beyond it torch goes on without compiling
+COMPILED = 64  # graphs of a block, for sizes and layouts; beyond this number torch runs blocks uncompiled
 
 
 class Unavailable(Exception):
@@ -115,7 +115,7 @@ def compiled(
     """Compile the blocks of what `build` makes: once for the first size, and once more for all other sizes."""
     fast = build(backbone, images)
     if any(vit.config.window or vit.config.relative_position != "none" for vit in _vits(fast)):
-        raise Unavailable("windows and relative positions would be compiled for every size anew")
+        raise Unavailable("windows and relative positions would be compiled for every size again")
     # Older torch has one limit for the whole process, which this package must not change.
     limit = {"recompile_limit": COMPILED} if "recompile_limit" in signature(torch.compile).parameters else {}
     for block in _blocks(fast):
@@ -191,7 +191,7 @@ def _vits(backbone: BackboneModule) -> list[ViT]:
 
 def _need(vits: list[ViT], backbone: BackboneModule) -> None:
     if not vits:
-        raise Unavailable(f"a {type(backbone).__name__} is run in float32 alone")
+        raise Unavailable(f"a {type(backbone).__name__} is run only in float32")
 
 
 def _blocks(backbone: BackboneModule) -> list[Block]:
@@ -228,7 +228,7 @@ def openvino(
     from vitbackbone.runtime.openvino import OpenVinoBackbone
 
     if not isinstance(backbone, ViT):
-        raise Unavailable(f"a {type(backbone).__name__} is run by torch alone")
+        raise Unavailable(f"a {type(backbone).__name__} is run only by torch")
     try:
         return OpenVinoBackbone(backbone, precision, images, rest)
     except (ImportError, ValueError) as error:

@@ -48,7 +48,7 @@ def groups_by(store: FeatureStore, by: str, images: Int[np.ndarray, " n"]) -> In
 def _folder(path: str, level: int) -> str:
     folders = PurePosixPath(path).parts[:-1]
     if not -len(folders) <= level < len(folders):
-        raise ValueError(f"--groups {level}: {path!r} lies in {len(folders)} folders; {WANTED}")
+        raise ValueError(f"--groups {level}: {path!r} is in {len(folders)} folders; {WANTED}")
     return folders[level]
 
 

@@ -22,7 +22,7 @@ class _Model(Record):
 
 
 class _Preprocessing(Record):
-    """The arguments of the run. The fields of the backbone's own `Preprocess` stand beside them."""
+    """The arguments of the run. The fields of the backbone's own `Preprocess` are next to them."""
 
     resolution: int | tuple[int, int] | None
     keep_aspect: bool

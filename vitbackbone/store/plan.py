@@ -117,7 +117,7 @@ def _merge(
     first: Int[np.ndarray, " k"],
     new: Int[np.ndarray, " m"],
 ) -> pa.Table:
-    """Return the known rows with what the listing says of them now, and the new rows behind them."""
+    """Return the known rows with what the listing says of them now, and the new rows after them."""
     gone = np.ones(len(known), bool)
     gone[kept] = pc.and_(pc.equal(versions.take(pa.array(first)), ""), known["sha256"].take(pa.array(kept)).is_valid())
     columns: dict[str, object] = {}
@@ -149,7 +149,7 @@ def _are_away(rows: pa.Table, at: Int[np.ndarray, " m"], found: dict[str, pa.Arr
 def _places(
     rows: pa.Table, results: pa.Table, moved: Bool[np.ndarray, " n"], retry_failed: bool
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Return the shard and slot of each row, -1 if it has none, and whether the slot is to be tried again."""
+    """Return the shard and slot of each row, -1 if it has none, and whether to try the slot again."""
     shards, slots = (pc.fill_null(rows[name], -1).to_numpy().copy() for name in ("shard", "slot"))
     shards[moved] = slots[moved] = -1
     reasons = results["reason"]

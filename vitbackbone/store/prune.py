@@ -47,7 +47,7 @@ def prune(directory: str | PathLike[str], keep: int = 1, gone: bool = False) -> 
     there = sorted(number for number in numbers(storage) if number)
     rows = last.counts.gone if gone else 0
     oldest = [*there, last.number + 1][-keep] if rows else there[-keep:][0]
-    if rows or oldest != last.oldest:  # `verify` knows from it which records are to be there
+    if rows or oldest != last.oldest:  # it tells `verify` which records must exist
         last = _publish_next(storage, last, oldest, rows > 0)
     removed = [number for number in there if number < oldest]
     for number in removed:

@@ -48,7 +48,7 @@ class Snapshot(Record, extra="forbid"):
     counts: Counts
     next_shard: Count  # the number of the next new shard
     oldest: Annotated[int, Field(ge=1)]  # the first snapshot that is kept
-    root: str  # folder of the images when the store was made; no part of what is fingerprinted
+    root: str  # folder of the images when the store was made; not part of the fingerprint
 
     def objects(self) -> list[str]:
         """Return the names of the objects that the record itself names. The results name the features."""

@@ -111,7 +111,7 @@ def in_order(results: pa.Table) -> pa.Table:
 
 
 def cut_at_shards(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Cut tables of whole shards, in order, into parts. A new part begins with the first shard at or behind each
+    """Cut tables of whole shards, in order, into parts. A new part begins with the first shard at or after each
     multiple of `PART` rows. So new shards at the end leave the earlier parts as they are."""
     waiting: list[pa.Table] = []
     rows, first = 0, 0  # before the waiting tables; in all

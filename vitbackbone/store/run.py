@@ -66,12 +66,13 @@ def extract(
     """Write the features of the images of `source` into the store `out`, and return the store.
 
     An image that cannot be read is a row with the reason. The same holds for an image whose features are not finite.
-    A second run computes only what is missing, damaged, new or changed. New images get rows behind the existing ones.
+    A second run computes only what is missing, damaged, new or changed. New images get rows after the existing ones.
     Images with the same content are computed once. The run needs about twice the memory of one shard.
 
     `backbone`: must be an `nn.Module`. It runs on `device` in eval mode and in its own dtype, and is left unchanged.
     `source`: a folder, a glob, a CSV or parquet list, or archives, on this machine or in a bucket; see `list_inputs`.
-    None lists nothing and computes what the last run has planned, to help it from another machine.
+    With None, no images are listed: the run computes shards that another run has planned, to help it from another
+    machine.
     `out`: a folder, or the URL of a prefix in a bucket such as s3://bucket/features.
     `tokens`: any of "cls", "registers", "patches".
     `layers`: block indices, negative from the end. The backbone's final norm is applied if it has one. The store
@@ -87,8 +88,8 @@ def extract(
     `workers`: processes that read images meanwhile. With 0, this process reads them between two forwards, in as many
     threads as torch has. That is the fastest if the same CPUs compute the features.
     `devices`: compute in one process for each of these devices, such as ("cuda:0", "cuda:1") or ("cpu", "cpu"); each
-    takes the next free shard. "all" is each GPU, or each group of CPUs of a machine without one. A script that gives
-    it must not call `extract` when it is imported, but under `if __name__ == "__main__":`.
+    takes the next free shard. "all" is each GPU, or each group of CPUs of a machine without one. A script that passes
+    it must call `extract` under `if __name__ == "__main__":`, because each process imports the script.
     `slice`: (i, n) computes slice i of n, counted from 0, while other runs compute the others. The returned store is
     partial until all slices are complete.
     `cluster`: compute the shards on a Ray cluster.
@@ -97,7 +98,7 @@ def extract(
     progress bar.
 
     Raises `ValueError` if the source has no images, or if an argument does not fit the backbone or another argument. It
-    also raises it if `out` is a store made from something else, and lists each difference. Raises `BlockingIOError`
+    also raises this error if `out` is a store with other settings, and lists each difference. Raises `BlockingIOError`
     while another process writes the store, `ChildProcessError` if a worker was killed, and `MemoryError` if memory does
     not suffice for a single image.
     """
@@ -200,12 +201,12 @@ def extract(
             _show(tallies, snapshot, mine, progress)
             snapshot = publish_results(storage, snapshot)
             if not mine.whole:
-                break  # the other shards are those of other runs
+                break  # other runs compute the other shards
     return FeatureStore(out, snapshot=snapshot.number, partial=not mine.whole)
 
 
 def _show(tallies: Iterable[Tally], snapshot: Snapshot, mine: Slice, progress: bool) -> None:
-    """Let the work go on, and show its progress."""
+    """Run the work and show its progress."""
     counts = snapshot.counts
     done = counts.rows - sum(part.rows for part in snapshot.work) // mine.count
     failed = counts.failed

@@ -41,7 +41,7 @@ def undamaged_tasks(storage: Storage, snapshot: Snapshot, lost: set[str]) -> Ite
 
 
 def class_names(storage: Storage, snapshot: Snapshot, listed: Sequence[str]) -> tuple[str, ...]:
-    """Return the class names of a snapshot, or those of the source if the snapshot's own are damaged.
+    """Return the class names of a snapshot, or the source's class names if the snapshot's own are damaged.
 
     Raises `ValueError` if the source has other ones.
     """

@@ -1,4 +1,4 @@
-"""The chain of snapshots: which is the last, how a run publishes the next, and what becomes of a lost record."""
+"""The chain of snapshots: finding the last, publishing the next, and recovering a lost record."""
 
 import json
 import logging
@@ -134,7 +134,7 @@ def numbers(storage: Storage) -> Iterator[int]:
 
 
 def number_of(stored: Stored) -> int:
-    """Return the number of a snapshot's file, 0 if it is none."""
+    """Return the number of a snapshot's file; 0 if it is another file."""
     stem = stored.key.rpartition("/")[2].removesuffix(".json")
     return int(stem) if stem.isdecimal() else 0
 

@@ -217,7 +217,7 @@ class FeatureStore:
 
     @contextmanager
     def _naming_a_pruned_snapshot(self) -> Iterator[None]:
-        """Say so if an object is missing because somebody has pruned the snapshot meanwhile."""
+        """Raise a clearer error if an object is missing because the snapshot has been pruned meanwhile."""
         try:
             yield
         except (Damaged, FileNotFoundError) as error:

@@ -34,7 +34,7 @@ from vitbackbone.store.sources.locate import PASSING
 from vitbackbone.store.sources.rows import Inputs
 from vitbackbone.store.workers.slices import Slice
 
-CHECKERS = 4  # threads that read complete shards; more are no faster on most disks
+CHECKERS = 4  # threads that read complete shards; more are not faster on most disks
 
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]  # shows the progress of a step with its number of items
 log = logging.getLogger("vitbackbone")
@@ -63,7 +63,7 @@ def check_settings(storage: Storage, last: Snapshot | None, manifest: Manifest) 
 def publish_plan(
     storage: Storage, manifest: Manifest, inputs: Inputs, mine: Slice, retry_failed: bool, watch: Watch
 ) -> Snapshot:
-    """Compare the source with the last snapshot. Publish and return the next one if anything is to be done or recorded.
+    """Compare the source with the last snapshot. Publish and return the next one if anything has changed.
 
     If another run publishes at the same time, this one compares again with what that published.
     """
@@ -138,7 +138,7 @@ def _known(storage: Storage, last: Snapshot | None, inputs: Inputs, mine: Slice,
     """Read the state of the last snapshot. Shards whose features are damaged count as not computed.
 
     Results that wait for a snapshot are checked, too, if they are `mine` to compute again. Raises `ValueError` if no
-    row is left that could tell whether the inputs are the store's own, and they lie elsewhere.
+    row is left that could tell whether the inputs are the store's own, and they are elsewhere.
     """
     if last is None:
         return Known(ROWS.empty_table(), encoded(RESULTS.empty_table()), (), 0)
@@ -160,7 +160,7 @@ def _known(storage: Storage, last: Snapshot | None, inputs: Inputs, mine: Slice,
         if last.counts.rows and str(inputs.root) != last.root:
             raise ValueError(
                 f"{storage.url}: tables are damaged, and the rows of all its {last.counts.rows} images are lost. The "
-                f"source lies in {inputs.root} and not in {last.root}, so nothing tells whether it is the same. Give "
+                f"source is in {inputs.root} and not in {last.root}, so nothing tells whether it is the same. Give "
                 "the source there, or another --out"
             )
         return Known(rows, encoded(RESULTS.empty_table()), (), 0, frozenset(lost), last.counts.rows)
@@ -183,8 +183,8 @@ def _done_keys(storage: Storage) -> set[str]:
 def _check_features(storage: Storage, keys: Sequence[str], computed: Sequence[str], watch: Watch) -> set[str]:
     """Read the features of shards, and return the names of the damaged ones.
 
-    `keys`: shards that may wait for a snapshot. The record of one is removed if it or its features are damaged, or if
-    an image is worth another try. `computed`: names of features in a snapshot.
+    `keys`: shards that may wait for a snapshot. A shard's record is removed if it or its features are damaged, or if an
+    image should be tried again. `computed`: names of features in a snapshot.
     """
     waiting = {key: read_done(storage, key) for key in keys}
     files = list(dict.fromkeys([*computed, *(done.features for done in waiting.values() if done is not None)]))

@@ -1,4 +1,4 @@
-"""Runs of a protocol on its tiny dataset, and what each protocol's formula is written again with."""
+"""Runs of a protocol on its tiny dataset, and helpers to write each protocol's formula again."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from tests.evaluation import dense_data
 from vitbackbone.evaluation import evaluate, find_protocol
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-STRIDE = 8
 
 
 def pixels(image: Image.Image, std=STD) -> torch.Tensor:

@@ -108,7 +108,7 @@ FOLD_CLS = Change(_fold_cls, _unfold_cls)
 FOLD_DISTILLED = Change(_fold_distilled, _unfold_distilled)
 # the same without the batch axis: (D,) and (1 + N, D)
 FOLD_FLAT = Change(_fold_flat, _unfold_flat)
-# one of two tensors in the place of which a model has one
+# one of two tensors of the checkpoint that are one tensor of the model
 FIRST = Change(lambda first, _: (first,))
 # (1, N, D) to (N, D)
 UNBATCH = Change(_unbatch, lambda table: (table[None],))

@@ -9,7 +9,7 @@ from vitbackbone.checkpoints.rules import Change, Rule, Rules
 
 
 def _reference(tokens: Tensor) -> tuple[Tensor]:
-    """Return the token of the first view; the second token is that of all other views."""
+    """Return the token of the first view; all other views share the second token."""
     return (tokens[:, :1],)
 
 

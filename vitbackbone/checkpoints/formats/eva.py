@@ -40,7 +40,7 @@ _TIMM_PE: Rules = (
 TIMM_EVA: dict[str, Rules] = {
     "timm_pe": (*_TIMM_PE, *POSITIONS_WITH_CLS),
     "timm_pe_no_cls": (*_TIMM_PE, *POSITIONS),
-    "timm_eva_clip": (  # the giant one, and the largest with norms behind the branches
+    "timm_eva_clip": (  # the giant one, and the largest with norms after the branches
         *EMBED,
         *BLOCK,
         *_NORMS_AFTER,

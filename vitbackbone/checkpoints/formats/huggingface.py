@@ -193,10 +193,6 @@ SAM: Rules = (
 )
 
 
-def _without_norms(rules: Rules) -> Rules:
-    return tuple(rule for rule in rules if not rule.targets or not rule.targets[0].startswith(("norm.", "fc_norm.")))
-
-
 # ---- what is read -------------------------------------------------------------------------------------------------
 
 _MIM_NORM = beside(both("layernorm", "norm"))  # BeitForMaskedImageModeling has its final norm beside the tower

@@ -1,5 +1,5 @@
-"""The layouts of MoonViT: of transformers' tower alone, and of Kimi's own files, which transformers writes of the whole
-model too."""
+"""The layouts of MoonViT: transformers' files of the tower, and Kimi's own files, whose layout whole models have
+too."""
 
 from vitbackbone.checkpoints.formats.rotary import alternating_halves, alternating_neighbours, packed, qkv_in_order
 from vitbackbone.checkpoints.rules import Change, Rule, Rules, beside, both

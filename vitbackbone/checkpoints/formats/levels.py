@@ -13,7 +13,7 @@ def _block(theirs: str, ours: str, names: dict[str, str]) -> Rules:
 
 
 def _stage_norms() -> Rules:
-    """Drop the norms that classes with `Backbone` in their name have for each stage that they hand out."""
+    """Drop the norms that classes with `Backbone` in their name have for each stage that they return."""
     names = (f"{above}hidden_states_norms.stage{s + 1}" for s in STAGES for above in ("", "../"))
     return tuple(drop(f"{name}.{kind}") for name in names for kind in ("weight", "bias"))
 

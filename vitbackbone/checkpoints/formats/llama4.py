@@ -1,4 +1,4 @@
-"""The layout of Llama 4's vision tower, whose CLS token stands behind the patches."""
+"""The layout of Llama 4's vision tower, whose CLS token follows the patches."""
 
 import torch
 from torch import Tensor

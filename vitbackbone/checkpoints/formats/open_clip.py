@@ -1,6 +1,6 @@
 """The layouts of image towers in open_clip's files: its own Vision Transformers, or a network of timm as `trunk`.
 
-Keys are relative to the tower. open_clip's `head` lies beside the trunk.
+Keys are relative to the tower. open_clip's `head` is beside the trunk.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""timm's ViT with registers, whose positions cover the patches alone, or the tokens in front of them too."""
+"""timm's ViT with registers, whose positions cover only the patches, or also the tokens before them."""
 
 import torch
 from torch import Tensor

@@ -42,7 +42,7 @@ RADIO: Rules = (
     Rule((f"{_GENERATOR}.pos_embed",), ("pos_embed.table",), UNBATCH),
     Rule((f"{_GENERATOR}.cls_token.token",), ("cls_token", "reg_token"), FIRST_AND_REST),
     *inside("model.", (*BLOCK, *QKV, *MLP, *LAYER_SCALE)),
-    *(  # transformers' names, and those of the authors' files
+    *(  # transformers' names, and the names in the authors' files
         rename(f"model.blocks.{{i}}.{theirs.format(n)}", f"blocks.{{i}}.ls{n}.gamma")
         for n in (1, 2)
         for theirs in ("layer_scale{}.lambda1", "ls{}.grandma")

@@ -18,7 +18,7 @@ _PRITHVI: Rules = (
     rename("cls_token", "cls_token"),
     *_BLOCKS,
     drop("pos_embed"),  # sinusoids for one number of frames; they are computed for each
-    # scales of the date and the place, which are no inputs here
+    # scales of the date and the place, which are not inputs here
     drop("temporal_embed_enc.scale"),
     drop("location_embed_enc.scale"),
 )
@@ -111,7 +111,7 @@ def generate(named: dict[str, Tensor], wavelengths: Sequence[float], patch: int,
     weight, bias_weight = named[f"{_GENERATOR}.fc_weight.weight"], named[f"{_GENERATOR}.fc_bias.weight"]
     rows = (made[-1 - len(waves) : -1] + waves) @ weight.mT + named[f"{_GENERATOR}.fc_weight.bias"]
     bias = made[-1] @ bias_weight.mT + named[f"{_GENERATOR}.fc_bias.bias"]
-    # upstream reads the rows of all channels as one kernel, whatever the channel that a row was made for
+    # upstream reads the rows of all channels as one kernel, although each row was made for one channel
     return rows.reshape(dim, len(waves), patch, patch) * WAVE_SCALE, bias * WAVE_SCALE
 
 

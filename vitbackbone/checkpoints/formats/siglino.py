@@ -1,6 +1,6 @@
 """The layout of SigLino's files (tiiuae/siglino, model.py), with experts and without.
 
-What predicts the teachers' features from the last layer is left out.
+The layers that predict the teachers' features are left out.
 """
 
 import torch

@@ -57,7 +57,7 @@ _ENDS: Rules = (
     *both("layernorm", "model.norm"),
 )
 
-# SwinBackbone has a norm for each stage that it hands out, and one that only serves if the last stage has none
+# SwinBackbone has a norm for each stage that it returns, and one that only serves if the last stage has none
 _LAST = f"hidden_states_norms.stage{STAGES}"
 _BACKBONE: Rules = (
     *both("swin.layernorm", "model.norm"),

@@ -79,7 +79,7 @@ def _bert(first: int) -> Rules:
 
 
 BERT, ROBERTA = _bert(0), _bert(2)  # the first positions of RoBERTa belong to padding
-# Two linear layers behind each other, of which the second has no bias
+# Two linear layers, the second one without a bias
 _TWICE = Change(lambda weight, bias, second: (second @ weight, second @ bias))
 _ALTCLIP: Rules = (*inside("roberta.", ROBERTA), *both("pre_LN", "norm"))
 _TRANSFORMED = ("text_model.transformation.weight", "text_model.transformation.bias", "text_projection.weight")

@@ -1,4 +1,4 @@
-"""The layout of YOLOS: ViT's, with detection tokens behind the patches and a position for each of them."""
+"""The layout of YOLOS: ViT's, with detection tokens after the patches and a position for each of them."""
 
 import torch
 from torch import Tensor

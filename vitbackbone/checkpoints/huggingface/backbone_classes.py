@@ -34,7 +34,7 @@ STEM = "stem"  # the name of the map in front of the first block
 
 
 class Maps(Record):
-    """The settings of a class that hands out maps."""
+    """The settings of a class that returns maps."""
 
     out_features: tuple[str, ...] | None = None
     out_indices: tuple[Annotated[int, Field(ge=-1001, le=1000)], ...] | None = None
@@ -45,7 +45,7 @@ class Maps(Record):
 
 @dataclass(frozen=True)
 class Taps:
-    """The blocks whose outputs a class hands out, and the maps among them that have the final norm."""
+    """The blocks whose outputs a class returns, and the maps among them that have the final norm."""
 
     layers: tuple[int, ...]  # 0-based, rising; -1 is what enters the first block
     norms: tuple[bool, ...]
@@ -82,7 +82,7 @@ class Taps:
 
 
 def read_taps(settings: Json, config: object) -> Taps | None:
-    """Return the maps that the backbone class of a model type hands out, or None if it has no native class.
+    """Return the maps that the backbone class of a model type returns, or None if it has no native class.
 
     `config`: the configuration of the whole network.
 

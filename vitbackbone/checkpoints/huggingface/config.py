@@ -1,7 +1,7 @@
 """Converting `config.json` to and from the configuration of a network, for each `model_type` of transformers.
 
-Each writer stands behind its reader and writes the settings that the class has. `export.save_pretrained` reads them
-again, and refuses if the result differs.
+Each writer follows its reader and writes the settings that the class has. `export.save_pretrained` reads them again,
+and refuses if the result differs.
 """
 
 from collections.abc import Callable
@@ -263,7 +263,7 @@ class ModelType:
     keys among all keys.
     """
 
-    read: Callable[[Json], ViTConfig | TimmConfig]  # of the settings of this type, wherever they lie in the file
+    read: Callable[[Json], ViTConfig | TimmConfig]  # of the settings of this type, wherever they are in the file
     layout: str  # a key of `formats.FORMATS`, whose rules are written in keys relative to the tower
     preprocess: Preprocess
     fixed_input: bool  # whether inputs have the network's `image_size` unless a processor file says otherwise

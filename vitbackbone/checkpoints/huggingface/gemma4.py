@@ -1,4 +1,4 @@
-"""The vision tower of Gemma 4: norms of the root mean square before and behind each branch, and on queries, keys and
+"""The vision tower of Gemma 4: norms of the root mean square before and after each branch, and on queries, keys and
 values; vectors for rows and columns as positions, and rotary positions too."""
 
 from typing import Annotated, Any

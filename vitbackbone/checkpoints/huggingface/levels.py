@@ -111,7 +111,7 @@ class Sam2(Record):
 
 
 def read_sam2(config: Json) -> TimmConfig:
-    """Return the configuration of a `sam2_hiera_det_model`: four levels, without the pyramid behind them."""
+    """Return the configuration of a `sam2_hiera_det_model`: four levels, without the pyramid after them."""
     settings = read_settings(config, Sam2)
     _only(settings, {"hidden_act": "gelu", "layer_norm_eps": EPSILON, "mlp_ratio": 4.0})
     _double(settings, "embed_dim_per_stage", "num_attention_heads_per_stage")

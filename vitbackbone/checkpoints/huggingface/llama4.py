@@ -32,7 +32,7 @@ def read_llama4(config: Json) -> ViTConfig:
     transformers runs it at `image_size` alone. At other sizes, the table is resampled, and rows and columns counted on.
     """
     settings = read_settings(config, Llama4)
-    # transformers has the exact GELU there, whatever `hidden_act` says, and makes no other
+    # transformers always uses the exact GELU there and ignores `hidden_act`
     fields = {**shared_fields(settings), "norm_eps": 1e-5, "mlp": "gelu"}
     rotary = Rotary(rope_theta(settings.rope_parameters), "index", "halves", offset=1.0)
     return ViTConfig(**fields, patch_bias=False, pre_norm=True, rotary=rotary)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from vitbackbone.checkpoints.huggingface.fields import Json
-from vitbackbone.checkpoints.huggingface.own_sizes import OWN_SIZES
 from vitbackbone.checkpoints.huggingface.processor_classes import (
     NO_EFFECT,
     PROCESSORS,
@@ -15,6 +14,7 @@ from vitbackbone.checkpoints.huggingface.processor_classes import (
     Processor,
     square,
 )
+from vitbackbone.checkpoints.huggingface.processor_sizes import OWN_SIZES
 from vitbackbone.files import SHORT
 from vitbackbone.images import (
     CropMode,
@@ -312,7 +312,9 @@ def _normalisation(settings: Json) -> tuple[Colour, Colour]:
         mean, std = _colour(settings, "image_mean"), _colour(settings, "image_std")
     again = _colour(settings, "image_std") if settings.get("include_top", False) else (1.0,) * len(std)
     if len(mean) != len(std):
-        raise ValueError(f"{FILE} has {len(mean)} values of image_mean and {len(std)} of image_std; want as many")
+        raise ValueError(
+            f"{FILE} has {len(mean)} values of image_mean and {len(std)} of image_std; want the same number"
+        )
     if 0 in (*std, *again):
         raise ValueError(f"{FILE} has image_std={SHORT.repr(settings['image_std'])}; want no zero")
     return (

@@ -40,7 +40,7 @@ class Processor:
     crop_size: Any = None
     do_center_crop: bool = False
     default_to_square: bool = True  # whether `size` as one number means a square or the shorter edge
-    own: Json = field(default_factory=dict)  # settings of this class alone, with their defaults
+    own: Json = field(default_factory=dict)  # settings that only this class has, with their defaults
     resampling: ResizeLibrary = "pillow"  # for files that do not name one
     rescaled: bool = False  # whether the network itself turns its input x into 2x - 1, which ours does not
 

@@ -126,7 +126,7 @@ def _from_authors(config: Json) -> dict[str, Any]:
 
 
 def read_radio(config: Json) -> ViTConfig:
-    """Return the configuration of a `radio`. Raises `ValueError` on a summary of tokens that are no CLS tokens."""
+    """Return the configuration of a `radio`. Raises `ValueError` on a summary of tokens that are not CLS tokens."""
     settings = read_settings(_from_authors(config) if is_authors(config) else config, Radio)
     if not settings.summary_idxs or max(settings.summary_idxs) >= settings.num_cls_tokens:
         raise ValueError(

@@ -1,6 +1,6 @@
 """The settings that each `model_type` of transformers keeps in `config.json`, as records with checked fields.
 
-The defaults are those of transformers' configuration classes, because older files leave out default values.
+The defaults equal transformers' configuration classes, because older files leave out default values.
 Bounds are far above every published model. They keep a damaged or hostile file from building a network that no machine
 can hold.
 """
@@ -232,6 +232,6 @@ def read_settings(config: Any, schema: type[Read], under: str = "") -> Read:
 
 
 def read_tower(config: Mapping[str, Any], schema: type[Read]) -> Read:
-    """Check the settings of a vision tower, which lie under `vision_config` or at the top level."""
+    """Check the settings of a vision tower, which are under `vision_config` or at the top level."""
     tower = config.get("vision_config")
     return read_settings(config, schema) if tower is None else read_settings(tower, schema, "vision_config")

@@ -1,7 +1,7 @@
 """Sapiens 2 (Meta 2026): DINOv3's positions with root mean square norms and gated MLPs.
 
 Some blocks share keys and values among heads. Each head gets its own copy when weights are loaded, which changes no
-feature. LayerScale stands behind attention alone, and is multiplied into the projection.
+feature. Only attention has a LayerScale, which is multiplied into the projection.
 """
 
 from typing import Annotated

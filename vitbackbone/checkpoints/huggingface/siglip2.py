@@ -35,7 +35,7 @@ class Siglip2(Network):
 
 
 def read_siglip2(config: Json) -> ViTConfig:
-    """Return the configuration of a `siglip2_vision_model`. Raises `ValueError` if the positions are no square."""
+    """Return the configuration of a `siglip2_vision_model`. Raises `ValueError` if the positions are not square."""
     settings = read_tower(config, Siglip2)
     side = math.isqrt(settings.num_patches)
     if side**2 != settings.num_patches:

@@ -145,7 +145,7 @@ def _shared(part: "Part", gated: bool = False) -> dict[str, Any]:
 
 
 BERT = {"branch_norm": "sum", "embed_norm": True, "causal": False, "mask_padding": True}
-LEGACY_EOS = 2  # CLIP's configs had it before 2023, whatever the vocabulary; the end token then has the highest id
+LEGACY_EOS = 2  # CLIP's configs had it before 2023 for every vocabulary; the end token then has the highest id
 
 
 def _clip(config: Json, part: "Part") -> TextConfig:

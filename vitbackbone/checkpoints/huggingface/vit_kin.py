@@ -54,12 +54,12 @@ def read_dpt(config: Json) -> ViTConfig:
 def read_yolos(config: Json) -> ViTConfig:
     """Return the configuration of a `yolos`, whose detection tokens are registers.
 
-    Raises `NotNative` on positions that are added again behind every block.
+    Raises `NotNative` on positions that are added again after every block.
     """
     settings = read_settings(config, Yolos)
     if settings.use_mid_position_embeddings:
         raise NotNative(
-            "config.json has use_mid_position_embeddings=True: positions behind every block are not supported; want a "
+            "config.json has use_mid_position_embeddings=True: positions after every block are not supported; want a "
             "YOLOS without them, such as hustvl/yolos-tiny"
         )
     fields = {**shared_fields(settings), "resampling": replace(PLAIN, as_square="never")}

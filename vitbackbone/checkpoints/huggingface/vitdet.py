@@ -28,7 +28,7 @@ class VitDet(Square):
 
 
 def read_vitdet(config: Json) -> ViTConfig:
-    """Return the configuration of a `vitdet`. Raises `NotNative` on convolutions behind blocks."""
+    """Return the configuration of a `vitdet`. Raises `NotNative` on convolutions after blocks."""
     settings = read_settings(config, VitDet)
     if settings.residual_block_indices:
         raise NotNative(

@@ -308,5 +308,5 @@ def _padding(backend: "Tokenizer", token: str, side: Any, whole: bool) -> Paddin
     """Return the padding. Raises `ValueError` if the vocabulary has no such token."""
     found = backend.token_to_id(token)
     if found is None:
-        raise ValueError(f"the tokenizer has no token {token!r}, with which texts are padded")
+        raise ValueError(f"the tokenizer lacks its padding token {token!r}; download it again")
     return Padding(found, token, side, whole)

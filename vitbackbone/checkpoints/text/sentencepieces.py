@@ -1,7 +1,7 @@
 """Building a tokenizer from a sentencepiece model, where a directory has no `tokenizer.json`.
 
 Such a model holds pieces with scores, and the normalisation of texts (Kudo & Richardson 2018). It does not say which
-tokens stand around a text: that depends on the class of the tokenizer.
+tokens begin and end a text: that depends on the class of the tokenizer.
 """
 
 import re
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 UNIGRAM, BPE = 1, 2  # `model_type`
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # the types of pieces
 LONGEST = 1 << 10  # characters of a piece
-SPACE = "▁"  # in the place of a space
+SPACE = "▁"  # in place of a space
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Around:
     """
 
     start: str = ""  # a token in front of a text
-    end: str = ""  # a token behind a text
+    end: str = ""  # a token after a text
     first: tuple[str, ...] = ()
-    last: tuple[str, ...] = ()  # tokens behind those of the model
+    last: tuple[str, ...] = ()  # tokens after the model's own
     replaced: int = 0  # the pieces of the model in whose place `first` stands
     unknown: int | None = None
 
@@ -55,9 +55,9 @@ KINDS: dict[str, Around] = {
 def read_sentencepieces(file: Path, kind: str, limit: int, starts: bool = False, ends: bool = False) -> "Tokenizer":
     """Return the tokenizer of a sentencepiece model.
 
-    `kind`: the class of the tokenizer. `limit`: the most bytes of the file. `starts`, `ends`: whether a token stands in
-    front of a text and behind it, if the class itself has none there.
-    Raises `ValueError` on an unknown class or a damaged file, and `ImportError` without the libraries.
+    `kind`: the class of the tokenizer. `limit`: the most bytes of the file. `starts`, `ends`: whether a text gets a
+    first and a last token, if the class itself adds none. Raises `ValueError` on an unknown class or a damaged file,
+    and `ImportError` without the libraries.
     """
     if kind not in KINDS:
         raise ValueError(
@@ -106,7 +106,7 @@ def _parse(file: Path, limit: int) -> Any:
     if proto.trainer_spec.treat_whitespace_as_suffix and proto.normalizer_spec.add_dummy_prefix:
         raise ValueError(
             f"{file} has treat_whitespace_as_suffix=True with add_dummy_prefix=True, and the library tokenizers cannot "
-            "put a space behind a text; train the model without one of them, or give tokenizer.json"
+            "put a space after a text; train the model without one of them, or give tokenizer.json"
         )
     return proto
 
@@ -162,7 +162,7 @@ def _prepare(tokenizer: "Tokenizer", spec: Any, inside: set[str]) -> None:
 
 
 def _space(spec: Any) -> str:
-    """Return what stands in the place of a space."""
+    """Return the character that replaces a space."""
     return SPACE if spec.escape_whitespaces else " "
 
 
@@ -183,7 +183,7 @@ def _normalizer(spec: Any) -> Any:
 
 
 def _add(tokenizer: "Tokenizer", special: Sequence[str], whole: Sequence[str]) -> None:
-    """Add the pieces that are no text, and those that stay whole."""
+    """Add the pieces that are not text, and those that stay whole."""
     from tokenizers import AddedToken
 
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in dict.fromkeys(special)])
@@ -195,7 +195,7 @@ def _surround(tokenizer: "Tokenizer", start: str, end: str, file: Path) -> None:
 
     names = [name for name in (start, end) if name]
     if missing := [name for name in names if tokenizer.token_to_id(name) is None]:
-        raise ValueError(f"{file} has no piece {missing[0]!r}, which stands beside a text; download it again")
+        raise ValueError(f"{file} has no piece {missing[0]!r}, which begins or ends a text; download it again")
     single = " ".join(name for name in (start, "$A", end) if name)
     ids = [(name, tokenizer.token_to_id(name)) for name in names]
     tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)

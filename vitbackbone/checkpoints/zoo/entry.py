@@ -41,8 +41,10 @@ class Entry:
                 raise ValueError(f"positions='hf': transformers has none for {self.config.architecture}; use 'native'")
             return replace(self.config, windows="timm", antialias=True) if positions == "timm" else self.config
         if isinstance(self.config, TransformersConfig):
-            raise ValueError("an encoder in the adapter over transformers runs as in transformers at every size")
-        raise ValueError("a fused backbone takes the positions of its members")
+            raise ValueError(
+                "this encoder runs in transformers' own code, which chooses its positions; leave positions out"
+            )
+        raise ValueError("a fused backbone uses the positions of its members; leave positions out")
 
 
 def evaluation(side: int, crop_pct: float, mean: Triple, std: Triple) -> Preprocess:

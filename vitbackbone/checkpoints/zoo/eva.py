@@ -224,7 +224,7 @@ def _intern(name: str) -> Entry:
 
 def _aimv2(name: str, size: str, side: int) -> Entry:
     preprocess = evaluation(side, 1.0, CLIP_MEAN, CLIP_STD)
-    licence = "apple-amlr"  # Apple's since 2025, for research alone (apple/aimv2-*); timm's copies name the one before
+    licence = "apple-amlr"  # Apple's since 2025, only for research (apple/aimv2-*); timm's copies name the one before
     return Entry(aimv2_config(size, side), "timm_aimv2", preprocess, licence, f"timm/{name}")
 
 

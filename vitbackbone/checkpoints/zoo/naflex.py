@@ -50,7 +50,7 @@ def _radio(size: str, registers: int) -> ViTConfig:
 
 
 def _timm_radio(name: str, size: str, registers: int, layer_scale: bool, align_corners: bool) -> Entry:
-    """Return the entry of timm's file. The corners are those of the code that NVIDIA published with the weights."""
+    """Return the entry of timm's file. The corners follow the code that NVIDIA published with the weights."""
     how = replace(RADIO_RESAMPLING, align_corners=align_corners)
     config = replace(_radio(size, registers), layer_scale=layer_scale, resampling=how)
     preprocess = evaluation(512, 1.0, CLIP_MEAN, CLIP_STD)

@@ -4,7 +4,7 @@ from vitbackbone.checkpoints.zoo.eva import EVA
 from vitbackbone.checkpoints.zoo.timm import TIMM
 from vitbackbone.model import TextConfig
 
-# The repositories of whole models, where they are not those of the image tower alone (open_clip, pretrained.py)
+# The repository of the whole model, if the image tower has another one (open_clip, pretrained.py)
 _LAION = {
     "vit_base_patch32_clip_224.laion2b": "CLIP-ViT-B-32-laion2B-s34B-b79K",
     "vit_base_patch16_clip_224.laion2b": "CLIP-ViT-B-16-laion2B-s34B-b88K",

@@ -43,7 +43,7 @@ def _voc_boxes(file: Path) -> Float[np.ndarray, "_ 4"]:
             for each in ElementTree.fromstring(text).iter("object")
         ]
     except (OSError, ValueError, ElementTree.ParseError) as error:
-        raise LayoutError(f"{file} is no annotation of Pascal VOC: {error}") from error
+        raise LayoutError(f"{file} is not an annotation of Pascal VOC: {error}") from error
     boxes = np.asarray(found, dtype=np.float64).reshape(-1, 4)
     return np.trunc(boxes) - np.array([1.0, 1.0, 0.0, 0.0])
 

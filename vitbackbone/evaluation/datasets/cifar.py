@@ -15,7 +15,7 @@ TREE100 = "cifar-100-python/{train,test,meta}"
 
 def _field(file: Path, value: Any, *names: str) -> Any:
     if not isinstance(value, dict) or not any(name in value for name in names):
-        raise LayoutError(f"{file} has no {names[0]}; it is no file of CIFAR")
+        raise LayoutError(f"{file} has no {names[0]}; it is not a file of CIFAR")
     return next(value[name] for name in names if name in value)
 
 

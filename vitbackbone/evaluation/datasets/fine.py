@@ -54,7 +54,7 @@ def _named(root: Path, pairs: Sequence[tuple[str, str]], classes: Sequence[str])
     index = {name: i for i, name in enumerate(classes)}
     unknown = [name for _, name in pairs if name not in index]
     if unknown:
-        raise LayoutError(f"{root}: {unknown[0]!r} is no class of the list")
+        raise LayoutError(f"{root}: {unknown[0]!r} is not a class of the list")
     return _images(root, [path for path, _ in pairs], [index[name] for _, name in pairs], classes)
 
 
@@ -80,7 +80,7 @@ def read_food(root: Path) -> Labelled:
         try:
             found = json.loads(file.read_bytes())
         except ValueError as error:
-            raise LayoutError(f"{file} is no whole JSON file ({error})") from error
+            raise LayoutError(f"{file} is not a complete JSON file ({error})") from error
         return [(f"images/{path}.jpg", label) for label in sorted(found) for path in found[label]]
 
     classes = sorted({label for _, label in split("train")})
@@ -105,7 +105,7 @@ def _mat(file: Path) -> Any:
     try:
         return loadmat(file, squeeze_me=True)
     except Exception as error:  # a damaged file raises anything
-        raise LayoutError(f"{file} is no MATLAB file ({error})") from error
+        raise LayoutError(f"{file} is not a MATLAB file ({error})") from error
 
 
 def read_cars(root: Path) -> Labelled:

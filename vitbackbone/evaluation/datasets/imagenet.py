@@ -49,10 +49,10 @@ def listed(train: Images, file: Path) -> Images:
 
 
 def read_list(root: Path) -> Path:
-    """Return the file of a list, which is given itself or lies in the folder. Raises `LayoutError` if it is missing."""
+    """Return the file of a list, which is given itself or is in the folder. Raises `LayoutError` if it is missing."""
     if root.is_file():
         return root
-    raise LayoutError(f"{root} is no list of training images; give the file, such as 1percent.txt of SimCLR")
+    raise LayoutError(f"{root} is not a list of training images; give the file, such as 1percent.txt of SimCLR")
 
 
 def _count_list(file: Path) -> dict[str, int]:

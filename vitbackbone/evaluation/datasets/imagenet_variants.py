@@ -35,13 +35,13 @@ class ByWnid:
     def labelled(self, classes: Sequence[str]) -> tuple[Images, np.ndarray]:
         """Return the images with ImageNet's class indices, and the sorted indices of the classes that occur.
 
-        Raises `LayoutError` if a folder is no class of ImageNet.
+        Raises `LayoutError` if a folder is not a class of ImageNet.
         """
         index = {name: i for i, name in enumerate(classes)}
         unknown = [name for name in self.images.classes if name not in index]
         if unknown:
             raise LayoutError(
-                f"{self.images.root} has the folder {unknown[0]}, which is no class of the ImageNet given"
+                f"{self.images.root} has the folder {unknown[0]}, which is not a class of the ImageNet given"
             )
         own = np.array([index[name] for name in self.images.classes], dtype=np.int64)
         labels = own[self.images.labels]
@@ -92,11 +92,11 @@ def read_real(root: Path) -> dict[str, list[int]]:
     try:
         lists = json.loads(file.read_text())
     except ValueError as error:
-        raise LayoutError(f"{file} is no whole JSON file ({error})") from error
+        raise LayoutError(f"{file} is not a complete JSON file ({error})") from error
     if not isinstance(lists, list) or not all(
         isinstance(each, list) and all(isinstance(label, int) for label in each) for each in lists
     ):
-        raise LayoutError(f"{file} is no list of lists of class indices; want {REAL_TREE}")
+        raise LayoutError(f"{file} is not a list of lists of class indices; want {REAL_TREE}")
     return {f"ILSVRC2012_val_{i + 1:08d}": each for i, each in enumerate(lists)}
 
 
@@ -106,7 +106,7 @@ def read_wnids(root: Path) -> ByWnid:
 
 
 def read_c(root: Path) -> Corrupted:
-    """Read ImageNet-C. Corruptions may lie in the folders of its archives, such as `blur/`.
+    """Read ImageNet-C. Corruptions may be in the folders of its archives, such as `blur/`.
 
     Raises `LayoutError` if there is no corruption, or if one lacks a severity.
     """

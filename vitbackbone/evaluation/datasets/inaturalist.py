@@ -14,7 +14,7 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
     except ValueError as error:
-        raise LayoutError(f"{file} is no whole JSON file ({error})") from error
+        raise LayoutError(f"{file} is not a complete JSON file ({error})") from error
 
 
 def _split(root: Path, name: str, tree: str) -> Images:

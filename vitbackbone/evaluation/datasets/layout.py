@@ -1,4 +1,4 @@
-"""The layout of a dataset as it is distributed: how it is read in place, and how many of what it should have."""
+"""The layout of a dataset as it is distributed: how to read it in place, and its official counts."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ class Layout:
     """A dataset and its official layout.
 
     `read` opens a folder and returns the record of the dataset's kind; it raises `LayoutError` with a sentence if a
-    file or folder is missing. `counts` tells how many of what the record has. `official` are the counts of the whole
+    file or folder is missing. `counts` returns the counts of a record, by name. `official` has the counts of the whole
     dataset, by the same names.
     """
 
@@ -167,7 +167,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", "
 
 
 def image_names(folder: Path) -> list[str]:
-    """Return the names of the images in a folder, sorted. Hidden files are no images."""
+    """Return the names of the images in a folder, sorted. Hidden files are not images."""
     with os.scandir(folder) as entries:
         found = [each.name for each in entries if each.name[0] != "." and each.name.lower().endswith(SUFFIXES)]
     return _sorted(folder, found)
@@ -181,7 +181,7 @@ def folder_names(folder: Path) -> list[str]:
 
 
 def _sorted(folder: Path, names: Sequence[str]) -> list[str]:
-    """Return names sorted. Raises `LayoutError` if one is no UTF-8, which no table holds."""
+    """Return names sorted. Raises `LayoutError` if one is not UTF-8, which no table holds."""
     wrong = [name for name in names if name.encode("utf-8", "ignore").decode() != name]
     if wrong:
         raise LayoutError(f"{folder} has the name {os.fsencode(wrong[0])!r}, which is not UTF-8; rename it")
@@ -191,7 +191,7 @@ def _sorted(folder: Path, names: Sequence[str]) -> list[str]:
 def class_folders(root: Path, split: str, classes: Sequence[str] | None, tree: str) -> Images:
     """Read `SPLIT/CLASS/*`. `classes`: the classes in the order of their indices; by default the folders, sorted.
 
-    Raises `LayoutError` if the split or every class is missing, or a folder is no class.
+    Raises `LayoutError` if the split or every class is missing, or a folder is not a class.
     """
     top = need_folder(root, *filter(None, [split]), tree=tree)
     found = folder_names(top)
@@ -201,7 +201,7 @@ def class_folders(root: Path, split: str, classes: Sequence[str] | None, tree: s
     index = {name: i for i, name in enumerate(known)}
     unknown = [name for name in found if name not in index]
     if unknown:
-        raise LayoutError(f"{top} has {len(unknown)} folders that are no class, such as {unknown[0]}; want {tree}")
+        raise LayoutError(f"{top} has {len(unknown)} folders that are not classes, such as {unknown[0]}; want {tree}")
     names, labels = [], []
     for name in found:
         images = image_names(top / name)
@@ -216,18 +216,18 @@ def _instead(folder: Path) -> str:
     """Return what to do with what a folder has in place of class folders, or nothing."""
     if loose := len(image_names(folder)):
         return (
-            f"; its {loose} images lie outside of class folders: sort them by their list of labels, one folder a class"
+            f"; its {loose} images are outside of class folders: sort them by their list of labels, one folder a class"
         )
     packed = sum(each.suffix.lower() in ARCHIVES for each in folder.iterdir())
     return f"; unpack its {packed} archives, each into a folder of its name" if packed else ""
 
 
 def read_lines(file: Path) -> list[str]:
-    """Return the lines of a text file that are not empty. Raises `LayoutError` if it is no text."""
+    """Return the lines of a text file that are not empty. Raises `LayoutError` if it is not text."""
     try:
         return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise LayoutError(f"{file} is no text file ({error})") from error
+        raise LayoutError(f"{file} is not a text file ({error})") from error
 
 
 def need_folder(root: Path, *parts: str, tree: str) -> Path:

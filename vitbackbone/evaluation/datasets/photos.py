@@ -27,7 +27,7 @@ def open_stored(file: Path) -> Image.Image:
             image.load()
             return image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "it is no image of a known format" if isinstance(error, UnidentifiedImageError) else error
+        reason = "it is not an image of a known format" if isinstance(error, UnidentifiedImageError) else error
         raise LayoutError(
             f"{file} cannot be read: {reason}. Put the file of the distribution in its place and run the command "
             "again; what is finished is kept"

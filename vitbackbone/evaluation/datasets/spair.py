@@ -76,7 +76,7 @@ def _pair(root: Path, name: str) -> Pair:
     except LayoutError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise LayoutError(f"{file} is no pair of SPair-71k: {error}") from error
+        raise LayoutError(f"{file} is not a pair of SPair-71k: {error}") from error
     return Pair(name, record["category"], source, target, *points, box)
 
 

@@ -20,7 +20,8 @@ def key_map(backbone: BackboneModule, image: Float[Tensor, "3 H W"]) -> Float[Te
     """
     if not isinstance(backbone, ViT) or backbone.engine is not None:
         raise ValueError(
-            f"{backbone.spec.name} does not show its keys; want a native ViT as it was loaded, or features=outputs"
+            f"the keys of {backbone.spec.name} cannot be read; use a plain ViT that is not optimised, or --set "
+            "features.features=outputs"
         )
     attention: Any = backbone.blocks[-1].attn
     with _caught(attention.qkv) as outputs:

@@ -30,7 +30,7 @@ def _turned(photo: UInt8[np.ndarray, "H W 3"], degrees: float) -> UInt8[np.ndarr
         return photo
     angle = math.radians(degrees)
     cos, sin = math.cos(angle), math.sin(angle)
-    back = np.array([[cos, sin], [-sin, cos]])  # (row, column) of the result to that of the photo
+    back = np.array([[cos, sin], [-sin, cos]])  # (row, column) of the result to (row, column) of the photo
     centre = np.array(photo.shape[:2]) / 2
     turned = [
         affine_transform(photo[:, :, i].astype(np.float32), back, centre - back @ centre, order=1, mode="mirror")
@@ -46,7 +46,7 @@ def distances(patches: Float[Tensor, "N D"], bank: Float[Tensor, "R D"]) -> Floa
 
 
 def image_score(distances: Float[np.ndarray, " N"], share: float) -> float:
-    """Return the mean of the largest distances, a `share` of all rounded down; the largest one if that is none."""
+    """Return the mean of the largest distances: a `share` of all, rounded down, but at least one."""
     count = int(len(distances) * share)
     return float(np.sort(distances)[::-1][: max(count, 1)].mean())
 

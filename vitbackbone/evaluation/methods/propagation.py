@@ -52,7 +52,7 @@ def _near(aside: Float[Tensor, "w v"], above: Float[Tensor, " k"], radius: int, 
 def stretched(labels: Float[Tensor, "M H W"], guarded: bool) -> Float[Tensor, "M H W"]:
     """Stretch each object's scores to [0, 1], so that small objects are not drowned by the background.
 
-    `guarded`: constant scores become 0, as in DINOv3. DINO leaves scores at 0 or below alone.
+    `guarded`: constant scores become 0, as in DINOv3. DINO does not change scores of 0 or below.
     """
     low, high = labels.flatten(1).amin(dim=1), labels.flatten(1).amax(dim=1)
     scaled = (labels - low[:, None, None]) / (high - low)[:, None, None]

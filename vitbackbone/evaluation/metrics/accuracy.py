@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 def in_top(scores: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"], k: int) -> Bool[np.ndarray, " N"]:
     """Return whether each label is among the `k` classes of the highest scores.
 
-    (torchmetrics, `MulticlassAccuracy(top_k=k)`) Of equal highest scores, the first counts. Where more classes are
-    equal than there are places, such as those without a vote, `torch.topk` decides on the CPU, as there.
+    (torchmetrics, `MulticlassAccuracy(top_k=k)`) Of equal highest scores, the first counts. If more classes are equal
+    than there are places, such as classes without a vote, `torch.topk` on the CPU decides, as upstream.
     """
     if k == 1:
         return scores.argmax(axis=1) == labels
@@ -46,8 +46,8 @@ def eleven_point_ap(scores: Float[np.ndarray, " N"], positive: Bool[np.ndarray, 
     """Return VOC 2007's average precision: the highest precision at recalls of at least 0, .1, ..., 1, averaged.
 
     (Everingham et al. 2010, section 4.2; dinov3/eval/metrics/classification.py) As in the authors' code, the precision
-    at recall 0 is 1, equal scores share a threshold, and recalls are compared in float32. Raises `ValueError` if there
-    is no positive.
+    at recall 0 is 1, equal scores share a threshold, and recalls are compared in float32. Raises `ValueError` if no
+    sample is positive.
     """
     if not positive.any():
         raise ValueError("an average precision needs at least one positive")

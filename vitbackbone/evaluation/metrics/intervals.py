@@ -58,7 +58,7 @@ def of_sums(
     for _ in range(0, SUMS, BLOCK):
         drawn = [random.integers(len(items), size=len(items)) for _ in range(BLOCK)]
         weights = np.stack([np.bincount(rows, minlength=len(items)) for rows in drawn]).astype(np.float64)
-        with np.errstate(invalid="ignore"):  # a draw may have none of what the figure divides by
+        with np.errstate(invalid="ignore"):  # a draw may make the figure divide by zero
             found += [figure(total.reshape(items.shape[1:])) for total in weights @ flat]
     return _percentiles(scale * np.array(found), BOOTSTRAP.format(of=of, draws=SUMS))
 

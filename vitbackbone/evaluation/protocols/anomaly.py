@@ -18,7 +18,6 @@ from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.layout import LayoutError
 from vitbackbone.evaluation.datasets.mvtec import Anomalies, Category
 from vitbackbone.evaluation.datasets.photos import open_photo
-from vitbackbone.evaluation.dealing import ahead
 from vitbackbone.evaluation.methods.inputs import (
     features_of,
     normalised,
@@ -34,6 +33,7 @@ from vitbackbone.evaluation.metrics.regions import pro
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
+from vitbackbone.evaluation.several_devices import ahead
 
 Arrays = Mapping[str, NDArray[Any]]
 

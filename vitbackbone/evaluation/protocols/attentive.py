@@ -14,12 +14,12 @@ from heads import Head, create_head
 from vitbackbone.contract import Features
 from vitbackbone.evaluation.augmentation import Augmentation
 from vitbackbone.evaluation.datasets import Images
-from vitbackbone.evaluation.dealing import ahead
 from vitbackbone.evaluation.metrics.accuracy import in_top
 from vitbackbone.evaluation.metrics.intervals import wilson
 from vitbackbone.evaluation.protocol import Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import plain, setting
+from vitbackbone.evaluation.several_devices import ahead
 from vitbackbone.evaluation.trained_heads import keep_head
 from vitbackbone.evaluation.training import train
 from vitbackbone.evaluation.views import CropView

@@ -16,8 +16,9 @@ from heads import DenseHead, create_head, scale_invariant_loss
 from heads.depth import MEAN_WEIGHT
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.pairs import Depths, Pairs
-from vitbackbone.evaluation.methods.augment import DepthViews, random_depth_view
-from vitbackbone.evaluation.methods.dense import Training, predict
+from vitbackbone.evaluation.methods.dense_augmentation import DepthViews, random_depth_view
+from vitbackbone.evaluation.methods.dense_head import Training, predict
+from vitbackbone.evaluation.methods.dense_training import Optimiser, Rows, Sample
 from vitbackbone.evaluation.methods.depth_losses import first_loss, gradient_loss
 from vitbackbone.evaluation.methods.inputs import (
     normalised,
@@ -25,7 +26,6 @@ from vitbackbone.evaluation.methods.inputs import (
     stand_in,
 )
 from vitbackbone.evaluation.methods.schedules import Schedule
-from vitbackbone.evaluation.methods.training import Optimiser, Rows, Sample
 from vitbackbone.evaluation.metrics.depth import NAMES, box_mask, depth_errors
 from vitbackbone.evaluation.metrics.intervals import of_mean
 from vitbackbone.evaluation.protocol import Protocol, Score
@@ -271,7 +271,6 @@ TRAPS = (
     "Photos of patch 14 are padded with zeros on all sides, and the map of the padded photo is resized to the photo.",
     "With 24 layers, lin4 reads 4, 11, 17 and 23, as the authors' code does.",
 )
-NYU_BOX: tuple[int, ...] = (45, 472, 43, 608)
 
 V2 = Protocol(
     name="depth-nyu",

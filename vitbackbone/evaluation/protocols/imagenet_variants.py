@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -39,7 +39,7 @@ class Subset:
 class Real:
     """The accuracy by reassessed labels."""
 
-    skip_empty: bool = setting(True, "skip the images whose list of labels is empty", "reassessed-imagenet")
+    empty: Literal["skipped"] = setting("skipped", "images whose list of labels is empty", "reassessed-imagenet")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def score_images(run: Run) -> list[Score]:
 
 
 def score_subset(run: Run) -> list[Score]:
-    """Classify the images of ImageNet-A and -R, which have some of the 1000 classes, among these classes alone."""
+    """Classify the images of ImageNet-A and -R, which have some of the 1000 classes, among only these classes."""
     name = run.protocol.also[0]
     images, subset = run.read(name).labelled(run.data.train.classes)
     head, _ = best_head(run)
@@ -143,7 +143,7 @@ def _accuracy(metric: str, right: Bool[np.ndarray, " N"], dataset: str, of: str 
 
 
 def _note_numbers(run: Run, name: str) -> None:
-    """Say that classes which are numbers mean others in a part of ImageNet."""
+    """Note that numbered classes mean other classes if only a part of ImageNet is given."""
     if (count := len(run.data.train.classes)) != CLASSES:
         run.note(f"{name} numbers {CLASSES} classes; a number is taken as a place among the {count} classes given")
 

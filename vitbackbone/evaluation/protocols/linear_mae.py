@@ -98,7 +98,7 @@ def score(run: Run) -> list[Score]:
 MAE = Protocol(
     name="linear",
     variant="mae",
-    summary="Train one linear classifier behind a batch norm on the frozen features of augmented images.",
+    summary="Train one linear classifier after a batch norm on the frozen features of augmented images.",
     source=f"{CODE}, arXiv 2111.06377",
     kind="classification",
     datasets=("imagenet",),

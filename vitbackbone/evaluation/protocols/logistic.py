@@ -107,7 +107,7 @@ def score_fine(run: Run) -> list[Score]:
     found = [each.score(run) for each in answers]
     label = "mean of 12" if len(names) == len(FINE_S) else f"mean of {len(names)}"
     if len(names) < len(FINE_S):
-        run.note(f"{len(FINE_S) - len(names)} of the 12 datasets were not given, so the mean is no published figure")
+        run.note(f"{len(FINE_S) - len(names)} of the 12 datasets were not given, so the mean is not a published figure")
 
     def drawn(*rows: Int[np.ndarray, " _"]) -> float:
         pairs = zip(answers, rows[::2], rows[1::2], strict=True)
@@ -177,7 +177,7 @@ def _choose(
         return run.protocol.fit.fixed
     if not held.any() or not fitted.any():
         raise ValueError(
-            f"{name} has too few training images to choose C on a share of them; give more, or C itself by fit.fixed"
+            f"{name} has too few training images to choose C on a share of them; give more, or set C by fit.fixed"
         )
     key = [_key(run), run.read(name).digest(), train.digest, np.flatnonzero(fitted).tolist(), metric]
     array, labels = train.array, train.labels
@@ -288,7 +288,7 @@ LOW_SHOT = replace(
     datasets=("imagenet",),
     fit=SHOT,
     sources={"fit.shots": "chosen here; the code takes any share"},
-    traps=("C is chosen on 1 % of the training images, which are no part of the fit; there is no second fit.",),
+    traps=("C is chosen on 1 % of the training images, which are not part of the fit; there is no second fit.",),
 )
 
 

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from heads import DenseHead, create_head
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.pairs import IGNORED, Pairs, Segmentation
-from vitbackbone.evaluation.methods.augment import Colours, Crops, distort, random_crop
-from vitbackbone.evaluation.methods.dense import Training, predict
+from vitbackbone.evaluation.methods.dense_augmentation import Colours, Crops, distort, random_crop
+from vitbackbone.evaluation.methods.dense_head import Training, predict
+from vitbackbone.evaluation.methods.dense_training import Optimiser, Rows, Sample
 from vitbackbone.evaluation.methods.inputs import (
     normalised,
     resize,
@@ -27,7 +28,6 @@ from vitbackbone.evaluation.methods.inputs import (
     stand_in,
 )
 from vitbackbone.evaluation.methods.schedules import Schedule
-from vitbackbone.evaluation.methods.training import Optimiser, Rows, Sample
 from vitbackbone.evaluation.methods.windows import enlarged, slide
 from vitbackbone.evaluation.metrics.intervals import of_sums
 from vitbackbone.evaluation.metrics.segmentation import areas, mean_iou, mean_recall, pixel_accuracy

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from vitbackbone.contract import evaluating
 from vitbackbone.evaluation.datasets.davis import Video, Videos
 from vitbackbone.evaluation.datasets.photos import open_photo
-from vitbackbone.evaluation.dealing import ahead
 from vitbackbone.evaluation.methods.inputs import (
     last,
     normalised,
@@ -30,6 +29,7 @@ from vitbackbone.evaluation.metrics.masks import contour_f, jaccard
 from vitbackbone.evaluation.protocol import Nothing, Protocol, Score
 from vitbackbone.evaluation.run import Run
 from vitbackbone.evaluation.settings import setting
+from vitbackbone.evaluation.several_devices import ahead
 
 PATCH = 16
 

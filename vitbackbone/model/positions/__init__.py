@@ -1,1 +1,1 @@
-"""Positions as pure functions: fixed sinusoids, rotary angles, relative indices, and resampling to another grid."""
+"""Positions: the layers that add them to patches, sinusoids, rotary angles, relative indices, and their resampling."""

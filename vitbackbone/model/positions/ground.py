@@ -14,7 +14,7 @@ OTHERS = 8  # channels of the date and the place, which are 0 here, as upstream 
 
 @cached(32)
 def ground2d(grid: tuple[int, int], dim: int, metres: float, device: torch.device) -> Float[Tensor, "N D"]:
-    """Return the table (h*w, D): sines and cosines of the column, those of the row, and zeros for date and place.
+    """Return the table (h*w, D): sines and cosines of the column, then of the row, and zeros for date and place.
 
     `metres`: the side of a pixel on the ground.
     Source: Clay-foundation/model, claymodel/utils.py, `posemb_sincos_2d_with_gsd`.

@@ -45,7 +45,7 @@ def resample_relative(
     if numbers(*new) and old == new and (how.relative != "bilinear" or old[0] == old[1]):
         return table
     before, after = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old, new))
-    if how.relative == "bilinear":  # transformers swaps rows and columns, which matters if the grid is no square
+    if how.relative == "bilinear":  # transformers swaps rows and columns, which matters if the grid is not a square
         body = resize_table(table[:-3].float(), before[::-1], after, Resampling("bilinear", antialias=False))
     elif not numbers(*new):
         raise ValueError(

@@ -24,7 +24,7 @@ def resample(
     """Resize a table (h*w, D) from patch grid `old` to `new`, in float32, by the checkpoint's own policy.
 
     Grids are compared as (h, w): 14 x 14 and 7 x 28 have the same number of patches, but are different grids.
-    Raises `ValueError` if the policy reads the table as a square grid, and the number of patches is no square.
+    Raises `ValueError` if the policy reads the table as a square grid, and the number of patches is not a square.
     """
     if how.as_square == "always":
         old = square(old)

@@ -73,7 +73,7 @@ def rotary_row(
 ) -> Float[Tensor, "2 *heads T d"]:
     """Return the rotary table of a row of tokens.
 
-    For a row of one image, it is the table of the patches. For several images, it is their tables in order, each behind
+    For a row of one image, it is the table of the patches. For several images, it is their tables in order, each after
     the identity for `num_prefix` prefix tokens.
     """
     if len(layout.grids) == 1:

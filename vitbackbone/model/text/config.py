@@ -35,7 +35,7 @@ class TextConfig:
     embed_norm: bool = False  # whether a norm precedes the first block (BERT)
     final_norm: bool = True  # whether a norm follows the last block
     causal: bool = True  # whether a token attends to no later token
-    # Whether a learned token stands behind the padding, and padding is left out one token late (CoCa)
+    # Whether a learned token follows the padding, and padding is left out one token late (CoCa)
     cls: bool = False
     pad_id: int = 0  # cls=True: the token that padding consists of
     mask_padding: bool = False  # whether padding is left out of attention and of the mean
@@ -46,8 +46,8 @@ class TextConfig:
     pool: TextPool = "eos"
     eos_id: int = 49407
     pooler: bool = False  # whether a linear layer with tanh follows pooling (BERT)
-    projection_hidden: int = 0  # width of a hidden layer of the projection, with GELU behind it; 0 is none
-    projection_dim: int = 512  # width of a linear layer after pooling; 0 is none
+    projection_hidden: int = 0  # width of a hidden layer of the projection, with GELU after it; 0: none
+    projection_dim: int = 512  # width of a linear layer after pooling; 0: none
     projection_bias: bool = False
     # How the learned number scales cosines: its exponential, its inverse (a temperature), or there is none.
     scale: Scale = "exp"

@@ -6,7 +6,7 @@ PROMPT = "a photo of a {}."  # Radford et al. 2021, section 3.1.4
 
 
 def fill(templates: str | Sequence[str], label: str) -> list[str]:
-    """Return a sentence for each template, with the label in the place of `{}`.
+    """Return a sentence for each template, with the label in place of `{}`.
 
     Raises `ValueError` if there is no template, or if one does not hold `{}` exactly once.
     """

@@ -74,7 +74,7 @@ class TextTokenizer:
         )
 
     def __call__(self, texts: str | Sequence[str]) -> Tokens:
-        """Return the ids of one text or several. Raises `ValueError` if there is none, or if one is no text."""
+        """Return the ids of one text or several. Raises `ValueError` if there is none, or if one is not text."""
         given, texts = texts, [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"texts={SHORT.repr(given)}; want a text, or a list of at least one text")

@@ -22,8 +22,8 @@ class TextTower(nn.Module):
     """The text tower of an image-text model: texts to vectors in the space of `Features.pooled`.
 
     `text(["a photo of a cat"])` returns (B, P), one vector a text. The vectors have the length that the model gives
-    them, as `Features.pooled` has. Only their direction carries meaning: `logits` and `class_vectors` normalise them,
-    and a cosine of your own must, too.
+    them, as `Features.pooled` has. Only their direction carries meaning: `logits` and `class_vectors` normalise them;
+    normalise them yourself before you compute cosines.
     """
 
     def __init__(self, transformer: TextTransformer, tokenizer: TextTokenizer, name: str = "text") -> None:

@@ -84,11 +84,11 @@ class TextTransformer(nn.Module):
     def _check(self, ids: Tensor, mask: Tensor | None) -> None:
         config, (texts, count) = self.config, ids.shape
         if not 1 <= count <= config.length:
-            raise ValueError(f"{count} tokens a text; want 1 to {config.length}")
+            raise ValueError(f"{count} tokens in a text; want 1 to {config.length}")
         if texts and not 0 <= int(ids.min()) <= int(ids.max()) < config.vocab_size:
             raise ValueError(f"token ids from {int(ids.min())} to {int(ids.max())}; want 0 to {config.vocab_size - 1}")
         if config.mask_padding and mask is None:
-            raise ValueError("this model leaves padding out; want a mask that is False where a token is padding")
+            raise ValueError("this model ignores padding; pass a mask that is False where a token is padding")
 
     def _positions(self) -> Float[Tensor, "M D"]:
         return self.pos_embed if self.pos_embed is not None else sinusoids(self.config.length, self.config.dim)

@@ -64,7 +64,7 @@ def lists(array: Any) -> Any:
 
 
 def patches(store: FeatureStore, span: range) -> tuple[Int[np.ndarray, "n 2"], Float[np.ndarray, "L D"]]:
-    """Return the grids (h, w) of some images, and their patches, one image behind the other, each row-major."""
+    """Return the grids (h, w) of some images, and their patches, one image after the other, each row-major."""
     maps = [store.patches(i) for i in span]
     grids = np.array([one.shape[1:] for one in maps], dtype=np.int32).reshape(-1, 2)
     none = np.empty((0, len(maps[0]) if maps else 0), dtype(store))

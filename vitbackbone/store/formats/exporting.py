@@ -1,6 +1,6 @@
 """Write a whole export, or nothing.
 
-An export is written into a folder beside its place. It then replaces the export before, so that no file of an older
+An export is written into a folder next to its own. It then replaces the export before, so that no file of an older
 snapshot stays. A record in it, `_export.json`, lists its files. A folder with any other file is not replaced.
 """
 
@@ -64,7 +64,7 @@ def export(store: FeatureStore, format: str, out: str | PathLike[str], progress:
     KEY.patches.npy (h, w, D).
     `zarr`, `hdf5`: `features.zarr` (version 3), `features.h5`: an array for each column and each kind of tokens, with a
     row for each image: `cls` (N, D), `registers` (N, R, D). `patches` (L, D) has the patches of all images, one image
-    behind the other. Image i has rows `offsets[i]` to `offsets[i + 1]`, row-major over its `grid[i]` (h, w).
+    after the other. Image i has rows `offsets[i]` to `offsets[i + 1]`, row-major over its `grid[i]` (h, w).
     `lance`: `features.lance`: the table of `parquet`. `registers` and `patches` are flat lists of numbers, since Lance
     has no lists of lists.
 
@@ -137,7 +137,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _take_place(temporary: Path, folder: Path) -> None:
-    """Put a folder in the place of another. The caller removes what is at `temporary` then."""
+    """Put a folder in place of another. The caller removes what is at `temporary` then."""
     if not folder.exists():
         temporary.rename(folder)
     elif not _exchanged(temporary, folder):  # a system that cannot: the place is empty for a moment

@@ -21,7 +21,7 @@ class _Folder:
     """A folder to list."""
 
     path: str
-    prefix: str  # its path from the root, with "/" behind
+    prefix: str  # its path from the root, with "/" at the end
     above: tuple[Identity, ...]  # the folders above it
     linked: bool  # whether it or a folder above it was reached by a link
 
@@ -99,7 +99,7 @@ class Walk:
         return False
 
     def _is_listed(self, link: str, top: str) -> bool:
-        """Tell whether the target of a link lies below the root, in folders that are listed without links."""
+        """Tell whether the target of a link is below the root, in folders that are listed without links."""
         real = os.path.realpath(link)
         inner = os.path.relpath(real, top)
         return not inner.startswith("..") and all(self.keep(name) for name in inner.split("/"))
@@ -132,7 +132,7 @@ def expand(pattern: str, notes: Notes) -> list[str]:
 
 @lru_cache(1024)
 def _is_circular(folder: Path) -> bool:
-    """Tell whether a folder lies in itself, through a link."""
+    """Tell whether a folder is in itself, through a link."""
     whole = Path(os.path.abspath(folder))  # noqa: PTH100  # without ".."
     way = [part.stat() for part in (whole, *whole.parents)]
     return len({(status.st_dev, status.st_ino) for status in way}) < len(way)
@@ -153,7 +153,7 @@ def matches(names: Sequence[str], wanted: Sequence[re.Pattern[str] | None]) -> b
 
 
 def _past_any(reached: set[int], wanted: Sequence[re.Pattern[str] | None]) -> set[int]:
-    """Add the indices behind each `**` that is reached, since it may match no name."""
+    """Add the indices after each `**` that is reached, since it may match no name."""
     more = set(reached)
     for at in sorted(reached):
         while at < len(wanted) and wanted[at] is None:

@@ -16,7 +16,6 @@ import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from importlib.util import find_spec
 from io import BufferedIOBase
@@ -270,7 +269,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _opened(place: VideoPlace) -> _Opened:
-    """Return a video, opened anew if it has changed. Raises `ImageError`, `OSError`, or `ValueError` of an archive."""
+    """Return a video, opened again if it has changed. Raises `ImageError`, `OSError`, or `ValueError` of an archive."""
     with _lock:
         known = _open.pop(place, None)
         if known is not None and known.version == _version(place):
@@ -305,8 +304,3 @@ def _version(place: VideoPlace, anew: bool = False) -> str:
         return str(Path(place.file).stat().st_mtime_ns)
     with open_file(place.file, place.private, anew) as file:
         return version_of(file)
-
-
-def time_of(pts: int, time_base: str) -> float:
-    """Return the seconds of a time of the index."""
-    return float(pts * Fraction(time_base))

@@ -119,7 +119,7 @@ def _without_folders(labels: Sequence[Label]) -> list[int | str | Text | None]:
             if len(set(parts)) > 1:
                 break
             shared += 1
-    if len(set(folders)) == 1:  # all images lie in one folder
+    if len(set(folders)) == 1:  # all images are in one folder
         shared = max(0, min(1, len(folders[0]) - 1))
     return [
         (label.parts[shared] if len(label.parts) > shared else None) if isinstance(label, Folder) else label

@@ -101,7 +101,7 @@ def _check_columns(columns: Sequence[str]) -> str:
 
 
 def _named(kind: str, prefix: str, path: str) -> str:
-    """Return the path of a row. A value in a column of URLs that is no URL never becomes a path of this machine."""
+    """Return the path of a row. A value in a column of URLs that is not a URL never becomes a path of this machine."""
     if kind == "url":
         return path if is_remote(path) else f"url://{path}"
     return path if path.startswith("/") or not prefix or is_remote(path) else f"{prefix}/{path}"

@@ -202,7 +202,7 @@ def _read_member(at: Locator) -> bytes:
     data = archive.read(at.member, at.offset, at.bytes)
     _check_size(len(data))
     if len(data) != at.bytes >= 0:
-        raise Unreadable("damaged", f"the archive says {at.bytes} bytes and has {len(data)}")
+        raise Unreadable("damaged", f"the archive lists {at.bytes} bytes for it and holds {len(data)}")
     return data
 
 

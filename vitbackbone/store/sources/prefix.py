@@ -59,7 +59,7 @@ def images_of(service: Remote, found: Iterator[Stored], notes: Notes) -> Iterato
 
 
 def hint(service: Remote, url: str, prefix: str) -> str:
-    """Return what to do if nothing lies below a prefix."""
+    """Return what to do if nothing is below a prefix."""
     first = next(iter(service.list(prefix)), None) if prefix else None
     if first is None:
         return ""

@@ -1,7 +1,7 @@
-"""Inputs that lie elsewhere: in a bucket, on the Hugging Face Hub, or on the web.
+"""Inputs that are elsewhere: in a bucket, on the Hugging Face Hub, or on the web.
 
-A place is text: a path of this machine, or a URL. This module opens both alike, so that one code lists and reads an
-archive wherever it lies. A remote file is read by ranges and never held whole.
+A place is text: a path of this machine, or a URL. This module opens both alike, so that the same code lists and reads
+an archive anywhere. A remote file is read by ranges and never held whole.
 """
 
 import errno
@@ -28,11 +28,11 @@ from vitbackbone.files import (
 )
 
 SCHEMES = ("s3", "gs", "az", "hf", "http", "https")
-MOST_OPEN = 2  # remote files of which a thread keeps the parts that were read last
+MOST_OPEN = 2  # remote files for which a thread keeps the parts that it read last
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 _known = threading.local()  # the remote files that this thread has opened
-_editions: dict[str, int] = {}  # how often each remote file was opened anew
+_editions: dict[str, int] = {}  # how often each remote file was opened again
 
 
 class Changed(ValueError):
@@ -41,7 +41,7 @@ class Changed(ValueError):
 
 @runtime_checkable
 class Remote(Protocol):
-    """A service with files. Raises `OSError` and `ValueError` alone."""
+    """A service with files. Raises only `OSError` and `ValueError`."""
 
     def describe(self, key: str) -> Stored:
         """Return the size and the version of a file. Raises `FileNotFoundError` if it is missing."""

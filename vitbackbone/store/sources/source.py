@@ -65,14 +65,14 @@ def list_inputs(
     A video (.mp4, .mov, .mkv, .webm, .ts and so on) is listed by its frames, whether it is named by any of these,
     alone, or in a `.tar` or `.zip`. A video that cannot be listed is one input that cannot be read.
 
-    All of these also lie in a bucket: `s3://BUCKET/PREFIX` (also `gs://`, `az://`) is a folder, and globs, lists and
+    All of these may also be in a bucket: `s3://BUCKET/PREFIX` (also `gs://`, `az://`) is a folder, and globs, lists and
     archives are named likewise. `hf://datasets/OWNER/NAME` stands for the parquet files, else the archives, of a data
-    set of the Hugging Face Hub. A list or an archive may also lie at `https://`.
+    set of the Hugging Face Hub. A list or an archive may also be at `https://`.
 
     `sampling`: the frames of a video that are listed; all by default.
     `allow_private_urls`: whether addresses of the web may belong to this machine or to a private network.
 
-    `Inputs.notes` describes files that were left out. Raises `ValueError` if the source does not exist, is none of
+    `Inputs.notes` describes files that were left out. Raises `ValueError` if the source does not exist, is not one of
     these or has no image, or if labels contradict each other. Raises `OSError` if the source cannot be read.
     """
     return list_source(source, allow_private_urls, sampling)
@@ -208,12 +208,12 @@ def _from_prefix(root: Root, service: Remote, key: str, url: str) -> "Inputs | _
 
 
 def _from_files(root: Root, files: Sequence[str], source: str) -> "Inputs | _Archives":
-    """Return the inputs of lists, or archives that are to be listed. `source`: the user's name for them, for errors."""
+    """Return the inputs of lists, or archives to list. `source`: the user's name for them, for errors."""
     rows = Rows()
     is_list = [_is_list(root.locate(file), root.private, len(files) > 1) for file in files]
     if any(is_list) and not all(is_list):
         ours, other = files[is_list.index(True)], files[is_list.index(False)]
-        raise ValueError(f"{source}: {ours} is a list of images and {other} is an archive; give them one by one")
+        raise ValueError(f"{source}: {ours} is a list of images and {other} is an archive; give them in separate runs")
     if not any(is_list):
         return _Archives(root, files, source)
     for file in files:

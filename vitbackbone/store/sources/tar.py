@@ -1,6 +1,6 @@
 """Images and videos in `.tar` files.
 
-Headers are parsed here, so that members are listed as GNU tar does and behind damage too.
+Headers are parsed here, so that members are listed as GNU tar does and after damage too.
 """
 
 import hashlib

@@ -181,7 +181,7 @@ def _directory(file: OpenFile) -> Directory:
 def _record_64(file: OpenFile, offset: int, end: int) -> tuple[int, int, int, int, int, int, int] | None:
     """Return the offset and fields of the 64-bit end of the directory; None if it is missing.
 
-    If a program stands before the archive, the record lies just before `end` instead of at `offset`.
+    If a program precedes the archive, the record is just before `end` instead of at `offset`.
     """
     for at in (offset, end - END_64.size):
         if not 0 <= at <= end - END_64.size:

@@ -30,8 +30,8 @@ def embed_batch(
 ) -> Float[np.ndarray, "n ..."]:
     """Return the features of a batch of images as float32: `cls` and `pooled` (n, D), `patches` (n, D, h, w).
 
-    A process loads a model once and keeps it, so that an engine may call this for each of its batches. The result
-    equals that of `extract` for the same images to 1e-5, whatever the size of the batch.
+    A process loads a model once and keeps it, so that an engine may call this for each of its batches. For the same
+    images, the result equals `extract` to 1e-5 for every batch size.
 
     `images`: the bytes of image files, arrays (H, W, 3) of bytes, or anything that `Preprocess` takes.
     `model`: a name as for `load_backbone`, or a backbone, which stays where it is.

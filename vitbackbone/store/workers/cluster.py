@@ -47,7 +47,7 @@ class RayCluster:
         if not 1 <= least <= most:
             raise ValueError(f"actors={self.actors}; want at least 1, or (least, most)")
         if self.cpus < 0 or self.gpus < 0:
-            raise ValueError(f"cpus={self.cpus}, gpus={self.gpus}; want none below 0")
+            raise ValueError(f"cpus={self.cpus}, gpus={self.gpus}; want at least 0")
 
 
 def compute_on_cluster(

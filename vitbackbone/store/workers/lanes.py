@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TypeVar
 
-RUN = 8  # batches that a process reads in a row; as many of each other process may wait in memory
+RUN = 8  # consecutive batches that a process reads; as many of each other process may wait in memory
 
 T = TypeVar("T")
 R = TypeVar("R")

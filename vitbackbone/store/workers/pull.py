@@ -1,4 +1,4 @@
-"""Pull shards: each worker, on whatever machine, takes the next shard that nobody computes."""
+"""Pull shards: each worker, on any machine, takes the next shard that nobody computes."""
 
 import random
 import time
@@ -25,8 +25,8 @@ T = TypeVar("T")
 def pull(job: Job, backbone: Backbone, snapshot: Snapshot, mine: Slice) -> Iterator[Tally]:
     """Compute the shards of a slice of a snapshot together with all other workers. Yield a tally for each batch.
 
-    At the end, each shard of the slice is done. An exception, such as that of Ctrl-C, drops the current shard and gives
-    its lease back.
+    At the end, each shard of the slice is done. An exception, such as Ctrl-C, drops the current shard and releases its
+    lease.
     """
     with ready(job, backbone) as routed, Leases(job.storage).kept() as leases:
         puller = Puller(job.storage, snapshot, mine, leases)

@@ -42,7 +42,7 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class PixelBatch:
-    """The inputs of one forward. All pixels lie in one flat tensor, because each tensor that a worker process sends
+    """The inputs of one forward. All pixels are in one flat tensor, because each tensor that a worker process sends
     takes a file descriptor."""
 
     outcomes: tuple[Outcome, ...]  # of every input
@@ -86,7 +86,7 @@ class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
     def __getitems__(self, asked: Sequence[Asked]) -> list[tuple[Outcome, UInt8[Tensor, "C H W"] | None]]:
         """Read the inputs of a batch, in order.
 
-        Files that lie elsewhere are requested together, because each answer takes long. Files of this machine are read
+        Files that are elsewhere are requested together, because each answer takes long. Files of this machine are read
         in as many threads as torch has. That is one thread in a reading process, and all threads in the computing
         process, which waits for the batch. The frames of a video are decoded one after the other.
         """

@@ -70,7 +70,7 @@ def read_sample(
 ) -> list[Tensor]:
     """Read the first images that can be read, (C, H, W) each.
 
-    `rows`: the first rows of the existing store, because they keep their order; of the source if there is none.
+    `rows`: the first rows of the existing store, because they keep their order. Without a store, the source's.
     """
     table = rows[:TRIED]
     found: list[Tensor] = []

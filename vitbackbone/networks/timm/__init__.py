@@ -1,0 +1,1 @@
+"""Networks of timm behind the contract, at any image size."""

@@ -1,0 +1,1 @@
+"""Image and video encoders of transformers behind the contract."""
