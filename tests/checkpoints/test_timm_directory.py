@@ -65,8 +65,21 @@ CASES: dict[str, tuple[str, dict[str, object], bool]] = {
     "registers with positions": ("vit_tiny_patch16_224", {**SMALL, "reg_tokens": 2}, False),
     "resnet": ("resnet18", {"num_classes": 4}, False),
     "convnext": ("convnext_atto", {"num_classes": 4}, False),
+    "two heads behind norms": (
+        "levit_128s",
+        {"depth": [1, 1, 1], "embed_dim": [32, 48, 64], "num_heads": [2, 3, 4], "num_classes": 4},
+        False,
+    ),
+    "two nested heads behind norms": ("repvit_m0_9", {"num_classes": 4}, False),
+    "two heads": ("efficientformer_l1", {"depths": [1, 1, 1, 1], "num_classes": 4}, False),
+    "a head behind a norm": ("shvit_s1", {"num_classes": 4}, False),
+    "angles computed for each grid": (
+        "naflexvit_base_patch16_gap",
+        {"embed_dim": 48, "depth": 2, "num_heads": 3, "pos_embed": "none", "rope_type": "dinov3", "num_classes": 0},
+        False,
+    ),
 }
-QUICK = ("vit", "mean", "pathology", "map", "q and k normed", "resnet")
+QUICK = ("vit", "mean", "pathology", "map", "q and k normed", "two heads behind norms")
 
 
 @pytest.mark.parametrize("name", cases(CASES, QUICK))
@@ -98,6 +111,19 @@ def test_positions_at_other_sizes_are_resampled_as_timm_does(tmp_path: Path) -> 
     for size in ((96, 96), (48, 112)):
         x = torch.randn(1, 3, *size)
         assert relative_error(backbone(x).tokens, theirs.forward_features(x)[:, 1:]) < LIMIT
+
+
+@pytest.mark.parametrize(
+    "args", [{"dynamic_img_size": False}, {"img_size": 70, "qk_norm": True}], ids=["fixed", "part"]
+)
+def test_any_size_runs_whatever_the_constructor_was_given(args: dict[str, Any], tmp_path: Path) -> None:
+    """timm's network is of one size without its switch, and drops what fills no patch."""
+    model = save(tmp_path, "vit_tiny_patch16_224", **{**SMALL, "class_token": False, "global_pool": "avg", **args})
+    backbone = load_backbone(tmp_path)
+    assert backbone.spec.image_size == (64, 64)
+    x = torch.randn(1, 3, *model.patch_embed.img_size)
+    assert relative_error(backbone(x[:, :, :64, :64]).tokens, model.forward_features(x)) < LIMIT
+    assert backbone(torch.randn(1, 3, 48, 90)).grid == (3, 6)
 
 
 def test_an_mlp_that_the_settings_cannot_name_follows_the_weights(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Models by timm's names: their configuration, preprocessing, licence and source, and the keys of their files."""
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -79,8 +80,9 @@ def describe_timm(name: str) -> TimmEntry:
 
 def describe_weights(architecture: str, cfg: dict[str, Any], arguments: Arguments = ()) -> TimmEntry:
     """Return what `cfg`, timm's `pretrained_cfg`, says about the weights of an architecture. `arguments` of the
-    constructor come before those that this package chooses. Sizes are those of whole patches, because timm's ViTs drop
-    the rest of an image at the bottom and right. Raises `ValueError` as `describe_timm` does."""
+    constructor come before `cfg`, but none keeps a network at one size that can run at any. Sizes are those of whole
+    patches, because timm's ViTs drop the rest of an image at the bottom and right. Raises `ValueError` as
+    `describe_timm` does."""
     import timm
 
     preprocess = preprocess_of(cfg)
@@ -93,11 +95,12 @@ def describe_weights(architecture: str, cfg: dict[str, Any], arguments: Argument
         patch = _patch_of(architecture, arguments)
         preprocess = preprocess.in_patches(patch)
         image_size = (image_size[0] - image_size[0] % patch, image_size[1] - image_size[1] % patch)
+        given["img_size"] = image_size
     size = {"img_size": image_size} if fixed else {}
     config = TimmConfig(
         architecture=architecture,
         image_size=image_size,
-        arguments=tuple({**size, **dict(family.arguments), **given}.items()),
+        arguments=tuple({**size, **given, **dict(family.arguments)}.items()),
         rebuild=fixed and not family.arguments,
         windows=family.windows,
         channels=channels,
@@ -148,15 +151,50 @@ def timm_rules(backbone: TimmBackbone, classifier: tuple[str, ...]) -> tuple[Rul
     ours = backbone.state_dict().keys()
     computed = {name for name, _ in backbone.named_buffers()} - ours  # older files hold them
     masks = {f"{name}.attn_mask" for name, module in backbone.named_modules() if isinstance(module, WindowBlock)}
-    heads = tuple(zip(classifier, ("head", "head_dist"), strict=False))
     # open_clip keeps its own layers behind the pooling in `head`, beside timm's network in `trunk`
     layers = f"{OUTSIDE}head.mlp." if "projection.fc1.weight" in ours else f"{OUTSIDE}head.proj."
     return (
         *(rename(name.removeprefix("model."), name) for name in ours if not name.startswith(PROJECTION)),
         *(rename(layers + name.removeprefix(PROJECTION), name) for name in ours if name.startswith(PROJECTION)),
         *(drop(name.removeprefix("model.")) for name in sorted(computed | masks)),
-        *(replace(rule, via=AS_LINEAR) for rule in (together(*heads) if heads else ())),
+        *(_heads(classifier, {name.removeprefix("model.") for name in ours}, backbone.spec.num_registers > 0)),
     )
+
+
+NORMED = ("weight", "bias", "running_mean", "running_var")  # of a batch norm
+
+
+def _heads(classifier: tuple[str, ...], ours: Set[str], of_tokens: bool) -> tuple[Rule, ...]:
+    """Return the rules of a classifier's layers. `of_tokens`: whether the second one reads DeiT's distillation token.
+
+    Otherwise all read the pooled vector, and become their mean, as timm's logits are (LeViT). A batch norm in front of
+    a layer, which is no part of the backbone, is computed into it (RepViT).
+    """
+    if of_tokens and len(classifier) == 2:
+        return tuple(replace(rule, via=AS_LINEAR) for rule in together(*zip(classifier, HEADS_OF_DEIT, strict=True)))
+    norms = [f"{layer.rpartition('.')[0]}.bn" for layer in classifier]
+    plain = tuple(f"{layer}.{kind}" for layer in classifier for kind in ("weight", "bias"))
+    normed = tuple(f"{norm}.{kind}" for norm in norms for kind in NORMED)
+    one = ("head.weight", "head.bias")
+    rules = (Rule(plain, one, Change(_mean)), Rule((*plain, *normed), one, Change(_mean_of_normed)))
+    return () if not classifier else rules[:1] if ours & set(normed) else rules
+
+
+def _mean(*layers: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of layers that read the same vector, from their weights and biases in turn."""
+    weights, biases = _as_linear(*layers[::2]), layers[1::2]
+    return torch.stack(weights).mean(dim=0), torch.stack(biases).mean(dim=0)
+
+
+def _mean_of_normed(*given: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of layers behind batch norms: first the weights and biases of all layers, then the norms."""
+    count = len(given) // (2 + len(NORMED))
+    made: list[Tensor] = []
+    for n in range(count):
+        (weight, bias), norm = given[2 * n : 2 * n + 2], given[2 * count + 4 * n :]
+        scale = norm[0] / (norm[3] + 1e-5).sqrt()
+        made += [weight * scale, bias + weight @ (norm[1] - norm[2] * scale)]
+    return _mean(*made)
 
 
 def _as_linear(*parameters: Tensor) -> tuple[Tensor, ...]:
@@ -165,3 +203,4 @@ def _as_linear(*parameters: Tensor) -> tuple[Tensor, ...]:
 
 
 AS_LINEAR = Change(_as_linear)
+HEADS_OF_DEIT = ("head", "head_dist")
