@@ -104,6 +104,16 @@ def test_the_features_are_timms(name: str, tmp_path: Path) -> None:
     assert bool(checkpoint.head) == bool(theirs.num_classes)
 
 
+@pytest.mark.slow
+def test_heads_that_read_a_part_of_the_vector_each_are_one(tmp_path: Path) -> None:
+    sizes = {"embed_dim": (48, 96), "num_heads": (3, 3), "depth": ((1, 1, 0), (1, 1, 0)), "mlp_ratio": (2, 2, 1)}
+    model = save(tmp_path, "crossvit_9_dagger_240", **{**sizes, "img_size": 120, "num_classes": 4})
+    checkpoint = load_checkpoint(tmp_path)
+    x = torch.randn(2, 3, *checkpoint.backbone.spec.image_size)
+    logits = checkpoint.backbone(x).pooled @ checkpoint.head["head.weight"].T + checkpoint.head["head.bias"]
+    assert relative_error(logits, model(x)) < LIMIT
+
+
 def test_positions_at_other_sizes_are_resampled_as_timm_does(tmp_path: Path) -> None:
     save(tmp_path, "vit_tiny_patch16_224", **SMALL)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, dynamic_img_size=True).eval()

@@ -2,13 +2,14 @@
 
 from collections.abc import Set
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitbackbone.checkpoints.rules import OUTSIDE, Change, Rule, drop, rename, together
+from vitbackbone.contract import BackboneSpec
 from vitbackbone.files import did_you_mean
 from vitbackbone.images import Preprocess
 from vitbackbone.networks import TimmBackbone, TimmConfig, WindowBlock, Windows
@@ -157,44 +158,50 @@ def timm_rules(backbone: TimmBackbone, classifier: tuple[str, ...]) -> tuple[Rul
         *(rename(name.removeprefix("model."), name) for name in ours if not name.startswith(PROJECTION)),
         *(rename(layers + name.removeprefix(PROJECTION), name) for name in ours if name.startswith(PROJECTION)),
         *(drop(name.removeprefix("model.")) for name in sorted(computed | masks)),
-        *(_heads(classifier, {name.removeprefix("model.") for name in ours}, backbone.spec.num_registers > 0)),
+        *_heads(classifier, {name.removeprefix("model.") for name in ours}, backbone.spec),
     )
 
 
 NORMED = ("weight", "bias", "running_mean", "running_var")  # of a batch norm
 
 
-def _heads(classifier: tuple[str, ...], ours: Set[str], of_tokens: bool) -> tuple[Rule, ...]:
-    """Return the rules of a classifier's layers. `of_tokens`: whether the second one reads DeiT's distillation token.
+def _heads(classifier: tuple[str, ...], ours: Set[str], spec: BackboneSpec) -> tuple[Rule, ...]:
+    """Return the rules of a classifier's layers. DeiT's second one reads the distillation token.
 
-    Otherwise all read the pooled vector, and become their mean, as timm's logits are (LeViT). A batch norm in front of
-    a layer, which is no part of the backbone, is computed into it (RepViT).
+    Where there is no such token, the layers become one of the pooled vector, their mean, as timm's logits are: each
+    reads the whole vector (LeViT), or a part of its own (CrossViT). A batch norm in front of a layer, which is no part
+    of the backbone, is computed into it (RepViT).
     """
-    if of_tokens and len(classifier) == 2:
+    if spec.num_registers and len(classifier) == 2:
         return tuple(replace(rule, via=AS_LINEAR) for rule in together(*zip(classifier, HEADS_OF_DEIT, strict=True)))
     norms = [f"{layer.rpartition('.')[0]}.bn" for layer in classifier]
     plain = tuple(f"{layer}.{kind}" for layer in classifier for kind in ("weight", "bias"))
     normed = tuple(f"{norm}.{kind}" for norm in norms for kind in NORMED)
-    one = ("head.weight", "head.bias")
-    rules = (Rule(plain, one, Change(_mean)), Rule((*plain, *normed), one, Change(_mean_of_normed)))
+    one, mean = ("head.weight", "head.bias"), partial(_mean, spec.pooled_dim)
+    behind = Rule((*plain, *normed), one, Change(lambda *given: mean(*_folded(*given))))
+    rules = (Rule(plain, one, Change(mean)), behind)
     return () if not classifier else rules[:1] if ours & set(normed) else rules
 
 
-def _mean(*layers: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of layers that read the same vector, from their weights and biases in turn."""
-    weights, biases = _as_linear(*layers[::2]), layers[1::2]
-    return torch.stack(weights).mean(dim=0), torch.stack(biases).mean(dim=0)
+def _mean(width: int, *layers: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of layers on a vector of `width` numbers, from their weights and biases in turn."""
+    weights, bias = _as_linear(*layers[::2]), torch.stack(layers[1::2]).mean(dim=0)
+    if len(weights) > 1 and sum(weight.shape[1] for weight in weights) == width:
+        return torch.cat(weights, dim=1) / len(weights), bias
+    return torch.stack(weights).mean(dim=0), bias
 
 
-def _mean_of_normed(*given: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of layers behind batch norms: first the weights and biases of all layers, then the norms."""
+def _folded(*given: Tensor) -> list[Tensor]:
+    """Return layers with the batch norms in front of them: given are the weights and biases, and then all norms."""
     count = len(given) // (2 + len(NORMED))
     made: list[Tensor] = []
     for n in range(count):
-        (weight, bias), norm = given[2 * n : 2 * n + 2], given[2 * count + 4 * n :]
-        scale = norm[0] / (norm[3] + 1e-5).sqrt()
-        made += [weight * scale, bias + weight @ (norm[1] - norm[2] * scale)]
-    return _mean(*made)
+        weight, bias = given[2 * n : 2 * n + 2]
+        start = 2 * count + len(NORMED) * n
+        gain, shift, mean, variance = given[start : start + len(NORMED)]
+        scale = gain / (variance + 1e-5).sqrt()
+        made += [weight.flatten(1) * scale, bias + weight.flatten(1) @ (shift - mean * scale)]
+    return made
 
 
 def _as_linear(*parameters: Tensor) -> tuple[Tensor, ...]:
