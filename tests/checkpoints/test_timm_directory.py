@@ -14,6 +14,7 @@ from vitbackbone import ConversionError, TimmBackbone, ViT, load_backbone, load_
 from vitbackbone.checkpoints import hub
 
 LIMIT = 1e-5
+SLOW = pytest.mark.slow
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
 
 
@@ -104,7 +105,15 @@ def test_the_features_are_timms(name: str, tmp_path: Path) -> None:
     assert bool(checkpoint.head) == bool(theirs.num_classes)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("name", ["swinv2_tiny_window8_256", pytest.param("swin_tiny_patch4_window7_224", marks=SLOW)])
+def test_a_swin_whose_windows_do_not_divide_its_map_pads_as_timm(name: str, tmp_path: Path) -> None:
+    model = save(tmp_path, name, embed_dim=24, depths=(2, 1), num_heads=(3, 6), window_size=5, img_size=64)
+    backbone = load_backbone(tmp_path)
+    x = torch.randn(2, 3, 64, 64)
+    assert relative_error(backbone(x).patches, model.forward_features(x).permute(0, 3, 1, 2)) < LIMIT
+
+
+@SLOW
 def test_heads_that_read_a_part_of_the_vector_each_are_one(tmp_path: Path) -> None:
     sizes = {"embed_dim": (48, 96), "num_heads": (3, 3), "depth": ((1, 1, 0), (1, 1, 0)), "mlp_ratio": (2, 2, 1)}
     model = save(tmp_path, "crossvit_9_dagger_240", **{**sizes, "img_size": 120, "num_classes": 4})
