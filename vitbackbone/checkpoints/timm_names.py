@@ -119,12 +119,14 @@ def _patch_of(architecture: str, arguments: Arguments) -> int:
     network."""
     import timm
 
-    try:
-        with torch.device("meta"):
-            network: Any = timm.create_model(architecture, pretrained=False, num_classes=0, **dict(arguments))
-        return int(network.patch_embed.feat_ratio())
-    except Exception:  # a constructor raises all kinds of errors on arguments that it does not take
-        return 1
+    for given in ({**dict(arguments), "depth": 1}, dict(arguments)):  # one block is enough where timm takes the number
+        try:
+            with torch.device("meta"):
+                network: Any = timm.create_model(architecture, pretrained=False, num_classes=0, **given)
+            return int(network.patch_embed.feat_ratio())
+        except Exception:  # a constructor raises all kinds of errors on arguments that it does not take
+            continue
+    return 1
 
 
 def preprocess_of(cfg: dict[str, Any]) -> Preprocess:
