@@ -80,7 +80,6 @@ CROP = {"view.short": 36, "view.crop": 32}
 SQUARE = {"view.short": 32, "view.crop": 32}
 LINEAR = {**CROP, "fit.size": 32, "fit.steps": 6, "fit.batch": 8, "features.blocks": "1,2"}
 IMAGENET = {"imagenet": make_imagenet}
-LISTS = {"imagenet-1percent": make_list, "imagenet-10percent": make_list}
 
 
 def _fine(name: str) -> Callable[[Path], Path]:
@@ -116,7 +115,15 @@ CLASSIFIED = {
         {**SQUARE, "fit.fixed": 1.0},
     ),
     "low-shot": ("low-shot", "v3", IMAGENET, {**SQUARE, "fit.powers": "-1,1,2", "fit.held_out": 0.2, "fit.shots": 2}),
-    "low-shot 1percent": ("low-shot", "1percent", IMAGENET | LISTS, {**SQUARE, "fit.powers": "-1,1,2"}),
+    **{
+        f"low-shot {part}": (
+            "low-shot",
+            part,
+            IMAGENET | {f"imagenet-{part}": make_list},
+            {**SQUARE, "fit.powers": "-1,1,2"},
+        )
+        for part in ("1percent", "10percent")
+    },
     "clustering": ("clustering", "mieb", IMAGENET, SQUARE),
     **{
         name: (name, "v2", IMAGENET | {name: make}, LINEAR | ({"metric.short": 36} if name == "imagenet-c" else {}))

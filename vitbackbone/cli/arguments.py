@@ -124,9 +124,9 @@ def _add_extraction(command: Command) -> None:
     )
     text = (
         "exact; fast: pixels differ from exact by at most 1 of 255, seldom 2; draft: decodes JPEGs at a lower "
-        "resolution, which differs visibly"
+        "resolution, which differs visibly; gpu: a GPU decodes JPEGs, which differs beside coloured edges"
     )
-    group.add_argument("--decoding", default="exact", choices=["exact", "fast", "draft"], help=text)
+    group.add_argument("--decoding", default="exact", choices=["exact", "fast", "draft", "gpu"], help=text)
     _max_pixels(group)
     precisions = ["float32", "float16", "bfloat16"]
     group.add_argument("--dtype", default="float32", choices=precisions, help="dtype of the stored features")

@@ -25,6 +25,7 @@ from torch import Tensor
 from vitbackbone.images.colours import to_rgb
 from vitbackbone.images.errors import DamagedImage, ImageError, MissingDecoder, TooManyPixels
 from vitbackbone.images.fast import decode_fast
+from vitbackbone.images.gpu import decode_on_gpu
 from vitbackbone.images.jxl_header import jxl_size
 from vitbackbone.images.metadata import read_orientation, without_metadata
 from vitbackbone.images.signature import FORMATS as FORMATS
@@ -92,15 +93,16 @@ class Photo:
             self._orientation = self._layout.orientation if self._kind == "TIFF" else self._read_orientation()
         self.size = stored[::-1] if self._sideways else stored
 
-    def decode(self, at_least: tuple[int, int] | None = None) -> UInt8[Tensor, "3 h w"]:
+    def decode(self, at_least: tuple[int, int] | None = None, on_gpu: bool = False) -> UInt8[Tensor, "3 h w"]:
         """Return the upright picture (3, h, w), equal to that of `load_image` to the bit. Call it once.
 
         `at_least`: a size (h, w) that is large enough. A JPEG is then decoded at the lowest of its scales 1, 1/2, 1/4
         and 1/8 that is not smaller. This is faster, and visibly different. Other formats are decoded at full size.
+        `on_gpu`: a GPU decodes a JPEG, which gives other pixels: see `gpu.py`.
         Raises `ImageError` on a damaged file, such as a truncated one.
         """
         with as_image_errors(), self._pillows_limit():
-            picture = self._decode_tiff() if self._kind == "TIFF" else self._decode(at_least)
+            picture = self._decode_tiff() if self._kind == "TIFF" else self._decode(at_least, on_gpu)
         return _upright(picture, self._orientation)
 
     def bands(self, count: int) -> Shaped[Tensor, "C h w"]:
@@ -173,15 +175,17 @@ class Photo:
         turned = self._kind == "HEIF" or (self._kind == "JXL" and not getattr(self._image, "jpeg", False))
         return 1 if turned else read_orientation(self._image, self._data)
 
-    def _decode(self, at_least: tuple[int, int] | None) -> UInt8[Tensor, "3 h w"]:
+    def _decode(self, at_least: tuple[int, int] | None, on_gpu: bool) -> UInt8[Tensor, "3 h w"]:
         """Decode the picture as it is stored."""
         scaled = at_least is not None and self._draft(at_least)
-        picture = None if scaled else self._by_fast_decoder()
-        return self._by_pillow() if picture is None else picture
-
-    def _by_fast_decoder(self) -> UInt8[Tensor, "3 h w"] | None:
         assert self._image.format is not None  # it was opened from a file
-        return decode_fast(self._data, (self._image.format, self._image.mode), self._image.size[::-1])
+        kind, size = (self._image.format, self._image.mode), self._image.size[::-1]
+        decoders = (decode_on_gpu, decode_fast) if on_gpu else (decode_fast,)
+        for decode in () if scaled else decoders:
+            picture = decode(self._data, kind, size)
+            if picture is not None:
+                return picture
+        return self._by_pillow()
 
     def _by_pillow(self) -> UInt8[Tensor, "3 h w"]:
         try:

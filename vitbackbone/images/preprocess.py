@@ -28,7 +28,7 @@ CropMode = Literal[
     "center", "squash", "border", "letterbox", "pad", "patches", "area", "budget", "square", "canvas", "edges"
 ]
 CropRounding = Literal["even", "down"]
-Decoding = Literal["exact", "fast", "draft"]
+Decoding = Literal["exact", "fast", "draft", "gpu"]
 
 CHOICES = {
     "interpolation": Interpolation,
@@ -225,7 +225,7 @@ class Preprocess:
 
         `decoding`: "exact" gives them to the bit. "fast" is within 1 of 255 (seldom 2), which moves features by about
         1e-4. "draft" also decodes a JPEG at the lowest of its scales that is at least twice the resized photo, which
-        differs visibly.
+        differs visibly. "gpu" lets a GPU decode JPEGs, which differs beside coloured edges: see `gpu.py`.
         Raises `ImageError` on a photo that cannot be read, or that is too long and thin.
         """
         view = self.view(photo.size, resolution, keep_aspect)
@@ -235,7 +235,7 @@ class Preprocess:
     def decoded(self, photo: Photo, view: View, decoding: Decoding) -> Shaped[Tensor, "C h w"]:
         """Decode the photo's channels. Raises `ImageError` if bands are no bytes and `scale` is that of bytes."""
         if self.channels in (1, 3):
-            rgb = photo.decode(enough(view) if decoding == "draft" else None)
+            rgb = photo.decode(enough(view) if decoding == "draft" else None, decoding == "gpu")
             return rgb if self.channels == 3 else grey(rgb)
         bands = photo.bands(self.channels)
         if bands.dtype != torch.uint8 and self.scale == BYTES:

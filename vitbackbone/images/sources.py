@@ -96,7 +96,7 @@ class HeldPhoto(Photo):
         self._check_size(*self.size)
         self._pixels = pixels
 
-    def decode(self, at_least: tuple[int, int] | None = None) -> UInt8[Tensor, "3 H W"]:
+    def decode(self, at_least: tuple[int, int] | None = None, on_gpu: bool = False) -> UInt8[Tensor, "3 H W"]:
         return self._pixels
 
     def bands(self, count: int) -> Shaped[Tensor, "C H W"]:

@@ -27,7 +27,7 @@ class _Preprocessing(Record):
     resolution: int | tuple[int, int] | None
     keep_aspect: bool
     decoding: Decoding
-    decoder: Literal["pillow"]  # whose pixels they are: the decoders of the CPU serve where they equal Pillow's
+    decoder: Literal["pillow", "nvjpeg"]  # whose pixels they are; the CPU's decoders serve where they equal Pillow's
 
 
 class _Fields(Record):
@@ -67,7 +67,8 @@ def make_manifest(
 
     `weights`: the weights' `weights_sha256`. `calibration`: checksum of the images that calibrated the runtime, if any.
     """
-    asked = {"resolution": resolution, "keep_aspect": keep_aspect, "decoding": decoding, "decoder": "pillow"}
+    decoder = "nvjpeg" if decoding == "gpu" else "pillow"
+    asked = {"resolution": resolution, "keep_aspect": keep_aspect, "decoding": decoding, "decoder": decoder}
     manifest = {
         "schema": SCHEMA,
         "model": {"name": backbone.spec.name, "weights_sha256": weights, "spec": asdict(backbone.spec)},

@@ -125,6 +125,11 @@ def extract(
         raise ValueError(f"dtype={dtype!r}; want one of {', '.join(DTYPES)}")
     if decoding not in get_args(Decoding):
         raise ValueError(f"decoding={decoding!r}; want one of {', '.join(get_args(Decoding))}")
+    if decoding == "gpu" and (workers or not all(str(one).startswith("cuda") for one in several or (device,))):
+        raise ValueError(
+            "decoding='gpu' wants a CUDA device and workers=0, because the process that computes decodes; with reading "
+            f"processes use 'exact' or 'fast' (device={str(device)!r}, workers={workers})"
+        )
     mine = Slice(*slice)
     size = backbone.preprocess.view((1, 1), resolution, keep_aspect).size  # refuses an impossible resolution
     kinds = _check_tokens(tokens, backbone)
