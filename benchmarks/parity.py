@@ -57,7 +57,7 @@ GROUPS = {  # rows of the README: the first words of the families in each
     "Llama 3.2 Vision (mllama), Sapiens 2": ("mllama", "Sapiens"),
     "V-JEPA 2, V-JEPA 2.1": ("V-JEPA",),
     "Hiera, SAM 2": ("Hiera", "SAM 2"),
-    "Prithvi, SatMAE, DOFA, Clay": ("Prithvi", "SatMAE", "DOFA", "Clay"),
+    "Prithvi, SatMAE, DOFA, Clay": ("Prithvi", "SatMAE", "DOFA", "Clay", "TerraMind"),
     "TIPSv2, C-RADIO, Pixio, Idefics, SmolVLM, DPT, YOLOS": (
         "TIPS",
         "C-RADIO",

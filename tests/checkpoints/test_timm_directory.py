@@ -14,6 +14,7 @@ from vitbackbone import ConversionError, TimmBackbone, ViT, load_backbone, load_
 from vitbackbone.checkpoints import hub
 
 LIMIT = 1e-5
+SLOW = pytest.mark.slow
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
 
 
@@ -65,8 +66,21 @@ CASES: dict[str, tuple[str, dict[str, object], bool]] = {
     "registers with positions": ("vit_tiny_patch16_224", {**SMALL, "reg_tokens": 2}, False),
     "resnet": ("resnet18", {"num_classes": 4}, False),
     "convnext": ("convnext_atto", {"num_classes": 4}, False),
+    "two heads behind norms": (
+        "levit_128s",
+        {"depth": [1, 1, 1], "embed_dim": [32, 48, 64], "num_heads": [2, 3, 4], "num_classes": 4},
+        False,
+    ),
+    "two nested heads behind norms": ("repvit_m0_9", {"num_classes": 4}, False),
+    "two heads": ("efficientformer_l1", {"depths": [1, 1, 1, 1], "num_classes": 4}, False),
+    "a head behind a norm": ("shvit_s1", {"num_classes": 4}, False),
+    "angles computed for each grid": (
+        "naflexvit_base_patch16_gap",
+        {"embed_dim": 48, "depth": 2, "num_heads": 3, "pos_embed": "none", "rope_type": "dinov3", "num_classes": 0},
+        False,
+    ),
 }
-QUICK = ("vit", "mean", "pathology", "map", "q and k normed", "resnet")
+QUICK = ("vit", "mean", "pathology", "map", "q and k normed", "two heads behind norms")
 
 
 @pytest.mark.parametrize("name", cases(CASES, QUICK))
@@ -91,6 +105,24 @@ def test_the_features_are_timms(name: str, tmp_path: Path) -> None:
     assert bool(checkpoint.head) == bool(theirs.num_classes)
 
 
+@pytest.mark.parametrize("name", ["swinv2_tiny_window8_256", pytest.param("swin_tiny_patch4_window7_224", marks=SLOW)])
+def test_a_swin_whose_windows_do_not_divide_its_map_pads_as_timm(name: str, tmp_path: Path) -> None:
+    model = save(tmp_path, name, embed_dim=24, depths=(2, 1), num_heads=(3, 6), window_size=5, img_size=64)
+    backbone = load_backbone(tmp_path)
+    x = torch.randn(2, 3, 64, 64)
+    assert relative_error(backbone(x).patches, model.forward_features(x).permute(0, 3, 1, 2)) < LIMIT
+
+
+@SLOW
+def test_heads_that_read_a_part_of_the_vector_each_are_one(tmp_path: Path) -> None:
+    sizes = {"embed_dim": (48, 96), "num_heads": (3, 3), "depth": ((1, 1, 0), (1, 1, 0)), "mlp_ratio": (2, 2, 1)}
+    model = save(tmp_path, "crossvit_9_dagger_240", **{**sizes, "img_size": 120, "num_classes": 4})
+    checkpoint = load_checkpoint(tmp_path)
+    x = torch.randn(2, 3, *checkpoint.backbone.spec.image_size)
+    logits = checkpoint.backbone(x).pooled @ checkpoint.head["head.weight"].T + checkpoint.head["head.bias"]
+    assert relative_error(logits, model(x)) < LIMIT
+
+
 def test_positions_at_other_sizes_are_resampled_as_timm_does(tmp_path: Path) -> None:
     save(tmp_path, "vit_tiny_patch16_224", **SMALL)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, dynamic_img_size=True).eval()
@@ -98,6 +130,19 @@ def test_positions_at_other_sizes_are_resampled_as_timm_does(tmp_path: Path) -> 
     for size in ((96, 96), (48, 112)):
         x = torch.randn(1, 3, *size)
         assert relative_error(backbone(x).tokens, theirs.forward_features(x)[:, 1:]) < LIMIT
+
+
+@pytest.mark.parametrize(
+    "args", [{"dynamic_img_size": False}, {"img_size": 70, "qk_norm": True}], ids=["fixed", "part"]
+)
+def test_any_size_runs_whatever_the_constructor_was_given(args: dict[str, Any], tmp_path: Path) -> None:
+    """timm's network is of one size without its switch, and drops what fills no patch."""
+    model = save(tmp_path, "vit_tiny_patch16_224", **{**SMALL, "class_token": False, "global_pool": "avg", **args})
+    backbone = load_backbone(tmp_path)
+    assert backbone.spec.image_size == (64, 64)
+    x = torch.randn(1, 3, *model.patch_embed.img_size)
+    assert relative_error(backbone(x[:, :, :64, :64]).tokens, model.forward_features(x)) < LIMIT
+    assert backbone(torch.randn(1, 3, 48, 90)).grid == (3, 6)
 
 
 def test_an_mlp_that_the_settings_cannot_name_follows_the_weights(tmp_path: Path) -> None:

@@ -9,14 +9,17 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from benchmarks.coverage.transformers import tiny_model
+from benchmarks.coverage.tiny_configs import _merged, tiny
+from benchmarks.coverage.transformers import classes, randomised, tiny_model
 from tests.backbones import images
 from tests.helpers import randomise, relative_error
 from vitbackbone import load_backbone
 from vitbackbone.checkpoints import ConversionError
 
 TOLERANCE = 1e-5
+SLOW = pytest.mark.slow
 
 
 def saved(model_type: str, folder: Path) -> Any:
@@ -112,6 +115,44 @@ def test_positions_are_resampled_to_another_image_size(size: tuple[int, int], tm
         got = backbone(x)
     assert relative_error(got.tokens, want[:, 1:]) < TOLERANCE
     assert relative_error(got.cls, want[:, 0]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "tower"),
+    [
+        ("blip_vision_model", {"image_size": 40}, ""),
+        pytest.param(
+            "idefics", {"vision_config": {"image_size": 60, "hidden_act": "relu"}}, "vision_model", marks=SLOW
+        ),
+        pytest.param("focalnet", {"image_size": 68, "patch_size": 12}, "", marks=SLOW),
+    ],
+)
+def test_patches_need_not_divide_an_image(model_type: str, options: dict[str, Any], tower: str, tmp_path: Path) -> None:
+    """Most encoders drop the rest of an image. FocalNet's last patch holds more than the whole image."""
+    kind = CONFIG_MAPPING[model_type]
+    model = randomised(classes(model_type)[0](kind.from_dict(_merged(tiny(kind).to_dict(), options))))
+    model.save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path)
+    encoder: Any = model.get_submodule(tower)
+    side = (options.get("vision_config") or options)["image_size"]
+    x = images(2, 3, side, side)
+    height, width = backbone.spec.image_size
+    with torch.no_grad():
+        got, want = backbone(x[:, :, :height, :width]), encoder(x).last_hidden_state
+    assert relative_error(got.tokens, want[:, -got.tokens.shape[1] :]) < TOLERANCE
+
+
+@pytest.mark.parametrize("model_type", ["paddleocr_vl_vision", pytest.param("minicpmv4_6_vision", marks=SLOW)])
+def test_a_grid_that_the_merger_behind_does_not_divide_is_not_padded(model_type: str, tmp_path: Path) -> None:
+    model = saved(model_type, tmp_path)
+    backbone: Any = load_backbone(tmp_path)
+    patch = backbone.spec.stride
+    assert backbone.sizes.multiple == patch
+    x = images(1, 3, 3 * patch, 5 * patch)
+    with torch.no_grad():
+        want = model(**backbone.encoder.feed(x)).last_hidden_state
+        got = backbone(x).tokens
+    assert relative_error(got.flatten(), want.flatten()) < TOLERANCE
 
 
 def test_positions_of_the_size_that_is_asked_for_are_kept(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Prithvi, SatMAE, DOFA and Clay as oracles, written from their papers and code, with timm's blocks as theirs have.
+"""Satellites' backbones as oracles, written from their papers and code, mostly with timm's blocks, as theirs have.
 
 See `tests/oracles/cases.py`. The networks are narrow; a name of the zoo gets their sizes while they are loaded.
 """
@@ -216,9 +216,67 @@ class Clay(nn.Module):
         return self.transformer.norm(x), raw
 
 
+class TerraMindPatches(nn.Module):
+    """Patches of one kind of images, pixel by pixel with all channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(PATCH**2 * channels, DIM, bias=False)
+        self.mod_emb = nn.Parameter(torch.zeros(1, 1, DIM))
+        self.pos_emb = nn.Parameter(torch.zeros(1, (NATIVE // PATCH) ** 2, DIM))
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid, side = (x.shape[2] // PATCH, x.shape[3] // PATCH), NATIVE // PATCH
+        pixels = x.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)  # (B, C, h, w, p, p)
+        tokens = self.proj(pixels.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2))
+        table = F.interpolate(self.pos_emb.mT.unflatten(2, (side, side)), grid, mode="bicubic")
+        return tokens + table.flatten(2).mT + self.mod_emb
+
+
+class TerraMindBlock(nn.Module):
+    def __init__(self, gated: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(DIM, eps=1e-6), nn.LayerNorm(DIM, eps=1e-6)
+        self.attn = nn.ModuleDict(
+            {"qkv": nn.Linear(DIM, 3 * DIM, bias=not gated), "proj": nn.Linear(DIM, DIM, bias=not gated)}
+        )
+        self.mlp = nn.ModuleDict(
+            {"fc1": nn.Linear(DIM, MLP, bias=not gated), "fc2": nn.Linear(MLP, DIM, bias=not gated)}
+        )
+        if gated:
+            self.mlp["fc3"] = nn.Linear(DIM, MLP, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.attn["qkv"](self.norm1(x)).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.mT / (DIM / HEADS) ** 0.5).softmax(dim=-1)
+        x = x + self.attn["proj"]((weights @ v).transpose(1, 2).flatten(2))
+        hidden = self.mlp["fc1"](self.norm2(x))
+        hidden = F.silu(hidden) * self.mlp["fc3"](self.norm2(x)) if "fc3" in self.mlp else F.gelu(hidden)
+        return x + self.mlp["fc2"](hidden)
+
+
+class TerraMind(nn.Module):
+    """Jakubik et al. 2025, with images of one of its kinds. Its file has the patches of others beside them."""
+
+    def __init__(self, kind: str, gated: bool) -> None:
+        super().__init__()
+        channels = {"untok_sen2l2a@224": 12, "untok_sen1grd@224": 2, "untok_sen1rtc@224": 2, "untok_dem@224": 1}
+        self.kind = kind
+        self.encoder_embeddings = nn.ModuleDict({name: TerraMindPatches(count) for name, count in channels.items()})
+        self.encoder = nn.ModuleList(TerraMindBlock(gated) for _ in range(DEPTH))
+        self.encoder_norm = nn.LayerNorm(DIM, eps=1e-6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        x, raw = self.encoder_embeddings[self.kind](x), {}
+        for i, block in enumerate(self.encoder):
+            x = raw[i] = block(x)
+        return self.encoder_norm(x), raw
+
+
 def run(mean: bool, model: Callable[[Tensor], tuple[Tensor, dict[int, Tensor]]], x: Tensor, _: list[int]) -> Outputs:
     tokens, raw = model(x)
-    return Outputs(tokens, raw, tokens[:, 1:].mean(dim=1) if mean else tokens[:, 0])
+    patches = tokens if isinstance(model, TerraMind) else tokens[:, 1:]
+    return Outputs(tokens, raw, patches.mean(dim=1) if mean else tokens[:, 0])
 
 
 def load(name: str, folder: Path, positions: Positions, **options: object) -> BackboneModule:
@@ -261,5 +319,11 @@ SATELLITE_CASES: list[Case] = [
     satellite_case("Prithvi", "prithvi_eo_v1_100", Prithvi, 6, "", False),
     satellite_case("SatMAE", "satmae_vit_base_patch8_96.fmow_sentinel", SatMae, 10, "", False),
     satellite_case("Clay", "clay_v1_5.sentinel_2_l2a", Clay, 10, "model.encoder.", False),
+    satellite_case(
+        *("TerraMind", "terramind_v1_base.sentinel_2_l2a", lambda: TerraMind("untok_sen2l2a@224", True), 12, "", True)
+    ),
+    satellite_case(
+        *("TerraMind", "terramind_v1_tiny.sentinel_1_rtc", lambda: TerraMind("untok_sen1rtc@224", False), 2, "", True)
+    ),
     satellite_case("DOFA", "dofa_vit_base_patch16_224", Dofa, 3, "", True),
 ]

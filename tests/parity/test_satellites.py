@@ -1,4 +1,4 @@
-"""Prithvi, SatMAE, DOFA and Clay equal their papers' formulas, with every parameter randomised."""
+"""Prithvi, SatMAE, DOFA, Clay and TerraMind equal their papers' formulas, with every parameter randomised."""
 
 from pathlib import Path
 

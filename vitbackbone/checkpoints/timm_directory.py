@@ -73,6 +73,9 @@ class TimmDirectory:
         if native := native_vit(model):
             config, layout = native
             return replace(given, config=config, format=layout, classifier=None)
+        assert isinstance(given.config, TimmConfig)
+        if given.config.windows != "timm" and any(map(_is_padded, model.modules())):
+            given = replace(given, config=replace(given.config, windows="timm"))
         return self._of_the_zoo(given, model) or given
 
     def _projection_width(self) -> int | None:
@@ -161,6 +164,13 @@ class TimmDirectory:
                 given = f"model_args.{SHORT.repr(key)[1:-1]}={SHORT.repr(value)}"
                 raise ValueError(f"{self.config_file} has {given}; want a value that a network can have")
         return {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()}
+
+
+def _is_padded(block: Any) -> bool:
+    """Return whether a module is a block of a Swin whose windows do not divide the map that timm built it for. Its
+    weights know timm's way to pad."""
+    sides, windows = (getattr(block, name, ()) for name in ("input_resolution", "window_size"))
+    return any(side % window for side, window in zip(sides, windows, strict=False))
 
 
 def _is_plain(value: Any) -> bool:

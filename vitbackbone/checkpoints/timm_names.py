@@ -1,13 +1,15 @@
 """Models by timm's names: their configuration, preprocessing, licence and source, and the keys of their files."""
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitbackbone.checkpoints.rules import OUTSIDE, Change, Rule, drop, rename, together
+from vitbackbone.contract import BackboneSpec
 from vitbackbone.files import did_you_mean
 from vitbackbone.images import Preprocess
 from vitbackbone.networks import TimmBackbone, TimmConfig, WindowBlock, Windows
@@ -79,8 +81,9 @@ def describe_timm(name: str) -> TimmEntry:
 
 def describe_weights(architecture: str, cfg: dict[str, Any], arguments: Arguments = ()) -> TimmEntry:
     """Return what `cfg`, timm's `pretrained_cfg`, says about the weights of an architecture. `arguments` of the
-    constructor come before those that this package chooses. Sizes are rounded down to whole patches, because timm's
-    ViTs drop the rest of an image at the bottom and right. Raises `ValueError` as `describe_timm` does."""
+    constructor come before `cfg`, but none keeps a network at one size that can run at any. Sizes are those of whole
+    patches, because timm's ViTs drop the rest of an image at the bottom and right. Raises `ValueError` as
+    `describe_timm` does."""
     import timm
 
     preprocess = preprocess_of(cfg)
@@ -93,11 +96,12 @@ def describe_weights(architecture: str, cfg: dict[str, Any], arguments: Argument
         patch = _patch_of(architecture, arguments)
         preprocess = preprocess.in_patches(patch)
         image_size = (image_size[0] - image_size[0] % patch, image_size[1] - image_size[1] % patch)
+        given["img_size"] = image_size
     size = {"img_size": image_size} if fixed else {}
     config = TimmConfig(
         architecture=architecture,
         image_size=image_size,
-        arguments=tuple({**size, **dict(family.arguments), **given}.items()),
+        arguments=tuple({**size, **given, **dict(family.arguments)}.items()),
         rebuild=fixed and not family.arguments,
         windows=family.windows,
         channels=channels,
@@ -115,12 +119,14 @@ def _patch_of(architecture: str, arguments: Arguments) -> int:
     network."""
     import timm
 
-    try:
-        with torch.device("meta"):
-            network: Any = timm.create_model(architecture, pretrained=False, num_classes=0, **dict(arguments))
-        return int(network.patch_embed.feat_ratio())
-    except Exception:  # a constructor raises all kinds of errors on arguments that it does not take
-        return 1
+    for given in ({**dict(arguments), "depth": 1}, dict(arguments)):  # one block is enough where timm takes the number
+        try:
+            with torch.device("meta"):
+                network: Any = timm.create_model(architecture, pretrained=False, num_classes=0, **given)
+            return int(network.patch_embed.feat_ratio())
+        except Exception:  # a constructor raises all kinds of errors on arguments that it does not take
+            continue
+    return 1
 
 
 def preprocess_of(cfg: dict[str, Any]) -> Preprocess:
@@ -148,15 +154,56 @@ def timm_rules(backbone: TimmBackbone, classifier: tuple[str, ...]) -> tuple[Rul
     ours = backbone.state_dict().keys()
     computed = {name for name, _ in backbone.named_buffers()} - ours  # older files hold them
     masks = {f"{name}.attn_mask" for name, module in backbone.named_modules() if isinstance(module, WindowBlock)}
-    heads = tuple(zip(classifier, ("head", "head_dist"), strict=False))
     # open_clip keeps its own layers after the pooling in `head`, beside timm's network in `trunk`
     layers = f"{OUTSIDE}head.mlp." if "projection.fc1.weight" in ours else f"{OUTSIDE}head.proj."
     return (
         *(rename(name.removeprefix("model."), name) for name in ours if not name.startswith(PROJECTION)),
         *(rename(layers + name.removeprefix(PROJECTION), name) for name in ours if name.startswith(PROJECTION)),
         *(drop(name.removeprefix("model.")) for name in sorted(computed | masks)),
-        *(replace(rule, via=AS_LINEAR) for rule in (together(*heads) if heads else ())),
+        *_heads(classifier, {name.removeprefix("model.") for name in ours}, backbone.spec),
     )
+
+
+NORMED = ("weight", "bias", "running_mean", "running_var")  # of a batch norm
+
+
+def _heads(classifier: tuple[str, ...], ours: Set[str], spec: BackboneSpec) -> tuple[Rule, ...]:
+    """Return the rules of a classifier's layers. DeiT's second one reads the distillation token.
+
+    Where there is no such token, the layers become one of the pooled vector, their mean, as timm's logits are: each
+    reads the whole vector (LeViT), or a part of its own (CrossViT). A batch norm in front of a layer, which is no part
+    of the backbone, is computed into it (RepViT).
+    """
+    if spec.num_registers and len(classifier) == 2:
+        return tuple(replace(rule, via=AS_LINEAR) for rule in together(*zip(classifier, HEADS_OF_DEIT, strict=True)))
+    norms = [f"{layer.rpartition('.')[0]}.bn" for layer in classifier]
+    plain = tuple(f"{layer}.{kind}" for layer in classifier for kind in ("weight", "bias"))
+    normed = tuple(f"{norm}.{kind}" for norm in norms for kind in NORMED)
+    one, mean = ("head.weight", "head.bias"), partial(_mean, spec.pooled_dim)
+    behind = Rule((*plain, *normed), one, Change(lambda *given: mean(*_folded(*given))))
+    rules = (Rule(plain, one, Change(mean)), behind)
+    return () if not classifier else rules[:1] if ours & set(normed) else rules
+
+
+def _mean(width: int, *layers: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of layers on a vector of `width` numbers, from their weights and biases in turn."""
+    weights, bias = _as_linear(*layers[::2]), torch.stack(layers[1::2]).mean(dim=0)
+    if len(weights) > 1 and sum(weight.shape[1] for weight in weights) == width:
+        return torch.cat(weights, dim=1) / len(weights), bias
+    return torch.stack(weights).mean(dim=0), bias
+
+
+def _folded(*given: Tensor) -> list[Tensor]:
+    """Return layers with the batch norms in front of them: given are the weights and biases, and then all norms."""
+    count = len(given) // (2 + len(NORMED))
+    made: list[Tensor] = []
+    for n in range(count):
+        weight, bias = given[2 * n : 2 * n + 2]
+        start = 2 * count + len(NORMED) * n
+        gain, shift, mean, variance = given[start : start + len(NORMED)]
+        scale = gain / (variance + 1e-5).sqrt()
+        made += [weight.flatten(1) * scale, bias + weight.flatten(1) @ (shift - mean * scale)]
+    return made
 
 
 def _as_linear(*parameters: Tensor) -> tuple[Tensor, ...]:
@@ -165,3 +212,4 @@ def _as_linear(*parameters: Tensor) -> tuple[Tensor, ...]:
 
 
 AS_LINEAR = Change(_as_linear)
+HEADS_OF_DEIT = ("head", "head_dist")

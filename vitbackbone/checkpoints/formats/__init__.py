@@ -24,6 +24,7 @@ from vitbackbone.checkpoints.formats.satellites import SATELLITES
 from vitbackbone.checkpoints.formats.siglino import SIGLINO
 from vitbackbone.checkpoints.formats.siglip2 import SIGLIP2
 from vitbackbone.checkpoints.formats.swin import SWIN
+from vitbackbone.checkpoints.formats.terramind import TERRAMIND
 from vitbackbone.checkpoints.formats.timm import TIMM
 from vitbackbone.checkpoints.formats.tipsv2 import TIPSV2
 from vitbackbone.checkpoints.formats.vitdet import VITDET
@@ -55,6 +56,7 @@ TOWERS: dict[str, Rules] = {
 FORMATS: dict[str, Rules] = {
     **AUTHORS,
     **SATELLITES,
+    **TERRAMIND,
     "clay": CLAY,
     "da3": DA3,
     "siglino": SIGLINO,

@@ -17,6 +17,7 @@ from vitbackbone.checkpoints.zoo.pathology import PATHOLOGY
 from vitbackbone.checkpoints.zoo.repositories import REPOSITORIES
 from vitbackbone.checkpoints.zoo.satellites import SATELLITES
 from vitbackbone.checkpoints.zoo.siglino import SIGLINO
+from vitbackbone.checkpoints.zoo.terramind import TERRAMIND
 from vitbackbone.checkpoints.zoo.text import OPENAI_TEXT, TEXT_REPOSITORIES
 from vitbackbone.checkpoints.zoo.timm import TIMM
 from vitbackbone.checkpoints.zoo.tipsv2 import TIPSV2
@@ -73,6 +74,7 @@ ZOO: dict[str, Entry] = {
     **REPOSITORIES,
     **VIDEO,
     **SATELLITES,
+    **TERRAMIND,
     **CLAY,
     **DEPTH,
     **SIGLINO,

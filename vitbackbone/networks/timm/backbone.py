@@ -31,6 +31,7 @@ from vitbackbone.contract import (
     any_size,
     check_images,
     describe_settings,
+    device_of,
     float32_default,
     numbers,
     one_by_one,
@@ -142,7 +143,8 @@ class TimmBackbone(BackboneModule):
         self.model: Any = model
         self.shifts = any(isinstance(model, timm_class(name)) for name in ("Swin", "Swin V2"))
         shapes = shapes or model
-        self.levels = read_levels(shapes.eval(), config.architecture, _trial_size(config), _projects(config))
+        with torch.device(device_of(shapes) or "cpu"):  # of tables that a network computes as it runs
+            self.levels = read_levels(shapes.eval(), config.architecture, _trial_size(config), _projects(config))
         if config.map_norm:
             self.levels = replace(self.levels, has_norm=True)
         create = partial(_for_size, config)
@@ -195,7 +197,8 @@ class TimmBackbone(BackboneModule):
         if config.size_multiple is not None:
             return Sizes(config.size_multiple)
         build = self._rebuilt if config.rebuild else lambda _: model
-        return sizes_of(build, config.image_size, self.levels, min(self.strides) if config.rebuild else 1)
+        with torch.device(device_of(model) or "cpu"):
+            return sizes_of(build, config.image_size, self.levels, min(self.strides) if config.rebuild else 1)
 
     def _rebuilt(self, size: Size) -> Any:
         """Build the network for a size, without weights. Raises `SizeRefused` if its weights do not fit."""

@@ -51,7 +51,7 @@ from vitbackbone.networks.transformers.parts import (
     setting,
     timm_size,
 )
-from vitbackbone.networks.transformers.runs import Encoder, Shapes
+from vitbackbone.networks.transformers.runs import PATCH, Encoder, Shapes
 from vitbackbone.networks.transformers.towers import config_of, find_towers, inner_towers, joins
 
 
@@ -142,12 +142,15 @@ class TransformersBackbone(BackboneModule):
         self.channels = (channels_of(settings),)
         self.model: Any = model
         self.encoder = Encoder(model, settings, feed)
+        whole = native
         shapes, self.sizes, native = _measure(self.encoder, native)
         if next(model.parameters()).device.type != "meta":
             for layout in shapes.layers:
                 self.encoder.places(native, layout, torch.device("cpu"))
             self.encoder.known.clear()  # initial weights may hide a place
         self.preprocess = preprocess or Preprocess(image_size=native)
+        if native < whole:
+            self.preprocess = self.preprocess.in_patches(feed.patch)
         self.shapes = shapes
         self.has_cls = shapes.layers[-1].others > 0 and any(
             "cls" in key.rpartition(".")[2] or "class" in key.rpartition(".")[2] for key, _ in model.named_parameters()
@@ -277,14 +280,14 @@ def _first_run(encoder: Encoder, native: Size) -> tuple[Encoder, Shapes, Size]:
     first, errors = encoder.feed, []
     for feed in first.alternatives():
         encoder.feed = feed
-        size = (-(-native[0] // feed.unit) * feed.unit, -(-native[1] // feed.unit) * feed.unit)
-        for trial in (encoder.on_meta(), encoder):
-            try:
-                shapes = trial.shapes(size)
-                encoder.first_stage = trial.first_stage
-                return trial, shapes, size
-            except Exception as error:  # an encoder that reads values of tensors fails on the meta device, in its way
-                errors.append(error)
+        for size in _whole(native, feed.unit, setting(encoder.config, *PATCH)):
+            for trial in (encoder.on_meta(), encoder):
+                try:
+                    shapes = trial.shapes(size)
+                    encoder.first_stage = trial.first_stage
+                    return trial, shapes, size
+                except Exception as error:  # one that reads values of tensors fails on the meta device, in its way
+                    errors.append(error)
     encoder.feed = first
     name = type(encoder.model).__name__
     if joins(encoder.model):
@@ -292,6 +295,15 @@ def _first_run(encoder: Encoder, native: Size) -> tuple[Encoder, Shapes, Size]:
     raise ValueError(
         f"the image encoder does not run on an image of {native[0]} x {native[1]}: {errors[1]}"
     ) from errors[1]
+
+
+def _whole(native: Size, unit: int, patch: int | None) -> list[Size]:
+    """Return an encoder's own size in whole units, and then in the whole patches that fit, if these are fewer pixels:
+    most encoders drop the rest of an image at the bottom and right."""
+    up = (-(-native[0] // unit) * unit, -(-native[1] // unit) * unit)
+    if patch is None or unit > 1 or min(native) < patch or not (native[0] % patch or native[1] % patch):
+        return [up]
+    return [up, (native[0] - native[0] % patch, native[1] - native[1] % patch)]
 
 
 def _measure(encoder: Encoder, native: Size) -> tuple[Shapes, Sizes | None, Size]:
@@ -309,9 +321,10 @@ def _measure(encoder: Encoder, native: Size) -> tuple[Shapes, Sizes | None, Size
             return False
 
     if encoder.feed.unit > 1:
-        unit = encoder.feed.unit
-        wider = (native[0] + unit, native[1] + 3 * unit)
-        return shapes, Sizes(unit, unit) if fits(wider) else None, native
+        patch, unit = encoder.feed.patch, encoder.feed.unit
+        # Some encoders take grids that the merger behind them does not divide
+        fitting = [step for step in (patch, unit) if fits((native[0] + step, native[1] + unit + step))]
+        return shapes, Sizes(fitting[0], fitting[0]) if fitting else None, native
     if trial is encoder:  # each trial costs a whole run
         multiple = max(strides)
         wider = (-(-native[0] // multiple) * multiple, (-(-native[1] // multiple) + 1) * multiple)

@@ -89,7 +89,8 @@ def _count(shape: tuple[int, ...], batch: int, packed: bool) -> int | None:
 
 
 def _strides(size: Size, patch: int | None) -> Iterator[int]:
-    yield from range(patch or 1, max(size) + 1, patch or 1)
+    step = patch or 1
+    yield from range(step, max(size) + step, step)  # the last one holds the whole image
 
 
 def as_map(
