@@ -95,7 +95,7 @@ def test_after_kills_at_random_moments_the_store_is_the_uninterrupted_one(
         out = tmp_path / f"killed-{rounds}"
         for _ in range(3):
             process = in_process(lambda out=out: run(photos, out))
-            time.sleep(moments.uniform(0, 1.2 * lasts))
+            process.join(moments.uniform(0, 1.2 * lasts))
             process.kill()
             process.join()
             kills += process.exitcode == -signal.SIGKILL
