@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import os
 import re
 import signal
 import warnings
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.context import BaseContext
 
 import torch
@@ -142,7 +144,7 @@ def read_batches(
         num_workers=workers,
         collate_fn=_collate,
         multiprocessing_context=_afresh() if workers and has_clients() else None,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=partial(_begin, dict(os.environ)),
         pin_memory=torch.device(device).type == "cuda",
     )
     yield from lanes.in_order(iter(loader))
@@ -173,8 +175,15 @@ def _afresh() -> BaseContext:
     return context
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Ignore Ctrl-C, which reaches every process of the terminal: the parent stops its workers."""
+def _begin(environment: dict[str, str], _: int) -> None:
+    """Begin a reading process as the parent is now.
+
+    The process that forks it may have been started long ago, so that it has the environment of then: another address of
+    a bucket, or other credentials. Ctrl-C reaches every process of the terminal; it is ignored here, because the parent
+    stops its workers.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
