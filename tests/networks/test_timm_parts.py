@@ -4,7 +4,7 @@ import pytest
 import timm
 from torch import nn
 
-from vitbackbone.networks.timm.backbone import parts
+from vitbackbone.networks.timm import parts
 from vitbackbone.networks.timm.parts import CLASSES, COSINE_ATTENTION, SWIN_BLOCK, VIT_ATTENTION, require, timm_class
 
 SMALL = {"img_size": 32, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1), "window_size": 2, "num_classes": 0}
