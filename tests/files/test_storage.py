@@ -1,10 +1,14 @@
 """The promises of every storage. Each place where a store may live passes the same tests: add it to `PLACES`."""
 
+import fcntl
 import hashlib
+import io
+import os
 import pickle
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -146,3 +150,63 @@ def test_a_signal_while_an_unfinished_file_is_removed_leaves_none(
         storage.put("a", b"1")
     assert storage.get("a") == b"1"
     assert not list((tmp_path / "store").glob(".unfinished/*"))
+
+
+CALLS = [(os, name) for name in ("mkdir", "link", "replace", "unlink", "rmdir", "fsync")]
+
+
+@pytest.mark.parametrize("data", [b"1", Path("part")])
+def test_a_kill_before_any_call_leaves_nothing_that_a_sweep_does_not_remove(tmp_path: Path, data: bytes | Path) -> None:
+    def put(storage: Storage, dies: int) -> None:
+        """Put an object, and end the process before its call of the system with this number."""
+        left = [dies]
+
+        def dying(original: Callable[..., object], *args: object, **options: object) -> object:
+            left[0] -= 1
+            if not left[0]:
+                os._exit(9)
+            return original(*args, **options)
+
+        for module, name in (*CALLS, (io, "open"), (fcntl, "flock")):
+            setattr(module, name, partial(dying, getattr(module, name)))
+        with storage.scratch() as folder:
+            if isinstance(data, Path):
+                (folder / data).write_bytes(b"1")
+            storage.put("a", folder / data if isinstance(data, Path) else data)
+        os._exit(0)
+
+    ended = number = 0
+    while not ended:
+        number += 1
+        storage = open_storage(tmp_path / str(number))
+        process = os.fork()
+        if not process:
+            put(storage, number)
+        ended = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+        storage.sweep()
+        assert not (tmp_path / str(number) / ".unfinished").exists(), number
+    assert number > 10
+    assert storage.get("a") == b"1"
+
+
+@pytest.mark.parametrize("call", ["mkdir", "flock"])
+def test_a_sweep_while_a_writer_begins_takes_nothing_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    storage, left = open_storage(tmp_path / "store"), [3]
+    module = {"mkdir": os, "flock": fcntl}[call]
+    original = getattr(module, call)
+
+    def swept(*args: object, **options: object) -> None:
+        sweeps = left[0] > 0 and (call == "flock" or ".unfinished/" in str(args[0]))
+        if sweeps and call == "flock":
+            left[0] -= 1
+            storage.sweep()
+        original(*args, **options)
+        if sweeps and call == "mkdir":
+            left[0] -= 1
+            storage.sweep()
+
+    monkeypatch.setattr(module, call, swept)
+    storage.put("a", b"1")
+    assert (left, storage.get("a")) == ([0], b"1")

@@ -126,7 +126,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         ),
         "data2vec_vision",
     ),
-    "pixio": (lambda: _model("PixioBackbone", "PixioConfig", **TOWER), ""),
     "sam hq": (
         lambda: _model("SamHQModel", "SamHQConfig", vision_config={**TOWER, **SAM_TOWER}, **SAM_PARTS),
         "vision_encoder",

@@ -108,15 +108,13 @@ class LocalStorage:
     def scratch(self) -> Iterator[Path]:
         folder = self.root / UNFINISHED / uuid4().hex  # nobody can guess the name, and plant a link there
         try:
-            _make_private(folder)
-            with (folder / ALIVE).open("w") as alive:
-                fcntl.flock(alive, fcntl.LOCK_EX)
+            with _alive(folder):
                 yield folder
         finally:
             try:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
             except BaseException:  # a signal ends the process: this is the last that it does
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
                 raise
             with contextlib.suppress(OSError):  # another writer is at work
                 folder.parent.rmdir()
@@ -127,9 +125,12 @@ class LocalStorage:
             try:
                 with (folder / ALIVE).open("r+") as alive:
                     fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system ends the lock with its process
-                    shutil.rmtree(folder, ignore_errors=True)
-            except (FileNotFoundError, NotADirectoryError, BlockingIOError):
-                continue  # it has ended, begins or is at work
+                    _remove(folder)
+            except FileNotFoundError:  # it has ended, begins and tries again, or was killed before it had a lock
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            except (NotADirectoryError, BlockingIOError):
+                continue  # it is at work
         with contextlib.suppress(OSError):
             unfinished.rmdir()
 
@@ -212,6 +213,32 @@ def _make_private(folder: Path) -> None:
                 raise
             continue
         return
+
+
+@contextmanager
+def _alive(folder: Path) -> Iterator[None]:
+    """Make a private folder, and hold its lock. `sweep` removes a folder without one, and may come in between."""
+    for _ in range(RACES):
+        _make_private(folder)
+        try:
+            alive = (folder / ALIVE).open("w")
+        except FileNotFoundError:
+            continue
+        with alive:
+            fcntl.flock(alive, fcntl.LOCK_EX)
+            if os.fstat(alive.fileno()).st_nlink:
+                yield
+                return
+    raise FileNotFoundError(errno.ENOENT, "other writers remove it again and again", str(folder))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of unfinished files. Its lock goes last, so that `sweep` finds what a kill leaves of it."""
+    with contextlib.suppress(OSError):
+        for each in folder.iterdir():
+            if each.name != ALIVE:
+                each.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def full(code: int, key: str, place: str) -> OSError:
