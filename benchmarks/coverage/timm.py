@@ -1,4 +1,4 @@
-"""What each architecture of timm does here: untrained, on the meta device, which computes only shapes."""
+"""Try every architecture of timm, untrained and on the meta device, which computes only shapes."""
 
 import warnings
 from typing import Any

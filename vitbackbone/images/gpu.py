@@ -11,8 +11,8 @@ from torch import Tensor
 from vitbackbone.images.fast import JPEGS, Kind
 
 DEVICE = "cuda"
-END = b"\xff\xd9"  # of a whole JPEG; of a truncated one a GPU may paint the rest grey without an error
-PADDING = 4096  # bytes at the end in which it is looked for
+END = b"\xff\xd9"  # ends a whole JPEG; a GPU may paint the rest of a truncated one grey without an error
+PADDING = 4096  # bytes at the end of the file that are searched for it
 
 
 def decode_on_gpu(data: bytes, kind: Kind, size: tuple[int, int]) -> UInt8[Tensor, "3 H W"] | None:
