@@ -88,7 +88,7 @@ class LocalStorage:
         target = self._file(key)
         with self._writing(key), self._finished(data) as temporary:
             try:
-                now = target.open("rb")
+                now = target.open("r+b")  # NFS locks only files that are open for writing
             except (FileNotFoundError, NotADirectoryError):
                 return None
             with now:
@@ -129,8 +129,8 @@ class LocalStorage:
             except FileNotFoundError:  # it has ended, begins and tries again, or was killed before it had a lock
                 with contextlib.suppress(OSError):
                     folder.rmdir()
-            except (NotADirectoryError, BlockingIOError):
-                continue  # it is at work
+            except (NotADirectoryError, BlockingIOError, PermissionError):
+                continue  # it is at work, or of another user
         with contextlib.suppress(OSError):
             unfinished.rmdir()
 
