@@ -8,13 +8,14 @@ from vitbackbone.files.local_storage import LIMITS, LocalStorage, full
 from vitbackbone.files.object_storage import READ_PART, open_bucket
 from vitbackbone.files.progress import bars_are_hidden, no_progress_bars, progress_bar
 from vitbackbone.files.ranged import FilePart, OpenFile, RangedContent, RangedFile
-from vitbackbone.files.storage import Storage, Stored, open_storage, read_chunks
+from vitbackbone.files.storage import READS, Storage, Stored, open_storage, read_checked, read_chunks
 from vitbackbone.files.suggestions import did_you_mean
 from vitbackbone.files.web import MAX_BYTES, FileTooLarge, fetch, size_of
 
 __all__ = [
     "LIMITS",
     "MAX_BYTES",
+    "READS",
     "READ_PART",
     "SHORT",
     "FilePart",
@@ -45,6 +46,7 @@ __all__ = [
     "publish_text",
     "publish_together",
     "read_bytes",
+    "read_checked",
     "read_chunks",
     "read_json",
     "read_together",

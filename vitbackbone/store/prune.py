@@ -13,7 +13,7 @@ from vitbackbone.store.objects import read_part, read_table
 from vitbackbone.store.plan import Plan
 from vitbackbone.store.records import Snapshot, unseal
 from vitbackbone.store.results import read_results
-from vitbackbone.store.snapshots import latest, numbers, publish, read_classes, read_manifest, read_snapshot
+from vitbackbone.store.snapshots import latest, numbers, publish, read_classes, read_manifest, read_snapshot, repair
 from vitbackbone.store.transaction import next_snapshot
 from vitbackbone.store.workers.leases import Lease
 
@@ -44,7 +44,8 @@ def prune(directory: str | PathLike[str], keep: int = 1, gone: bool = False) -> 
     if last.work:
         raise ValueError(f"{storage.url} is incomplete; run the same extraction again to finish it, and then prune it")
     _refuse_while_running(storage)
-    there = sorted(number for number in numbers(storage) if number)
+    repair(storage, last)
+    there = sorted({last.number, *filter(None, numbers(storage))})
     rows = last.counts.gone if gone else 0
     oldest = [*there, last.number + 1][-keep] if rows else there[-keep:][0]
     if rows or oldest != last.oldest:  # it tells `verify` which records must exist

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from vitbackbone.files import Record, Storage, open_storage, progress_bar
 from vitbackbone.store.layout import LATEST, RESULTS, object_key, snapshot_key
 from vitbackbone.store.objects import check_object, read_part
-from vitbackbone.store.records import Done, Snapshot, checksum, unseal
+from vitbackbone.store.records import Done, Snapshot, checksum, read_record
 from vitbackbone.store.snapshots import latest, read_classes, read_manifest
 from vitbackbone.store.workers.leases import Lease
 
@@ -75,12 +75,12 @@ def _read_records(storage: Storage, problems: list[Problem]) -> dict[str, Record
     keys = [stored.key for folder in KINDS for stored in storage.list(f"{folder}/")]
     for key in [LATEST, *keys]:
         try:
-            found[key] = unseal(storage.get(key), KINDS.get(key.partition("/")[0], Snapshot), key)
+            found[key] = read_record(storage, key, KINDS.get(key.partition("/")[0], Snapshot))
         except FileNotFoundError:
             if key == LATEST or not key.startswith("leases/"):  # a worker gives its leases back
                 problems.append((key, "is missing"))
         except ValueError as error:
-            problems.append((key, str(error).removeprefix(f"{key} ")))
+            problems.append((key, str(error).removeprefix(f"{storage.url}/{key} ")))
     return found
 
 

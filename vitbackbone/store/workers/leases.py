@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from vitbackbone.files import Record, Storage
 from vitbackbone.store.layout import lease_key
-from vitbackbone.store.records import seal, unseal
+from vitbackbone.store.records import read_record, seal
 
 TERM = 30.0  # seconds that a lease lasts
 RENEWALS = 3  # within a term
@@ -113,13 +113,13 @@ class Leases:
 
     def _is_ours(self, name: str) -> bool:
         try:
-            return unseal(self.storage.get(name), Lease, name).token == self.token
+            return read_record(self.storage, name, Lease).token == self.token
         except (FileNotFoundError, ValueError):
             return False
 
     def _is_past(self, name: str) -> bool:
         try:
-            return unseal(self.storage.get(name), Lease, name).deadline < time.time()
+            return read_record(self.storage, name, Lease).deadline < time.time()
         except (FileNotFoundError, ValueError):  # released, or damaged
             return True
 
