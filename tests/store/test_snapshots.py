@@ -8,6 +8,7 @@ import signal
 import tarfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
@@ -23,8 +24,10 @@ from vitbackbone.files import LocalStorage
 from vitbackbone.images import ImageError, Photo
 from vitbackbone.model.vit import ViT
 from vitbackbone.store import FeatureStore, extract, history, prune, verify
+from vitbackbone.store.layout import lease_key, object_key
+from vitbackbone.store.objects import put_json
 from vitbackbone.store.sources.locate import REMEDIES, Reason
-from vitbackbone.store.workers.leases import Leases
+from vitbackbone.store.workers.leases import RUN, Leases
 
 OPTIONS = {"shard_size": 4, "batch_size": 4, "progress": False}
 
@@ -298,6 +301,68 @@ def test_prune_keeps_what_its_snapshots_need(photos: Path, tmp_path: Path) -> No
     assert verify(out).problems != ()
     with pytest.raises(ValueError, match="keep=0; want at least 1"):
         prune(out, keep=0)
+
+
+@pytest.mark.promise(36)
+@pytest.mark.parametrize("step", ["repair", "_needed"])
+def test_prune_takes_nothing_from_a_run_that_begins_meanwhile(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Neither what it has written and not yet published, nor the lease that says that it is at work."""
+    out, module = tmp_path / "out", import_module("vitbackbone.store.prune")
+    extract(tiny_vit(), photos, out, **OPTIONS)
+    prune(out)
+    storage, leases = LocalStorage(out), Leases(LocalStorage(out))
+    name, original = object_key(put_json(storage, {})), getattr(module, step)
+
+    def after_a_begin(*arguments: object) -> object:
+        leases.claim_run()
+        return original(*arguments)
+
+    monkeypatch.setattr(module, step, after_a_begin)
+    with pytest.raises(BlockingIOError, match="an extraction is at work"):
+        prune(out, keep=2)
+    assert storage.head(name) is not None
+    assert storage.head(lease_key(f"{RUN}{leases.token}")) is not None
+
+
+@pytest.mark.promise(36)
+def test_the_lease_of_a_run_is_written_again_if_another_machine_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that is ahead takes it for one that is past."""
+    monkeypatch.setattr("vitbackbone.store.workers.leases.TERM", 0.3)
+    storage = LocalStorage(tmp_path)
+    with Leases(storage).kept() as leases:
+        leases.claim_run()
+        key = lease_key(f"{RUN}{leases.token}")
+        storage.delete(key)
+        deadline = time.monotonic() + 20
+        while storage.head(key) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert storage.head(key) is None
+
+
+@pytest.mark.promise(29)
+@pytest.mark.parametrize("step", ["_read_records", "_check_objects"])
+def test_a_run_and_a_prune_meanwhile_are_no_problem_of_a_store(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    out, module = tmp_path / "out", import_module("vitbackbone.store.verify")
+    extract(tiny_vit(), photos, out, **OPTIONS)
+    original, changes = getattr(module, step), [1, 2]
+
+    def after_a_change(*arguments: object) -> object:
+        if changes:
+            save_photo(photos / "3.png", 40, 50, seed=90 + changes.pop())
+            extract(tiny_vit(), photos, out, **OPTIONS)
+            prune(out)
+        return original(*arguments)
+
+    monkeypatch.setattr(module, step, after_a_change)
+    assert verify(out).problems == ()
+    assert not changes
 
 
 @pytest.mark.promise(36)

@@ -15,6 +15,7 @@ from vitbackbone.files import READS, Storage, read_checked, read_chunks
 from vitbackbone.store.layout import PART, object_key
 from vitbackbone.store.records import Part
 
+MISSING = "is missing"
 REPAIR = "run the extraction on its source again to repair it"
 
 
@@ -110,7 +111,7 @@ def check_object(storage: Storage, name: str) -> str | None:
             for chunk in read_chunks(storage, object_key(name)):
                 digest.update(chunk)
         except FileNotFoundError:
-            return "is missing"
+            return MISSING
         if digest.hexdigest() == name.partition(".")[0]:
             return None
     return "is damaged: its checksum differs"

@@ -11,11 +11,13 @@ from vitbackbone.files import Storage, open_storage
 from vitbackbone.store.layout import RESULTS, ROWS, WORK, object_key, snapshot_key
 from vitbackbone.store.objects import read_part, read_table
 from vitbackbone.store.plan import Plan
-from vitbackbone.store.records import Snapshot, unseal
+from vitbackbone.store.records import Snapshot, read_record
 from vitbackbone.store.results import read_results
 from vitbackbone.store.snapshots import latest, numbers, publish, read_classes, read_manifest, read_snapshot, repair
 from vitbackbone.store.transaction import next_snapshot
 from vitbackbone.store.workers.leases import Lease
+
+PUBLISHED = "another run has published a snapshot meanwhile; prune again"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ def prune(directory: str | PathLike[str], keep: int = 1, gone: bool = False) -> 
         raise ValueError(f"{storage.url} is not a feature store")
     if last.work:
         raise ValueError(f"{storage.url} is incomplete; run the same extraction again to finish it, and then prune it")
-    _refuse_while_running(storage)
+    left = [stored.key for folder in ("done/", "leases/") for stored in storage.list(folder)]
+    _refuse_while_running(storage, last)
     repair(storage, last)
     there = sorted({last.number, *filter(None, numbers(storage))})
     rows = last.counts.gone if gone else 0
@@ -56,11 +59,9 @@ def prune(directory: str | PathLike[str], keep: int = 1, gone: bool = False) -> 
     kept = (read_snapshot(storage, number) for number in range(oldest, last.number + 1))
     needed = {key for snapshot in kept for key in _needed(storage, snapshot)}
     found = [stored for stored in storage.list("objects/") if stored.key not in needed]
-    for stored in found:
-        storage.delete(stored.key)
-    for folder in ("done/", "leases/"):
-        for stored in list(storage.list(folder)):
-            storage.delete(stored.key)
+    _refuse_while_running(storage, last)  # a run that began meanwhile may need what was found
+    for key in [*(stored.key for stored in found), *left]:
+        storage.delete(key)
     return Pruned(len(removed), len(found), sum(stored.size for stored in found), rows)
 
 
@@ -73,14 +74,15 @@ def _publish_next(storage: Storage, last: Snapshot, oldest: int, without_gone: b
     manifest, results = read_manifest(storage, last), read_results(storage, last)
     snapshot = next_snapshot(storage, last, manifest, plan, results, last.root, "prune", oldest)
     if not publish(storage, snapshot):
-        raise BlockingIOError(f"{storage.url}: another run has published a snapshot meanwhile; prune again")
+        raise BlockingIOError(f"{storage.url}: {PUBLISHED}")
     return snapshot
 
 
-def _refuse_while_running(storage: Storage) -> None:
+def _refuse_while_running(storage: Storage, last: Snapshot) -> None:
+    """Raise `BlockingIOError` if a run is at work, or has ended after the snapshot `last`."""
     for stored in storage.list("leases/"):
         try:
-            left = unseal(storage.get(stored.key), Lease, stored.key).deadline - time.time()
+            left = read_record(storage, stored.key, Lease).deadline - time.time()
         except (FileNotFoundError, ValueError):  # given back, or damaged
             continue
         if left > 0:
@@ -88,6 +90,8 @@ def _refuse_while_running(storage: Storage) -> None:
                 f"{storage.url}: an extraction is at work, or was killed a moment ago; prune in {left:.0f} seconds or "
                 "when it has ended"
             )
+    if latest(storage) != last:
+        raise BlockingIOError(f"{storage.url}: {PUBLISHED}")
 
 
 def _needed(storage: Storage, snapshot: Snapshot) -> Iterator[str]:

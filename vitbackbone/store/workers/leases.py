@@ -100,16 +100,18 @@ class Leases:
             for key, version in held.items():
                 try:
                     renewed = self.storage.swap(lease_key(key), self._data(), version)
+                    if renewed is None and key.startswith(RUN):  # removed by a sweep whose clock is ahead
+                        renewed = self._write(key, take_over=True)
                 except OSError as error:  # it only saves work
                     log.info("the lease of a shard was not renewed (%s)", error)
                     continue
                 with self._lock:
                     if key not in self._held:
                         continue
-                    if renewed is None:  # another worker took it over
-                        del self._held[key]
-                    else:
+                    if renewed is not None:
                         self._held[key] = renewed
+                    else:  # another worker took it over
+                        del self._held[key]
 
     def _is_ours(self, name: str) -> bool:
         try:
