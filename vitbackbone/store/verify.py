@@ -1,5 +1,6 @@
 """Check every file of a store against its checksum, and every name against the files."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from vitbackbone.store.workers.leases import Lease
 
 READERS = 4  # threads
 LOOKS = 3  # times that records with a problem are read: a run at work changes them meanwhile
+PAUSE = 0.2  # seconds between two looks: a run writes a record and then its copy
 PRUNE = "`vitbackbone prune` removes what only old snapshots need"
 KINDS: dict[str, type[Record]] = {"snapshots": Snapshot, "done": Done, "leases": Lease}
 
@@ -76,7 +78,10 @@ def _read_chain(storage: Storage, looks: int = LOOKS) -> tuple[Snapshot, dict[st
     records = _read_records(storage, problems)
     named = {key for key, _ in problems}
     problems += [each for each in _broken_chain(records, last) if each[0] not in named]
-    return _read_chain(storage, looks - 1) if problems and looks > 1 else (last, records, problems)
+    if problems and looks > 1:
+        time.sleep(PAUSE)
+        return _read_chain(storage, looks - 1)
+    return last, records, problems
 
 
 def _read_records(storage: Storage, problems: list[Problem]) -> dict[str, Record]:
