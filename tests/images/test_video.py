@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +16,7 @@ pytest.importorskip("av")
 
 import av
 
-from tests.images.videos import KINDS, SIZE, Kind, decoded, make_video, packets, picture
+from tests.images.videos import KINDS, SIZE, Kind, decoded, make_video, packets, picture, with_matrix
 from vitbackbone.images.errors import DamagedImage, ImageError, TooManyPixels, UnknownFormat
 from vitbackbone.images.video import Video, list_frames
 from vitbackbone.images.video_files import VIDEO_HEAD, video_format
@@ -109,6 +110,25 @@ def test_frames_are_turned_upright(rotation: int) -> None:
         assert isinstance(frame, Tensor), pts
         assert frame.shape == (3, *(SIZE if rotation == 180 else SIZE[::-1]))
         assert equal(frame, np.rot90(unturned, rotation // 90))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "show"),
+    [
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda frame: frame.swapaxes(0, 1)),
+        ((0, -1, -1, 0), lambda frame: np.rot90(frame.swapaxes(0, 1), 2)),
+        ((0, 1, -1, 0), lambda frame: np.rot90(frame, -1)),
+    ],
+)
+def test_mirrored_frames_are_shown_as_they_were_filmed(
+    matrix: tuple[int, int, int, int], show: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    data = make_video(KINDS["mp4"], 3)
+    for frame, (_, stored) in zip(read_all(with_matrix(data, *matrix)).values(), decoded(data), strict=True):
+        assert isinstance(frame, Tensor)
+        assert equal(frame, show(stored))
 
 
 def test_each_stream_has_its_own_frames() -> None:
