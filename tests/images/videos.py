@@ -83,6 +83,13 @@ def with_matrix(data: bytes, a: int, b: int, c: int, d: int) -> bytes:
     return data[:at] + struct.pack(">9i", *ones, 1 << 30) + data[at + 36 :]
 
 
+def trimmed(data: bytes, start: int, length: int) -> bytes:
+    """Return an MP4 with another edit: `length` thousandths of a second are shown, from the time `start` on."""
+    at = data.index(b"elst") + 8
+    assert struct.unpack_from(">I", data, at) == (1,)
+    return data[: at + 4] + struct.pack(">Ii", length, start) + data[at + 12 :]
+
+
 def decoded(data: bytes, stream: int = 0) -> list[tuple[int, np.ndarray]]:
     """Return the time and the upright colours of every frame that a whole decoding gives, in its order."""
     found: list[tuple[int, np.ndarray]] = []
