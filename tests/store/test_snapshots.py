@@ -26,7 +26,7 @@ from vitbackbone.model.vit import ViT
 from vitbackbone.store import FeatureStore, extract, history, prune, verify
 from vitbackbone.store.layout import lease_key, object_key
 from vitbackbone.store.objects import put_json
-from vitbackbone.store.sources.locate import REMEDIES, Reason
+from vitbackbone.store.sources.locate import GONE_REMEDY, REMEDIES, Reason
 from vitbackbone.store.workers.leases import RUN, Leases
 
 OPTIONS = {"shard_size": 4, "batch_size": 4, "progress": False}
@@ -275,6 +275,11 @@ def test_every_failed_row_says_what_would_heal_it(photos: Path, tmp_path: Path) 
         assert (status == "failed") == (reason is not None) == (remedy is not None)
         assert remedy is None or remedy == REMEDIES[reason]
     assert index["status"].to_pylist().count("failed") == 3
+    (photos / "cut.png").unlink()
+    (photos / "1.png").unlink()
+    rows = extract(tiny_vit(), photos, tmp_path / "out", **OPTIONS).index.to_pylist()
+    gone = {row["path"]: row["remedy"] for row in rows if row["gone"]}
+    assert gone == {"cut.png": GONE_REMEDY, "1.png": None}
 
 
 @pytest.mark.promise(36)

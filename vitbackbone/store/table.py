@@ -17,7 +17,7 @@ from vitbackbone.store.records import Snapshot
 from vitbackbone.store.results import as_table, encoded, in_order, read_done, read_results, read_tasks, spans
 from vitbackbone.store.sources.frames import frame_columns
 from vitbackbone.store.sources.labels import as_utf8
-from vitbackbone.store.sources.locate import REMEDIES
+from vitbackbone.store.sources.locate import remedy_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Table:
             "label": self.rows["label"],
             "status": status,
             **outcome,
-            "remedy": [REMEDIES.get(reason) for reason in outcome["reason"].to_pylist()],
+            "remedy": list(map(remedy_of, outcome["reason"].to_pylist(), self.rows["gone"].to_pylist())),
             "sha256": [digest and digest.hex() for digest in self.rows["sha256"].to_pylist()],
             "same_as": self._same_as(),
             "gone": self.rows["gone"],
