@@ -42,7 +42,7 @@ from vitbackbone.images import Preprocess
 from vitbackbone.model import Indivisible, check_kinds
 from vitbackbone.networks.timm.levels import Outputs, Size, crop, level_maps, pool, prefix_of, read_levels, run
 from vitbackbone.networks.timm.network import SizedCopies, WithoutInit, differing, fit_to_grid, for_size
-from vitbackbone.networks.timm.parts import VIT_ATTENTION, require, timm_class
+from vitbackbone.networks.timm.private import VIT_ATTENTION, require, timm_class
 from vitbackbone.networks.timm.projection import Projection
 from vitbackbone.networks.timm.sizes import Sizes, sizes_of
 from vitbackbone.networks.timm.swin_windows import CosineAttention, WindowBlock
