@@ -93,7 +93,7 @@ def read_together(folder: Path, name: str, files: Sequence[str]) -> list[bytes]:
 
 
 def leftovers(target: Path) -> list[Path]:
-    """Return the temporary folders beside `target`: of writers at work, and of writers that were killed."""
+    """Return the temporary folders beside `target`, of running writers and of killed ones."""
     return [path for path in target.parent.glob(".*.tmp") if path.name.startswith(f".{target.name}.")]
 
 

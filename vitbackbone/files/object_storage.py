@@ -56,7 +56,7 @@ def open_bucket(url: str) -> "ObjectStorage":
 def check_key(key: str) -> None:
     """Raise `ValueError` if a bucket cannot have this key, or obstore cannot ask for it."""
     if any(part in ("", ".", "..") or not part.isprintable() for part in key.split("/")):
-        raise ValueError(f"{key!r} is not a key of a bucket that can be read; want a path without '//', '.' and '..'")
+        raise ValueError(f"the key {key!r} cannot be read from a bucket; want a path without '//', '.' and '..'")
 
 
 class ObjectStorage:

@@ -80,7 +80,7 @@ def export(store: FeatureStore, format: str, out: str | PathLike[str], progress:
     check_folder(folder)
     _check_old(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in leftovers(folder):  # of exports that were killed
+    for left in leftovers(folder):  # folders of exports that were killed
         shutil.rmtree(left)
     temporary = folder.with_name(f".{folder.name}.{uuid4().hex}.tmp")
     temporary.mkdir()
