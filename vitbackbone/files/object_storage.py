@@ -4,8 +4,8 @@ A PUT is there whole or not at all, so nothing needs a rename or a lock. Two hab
 
 - An answer may get lost after the service did the work. A repeated create then finds the object that it wrote, and a
   repeated swap its own version. Both are read back and compared.
-- Some services accept a conditional write and ignore the condition. A store there would lose rows without a sign. A
-  probe before the first conditional write of a process finds them out.
+- Some services accept a conditional write and ignore the condition. A store there would lose rows without a sign. Each
+  process probes the service for this before its first conditional write.
 """
 
 import errno

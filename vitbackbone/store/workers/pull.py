@@ -115,6 +115,9 @@ class Puller:
 
 
 def _rotated(items: list[T], anywhere: bool) -> list[T]:
-    """Return the items from a random one on, so that workers do not meet; from the first on if a worker is alone."""
+    """Return the items from a random one on, so that workers do not meet.
+
+    A worker that is alone begins at the first.
+    """
     start = random.randrange(len(items)) if anywhere and items else 0  # no secret
     return items[start:] + items[:start]
