@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=96, metavar="N", help="photos to make")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--workers", type=int, default=1, metavar="N")
-    parser.add_argument("--seconds", type=float, default=120, help="time to measure, at least three rounds")
+    parser.add_argument("--seconds", type=float, default=120, help="seconds to measure; at least three rounds run")
     parser.add_argument("--ours", action="store_true", help="measure `extract` alone, each way once")
     parser.add_argument("--model", default=MODEL, metavar="NAME", help=f"a model of timm (default: {MODEL})")
     args = parser.parse_args()

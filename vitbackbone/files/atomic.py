@@ -99,7 +99,7 @@ def beside(target: Path) -> Path:
 
 
 def leftovers(target: Path) -> list[Path]:
-    """Return the temporary folders beside `target`: of writers at work, and of writers that were killed."""
+    """Return the temporary folders beside `target`, of running writers and of killed ones."""
     name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{32}}\.tmp")
     return [path for path in target.parent.iterdir() if name.fullmatch(path.name)]
 

@@ -92,7 +92,7 @@ class LocalStorage:
             except (FileNotFoundError, NotADirectoryError):
                 return None
             with now:
-                fcntl.flock(now, fcntl.LOCK_EX)  # of this very file: whoever waits for it finds another one there
+                fcntl.flock(now, fcntl.LOCK_EX)  # a waiting writer then finds another file there
                 there = self.head(key)
                 if there is None or there.version != version:
                     return None

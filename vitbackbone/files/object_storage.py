@@ -5,7 +5,7 @@ A PUT is there whole or not at all, so nothing needs a rename or a lock. Two hab
 - An answer may get lost after the service did the work. A repeated create then finds the object that it wrote, and a
   repeated swap its own version. Both are read back and compared.
 - Some services accept a conditional write and ignore the condition. A store there would lose rows without a sign. Some
-  proxies change ETags, so that no condition holds. A probe before the first conditional write of a process finds them.
+  proxies change ETags, so that no condition holds. Each process probes for both before its first conditional write.
 """
 
 import errno
@@ -65,7 +65,7 @@ def open_bucket(url: str) -> "ObjectStorage":
 def check_key(key: str) -> None:
     """Raise `ValueError` if a bucket cannot have this key, or obstore cannot ask for it."""
     if any(part in ("", ".", "..") or not part.isprintable() for part in key.split("/")):
-        raise ValueError(f"{key!r} is not a key of a bucket that can be read; want a path without '//', '.' and '..'")
+        raise ValueError(f"the key {key!r} cannot be read from a bucket; want a path without '//', '.' and '..'")
 
 
 class ObjectStorage:

@@ -35,11 +35,11 @@ VP8_SHOWN = 0x10  # bit of a VP8 frame's first byte; a frame without it is only 
 class VideoStream:
     """The frames of one stream of a video, in the order in which they are shown, and the packets that code them."""
 
-    index: int  # of the stream in the file
+    index: int  # index of the stream in the file
     time_base: Fraction  # seconds of a unit of `pts`
     pts: Int[np.ndarray, " N"]  # ascending
     keyframe: Bool[np.ndarray, " N"]
-    place: Int[np.ndarray, " N"]  # of each frame among the packets
+    place: Int[np.ndarray, " N"]  # position of each frame among the packets
     packet_pts: Int[np.ndarray, " P"]  # in the order of decoding; `NO_TIME` where unknown
     packet_key: Bool[np.ndarray, " P"]
     problem: str | None = None  # why some frames are not listed
@@ -132,7 +132,7 @@ def _in_order(stream: Any, packets: _Packets, fault: str | None) -> VideoStream:
     pts, keyframe = np.array(packets.pts, dtype=np.int64), np.array(packets.keyframe, dtype=bool)
     shown = np.flatnonzero(np.array(packets.shown, dtype=bool))
     order = shown[np.argsort(pts[shown], kind="stable")]
-    first = np.diff(pts[order], prepend=NO_TIME) != 0  # of the frames with one time
+    first = np.diff(pts[order], prepend=NO_TIME) != 0  # True at the first frame of each time
     kept = order[first]
     promised = len(stream.index_entries) if stream.frames else 0  # the index of an MP4, less what its edits cut off
     problems = _problems(len(kept), packets, fault, promised, len(order) - len(kept))

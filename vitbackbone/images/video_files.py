@@ -16,7 +16,7 @@ VIDEO_EXTENSIONS = frozenset(["mp4", "m4v", "mov", "mkv", "webm", "ts", "mts", "
 
 # FFmpeg's name of each format
 MP4, MATROSKA, MPEG_TS = "mov", "matroska", "mpegts"
-PACKET_SIZES = (188, 192)  # of MPEG-TS; Blu-ray puts a time of 4 bytes before each packet
+PACKET_SIZES = (188, 192)  # bytes of a packet of MPEG-TS; Blu-ray puts a time of 4 bytes before each
 SYNC = 0x47
 SEGMENT = b"\x18\x53\x80\x67"  # ID of the Matroska element that holds all the others
 MP4_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}  # the last five begin old QuickTime files

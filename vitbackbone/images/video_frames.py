@@ -79,7 +79,7 @@ class _Decoder:
         once = Counter(stream.packet_pts.tolist())
         self._known = {pts: place for place, pts in enumerate(stream.packet_pts.tolist()) if once[pts] == 1}
         self._faults: dict[int, str] = {}  # places of damaged packets, and why
-        self._begin: dict[int, int] = {}  # of keyframes after which faults were met: the keyframe before it
+        self._begin: dict[int, int] = {}  # from each keyframe with faults after it to the keyframe before it
         self._unclean: set[int] = set()  # packets that the file calls keyframes and the decoder does not
         self._refreshed = False  # the stream is refreshed bit by bit: no keyframe but the first is whole
         self._opened = ExitStack()
@@ -91,10 +91,10 @@ class _Decoder:
     def _reset(self, start: int, trusted: int = 0) -> None:
         self._trusted = trusted  # place of the first packet whose faults count
         self._start = start  # place of the first packet that was decoded; -1 while nothing is open
-        self._fed = start - 1  # place of the last one
+        self._fed = start - 1  # place of the last packet that was decoded
         self._packets: Iterator[Placed] = iter(())
         self._ended = start < 0  # no more packets will be decoded
-        self._out: deque[Any] = deque()  # frames that came out and were not asked yet
+        self._out: deque[Any] = deque()  # decoded frames that were not requested yet
         self._passed: int | None = None  # time of the last frame that was dropped or returned
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ class Pruned:
     snapshots: int  # records that were removed
     objects: int
     bytes: int
-    rows: int  # of inputs that are gone
+    rows: int  # removed rows of inputs that are gone
 
 
 def prune(directory: str | PathLike[str], keep: int = 1, gone: bool = False) -> Pruned:

@@ -48,7 +48,7 @@ class Table:
         return np.array_equal(at[self._good[at] == 1], np.flatnonzero(self._good))
 
     def features(self) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-        """Return the shard of each image that was read, as its position among the shards, and the row in it."""
+        """Return the shard of each image that was read, as an index into `names`, and the row in this shard."""
         before = np.cumsum(self._good) - self._good
         at = self._at[self._at >= 0]
         at = at[self._good[at] == 1]
@@ -59,7 +59,7 @@ class Table:
         """Return the table of `INDEX`."""
         at = pa.array(self._at, mask=self._at < 0)
         outcome = {name: self.results[name].take(at) for name in ("reason", "error", "width", "height", "frames")}
-        for name in ("reason", "error"):  # of inputs whose content could not be read
+        for name in ("reason", "error"):  # inputs whose content could not be read have theirs in `rows`
             outcome[name] = pc.coalesce(self.rows[name], outcome[name])
         computed = pc.or_(at.is_valid(), self.rows["reason"].is_valid())
         status = pc.if_else(outcome["reason"].is_valid(), "failed", pc.if_else(computed, "ok", "pending"))

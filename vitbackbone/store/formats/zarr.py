@@ -10,7 +10,7 @@ import zarr
 from vitbackbone.store.formats.arrays import pieces, shapes
 from vitbackbone.store.store import FeatureStore
 
-CHUNK_BYTES = 1 << 20  # of a chunk, the least that is read
+CHUNK_BYTES = 1 << 20  # bytes of a chunk, the smallest part that can be read
 CHUNKS = 64  # chunks of a shard, which is one file
 
 
