@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -43,6 +44,7 @@ def check_contract(storage: ObjectStorage) -> None:
     assert not storage.create("a/b", b"2")
     first = storage.head("a/b")
     assert first.size == 1
+    assert all(abs(stored.modified - time.time()) < 60 for stored in (first, *storage.list()))
     second = storage.swap("a/b", b"3", first.version)
     assert second == storage.head("a/b").version != first.version
     assert storage.swap("a/b", b"4", first.version) is None

@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -34,6 +35,8 @@ def test_an_object_is_read_whole_and_in_ranges(storage: Storage) -> None:
     found = storage.head("objects/aa/one")
     assert found is not None
     assert (found.key, found.size) == ("objects/aa/one", len(data))
+    assert abs(found.modified - time.time()) < 60
+    assert list(storage.list("objects/")) == [found]
     storage.put("objects/aa/one", b"repaired")
     assert storage.get("objects/aa/one") == b"repaired"
 

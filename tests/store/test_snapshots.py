@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import get_args
 
 import numpy as np
@@ -24,10 +25,9 @@ from vitbackbone.files import LocalStorage
 from vitbackbone.images import ImageError, Photo
 from vitbackbone.model.vit import ViT
 from vitbackbone.store import FeatureStore, extract, history, prune, verify
-from vitbackbone.store.layout import lease_key, object_key
-from vitbackbone.store.objects import put_json
+from vitbackbone.store.layout import lease_key
 from vitbackbone.store.sources.locate import GONE_REMEDY, REMEDIES, Reason
-from vitbackbone.store.workers.leases import RUN, Leases
+from vitbackbone.store.workers.leases import PRUNE, RUN, Leases
 
 OPTIONS = {"shard_size": 4, "batch_size": 4, "progress": False}
 
@@ -309,33 +309,55 @@ def test_prune_keeps_what_its_snapshots_need(photos: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.promise(36)
-@pytest.mark.parametrize("step", ["repair", "_needed"])
-def test_prune_takes_nothing_from_a_run_that_begins_meanwhile(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+def test_a_run_that_begins_during_a_prune_loses_nothing(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither what it has written and not yet published, nor the lease that says that it is at work."""
-    out, module = tmp_path / "out", import_module("vitbackbone.store.prune")
+    """It wants an object that no snapshot needs yet, and that the prune is about to remove."""
+    out, twin = tmp_path / "out", tmp_path / "twin"
     extract(tiny_vit(), photos, out, **OPTIONS)
+    shutil.copytree(out, twin)
+    save_photo(photos / "3.png", 40, 50, seed=90)
+    extract(tiny_vit(), photos, twin, **OPTIONS)
+    shutil.copytree(twin / "objects", out / "objects", dirs_exist_ok=True)
+    begun, delete = [], LocalStorage.delete
+
+    def after_a_begin(storage: LocalStorage, key: str) -> None:
+        if not begun and key.startswith("objects/"):
+            begun.append(Thread(target=extract, args=(tiny_vit(), photos, out), kwargs=OPTIONS))
+            begun[0].start()
+            begun[0].join(3)  # it would end in this time
+        delete(storage, key)
+
+    monkeypatch.setattr(LocalStorage, "delete", after_a_begin)
+    assert prune(out).objects
+    begun[0].join()
+    assert verify(out).problems == ()
+    np.testing.assert_array_equal(FeatureStore(out).cls, FeatureStore(twin).cls)
+
+
+@pytest.mark.promise(36)
+@pytest.mark.parametrize("kind", [RUN, PRUNE])
+def test_prune_begins_only_without_a_run_or_another_prune(photos: Path, tmp_path: Path, kind: str) -> None:
+    """Their leases stay. A clock of this machine that is an hour ahead of the storage's does not end them."""
+    out = tmp_path / "out"
+    extract(tiny_vit(), photos, out, **OPTIONS)
+    storage, key = LocalStorage(out), lease_key(f"{kind}other")
+    assert storage.create(key, b"{}")
+    with pytest.raises(BlockingIOError, match="an extraction or another prune is at work"):
+        prune(out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitbackbone.store.workers.leases.time.time", lambda now=time.time: now() + 3600)
+        with pytest.raises(BlockingIOError, match=r"prune in (2\d|30) seconds"):
+            prune(out)
+    os.utime(out / key, (time.time() - 31,) * 2)
     prune(out)
-    storage, leases = LocalStorage(out), Leases(LocalStorage(out))
-    name, original = object_key(put_json(storage, {})), getattr(module, step)
-
-    def after_a_begin(*arguments: object) -> object:
-        leases.claim_run()
-        return original(*arguments)
-
-    monkeypatch.setattr(module, step, after_a_begin)
-    with pytest.raises(BlockingIOError, match="an extraction is at work"):
-        prune(out, keep=2)
-    assert storage.head(name) is not None
-    assert storage.head(lease_key(f"{RUN}{leases.token}")) is not None
+    assert storage.head(key) is None
 
 
 @pytest.mark.promise(36)
 def test_the_lease_of_a_run_is_written_again_if_another_machine_removes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock that is ahead takes it for one that is past."""
     monkeypatch.setattr("vitbackbone.store.workers.leases.TERM", 0.3)
     storage = LocalStorage(tmp_path)
     with Leases(storage).kept() as leases:
@@ -380,7 +402,7 @@ def test_prune_waits_for_runs_at_work(photos: Path, tmp_path: Path) -> None:
         said.append(str(error.value))
 
     extract(meanwhile(pruned), photos, out, **OPTIONS)
-    assert "is incomplete; run the same extraction again" in said[0]
+    assert "an extraction or another prune is at work" in said[0]
 
 
 @pytest.mark.promise(34)

@@ -56,7 +56,7 @@ class LocalStorage:
             status = self._file(key).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return Stored(key, status.st_size, _version(status))
+        return _stored(key, status)
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stored]:
         folder = prefix.rpartition("/")[0]
@@ -175,7 +175,7 @@ class LocalStorage:
             elif key > after:
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat()
-                    yield Stored(key, status.st_size, _version(status))
+                    yield _stored(key, status)
 
     @contextmanager
     def _writing(self, key: str) -> Iterator[None]:
@@ -261,6 +261,10 @@ def full(code: int, key: str, place: str) -> OSError:
     """Return the error of a write that met one of `LIMITS`."""
     text = f"{os.strerror(code)}, for {key}; {LIMITS[code]} and run the same extraction again"
     return OSError(code, f"{text}: complete shards are kept", place)
+
+
+def _stored(key: str, status: os.stat_result) -> Stored:
+    return Stored(key, status.st_size, _version(status), status.st_mtime)
 
 
 def _version(status: os.stat_result) -> str:

@@ -65,7 +65,7 @@ def open_bucket(url: str) -> "ObjectStorage":
 def check_key(key: str) -> None:
     """Raise `ValueError` if a bucket cannot have this key, or obstore cannot ask for it."""
     if any(part in ("", ".", "..") or not part.isprintable() for part in key.split("/")):
-        raise ValueError(f"the key {key!r} cannot be read from a bucket; want a path without '//', '.' and '..'")
+        raise ValueError(f"{key!r} is not a key of a bucket; want a path without '//', '.' and '..'")
 
 
 class ObjectStorage:
@@ -294,7 +294,8 @@ class ObjectStorage:
             self.delete(key)
 
     def _stored(self, key: str, meta: "ObjectMeta") -> Stored:
-        return Stored(key, meta["size"], self._version(meta["e_tag"], meta["version"]))
+        version = self._version(meta["e_tag"], meta["version"])
+        return Stored(key, meta["size"], version, meta["last_modified"].timestamp())
 
     def _version(self, etag: str | None, generation: str | None) -> str:
         """Return the version of an object: its ETag, with the generation if a swap needs it (Google)."""

@@ -27,6 +27,7 @@ class Stored:
     key: str
     size: int  # bytes
     version: str  # changes whenever the object is written: the ETag; on the disk, the size, time and inode
+    modified: float = 0.0  # seconds since 1970 by the clock of the storage, 0 if it does not say
 
 
 @runtime_checkable
