@@ -8,7 +8,8 @@ Compares `extract` with a loop over timm and a `DataLoader`, and with the `image
 transformers, on the same photos, pixels and batches. It computes CLS of ViT-S/16 at 224 pixels in float32. The others
 read in worker processes; `extract` does so only for a GPU, and else reads between two forwards, as it does by default.
 Decoding and the forward share the cores. So the upper limit of both together is
-1 / (1 / decoding + 1 / forward), with the rate of each alone.
+1 / (1 / decoding + 1 / forward), with the rate of each alone. These are measured before and after,
+because the speed of a machine drifts.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -114,27 +116,37 @@ def compare(folder: Path, batch: int, workers: int, seconds: float, ours_alone: 
         }
         if ours_alone:
             contestants = {"ours": contestants["ours"]}
+        x = noise(batch, 3, *preprocess.image_size)
+        some = [path.read_bytes() for path in paths[:12]]
+        alone = partial(stages, backbone, partial(fast.forward_prefix, x, [-1]), batch, some)
+        before = alone()
         rounds = {"least": 1, "most": 1, "warm_up": 0} if ours_alone else {"least": 3, "most": 5}
         t = medians(contestants, seconds, **rounds)
-    x = noise(batch, 3, *preprocess.image_size)
-    some = [path.read_bytes() for path in paths[:12]]
-    stages = {decoding: decoding_rate(backbone, some, decoding) for decoding in ("exact", "fast", "draft")}
-    forward = batch / medians({"": partial(fast.forward_prefix, x, [-1])}, 20)[""]
+    rates = {stage: 2 / (1 / rate + 1 / before[stage]) for stage, rate in alone().items()}
     first, count = next(iter(t.values())), len(paths)
     rows = []
     for who, value in t.items():
         decoding = who.rpartition(" ")[2] if "decoding" in who else "exact"
-        bound = 1 / (1 / stages[decoding] + 1 / forward)
+        bound = 1 / (1 / rates[decoding] + 1 / rates["forward"])
         share = f"{count / value / bound:.0%}" if who.startswith("ours") and "as it is" not in who else ""
         rows.append((who, f"{count / value:.1f}", f"{first / value:.2f}", share))
     cores = torch.get_num_threads()
-    rates = ", ".join(f"{rate:.0f} ({decoding})" for decoding, rate in stages.items())
     return (
         f"{count} photos, CLS of {name} at 224 pixels, batches of {batch}, {workers} worker(s)"
         f"{'' if ON_GPU else ' of the others'}, {cores} cores; ours by {fast.runtime.route}.\n\n"
         f"{markdown(['', 'images/s', f'against {next(iter(t))}', 'of what the stages allow'], rows)}\n\n"
-        f"The stages alone, on all cores: decoding {rates} images/s, forward {forward:.1f} images/s."
+        f"The stages alone, on all cores, in images/s: "
+        f"{', '.join(f'{stage} {rate:.1f} ({before[stage]:.1f} before)' for stage, rate in rates.items())}."
     )
+
+
+def stages(
+    backbone: object, forward: Callable[[], object], batch: int, files: list[bytes]
+) -> dict[Decoding | Literal["forward"], float]:
+    """Return the images a second of each way of decoding, and of the forward."""
+    ways: tuple[Decoding, ...] = ("exact", "fast", "draft")
+    rates = {decoding: decoding_rate(backbone, files, decoding) for decoding in ways}
+    return {**rates, "forward": batch / medians({"": forward}, 20)[""]}
 
 
 def decoding_rate(backbone: object, files: list[bytes], decoding: Decoding) -> float:
