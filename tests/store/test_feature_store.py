@@ -198,6 +198,8 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(photos
     for device in ("warp", "meta"):
         with pytest.raises(ValueError, match=f"device='{device}'"):
             extract(backbone(), photos, tmp_path / "f", device=device, progress=False)
+    with pytest.raises(ValueError, match="is on the meta device, which holds no values; load the weights first"):
+        extract(backbone().to("meta"), photos, tmp_path / "f", progress=False)
     assert not (tmp_path / "f").exists()
 
 
