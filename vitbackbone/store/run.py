@@ -1,7 +1,8 @@
 """The extraction: list the images, plan the shards, and compute those that are not complete."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from functools import cache, partial
 from os import PathLike
 from typing import Any, Literal, get_args
@@ -227,12 +228,12 @@ def extract(
     return FeatureStore(out, snapshot=snapshot.number, partial=not mine.whole)
 
 
-def _show(tallies: Iterable[Tally], snapshot: Snapshot, mine: Slice, progress: bool) -> None:
-    """Run the work and show its progress."""
+def _show(tallies: Generator[Tally, None, None], snapshot: Snapshot, mine: Slice, progress: bool) -> None:
+    """Run the work and show its progress. An exception ends the work: leases are given back, processes stopped."""
     counts = snapshot.counts
     done = counts.rows - sum(part.rows for part in snapshot.work) // mine.count
     failed = counts.failed
-    with progress_bar(shown=progress, total=counts.rows, initial=done, unit="img") as bar:
+    with closing(tallies), progress_bar(shown=progress, total=counts.rows, initial=done, unit="img") as bar:
         for tally in tallies:
             failed += tally.failed
             bar.set_postfix(failed=failed, refresh=False)
