@@ -4,10 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
 from vitbackbone.cli import main
+from vitbackbone.cli.commands.extract import terminable
 from vitbackbone.cli.interrupts import Interrupts
 
 INTERRUPTED_IMPORT = """
@@ -40,15 +42,18 @@ def test_ctrl_c_during_an_import(module: str) -> None:
 
 
 class Dying:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
     def __del__(self) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(self.number)
 
 
 def test_an_interrupt_in_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
     before, hook = signal.signal(signal.SIGINT, signal.default_int_handler), sys.unraisablehook
     try:
         with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:  # noqa: PT012
-            Dying()
+            Dying(signal.SIGINT)
             time.sleep(30)
         assert interrupts.came
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -56,6 +61,19 @@ def test_an_interrupt_in_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.promise(35)
+@pytest.mark.parametrize("keyboard", [signal.default_int_handler, signal.SIG_IGN], ids=["shell", "background job"])
+def test_a_termination_in_a_destructor_is_not_lost(keyboard: Any) -> None:
+    before = signal.signal(signal.SIGINT, keyboard)
+    try:
+        with pytest.raises(SystemExit) as ended, Interrupts(), terminable():  # noqa: PT012
+            Dying(signal.SIGTERM)
+            time.sleep(30)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 143
 
 
 def test_an_import_that_answers_an_interrupt_with_another_error(

@@ -50,7 +50,8 @@ def test_a_bad_image_raises_or_is_nan(caplog) -> None:
     found = embed_batch([good[0], b"?", None, good[1]], backbone, errors="nan")
     np.testing.assert_allclose(found[[0, 3]], embed_batch(good, backbone), atol=1e-5)
     assert np.isnan(found[1:3]).all()
-    assert "image 1 cannot be read" in caplog.text
+    assert [record.getMessage()[:22] for record in caplog.records] == ["image 1 cannot be read", "image 2 is None"]
+    assert "image 0" not in caplog.text
     assert np.isnan(embed_batch([None], backbone, errors="nan")).all()
     assert embed_batch([], backbone).shape == (0, 16)
 

@@ -59,6 +59,45 @@ def test_a_store_pickles(photos: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(copied.patches(2), store.patches(2))
 
 
+def test_a_store_may_be_sent_and_shows_other_layers_from_another_working_directory(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    extract(backbone(), photos, "f", layers=[0, 1], progress=False)
+    store = FeatureStore("f")
+    sent = pickle.dumps(store)
+    monkeypatch.chdir("/")
+    np.testing.assert_array_equal(pickle.loads(sent).cls, store.cls)  # noqa: S301  # our own
+    np.testing.assert_array_equal(store.layer(0).cls, FeatureStore(tmp_path / "f", 0).cls)
+
+
+def test_images_are_chosen_as_numpy_chooses_rows(photos: Path, tmp_path: Path) -> None:
+    store = extract(backbone(), photos, tmp_path / "f", tokens=["cls", "patches"], shard_size=3, progress=False)
+    mask = np.arange(7) % 3 == 1
+    for index in (mask, mask.tolist(), [5, 1], (1, 5), range(2, 4), [-1], []):
+        rows = np.asarray(index) if len(index) else []
+        np.testing.assert_array_equal(store.read("cls", index), store.cls[rows])
+    for wrong in ([0.5], [7], mask[:3]):
+        with pytest.raises(IndexError):
+            store.read("cls", wrong)
+    for one in (2, np.int64(2), np.array(2), torch.tensor(2), -5):
+        np.testing.assert_array_equal(store.tokens[one], store.tokens[2])
+    assert [len(tokens) for tokens in store.tokens[mask]] == store.grids.prod(axis=1)[mask].tolist()
+
+
+@pytest.mark.parametrize("content", [None, b"no image"])
+def test_a_store_without_any_features_has_arrays_without_rows(content: bytes | None, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path\n0.png\n1.png\n")
+    for i in range(2):
+        if content is not None:
+            (tmp_path / f"{i}.png").write_bytes(content)
+    kinds = ["cls", "registers", "patches"]
+    store = extract(tiny_vit(num_registers=2), tmp_path / "list.csv", tmp_path / "f", tokens=kinds, progress=False)
+    assert (len(store), store.cls.shape, store.registers.shape, store.grids.shape) == (0, (0, 16), (0, 2, 16), (0, 2))
+    assert [list(store.tokens), list(store.rows.blocks(8)), store.paths, store.labels.tolist()] == [[], [], [], []]
+    assert [path for path, _ in store.failed] == ["0.png", "1.png"]
+
+
 def test_a_store_says_what_it_has_not(photos: Path, tmp_path: Path) -> None:
     store = extract(backbone(num_registers=1), photos, tmp_path / "f")
     with pytest.raises(ValueError, match=r"has no patches, only cls; .* --tokens cls,patches"):
@@ -159,6 +198,8 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(photos
     for device in ("warp", "meta"):
         with pytest.raises(ValueError, match=f"device='{device}'"):
             extract(backbone(), photos, tmp_path / "f", device=device, progress=False)
+    with pytest.raises(ValueError, match="is on the meta device, which holds no values; load the weights first"):
+        extract(backbone().to("meta"), photos, tmp_path / "f", progress=False)
     assert not (tmp_path / "f").exists()
 
 

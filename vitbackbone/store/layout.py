@@ -4,7 +4,8 @@
     latest.json                   a copy of the last record, which repairs that one if it is lost
     objects/ab/abcd….json         manifest, class names           } named by the SHA-256
     objects/ab/abcd….parquet      parts of the tables below       } of their content,
-    objects/ab/abcd….safetensors  features of one shard           } never changed
+    objects/ab/abcd….safetensors  features of one shard, or the   } never changed
+                                  images that a route is made with
     done/KEY.json                 shards that are computed and not yet in a snapshot: `records.Done`
     leases/KEY.json               shards that a worker is computing, and runs at work: `leases.Lease`
 

@@ -11,6 +11,7 @@ from vitbackbone.contract import Backbone, BackboneSpec, Runtime
 from vitbackbone.files import Record, parse_json
 from vitbackbone.images import Decoding, Resolution
 from vitbackbone.store.layout import SCHEMA
+from vitbackbone.store.records import Name
 
 Manifest = dict[str, Any]
 
@@ -35,7 +36,7 @@ class _Fields(Record):
 
     model: _Model
     runtime: Runtime
-    calibration: str | None
+    calibration: Name | None
     preprocessing: _Preprocessing
     dtype: Literal["float32", "float16", "bfloat16"]
     tokens: Annotated[tuple[Literal["cls", "registers", "patches"], ...], Field(min_length=1)]
@@ -65,7 +66,7 @@ def make_manifest(
 ) -> Manifest:
     """Make a manifest as `parse` returns it, of JSON types only.
 
-    `weights`: the weights' `weights_sha256`. `calibration`: checksum of the images that calibrated the runtime, if any.
+    `weights`: the weights' `weights_sha256`. `calibration`: object with the images that the runtime is made with.
     """
     decoder = "nvjpeg" if decoding == "gpu" else "pillow"
     asked = {"resolution": resolution, "keep_aspect": keep_aspect, "decoding": decoding, "decoder": decoder}

@@ -87,6 +87,7 @@ def _publish_next(storage: Storage, last: Snapshot, oldest: int, without_gone: b
 
 def _needed(storage: Storage, snapshot: Snapshot) -> Iterator[str]:
     """Yield the keys of all objects that a snapshot needs."""
-    yield from map(object_key, snapshot.objects())
+    calibration = read_manifest(storage, snapshot)["calibration"]
+    yield from map(object_key, [*snapshot.objects(), *([calibration] if calibration else [])])
     for part in snapshot.results:
         yield from map(object_key, pc.unique(read_part(storage, part, RESULTS)["features"]).to_pylist())

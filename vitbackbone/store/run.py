@@ -1,8 +1,9 @@
 """The extraction: list the images, plan the shards, and compute those that are not complete."""
 
 import logging
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from functools import cache, partial
 from os import PathLike
 from typing import Any, Literal, get_args
 
@@ -13,10 +14,10 @@ from vitbackbone.contract import Backbone, Precision, Runtime, check_device, wei
 from vitbackbone.files import LocalStorage, open_storage, progress_bar
 from vitbackbone.images import Decoding, Resolution, Sampling
 from vitbackbone.store.layout import DTYPES, ROWS, TOKENS
-from vitbackbone.store.manifest import make_manifest
+from vitbackbone.store.manifest import Manifest, make_manifest
 from vitbackbone.store.output_folder import check_folder
 from vitbackbone.store.records import Snapshot
-from vitbackbone.store.salvage import remembered, stored_runtime, undamaged
+from vitbackbone.store.salvage import remembered, stored_manifest, undamaged
 from vitbackbone.store.snapshots import latest
 from vitbackbone.store.sources.rows import Root
 from vitbackbone.store.sources.source import list_source
@@ -26,7 +27,15 @@ from vitbackbone.store.workers.cluster import RayCluster, compute_on_cluster
 from vitbackbone.store.workers.leases import Leases
 from vitbackbone.store.workers.processes import all_devices, pull_on_devices
 from vitbackbone.store.workers.pull import pull
-from vitbackbone.store.workers.route import AUTO_FROM, Choice, calibration, choose, is_optimised, read_sample
+from vitbackbone.store.workers.route import (
+    AUTO_FROM,
+    Choice,
+    choose,
+    is_optimised,
+    put_sample,
+    read_sample,
+    stored_sample,
+)
 from vitbackbone.store.workers.shard_job import Job, Tally
 from vitbackbone.store.workers.slices import Slice
 
@@ -82,9 +91,10 @@ def extract(
     `max_pixels`: most pixels of a photo, by default `PIL.Image.MAX_IMAGE_PIXELS`. A larger photo is a failed row, so
     that a decompression bomb is not decoded.
     `dtype`: dtype of the stored features, "float32", "float16" or "bfloat16".
-    `precision`, `engine`: as for `optimize`. The manifest records the route, and later runs take the same route. With
-    the defaults, a run of 2000 images or more takes the fastest route that equals float32 to 1e-5. A smaller run takes
-    plain torch, because comparing the routes takes longer than it saves.
+    `precision`, `engine`: as for `optimize`. The manifest records the route, and later runs take the same route, made
+    with the same images, which the store keeps. With the defaults, a run of 2000 images or more takes the fastest route
+    that equals float32 to 1e-5. A smaller run takes plain torch, because comparing the routes takes longer than it
+    saves.
     `workers`: processes that read images meanwhile. With 0, this process reads them between two forwards, in as many
     threads as torch has. That is the fastest if the same CPUs compute the features.
     `devices`: compute in one process for each of these devices, such as ("cuda:0", "cuda:1") or ("cpu", "cpu"); each
@@ -98,9 +108,8 @@ def extract(
     progress bar.
 
     Raises `ValueError` if the source has no images, or if an argument does not fit the backbone or another argument. It
-    also raises this error if `out` is a store with other settings, and lists each difference. Raises `BlockingIOError`
-    while another process writes the store, `ChildProcessError` if a worker was killed, and `MemoryError` if memory does
-    not suffice for a single image.
+    also raises this error if `out` is a store with other settings, and lists each difference. Raises
+    `ChildProcessError` if a worker was killed, and `MemoryError` if memory does not suffice for a single image.
     """
     if not isinstance(backbone, nn.Module):
         raise ValueError(f"backbone is a {type(backbone).__name__}; want an nn.Module")
@@ -154,7 +163,6 @@ def extract(
         root, count = Root(last.root, allow_private_urls), last.counts.rows
     else:
         raise ValueError(f"{storage.url} is not a store yet; give the source of the images")
-    sample: list[Tensor] = []
     made_by = partial(
         make_manifest,
         backbone,
@@ -167,29 +175,44 @@ def extract(
         decoding=decoding,
         dtype=dtype,
     )
-    stored = None if last is None else stored_runtime(storage, last, made_by(runtime=Runtime(), calibration=None))
-    if precision != "fp32" or (stored is None and count >= AUTO_FROM):
+
+    def first_images(last: Snapshot | None) -> list[Tensor]:
         listed = inputs.table if inputs is not None else ROWS.empty_table()
         first = next(undamaged(storage, last.rows if last is not None else (), ROWS, set()), listed)
-        sample = read_sample(root, first, backbone.preprocess, resolution, keep_aspect, max_pixels)
-    runtime = choose(backbone, precision, engine, stored, count, sample, device)
-    manifest = made_by(runtime=runtime, calibration=calibration(runtime, sample))
+        return read_sample(root, first, backbone.preprocess, resolution, keep_aspect, max_pixels)
+
+    @cache
+    def settings(last: Snapshot | None) -> Manifest:
+        """Return the settings of this run. A store that is there keeps its route."""
+        if is_optimised(backbone):
+            return made_by(runtime=backbone.runtime, calibration=None)
+        stored = None if last is None else stored_manifest(storage, last, made_by(runtime=Runtime(), calibration=None))
+        if stored is not None:
+            runtime = choose(backbone, precision, engine, Runtime(**stored["runtime"]), count, [], device)
+            return made_by(runtime=runtime, calibration=stored["calibration"])
+        plain = (precision, engine) == ("fp32", "auto") and count < AUTO_FROM
+        sample = [] if plain else first_images(last)
+        runtime = choose(backbone, precision, engine, None, count, sample, device)
+        return made_by(runtime=runtime, calibration=None if runtime == Runtime() else put_sample(storage, sample))
 
     def watch(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
         bar: Iterable[Any] = progress_bar(items, what, progress, passing=True, total=total)
         return bar
 
+    settings(last)  # refuses a route that cannot run before anything is written
     with Leases(storage).kept() as leases:
         leases.claim_run()
         leases.sweep()
         storage.sweep()
         if inputs is not None:
-            snapshot = publish_plan(storage, manifest, inputs, mine, retry_failed, watch)
+            snapshot = publish_plan(storage, settings, inputs, mine, retry_failed, watch)
         else:
-            check_settings(storage, last, manifest)
             assert last is not None  # checked above
+            check_settings(storage, last, settings(last))
             check_waiting(storage, last, mine, watch)
             snapshot = last
+        manifest = settings(snapshot)
+        sample = stored_sample(storage, manifest["calibration"], partial(first_images, snapshot))
         job = Job(storage, root, manifest, batch_size, workers, str(device), sample, max_pixels)
         while snapshot.work:
             if cluster is not None:
@@ -205,12 +228,12 @@ def extract(
     return FeatureStore(out, snapshot=snapshot.number, partial=not mine.whole)
 
 
-def _show(tallies: Iterable[Tally], snapshot: Snapshot, mine: Slice, progress: bool) -> None:
-    """Run the work and show its progress."""
+def _show(tallies: Generator[Tally, None, None], snapshot: Snapshot, mine: Slice, progress: bool) -> None:
+    """Run the work and show its progress. An exception ends the work: leases are given back, processes stopped."""
     counts = snapshot.counts
     done = counts.rows - sum(part.rows for part in snapshot.work) // mine.count
     failed = counts.failed
-    with progress_bar(shown=progress, total=counts.rows, initial=done, unit="img") as bar:
+    with closing(tallies), progress_bar(shown=progress, total=counts.rows, initial=done, unit="img") as bar:
         for tally in tallies:
             failed += tally.failed
             bar.set_postfix(failed=failed, refresh=False)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from vitbackbone.contract import Runtime
 from vitbackbone.files import Storage
 from vitbackbone.store.layout import ROWS, WORK
 from vitbackbone.store.manifest import Manifest
@@ -66,13 +65,13 @@ def remembered(storage: Storage, snapshot: Snapshot) -> Remembered:
     return Remembered(snapshot.root, rows, names)
 
 
-def stored_runtime(storage: Storage, snapshot: Snapshot, plain: Manifest) -> Runtime | None:
-    """Return the route by which the features of a snapshot are computed; None if it cannot be known.
+def stored_manifest(storage: Storage, snapshot: Snapshot, plain: Manifest) -> Manifest | None:
+    """Return the manifest of a snapshot, with the route by which its features are computed; None if it is damaged.
 
-    `plain`: the manifest that this run has on the plain route. A damaged manifest of the same name has that route.
+    `plain`: the manifest that this run has on the plain route. A damaged manifest of the same name is this one.
     """
     try:
-        return Runtime(**read_manifest(storage, snapshot)["runtime"])
+        return read_manifest(storage, snapshot)
     except Damaged as error:
         log.warning("%s", error.found)
-        return Runtime() if json_name(plain) == snapshot.manifest else None
+        return plain if json_name(plain) == snapshot.manifest else None

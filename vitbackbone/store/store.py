@@ -3,8 +3,9 @@
 Axes: `N` images that were read, `R` register tokens, `D` width, `h w` patch grid of one image.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from itertools import pairwise
 from os import PathLike
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -58,7 +59,6 @@ class FeatureStore:
         self.layers: tuple[int, ...] = tuple(self.manifest["layers"])  # 0-based, in the order asked
         self.class_names: list[str] = read_classes(self.storage, self.snapshot)
         self._layer = self.layers[-1] if layer is None else self._resolve(layer)
-        self._partial = partial
         self._open: dict[int, TensorFile] = {}
 
     def __len__(self) -> int:
@@ -68,16 +68,19 @@ class FeatureStore:
         where = f"{self.storage.url!r}, layer={self._layer}, snapshot={self.snapshot.number}"
         return f"FeatureStore({where}): {len(self)} images"
 
-    def __reduce__(self) -> tuple[Callable[..., "FeatureStore"], tuple[str, int, bool, int]]:
-        # A memory map cannot be pickled, so the copy opens the files.
-        return _reopened, (self.storage.url, self._layer, self._partial, self.snapshot.number)
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory map cannot be pickled, so the copy opens the files and reads again what was read.
+        read = {name for name, value in vars(type(self)).items() if isinstance(value, cached_property)}
+        return {name: value for name, value in vars(self).items() if name not in read} | {"_open": {}}
 
     def layer(self, layer: int) -> "FeatureStore":
         """Return the store with the features of another layer, 0-based or negative from the model's end.
 
         Raises `ValueError` if that layer is not stored.
         """
-        return _reopened(self.storage.url, self._resolve(layer), self._partial, self.snapshot.number)
+        other = copy(self)
+        other._layer = self._resolve(layer)
+        return other
 
     @cached_property
     def cls(self) -> Float[np.ndarray, "N D"]:
@@ -182,10 +185,12 @@ class FeatureStore:
             return _numpy(parts[0] if len(parts) == 1 else torch.cat(parts))
         return self.read(kind, np.arange(len(self)))
 
-    def read(self, kind: str, images: Sequence[int] | Int[np.ndarray, " n"]) -> Float[np.ndarray, "n ..."]:
-        """Read `cls` (n, D) or `registers` (n, R, D) of some images, in the given order. Returns a copy."""
+    def read(
+        self, kind: str, images: Sequence[int] | Int[np.ndarray, " n"] | Bool[np.ndarray, " N"]
+    ) -> Float[np.ndarray, "n ..."]:
+        """Read `cls` (n, D) or `registers` (n, R, D) of some images, in the order of their indices. Returns a copy."""
         name = self._name(kind)
-        chosen = np.asarray(images, dtype=np.int64)
+        chosen = np.asarray(images) if len(images) else np.empty(0, np.int64)
         numbers, rows = (values[chosen] for values in self._features)
         parts = []
         for number, run in _runs(numbers, rows):
@@ -249,10 +254,11 @@ class StoredTokens(Sequence[Float[np.ndarray, "T D"]]):
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, int | np.integer):
-            maps = self.store.patches(int(self.rows[index]))
-            return maps.reshape(len(maps), -1).T
-        return StoredTokens(self.store, self.rows[index])
+        chosen = self.rows[index]
+        if chosen.ndim:
+            return StoredTokens(self.store, chosen)
+        maps = self.store.patches(int(chosen))
+        return maps.reshape(len(maps), -1).T
 
 
 class StoredRows:
@@ -280,10 +286,6 @@ class StoredRows:
         """Yield all features in order, at most `rows` at a time."""
         for start in range(0, len(self), rows):
             yield self.store.read("cls", self.chosen[start : start + rows])
-
-
-def _reopened(place: str, layer: int, partial: bool, snapshot: int) -> FeatureStore:
-    return FeatureStore(place, layer, partial=partial, snapshot=snapshot)
 
 
 def _runs(numbers: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> Iterator[tuple[int, Int[np.ndarray, " m"]]]:

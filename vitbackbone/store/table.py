@@ -34,7 +34,7 @@ class Table:
     @cached_property
     def names(self) -> list[str]:
         """The object of each shard's features, in the order of the shards."""
-        return self.results["features"].take([start for _, start, _ in spans(self.results)]).to_pylist()
+        return self.results["features"].take(pa.array(self._starts)).to_pylist()
 
     @cached_property
     def reads(self) -> Int[np.ndarray, " s"]:

@@ -36,6 +36,7 @@ from vitbackbone.store.workers.slices import Slice
 
 CHECKERS = 4  # threads that read complete shards; more are not faster on most disks
 
+Settings = Callable[[Snapshot | None], Manifest]  # of this run, in view of the last snapshot
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]  # shows the progress of a step with its number of items
 log = logging.getLogger("vitbackbone")
 
@@ -61,14 +62,16 @@ def check_settings(storage: Storage, last: Snapshot | None, manifest: Manifest) 
 
 
 def publish_plan(
-    storage: Storage, manifest: Manifest, inputs: Inputs, mine: Slice, retry_failed: bool, watch: Watch
+    storage: Storage, settings: Settings, inputs: Inputs, mine: Slice, retry_failed: bool, watch: Watch
 ) -> Snapshot:
     """Compare the source with the last snapshot. Publish and return the next one if anything has changed.
 
-    If another run publishes at the same time, this one compares again with what that published.
+    If another run publishes at the same time, this one compares again with what that published, and settles for its
+    route.
     """
     while True:
         last = latest(storage)
+        manifest = settings(last)
         check_settings(storage, last, manifest)
         known = _known(storage, last, inputs, mine, watch)
 

@@ -57,6 +57,7 @@ def verify(directory: str | PathLike[str], progress: bool = False) -> Verified:
         who = f"snapshot {number} needs it" + ("" if number == last.number else f"; {PRUNE}")
         needed |= dict.fromkeys(map(object_key, snapshot.objects()), who)
         needed |= dict.fromkeys(_features(storage, snapshot), who)
+        needed |= dict.fromkeys(_calibration(storage, snapshot), who)
     for key, record in records.items():
         if isinstance(record, Done):
             needed[object_key(record.features)] = f"{key} needs it"
@@ -128,6 +129,16 @@ def _features(storage: Storage, snapshot: Snapshot) -> Iterator[str]:
         except ValueError:
             continue  # the check of all objects names it
         yield from map(object_key, names)
+
+
+def _calibration(storage: Storage, snapshot: Snapshot) -> Iterator[str]:
+    """Yield the key of the images that the route of a snapshot was made with, if there are any."""
+    try:
+        name = read_manifest(storage, snapshot)["calibration"]
+    except ValueError:
+        return  # the check of all objects names it
+    if name is not None:
+        yield object_key(name)
 
 
 def _check_objects(storage: Storage, needed: dict[str, str], progress: bool) -> Iterator[Problem]:

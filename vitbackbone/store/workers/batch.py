@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vitbackbone.checkpoints import load_backbone
 from vitbackbone.contract import Backbone, BackboneModule, device_of, evaluating
-from vitbackbone.images import ImageError, ImageSource, stack_images
+from vitbackbone.images import ImageError, ImageSource, prepare_images
 
 log = logging.getLogger("vitbackbone")
 
@@ -48,25 +48,26 @@ def embed_batch(
         raise ValueError(f"{backbone.spec.name} has no CLS token; ask for features='pooled'")
     if features not in FEATURES:
         raise ValueError(f"features={features!r}; want 'cls', 'pooled' or 'patches'")
-    good, pixels = [], []
+    good: list[int] = []
+    pixels: list[torch.Tensor] = []
     for i, image in enumerate(images):
         try:
             if image is None:
                 raise ImageError(f"image {i} is None")
-            pixels.append(stack_images(backbone.preprocess, [image], None, False, max_pixels))
+            pixels += prepare_images(backbone.preprocess, [image], None, False, max_pixels, first=i)
             good.append(i)
-        except (ImageError, OSError) as error:
+        except ImageError as error:
             if errors == "raise":
-                raise ImageError(str(error).replace("image 0 ", f"image {i} ", 1)) from error
-            log.warning("image %d cannot be read: %s", i, error)
+                raise
+            log.warning("%s", error)
     return _scattered(_forward(backbone, pixels, features), good, len(images))
 
 
 def _forward(backbone: Backbone, pixels: list[torch.Tensor], features: str) -> Float[np.ndarray, "m ..."]:
-    """Return the features of preprocessed images (1, C, H, W). Without images, return an array of the same kind without
+    """Return the features of preprocessed images (C, H, W). Without images, return an array of the same kind without
     rows."""
     shape = (1, len(getattr(backbone.preprocess, "mean", "rgb")), *backbone.preprocess.image_size)
-    batch = torch.cat(pixels) if pixels else torch.zeros(shape)
+    batch = torch.stack(pixels) if pixels else torch.zeros(shape)
     device = device_of(backbone) if isinstance(backbone, BackboneModule) else None
     with torch.inference_mode(), evaluating(backbone):
         found = getattr(backbone(batch.to(device or "cpu")), features)

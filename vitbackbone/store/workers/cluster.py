@@ -7,7 +7,7 @@ images under the same paths.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,7 +52,7 @@ class RayCluster:
 
 def compute_on_cluster(
     job: Job, backbone: Backbone, snapshot: Snapshot, mine: Slice, options: RayCluster
-) -> Iterator[Tally]:
+) -> Generator[Tally, None, None]:
     """Compute the shards of a snapshot with actors, and yield a tally for each. Whichever actor is free takes the next
     shard. If an actor or a node crashes, other actors compute its unfinished shards.
 

@@ -7,9 +7,11 @@ another number changes the last bits of the features.
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -36,44 +38,46 @@ def all_devices() -> list[str]:
 
 def pull_on_devices(
     job: Job, backbone: Backbone, snapshot: Snapshot, mine: Slice, devices: Sequence[str]
-) -> Iterator[Tally]:
+) -> Generator[Tally, None, None]:
     """Compute the shards of a slice with one process for each of `devices`, and yield a tally for each batch.
 
-    A process that is killed loses its current shard, which another takes. Raises the exception of a process that fails,
-    and `ChildProcessError` if all were killed.
+    A process that is killed loses its current shard, which another takes. A process ends when each shard is done; one
+    that is still at work then, because it is slow or hangs, is stopped. Raises the exception of a process that fails,
+    and `ChildProcessError` if none has ended its work.
     """
     context = multiprocessing.get_context("spawn")
     running: dict[Connection, tuple[str, Any]] = {}
-    good = 0
+    done = False
     try:
         for number, device in enumerate(devices):
             ours, theirs = context.Pipe(duplex=False)
             variables, seen = _variables(device)
             work = (theirs, job, backbone, snapshot, mine, seen, torch.get_num_threads(), _cpus(device, number))
             process = context.Process(target=_work, args=work, name=f"extract-{device}")
-            with _environment(variables):
-                process.start()
+            with _environment(variables), _without_interrupts():
+                _start(process)
             theirs.close()
             running[ours] = (device, process)
-        while running:
-            for pipe in wait(list(running)):
+        while ready := wait(list(running), 0 if done else None):
+            for pipe in ready:
                 assert isinstance(pipe, Connection)
                 try:
                     message = pipe.recv()
                 except EOFError:
                     device, process = running.pop(pipe)
                     process.join()
-                    good += process.exitcode == 0
+                    done |= process.exitcode == 0
                     if process.exitcode:
                         log.warning("the process of %s ended with exit code %d", device, process.exitcode)
                     continue
                 if isinstance(message, BaseException):
                     raise message
                 yield message
-        if not good:
+        if not done:
             raise ChildProcessError(
-                "all processes were killed, most often because memory ran out. Use fewer devices, fewer workers or a "
-                "smaller batch size, and run the same extraction again; complete shards are kept"
+                "all processes ended early. If they were killed, memory ran out most often: use fewer devices, fewer "
+                "workers or a smaller batch size, and run the same extraction again; complete shards are kept. If they "
+                'could not begin, the script must call `extract` under `if __name__ == "__main__":`'
             )
     finally:
         _stop([process for _, process in running.values()])
@@ -90,17 +94,30 @@ def _work(
     cpus: Sequence[int],
 ) -> None:
     """The main function of a process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal: the parent stops it
     signal.signal(signal.SIGTERM, _terminate)
     if cpus:
         os.sched_setaffinity(0, cpus)
     torch.set_num_threads(threads)
     own = Job(**{**vars(job), "device": device})
     try:
-        for tally in pull(own, backbone, snapshot, mine):
-            pipe.send(tally)
+        with closing(pull(own, backbone, snapshot, mine)) as tallies:
+            for tally in tallies:
+                pipe.send(tally)
+    except BrokenPipeError:
+        return  # the parent was killed
     except Exception as error:
         pipe.send(error)
+
+
+def _start(process: Any) -> None:
+    """Start a process. Raises `ValueError` if its work cannot be sent to it."""
+    try:
+        process.start()
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise ValueError(
+            f"the backbone cannot be sent to other processes ({error}); it may have no hooks and no parts that are "
+            "lambdas or defined inside a function"
+        ) from error
 
 
 def _terminate(*_: object) -> None:
@@ -139,6 +156,18 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from processes that the block starts, from their first instruction on: it reaches every process of
+    the terminal, and the parent stops them."""
+    resource_tracker.ensure_running()  # its start would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _nodes() -> list[set[int]]:

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ POLL = 0.05, 2.0  # shortest and longest seconds between two looks at the shards
 T = TypeVar("T")
 
 
-def pull(job: Job, backbone: Backbone, snapshot: Snapshot, mine: Slice) -> Iterator[Tally]:
+def pull(job: Job, backbone: Backbone, snapshot: Snapshot, mine: Slice) -> Generator[Tally, None, None]:
     """Compute the shards of a slice of a snapshot together with all other workers. Yield a tally for each batch.
 
     At the end, each shard of the slice is done. An exception, such as Ctrl-C, drops the current shard and releases its

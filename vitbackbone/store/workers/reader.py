@@ -64,6 +64,9 @@ class PixelBatch:
         return [preprocess.normalise(one.view(shape)) for one, shape in zip(flat, self.shapes, strict=True)]
 
 
+Read = list[tuple[Outcome, UInt8[Tensor, "C H W"] | None]]  # the inputs of a batch
+
+
 class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
     """Reads one input. The index is the input itself, so that workers hold neither a list of inputs nor the weights.
 
@@ -85,7 +88,15 @@ class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
         self.decoding = decoding
         self.max_pixels = max_pixels
 
-    def __getitems__(self, asked: Sequence[Asked]) -> list[tuple[Outcome, UInt8[Tensor, "C H W"] | None]]:
+    def __getitems__(self, asked: Sequence[Asked]) -> Read | OSError | MemoryError:
+        """Read the inputs of a batch, in order. Returns the error if a service or the memory fails for all of them:
+        torch would replace it by the text of its traceback."""
+        try:
+            return self._read(asked)
+        except (OSError, MemoryError) as error:
+            return error
+
+    def _read(self, asked: Sequence[Asked]) -> Read:
         """Read the inputs of a batch, in order.
 
         Remote files are requested together, because each answer takes long. Files of this machine are read
@@ -147,7 +158,10 @@ def read_batches(
         worker_init_fn=partial(_begin, dict(os.environ)),
         pin_memory=torch.device(device).type == "cuda",
     )
-    yield from lanes.in_order(iter(loader))
+    for batch in lanes.in_order(iter(loader)):
+        if not isinstance(batch, PixelBatch):
+            raise batch
+        yield batch
 
 
 @contextmanager
@@ -187,7 +201,9 @@ def _begin(environment: dict[str, str], _: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _collate(items: Sequence[tuple[Outcome, Tensor | None]]) -> PixelBatch:
+def _collate(items: Read | OSError | MemoryError) -> PixelBatch | OSError | MemoryError:
+    if not isinstance(items, list):
+        return items
     read = [pixels for _, pixels in items if pixels is not None]
     shapes = tuple((pixels.shape[0], pixels.shape[1], pixels.shape[2]) for pixels in read)
     flat = torch.cat([pixels.flatten() for pixels in read]) if read else torch.empty(0, dtype=torch.uint8)

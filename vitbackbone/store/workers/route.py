@@ -4,18 +4,20 @@ The first run chooses it and the manifest records it. Every later run takes the 
 the last bits.
 """
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, cast, get_args
+from typing import Literal, TypeGuard, cast, get_args
 
 import pyarrow as pa
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from vitbackbone.contract import Backbone, BackboneModule, Precision, Runtime, device_of
+from vitbackbone.files import Storage
 from vitbackbone.images import ImageTransform, Photo, Resolution
 from vitbackbone.runtime import SAMPLE, optimize, rebuild
+from vitbackbone.store.objects import Damaged, put_tensors, read_object
 from vitbackbone.store.sources.locate import Unreadable, locators, read_bytes
 from vitbackbone.store.sources.rows import Root
 
@@ -40,9 +42,6 @@ def choose(
     Reuses the store's runtime if it is precise enough. If it is not, the check of the settings refuses the run.
     Raises `ValueError` as `optimize` does.
     """
-    given = backbone.runtime if isinstance(backbone, BackboneModule) else Runtime()
-    if is_optimised(backbone):  # by the caller
-        return given
     if stored is not None:
         close_enough = _rank(stored.precision) <= _rank(precision)
         if close_enough and engine in ("auto", stored.engine):
@@ -50,12 +49,12 @@ def choose(
         return Runtime(precision, stored.engine if engine == "auto" else engine, stored.route)
     compared = count >= AUTO_FROM and sample and _optimisable(backbone)
     if (precision, engine) == ("fp32", "auto") and not compared:
-        return given
+        return Runtime()
     with on(device, backbone):
         return optimize(cast(BackboneModule, backbone), precision, engine, sample or None).runtime
 
 
-def is_optimised(backbone: Backbone) -> bool:
+def is_optimised(backbone: Backbone) -> TypeGuard[BackboneModule]:
     """Tell whether a backbone is the result of `optimize`."""
     return isinstance(backbone, BackboneModule) and (backbone.fidelity is not None or backbone.runtime != Runtime())
 
@@ -85,14 +84,33 @@ def read_sample(
     return found
 
 
-def calibration(runtime: Runtime, sample: list[Tensor]) -> str | None:
-    """Return a checksum of the sample if features depend on it, as int8 features do; else None."""
-    if runtime.precision != "int8":
-        return None
-    digest = hashlib.sha256()
-    for image in sample:
-        digest.update(f"{tuple(image.shape)}".encode() + image.numpy().tobytes())
-    return digest.hexdigest()
+def put_sample(storage: Storage, sample: list[Tensor]) -> str | None:
+    """Write the images of a sample into the store, and return the name of the object; None if there are none.
+
+    The last bits of features depend on the images that a route was made with, and those of 8 bits much more. So every
+    later run makes it with the same images, whatever has become of their files.
+    """
+    return put_tensors(storage, {f"{i}": image.contiguous() for i, image in enumerate(sample)}) if sample else None
+
+
+def stored_sample(storage: Storage, name: str | None, again: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """Read the images of a sample. If they are damaged, they are written again, as `again` reads them from their files.
+
+    Raises `ValueError` if the files have other images now.
+    """
+    if name is None:
+        return []
+    try:
+        tensors = load(read_object(storage, name))
+    except Damaged as error:
+        if put_sample(storage, images := again()) == name:
+            return images
+        raise ValueError(
+            f"{storage.url}: the images that its route was made with cannot be read, and the first images of the "
+            "source are others now. Put those back and run the same extraction again, or give another --out: "
+            f"{error.found}"
+        ) from error
+    return [tensors[f"{i}"] for i in range(len(tensors))]
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Job:
     batch_size: int
     workers: int
     device: str
-    sample: list[Tensor]  # images that check a route below float32
+    sample: list[Tensor]  # images that the route is made with, unless it is the plain one
     max_pixels: int | None = None  # most pixels of a photo; a larger one is a failed row
 
 
