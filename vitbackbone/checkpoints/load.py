@@ -248,4 +248,8 @@ def find_entry(name: str | PathLike[str], tower: str | None = None) -> Entry:
     `tower`: the object in `config.json` that holds the settings of a tower, if there are several.
     """
     found = describe(*pin(str(name)), offline=True)
-    return found if isinstance(found, Entry) else found.entry(tower)
+    if not isinstance(found, Entry):
+        return found.entry(tower)
+    if tower is not None:
+        raise ValueError(f"{name} has a single vision tower, so that tower={tower!r} names none; leave it out")
+    return found
