@@ -143,11 +143,15 @@ def write_retrieval(out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parquet", type=Path, help="CIFAR-10: columns image and label, names in the metadata")
+    parser.add_argument(
+        "parquet",
+        type=Path,
+        help="parquet file of CIFAR-10 with the columns image and label, and the class names in its metadata",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the datasets")
     parser.add_argument("--train", type=int, default=5000, help="training photos of CIFAR-10")
     parser.add_argument("--val", type=int, default=1000, help="val photos of CIFAR-10")
-    parser.add_argument("--corrupted", type=int, default=100, help="val photos that are corrupted, 75 times each")
+    parser.add_argument("--corrupted", type=int, default=100, help="val photos to corrupt, each in 75 ways")
     args = parser.parse_args()
     write_cifar(args.parquet, args.out, args.train, args.val, args.corrupted)
     write_digits(args.out)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.folder                       # photo-like JPEGs of 1 to 2 megapixels, made here
     python -m benchmarks.folder FOLDER --workers 1
-    python -m benchmarks.folder --count 10000 --ours  # `extract` alone, once each
+    python -m benchmarks.folder --count 10000 --ours  # `extract` alone, once
 
 Compares `extract` with a loop over timm and a `DataLoader`, and with the `image-feature-extraction` pipeline of
 transformers, on the same photos, pixels and batches. It computes CLS of ViT-S/16 at 224 pixels in float32. The others
@@ -113,8 +113,9 @@ def compare(folder: Path, batch: int, workers: int, seconds: float, ours_alone: 
             "ours, decoding draft": partial(ours, fast, "draft"),
         }
         if ours_alone:
-            contestants = {who: run for who, run in contestants.items() if who.startswith("ours")}
-        t = medians(contestants, seconds, least=1 if ours_alone else 3, most=1 if ours_alone else 5)
+            contestants = {"ours": contestants["ours"]}
+        rounds = {"least": 1, "most": 1, "warm_up": 0} if ours_alone else {"least": 3, "most": 5}
+        t = medians(contestants, seconds, **rounds)
     x = noise(batch, 3, *preprocess.image_size)
     some = [path.read_bytes() for path in paths[:12]]
     stages = {decoding: decoding_rate(backbone, some, decoding) for decoding in ("exact", "fast", "draft")}
@@ -160,8 +161,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=96, metavar="N", help="photos to make")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--workers", type=int, default=1, metavar="N")
-    parser.add_argument("--seconds", type=float, default=120, help="time to measure, at least three rounds")
-    parser.add_argument("--ours", action="store_true", help="measure `extract` alone, each way once")
+    parser.add_argument("--seconds", type=float, default=120, help="seconds to measure; at least three rounds run")
+    parser.add_argument("--ours", action="store_true", help="measure `extract` alone, once")
     parser.add_argument("--model", default=MODEL, metavar="NAME", help=f"a model of timm (default: {MODEL})")
     args = parser.parse_args()
     print(f"{machine()}, {torch.get_num_threads()} threads\n", flush=True)

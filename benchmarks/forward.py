@@ -25,7 +25,7 @@ from vitbackbone.inspection import costs
 FIRST = "vit_large_patch16_224.augreg_in21k" if ON_GPU else "vit_tiny_patch16_224.augreg_in21k"
 MODELS = [FIRST, "vit_base_patch16_224.augreg_in21k", "vit_small_patch14_dinov2.lvd142m"]
 BATCHES = [1, 8, 32, 256] if ON_GPU else [1, 8, 32]
-TOKENS = 20_000  # of a usual batch on a CPU; with more, as 32 images of 1369 patches have, a round takes minutes
+TOKENS = 20_000  # most tokens of a batch on a CPU by default; a round of 32 images of 1369 patches takes minutes
 PEERS = ["timm", "timm, compiled", "transformers", "ONNX Runtime", "OpenVINO"]
 
 
@@ -137,7 +137,9 @@ def main() -> None:
         help="default: 1, 8 and 32, without those that take too long",
     )
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
-    parser.add_argument("--seconds", type=float, default=60, help="time for each table row, at least three rounds")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="seconds for each table row; at least three rounds run"
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     print(f"{machine()}, {torch.get_num_threads()} threads\n", flush=True)

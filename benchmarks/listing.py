@@ -28,7 +28,14 @@ from tests.buckets import many_keys
 from tests.servers import serving
 from vitbackbone import list_inputs
 
-SOURCES = ("list.csv", "list.parquet", "shard.tar", "remote.tar", "bucket", "pattern")  # the last: of a bucket's keys
+SOURCES = (
+    "list.csv",
+    "list.parquet",
+    "shard.tar",
+    "remote.tar",
+    "bucket",
+    "pattern",
+)  # "pattern": a glob on the bucket's keys
 
 
 def names(count: int) -> Iterator[str]:

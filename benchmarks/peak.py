@@ -20,7 +20,12 @@ from vitbackbone.runtime import Int8Weights, PackedLinear, Steps, int8_trouble, 
 
 # (M, K, N): linears of ViT-B at batch 1, 8 and 32, and a square.
 SHAPES = [(197, 768, 3072), (1576, 768, 3072), (1576, 3072, 768), (6304, 768, 3072), (2048, 2048, 2048)]
-LARGE = [(6304, 768, 3072), (50432, 1024, 4096), (50432, 4096, 1024), (8192, 8192, 8192)]  # for a GPU: ViT-L too
+LARGE = [
+    (6304, 768, 3072),
+    (50432, 1024, 4096),
+    (50432, 4096, 1024),
+    (8192, 8192, 8192),
+]  # for a GPU, with linears of ViT-L
 ROUNDS = 7
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -101,7 +101,7 @@ def report(files: Sequence[bytes], resolution: int, rounds: int) -> str:
         rows.append((name, f"{1 / t[name]:.0f}", f"{t['Pillow'] / t[name]:.2f}", f"{largest:.0f}", f"{mean:.3f}"))
     megapixels = statistics.mean(np.prod(Photo(data).size) for data in files) / 1e6
     return (
-        f"{len(files)} JPEGs of {megapixels:.1f} MP and {statistics.mean(map(len, files)) / 1000:.0f} kB in the mean, "
+        f"{len(files)} JPEGs of {megapixels:.1f} MP and {statistics.mean(map(len, files)) / 1000:.0f} kB on average, "
         f"to {resolution} pixels; one thread, torchvision {torchvision.__version__}, Pillow {PIL.__version__}.\n\n"
         + markdown(["", "images/s", "against Pillow", "largest difference", "mean"], rows)
     )

@@ -29,7 +29,7 @@ ON_PAPER = (
     "By calculation, 1,000,000 x 768 has ten times the values, and so takes ten times as long. Memory grows by blocks "
     "twice as wide, 13 MB of float32 each, and by 6 MB of labels. scikit-learn needs ten times its memory."
 )
-NAME = "performance-cuda" if ON_GPU else "performance"  # of the page, its plot and the place in the README
+NAME = "performance-cuda" if ON_GPU else "performance"  # name of the page, its plot and the place in the README
 
 
 def versions() -> str:
@@ -129,7 +129,9 @@ def draw(rows: list[forward.Row], found: list[sizes.Size], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=45, help="time for each table row, at least three rounds")
+    parser.add_argument(
+        "--seconds", type=float, default=45, help="seconds for each table row; at least three rounds run"
+    )
     args = parser.parse_args()
     text = f"""# Performance
 

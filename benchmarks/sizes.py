@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["mixed", "resolution"])
     parser.add_argument("--sides", nargs="+", type=int, default=SIDES, metavar="PIXELS")
-    parser.add_argument("--seconds", type=float, default=30, help="time for each table row")
+    parser.add_argument("--seconds", type=float, default=30, help="seconds for each table row")
     args = parser.parse_args()
     print(f"{machine()}, {torch.get_num_threads()} threads\n", flush=True)
     with torch.inference_mode():

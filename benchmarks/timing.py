@@ -27,26 +27,28 @@ MOST = 50 if ON_GPU else 15  # rounds
 WARM_UP = 2 if ON_GPU else 1  # rounds that do not count: a GPU's kernels are compiled in one, recorded in the next
 
 
-def medians(contestants: Contestants, seconds: float = 60, least: int = 3, most: int = MOST) -> dict[str, float]:
-    """Return the seconds of each contestant in each round, after one round of warm-up.
+def medians(
+    contestants: Contestants, seconds: float = 60, least: int = 3, most: int = MOST, warm_up: int = WARM_UP
+) -> dict[str, float]:
+    """Return the seconds of each contestant in each round, after `warm_up` rounds that do not count.
 
     There are as many rounds as fit into `seconds`, from `least` to `most`.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     rounds, turn = most, 0
-    bar = tqdm(total=WARM_UP + most, leave=False, unit="round")
-    while turn < WARM_UP + rounds:
+    bar = tqdm(total=warm_up + most, leave=False, unit="round")
+    while turn < warm_up + rounds:
         began = time.perf_counter()
         for name, run in contestants.items():
             time.sleep(IDLE)
             started = time.perf_counter()
             wait_for(run())
-            if turn >= WARM_UP:
+            if turn >= warm_up:
                 times[name].append(time.perf_counter() - started)
         turn += 1
-        if turn == WARM_UP:
+        if turn == warm_up:
             rounds = min(most, max(least, int(seconds / (time.perf_counter() - began))))
-            bar.total = WARM_UP + rounds
+            bar.total = warm_up + rounds
         bar.update()
     bar.close()
     return {name: statistics.median(each) for name, each in times.items()}

@@ -49,8 +49,8 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
     parser.add_argument("--batch-size", type=int, default=8, help="images in one step (default: 8)")
-    parser.add_argument("--size", type=int, default=64, help="pixels a side")
-    parser.add_argument("--measured", type=int, default=64, help="scenes to measure on")
+    parser.add_argument("--size", type=int, default=64, help="side of a scene in pixels (default: %(default)s)")
+    parser.add_argument("--measured", type=int, default=64, help="scenes to measure on (default: %(default)s)")
     args = parser.parse_args()
 
     torch.manual_seed(0)

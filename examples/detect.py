@@ -140,7 +140,7 @@ def draw(images: list[Tensor], drawn: list[Target], found: list[Target], path: P
 
 def outline(axis: Axes, boxes: Tensor, colours: Sequence[Any], width: float) -> None:
     for (left, top, right, bottom), colour in zip(boxes.tolist(), colours, strict=True):
-        corner = (left - 0.5, top - 0.5)  # of a pixel; its centre has whole numbers
+        corner = (left - 0.5, top - 0.5)  # corner of a pixel; its centre has whole coordinates
         axis.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=colour, linewidth=width))
 
 

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, help="folder of photos")
     parser.add_argument("out", type=Path, help="folder for the parquet table")
     parser.add_argument("--model", default="nano", help="a backbone, as for load_backbone (default: nano)")
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs of each worker")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs reserved for each worker (default: %(default)s)")
     args = parser.parse_args()
     embed = embedder(args.model, load_backbone(args.model).spec.dim, args.gpus)("cuda" if args.gpus else "cpu")
     files = daft.from_glob_path(f"{args.photos}/**")

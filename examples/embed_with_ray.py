@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, help="folder of photos")
     parser.add_argument("out", type=Path, help="folder for the parquet table")
     parser.add_argument("--model", default="nano", help="a backbone, as for load_backbone (default: nano)")
-    parser.add_argument("--gpus", type=float, default=0, help="GPUs of each worker")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs reserved for each worker (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="number of workers (default: 1)")
     parser.add_argument("--batch-size", type=int, default=32, help="images in one forward pass (default: 32)")
     args = parser.parse_args()

@@ -20,8 +20,8 @@ def main() -> None:
     parser.add_argument("photos", type=Path, help="folder of photos")
     parser.add_argument("out", type=Path, help="folder for the parquet table")
     parser.add_argument("--model", default="nano", help="a backbone, as for load_backbone (default: nano)")
-    parser.add_argument("--device", default="cpu", help="where to compute, such as cpu or cuda")
-    parser.add_argument("--master", default="local[1]", help="the address of the cluster")
+    parser.add_argument("--device", default="cpu", help="where to compute, such as cpu or cuda (default: %(default)s)")
+    parser.add_argument("--master", default="local[1]", help="address of the Spark cluster (default: %(default)s)")
     args = parser.parse_args()
     model, device = args.model, args.device
 

@@ -263,31 +263,51 @@ def _rows(text: str) -> slice:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    rates = ", ".join(f"{rate} for {mode}" for mode, rate in LR.items())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder whose sub-folders are classes, or a parquet file")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, head, weights and result")
-    parser.add_argument("--backbone", default="nano", help="as for load_backbone")
-    parser.add_argument("--weights", help="a file with its weights, to start from")
+    parser.add_argument("--backbone", default="nano", help="a backbone, as for load_backbone (default: %(default)s)")
+    parser.add_argument("--weights", help="weights file of the backbone (default: the published weights)")
     parser.add_argument("--mode", choices=list(LR), default="full", help="what is trained; see above (default: full)")
     parser.add_argument("--steps", type=int, default=500, help="training steps (default: 500)")
     parser.add_argument("--batch-size", type=int, default=64, help="images in one step (default: 64)")
-    parser.add_argument("--lr", type=float, help=f"peak learning rate (default: {LR})")
+    parser.add_argument("--lr", type=float, help=f"peak learning rate (default: {rates})")
     parser.add_argument(
-        "--layer-decay", type=float, default=0.75, help="factor from each block to the one before, with `full`"
+        "--layer-decay",
+        type=float,
+        default=0.75,
+        help="factor on the rate from each block to the one before, with `full` (default: %(default)s)",
     )
-    parser.add_argument("--drop-path", type=float, default=0.1, help="rate of the last block")
-    parser.add_argument("--mix", type=float, default=0.5, help="share of batches with Mixup or CutMix")
-    parser.add_argument("--flip", type=float, default=0.5, help="share of photos mirrored; 0 for text or digits")
-    parser.add_argument("--rank", type=int, default=8, help="rank of the adapters of `lora`")
-    parser.add_argument("--labels", type=float, default=1.0, help="share of the training photos of each class to use")
+    parser.add_argument(
+        "--drop-path", type=float, default=0.1, help="stochastic depth of the last block (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--mix", type=float, default=0.5, help="share of batches with Mixup or CutMix (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--flip",
+        type=float,
+        default=0.5,
+        help="share of photos that are mirrored; give 0 for text or digits (default: %(default)s)",
+    )
+    parser.add_argument("--rank", type=int, default=8, help="rank of the adapters of `lora` (default: %(default)s)")
+    parser.add_argument(
+        "--labels",
+        type=float,
+        default=1.0,
+        help="share of the training photos of each class to use (default: %(default)s)",
+    )
     parser.add_argument(
         "--test",
         type=float,
         default=0.2,
-        help="share of each class to measure on; copies stay together",
+        help="share of each class to measure on; copies stay together (default: %(default)s)",
     )
-    parser.add_argument("--rows", type=_rows, default=slice(None), help="START:STOP:STEP of the photos, such as 9::10")
-    parser.add_argument("--resolution", type=int, help="side in pixels (default: the checkpoint's own)")
+    parser.add_argument(
+        "--rows", type=_rows, default=slice(None), help="START:STOP:STEP of the photos, such as 9::10 (default: all)"
+    )
+    parser.add_argument("--resolution", type=int, help="input side in pixels (default: the checkpoint's own)")
     parser.add_argument(
         "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of training (default: fp32)"
     )

@@ -61,7 +61,7 @@ def main(out: Path, steps: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/own"), help="folder for the head")
+    parser.add_argument("--out", type=Path, default=Path("runs/own"), help="folder for the head (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
     args = parser.parse_args()
     main(args.out, args.steps)

@@ -95,10 +95,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the films")
     parser.add_argument("--backbone", default="nano", help="as for load_backbone (default: nano)")
-    parser.add_argument("--head", default="spatial_softmax", help="or map_pool, policy_neck, ...")
-    parser.add_argument("--demonstrations", type=int, default=1500, help="images, each with the expert's velocity")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps")
-    parser.add_argument("--episodes", type=int, default=200, help="episodes of evaluation, on new scenes")
+    parser.add_argument(
+        "--head",
+        default="spatial_softmax",
+        help="head that encodes the image, such as map_pool or policy_neck (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--demonstrations",
+        type=int,
+        default=1500,
+        help="images to learn from, each with the velocity that the expert chooses (default: %(default)s)",
+    )
+    parser.add_argument("--steps", type=int, default=1500, help="training steps (default: %(default)s)")
+    parser.add_argument("--episodes", type=int, default=200, help="new scenes to evaluate on (default: %(default)s)")
     arguments = parser.parse_args()
 
     backbone = freeze(load_backbone(arguments.backbone))

@@ -63,9 +63,9 @@ def compare(store: FeatureStore, epochs: int) -> dict[str, Report]:
 def main(arguments: list[str] | None = None) -> dict[str, Report]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, nargs="?", help="folder whose sub-folders are classes (default: digits)")
-    parser.add_argument("--backbone", default="nano", help="as for load_backbone")
+    parser.add_argument("--backbone", default="nano", help="a backbone, as for load_backbone (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for the features (default: a temporary one)")
-    parser.add_argument("--epochs", type=int, default=20, help="epochs of the attentive probes")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of the attentive probes (default: %(default)s)")
     args = parser.parse_args(arguments)
     backbone = load_backbone(args.backbone)
     with tempfile.TemporaryDirectory() as scratch:

@@ -224,35 +224,48 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser("train", help="train a head, and the backbone if asked, and measure it on val")
     p.set_defaults(run=train)
     p.add_argument("data", type=Path, metavar="DATA", help="folder with train/ and val/")
-    p.add_argument("--backbone", default="nano", metavar="NAME", help="a name of `vitbackbone models` (%(default)s)")
-    p.add_argument("--weights", metavar="FILE", help="weights for it, or 'random'")
-    p.add_argument("--head", default="multilayer", metavar="NAME", help="a head for segmentation (%(default)s)")
+    p.add_argument(
+        "--backbone", default="nano", metavar="NAME", help="a name of `vitbackbone models` (default: %(default)s)"
+    )
+    p.add_argument(
+        "--weights", metavar="FILE", help="weights file of the backbone, or 'random' (default: the published weights)"
+    )
+    p.add_argument(
+        "--head", default="multilayer", metavar="NAME", help="a head for segmentation (default: %(default)s)"
+    )
     p.add_argument(
         "--options", type=json.loads, default={}, metavar="JSON", help='options of the head, such as {"dropout": 0.1}'
     )
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the head and checkpoints")
-    p.add_argument("--ignore", type=int, metavar="N", help="label to leave out (the one after the classes)")
-    p.add_argument("--steps", type=int, default=300, help="training steps (%(default)s)")
-    p.add_argument("--batch-size", type=int, default=16, metavar="PHOTOS", help="photos in one step (%(default)s)")
-    p.add_argument("--crop", type=int, default=128, metavar="PIXELS", help="side of the training crops (%(default)s)")
-    p.add_argument("--lr", type=float, help="peak learning rate (0.01, and 0.001 with --finetune)")
+    p.add_argument("--ignore", type=int, metavar="N", help="label to leave out (default: the one after the classes)")
+    p.add_argument("--steps", type=int, default=300, help="training steps (default: %(default)s)")
+    p.add_argument(
+        "--batch-size", type=int, default=16, metavar="PHOTOS", help="photos in one step (default: %(default)s)"
+    )
+    p.add_argument(
+        "--crop", type=int, default=128, metavar="PIXELS", help="side of the training crops (default: %(default)s)"
+    )
+    p.add_argument("--lr", type=float, help="peak learning rate (default: 0.01, or 0.001 with --finetune)")
     p.add_argument("--finetune", action="store_true", help="train the backbone too")
     p.add_argument(
         "--layer-decay",
         type=float,
         default=0.75,
-        help="factor on the rate from each block to the one before (%(default)s)",
+        help="factor on the rate from each block to the one before (default: %(default)s)",
     )
     p.add_argument(
-        "--drop-path", type=float, default=0.1, help="stochastic depth of the last block, with --finetune (%(default)s)"
+        "--drop-path",
+        type=float,
+        default=0.1,
+        help="stochastic depth of the last block, with --finetune (default: %(default)s)",
     )
     p.add_argument(
-        "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of the training (%(default)s)"
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of the training (default: %(default)s)"
     )
     p.add_argument(
-        "--save-every", type=int, default=100, metavar="STEPS", help="steps between checkpoints (%(default)s)"
+        "--save-every", type=int, default=100, metavar="STEPS", help="steps between checkpoints (default: %(default)s)"
     )
-    p.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
 
     p = commands.add_parser("eval", help="print mIoU and the IoU of each class")
     p.set_defaults(run=evaluate_split)

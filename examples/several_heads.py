@@ -72,7 +72,12 @@ def sheet(batch: Batch, digits: Tensor, ink: Tensor, path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/several"), help="folder for heads and picture")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/several"),
+        help="folder for the heads and the picture (default: %(default)s)",
+    )
     parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
     args = parser.parse_args()
     main(args.out, args.steps)

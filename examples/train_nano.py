@@ -221,7 +221,12 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and weights")
     parser.add_argument("--epochs", type=int, default=24, help="passes over the photos (default: 24)")
     parser.add_argument("--batch-size", type=int, default=250, help="images in one step (default: 250)")
-    parser.add_argument("--lr", type=float, default=0.02, help="peak of Muon; AdamW takes a tenth")
+    parser.add_argument(
+        "--lr",
+        type=float,
+        default=0.02,
+        help="peak learning rate of Muon; AdamW takes a tenth of it (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
-    parser.add_argument("--limit", type=int, default=None, help="use only the first N photos")
+    parser.add_argument("--limit", type=int, default=None, help="use only the first LIMIT photos (default: all)")
     train(parser.parse_args())

@@ -1,4 +1,4 @@
-"""Heads: what consumes the features of a backbone. They import only what `vitbackbone` exports."""
+"""Heads: modules that consume the features of a backbone. They import only what `vitbackbone` exports."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The head: what every head is, and what it reads of a backbone.
+"""The base classes of heads, and the record of what a head reads of a backbone.
 
 Axes: `B` batch, `D` width, `h w` patch grid, `H W` pixels.
 """

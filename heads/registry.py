@@ -14,7 +14,7 @@ from heads.names import BUILT_IN
 from heads.options import check, hints_of, signature_text
 from vitbackbone import BackboneSpec, did_you_mean, float32_default
 
-GROUP = "vitbackbone.heads"  # of entry points: name = "package.module:Class"
+GROUP = "vitbackbone.heads"  # group of entry points; each is name = "package.module:Class"
 
 _registered: dict[str, type[Head]] = {}
 H = TypeVar("H", bound=type[Head])

@@ -19,7 +19,7 @@ from heads.parallel import BatchNorm2d, is_together, tie
 from heads.segmentation import Segmenter
 from vitbackbone import BackboneSpec, Features
 
-SCALES = ((4, 1), (2, 1), (1, 1), (1, 2))  # of the levels that are made from maps of one stride, as fractions
+SCALES = ((4, 1), (2, 1), (1, 1), (1, 2))  # sizes of the levels relative to the maps, as fractions
 POOLED = (1, 2, 3, 6)  # sides of the grids that the coarsest map is pooled to
 AUXILIARY_WEIGHT = 0.4
 
@@ -139,7 +139,8 @@ class PooledContext(nn.Module):
 def averages(size: int, cells: int, like: Tensor) -> Float[Tensor, "cells size"]:
     """Return the weights that average a side of a map in cells, as `F.adaptive_avg_pool2d` does.
 
-    A product takes any size in an ONNX graph. The exporter cuts the pooling off where cells do not divide the side.
+    The pooling is a product with this matrix, which an ONNX graph can hold for any size. The exporter supports
+    `F.adaptive_avg_pool2d` only where `cells` divides the side.
     """
     cell = torch.arange(cells, device=like.device)[:, None]
     first, end = cell * size // cells, ((cell + 1) * size + cells - 1) // cells

@@ -6,14 +6,16 @@ import io
 import tarfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
@@ -26,17 +28,31 @@ KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGIO
 
 @contextmanager
 def moto() -> Iterator[str]:
-    """Serve S3 in memory, with a bucket `photos`. Gives the URL."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    """Serve S3 in memory, with a bucket `photos`. Gives the URL.
+
+    S3 looks at a condition and writes in one step, moto in two. So one request is served at a time.
+    """
+    server = pytest.importorskip("moto.server")
+    from werkzeug.serving import make_server
+
+    app, lock = server.DomainDispatcherApplication(server.create_backend_app), Lock()
+
+    def one_at_a_time(environ: dict[str, Any], start: Callable[..., Any]) -> Any:
+        with lock:
+            return app(environ, start)
+
+    listener = make_server("127.0.0.1", 0, one_at_a_time, threaded=True, request_handler=server.MotoRequestHandler)
+    thread = Thread(target=listener.serve_forever, daemon=True)
+    thread.start()
     try:
-        host, port = server.get_host_and_port()
-        url = f"http://{host}:{port}"
+        url = f"http://127.0.0.1:{listener.server_port}"
         urllib.request.urlopen(f"{url}/moto-api/reset", data=b"").close()
         make_bucket(url, "photos")
         yield url
     finally:
-        server.stop()
+        listener.shutdown()
+        thread.join()
+        listener.server_close()
 
 
 def make_bucket(url: str, name: str) -> None:
@@ -156,7 +172,8 @@ class _Google(BaseHTTPRequestHandler):
         if "list-type" in query:
             prefix, offset = query.get("prefix", [""])[0], query.get("start-after", [""])[0]
             items = "".join(
-                f"<Contents><Key>{name}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+                f"<Contents><Key>{name}</Key>"
+                f"<LastModified>{datetime.fromtimestamp(generation / 1e9, UTC):%FT%T.000Z}</LastModified>"
                 f"<ETag>&quot;{generation:x}&quot;</ETag><Size>{len(data)}</Size></Contents>"
                 for name, (data, generation) in sorted(self.objects.items())
                 if name.startswith(prefix) and name > offset
@@ -168,7 +185,7 @@ class _Google(BaseHTTPRequestHandler):
             return self._send(404, b"<Error><Code>NoSuchKey</Code></Error>")
         data, generation = self.objects[key]
         about = {"ETag": f'"{generation:x}"', "x_goog_generation": str(generation)}
-        about["Last_Modified"] = formatdate(usegmt=True)
+        about["Last_Modified"] = formatdate(generation / 1e9, usegmt=True)
         found = self.headers.get("Range")
         if self.command == "HEAD" or not found:
             return self._send(200, data, **about)

@@ -37,9 +37,9 @@ NO_ENCODER = (
     "takes only pixels",
     "takes only videos",
     "does not run on pixels alone",
-)  # ends of reasons of types without an image encoder
+)  # how the reasons of types without an image encoder end
 TOLERANCE = 1e-5
-SECONDS, BYTES = 90, 8 << 30  # of CPU time, and of memory
+SECONDS, BYTES = 90, 8 << 30  # limits of CPU time and of memory
 PIXELS = {"pixel_values", "pixel_values_videos", "flattened_patches", "grid_thw"}
 How = Literal["native", "adapter", "refused", "different", "not built"]
 

@@ -30,8 +30,8 @@ class KnnProbe(Probe):
 
     Rows with the label -1, "unknown" in a `FeatureStore`, are left out with a warning.
 
-    Fitted: `features_` (N, F) of length 1, or the `Rows` as given; their files must stay in place. `codes_` (N,) has
-    the class index of each sample in `classes_`.
+    Fitted: `features_` (N, F) with rows of length 1, or the `Rows` as given; their files must stay in place. `codes_`
+    (N,) has the class index of each sample in `classes_`.
     Raises `ValueError` unless `k` is a positive integer and `temperature` a positive number.
     """
 

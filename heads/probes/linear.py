@@ -42,8 +42,8 @@ class LinearProbe(Probe):
     class gives any, C is CLIP's.
 
     `scale`: first bring each feature to mean 0 and variance 1. A value of C is then as strict for one backbone as for
-    another, whatever the magnitude of its features. The papers fit raw features, as `scale=False` does. Use it to
-    compare with their numbers, which differ either way.
+    another, whatever the magnitude of its features. The papers fit raw features: set `scale=False` to
+    compare with their accuracies.
 
     X is an array, or `Rows` such as `FeatureStore(...).rows`, which are read in blocks of 4096. That takes about ten
     passes over them for one value of C, and about a hundred for 45. Either way the fit is the optimum of scikit-learn's

@@ -187,5 +187,5 @@ def _with(state: Mapping[str, Tensor], ours: dict[str, object]) -> ViT:
 
 def test_positions_of_a_rectangle_do_not_become_a_square() -> None:
     backbone = tiny_vit(image_size=(16, 64), **{**SAM, "cls": False, "final_norm": False})  # 2 x 8 patches: as many
-    with pytest.raises(ConversionError, match="timm_sam has a square of positions, the model 2 x 8"):
+    with pytest.raises(ConversionError, match="timm_sam wants a square of positions, and the model has 2 x 8"):
         export_weights(backbone, "timm_sam")

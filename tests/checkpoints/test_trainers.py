@@ -50,7 +50,7 @@ def wrapped(state: State) -> State:
 
 
 def chunked(state: State, through: bool) -> State:
-    """Blocks in chunks of 4: numbered through, as DINOv2's trainer does, or within each chunk."""
+    """Blocks in chunks of 4: numbered over all chunks, as DINOv2's trainer does, or within each chunk."""
 
     def key_of(key: str) -> str:
         if not key.startswith("blocks."):

@@ -243,7 +243,7 @@ def test_predict_never_reads_the_last_name_for_an_unknown_class(
         wrong = LinearProbe().fit(rng.normal(size=(20, saved.n_features_in_)), np.arange(20) % 2 * 2 - 1)
     save_probe(wrong, tmp_path / "wrong", about=about)
     assert main(["predict", str(photos / "nowhere.png"), "--probe", str(tmp_path / "wrong")]) == 2
-    assert "not all indices of its 2 class_names" in capsys.readouterr().err
+    assert "want indices of its 2 class_names, from 0 to 1" in capsys.readouterr().err
 
 
 def test_csv_comes_back_to_the_bit(store: Path, tmp_path: Path) -> None:

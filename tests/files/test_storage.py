@@ -1,11 +1,13 @@
 """The promises of every storage. Each place where a store may live passes the same tests: add it to `PLACES`."""
 
+import errno
 import fcntl
 import hashlib
 import io
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -33,6 +35,8 @@ def test_an_object_is_read_whole_and_in_ranges(storage: Storage) -> None:
     found = storage.head("objects/aa/one")
     assert found is not None
     assert (found.key, found.size) == ("objects/aa/one", len(data))
+    assert abs(found.modified - time.time()) < 60
+    assert list(storage.list("objects/")) == [found]
     storage.put("objects/aa/one", b"repaired")
     assert storage.get("objects/aa/one") == b"repaired"
 
@@ -210,3 +214,36 @@ def test_a_sweep_while_a_writer_begins_takes_nothing_from_it(
     monkeypatch.setattr(module, call, swept)
     storage.put("a", b"1")
     assert (left, storage.get("a")) == ([0], b"1")
+
+
+def test_locks_are_those_that_nfs_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux locks a file of NFS only through a descriptor that is open for writing."""
+    lock = fcntl.flock
+
+    def lock_of_nfs(file: object, operation: int) -> None:
+        if operation & fcntl.LOCK_EX and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_of_nfs)
+    storage = open_storage(tmp_path / "store")
+    assert storage.create("a", b"1")
+    assert storage.swap("a", b"2", storage.head("a").version)
+    storage.sweep()
+    assert storage.get("a") == b"2"
+
+
+def test_a_sweep_passes_over_the_files_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(tmp_path / "store")
+    storage.put("a", b"1")
+    (tmp_path / "store/.unfinished/other").mkdir(parents=True)
+    opened = Path.open
+
+    def denied(self: Path, *args: object, **options: object) -> object:
+        if self.parent.name == "other":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return opened(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", denied)
+    storage.sweep()
+    assert storage.get("a") == b"1"

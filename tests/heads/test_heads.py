@@ -1,6 +1,5 @@
 """Every head keeps the contract: by name, sized by a spec, one forward for several, saved, errors that help."""
 
-import json
 import os
 import subprocess
 import sys
@@ -36,7 +35,6 @@ from vitbackbone import (
     Member,
     ViT,
     align,
-    fingerprint,
     load_backbone,
 )
 
@@ -340,74 +338,6 @@ def test_a_frozen_backbone_stays_frozen() -> None:
     assert model.train() is model
     assert not any(part.training for part in model.modules())
     assert load_backbone("nano").train().training  # another one is not
-
-
-# ---- on disk ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> tuple[ViT, Path]:
-    model = tiny_vit(depth=4)
-    save_head(randomise(create_head("linear", model.spec, num_classes=3)), tmp_path, model)
-    return model, tmp_path
-
-
-def test_a_saved_head_is_bound_to_its_backbone(saved: tuple[ViT, Path]) -> None:
-    model, folder = saved
-    assert load_head(folder, tiny_vit(depth=4)).num_classes == 3
-    other = tiny_vit(depth=4)
-    with torch.no_grad():
-        other.blocks[0].mlp.fc1.weight[0, 0] += 1
-    again = fingerprint(other)[:12]
-    wanted = rf"was fitted to tiny \({fingerprint(model)[:12]}\), and this is tiny \({again}\); load that backbone"
-    for wrong in (other, tiny_vit(depth=4, qkv_bias="none")):
-        with pytest.raises(ValueError, match=wanted if wrong is other else "was fitted to"):
-            load_head(folder, wrong)
-
-
-def test_the_fingerprint_is_of_what_decides_the_features() -> None:
-    base = fingerprint(tiny_vit())
-    assert fingerprint(ViT(tiny_vit().config, name="another name").eval()) != base  # other weights
-    renamed = tiny_vit()
-    renamed.name = "another name"
-    assert fingerprint(renamed) == base
-    assert fingerprint(tiny_vit(seed=1)) != base
-    assert fingerprint(tiny_vit(norm_eps=1e-5)) != base
-
-
-def test_damaged_files_are_refused(saved: tuple[ViT, Path]) -> None:
-    model, folder = saved
-    record = json.loads((folder / "head.json").read_text())
-    data = (folder / "head.safetensors").read_bytes()
-
-    (folder / "head.safetensors").write_bytes(data[:-1] + b"\0")
-    with pytest.raises(ValueError, match="head.safetensors is not the file that head.json was written with"):
-        load_head(folder, model)
-    (folder / "head.safetensors").write_bytes(data[:100])
-    with pytest.raises(ValueError, match="holds no head that save_head wrote"):
-        load_head(folder, model)
-    (folder / "head.safetensors").write_bytes(data)
-    for wrong in ({"version": 2}, {"config": None, "backbone": None}, {"head": "none of ours"}, {"config": {"k": 1}}):
-        (folder / "head.json").write_text(json.dumps({**record, **wrong}))
-        with pytest.raises(ValueError, match=r"version 2|holds no head|unknown head|its options are"):
-            load_head(folder, model)
-    (folder / "head.json").write_text(json.dumps({**record, "config": {"num_classes": 4}}))
-    with pytest.raises(ValueError, match="do not fit head 'linear'"):
-        load_head(folder, model)
-    (folder / "head.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no head.json; want a folder written by save_head"):
-        load_head(folder, model)
-
-
-def test_what_cannot_be_made_again_is_not_saved(tmp_path: Path) -> None:
-    model = tiny_vit()
-    with pytest.raises(ValueError, match="this Mean has no name; make it with create_head"):
-        save_head(Mean(model.spec, (0,)), tmp_path, model)
-    head = create_head("linear", model.spec, num_classes=3)
-    head.config = {"num_classes": {1, 2}}
-    with pytest.raises(ValueError, match="the options of 'linear' do not fit into JSON"):
-        save_head(head, tmp_path, model)
-    assert not list(tmp_path.iterdir())
 
 
 # ---- maps of other strides ----------------------------------------------------------------------------------------

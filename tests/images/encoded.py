@@ -1,4 +1,4 @@
-"""Photos encoded in every format that is read."""
+"""Photos encoded in every format that is read, and the difference of two pictures."""
 
 import io
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vitbackbone import Preprocess
 
@@ -38,3 +39,10 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def pixels(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def apart(one: Tensor, other: Tensor) -> int:
+    """Return the largest difference of two pictures, in levels of 255."""
+    assert one.shape == other.shape
+    assert one.dtype == other.dtype == torch.uint8
+    return int((one.int() - other.int()).abs().max())

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +16,7 @@ pytest.importorskip("av")
 
 import av
 
-from tests.images.videos import KINDS, SIZE, Kind, decoded, make_video, packets, picture
+from tests.images.videos import KINDS, SIZE, Kind, decoded, make_video, packets, picture, trimmed, with_matrix
 from vitbackbone.images.errors import DamagedImage, ImageError, TooManyPixels, UnknownFormat
 from vitbackbone.images.video import Video, list_frames
 from vitbackbone.images.video_files import VIDEO_HEAD, video_format
@@ -111,6 +112,36 @@ def test_frames_are_turned_upright(rotation: int) -> None:
         assert equal(frame, np.rot90(unturned, rotation // 90))
 
 
+@pytest.mark.parametrize(
+    ("matrix", "show"),
+    [
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda frame: frame.swapaxes(0, 1)),
+        ((0, -1, -1, 0), lambda frame: np.rot90(frame.swapaxes(0, 1), 2)),
+        ((0, 1, -1, 0), lambda frame: np.rot90(frame, -1)),
+    ],
+)
+def test_mirrored_frames_are_shown_as_they_were_filmed(
+    matrix: tuple[int, int, int, int], show: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    data = make_video(KINDS["mp4"], 3)
+    for frame, (_, stored) in zip(read_all(with_matrix(data, *matrix)).values(), decoded(data), strict=True):
+        assert isinstance(frame, Tensor)
+        assert equal(frame, show(stored))
+
+
+@pytest.mark.parametrize(("start", "count"), [(0, 5), (512 * 13, 12), (512 * 13 + 200, 40)])
+def test_a_trimmed_video_has_the_frames_that_are_shown(start: int, count: int) -> None:
+    data = trimmed(make_video(KINDS["mp4 without B-frames"]), start, 40 * count)
+    shown = decoded(data)
+    assert 5 <= len(shown) < 40
+    assert listed(data).streams[0].problem is None
+    for frame, (_, expected) in zip(read_all(data).values(), shown, strict=True):
+        assert isinstance(frame, Tensor)
+        assert equal(frame, expected)
+
+
 def test_each_stream_has_its_own_frames() -> None:
     data = make_video(KINDS["mkv"], 14, streams=2)
     video = listed(data)
@@ -202,6 +233,18 @@ def test_a_cut_mp4_with_its_index_in_front_says_what_it_lacks(tmp_path: Path) ->
     good = [pts for pts, frame in found.items() if isinstance(frame, Tensor)]
     assert len(good) >= len(found) - 4
     assert all(equal(found[pts], whole[pts]) for pts in good)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["mkv", "webm vp8"])
+def test_a_cut_matroska_says_what_it_lacks(name: str) -> None:
+    data = make_video(KINDS[name])
+    assert listed(data + b"more").streams[0].problem is None
+    cut = listed(data[: int(0.7 * len(data))]).streams[0]
+    assert 10 < len(cut.pts) < 40
+    assert cut.problem is not None
+    assert f"its header promises {len(data)}" in cut.problem
+    live = make_video(replace(KINDS[name], file_options={"live": "1"}))  # its header promises nothing
+    assert listed(live[: int(0.7 * len(live))]).streams[0].problem is None
 
 
 def test_a_stream_that_was_cut_in_front_begins_with_its_first_keyframe() -> None:

@@ -1,6 +1,7 @@
 """Videos that are made for tests, and PyAV as the oracle: it decodes all frames of a file, one after the other."""
 
 import io
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -72,6 +73,21 @@ def make_video(
         for stream in made:
             container.mux(stream.encode())
     return file.getvalue()
+
+
+def with_matrix(data: bytes, a: int, b: int, c: int, d: int) -> bytes:
+    """Return an MP4 with another display matrix: the pixel (x, y) is shown at (a x + c y, b x + d y)."""
+    at = data.index(b"tkhd") + 44
+    assert struct.unpack_from(">9i", data, at) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    ones = (each << 16 for each in (a, b, 0, c, d, 0, 0, 0))
+    return data[:at] + struct.pack(">9i", *ones, 1 << 30) + data[at + 36 :]
+
+
+def trimmed(data: bytes, start: int, length: int) -> bytes:
+    """Return an MP4 with another edit: `length` thousandths of a second are shown, from the time `start` on."""
+    at = data.index(b"elst") + 8
+    assert struct.unpack_from(">I", data, at) == (1,)
+    return data[: at + 4] + struct.pack(">Ii", length, start) + data[at + 12 :]
 
 
 def decoded(data: bytes, stream: int = 0) -> list[tuple[int, np.ndarray]]:

@@ -5,7 +5,7 @@ A case is a row of a table. The tests hold every case to 1e-5, and `make parity`
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,20 @@ class Case:
     policy: Positions  # the one that is the upstream's
     multiple: int  # of pixels that both sides pad to
     channels: int = 3
+
+
+LIMIT = 1e-5  # largest error that a test accepts
+
+
+def check_parity(case: Case, folder: Path, sizes: Sequence[Size] | None = None) -> BackboneModule:
+    """Save the case's model, load it, and compare both at each size. Return the loaded backbone."""
+    model = case.model()
+    case.save(model, folder)
+    ours = case.load(folder, case.policy)
+    for size in case.sizes if sizes is None else sizes:
+        found = errors(ours, case, model, size, batch=2)
+        assert max(found.values()) <= LIMIT, (size, found)
+    return ours
 
 
 def errors(ours: BackboneModule, case: Case, theirs: nn.Module, size: Size, batch: int = 1) -> dict[str, float]:
@@ -130,17 +144,22 @@ def save_timm(model: nn.Module, folder: Path) -> None:
     save_file(model.state_dict(), folder / "model.safetensors")
 
 
+def timm_layers(model: nn.Module, x: Tensor, layers: list[int]) -> dict[int, Tensor]:
+    """Return the tokens of each block without the final norm, those before the patches first."""
+    prefixed = bool(getattr(model, "num_prefix_tokens", 0))
+    options = {"return_prefix_tokens": True} if prefixed else {}
+    found = model.forward_intermediates(x, indices=layers, norm=False, intermediates_only=True, **options)
+    return {
+        layer: torch.cat([part[1], part[0].flatten(2).mT], dim=1) if prefixed else part.flatten(2).mT
+        for layer, part in zip(layers, found, strict=True)
+    }
+
+
 def run_timm(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
     if isinstance(model, timm.models.Beit):
         model = copy.deepcopy(model)
         model.set_input_size(x.shape[-2:])
-    prefixed = bool(getattr(model, "num_prefix_tokens", 0))
-    options = {"return_prefix_tokens": True} if prefixed else {}
-    found = model.forward_intermediates(x, indices=layers, norm=False, intermediates_only=True, **options)
-    raw = {
-        layer: torch.cat([part[1], part[0].flatten(2).mT], dim=1) if prefixed else part.flatten(2).mT
-        for layer, part in zip(layers, found, strict=True)
-    }
+    raw = timm_layers(model, x, layers)
     last = model.forward_features(x)
     if isinstance(model, timm.models.VisionTransformerSAM):
         return Outputs(raw[max(layers)], raw, model.forward_head(last, pre_logits=True), neck=last)
@@ -181,13 +200,7 @@ def adapted_model(name: str) -> nn.Module:
 
 
 def run_adapted(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
-    prefixed = bool(getattr(model, "num_prefix_tokens", 0))
-    options = {"return_prefix_tokens": True} if prefixed else {}
-    found = model.forward_intermediates(x, indices=layers, norm=False, intermediates_only=True, **options)
-    raw = {
-        layer: torch.cat([part[1], part[0].flatten(2).mT], dim=1) if prefixed else part.flatten(2).mT
-        for layer, part in zip(layers, found, strict=True)
-    }
+    raw = timm_layers(model, x, layers)
     last = model.forward_features(x)
     tokens = {"Swin": lambda: last.flatten(1, 2), "ResN": lambda: last.flatten(2).mT}
     tokens = tokens.get(type(model).__name__[:4], lambda: last)()

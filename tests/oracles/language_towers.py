@@ -4,20 +4,15 @@ Their inputs are the patches of one image, and their outputs come back in raster
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib import import_module
 
 import torch
 import transformers
 from torch import Tensor, nn
 
-from tests.helpers import randomise
 from tests.oracles.cases import Case, Outputs, Size
+from tests.oracles.towers import Tower, random_tower, tower_case
 from tests.oracles.transformers_models import HF_SIZES, MLP, SMALL
-from vitbackbone import load_backbone
-
-Run = Callable[[nn.Module, Tensor, list[int]], Outputs]
 
 
 def states(out: object, layers: list[int]) -> dict[int, Tensor]:
@@ -139,18 +134,6 @@ def llama4(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
     return Outputs(tokens, raw, tokens[:, 0])
 
 
-@dataclass(frozen=True)
-class Tower:
-    """A class of transformers, `module.Class`, with a small configuration of it."""
-
-    family: str
-    model: str
-    run: Run
-    settings: dict[str, object] = field(default_factory=dict)
-    sizes: tuple[Size, ...] = HF_SIZES
-    multiple: int = 8
-
-
 NATIVE: tuple[Size, ...] = ((64, 64),)
 EVEN: tuple[Size, ...] = ((64, 64), (96, 96), (48, 80), (61, 43), (80, 16))  # an even number of patches a side
 QWEN = {"depth": 3, "num_heads": 3, "patch_size": 8}
@@ -224,31 +207,12 @@ TOWERS: dict[str, Tower] = {
 
 
 def tower_model(name: str) -> transformers.PreTrainedModel:
-    row = TOWERS[name]
-    folder, kind = row.model.split(".")
-    model_class = getattr(import_module(f"transformers.models.{folder}.modeling_{folder}"), kind)
-    model = randomise(model_class(model_class.config_class(**row.settings)))
+    model = random_tower(TOWERS[name])
     for key, value in model.named_buffers():  # clamps, which random numbers would cross
         if key.endswith(("_min", "_max")):
             size = 1 + len(key) % 5 / 5 + (0.1 if "k_proj" in key else 0.3 if "v_proj" in key else 0.0)
             value.fill_(-size if key.endswith("min") else size)
     return model
-
-
-def tower_case(name: str) -> Case:
-    row = TOWERS[name]
-    return Case(
-        row.family,
-        "transformers",
-        name,
-        row.sizes,
-        functools.partial(tower_model, name),
-        lambda folder, positions: load_backbone(folder, positions=positions),
-        lambda model, folder: model.save_pretrained(folder),
-        row.run,
-        policy="hf",
-        multiple=row.multiple,
-    )
 
 
 SAPIENS = {
@@ -272,4 +236,6 @@ TOWERS |= {
         HF_SIZES[2:3],
     ),
 }
-LANGUAGE_CASES: list[Case] = [tower_case(name) for name in TOWERS]
+LANGUAGE_CASES: list[Case] = [
+    tower_case(name, row, functools.partial(tower_model, name)) for name, row in TOWERS.items()
+]

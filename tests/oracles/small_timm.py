@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import timm
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.helpers import randomise
-from tests.oracles.cases import Case, Outputs, Size, save_timm
+from tests.oracles.cases import Case, Outputs, Size, save_timm, timm_layers
 from vitbackbone import BackboneModule, ViT
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.rules import bind, convert
@@ -81,13 +80,7 @@ def load_small(name: str, folder: Path, positions: Positions) -> BackboneModule:
 
 
 def run_small(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
-    prefixed = model.num_prefix_tokens > 0
-    options = {"return_prefix_tokens": True} if prefixed else {}
-    found = model.forward_intermediates(x, indices=layers, norm=False, intermediates_only=True, **options)
-    raw = {
-        layer: torch.cat([part[1], part[0].flatten(2).mT], dim=1) if prefixed else part.flatten(2).mT
-        for layer, part in zip(layers, found, strict=True)
-    }
+    raw = timm_layers(model, x, layers)
     last = model.forward_features(x)
     return Outputs(last, raw, model.forward_head(last, pre_logits=model.num_classes == 0))
 

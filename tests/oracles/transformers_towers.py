@@ -1,9 +1,7 @@
 """Towers of transformers as oracles whose inputs or outputs need a function of their own."""
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 
 import timm
@@ -13,14 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.helpers import randomise
-from tests.oracles.cases import Case, Outputs, Size, save_timm
+from tests.oracles.cases import Case, Outputs, Size, save_timm, timm_layers
+from tests.oracles.towers import Tower, random_tower, tower_case
 from tests.oracles.transformers_models import HF_SIZES, MLP, SMALL
-from vitbackbone import BackboneModule, ViT, load_backbone
+from vitbackbone import BackboneModule, ViT
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.rules import bind, convert
 from vitbackbone.checkpoints.zoo import ZOO, Positions
-
-Run = Callable[[nn.Module, Tensor, list[int]], Outputs]
 
 
 def plain(model: nn.Module, x: Tensor, layers: list[int], **options: object) -> Outputs:
@@ -78,55 +75,39 @@ def normed_backbone(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
     return Outputs(last, {layer: states[layer + 1] for layer in layers}, last.mean(dim=1))
 
 
-@dataclass(frozen=True)
-class Tower:
-    """A class of transformers, `module.Class`, with a small configuration of it."""
-
-    family: str
-    config: str
-    model: str
-    run: Run
-    settings: dict[str, object] = field(default_factory=dict)
-    sizes: tuple[Size, ...] = HF_SIZES
-    multiple: int = 8
-
-
 ODD_GRID: tuple[Size, ...] = ((200, 200), *HF_SIZES)  # 25 x 25 patches, whose fractions are not exact in float32
 WINDOWED = {"window_size": 3, "window_block_indices": [0, 2], "use_relative_position_embeddings": True}
 SAM3 = {"num_attention_heads": 4, "window_size": 3, "global_attn_indexes": [1], "pretrain_image_size": 24}
 FLEXIBLE = {"num_patches": 64, "image_size": None}
 DETECTION = {"image_size": [64, 80], "num_detection_tokens": 5, "use_mid_position_embeddings": False}
 TOWERS: dict[str, Tower] = {
-    "tipsv2": Tower("TIPSv2", "Tipsv2VisionConfig", "tipsv2.Tipsv2VisionModel", plain),
+    "tipsv2": Tower("TIPSv2", "tipsv2.Tipsv2VisionModel", plain),
     "tipsv2 gated": Tower(
         "TIPSv2",
-        "Tipsv2VisionConfig",
         "tipsv2.Tipsv2VisionModel",
         plain,
         {"use_swiglu_ffn": True},
         ((64, 64), (40, 88)),
     ),
-    "radio": Tower("C-RADIO", "RadioConfig", "radio.RadioModel", radio, {"max_img_size": 128, "summary_idxs": [0, 2]}),
-    "siglip2 naflex": Tower("SigLIP 2 NaFlex", "Siglip2VisionConfig", "siglip2.Siglip2VisionModel", naflex, FLEXIBLE),
+    "radio": Tower("C-RADIO", "radio.RadioModel", radio, {"max_img_size": 128, "summary_idxs": [0, 2]}),
+    "siglip2 naflex": Tower("SigLIP 2 NaFlex", "siglip2.Siglip2VisionModel", naflex, FLEXIBLE),
     "idefics2": Tower(
         "Idefics 2",
-        "Idefics2VisionConfig",
         "idefics2.Idefics2VisionTransformer",
         averaged,
         {**MLP, "image_size": 200},
         ODD_GRID,
     ),
-    "idefics3": Tower("Idefics 3", "Idefics3VisionConfig", "idefics3.Idefics3VisionTransformer", averaged, MLP),
-    "smolvlm": Tower("SmolVLM", "SmolVLMVisionConfig", "smolvlm.SmolVLMVisionTransformer", averaged, MLP),
-    "pixio": Tower("Pixio", "PixioConfig", "pixio.PixioModel", plain),
-    "vit msn": Tower("ViT-MSN", "ViTMSNConfig", "vit_msn.ViTMSNModel", untrained_pooler, MLP),
-    "dpt": Tower("DPT's encoder", "DPTConfig", "dpt.DPTModel", untrained_pooler, MLP),
-    "yolos": Tower("YOLOS", "YolosConfig", "yolos.YolosModel", yolos, {**MLP, **DETECTION}, ((64, 80), *HF_SIZES)),
-    "vitdet": Tower("ViTDet", "VitDetConfig", "vitdet.VitDetModel", maps, {**WINDOWED, "pretrain_image_size": 48}),
-    "sam3": Tower("SAM 3", "Sam3ViTConfig", "sam3.Sam3ViTModel", averaged, {**MLP, **SAM3}, ((64, 64),)),
+    "idefics3": Tower("Idefics 3", "idefics3.Idefics3VisionTransformer", averaged, MLP),
+    "smolvlm": Tower("SmolVLM", "smolvlm.SmolVLMVisionTransformer", averaged, MLP),
+    "pixio": Tower("Pixio", "pixio.PixioModel", plain),
+    "vit msn": Tower("ViT-MSN", "vit_msn.ViTMSNModel", untrained_pooler, MLP),
+    "dpt": Tower("DPT's encoder", "dpt.DPTModel", untrained_pooler, MLP),
+    "yolos": Tower("YOLOS", "yolos.YolosModel", yolos, {**MLP, **DETECTION}, ((64, 80), *HF_SIZES)),
+    "vitdet": Tower("ViTDet", "vitdet.VitDetModel", maps, {**WINDOWED, "pretrain_image_size": 48}),
+    "sam3": Tower("SAM 3", "sam3.Sam3ViTModel", averaged, {**MLP, **SAM3}, ((64, 64),)),
     "vitpose": Tower(
         "ViTPose",
-        "VitPoseBackboneConfig",
         "vitpose_backbone.VitPoseBackbone",
         normed_backbone,
         {"image_size": [64, 80]},
@@ -137,30 +118,12 @@ TOWERS: dict[str, Tower] = {
 
 def tower_model(name: str) -> transformers.PreTrainedModel:
     row = TOWERS[name]
-    folder, cls = row.model.split(".")
-    module = import_module(f"transformers.models.{folder}.modeling_{folder}")
     settings = {key: value for key, value in {**SMALL, **row.settings}.items() if value is not None}
-    model = randomise(getattr(module, cls)(getattr(transformers, row.config)(**settings)))
+    model = random_tower(replace(row, settings=settings))
     for buffer, value in model.named_buffers():
         if buffer.endswith("norm_std"):  # which must not be far from its own size, nor negative
             value.copy_(torch.tensor([0.3, 0.25, 0.2]).view_as(value))
     return model
-
-
-def tower_case(name: str) -> Case:
-    row = TOWERS[name]
-    return Case(
-        row.family,
-        "transformers",
-        name,
-        row.sizes,
-        functools.partial(tower_model, name),
-        lambda folder, positions: load_backbone(folder, positions=positions),
-        lambda model, folder: model.save_pretrained(folder),
-        row.run,
-        policy="hf",
-        multiple=row.multiple,
-    )
 
 
 # ---- timm's NaFlexVit, small ---------------------------------------------------------------------------------------
@@ -192,15 +155,12 @@ def naflex_case(name: str) -> Case:
 
 
 def run_naflex(model: nn.Module, x: Tensor, layers: list[int]) -> Outputs:
-    options = {"intermediates_only": True, "return_prefix_tokens": True}
-    found = model.forward_intermediates(x, indices=layers, norm=False, **options)
-    raw = {
-        layer: torch.cat([*part[1:], part[0].flatten(2).mT], dim=1) if isinstance(part, tuple) else part.flatten(2).mT
-        for layer, part in zip(layers, found, strict=True)
-    }
-    last = model.forward_features(x)
+    raw, last = timm_layers(model, x, layers), model.forward_features(x)
     last = last["patches"] if isinstance(last, dict) else last
     return Outputs(last, raw, model.forward_head(last, pre_logits=True))
 
 
-TOWER_CASES: list[Case] = [tower_case(name) for name in TOWERS] + [naflex_case(name) for name in NAFLEX]
+TOWER_CASES: list[Case] = [
+    *(tower_case(name, row, functools.partial(tower_model, name)) for name, row in TOWERS.items()),
+    *(naflex_case(name) for name in NAFLEX),
+]

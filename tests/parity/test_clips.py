@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.helpers import randomise, relative_error
-from tests.oracles.cases import Case, Size, errors
+from tests.oracles.cases import LIMIT, Case, Size, check_parity
 from tests.oracles.clips import CLIP_CASES, PUBLISHED, TAPS
 from vitbackbone import ViT, ViTConfig, optimize
 from vitbackbone.model import Rotary
 
-LIMIT = 1e-5
 each = pytest.mark.parametrize("case", CLIP_CASES, ids=lambda case: case.name)
 
 
@@ -32,12 +31,7 @@ def whole(x: Tensor, case: Case, tubelet: int) -> Tensor:
 
 @each
 def test_images_are_upstreams(case: Case, tmp_path: Path) -> None:
-    model = case.model()
-    case.save(model, tmp_path)
-    ours = case.load(tmp_path, case.policy)
-    for size in case.sizes[2:]:
-        found = errors(ours, case, model, size, batch=2)
-        assert max(found.values()) <= LIMIT, (size, found)
+    check_parity(case, tmp_path, case.sizes[2:])
 
 
 @each

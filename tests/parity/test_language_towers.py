@@ -10,21 +10,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.helpers import randomise, relative_error
-from tests.oracles.cases import Case, errors, images
+from tests.oracles.cases import LIMIT, Case, check_parity, errors, images
 from tests.oracles.language_towers import LANGUAGE_CASES, TOWERS, tower_model
 from vitbackbone import load_backbone
-
-LIMIT = 1e-5
 
 
 @pytest.mark.parametrize("case", LANGUAGE_CASES, ids=lambda case: case.name)
 def test_equals_transformers(case: Case, tmp_path: Path) -> None:
-    model = case.model()
-    case.save(model, tmp_path)
-    ours = case.load(tmp_path, case.policy)
-    for size in case.sizes:
-        found = errors(ours, case, model, size, batch=2)
-        assert max(found.values()) <= LIMIT, (size, found)
+    check_parity(case, tmp_path)
 
 
 # ---- the authors' own files, made from transformers' --------------------------------------------------------------

@@ -7,23 +7,17 @@ import torch
 from torch.nn import functional as F
 
 from tests.helpers import randomise, relative_error
-from tests.oracles.cases import Case, errors, images
+from tests.oracles.cases import LIMIT, Case, check_parity, images
 from tests.oracles.satellites import SATELLITE_CASES, Clay, Dofa, load, save
 from vitbackbone import load_backbone
 
-LIMIT = 1e-5
 PRITHVI, DOFA = SATELLITE_CASES[0], SATELLITE_CASES[-1]
 SENTINEL_2 = (0.665, 0.56, 0.49, 0.705, 0.74, 0.783, 0.842, 1.61, 2.19)
 
 
 @pytest.mark.parametrize("case", SATELLITE_CASES, ids=lambda case: case.name)
 def test_images_are_upstreams(case: Case, tmp_path: Path) -> None:
-    model = case.model()
-    case.save(model, tmp_path)
-    ours = case.load(tmp_path, "native")
-    for size in case.sizes:
-        found = errors(ours, case, model, size, batch=2)
-        assert max(found.values()) <= LIMIT, (size, found)
+    check_parity(case, tmp_path)
 
 
 @pytest.mark.parametrize("frames", [1, 3])

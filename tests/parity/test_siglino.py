@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from tests.helpers import cases, relative_error
-from tests.oracles.cases import errors, images
+from tests.oracles.cases import LIMIT, check_parity, images
 from tests.oracles.siglino import FILE, HEADS, SIGLINO_CASES, WIDTH, Encoder, Layer
 from vitbackbone import BackboneModule, ConversionError, optimize
 from vitbackbone.inspection import costs, trace
 
-LIMIT = 1e-5
 BY_NAME = {case.name: case for case in SIGLINO_CASES}
 NAMES = cases(BY_NAME, ["siglino_moe_0.3b"])
 
@@ -30,12 +29,7 @@ def encoders(
 @pytest.mark.parametrize("name", NAMES)
 def test_features_are_the_formulas(name: str, tmp_path: Path) -> None:
     case = BY_NAME[name]
-    model = case.model()
-    case.save(model, tmp_path)
-    ours = case.load(tmp_path, "native")
-    for size in case.sizes:
-        found = errors(ours, case, model, size, batch=2)
-        assert max(found.values()) <= LIMIT, (size, found)
+    check_parity(case, tmp_path)
     state = torch.load(tmp_path / FILE, weights_only=True)
     torch.save({key: t for key, t in state.items() if key != "layers.1.attention.sinks"}, tmp_path / FILE)
     with pytest.raises(ConversionError, match=r"layers\.1\.attention\.sinks"):

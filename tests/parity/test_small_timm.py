@@ -10,23 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.helpers import relative_error
-from tests.oracles.cases import Case, errors, images, save_timm
+from tests.oracles.cases import LIMIT, Case, check_parity, images, save_timm
 from tests.oracles.small_timm import SMALL, SMALL_CASES, load_small, shrunk, small_model
 from vitbackbone import ViT
 from vitbackbone.checkpoints.formats import FORMATS
 from vitbackbone.checkpoints.rules import bind, convert
 
-LIMIT = 1e-5
-
 
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 def test_equals_timm(case: Case, tmp_path: Path) -> None:
-    model = case.model()
-    case.save(model, tmp_path)
-    ours = case.load(tmp_path, case.policy)
-    for size in case.sizes:
-        found = errors(ours, case, model, size, batch=2)
-        assert max(found.values()) <= LIMIT, (size, found)
+    check_parity(case, tmp_path)
 
 
 SWAPS = {

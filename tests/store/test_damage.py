@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +260,31 @@ def test_a_lost_table_and_a_changed_source_are_told_apart(
     assert verify(out).problems == ()
 
 
+@pytest.mark.promise(30)
+def test_an_answer_that_is_garbled_once_is_no_damage(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The features of an image that is gone could not be computed again."""
+    out = tmp_path / "f"
+    extract(backbone(), photos, out, shard_size=3)
+    (photos / "cat/0.jpg").unlink()
+    before = FeatureStore(out).cls.copy()
+    seen: set[str] = set()
+    for name in ("get", "get_range"):
+
+        def garbled(self: LocalStorage, key: str, *part: int, read: Callable[..., bytes]) -> bytes:
+            data, first = read(self, key, *part), key not in seen
+            seen.add(key)
+            return data[:-1] + b"?" if first else data
+
+        monkeypatch.setattr(LocalStorage, name, partialmethod(garbled, read=getattr(LocalStorage, name)))
+    store = extract(backbone(), photos, out, shard_size=3)
+    np.testing.assert_array_equal(store.cls, before)
+    assert store.snapshot.counts.gone == 1
+    seen.clear()
+    assert verify(out).problems == ()
+
+
 def test_an_error_of_a_damaged_file_reaches_another_process(tmp_path: Path) -> None:
     error = Damaged(LocalStorage(tmp_path), "objects/ab/abc.json", "it is missing")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301  # our own bytes
@@ -290,4 +316,14 @@ def test_a_record_in_the_place_of_an_older_one_is_named_alone(photos: Path, tmp_
     assert name == "snapshots/00000001.json"
     assert re.search("is the record of snapshot 2; `vitbackbone prune`", text)
     prune(out)
+    assert verify(out).problems == ()
+
+
+@pytest.mark.promise(36)
+def test_prune_needs_no_record_but_the_copy_of_the_last(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f"
+    store = extract(backbone(), photos, out, shard_size=7)
+    shutil.rmtree(out / "snapshots")
+    prune(out)
+    np.testing.assert_array_equal(FeatureStore(out).cls, store.cls)
     assert verify(out).problems == ()

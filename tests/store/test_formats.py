@@ -302,6 +302,41 @@ def test_an_export_that_is_killed_leaves_the_older_one(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+def test_exports_at_the_same_time_leave_each_other_alone(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_place = exporting._take_place
+
+    def others_come_first(temporary: Path, folder: Path) -> None:
+        monkeypatch.setattr(exporting, "_take_place", take_place)
+        export(store, "npy", folder)
+        export(store, "npy", folder.with_suffix(""))
+        take_place(temporary, folder)
+
+    monkeypatch.setattr(exporting, "_take_place", others_come_first)
+    (tmp_path / ".out.mine.tmp").mkdir()
+    files = export(store, "parquet", tmp_path / "out.v2")
+    assert len(files) == 3
+    assert set(files) | {tmp_path / "out.v2/_export.json"} == set((tmp_path / "out.v2").iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {".out.mine.tmp", "out", "out.v2"}
+
+
+def test_an_export_through_a_link_replaces_what_it_leads_to(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    for format in ("npy", "parquet"):
+        files = export(store, format, tmp_path / "link")
+        assert all(file.parent.is_relative_to(tmp_path / "link") and file.is_file() for file in files)
+    assert (tmp_path / "link").is_symlink()
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {*(file.name for file in files), "_export.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "link"}
+    monkeypatch.chdir(tmp_path / "disk")
+    export(store, "csv", ".")
+    assert (tmp_path / "disk/00000.csv").is_file()
+
+
 @pytest.mark.parametrize("strange", ["notes.txt", "img_emb/img_emb_7.npy", "link"])
 def test_a_folder_with_other_files_is_not_replaced(store: FeatureStore, strange: str, tmp_path: Path) -> None:
     export(store, "npy", tmp_path / "out")

@@ -141,3 +141,13 @@ def test_photos_of_a_folder_say_which_files_were_left_out(tmp_path: Path, caplog
     with caplog.at_level(logging.WARNING, "vitbackbone"):
         assert [photo.reason for photo in read_photos([str(tmp_path)], tiny_vit().preprocess)] == [None]
     assert any("1 file ignored" in record.getMessage() for record in caplog.records)
+
+
+def test_a_text_that_is_no_address_is_a_failed_row(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(image())
+    urls = ["http://[bad/x.png", "http://", "https://[::1/a.zip?b#c"]
+    (tmp_path / "list.csv").write_text("\n".join(["path", "a.png", *urls]))
+    store = extract(tiny_vit(), tmp_path / "list.csv", tmp_path / "out", progress=False)
+    assert store.paths == ["a.png"]
+    assert [path for path, _ in store.failed] == urls
+    assert all("address" in error or "URL" in error for _, error in store.failed)

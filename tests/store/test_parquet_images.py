@@ -64,6 +64,20 @@ def test_the_column_of_images_is_found_by_its_type(tmp_path: Path, column: str, 
     assert [*contents(tmp_path / "a.parquet").values()] == cells
 
 
+@pytest.mark.parametrize("typed", [False, True])
+def test_of_several_columns_of_images_one_is_read_and_a_note_names_all(tmp_path: Path, typed: bool) -> None:
+    cells = [image(1), image(2)]
+    made = pa.table({"mask": cells[::-1], "png": cells[::-1], "image": cells})
+    if typed:
+        features = {name: {"_type": "Image"} for name in ("mask", "image")}
+        made = made.replace_schema_metadata({b"huggingface": json.dumps({"info": {"features": features}}).encode()})
+    pq.write_table(made, tmp_path / "a.parquet")
+    assert [*contents(tmp_path / "a.parquet").values()] == cells
+    found = "image, mask" if typed else "image, png"
+    note = f"archives with several columns of images give the first: a.parquet has {found}"
+    assert list_inputs(tmp_path / "a.parquet").notes == (note,)
+
+
 def test_the_only_class_label_is_the_label_whatever_it_is_called(tmp_path: Path) -> None:
     features = {"img": {"_type": "Image"}, "fine": {"names": ["a", "b"], "_type": "ClassLabel"}}
     for more, wanted in (({}, ["b", "a"]), ({"coarse": {"names": ["c"], "_type": "ClassLabel"}}, [None, None])):

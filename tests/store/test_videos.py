@@ -243,6 +243,25 @@ def test_exports_tell_the_times_of_frames(folder: Path, tmp_path: Path) -> None:
     assert set(table["time_base"].to_pylist()) == {"1/12800", "1/90000", None}
 
 
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_arrays_have_a_value_in_place_of_what_photos_lack(format: str, folder: Path, tmp_path: Path) -> None:
+    library = pytest.importorskip({"zarr": "zarr", "hdf5": "h5py"}[format])
+    store = extract(tiny_vit(), folder, tmp_path / "out", keyframes=True, shard_size=2, progress=False)
+    export(store, format, tmp_path / "arrays")
+    file = (
+        library.open_group(tmp_path / "arrays/features.zarr", mode="r")
+        if format == "zarr"
+        else library.File(tmp_path / "arrays/features.h5")
+    )
+    images = store.images
+    for name, none in (("stream", -1), ("frame", -1), ("pts", -1), ("keyframe", False)):
+        assert file[name][:].tolist() == [none if value is None else value for value in images[name].to_pylist()]
+    bases = (file["time_base"].asstr() if format == "hdf5" else file["time_base"])[:].tolist()
+    assert bases == [base or "" for base in images["time_base"].to_pylist()]
+    assert set(bases) == {"1/12800", "1/90000", ""}
+    np.testing.assert_array_equal(file["cls"][:], store.cls)
+
+
 def test_frames_are_read_as_photos(folder: Path, tmp_path: Path) -> None:
     backbone = tiny_vit()
     photos = list(read_photos([str(folder / "cats")], backbone.preprocess))

@@ -249,7 +249,7 @@ def _renamed(model: Any, names: list[str], state: Mapping[str, Any], mapping: li
 
 
 def _by_suffix(tower: str, inside: set[str], names: list[str]) -> dict[str, str]:
-    """Return the encoder's key of each name, if all its keys are in the checkpoint behind one prefix."""
+    """Return the encoder's key for each of these names, if one prefix precedes all keys of the encoder among them."""
     keys = [key.removeprefix(f"{tower}.") if tower else key for key in inside]
     longest = max(keys, key=len)
     given = set(names)

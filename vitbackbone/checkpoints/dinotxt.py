@@ -24,7 +24,7 @@ from vitbackbone.networks import TextHeadBackbone, TextHeadConfig
 SUFFIXES = (".pth", ".pt", ".safetensors")
 HEAD = "visual_model.head."
 BLOCKS = re.compile(r"block_list\.(?=[0-9])")  # DINOv2's name of the blocks
-_HEAD_WIDTH = 64  # of the attention heads of the published text tower
+_HEAD_WIDTH = 64  # width of an attention head of the published text tower
 LOGIT_SCALE = math.log(1 / 0.07)  # DINOv2's file lacks the scale of the logits, and the authors' code then starts here
 
 _PARTS = {
@@ -45,7 +45,7 @@ def is_text_head(adaptor: str) -> bool:
 
 
 def attach_text_head(backbone: BackboneModule, file: str, name: str) -> TextHeadBackbone:
-    """Return a backbone of the features in the space of texts. `name`: of the result.
+    """Return a backbone of the features in the space of texts. `name`: the name of the result.
 
     Raises `ValueError` if the backbone is not a Vision Transformer, and `ConversionError` if the file does not fit it.
     """
@@ -110,7 +110,7 @@ def settle_text(config: TextConfig, whole: State, state: State) -> tuple[TextCon
     tokens, width = (state.get(key) for key in ("backbone.token_embedding.weight", "head.linear_projection.weight"))
     hidden = state.get("backbone.blocks.0.feed_forward.fc1.weight")
     if tokens is None or hidden is None or tokens.ndim != 2 or tokens.shape[1] % _HEAD_WIDTH:
-        return config, {"logit_scale": scale}  # the conversion says what lacks
+        return config, {"logit_scale": scale}  # the conversion says what is missing
     vocabulary, dim = tokens.shape
     blocks = {key.split(".")[2] for key in state if key.startswith("backbone.blocks.")}
     settled = replace(

@@ -66,7 +66,9 @@ def export_weights(backbone: BackboneModule, format: str, head: Mapping[str, Ten
         raise ValueError(f"head has {', '.join(stray)}; want names under {' or '.join(HEADS)}")
     rules, (height, width) = bind(FORMATS[format], vit.config), vit.config.table_grid
     if height != width and any(rule.via is FLATTEN for rule in rules):
-        raise ConversionError(f"pos_embed.table: {format} has a square of positions, the model {height} x {width}")
+        raise ConversionError(
+            f"pos_embed.table: {format} wants a square of positions, and the model has {height} x {width}"
+        )
     weights = revert({**vit.state_dict(), **head}, rules)
     return weights | {key: value for key, value in _blanks(vit, rules).items() if key not in weights}
 

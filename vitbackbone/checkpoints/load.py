@@ -55,8 +55,8 @@ def load_backbone(
     Hub pins a commit or tag.
     `weights`: a `.safetensors`, `.pth`, `.ckpt`, `.bin` or `.npz` file in the format of that name, or `"random"` for an
     untrained model. A trainer's file may have the network under any prefix; a line of the log says what was taken and
-    left out. Neither needs a network. The default takes the weights from the package (`nano`), from the directory, from
-    the Hub's cache, or from the Hub. `HF_HUB_OFFLINE=1` forbids downloads.
+    left out. Neither value needs a network. The default takes the weights from the package (`nano`), from the
+    directory, from the Hub's cache, or from the Hub. `HF_HUB_OFFLINE=1` forbids downloads.
     `positions`: how position tables are resampled at other sizes than the native one. `"native"` follows the authors of
     the weights, or transformers for a Hugging Face checkpoint. `"timm"` and `"hf"` follow those libraries. For a Swin
     it decides the windows at other sizes.
@@ -65,7 +65,8 @@ def load_backbone(
     `image_size`: the native size in pixels, one side or (height, width), if it is not the name's. Tables of positions
     that were trained at this size are kept, and others are resampled to it once. Without it, tables of another size
     are resampled to the name's size, and a line of the log says so.
-    `dtype`, `device`: of the parameters; float32 on the CPU if not given. `dtype` may be a name such as `"bfloat16"`.
+    `dtype`, `device`: where and how the parameters are kept; float32 on the CPU by default. `dtype` may be a name such
+    as `"bfloat16"`.
     `tower`: which vision tower to load from a checkpoint that has several. It is the prefix of its keys, such as
     `"encoder.image_encoder"`, or the object in `config.json` that holds its settings.
     `part`: which copy of the network in a trainer's file, such as `"student"`. By default an averaged copy comes first:
@@ -74,8 +75,8 @@ def load_backbone(
     as it is. RGB kernels are fitted by timm's rule: one channel gets their sum, and n channels get the kernels in turn,
     times 3 / n. The means and deviations of `preprocess` are fitted in the same way; replace them if you know the
     statistics of the bands.
-    `wavelengths`: of the channels of the images, in micrometres, for a network that makes its patch projection from
-    them (DOFA, Clay).
+    `wavelengths`: one for each channel of the images, in micrometres, for a network that makes its patch projection
+    from them (DOFA, Clay).
     `adaptor`: the name of a C-RADIO's teacher, such as `"siglip2-g"`: the features are the teacher's, as the checkpoint
     predicts them. They have one layer, and `pooled` is the teacher's summary of the image. `"fpn"`: the layers are the
     maps of the feature pyramid of a SAM 2 or SAM 3, from the finest to the coarsest. The path of a file: the features

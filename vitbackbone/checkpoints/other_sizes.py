@@ -10,7 +10,7 @@ from vitbackbone.checkpoints.rules import Change, ConversionError, Rules, State
 from vitbackbone.model import ViTConfig, resample, resample_line, resample_relative
 from vitbackbone.networks import TimmConfig
 
-Size = int | tuple[int, int]  # of images in pixels: one side, or (height, width)
+Size = int | tuple[int, int]  # size of images in pixels: one side, or (height, width)
 TABLE, BIASES = "pos_embed.table", "blocks.{i}.attn.rel_pos.table"
 
 

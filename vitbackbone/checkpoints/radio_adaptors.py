@@ -50,7 +50,7 @@ def adaptor_names(state: State) -> list[str]:
 def attach_adaptor(backbone: ViT, adaptor: str, settings: Json, state: State, name: str) -> AdaptorBackbone:
     """Return a backbone of the adaptor's features.
 
-    `settings`: of `config.json`. `name`: of the result.
+    `settings`: the settings of `config.json`. `name`: the name of the result.
     Raises `ValueError` if the checkpoint has no such adaptor, and `ConversionError` if it does not fit.
     """
     names = adaptor_names(state)

@@ -54,7 +54,7 @@ State = Mapping[str, Any]
 # Targets under these prefixes belong to a classifier, whose size only the checkpoint knows. The prefix says what the
 # layer reads: the backbone's own pooling, DeiT's distillation token, or CLS beside the mean of the patches.
 HEADS = ("head.", "head_dist.", "head_concat.")
-OUTSIDE = "../"  # in front of keys that are beside the tower
+OUTSIDE = "../"  # prefix of the keys that are beside the tower
 UNWRITTEN = (
     "mask_token",
 )  # parameters that a format need not have a place for, because no plain feature depends on them

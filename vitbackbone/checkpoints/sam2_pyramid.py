@@ -37,7 +37,7 @@ def has_pyramid(state: State) -> bool:
 def attach_pyramid(backbone: BackboneModule, settings: Json, state: State, name: str) -> FpnBackbone:
     """Return a backbone whose layers are the maps of the pyramid.
 
-    `settings`: of `config.json`. `name`: of the result.
+    `settings`: the settings of `config.json`. `name`: the name of the result.
     Raises `ValueError` on settings that are not known, and `ConversionError` if the tensors do not fit.
     """
     own = read_settings(next(holders(settings), settings), Pyramid)

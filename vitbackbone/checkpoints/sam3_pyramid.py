@@ -35,8 +35,8 @@ def has_scaled_pyramid(state: State) -> bool:
 def attach_scaled_pyramid(backbone: BackboneModule, settings: Json, state: State, name: str) -> ScaledFpnBackbone:
     """Return a backbone whose layers are the maps of the pyramid.
 
-    A map whose patches are not a whole number of pixels is left out, and a line of the log says so. `settings`: of
-    `config.json`. `name`: of the result.
+    A map whose patches are not a whole number of pixels is left out, and a line of the log says so. `settings`: the
+    settings of `config.json`. `name`: the name of the result.
     Raises `ValueError` on settings that are not known, and `ConversionError` if the tensors do not fit.
     """
     factors = read_settings(next(holders(settings), settings), ScaledPyramid).scale_factors

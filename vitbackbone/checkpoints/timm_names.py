@@ -50,7 +50,7 @@ class TimmEntry:
     preprocess: Preprocess
     licence: str  # "" where timm names none
     source: str  # the Hub repository of the weights; "" where there are none
-    num_classes: int  # of the head that comes with the weights
+    num_classes: int  # outputs of the head that comes with the weights
     classifier: tuple[str, ...]  # the layers of that head, by timm's names
 
 
@@ -170,9 +170,9 @@ NORMED = ("weight", "bias", "running_mean", "running_var")  # of a batch norm
 def _heads(classifier: tuple[str, ...], ours: Set[str], spec: BackboneSpec) -> tuple[Rule, ...]:
     """Return the rules of a classifier's layers. DeiT's second one reads the distillation token.
 
-    Where there is no such token, the layers become one of the pooled vector, their mean, as timm's logits are: each
-    reads the whole vector (LeViT), or a part of its own (CrossViT). A batch norm in front of a layer, which is no part
-    of the backbone, is computed into it (RepViT).
+    Where there is no such token, the layers become one layer on the pooled vector: their mean, because timm averages
+    their logits. Each reads the whole vector (LeViT), or a part of its own (CrossViT). A batch norm in front of a layer
+    is not part of the backbone, and is folded into the layer (RepViT).
     """
     if spec.num_registers and len(classifier) == 2:
         return tuple(replace(rule, via=AS_LINEAR) for rule in together(*zip(classifier, HEADS_OF_DEIT, strict=True)))

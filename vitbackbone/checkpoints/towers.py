@@ -25,7 +25,7 @@ from vitbackbone.checkpoints.trainers import AVERAGED, describe_taken, leave_out
 from vitbackbone.files import SHORT
 from vitbackbone.networks import TimmConfig
 
-COMMON_WORDS = {"", "model", "config", "encoder", "vision"}  # in names of most settings and prefixes
+COMMON_WORDS = {"", "model", "config", "encoder", "vision"}  # words that most settings and prefixes contain
 DEEPEST = 8  # objects inside each other in a config.json
 # a tower has one of these parameters
 PATCHES = {"patch_embed.proj.weight", "model.patch_embed.proj.weight", "model.stem.0.weight"}
@@ -155,7 +155,8 @@ def _akin(pairs: Sequence[tuple[Part, str]], by: int) -> list[tuple[Part, str]]:
 def take(state: State, rules: Rules, tower: str | None, part: str | None, must: bool) -> Taken:
     """Return the tensors of the tower in a checkpoint whose settings are known. Raises the errors of `choose`.
 
-    `must`: raise `ConversionError` if no key is the patch embedding's. Otherwise the conversion explains what lacks.
+    `must`: raise `ConversionError` if no key is the patch embedding's. Otherwise the conversion explains what is
+    missing.
     """
     prefixes = find_prefixes(state, rules)
     if not prefixes and must:

@@ -19,7 +19,7 @@ LOG = logging.getLogger("vitbackbone")
 
 # Wrappers of modules that may stand anywhere in a key: torch.compile, FSDP, activation checkpointing
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
-# Blocks of chunks (DINOv2's trainer), and of stages (Hiera in transformers, whose other libraries number them through)
+# Blocks of chunks (DINOv2's trainer), and of stages (Hiera in transformers; other libraries number all its blocks)
 CHUNKED = re.compile(r"(?:blocks\.([0-9]{1,4})|encoder\.stages\.([0-9]{1,4})\.layers)\.([0-9]{1,4})\.")
 # The averaged copy of a network comes first, because it is the one that authors publish and evaluate
 AVERAGED = (

@@ -128,8 +128,9 @@ def _add_extraction(command: Command) -> None:
         "--keep-aspect", action="store_true", help="keep the whole photo and its aspect ratio; crop nothing"
     )
     text = (
-        "exact; fast: pixels differ from exact by at most 1 of 255, rarely by 2; draft: decode JPEGs at a lower "
-        "resolution, which differs visibly; gpu: decode JPEGs on a GPU, which differs beside coloured edges"
+        "exact: the pixels of Pillow; fast: pixels that differ from exact by at most 1 of 255, rarely by 2; draft: "
+        "JPEGs decoded at a lower resolution, which differs visibly; gpu: JPEGs decoded on a GPU, which differs beside "
+        "coloured edges"
     )
     group.add_argument("--decoding", default="exact", choices=["exact", "fast", "draft", "gpu"], help=text)
     _max_pixels(group)
@@ -139,7 +140,7 @@ def _add_extraction(command: Command) -> None:
     group.add_argument("--shard-size", type=_positive, metavar="N", help=text)
 
     group = p.add_argument_group("which frames of a video are read (default: all)").add_mutually_exclusive_group()
-    group.add_argument("--fps", type=float, metavar="F", help="F frames of each second")
+    group.add_argument("--fps", type=float, metavar="F", help="F frames per second of the video")
     group.add_argument("--stride", type=_positive, metavar="N", help="every N-th frame")
     group.add_argument("--keyframes", action="store_true", help="only frames that are decoded without others")
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from vitbackbone.cli.arguments import parser
 from vitbackbone.cli.errors import expected, keep_traceback, printed_traceback, sentence
+from vitbackbone.cli.heads_import import our_heads
 from vitbackbone.cli.interrupts import Interrupts
-from vitbackbone.cli.own_heads import own_heads
 from vitbackbone.cli.places import check_device_name, check_places
 from vitbackbone.cli.streams import ReaderGone, guarded_streams
 from vitbackbone.cli.text import printable
@@ -42,7 +42,7 @@ def _run(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     from vitbackbone.files import no_progress_bars  # here, because its imports would slow down --help
 
     try:
-        with _log_on_stderr(arguments), no_progress_bars(arguments.quiet), own_heads():
+        with _log_on_stderr(arguments), no_progress_bars(arguments.quiet), our_heads():
             check_places(arguments)
             check_device_name(arguments)
             code: int = arguments.run(arguments)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vitbackbone.files import read_bytes
 
-MOST_BYTES = 1 << 24  # of a file of labels; all 21,843 classes of ImageNet have 1 MB
+MOST_BYTES = 1 << 24  # largest file of labels; the names of all 21,843 classes of ImageNet take 1 MB
 FILE = re.compile(r"[/\\]|\.\w{2,4}$")  # a word that looks like the name of a file
 
 

@@ -180,7 +180,7 @@ class Attention(_Shapes):
     weights: Float[Tensor, "B heads N N"]
     num_prefix: int  # CLS and registers
     grid: tuple[int, int]  # (h, w) of the patches
-    steps: int | None = field(default=None, repr=False)  # of time in clips; None for images
+    steps: int | None = field(default=None, repr=False)  # steps of time in clips; None for images
 
     @property
     def cls_to_patches(self) -> Float[Tensor, "B heads *t h w"]:

@@ -26,7 +26,7 @@ class Geometry:
     sizes: Sequence[tuple[int, int]]  # (H, W) of each image that the backbone was given, before padding
     stride: int  # pixels from one patch to the next
     views: tuple[View, ...] | None = None  # how each image was cut from its photo
-    steps: int | None = field(default=None, repr=False)  # of time in the maps of clips; None for images
+    steps: int | None = field(default=None, repr=False)  # steps of time in the maps of clips; None for images
 
     @classmethod
     def of(cls, images: Images, stride: int, tubelet: int = 1) -> "Geometry":

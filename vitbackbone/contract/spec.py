@@ -36,7 +36,7 @@ class BackboneSpec:
     name: str
     dim: int  # D of the last layer
     depth: int  # number of layers that `forward_layers` can return
-    num_heads: int  # of the last layer; 0 without attention
+    num_heads: int  # attention heads of the last layer; 0 without attention
     stride: int  # pixels from one patch to the next in the last layer
     num_registers: int  # R
     has_cls: bool

@@ -40,7 +40,7 @@ class Augmentation:
 def crop_box(size: tuple[int, int], crop: Augmentation, random: np.random.Generator) -> tuple[int, int, int, int]:
     """Return (top, left, height, width) of a random crop, drawn as by torchvision's `RandomResizedCrop`.
 
-    Without tries, it is drawn as by MAE's (util/crop.py).
+    With `tries` of 0, it is drawn as by MAE's code (util/crop.py).
     """
     height, width = size
     for _ in range(max(crop.tries, 1)):

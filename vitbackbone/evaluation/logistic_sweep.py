@@ -42,7 +42,8 @@ class Logistic:
 def fit_logistic(
     features: Float[np.ndarray, "N F"], labels: Labels, classes: int, C: float, tolerance: float, iterations: int
 ) -> Logistic:
-    """Fit on float64 features. Two-dimensional labels have one binary fit a class; -1 counts as absent.
+    """Fit on features in float64. If labels have two dimensions, each class has a binary fit of its own; -1 counts as
+    absent.
 
     A class without a sample gets a logit of minus infinity. Raises `ValueError` if there is a single class.
     """

@@ -41,8 +41,10 @@ class Protocol:
     optional: tuple[str, ...] = ()  # datasets that it scores too, if they are given
     several_labels: bool = False  # whether an image may have several labels, as in VOC 2007
     joined: bool = False  # whether it reads all given datasets of its kind at once, and not one after the other
-    sources: Mapping[str, str] = field(default_factory=dict)  # of settings that are not a field's default
-    traps: tuple[str, ...] = ()  # for its page: what moves the figure unnoticed
+    sources: Mapping[str, str] = field(
+        default_factory=dict
+    )  # sources of the settings whose value is not the field's default
+    traps: tuple[str, ...] = ()  # mistakes that change the figure unnoticed, for the protocol's page
 
     def settings(self) -> list[Setting]:
         """List every setting with its meaning and source. A setting without its own source has the protocol's."""

@@ -14,7 +14,7 @@ class Figure:
 
     model: str
     protocol: str
-    variant: str  # of the protocol, as its source used it
+    variant: str  # variant of the protocol that its source used
     dataset: str
     metric: str
     value: float

@@ -42,7 +42,7 @@ class Figures(Record):
     unit: str
     better: str
     interval: tuple[float, float] | None
-    method: str  # of the interval, or why there is none
+    method: str  # how the interval is computed, or why there is none
     dataset: str
     main: bool
     published: Published | None = None

@@ -39,7 +39,7 @@ class Machine:
     workers: int = 0  # processes or threads that read images, for each device
     batch_size: int = 32  # images of one forward, where the protocol does not set it
     progress: bool = True
-    devices: Sequence[str] | Literal["all"] | None = None  # that share the images of a forward without training
+    devices: Sequence[str] | Literal["all"] | None = None  # devices that share the images of forwards without training
 
     def several(self) -> list[str]:
         """Return the names of `devices`, none if only `device` computes. Raises `ValueError` if one is missing."""
@@ -56,7 +56,7 @@ class Run:
     protocol: Protocol
     backbone: BackboneModule
     dataset: str  # name of the dataset that the protocol runs on
-    folders: Mapping[str, Path]  # of every dataset that was given, by name
+    folders: Mapping[str, Path]  # folder of every dataset that was given, by name
     out: Path
     limit: int | None = None
     machine: Machine = field(default_factory=Machine)

@@ -201,7 +201,7 @@ def _check_scores(run: Run, scores: Sequence[Score]) -> None:
     if wrong or not scores:
         raise ValueError(
             f"{run.protocol.name} on {run.dataset} has no {wrong[0] if wrong else 'figure'}: no label of the tested "
-            f"images counts. Look at the labels in {run.folders[run.dataset]}; what is computed is kept"
+            f"images counts. Look at the labels in {run.folders[run.dataset]}; finished work is kept"
         )
 
 

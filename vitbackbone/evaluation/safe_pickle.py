@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vitbackbone.files import read_bytes
 
 LIMIT = 1 << 31  # bytes of a file; a batch of CIFAR has 31 MB
-KINDS = "biufcSU"  # of NumPy's dtypes: numbers and strings of fixed length
+KINDS = "biufcSU"  # kinds of NumPy's dtypes: numbers and strings of fixed length
 
 
 class _Dtype:

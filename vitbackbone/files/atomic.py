@@ -6,6 +6,7 @@ guessed, so nobody can plant a link there. A rename replaces a link at the targe
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -92,9 +93,15 @@ def read_together(folder: Path, name: str, files: Sequence[str]) -> list[bytes]:
     return found
 
 
+def beside(target: Path) -> Path:
+    """Return a new name for a temporary folder beside `target`. Nobody can guess it."""
+    return target.with_name(f".{target.name}.{uuid4().hex}.tmp")
+
+
 def leftovers(target: Path) -> list[Path]:
-    """Return the temporary folders beside `target`: of writers at work, and of writers that were killed."""
-    return [path for path in target.parent.glob(".*.tmp") if path.name.startswith(f".{target.name}.")]
+    """Return the temporary folders beside `target`, of running writers and of killed ones."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{32}}\.tmp")
+    return [path for path in target.parent.iterdir() if name.fullmatch(path.name)]
 
 
 def _ready(folder: Path, name: str) -> Path:
@@ -116,7 +123,7 @@ def _settle(folder: Path, name: str) -> None:
 
 
 def _private_folder(target: Path) -> Path:
-    folder = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
+    folder = beside(target)
     folder.mkdir(mode=0o700)
     return folder
 

@@ -27,8 +27,8 @@ class ServiceDown(ServiceError):
     """Several requests in a row failed at every repetition, so that others need not be tried."""
 
 
-class ConditionsIgnored(OSError):
-    """The service accepts conditional writes and ignores their conditions."""
+class ConditionsUnusable(OSError):
+    """The service ignores the conditions of writes, or refuses them with the ETags that it gives."""
 
 
 def repeat(request: Callable[[], T], place: str) -> T:

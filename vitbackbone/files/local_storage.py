@@ -56,7 +56,7 @@ class LocalStorage:
             status = self._file(key).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return Stored(key, status.st_size, _version(status))
+        return _stored(key, status)
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stored]:
         folder = prefix.rpartition("/")[0]
@@ -88,11 +88,11 @@ class LocalStorage:
         target = self._file(key)
         with self._writing(key), self._finished(data) as temporary:
             try:
-                now = target.open("rb")
+                now = target.open("r+b")  # NFS locks only files that are open for writing
             except (FileNotFoundError, NotADirectoryError):
                 return None
             with now:
-                fcntl.flock(now, fcntl.LOCK_EX)  # of this very file: whoever waits for it finds another one there
+                fcntl.flock(now, fcntl.LOCK_EX)  # a waiting writer then finds another file there
                 there = self.head(key)
                 if there is None or there.version != version:
                     return None
@@ -108,29 +108,16 @@ class LocalStorage:
     def scratch(self) -> Iterator[Path]:
         folder = self.root / UNFINISHED / uuid4().hex  # nobody can guess the name, and plant a link there
         try:
-            with _alive(folder):
+            with private_folder(folder):
                 yield folder
         finally:
-            try:
-                _remove(folder)
-            except BaseException:  # a signal ends the process: this is the last that it does
-                _remove(folder)
-                raise
             with contextlib.suppress(OSError):  # another writer is at work
                 folder.parent.rmdir()
 
     def sweep(self) -> None:
         unfinished = self.root / UNFINISHED
         for folder in list(unfinished.iterdir()) if unfinished.is_dir() else []:
-            try:
-                with (folder / ALIVE).open("r+") as alive:
-                    fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system ends the lock with its process
-                    _remove(folder)
-            except FileNotFoundError:  # it has ended, begins and tries again, or was killed before it had a lock
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-            except (NotADirectoryError, BlockingIOError):
-                continue  # it is at work
+            sweep_folder(folder)
         with contextlib.suppress(OSError):
             unfinished.rmdir()
 
@@ -188,7 +175,7 @@ class LocalStorage:
             elif key > after:
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat()
-                    yield Stored(key, status.st_size, _version(status))
+                    yield _stored(key, status)
 
     @contextmanager
     def _writing(self, key: str) -> Iterator[None]:
@@ -199,6 +186,33 @@ class LocalStorage:
             if error.errno not in LIMITS:
                 raise
             raise full(error.errno, key, self.url) from error
+
+
+@contextmanager
+def private_folder(folder: Path) -> Iterator[None]:
+    """Make a private folder, and remove it at the end. What a kill leaves of it, `sweep_folder` removes."""
+    try:
+        with _alive(folder):
+            yield
+    finally:
+        try:
+            _remove(folder)
+        except BaseException:  # a signal ends the process: this is the last that it does
+            _remove(folder)
+            raise
+
+
+def sweep_folder(folder: Path) -> None:
+    """Remove a private folder whose writer was killed. One whose writer is at work stays."""
+    try:
+        with (folder / ALIVE).open("r+") as alive:
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system ends the lock with its process
+            _remove(folder)
+    except FileNotFoundError:  # it has ended, begins and tries again, or was killed before it had a lock
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    except (NotADirectoryError, BlockingIOError, PermissionError):
+        return  # it is at work, or of another user
 
 
 def _make_private(folder: Path) -> None:
@@ -217,7 +231,7 @@ def _make_private(folder: Path) -> None:
 
 @contextmanager
 def _alive(folder: Path) -> Iterator[None]:
-    """Make a private folder, and hold its lock. `sweep` removes a folder without one, and may come in between."""
+    """Make a private folder, and hold its lock. `sweep_folder` removes one without a lock, and may come in between."""
     for _ in range(RACES):
         _make_private(folder)
         try:
@@ -233,10 +247,12 @@ def _alive(folder: Path) -> Iterator[None]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of unfinished files. Its lock goes last, so that `sweep` finds what a kill leaves of it."""
+    """Remove a folder of unfinished files. Its lock goes last, so that `sweep_folder` finds what a kill leaves."""
     with contextlib.suppress(OSError):
         for each in folder.iterdir():
-            if each.name != ALIVE:
+            if each.is_dir():
+                shutil.rmtree(each, ignore_errors=True)
+            elif each.name != ALIVE:
                 each.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -245,6 +261,10 @@ def full(code: int, key: str, place: str) -> OSError:
     """Return the error of a write that met one of `LIMITS`."""
     text = f"{os.strerror(code)}, for {key}; {LIMITS[code]} and run the same extraction again"
     return OSError(code, f"{text}: complete shards are kept", place)
+
+
+def _stored(key: str, status: os.stat_result) -> Stored:
+    return Stored(key, status.st_size, _version(status), status.st_mtime)
 
 
 def _version(status: os.stat_result) -> str:

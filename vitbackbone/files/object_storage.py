@@ -4,8 +4,8 @@ A PUT is there whole or not at all, so nothing needs a rename or a lock. Two hab
 
 - An answer may get lost after the service did the work. A repeated create then finds the object that it wrote, and a
   repeated swap its own version. Both are read back and compared.
-- Some services accept a conditional write and ignore the condition. A store there would lose rows without a sign. A
-  probe before the first conditional write of a process finds them out.
+- Some services accept a conditional write and ignore the condition. A store there would lose rows without a sign. Some
+  proxies change ETags, so that no condition holds. Each process probes for both before its first conditional write.
 """
 
 import errno
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from vitbackbone.files.bucket_clients import CREDENTIALS, client_of
-from vitbackbone.files.cloud_requests import PAUSE, ConditionsIgnored, repeat, status_of
+from vitbackbone.files.cloud_requests import PAUSE, ConditionsUnusable, repeat, status_of
 from vitbackbone.files.storage import Stored
 
 if TYPE_CHECKING:
@@ -34,6 +34,15 @@ PARALLEL = 8  # parts of one object under way at once
 LOST = 3  # uploads in parts that a service has ended already, and says so when a lost answer makes obstore ask again
 RACES = 20  # creates that may meet another one under way
 PROBE = ".probe"  # keys of the probe begin so; no list shows them
+
+IGNORED = (
+    "this service accepts conditional writes and ignores their conditions, so that two writers would overwrite each "
+    "other unseen"
+)
+REFUSED = (
+    "this service refuses a conditional write with the ETag that it gave itself, as behind a proxy that changes ETags, "
+    "so that no record could be replaced"
+)
 
 T = TypeVar("T")
 
@@ -56,7 +65,7 @@ def open_bucket(url: str) -> "ObjectStorage":
 def check_key(key: str) -> None:
     """Raise `ValueError` if a bucket cannot have this key, or obstore cannot ask for it."""
     if any(part in ("", ".", "..") or not part.isprintable() for part in key.split("/")):
-        raise ValueError(f"{key!r} is not a key of a bucket that can be read; want a path without '//', '.' and '..'")
+        raise ValueError(f"{key!r} is not a key of a bucket; want a path without '//', '.' and '..'")
 
 
 class ObjectStorage:
@@ -256,38 +265,37 @@ class ObjectStorage:
             after = found[-1]["path"]
 
     def _probe(self) -> None:
-        """Raise `ConditionsIgnored` if the service ignores the conditions of writes.
+        """Raise `ConditionsUnusable` if the service ignores the conditions of writes, or no ETag fulfils them.
 
         The key is always the same, so that a killed process leaves nothing that the next one does not remove. Another
         process may remove it in the middle of this probe, so that a suspicion is confirmed with a key of one's own.
         """
         if self._probed == os.getpid():
             return
-        if not self._respects_conditions(PROBE) and not self._respects_conditions(f"{PROBE}-{uuid4().hex}"):
-            raise ConditionsIgnored(
-                errno.ENOTSUP,
-                "this service accepts conditional writes and ignores their conditions, so that two writers would "
-                "overwrite each other unseen; keep the store on a service that respects If-None-Match and If-Match, "
-                "or in a folder",
-                self.url,
-            )
+        if self._try_conditions(PROBE) and (fault := self._try_conditions(f"{PROBE}-{uuid4().hex}")):
+            advice = "keep the store on a service that respects If-None-Match and If-Match, or in a folder"
+            raise ConditionsUnusable(errno.ENOTSUP, f"{fault}; {advice}", self.url)
         self._probed = os.getpid()
 
-    def _respects_conditions(self, key: str) -> bool:
+    def _try_conditions(self, key: str) -> str | None:
+        """Return what is wrong with the conditional writes of the service, or None."""
         try:
             if self._create(key, b"1") and self._create(key, b"2"):
-                return False
+                return IGNORED
             stored = self.head(key)
             if stored is None:
-                return True  # another process has just ended its probe
+                return None  # another process has just ended its probe
             etag, _, generation = stored.version.partition(" ")
             wrong = self._version(re.sub(r"[0-9A-Za-z]", "0", etag), "1" if generation else None)
-            return self._swap(key, b"3", wrong) is None
+            if self._swap(key, b"3", wrong) is not None:
+                return IGNORED
+            return REFUSED if self._swap(key, b"4", stored.version) is None else None
         finally:
             self.delete(key)
 
     def _stored(self, key: str, meta: "ObjectMeta") -> Stored:
-        return Stored(key, meta["size"], self._version(meta["e_tag"], meta["version"]))
+        version = self._version(meta["e_tag"], meta["version"])
+        return Stored(key, meta["size"], version, meta["last_modified"].timestamp())
 
     def _version(self, etag: str | None, generation: str | None) -> str:
         """Return the version of an object: its ETag, with the generation if a swap needs it (Google)."""

@@ -134,4 +134,4 @@ class FilePart(_Seekable):
         return self._file.read(size)
 
 
-OpenFile = io.BufferedReader | RangedFile  # of a disk, or of a place that is read by ranges
+OpenFile = io.BufferedReader | RangedFile  # a file on disk, or a remote file that is read by ranges

@@ -6,15 +6,18 @@ kinds of small records are `swap`ped.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 CHUNK = 1 << 22  # bytes that are read at a time from a large object
+READS = 3  # times that an object is read before it counts as damaged: the network may garble an answer
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/+")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Stored:
     key: str
     size: int  # bytes
     version: str  # changes whenever the object is written: the ETag; on the disk, the size, time and inode
+    modified: float = 0.0  # seconds since 1970 by the clock of the storage, 0 if it does not say
 
 
 @runtime_checkable
@@ -107,6 +111,16 @@ def scheme_of(place: str | PathLike[str]) -> str | None:
     """Return the scheme of a URL in lower case, and None for a path. A URL that became a `Path`, `s3:/a/b`, is one."""
     found = _SCHEME.match(str(place))
     return found[1].lower() if found and not Path(place).exists() else None
+
+
+def read_checked(storage: Storage, key: str, check: Callable[[bytes], T]) -> T:
+    """Return what `check` makes of a whole object. Raises its `ValueError` if it refuses the object `READS` times."""
+    for _ in range(READS - 1):
+        try:
+            return check(storage.get(key))
+        except ValueError:
+            continue
+    return check(storage.get(key))
 
 
 def read_chunks(storage: Storage, key: str, start: int = 0, chunk: int = CHUNK) -> Iterator[bytes]:

@@ -20,9 +20,9 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from vitbackbone.files.cloud_requests import ServiceError
 
-MAX_BYTES = 2**27  # of one answer
-SECONDS = 60.0  # of one answer, redirects and repetitions included
-SILENCE = 15.0  # seconds without a byte
+MAX_BYTES = 2**27  # largest answer
+SECONDS = 60.0  # longest time of one answer, redirects and repetitions included
+SILENCE = 15.0  # longest time without a byte, in seconds
 REDIRECTS = 5
 TRIES = 3
 PAUSE = 0.5  # seconds before the first repetition; it doubles

@@ -223,7 +223,8 @@ class Photo:
 
 
 def _upright(stored: Shaped[Tensor, "C h w"], orientation: int) -> Shaped[Tensor, "C H W"]:
-    """Turn a picture by its EXIF orientation. An upright one is not copied: that takes 4 % of its decoding."""
+    """Turn a picture by its EXIF orientation. An upright picture is not copied, because a copy
+    would take 4 % of the time of its decoding."""
     sideways, reverse = ORIENTATIONS[orientation]
     turned = stored.transpose(1, 2) if sideways else stored
     return turned.flip(reverse) if reverse else turned

@@ -22,7 +22,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 BYTES = 255.0  # the largest value of a byte
-MOST_CROP = 2.0  # of `crop_pct`: beyond, the photo would fill less than a quarter of the input
+MOST_CROP = 2.0  # largest `crop_pct`; with a larger one, the photo would fill less than a quarter of the input
 
 CropMode = Literal[
     "center", "squash", "border", "letterbox", "pad", "patches", "area", "budget", "square", "canvas", "edges"
@@ -134,8 +134,8 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
     crop_rounding: CropRounding = "even"
     resampling: ResizeLibrary = "pillow"
-    multiple: int = 1  # modes that keep the aspect: what divides both sides of an input, in pixels
-    least_pixels: int = 0  # "area", "edges": of the smallest input; "canvas": of a patch
+    multiple: int = 1  # modes that keep the aspect: both sides of an input are multiples of this
+    least_pixels: int = 0  # "area", "edges": pixels of the smallest input; "canvas": pixels of a patch
     most_pixels: int = 0  # modes that keep the aspect: pixels of the largest input
     scale: float = BYTES  # the stored value that is 1 before the mean is subtracted
     unseen: tuple[int, int] = (0, 0)  # rows and columns of the crop beyond `image_size`

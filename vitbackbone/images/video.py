@@ -6,6 +6,7 @@ they are shown.
 Axes: `N` frames of a stream, `P` packets of it.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +17,15 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from vitbackbone.images.errors import DamagedImage, ImageError
-from vitbackbone.images.video_files import check_codec, opened_video, reason
+from vitbackbone.images.video_files import (
+    MATROSKA,
+    VIDEO_HEAD,
+    check_codec,
+    opened_video,
+    reason,
+    segment_end,
+    video_format,
+)
 
 NO_TIME = -(2**63)  # stands for an unknown time
 VP8_SHOWN = 0x10  # bit of a VP8 frame's first byte; a frame without it is only a reference for others
@@ -26,11 +35,11 @@ VP8_SHOWN = 0x10  # bit of a VP8 frame's first byte; a frame without it is only 
 class VideoStream:
     """The frames of one stream of a video, in the order in which they are shown, and the packets that code them."""
 
-    index: int  # of the stream in the file
+    index: int  # index of the stream in the file
     time_base: Fraction  # seconds of a unit of `pts`
     pts: Int[np.ndarray, " N"]  # ascending
     keyframe: Bool[np.ndarray, " N"]
-    place: Int[np.ndarray, " N"]  # of each frame among the packets
+    place: Int[np.ndarray, " N"]  # position of each frame among the packets
     packet_pts: Int[np.ndarray, " P"]  # in the order of decoding; `NO_TIME` where unknown
     packet_key: Bool[np.ndarray, " P"]
     problem: str | None = None  # why some frames are not listed
@@ -69,7 +78,7 @@ def list_frames(file: BufferedIOBase) -> Video:
     with opened_video(file) as container:
         streams = _video_streams(container)
         found = {stream.index: _Packets([], [], []) for stream in streams}
-        fault = _read_packets(container, streams, found)
+        fault = _read_packets(container, streams, found) or _cut(file)
         listed = tuple(_in_order(stream, found[stream.index], fault) for stream in streams)
     if not any(len(stream.pts) for stream in listed):
         said = "; ".join(stream.problem for stream in listed if stream.problem)
@@ -104,6 +113,15 @@ def _read_packets(container: Any, streams: list[Any], found: dict[int, _Packets]
     return None
 
 
+def _cut(file: BufferedIOBase) -> str | None:
+    """Tell by the header of a Matroska file whether its end was cut off, which its reader takes for an end."""
+    file.seek(0)
+    head = file.read(VIDEO_HEAD)
+    end = segment_end(head) if video_format(head) == MATROSKA else None
+    length = file.seek(0, os.SEEK_END)
+    return None if end is None or end <= length else f"it has {length} bytes; its header promises {end}"
+
+
 def is_shown(packet: Any) -> bool:
     """Tell whether a packet gives a frame to show. VP8 also codes frames that only serve others."""
     return packet.stream.codec_context.name not in ("vp8", "libvpx") or bool(bytes(packet)[0] & VP8_SHOWN)
@@ -114,9 +132,10 @@ def _in_order(stream: Any, packets: _Packets, fault: str | None) -> VideoStream:
     pts, keyframe = np.array(packets.pts, dtype=np.int64), np.array(packets.keyframe, dtype=bool)
     shown = np.flatnonzero(np.array(packets.shown, dtype=bool))
     order = shown[np.argsort(pts[shown], kind="stable")]
-    first = np.diff(pts[order], prepend=NO_TIME) != 0  # of the frames with one time
+    first = np.diff(pts[order], prepend=NO_TIME) != 0  # True at the first frame of each time
     kept = order[first]
-    problems = _problems(len(kept), packets, fault, stream.frames, len(order) - len(kept))
+    promised = len(stream.index_entries) if stream.frames else 0  # the index of an MP4, less what its edits cut off
+    problems = _problems(len(kept), packets, fault, promised, len(order) - len(kept))
     text = "; ".join(problems) or None
     return VideoStream(stream.index, Fraction(stream.time_base), pts[kept], keyframe[kept], kept, pts, keyframe, text)
 

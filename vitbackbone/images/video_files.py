@@ -16,8 +16,9 @@ VIDEO_EXTENSIONS = frozenset(["mp4", "m4v", "mov", "mkv", "webm", "ts", "mts", "
 
 # FFmpeg's name of each format
 MP4, MATROSKA, MPEG_TS = "mov", "matroska", "mpegts"
-PACKET_SIZES = (188, 192)  # of MPEG-TS; Blu-ray puts a time of 4 bytes before each packet
+PACKET_SIZES = (188, 192)  # bytes of a packet of MPEG-TS; Blu-ray puts a time of 4 bytes before each
 SYNC = 0x47
+SEGMENT = b"\x18\x53\x80\x67"  # ID of the Matroska element that holds all the others
 MP4_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}  # the last five begin old QuickTime files
 STILL_BRANDS = {b"avif", b"avis", b"heic", b"heix", b"mif1", b"jxl ", b"jp2 "}  # pictures in the same container
 
@@ -52,6 +53,30 @@ def video_format(head: bytes) -> str | None:
         if len(starts) >= 2 and all(head[start] == SYNC for start in starts):
             return MPEG_TS
     return None
+
+
+def segment_end(head: bytes) -> int | None:
+    """Return where a Matroska file ends by its own header; None if it does not say, as a live recording does not.
+
+    `head`: its first `VIDEO_HEAD` bytes.
+    """
+    at = 4  # behind the ID of the header
+    size, at = _matroska_size(head, at)
+    at += size or 0
+    if size is None or head[at : at + 4] != SEGMENT:
+        return None
+    size, at = _matroska_size(head, at + 4)
+    return None if size is None else at + size
+
+
+def _matroska_size(data: bytes, at: int) -> tuple[int | None, int]:
+    """Return the size of an element, None if it is unknown, and where its content begins."""
+    width = 9 - data[at].bit_length() if at < len(data) else 9
+    if width > 8:
+        return None, at
+    most = (1 << 7 * width) - 1  # stands for an unknown size
+    size = int.from_bytes(data[at : at + width], "big") & most
+    return None if size == most else size, at + width
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class _Decoder:
         once = Counter(stream.packet_pts.tolist())
         self._known = {pts: place for place, pts in enumerate(stream.packet_pts.tolist()) if once[pts] == 1}
         self._faults: dict[int, str] = {}  # places of damaged packets, and why
-        self._begin: dict[int, int] = {}  # of keyframes after which faults were met: the keyframe before it
+        self._begin: dict[int, int] = {}  # from each keyframe with faults after it to the keyframe before it
         self._unclean: set[int] = set()  # packets that the file calls keyframes and the decoder does not
         self._refreshed = False  # the stream is refreshed bit by bit: no keyframe but the first is whole
         self._opened = ExitStack()
@@ -91,10 +91,10 @@ class _Decoder:
     def _reset(self, start: int, trusted: int = 0) -> None:
         self._trusted = trusted  # place of the first packet whose faults count
         self._start = start  # place of the first packet that was decoded; -1 while nothing is open
-        self._fed = start - 1  # place of the last one
+        self._fed = start - 1  # place of the last packet that was decoded
         self._packets: Iterator[Placed] = iter(())
         self._ended = start < 0  # no more packets will be decoded
-        self._out: deque[Any] = deque()  # frames that came out and were not asked yet
+        self._out: deque[Any] = deque()  # decoded frames that were not requested yet
         self._passed: int | None = None  # time of the last frame that was dropped or returned
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class _Decoder:
     def _upright(self, frame: Any) -> UInt8[Tensor, "3 H W"]:
         """Return the colours of a frame, turned as its file says."""
         rgb = self._colours.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        return torch.from_numpy(np.rot90(rgb, frame.rotation // 90).copy()).permute(2, 0, 1)
+        return torch.from_numpy(_turned(rgb, frame)).permute(2, 0, 1)
 
     def _from_earlier(self, start: int, place: int, pts: int) -> Any | None:
         """Decode a frame from the keyframe before `start`, which tells a damaged file from an unusual keyframe."""
@@ -264,6 +264,18 @@ class _Decoder:
             place = self._known.get(packet.pts, -2) if place == -2 else place + 1
             if place >= start:
                 yield place, packet
+
+
+def _turned(rgb: UInt8[np.ndarray, "H W 3"], frame: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """Turn and mirror a frame by its display matrix, which maps the pixel (x, y) to (a x + c y, b x + d y)."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return rgb.copy()
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32).tolist()[:5]
+    sideways = abs(b) + abs(c) > abs(a) + abs(d)
+    right, down = (c, b) if sideways else (a, d)
+    upright = rgb.swapaxes(0, 1) if sideways else rgb
+    return upright[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1].copy()
 
 
 def _chain(first: Placed, others: Iterator[Placed]) -> Iterator[Placed]:

@@ -12,7 +12,7 @@ Resolution = int | tuple[int, int]  # side of a square, or (H, W)
 
 
 def sides(size: Resolution, name: str = "resolution") -> tuple[int, int]:
-    """Return (H, W) of a size: a number is the side of a square. `name`: of the argument, for errors.
+    """Return (H, W) of a size: a number is the side of a square. `name`: the argument, for errors.
 
     Raises `ValueError` on anything but one or two whole numbers of at least 1.
     """

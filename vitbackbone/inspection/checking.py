@@ -28,7 +28,7 @@ ROUNDING = 1e-4  # what float32 may add up to in the deepest networks
 class Check:
     """The differences between a backbone and its upstream.
 
-    `errors`: of each part of the features that both have. `left_out`: why another part is not compared.
+    `errors`: the error of each part of the features that both have. `left_out`: why another part is not compared.
     """
 
     name: str

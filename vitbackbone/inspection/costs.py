@@ -99,7 +99,8 @@ def costs(config: ViTConfig, size: tuple[int, int], batch: int = 1) -> Costs:
         with FlopCounterMode(display=False) as pooling:
             _ = features.pooled
         del features
-        with _Memory() as memory, _FusedAttention() as fused:  # in a second forward, the tables that stay exist already
+        # The first forward has made the tables that stay, so the second one does not count them.
+        with _Memory() as memory, _FusedAttention() as fused:
             model(torch.empty(batch, config.channels, *size))
 
     counts: dict[str, dict[Any, int]] = forward.get_flop_counts()  # by module and operation

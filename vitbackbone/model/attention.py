@@ -144,7 +144,7 @@ class SelfAttention(nn.Module):
         self.width = config.head_width
         self.rotary = config.rotary
         inner, shared = config.num_heads * self.width, config.kv_heads * self.width
-        self.widths = (inner, shared, shared)  # of queries, keys and values
+        self.widths = (inner, shared, shared)  # widths of queries, keys and values
         self.repeats = inner // shared  # heads of queries for each head of keys and values
         self.qkv = make_linear(config, config.dim, self.widths, config.qkv_bias == "qkv")
         self.q_bias = nn.Parameter(torch.zeros(inner)) if config.qkv_bias == "qv" else None
@@ -234,7 +234,10 @@ class SelfAttention(nn.Module):
     def weights(
         self, x: Float[Tensor, "B N D"], grid: tuple[int, int], steps: int | None = None
     ) -> Float[Tensor, "B heads N N"]:
-        """Return softmax(q kᵀ / √d + bias). Row i holds the weights of all tokens in token i. `steps`: of clips."""
+        """Return softmax(q kᵀ / √d + bias). Row i holds the weights of all tokens in token i.
+
+        `steps`: the number of time steps of clips; None for images.
+        """
         return self._scores(x, grid, steps).softmax(dim=-1)
 
     def _scores(

@@ -37,5 +37,5 @@ class ClippedLinear(nn.Linear):
 
 
 def make_linear(config: ViTConfig, inputs: int, widths: Sequence[int], bias: bool) -> nn.Linear:
-    """Build a linear layer, or a clipped one. `widths`: of the parts of its output."""
+    """Build a linear layer, or a clipped one. `widths`: the widths of the parts of its output."""
     return ClippedLinear(inputs, widths, bias) if config.clipped else nn.Linear(inputs, sum(widths), bias=bias)

@@ -132,7 +132,7 @@ class Views:
     """
 
     start: int  # 0-based index of the first such block
-    norm_eps: float = 1e-5  # of the norms of queries and keys, and of the final norm
+    norm_eps: float = 1e-5  # epsilon of the norms of queries and keys, and of the final norm
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Tiles:
     count: int  # tiles of every image; those that it lacks are empty
     depth: int  # blocks with gates, after the blocks of the configuration
     taps: tuple[int, ...]  # blocks whose outputs are joined to the last block's
-    norm_eps: float = 1e-5  # of the norms before and after the blocks of the configuration
+    norm_eps: float = 1e-5  # epsilon of the norms before and after the blocks of the configuration
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Kept:
     cls: Float[Tensor, "B D"] | None  # None if the backbone has no CLS token
     registers: Float[Tensor, "B R D"]
     tokens: Float[Tensor, "B K D"]  # in the order of `indices`
-    indices: Int[Tensor, "B K"]  # of the kept patches, row-major over the grid
+    indices: Int[Tensor, "B K"]  # indices of the kept patches, row-major over the grid
     geometry: Geometry
 
 

@@ -49,7 +49,7 @@ class SinkAttention(SelfAttention):
     def weights(
         self, x: Float[Tensor, "B N D"], grid: tuple[int, int], steps: int | None = None
     ) -> Float[Tensor, "B heads N N"]:
-        """See `SelfAttention`. What the sink takes is missing from the sum of each row."""
+        """See `SelfAttention`. Each row sums to 1 minus the share of the sink."""
         scores = self._scores(x, grid, steps)
         sink = self.sinks.type_as(scores)[None, :, None, None].expand(*scores.shape[:3], 1)
         return torch.cat([scores, sink], dim=3).softmax(dim=3)[..., :-1]

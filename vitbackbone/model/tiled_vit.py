@@ -60,7 +60,7 @@ class TiledViT(ViT):
         self.tiles, dim = config.tiles, config.dim
         count, kinds = self.tiles.count, len(self.tiles.arrangements)
         tokens = 1 + config.grid[0] * config.grid[1]
-        # of each arrangement, and of each of its tiles
+        # a vector for each tile of each arrangement
         self.tile_embed = nn.Parameter(torch.zeros(kinds, count, 1, dim))
         self.tile_positions = nn.Parameter(torch.zeros(kinds, count, tokens, dim))
         self.tile_embed_across = nn.Parameter(torch.zeros(kinds, count, 1, dim))

@@ -27,7 +27,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # from the most precise
 FLOORS: dict[Precision, float] = {"fp32": 1 - 1e-9, "bf16": 0.9999, "int8": 0.999}  # lowest cosine to plain float32
 SAMPLE = 4  # images of a sample that are used
 ROUNDS, SECONDS = 4, 2.0  # least length of a comparison of speeds
-BEHIND = 1.5  # times the best time: a route slower than this is timed no more
+BEHIND = 1.5  # a route that takes this many times the best time is not timed again
 IDLE = 0.01  # seconds between two routes, so that the threads of the first sleep and leave the cores to the second
 GAIN = 1.03  # a route must be this many times as fast as an earlier one of the table to be taken
 

@@ -178,7 +178,7 @@ def trouble(dtype: torch.dtype) -> str:
 
 # ---- attention ----------------------------------------------------------------------------------------------------
 
-QUERIES, HEADS = 256, 2  # of one block of a long sequence
+QUERIES, HEADS = 256, 2  # size of one block of a long sequence
 
 
 def attend_in_blocks(

@@ -25,7 +25,7 @@ HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's name
 ROUTE_NAMES: dict[Precision, str] = {
     "fp32": "OpenVINO",
     "bf16": "OpenVINO, all else in bfloat16",
-}  # by what the rest is in
+}  # by the precision of everything but the 8-bit layers
 KEPT = 6  # compiled graphs; each has the weights of its blocks once more, laid out for the CPU
 COMPILING = Lock()
 

@@ -148,7 +148,7 @@ class GraphBuilder:
         if isinstance(vit.patch_embed, ConvStem):
             for layer in vit.patch_embed.convs:
                 x = self.stem(layer, x)
-        x = self.convolution(cast(nn.Conv2d, vit.patch_embed.proj), x)  # of clips there is no graph
+        x = self.convolution(cast(nn.Conv2d, vit.patch_embed.proj), x)  # clips have no graph, so this is no ClipEmbed
         x = self.norm(vit.embed_norm, ops.transpose(ops.reshape(x, [0, self.config.dim, -1], True), [0, 2, 1]))
         if vit.pos_embed is not None:
             x = ops.add(x, self.input("positions", -1, self.config.dim))

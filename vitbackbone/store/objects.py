@@ -11,10 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitbackbone.files import Storage, read_chunks
+from vitbackbone.files import READS, Storage, read_checked, read_chunks
 from vitbackbone.store.layout import PART, object_key
 from vitbackbone.store.records import Part
 
+MISSING = "is missing"
 REPAIR = "run the extraction on its source again to repair it"
 
 
@@ -72,13 +73,17 @@ def put_table(storage: Storage, tables: Iterator[pa.Table], known: Sequence[Part
 
 def read_object(storage: Storage, name: str) -> bytes:
     """Return the content of an object. Raises `Damaged` if it is missing or does not fit its name."""
+    key = object_key(name)
+
+    def check(data: bytes) -> bytes:
+        if hashlib.sha256(data).hexdigest() != name.partition(".")[0]:
+            raise Damaged(storage, key, "its checksum differs")
+        return data
+
     try:
-        data = storage.get(object_key(name))
+        return read_checked(storage, key, check)
     except FileNotFoundError:
-        raise Damaged(storage, object_key(name), "it is missing") from None
-    if hashlib.sha256(data).hexdigest() != name.partition(".")[0]:
-        raise Damaged(storage, object_key(name), "its checksum differs")
-    return data
+        raise Damaged(storage, key, "it is missing") from None
 
 
 def read_part(storage: Storage, part: Part, schema: pa.Schema) -> pa.Table:
@@ -100,13 +105,16 @@ def read_table(storage: Storage, parts: Sequence[Part], schema: pa.Schema) -> pa
 
 def check_object(storage: Storage, name: str) -> str | None:
     """Read an object piece by piece. Returns what is wrong with it, or None."""
-    digest = hashlib.sha256()
-    try:
-        for chunk in read_chunks(storage, object_key(name)):
-            digest.update(chunk)
-    except FileNotFoundError:
-        return "is missing"
-    return None if digest.hexdigest() == name.partition(".")[0] else "is damaged: its checksum differs"
+    for _ in range(READS):
+        digest = hashlib.sha256()
+        try:
+            for chunk in read_chunks(storage, object_key(name)):
+                digest.update(chunk)
+        except FileNotFoundError:
+            return MISSING
+        if digest.hexdigest() == name.partition(".")[0]:
+            return None
+    return "is damaged: its checksum differs"
 
 
 def cut(table: pa.Table) -> Iterator[pa.Table]:

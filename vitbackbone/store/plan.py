@@ -26,8 +26,8 @@ from vitbackbone.store.sources.rows import Inputs
 class Known:
     """The state of a store before a run."""
 
-    rows: pa.Table  # of `ROWS`
-    results: pa.Table  # of `RESULTS`, of the shards whose files are undamaged
+    rows: pa.Table  # schema `ROWS`
+    results: pa.Table  # schema `RESULTS`; only of shards whose files are undamaged
     class_names: tuple[str, ...]
     next_shard: int
     lost: frozenset[str] = frozenset()  # names of damaged parts, whose rows are not among these
@@ -38,8 +38,8 @@ class Known:
 class Plan:
     """The state of a store after a comparison with its source."""
 
-    rows: pa.Table  # of `ROWS`
-    work: pa.Table  # of `WORK`, by shard and slot
+    rows: pa.Table  # schema `ROWS`
+    work: pa.Table  # schema `WORK`, sorted by shard and slot
     class_names: tuple[str, ...]
     next_shard: int
     added: int = 0
@@ -141,7 +141,7 @@ def _merge(
 
 
 def _are_away(rows: pa.Table, at: Int[np.ndarray, " m"], found: dict[str, pa.Array]) -> Bool[np.ndarray, " m"]:
-    """Tell which of the inputs that were read had a content before and cannot be reached now. They keep it."""
+    """Tell which of these inputs cannot be reached now, but were read by an earlier run, whose result they keep."""
     unreachable = pc.fill_null(pc.is_in(found["reason"], value_set=pa.array(AWAY)), False).to_numpy(False)
     return unreachable & rows["sha256"].take(pa.array(at)).is_valid().to_numpy()
 

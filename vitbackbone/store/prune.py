@@ -1,7 +1,6 @@
 """Remove from a store what no kept snapshot needs."""
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 
@@ -11,11 +10,13 @@ from vitbackbone.files import Storage, open_storage
 from vitbackbone.store.layout import RESULTS, ROWS, WORK, object_key, snapshot_key
 from vitbackbone.store.objects import read_part, read_table
 from vitbackbone.store.plan import Plan
-from vitbackbone.store.records import Snapshot, unseal
+from vitbackbone.store.records import Snapshot
 from vitbackbone.store.results import read_results
-from vitbackbone.store.snapshots import latest, numbers, publish, read_classes, read_manifest, read_snapshot
+from vitbackbone.store.snapshots import latest, numbers, publish, read_classes, read_manifest, read_snapshot, repair
 from vitbackbone.store.transaction import next_snapshot
-from vitbackbone.store.workers.leases import Lease
+from vitbackbone.store.workers.leases import Leases
+
+PUBLISHED = "another run has published a snapshot meanwhile; prune again"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Pruned:
     snapshots: int  # records that were removed
     objects: int
     bytes: int
-    rows: int  # of inputs that are gone
+    rows: int  # removed rows of inputs that are gone
 
 
 def prune(directory: str | PathLike[str], keep: int = 1, gone: bool = False) -> Pruned:
@@ -33,18 +34,27 @@ def prune(directory: str | PathLike[str], keep: int = 1, gone: bool = False) -> 
 
     `gone`: also remove the rows of inputs that are no longer in the source, and their features.
     Readers that have an older snapshot open can no longer read it. Raises `ValueError` if the directory is not a store
-    or its last snapshot is not complete, and `BlockingIOError` while an extraction runs.
+    or its last snapshot is not complete, and `BlockingIOError` while an extraction or another prune runs. An extraction
+    that begins meanwhile waits.
     """
     if keep < 1:
         raise ValueError(f"keep={keep}; want at least 1")
     storage = open_storage(directory)
-    last = latest(storage)
-    if last is None:
+    if latest(storage) is None:
         raise ValueError(f"{storage.url} is not a feature store")
-    if last.work:
+    left = [stored.key for folder in ("done/", "leases/") for stored in storage.list(folder)]
+    with Leases(storage).kept() as leases:
+        leases.claim_prune()
+        return _remove(storage, keep, gone, left)
+
+
+def _remove(storage: Storage, keep: int, gone: bool, left: Sequence[str]) -> Pruned:
+    """Remove old snapshots, what only they need, and the records `left` of runs that have ended."""
+    last = latest(storage)
+    if last is None or last.work:
         raise ValueError(f"{storage.url} is incomplete; run the same extraction again to finish it, and then prune it")
-    _refuse_while_running(storage)
-    there = sorted(number for number in numbers(storage) if number)
+    repair(storage, last)
+    there = sorted({last.number, *filter(None, numbers(storage))})
     rows = last.counts.gone if gone else 0
     oldest = [*there, last.number + 1][-keep] if rows else there[-keep:][0]
     if rows or oldest != last.oldest:  # it tells `verify` which records must exist
@@ -55,11 +65,10 @@ def prune(directory: str | PathLike[str], keep: int = 1, gone: bool = False) -> 
     kept = (read_snapshot(storage, number) for number in range(oldest, last.number + 1))
     needed = {key for snapshot in kept for key in _needed(storage, snapshot)}
     found = [stored for stored in storage.list("objects/") if stored.key not in needed]
-    for stored in found:
-        storage.delete(stored.key)
-    for folder in ("done/", "leases/"):
-        for stored in list(storage.list(folder)):
-            storage.delete(stored.key)
+    if latest(storage) != last:  # a run that was suspended for longer than its lease
+        raise BlockingIOError(f"{storage.url}: {PUBLISHED}")
+    for key in [*(stored.key for stored in found), *left]:
+        storage.delete(key)
     return Pruned(len(removed), len(found), sum(stored.size for stored in found), rows)
 
 
@@ -72,21 +81,8 @@ def _publish_next(storage: Storage, last: Snapshot, oldest: int, without_gone: b
     manifest, results = read_manifest(storage, last), read_results(storage, last)
     snapshot = next_snapshot(storage, last, manifest, plan, results, last.root, "prune", oldest)
     if not publish(storage, snapshot):
-        raise BlockingIOError(f"{storage.url}: another run has published a snapshot meanwhile; prune again")
+        raise BlockingIOError(f"{storage.url}: {PUBLISHED}")
     return snapshot
-
-
-def _refuse_while_running(storage: Storage) -> None:
-    for stored in storage.list("leases/"):
-        try:
-            left = unseal(storage.get(stored.key), Lease, stored.key).deadline - time.time()
-        except (FileNotFoundError, ValueError):  # given back, or damaged
-            continue
-        if left > 0:
-            raise BlockingIOError(
-                f"{storage.url}: an extraction is at work, or was killed a moment ago; prune in {left:.0f} seconds or "
-                "when it has ended"
-            )
 
 
 def _needed(storage: Storage, snapshot: Snapshot) -> Iterator[str]:

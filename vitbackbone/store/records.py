@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, PlainSerializer
 
-from vitbackbone.files import Record, check_record, parse_json
+from vitbackbone.files import Record, Storage, check_record, parse_json, read_checked
 
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\.(json|parquet|safetensors)$")]
@@ -94,6 +94,11 @@ class Done(Record, extra="forbid"):
 def seal(record: Record) -> bytes:
     """Return the bytes of a record, with a checksum in front."""
     return _wrapped(record.model_dump(mode="json", by_alias=True))
+
+
+def read_record(storage: Storage, key: str, kind: type[R]) -> R:
+    """Read a record of a storage. Raises `ValueError` that names the file if any bit of it is wrong."""
+    return read_checked(storage, key, lambda data: unseal(data, kind, f"{storage.url}/{key}"))
 
 
 def unseal(data: bytes, kind: type[R], name: str) -> R:

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitbackbone.files import Storage
 from vitbackbone.store.layout import PART, RESULTS, WORK, done_key
 from vitbackbone.store.objects import put_tensors, read_part
-from vitbackbone.store.records import Done, Part, Snapshot, seal, unseal
+from vitbackbone.store.records import Done, Part, Snapshot, read_record, seal
 from vitbackbone.store.sources.labels import as_utf8
 from vitbackbone.store.workers.reader import Outcome
 
@@ -68,7 +68,7 @@ def publish_result(storage: Storage, task: Task, outcomes: Sequence[Outcome], te
 def read_done(storage: Storage, key: str) -> Done | None:
     """Return the record of a computed shard; None if it is missing or damaged, so that the shard is computed again."""
     try:
-        return unseal(storage.get(done_key(key)), Done, done_key(key))
+        return read_record(storage, done_key(key), Done)
     except (FileNotFoundError, ValueError):
         return None
 
@@ -76,7 +76,7 @@ def read_done(storage: Storage, key: str) -> Done | None:
 def discard_if_damaged(storage: Storage, key: str) -> None:
     """Remove the record of a computed shard if it is damaged: no worker could write it again otherwise."""
     try:
-        unseal(storage.get(done_key(key)), Done, done_key(key))
+        read_record(storage, done_key(key), Done)
     except FileNotFoundError:
         return  # a worker may be writing it now
     except ValueError:

@@ -9,7 +9,7 @@ from vitbackbone.files import Storage, Stored, open_storage
 from vitbackbone.store.layout import LATEST, SCHEMA, snapshot_key
 from vitbackbone.store.manifest import Manifest, parse
 from vitbackbone.store.objects import read_object
-from vitbackbone.store.records import Snapshot, checksum, seal, unseal
+from vitbackbone.store.records import Snapshot, checksum, read_record, seal
 
 log = logging.getLogger("vitbackbone")
 FIRST_EDITION = "manifest.json"  # stores of the first edition had it
@@ -32,7 +32,7 @@ def latest(storage: Storage) -> Snapshot | None:
             raise ValueError(f"{problem}; it is the only record left of this store: give another --out")
         return None
     try:
-        return unseal(storage.get(keys[-1]), Snapshot, f"{storage.url}/{keys[-1]}")
+        return read_record(storage, keys[-1], Snapshot)
     except ValueError as error:
         advice = "delete it to go back to the snapshot before, and run the same extraction again"
         raise ValueError(f"{error}, and so is its copy in {LATEST}; {advice}") from error
@@ -42,7 +42,7 @@ def read_snapshot(storage: Storage, number: int) -> Snapshot:
     """Return a snapshot by its number. Raises `ValueError` if there is none, or if its record is damaged."""
     key = snapshot_key(number)
     try:
-        return unseal(storage.get(key), Snapshot, f"{storage.url}/{key}")
+        return read_record(storage, key, Snapshot)
     except (FileNotFoundError, ValueError) as error:
         last = latest(storage)
         if last is not None and last.number == number:
@@ -169,7 +169,7 @@ def _copy(storage: Storage, snapshot: Snapshot, data: bytes) -> None:
 def _read_copy(storage: Storage) -> tuple[Snapshot | None, str | None]:
     """Return the copy of the last record; None and the reason if it is damaged."""
     try:
-        return unseal(storage.get(LATEST), Snapshot, f"{storage.url}/{LATEST}"), None
+        return read_record(storage, LATEST, Snapshot), None
     except (FileNotFoundError, NotADirectoryError):
         return None, None
     except ValueError as error:
@@ -178,7 +178,7 @@ def _read_copy(storage: Storage) -> tuple[Snapshot | None, str | None]:
 
 def _is_damaged(storage: Storage, key: str) -> bool:
     try:
-        unseal(storage.get(key), Snapshot, key)
+        read_record(storage, key, Snapshot)
     except ValueError:
         return True
     return False

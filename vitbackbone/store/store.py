@@ -28,8 +28,9 @@ from vitbackbone.store.tensors import TensorFile, open_tensors
 
 
 class FeatureStore:
-    """One snapshot of a store that `extract` wrote, whatever later runs do. Files of this machine are memory-mapped:
-    opening a thousand shards reads none of their features.
+    """One snapshot of a store that `extract` wrote. Later runs do not change it.
+
+    Files of this machine are memory-mapped: opening a thousand shards reads none of their features.
 
     `cls`, `patches`, `registers`, `paths` and `labels` cover the N = `len(store)` images that were read, in one order.
     `failed` lists the other inputs, and `index` has a row for every input. Features come from the last layer that was
@@ -168,7 +169,7 @@ class FeatureStore:
 
     @cached_property
     def _features(self) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-        """The shard of each image, as its position among the shards, and the row in it."""
+        """The shard of each image, as an index into the shards, and the row in this shard."""
         return self.table.features()
 
     def _all(self, kind: str) -> Float[np.ndarray, "N ..."]:

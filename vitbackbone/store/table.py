@@ -17,7 +17,7 @@ from vitbackbone.store.records import Snapshot
 from vitbackbone.store.results import as_table, encoded, in_order, read_done, read_results, read_tasks, spans
 from vitbackbone.store.sources.frames import frame_columns
 from vitbackbone.store.sources.labels import as_utf8
-from vitbackbone.store.sources.locate import REMEDIES
+from vitbackbone.store.sources.locate import remedy_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Table:
         return np.array_equal(at[self._good[at] == 1], np.flatnonzero(self._good))
 
     def features(self) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-        """Return the shard of each image that was read, as its position among the shards, and the row in it."""
+        """Return the shard of each image that was read, as an index into `names`, and the row in this shard."""
         before = np.cumsum(self._good) - self._good
         at = self._at[self._at >= 0]
         at = at[self._good[at] == 1]
@@ -59,7 +59,7 @@ class Table:
         """Return the table of `INDEX`."""
         at = pa.array(self._at, mask=self._at < 0)
         outcome = {name: self.results[name].take(at) for name in ("reason", "error", "width", "height", "frames")}
-        for name in ("reason", "error"):  # of inputs whose content could not be read
+        for name in ("reason", "error"):  # inputs whose content could not be read have theirs in `rows`
             outcome[name] = pc.coalesce(self.rows[name], outcome[name])
         computed = pc.or_(at.is_valid(), self.rows["reason"].is_valid())
         status = pc.if_else(outcome["reason"].is_valid(), "failed", pc.if_else(computed, "ok", "pending"))
@@ -69,7 +69,7 @@ class Table:
             "label": self.rows["label"],
             "status": status,
             **outcome,
-            "remedy": [REMEDIES.get(reason) for reason in outcome["reason"].to_pylist()],
+            "remedy": list(map(remedy_of, outcome["reason"].to_pylist(), self.rows["gone"].to_pylist())),
             "sha256": [digest and digest.hex() for digest in self.rows["sha256"].to_pylist()],
             "same_as": self._same_as(),
             "gone": self.rows["gone"],

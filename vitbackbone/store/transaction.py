@@ -138,7 +138,7 @@ def _known(storage: Storage, last: Snapshot | None, inputs: Inputs, mine: Slice,
     """Read the state of the last snapshot. Shards whose features are damaged count as not computed.
 
     Results that wait for a snapshot are checked, too, if they are `mine` to compute again. Raises `ValueError` if no
-    row is left that could tell whether the inputs are the store's own, and they are elsewhere.
+    row is left that could tell whether the inputs are the store's own, and the inputs are in another folder.
     """
     if last is None:
         return Known(ROWS.empty_table(), encoded(RESULTS.empty_table()), (), 0)

@@ -1,5 +1,6 @@
 """Check every file of a store against its checksum, and every name against the files."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ import pyarrow.compute as pc
 
 from vitbackbone.files import Record, Storage, open_storage, progress_bar
 from vitbackbone.store.layout import LATEST, RESULTS, object_key, snapshot_key
-from vitbackbone.store.objects import check_object, read_part
-from vitbackbone.store.records import Done, Snapshot, checksum, unseal
+from vitbackbone.store.objects import MISSING, check_object, read_part
+from vitbackbone.store.records import Done, Snapshot, checksum, read_record
 from vitbackbone.store.snapshots import latest, read_classes, read_manifest
 from vitbackbone.store.workers.leases import Lease
 
 READERS = 4  # threads
+LOOKS = 3  # times that records with a problem are read: a run at work changes them meanwhile
+PAUSE = 0.2  # seconds between two looks: a run writes a record and then its copy
 PRUNE = "`vitbackbone prune` removes what only old snapshots need"
 KINDS: dict[str, type[Record]] = {"snapshots": Snapshot, "done": Done, "leases": Lease}
 
@@ -38,20 +41,14 @@ def verify(directory: str | PathLike[str], progress: bool = False) -> Verified:
     """
     storage = open_storage(directory)
     try:
-        last = latest(storage)
+        last, records, problems = _read_chain(storage)
     except ValueError as error:
         if storage.head(LATEST) is None and next(storage.list("snapshots/"), None) is None:
-            raise  # a store of the first edition
+            raise  # no store, or one of the first edition
         return Verified(0, 0, 0, ((LATEST, str(error)),))
-    if last is None:
-        raise ValueError(f"{storage.url} is not a feature store: it has no {LATEST} and no snapshots/")
-    problems: list[Problem] = []
-    records = _read_records(storage, problems)
     snapshots = {record.number: record for record in records.values() if isinstance(record, Snapshot)} | {
         last.number: last
     }
-    named = {key for key, _ in problems}
-    problems += [each for each in _broken_chain(records, last) if each[0] not in named]
     old = {snapshot_key(number) for number in range(last.number)}
     problems = [(key, f"{text}; {PRUNE}" if key in old else text) for key, text in problems]
     needed = dict[str, str]()  # the key of each object, and who needs it
@@ -65,8 +62,26 @@ def verify(directory: str | PathLike[str], progress: bool = False) -> Verified:
             needed[object_key(record.features)] = f"{key} needs it"
     problems += _check_objects(storage, needed, progress)
     problems += _unreadable(storage, last) if not problems else []
+    now = latest(storage) if problems else last
+    if now is not None and now.oldest > last.oldest:  # a prune has removed files meanwhile
+        return verify(directory, progress)
     counts = last.counts
     return Verified(counts.shards, counts.rows, len(snapshots), tuple(sorted(set(problems))))
+
+
+def _read_chain(storage: Storage, looks: int = LOOKS) -> tuple[Snapshot, dict[str, Record], list[Problem]]:
+    """Return the last snapshot, all records by their keys, and what is wrong with them."""
+    last = latest(storage)
+    if last is None:
+        raise ValueError(f"{storage.url} is not a feature store: it has no {LATEST} and no snapshots/")
+    problems: list[Problem] = []
+    records = _read_records(storage, problems)
+    named = {key for key, _ in problems}
+    problems += [each for each in _broken_chain(records, last) if each[0] not in named]
+    if problems and looks > 1:
+        time.sleep(PAUSE)
+        return _read_chain(storage, looks - 1)
+    return last, records, problems
 
 
 def _read_records(storage: Storage, problems: list[Problem]) -> dict[str, Record]:
@@ -75,12 +90,12 @@ def _read_records(storage: Storage, problems: list[Problem]) -> dict[str, Record
     keys = [stored.key for folder in KINDS for stored in storage.list(f"{folder}/")]
     for key in [LATEST, *keys]:
         try:
-            found[key] = unseal(storage.get(key), KINDS.get(key.partition("/")[0], Snapshot), key)
+            found[key] = read_record(storage, key, KINDS.get(key.partition("/")[0], Snapshot))
         except FileNotFoundError:
-            if key == LATEST or not key.startswith("leases/"):  # a worker gives its leases back
+            if not key.startswith(("leases/", "done/")):  # a run at work removes them
                 problems.append((key, "is missing"))
         except ValueError as error:
-            problems.append((key, str(error).removeprefix(f"{key} ")))
+            problems.append((key, str(error).removeprefix(f"{storage.url}/{key} ")))
     return found
 
 
@@ -124,7 +139,7 @@ def _check_objects(storage: Storage, needed: dict[str, str], progress: bool) -> 
         for key, problem in zip(
             keys, progress_bar(checked, "verifying", progress, passing=True, total=len(keys)), strict=True
         ):
-            if problem is not None:
+            if problem is not None and (key in needed or problem != MISSING):  # else a prune has removed it
                 yield key, f"{problem}; {needed.get(key, f'no snapshot needs it; {PRUNE}')}"
 
 

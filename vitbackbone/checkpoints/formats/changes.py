@@ -17,7 +17,9 @@ Tensors = tuple[Tensor, ...]
 def _add(token: Tensor, position: Tensor) -> Tensor:
     """Add a token's position to it. Raises `ValueError` if their shapes differ."""
     if token.shape != position.shape:
-        raise ValueError(f"a token of shape {tuple(token.shape)}, its position of shape {tuple(position.shape)}")
+        raise ValueError(
+            f"the token has shape {tuple(token.shape)} and its position {tuple(position.shape)}; want equal shapes"
+        )
     return token + position
 
 
@@ -53,7 +55,7 @@ def _unbatch(positions: Tensor) -> Tensors:
 
 def _flatten(table: Tensor) -> Tensors:
     if table.ndim == 4 and table.shape[1] != table.shape[2]:
-        raise ValueError(f"a table of {table.shape[1]} x {table.shape[2]} positions; want a square")
+        raise ValueError(f"the table has {table.shape[1]} x {table.shape[2]} positions; want a square")
     return (rearrange(table, "1 h w d -> (h w) d"),)
 
 
@@ -63,7 +65,7 @@ def _square(table: Tensor) -> Tensors:
 
 def _split_masked(bias: Tensor, mask: Tensor) -> Tensors:
     if bias.shape != mask.shape:
-        raise ValueError(f"a bias of shape {tuple(bias.shape)}, its mask of shape {tuple(mask.shape)}")
+        raise ValueError(f"the bias has shape {tuple(bias.shape)} and its mask {tuple(mask.shape)}; want equal shapes")
     q, _, v = bias.chunk(3)
     return q, v
 
@@ -80,7 +82,7 @@ def _transpose(kernel: Tensor) -> Tensors:
 def join(*parts: Tensor) -> Tensors:
     """Concatenate tensors of one shape. Raises `ValueError` on other shapes, which could sum up to the right one."""
     if len({part.shape for part in parts}) > 1:
-        raise ValueError(f"the shapes {', '.join(str(tuple(part.shape)) for part in parts)}; want one shape")
+        raise ValueError(f"they have the shapes {', '.join(str(tuple(part.shape)) for part in parts)}; want one shape")
     return (torch.cat(parts),)
 
 

@@ -49,6 +49,6 @@ GEMMA4: Rules = (
     _clipped(_GATED, f"{_OURS}.mlp.w12"),
     rename(f"{_BLOCK}.mlp.down_proj.linear.weight", f"{_OURS}.mlp.w3.weight"),
     _clipped((f"{_BLOCK}.mlp.down_proj",), f"{_OURS}.mlp.w3"),
-    drop("std_bias"),  # of the language model's tokens
+    drop("std_bias"),  # it scales the tokens for the language model
     drop("std_scale"),
 )

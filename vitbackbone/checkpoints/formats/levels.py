@@ -1,6 +1,7 @@
 """The layouts of Hiera, SAM 2's encoder and DINOv3's ConvNeXt in transformers, to the parameters of a `TimmBackbone`.
 
-Relative to the network. The blocks of Hiera's stages are numbered through before these rules (`trainers.merge_chunks`).
+Keys are relative to the network. The blocks of Hiera's stages get consecutive numbers before these rules apply
+(`trainers.merge_chunks`).
 """
 
 from vitbackbone.checkpoints.rules import Rules, beside, both, drop, rename

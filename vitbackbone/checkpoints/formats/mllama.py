@@ -1,4 +1,5 @@
-"""The layout of mllama's vision tower. The gates of positions and of blocks are computed into what they multiply."""
+"""The layout of mllama's vision tower. The gates of positions and of blocks are folded into
+the weights that they multiply."""
 
 from torch import Tensor
 

@@ -48,7 +48,7 @@ def _first_query(queries: Tensor, weight: Tensor, bias: Tensor, *layers: Tensor)
     return query[None], torch.cat([to_k, to_v]), torch.cat([bias_k, bias_v])
 
 
-COCA_EPS = 1e-5  # of the norms in open_clip's AttentionalPooler, whatever the configuration
+COCA_EPS = 1e-5  # epsilon of the norms in open_clip's AttentionalPooler, whatever the configuration
 _QUERY = ("attn_pool.query", "attn_pool.ln_q.weight", "attn_pool.ln_q.bias")
 _LATENT = ("attn_pool.latent", "attn_pool.kv.weight", "attn_pool.kv.bias")
 _APART = ("q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")

@@ -17,7 +17,8 @@ def _fold(config: ViTConfig) -> Change:
         ahead = positions.shape[1] - patches
         if ahead not in (0, 1 + registers.shape[1]):
             raise ValueError(
-                f"{positions.shape[1]} positions for {patches} patches and {1 + registers.shape[1]} tokens"
+                f"there are {positions.shape[1]} positions; want {patches} for the patches, or "
+                f"{patches + 1 + registers.shape[1]} with the tokens before them"
             )
         table = positions[0, ahead:]
         if not ahead:

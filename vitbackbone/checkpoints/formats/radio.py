@@ -49,6 +49,6 @@ RADIO: Rules = (
     ),
     *both("model.norm", "norm"),
     drop("summary_idxs"),  # `shapes.settle` reads them
-    drop("adaptors.{rest}"),  # `checkpoints.adaptors` reads one of them
+    drop("adaptors.{rest}"),  # `checkpoints.radio_adaptors` reads one of them
     drop(f"{_GENERATOR}.video_embedder.weight"),
 )

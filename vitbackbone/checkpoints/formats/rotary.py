@@ -14,7 +14,7 @@ from torch import Tensor
 from vitbackbone.checkpoints.rules import Change, Rule, Rules
 from vitbackbone.model import ViTConfig
 
-Order = Callable[[int], list[int]]  # of a head of width d: the places of our channels in the other layout
+Order = Callable[[int], list[int]]  # from the width of a head to the places of our channels in the other layout
 
 
 def neighbours_by_column(width: int) -> list[int]:

@@ -25,7 +25,7 @@ _PRITHVI: Rules = (
 
 # ---- SatMAE (sustainlab-group/SatMAE, models_mae_group_channels.py) ------------------------------------------------
 
-GROUPS = ((0, 1, 2, 6), (3, 4, 5, 7), (8, 9))  # of Sentinel-2's bands without B1, B9 and B10
+GROUPS = ((0, 1, 2, 6), (3, 4, 5, 7), (8, 9))  # indices into Sentinel-2's bands without B1, B9 and B10
 
 
 def _kernels(config: ViTConfig) -> Change:

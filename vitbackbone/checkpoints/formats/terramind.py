@@ -8,7 +8,7 @@ from vitbackbone.checkpoints.formats.changes import UNBATCH, gated
 from vitbackbone.checkpoints.formats.siglip2 import channels_last
 from vitbackbone.checkpoints.rules import Change, Rule, Rules, both, drop
 
-# of images, by the name of the kind here
+# the projection of each kind of images, by our name of the kind
 PROJECTIONS: dict[str, str] = {
     "sentinel_2_l2a": "untok_sen2l2a@224",
     "sentinel_2_l1c": "untok_sen2l1c@224",
@@ -17,7 +17,7 @@ PROJECTIONS: dict[str, str] = {
     "sentinel_1_rtc": "untok_sen1rtc@224",
     "dem": "untok_dem@224",
 }
-# of inputs that are tokens
+# the embeddings of inputs that are tokens
 _TOKENS = (
     *(f"tok_{name}@224" for name in ("sen2l2a", "sen1grd", "sen1rtc", "lulc", "dem", "ndvi")),
     *("caption", "coords"),

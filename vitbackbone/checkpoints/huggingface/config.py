@@ -263,7 +263,7 @@ class ModelType:
     keys among all keys.
     """
 
-    read: Callable[[Json], ViTConfig | TimmConfig]  # of the settings of this type, wherever they are in the file
+    read: Callable[[Json], ViTConfig | TimmConfig]  # reads the settings of this type, wherever they are in the file
     layout: str  # a key of `formats.FORMATS`, whose rules are written in keys relative to the tower
     preprocess: Preprocess
     fixed_input: bool  # whether inputs have the network's `image_size` unless a processor file says otherwise

@@ -1,4 +1,7 @@
-"""The vision tower of Llama 4: CLIP's, with rotary positions beside the table. CLS stands first here, last there."""
+"""The vision tower of Llama 4: CLIP's, with rotary positions beside the table.
+
+CLS is the first token here, and the last one upstream.
+"""
 
 from typing import Any
 
@@ -29,7 +32,8 @@ class Llama4(Square):
 def read_llama4(config: Json) -> ViTConfig:
     """Return the configuration of a `llama4_vision_model`. Its features are the patches before the adapter.
 
-    transformers runs it at `image_size` alone. At other sizes, the table is resampled, and rows and columns counted on.
+    transformers runs it only at `image_size`. At other sizes, the table is resampled, and the rotary positions count
+    the rows and columns of the larger grid.
     """
     settings = read_settings(config, Llama4)
     # transformers always uses the exact GELU there and ignores `hidden_act`

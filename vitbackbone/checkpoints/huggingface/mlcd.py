@@ -25,7 +25,10 @@ class Mlcd(Square):
 
 
 def read_mlcd(config: Json) -> ViTConfig:
-    """Return the configuration of an `mlcd_vision_model`. The final norm is on every token here, upstream on CLS."""
+    """Return the configuration of an `mlcd_vision_model`.
+
+    The final norm is applied to every token here, and upstream only to CLS.
+    """
     settings = read_settings(config, Mlcd)
     if settings.num_key_value_groups != 1:
         raise NotNative(f"config.json has num_key_value_groups={settings.num_key_value_groups}; want 1")

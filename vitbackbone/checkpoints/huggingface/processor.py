@@ -38,8 +38,8 @@ def read_preprocess(processor: Json, default: Preprocess, own_network: bool = Tr
 
     The result equals the processor of transformers, which resizes with Pillow or with torchvision. Classes whose name
     ends in "Fast", and classes that only torchvision implements, give `resampling="torchvision"`; others "pillow".
-    Files that do not scale pixels to 0 to 1 give "torchvision" too, the default of transformers. The two resizings
-    differ by a level, which is then a large number.
+    Files that do not scale pixels to 0 to 1 give "torchvision" too, the default of transformers: the two resizings
+    differ by a level of 255, which matters more without scaling.
     Raises `ValueError` that names the key if a class or a setting is unknown or not supported.
     """
     named, resampling = _class(processor)

@@ -11,7 +11,7 @@ from vitbackbone.checkpoints.huggingface.shared import PLAIN, shared_fields
 from vitbackbone.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from vitbackbone.model import ViTConfig
 
-PADDING = 2  # of the patch projection, in pixels (modeling_vitpose_backbone.py)
+PADDING = 2  # pixels that pad the patch projection (modeling_vitpose_backbone.py)
 VITPOSE_EVAL = Preprocess((256, 192), 1.0, "squash", "bilinear", IMAGENET_MEAN, IMAGENET_STD, crop_rounding="down")
 
 

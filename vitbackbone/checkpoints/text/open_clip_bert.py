@@ -50,8 +50,8 @@ def read_bert_tower(
 ) -> tuple[TextConfig, str]:
     """Return the configuration of a text tower of transformers, and its key layout.
 
-    `file`: `open_clip_config.json`, for errors. `width`: of the vectors. `bias`: whether the logits have one. `find`:
-    finds the `config.json` of a repository or directory that is not in `KNOWN`.
+    `file`: `open_clip_config.json`, for errors. `width`: the width of the vectors. `bias`: whether the logits have one.
+    `find`: finds the `config.json` of a repository or directory that is not in `KNOWN`.
     Raises `ValueError` on another network, or settings that are not known.
     """
     tower = check_record(text_cfg, BertTower, str(file), "model_cfg.text_cfg")

@@ -26,7 +26,7 @@ class Entry:
     hf: Resampling = PLAIN  # transformers' policy for this family
     timm: Resampling = TIMM_RESAMPLING  # timm's policy for this model
     on_hub: bool = True  # whether `source` is a Hub repository
-    num_classes: int = 0  # of the head that comes with the weights
+    num_classes: int = 0  # outputs of the head that comes with the weights
     timm_rotary: Rotary | None = None  # timm's rotary positions, if they differ at other sizes from the authors'
     classifier: tuple[str, ...] | None = None  # the head's layers, for a timm model whose keys are converted by name
 

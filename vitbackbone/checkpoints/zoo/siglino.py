@@ -15,7 +15,7 @@ _LEAST, _MOST = 128 * 128, 256 * 256  # pixels of an image by default
 
 @dataclass(frozen=True)
 class _Size:
-    """The sizes of a network. `hidden`: of the MLP, or of each expert."""
+    """The sizes of a network. `hidden`: the hidden width of the MLP, or of each expert."""
 
     dim: int
     depth: int

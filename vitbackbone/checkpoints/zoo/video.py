@@ -36,7 +36,7 @@ _FILES_2_1 = {
     "vjepa2_1_vit_gigantic_384": ("G", "vjepa2_1_vitG_384.pt"),
 }
 _URL = "https://dl.fbaipublicfiles.com/vjepa2"
-# Positions of time count on; positions of rows and columns span pretraining's 16 x 16 patches at every size
+# Positions of time count the steps; positions of rows and columns span pretraining's 16 x 16 patches at every size
 ROTARY_2_1 = Rotary(10000.0, "corners", "neighbours", reference=(16, 16), time=True)
 
 

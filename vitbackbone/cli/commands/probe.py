@@ -189,7 +189,8 @@ def _check_about(folder: str, classes: "NDArray[Any]", about: dict[str, Any]) ->
     indices = classes.tolist()
     if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < len(names) for i in indices):
         raise ValueError(
-            f"{folder}/probe.json: classes {indices[:5]} are not all indices of its {len(names)} class_names"
+            f"{folder}/probe.json: classes are {indices[:5]}; want indices of its {len(names)} class_names, from 0 to "
+            f"{len(names) - 1}"
         )
     return [names[i] for i in indices]
 

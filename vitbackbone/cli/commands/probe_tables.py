@@ -31,7 +31,7 @@ class Measured:
     images: "NDArray[np.int64]"  # rows of the store, (N,)
     truth: "NDArray[np.int64]"  # indices into `names`, (N,)
     predicted: "NDArray[np.int64]"
-    probabilities: "NDArray[Any]"  # of the predicted class, (N,)
+    probabilities: "NDArray[Any]"  # probability of the predicted class, (N,)
     names: Sequence[str]
 
     @property

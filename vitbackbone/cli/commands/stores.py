@@ -48,11 +48,9 @@ def run_prune(args: argparse.Namespace) -> int:
 
     done = prune(args.store, args.keep, args.gone)
     if not args.quiet:
-        rows = f"; {done.rows} rows of images that are gone" if args.gone else ""
-        print(
-            f"{escaped(args.store)}: removed {done.snapshots} snapshots and {done.objects} files of {done.bytes:,} "
-            f"bytes{rows}"
-        )
+        rows = f", rows of images that are gone: {done.rows}" if args.gone else ""
+        files = f"files: {done.objects} ({done.bytes:,} bytes)"
+        print(f"{escaped(args.store)}: removed snapshots: {done.snapshots}, {files}{rows}")
     return 0
 
 

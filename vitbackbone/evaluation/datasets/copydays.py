@@ -25,7 +25,8 @@ class Copies:
     blocks: Mapping[str, Sequence[str]]
 
     def positives(self, block: str, index: int) -> list[int]:
-        """Return the originals of a copy. A strong copy is named like its original, other blocks are in its order."""
+        """Return the originals of a copy. The name of a strong copy begins like its original's; other copies have the
+        index of their original."""
         if block != "strong":
             return [index]
         name = PurePosixPath(self.blocks[block][index]).name[:PREFIX]

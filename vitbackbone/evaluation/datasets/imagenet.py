@@ -49,7 +49,7 @@ def listed(train: Images, file: Path) -> Images:
 
 
 def read_list(root: Path) -> Path:
-    """Return the file of a list, which is given itself or is in the folder. Raises `LayoutError` if it is missing."""
+    """Return the file of a list of training images. Raises `LayoutError` if it is missing."""
     if root.is_file():
         return root
     raise LayoutError(f"{root} is not a list of training images; give the file, such as 1percent.txt of SimCLR")

@@ -17,7 +17,7 @@ TREE = "CATEGORY/{train/good,test/{good,DEFECT},ground_truth/DEFECT/NNN_mask.png
 
 @dataclass(frozen=True, eq=False)
 class Category:
-    """The photos of one category. A sound test photo has no mask."""
+    """The photos of one category. A defect-free test photo has no mask."""
 
     root: Path
     name: str
@@ -67,7 +67,9 @@ def _category(root: Path, name: str) -> Category:
     if missing:
         raise LayoutError(f"{root} lacks {len(missing)} masks of {name}, such as {missing[0]}")
     if not train or None not in masks or len({each is None for each in masks}) < 2:
-        raise LayoutError(f"{root / name} needs sound photos in train/good and test/good, and defective ones in test/")
+        raise LayoutError(
+            f"{root / name} needs defect-free photos in train/good and test/good, and defective ones in test/"
+        )
     return Category(root, name, train, test, masks)
 
 
@@ -85,7 +87,7 @@ def _counts(data: Anomalies) -> Mapping[str, int]:
     return {
         "categories": len(data.categories),
         "training photos": sum(len(each.train) for each in data.categories),
-        "sound test photos": masks.count(None),
+        "defect-free test photos": masks.count(None),
         "defective test photos": len(masks) - masks.count(None),
     }
 
@@ -98,7 +100,7 @@ LAYOUTS = {
         TREE,
         read_mvtec,
         _counts,
-        {"categories": 15, "training photos": 3_629, "sound test photos": 467, "defective test photos": 1_258},
+        {"categories": 15, "training photos": 3_629, "defect-free test photos": 467, "defective test photos": 1_258},
         "Bergmann et al. 2019",
     )
 }

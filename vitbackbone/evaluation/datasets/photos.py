@@ -30,5 +30,5 @@ def open_stored(file: Path) -> Image.Image:
         reason = "it is not an image of a known format" if isinstance(error, UnidentifiedImageError) else error
         raise LayoutError(
             f"{file} cannot be read: {reason}. Put the file of the distribution in its place and run the command "
-            "again; what is finished is kept"
+            "again; finished work is kept"
         ) from error

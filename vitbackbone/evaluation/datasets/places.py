@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from vitbackbone.evaluation.datasets.layout import LayoutError, need_file
 from vitbackbone.files import read_bytes
 
-LIST_BYTES = 64 << 20  # of a list file; KITTI's has 4 MB
+LIST_BYTES = 64 << 20  # largest list file; KITTI's has 4 MB
 PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 

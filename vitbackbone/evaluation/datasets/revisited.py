@@ -29,7 +29,7 @@ class Revisited:
     """Queries, a database, and which of its images show the query's landmark."""
 
     root: Path
-    photos: Sequence[str]  # of the database, relative to `root`
+    photos: Sequence[str]  # photos of the database, relative to `root`
     queries: Sequence[str]
     truth: Sequence[Query]
 

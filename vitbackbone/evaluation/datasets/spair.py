@@ -28,7 +28,7 @@ class Pair:
     target: str
     source_points: Float[np.ndarray, "K 2"]
     target_points: Float[np.ndarray, "K 2"]
-    box: Float[np.ndarray, "4"]  # of the target: left, top, right, bottom
+    box: Float[np.ndarray, "4"]  # box of the object in the target: left, top, right, bottom
 
     @property
     def size(self) -> float:

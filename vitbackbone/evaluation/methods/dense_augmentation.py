@@ -24,10 +24,10 @@ Generator = np.random.Generator
 class Colours:
     """The ranges of photometric distortion, each of which is applied with probability 1/2."""
 
-    brightness: float  # at most added or taken off, in levels of 255
+    brightness: float  # largest amount that is added or subtracted, in levels of 255
     contrast: tuple[float, ...]  # least and most factor
     saturation: tuple[float, ...]
-    hue: float  # at most turned, in turns
+    hue: float  # largest turn around the colour circle, as a share of it
 
 
 def distort(pixels: UInt8[Tensor, "3 H W"], colours: Colours, rng: Generator) -> UInt8[Tensor, "3 H W"]:
@@ -104,7 +104,7 @@ def _corner(size: tuple[int, int], side: int, rng: Generator) -> tuple[int, int]
 class DepthViews:
     """The turns, crops and colours of a photo with depth."""
 
-    rotation: float  # at most, in degrees, with probability 1/2
+    rotation: float  # largest angle in degrees; the probability of a turn is 1/2
     flip: float
     size: tuple[int, ...]  # (H, W) of the crop
     gamma: tuple[float, ...]

@@ -93,7 +93,7 @@ class Training:
             train(head, self.sample, self.count, lambda rows, step: self.loss(head, rows, step), self.optimiser, loop)
 
     def publish_head(self, stop: int, name: str) -> Path:
-        """Write the head after `stop` steps to a folder that `heads.load_head` reads, and tell the run of it."""
+        """Write the head after `stop` steps to a folder that `heads.load_head` reads, and add it to the run's heads."""
         folder = head_folder(self.run, name)
         save_head(self.at(stop), folder, self.run.backbone)
         self.run.heads[name] = folder

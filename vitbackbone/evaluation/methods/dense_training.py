@@ -68,7 +68,7 @@ def train(
 ) -> None:
     """Train the head up to a step. It starts at the checkpoint, if there is one that is not beyond the step.
 
-    `sample`: makes a random view of one of `count` photos. `loss`: of a batch, at a step.
+    `sample`: makes a random view of one of `count` photos. `loss`: computes the loss of a batch at a step.
     """
     adam = torch.optim.AdamW(head.parameters(), lr=0.0, weight_decay=optimiser.weight_decay)
     start = _restore(loop.checkpoint, head, adam, loop.stop)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 Maps = Float[Tensor, "B 1 H W"]
 EPSILON = 0.001  # added before logarithms
-STRIDES = (1, 2, 4, 6)  # of the maps that the gradient loss compares, as in the authors' code
+STRIDES = (1, 2, 4, 6)  # strides at which the gradient loss compares the maps, as in the authors' code
 
 
 def gradient_loss(depth: Maps, target: Maps, known: Bool[Tensor, "B 1 H W"]) -> Tensor:

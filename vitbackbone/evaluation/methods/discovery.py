@@ -44,7 +44,8 @@ def tokencut(features: Float[Tensor, "D h w"], tau: float, epsilon: float) -> Bo
     tokens = F.normalize(features.flatten(1).T, dim=1)
     edges = np.where((tokens @ tokens.T).cpu().numpy() > tau, 1.0, epsilon)
     degrees = np.diag(edges.sum(axis=1))
-    asked = [1, min(2, len(edges) - 1)]  # with the third, as the authors do: it matters if both have one eigenvalue
+    # The authors ask for the third eigenvector too, which changes the second one if both have the same eigenvalue.
+    asked = [1, min(2, len(edges) - 1)]
     vector = eigh(degrees - edges, degrees, subset_by_index=asked)[1][:, 0]
     seed = int(np.argmax(np.abs(vector)))
     side = vector > vector.mean()

@@ -1,4 +1,5 @@
-"""Anomalies as patches unlike every patch of sound photos (Roth et al. 2022, PatchCore; Damm et al. 2025, AnomalyDINO).
+"""Anomalies as patches unlike every patch of defect-free photos (Roth et al. 2022, PatchCore; Damm et al. 2025,
+AnomalyDINO).
 
 Axes: `N` patches of a photo, `R` patches of the bank, `D` width, `h w` patch grid, `H W` pixels.
 """

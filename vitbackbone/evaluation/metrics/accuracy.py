@@ -52,7 +52,7 @@ def eleven_point_ap(scores: Float[np.ndarray, " N"], positive: Bool[np.ndarray, 
     if not positive.any():
         raise ValueError("an average precision needs at least one positive")
     order = np.argsort(-scores, kind="stable")
-    last = np.append(np.diff(scores[order]) != 0, True)  # of the images with an equal score
+    last = np.append(np.diff(scores[order]) != 0, True)  # True at the last image of each score
     hits = positive[order].cumsum()
     precision, recall = (hits / np.arange(1, len(hits) + 1))[last], (hits / hits[-1]).astype(np.float32)[last]
     levels = torch.linspace(0, 1, 11)[1:].tolist()

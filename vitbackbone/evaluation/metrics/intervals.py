@@ -1,6 +1,6 @@
 """Confidence intervals of figures: Wilson's for shares of images, and the bootstrap for all others. The seed is fixed.
 
-A unit is what is drawn: images, queries, or pairs. What shares a photo is drawn together.
+A unit is what is drawn: images, queries, or pairs. Units that share a photo are drawn together.
 """
 
 from collections.abc import Callable, Iterator, Sequence

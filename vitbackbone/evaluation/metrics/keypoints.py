@@ -19,7 +19,7 @@ def within(distances: Float[np.ndarray, " K"], size: float, alpha: float, rule: 
 
 
 def mean_pck(pairs: Mapping[str, Sequence[Bool[np.ndarray, " _"]]], mean: Mean) -> float:
-    """Return the PCK of all pairs. `pairs`: of each category, which keypoints of each pair are right.
+    """Return the PCK of all pairs. `pairs`: for each category and pair, which keypoints are right.
 
     `"pair"` averages the PCK of pairs, `"point"` averages all keypoints, and `"category"` averages the PCK over
     keypoints of each category. The three differ by several points.

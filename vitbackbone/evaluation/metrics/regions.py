@@ -14,24 +14,24 @@ def pro_curve(
 ) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:
     """Return the false positive rate and the mean overlap of all regions, for every threshold of the scores.
 
-    Each connected region of a mask has the same weight, whatever its size. The rate is over all sound pixels of all
-    images (MVTec's evaluation script, pro_curve_util.py).
+    Each connected region of a mask has the same weight, whatever its size. The rate is over all defect-free pixels of
+    all images (MVTec's evaluation script, pro_curve_util.py).
     """
     scores = np.concatenate([each.ravel() for each in maps])
-    sound, overlap, regions = [], [], 0
+    clean, overlap, regions = [], [], 0
     for mask in masks:
         labelled, count = label(mask, EIGHT)
         sizes = np.bincount(labelled.ravel(), minlength=count + 1)
         share = 1.0 / sizes
         share[0] = 0.0
         overlap.append(share[labelled].ravel())
-        sound.append((labelled == 0).ravel())
+        clean.append((labelled == 0).ravel())
         regions += count
     if not regions:
         raise ValueError("the masks have no region; PRO needs at least one defect")
     order = np.argsort(scores)[::-1]
     last = np.append(np.diff(scores[order]) != 0, True)  # pixels of equal scores enter together
-    false = np.cumsum(np.concatenate(sound)[order])[last]
+    false = np.cumsum(np.concatenate(clean)[order])[last]
     found = np.cumsum(np.concatenate(overlap)[order])[last]
     rates, overlaps = false / max(int(false[-1]), 1), np.minimum(found / regions, 1.0)
     return np.concatenate([[0.0], rates, [1.0]]), np.concatenate([[0.0], overlaps, [1.0]])

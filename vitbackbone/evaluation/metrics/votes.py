@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-ROWS = 4096  # training samples of a block: with as many queries, 64 MB of similarities
+ROWS = 4096  # training samples of a block; with as many queries, the similarities take 64 MB
 
 
 def unit(features: Float[Tensor, "n F"]) -> Float[Tensor, "n F"]:
@@ -31,7 +31,7 @@ def nearest(
     for start, block in blocks:
         similarities = queries @ block.T
         wanted = min(k, len(block))
-        if top.shape[1] == k:  # few samples of a later block come closer than the ones that were found
+        if top.shape[1] == k:  # few samples of a later block are closer than the neighbours found so far
             wanted = min(wanted, int((similarities > top[:, -1:]).sum(dim=1).max()))
         found, columns = _highest(similarities, wanted)
         top, rows = torch.cat([top, found], dim=1), torch.cat([rows, columns + start], dim=1)
@@ -41,7 +41,7 @@ def nearest(
 
 
 def _sorted(values: Float[Tensor, "n m"], count: int) -> tuple[Float[Tensor, "n _"], Int[Tensor, "n _"]]:
-    """Return the highest values and their columns, of equal ones the first column first."""
+    """Return the highest values and their columns. Equal values keep the order of their columns."""
     values, columns = values.sort(dim=1, descending=True, stable=True)
     return values[:, :count], columns[:, :count]
 

@@ -54,9 +54,9 @@ class Reads:
 
 @dataclass(frozen=True)
 class Bank:
-    """The sound photos that others are compared with, and the mask of the object."""
+    """The defect-free photos that others are compared with, and the mask of the object."""
 
-    shots: int = setting(1, "sound photos of a category; the first by name for seed 0, the next for seed 1")
+    shots: int = setting(1, "defect-free photos of a category; the first by name for seed 0, the next for seed 1")
     seeds: tuple[int, ...] = setting((0, 1, 2), "runs whose figures are averaged")
     rotations: int = setting(8, "turned copies of each, evenly over the circle; 1 for none")
     masked: tuple[str, ...] = setting(
@@ -89,12 +89,12 @@ def patches(run: Run, image: Float[Tensor, "3 H W"]) -> Float[Tensor, "D h w"]:
 
 
 def bank(run: Run, category: Category, seed: int) -> Float[Tensor, "R D"]:
-    """Return the patches of the sound photos that a seed chooses, scaled to length 1."""
+    """Return the patches of the defect-free photos that a seed chooses, scaled to length 1."""
     fit = run.protocol.fit
     names = sorted(category.train)[seed * fit.shots : (seed + 1) * fit.shots]
     if len(names) < fit.shots:
         raise ValueError(
-            f"{category.name} has {len(category.train)} sound photos, too few for {fit.shots} of seed {seed}; "
+            f"{category.name} has {len(category.train)} defect-free photos, too few for {fit.shots} of seed {seed}; "
             "lower fit.shots or fit.seeds"
         )
     found = []
@@ -113,11 +113,11 @@ def measure(run: Run, category: Category, seed: int) -> Arrays:
         return image_of(run, open_photo(category.root / name))
 
     with evaluating(run.backbone):
-        sound = bank(run, category, seed)
+        reference = bank(run, category, seed)
         for index, image in enumerate(ahead(read, category.test, run.machine.workers)):
             seen = patches(run, image)
             grid, tokens = (seen.shape[1], seen.shape[2]), seen.flatten(1).T
-            far = distances(F.normalize(tokens, dim=1), sound).double().cpu().numpy()
+            far = distances(F.normalize(tokens, dim=1), reference).double().cpu().numpy()
             if category.name in fit.masked:
                 shown = foreground(tokens.cpu().numpy(), grid, fit.threshold, fit.border, fit.least)
                 far = np.where(shown, far, 0.0)
@@ -212,7 +212,7 @@ def of_photos(seeds: Sequence[Arrays]) -> Interval:
 AGNOSTIC = Protocol(
     name="anomaly",
     variant="agnostic",
-    summary="MVTec AD from one sound photo: the distance of each patch to its nearest sound patch.",
+    summary="MVTec AD from one defect-free photo: the distance of each patch to its nearest defect-free patch.",
     source="Damm et al. 2025, AnomalyDINO (arXiv 2405.14529); dammsi/AnomalyDINO, run_anomalydino.py",
     kind="anomalies",
     datasets=("mvtec",),
@@ -223,7 +223,7 @@ AGNOSTIC = Protocol(
     score=score,
     traps=(
         "Without the final norm, figures fall by 6 to 7 points (anomalib#3627).",
-        "Figures are means over categories, and over seeds that take other sound photos.",
+        "Figures are means over categories, and over seeds that take other defect-free photos.",
         "PRO gives each connected defect the same weight, whatever its size, and stops at a false positive rate of .3.",
         "The sign of a principal component is free; where too little of the centre is object, it is turned.",
         "The mask of the object is dilated along rows alone: the authors' code has the patches in one column there.",
@@ -231,7 +231,10 @@ AGNOSTIC = Protocol(
     ),
 )
 LARGE = replace(
-    AGNOSTIC, variant="agnostic-672", summary="MVTec AD from one sound photo, at 672 pixels.", view=View(short=672)
+    AGNOSTIC,
+    variant="agnostic-672",
+    summary="MVTec AD from one defect-free photo, at 672 pixels.",
+    view=View(short=672),
 )
 
 VARIANTS = (AGNOSTIC, LARGE)

@@ -93,7 +93,7 @@ def score_real(run: Run) -> list[Score]:
 class Part(NamedTuple):
     """The errors of one corruption and severity."""
 
-    weight: float  # of its error in the mCE
+    weight: float  # weight of its error in the mCE
     rows: Int[np.ndarray, " N"]  # which photos these are
     wrong: Bool[np.ndarray, " N"]
 
@@ -102,10 +102,10 @@ def score_corrupted(run: Run) -> list[Score]:
     """Classify the corrupted images, and weigh the errors by AlexNet's."""
     name, metric = run.protocol.also[0], run.protocol.metric
     data, wanted = run.read(name), ALEXNET | (EXTRAS if metric.extras else {})
-    corruption_errors({kind: 0.0 for kind, _ in data.parts}, wanted)  # raises if one is missing
+    corruption_errors({kind: 0.0 for kind, _ in data.parts}, wanted)  # raises if a corruption is missing
     head, _ = best_head(run)
     errors: dict[str, list[float]] = {}
-    photos: dict[str, int] = {}  # the row of each, whatever its corruption
+    photos: dict[str, int] = {}  # the row of each photo, whatever its corruption
     parts: list[Part] = []
     view = replace(run.protocol.view, short=metric.short)
     for (kind, severity), part in sorted(data.parts.items()):

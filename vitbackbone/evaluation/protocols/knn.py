@@ -56,7 +56,7 @@ def score(run: Run) -> list[Score]:
     return _scores(run, tries)
 
 
-Right = dict[tuple[int, int], Bool[np.ndarray, " N"]]  # by (k, top): whether each test image is right
+Right = dict[tuple[int, int], Bool[np.ndarray, " N"]]  # whether each test image is right, by (k, top)
 
 
 def _right(run: Run, train: Vectors, test: Vectors, which: str) -> Right:

@@ -44,8 +44,8 @@ class PositionEmbedding(nn.Module):
     def forward(self, grid: tuple[int, int], like: Tensor | None = None, steps: int = 1) -> Float[Tensor, "N D"]:
         """Return the positions of a grid, like the table on its device and in its precision.
 
-        `steps`: of the map. Every step has the same positions, unless the table has positions for each step. Raises
-        `ValueError` if the table is for another number of steps.
+        `steps`: the number of time steps. Every step has the same positions, unless the table has positions for each
+        step. Raises `ValueError` if the table is for another number of steps.
         """
         if self.steps not in (1, steps):
             raise ValueError(f"the positions are for {self.steps} steps of the map, and these images have {steps}")

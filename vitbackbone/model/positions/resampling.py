@@ -55,8 +55,8 @@ def resize_table(
     """Resize a table by torch's interpolation, or in a graph by matrices, which serve any size and need no `Resize`."""
     if traced(*new) or how.fit in PICKED:
         return resize_by_matrices(table, *resampling_matrices(old, new, how, table.device))
-    # Channels last, with the strides that say so: of an image in another layout, torch's antialiased bicubic loses the
-    # rows if it makes it one column wide.
+    # The image has channels-last strides: in another layout, torch's antialiased bicubic loses the rows of an image
+    # that becomes one column wide.
     image = table.contiguous().view(1, *old, -1).permute(0, 3, 1, 2)
     if how.offset:
         factor = [(n + how.offset) / m for n, m in zip(new, old, strict=True)]

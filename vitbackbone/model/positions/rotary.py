@@ -28,7 +28,7 @@ def rotary_table(
     """
     if rotary.heads:
         return golden_table(rotary, dim, grid, [as_tensor(side, device) for side in grid])
-    pairs = dim // (6 if rotary.time else 4)  # of channels, for each axis
+    pairs = dim // (6 if rotary.time else 4)  # pairs of channels for each axis
     progression = torch.arange(pairs, dtype=torch.float32, device=device) / pairs
     between = 0.5 / pairs if rotary.interleaved else 0.0  # half a step of the progression
     periods = [rotary.theta**progression, rotary.theta ** (progression + between)]

@@ -42,7 +42,7 @@ from vitbackbone.images import Preprocess
 from vitbackbone.model import Indivisible, check_kinds
 from vitbackbone.networks.timm.levels import Outputs, Size, crop, level_maps, pool, prefix_of, read_levels, run
 from vitbackbone.networks.timm.network import SizedCopies, WithoutInit, differing, fit_to_grid, for_size
-from vitbackbone.networks.timm.parts import VIT_ATTENTION, require, timm_class
+from vitbackbone.networks.timm.private import VIT_ATTENTION, require, timm_class
 from vitbackbone.networks.timm.projection import Projection
 from vitbackbone.networks.timm.sizes import Sizes, sizes_of
 from vitbackbone.networks.timm.swin_windows import CosineAttention, WindowBlock
@@ -74,7 +74,7 @@ class TimmConfig:
     final_norm: bool = True  # False: the network's final norm is left out, for weights that have none
     map_norm: bool = False  # whether the norm of the head is the final norm of the map too (DINOv3's ConvNeXt)
     indivisible: Indivisible = "pad"  # sizes that need padding: pad right and bottom, or refuse
-    projection: Projection | None = None  # of the pooled vector to the space of texts
+    projection: Projection | None = None  # from the pooled vector to the space of texts
 
     def __post_init__(self) -> None:
         def wrong(text: str) -> ValueError:
@@ -143,7 +143,7 @@ class TimmBackbone(BackboneModule):
         self.model: Any = model
         self.shifts = any(isinstance(model, timm_class(name)) for name in ("Swin", "Swin V2"))
         shapes = shapes or model
-        with torch.device(device_of(shapes) or "cpu"):  # of tables that a network computes as it runs
+        with torch.device(device_of(shapes) or "cpu"):  # device of the tables that a network computes as it runs
             self.levels = read_levels(shapes.eval(), config.architecture, _trial_size(config), _projects(config))
         if config.map_norm:
             self.levels = replace(self.levels, has_norm=True)
@@ -154,7 +154,7 @@ class TimmBackbone(BackboneModule):
         model.train()
         levels = self.levels
         self.dims, self.strides = levels.dims, levels.strides
-        by_token = getattr(model, "global_pool", "") == "token"  # in a network without CLS it may mean attention
+        by_token = getattr(model, "global_pool", "") == "token"  # without CLS, "token" may mean attention pooling
         self.pools_cls = by_token and levels.has_cls
         parts: list[Any] = list(model.modules())
         heads = [part.num_heads for part in parts if isinstance(getattr(part, "num_heads", None), int)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from vitbackbone.networks.timm.parts import timm_class
+from vitbackbone.networks.timm.private import timm_class
 from vitbackbone.networks.timm.tables import Resize, Size, Target, table_rule
 
 Create = Callable[[Size | None], nn.Module]  # builds the network for an image size, or for its native one

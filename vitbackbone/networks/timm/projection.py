@@ -24,7 +24,7 @@ class Projection:
 
     dim: int  # width of the vectors
     kind: ProjectionKind = "classifier"
-    bias: bool = False  # of the last layer; timm decides about a classifier's
+    bias: bool = False  # whether the last layer has a bias; timm decides for a classifier
     pool: str = ""  # timm's pooling in front of the layers; "" is the network's own
 
     def __post_init__(self) -> None:

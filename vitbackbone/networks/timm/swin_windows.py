@@ -17,10 +17,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitbackbone.networks.timm.parts import COSINE_ATTENTION, SWIN_BLOCK, require
+from vitbackbone.networks.timm.private import COSINE_ATTENTION, SWIN_BLOCK, require
 
-APART = -100.0  # the authors add it to the logits of tokens from opposite borders; weights were trained so
-LARGEST_SCALE = math.log(100.0)  # of the factor on cosines (Liu et al. 2022, "Swin Transformer V2", section 3.3)
+APART = -100.0  # added to the logits of tokens from opposite borders, as when the weights were trained
+LARGEST_SCALE = math.log(
+    100.0
+)  # largest logarithm of the factor on cosines (Liu et al. 2022, "Swin Transformer V2", section 3.3)
 
 
 class WindowBlock(nn.Module):

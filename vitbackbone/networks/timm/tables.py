@@ -30,10 +30,10 @@ MOST_PREFIX = 2  # tokens in front of the patches that a table of absolute posit
 class Target(NamedTuple):
     """The resizing of one table: its new shape, the image sizes before and after, and the modules that hold it."""
 
-    shape: tuple[int, ...]  # of the result
-    sizes: tuple[Size, Size]  # of the images that the table and the result are for
+    shape: tuple[int, ...]  # shape of the result
+    sizes: tuple[Size, Size]  # sizes of the images that the table and the result are for
     owners: tuple[Any, Any]  # the modules that hold the table, built for these sizes
-    antialias: bool = True  # of bicubic resizing
+    antialias: bool = True  # whether bicubic resizing is antialiased
 
 
 Resize = Callable[[Tensor, Target], Tensor]

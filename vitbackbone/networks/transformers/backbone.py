@@ -64,7 +64,7 @@ class TransformersConfig:
     tower: str = ""  # path of the image encoder in the model; "" means the first one that `find_towers` returns
     image_size: Size | None = None  # (H, W) that the weights were trained at; None reads it from the encoder's config
     indivisible: Indivisible = "pad"  # sizes that need padding: pad right and bottom, or refuse
-    channels: int | None = None  # of the images; None means the encoder's own
+    channels: int | None = None  # channels of the images; None means the encoder's own
 
     def __post_init__(self) -> None:
         if self.channels is not None and self.channels < 1:

@@ -60,7 +60,7 @@ class Feed:
     processor: Any = None  # None: the encoder takes the batch as it is
     patch: int = 1  # side of a packed patch in pixels
     unit: int = 1  # sides of images are multiples of it
-    frames: int = 1  # of a clip; an image is each of them
+    frames: int = 1  # frames of a patch; an image fills each of them
     linear: bool = False  # whether a linear layer embeds whole patches
     lead: bool = False  # whether packed patches have an axis of length 1 in front
     absent: tuple[str, ...] = ()  # masks that must be given, as None
@@ -151,8 +151,9 @@ def _limits(processor: Any, count: int, pixels: int) -> dict[str, Any]:
 def feed_of(tower: Any, config: Any, model_type: str, native: Size) -> Feed:
     """Return the way of a batch into an encoder.
 
-    `config`: of the encoder.
-    `model_type`: of the whole model, whose image processor packs the patches if the encoder wants packed patches.
+    `config`: the config of the encoder.
+    `model_type`: the type of the whole model, whose image processor packs the patches if the encoder wants packed
+    patches.
     Raises `ValueError` if the encoder takes only videos, or arguments that no image processor makes.
     """
     parameters = inspect.signature(tower.forward).parameters

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from vitbackbone.store.formats.columns import about, dtype, patches, spans
 from vitbackbone.store.store import FeatureStore
-
-TEXTS = ("path", "class", "sha256")
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class Piece:
 
     name: str
     start: int
-    values: Any  # (n, ...), or a list of n texts
+    values: Any  # (n, ...); texts are objects
 
 
 def shapes(store: FeatureStore) -> dict[str, tuple[tuple[int, ...], np.dtype[Any] | type[str]]]:
@@ -26,7 +26,7 @@ def shapes(store: FeatureStore) -> dict[str, tuple[tuple[int, ...], np.dtype[Any
     count, features = len(store), dtype(store)
     found: dict[str, tuple[tuple[int, ...], np.dtype[Any] | type[str]]] = {}
     for field in about(store, range(0)).schema:
-        found[field.name] = (count,), str if field.name in TEXTS else np.dtype(field.type.to_pandas_dtype())
+        found[field.name] = (count,), str if pa.types.is_string(field.type) else np.dtype(field.type.to_pandas_dtype())
     for kind in store.manifest["tokens"]:
         if kind == "patches":
             size = store.patches(0).shape[0] if count else 0
@@ -46,9 +46,7 @@ def pieces(store: FeatureStore, progress: bool) -> Iterator[Piece]:
     for _, span in spans(store, progress):
         known = about(store, span)
         for name in known.column_names:
-            texts = name in TEXTS
-            column = [text or "" for text in known[name].to_pylist()] if texts else known[name].to_numpy()
-            yield Piece(name, span.start, column)
+            yield Piece(name, span.start, _without_nulls(known[name]).to_numpy())
         for kind in store.manifest["tokens"]:
             if kind == "patches":
                 grids, values = patches(store, span)
@@ -58,3 +56,10 @@ def pieces(store: FeatureStore, progress: bool) -> Iterator[Piece]:
                 first += len(values)
             else:
                 yield Piece(kind, span.start, store.read(kind, span))
+
+
+def _without_nulls(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Put a value in place of null, which arrays lack: an empty text, -1, or false."""
+    if pa.types.is_string(column.type):
+        return pc.fill_null(column, "")
+    return pc.fill_null(column, pa.scalar(False if pa.types.is_boolean(column.type) else -1, column.type))

@@ -8,18 +8,16 @@ import ctypes
 import errno
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from pydantic import ValidationError
 
-from vitbackbone.files import Record, flush, leftovers, parse_json
+from vitbackbone.files import Record, beside, flush, leftovers, parse_json, private_folder, sweep_folder
 from vitbackbone.store.output_folder import check_folder
 from vitbackbone.store.store import FeatureStore
 
@@ -77,15 +75,16 @@ def export(store: FeatureStore, format: str, out: str | PathLike[str], progress:
     if format in ("npy", "csv") and "cls" not in store.manifest["tokens"]:
         raise ValueError(f"{store.directory} has no CLS tokens, and {format} holds only these; export it as parquet")
     write = _writer(format)
-    folder = Path(out)
-    check_folder(folder)
+    check_folder(Path(out))
+    folder = Path(out).resolve()  # what a link leads to is replaced, and the link stays
     _check_old(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in leftovers(folder):  # of exports that were killed
-        shutil.rmtree(left)
-    temporary = folder.with_name(f".{folder.name}.{uuid4().hex}.tmp")
-    temporary.mkdir()
-    try:
+    for left in leftovers(folder):
+        sweep_folder(left)
+    private = beside(folder)
+    with private_folder(private):
+        temporary = private / folder.name
+        temporary.mkdir()
         write(store, temporary, progress)
         names = _files(temporary)
         record = {"format": format, "snapshot": store.snapshot.number, "files": names}
@@ -94,9 +93,7 @@ def export(store: FeatureStore, format: str, out: str | PathLike[str], progress:
             flush(temporary / name)
         _check_old(folder)  # again, because writing takes long
         _take_place(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return [folder / name for name in names]
+    return [Path(out) / name for name in names]
 
 
 def _writer(format: str) -> Writer:
@@ -142,7 +139,7 @@ def _take_place(temporary: Path, folder: Path) -> None:
     if not folder.exists():
         temporary.rename(folder)
     elif not _exchanged(temporary, folder):  # a system that cannot: the place is empty for a moment
-        aside = temporary.with_name(f".{folder.name}.{uuid4().hex}.tmp")
+        aside = beside(temporary)
         folder.rename(aside)
         temporary.rename(folder)
         aside.rename(temporary)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import zarr
 
-from vitbackbone.store.formats.arrays import TEXTS, pieces, shapes
+from vitbackbone.store.formats.arrays import pieces, shapes
 from vitbackbone.store.store import FeatureStore
 
-CHUNK_BYTES = 1 << 20  # of a chunk, the least that is read
+CHUNK_BYTES = 1 << 20  # bytes of a chunk, the smallest part that can be read
 CHUNKS = 64  # chunks of a shard, which is one file
 
 
@@ -21,8 +21,7 @@ def write(store: FeatureStore, folder: Path, progress: bool) -> None:
         warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification")  # of texts
         arrays = {name: _array(group, name, shape, dtype) for name, (shape, dtype) in shapes(store).items()}
         for piece in pieces(store, progress):
-            values = np.array(piece.values, dtype=object) if piece.name in TEXTS else piece.values
-            arrays[piece.name][piece.start : piece.start + len(piece.values)] = values
+            arrays[piece.name][piece.start : piece.start + len(piece.values)] = piece.values
 
 
 def _array(group: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any] | type[str]) -> Any:

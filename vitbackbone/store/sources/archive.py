@@ -28,11 +28,11 @@ class ArchiveMember:
     """An image of an archive, or a damaged place that may have held images."""
 
     name: str  # POSIX
-    offset: int  # of its header, or its row; -1 if it has none
+    offset: int  # offset of its header, or number of its row; -1 if it has none
     bytes: int  # size; -1 if it is unknown before reading
     label: Label
     damage: str | None = None  # the fault at a damaged place; None for an image
-    sha256: Digest | None = None  # of its content, if the listing has read it anyway
+    sha256: Digest | None = None  # checksum of its content, if the listing has read it anyway
 
 
 def damaged_member(offset: int, text: str, name: str | None = None) -> ArchiveMember:

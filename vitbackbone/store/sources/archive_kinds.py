@@ -1,8 +1,8 @@
 """The kinds of archives, by the extension of their names."""
 
+import re
 from collections.abc import Callable
 from pathlib import PurePosixPath
-from urllib.parse import urlsplit
 
 from vitbackbone.store.sources.archive import Archive
 from vitbackbone.store.sources.parquet import Parquet
@@ -13,7 +13,10 @@ ARCHIVES: dict[str, Callable[[str, bool], Archive]] = {".tar": Tar, ".zip": Zip,
 
 
 def ending_of(path: str) -> str:
-    """Return the extension of a path or URL in lower case, with the dot. The query of a web address is left out."""
+    """Return the extension of a path or URL in lower case, with the dot. The query of a web address is left out.
+
+    Any text is accepted: whether it is an address is seen when it is read.
+    """
     if path.lower().startswith(("http://", "https://")):
-        path = urlsplit(path).path
+        path = re.split(r"[?#]", path.partition("://")[2])[0].partition("/")[2]
     return PurePosixPath(path).suffix.lower()

@@ -194,7 +194,7 @@ def frame_identity(place: VideoPlace, name: str) -> bytes:
 
 
 def check_video(place: VideoPlace) -> None:
-    """Raise the error for which a video cannot be listed, if it still cannot."""
+    """Raise the error that keeps a video from being listed, if it still occurs."""
     with _lock:
         _opened(place)
 

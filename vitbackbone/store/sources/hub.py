@@ -60,5 +60,5 @@ def _asked(request: Callable[[], T]) -> T:
         raise ServiceError(str(error)) from error
     except (OSError, ValueError):
         raise
-    except Exception as error:  # of the HTTP library below, whose errors are no `OSError`
+    except Exception as error:  # errors of the HTTP library are not `OSError`s
         raise ServiceError(f"the Hub does not answer as it should ({error})") from error

@@ -93,7 +93,7 @@ def _content(at: Locator) -> tuple[bytes | None, str | None, str | None]:
 
 
 def _described(place: str) -> tuple[int, str]:
-    """Return the size and version of a file elsewhere. One of a service that does not answer counts as missing."""
+    """Return the size and version of a remote file. It counts as missing if its service does not answer."""
     if place.startswith(("http://", "https://")):
         return -1, "web"
     try:

@@ -57,6 +57,14 @@ REMEDIES: dict[Reason, str] = {
     "too thin": "crop the picture, or run without --keep-aspect into another store",
     "not finite": "extract in float32 into another store",
 }
+GONE_REMEDY = "it is no longer in the source; `vitbackbone prune STORE --gone` removes its row"
+
+
+def remedy_of(reason: Reason | None, gone: bool) -> str | None:
+    """Return what would heal a failed input, given whether it is no longer in the source."""
+    if reason is None:
+        return None
+    return GONE_REMEDY if gone and reason != "missing" else REMEDIES[reason]
 
 
 AWAY_SERVICE = "the service that holds it did not answer"  # the same text at every run

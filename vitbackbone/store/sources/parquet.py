@@ -58,8 +58,12 @@ class Parquet:
         with open_parquet(self.file, self.private) as table:
             columns = table.schema_arrow.names
             check_unique(columns, (*SHOWN_NAMES, "label"))
-            if image_column(table.schema_arrow) is None:
+            images = _image_columns(table.schema_arrow)
+            if not images:
                 raise ValueError("the file has no column of images")
+            if len(images) > 1:
+                text = "archives with several columns of images give the first"
+                notes.say(text, escaped(f"{PurePosixPath(self.file).name} has {', '.join(images)}"))
             shown = next((column for column in SHOWN_NAMES if column in columns), None)
             label = self._label_column(table.schema_arrow, notes)
             row = 0
@@ -132,18 +136,27 @@ class Parquet:
 
 
 def image_column(schema: pa.Schema) -> str | None:
-    """Return the column of images: by Hugging Face's features, else by name and type, else the only column of bytes.
+    """Return the column of images, or None if there is none, as in a list of paths.
 
-    Returns None if there is none, as in a list of paths. Raises `ValueError` if two columns of bytes have one name.
+    Raises `ValueError` if two columns of bytes have one name.
+    """
+    return next(iter(_image_columns(schema)), None)
+
+
+def _image_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns of images: by Hugging Face's features, else by name and type, else the only column of bytes.
+
+    The first one is read. Raises as `image_column`.
     """
     features = _features(schema.metadata or {})
     columns = [field.name for field in schema if _holds_bytes(field.type)]
     check_unique(schema.names, columns)
     typed = [name for name in columns if _kind(features.get(name)) == "Image"]
+    typed.sort(key=lambda name: name not in IMAGE_NAMES)  # such as a mask, which may stand before its image
     named = [name for name in IMAGE_NAMES if name in columns]
     structs = [name for name in columns if pa.types.is_struct(schema.field(name).type)]
     only = columns if len(columns) == 1 and "path" not in schema.names else []
-    return next(iter([*typed, *named, *(structs if len(structs) == 1 else []), *only]), None)
+    return typed or named or (structs if len(structs) == 1 else only)
 
 
 def check_unique(columns: Sequence[str], wanted: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""The listing of archives elsewhere that the last run made, for a run that finds the same archives.
+"""The listing of remote archives that the last run made, for a run that finds the same archives.
 
 A `.tar` has no table of contents, so that listing it reads all of it. If every archive still has the version that the
 rows of the last snapshot name, their listing is still those rows.
@@ -27,11 +27,12 @@ class Remembered:
     """The rows and class names that a store has of its source."""
 
     place: str  # the root of its inputs
-    rows: pa.Table  # of `ROWS`
+    rows: pa.Table  # schema `ROWS`
     class_names: tuple[str, ...]
 
     def listing(self, root: Root, files: Sequence[str]) -> Inputs | None:
-        """Return the inputs in these archives. None if they are others, or have changed, or are not in one place."""
+        """Return the inputs in these archives. Return None unless the store was made from just these archives, in one
+        place, and none has changed."""
         rows = self.rows
         if root.place != self.place or not is_remote(root.place) or not len(rows):
             return None
@@ -41,7 +42,7 @@ class Remembered:
             found = threads.map(lambda file: _version(root, file), files)
             versions = dict(zip(map(os.fsencode, files), found, strict=True))
         archive, current = _archives(rows, versions)
-        rest = set(archive[~current & ~rows["gone"].to_numpy()])  # of other archives, or of other versions
+        rest = set(archive[~current & ~rows["gone"].to_numpy()])  # archives that are no longer listed, or have changed
         if rest or set(archive[current]) != versions.keys():
             return None
         return Inputs(root, rows.filter(pa.array(current)).select(LISTED.names).cast(LISTED), self.class_names)

@@ -1,4 +1,4 @@
-"""Inputs that are elsewhere: in a bucket, on the Hugging Face Hub, or on the web.
+"""Remote inputs: in a bucket, on the Hugging Face Hub, or on the web.
 
 A place is text: a path of this machine, or a URL. This module opens both alike, so that the same code lists and reads
 an archive anywhere. A remote file is read by ranges and never held whole.

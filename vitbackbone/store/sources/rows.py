@@ -11,7 +11,7 @@ from vitbackbone.store.sources.labels import Label, LabelError, as_label, classe
 from vitbackbone.store.sources.names import Notes, escaped
 from vitbackbone.store.sources.remote import is_remote
 
-MAX_SIZE = 2**63 - 1  # that the table holds; a damaged header may claim more
+MAX_SIZE = 2**63 - 1  # largest size that the table holds; a damaged header may claim more
 CHUNK = 2**16  # most rows that are Python objects at a time
 
 LISTED = pa.schema(
@@ -21,7 +21,7 @@ LISTED = pa.schema(
         "offset": pa.int64(),  # position in the archive, see `archive.ArchiveMember`
         "bytes": pa.int64(),  # -1 for a plain file, whose size the file system has
         "version": pa.string(),  # changes with the file, as `remote.version_of`; null where the listing does not tell
-        "sha256": pa.binary(32),  # of the content, if the listing has read it anyway; else null
+        "sha256": pa.binary(32),  # checksum of the content, if the listing has read it anyway; else null
         "label": pa.int64(),  # index into the class names, -1 where unknown
     }
 )
@@ -66,7 +66,8 @@ class Inputs:
     """The images to extract, in the order of their rows."""
 
     root: Root
-    table: pa.Table  # of `LISTED`: a million paths take a few dozen MB, and several hundred as Python objects
+    # Schema `LISTED`. A million paths take a few dozen MB here, and several hundred MB as Python objects.
+    table: pa.Table
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # sentences about files that were left out
 

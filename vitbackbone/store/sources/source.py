@@ -34,7 +34,7 @@ LISTS: dict[str, Callable[[Rows, str, str, bool], None]] = {
     ".txt": add_text,
 }
 EVERY_FRAME = Sampling()
-AT_ONCE = 16  # archives elsewhere that are listed at once
+AT_ONCE = 16  # remote archives that are listed at once
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lzma|Z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 BROKEN = re.compile(r"^(s3|gs|az|hf|https?):/(?!/)", re.IGNORECASE)  # a URL that became a `Path`
 WANTED = (
@@ -287,7 +287,7 @@ class _Listing:
 
 
 def _listings(root: Root, files: Sequence[str]) -> Iterator[_Listing]:
-    """List archives in their order: one by one on the disk, and several at once elsewhere."""
+    """List archives in their order: local archives one by one, and several remote ones at once."""
     if not is_remote(root.place):
         yield from (_listing(root, file) for file in files)
         return
@@ -344,7 +344,7 @@ class _ClassNames:
     def __init__(self) -> None:
         self.all: list[str] = []
         self._own: list[str] = []
-        self._index: list[int] = []  # of each of the archive's names in `all`
+        self._index: list[int] = []  # position in `all` of each of the archive's names
         self._reordered: str | None = None  # an archive that numbers its classes in another order
         self._nameless: str | None = None  # an archive with numbers and without class names
 

@@ -28,7 +28,7 @@ ZEROS = bytes(BLOCK)
 MAX_EXTENSION = 2**20  # bytes of a long name or a PAX header; usual ones have some hundred
 MAX_LABEL = 4096  # bytes of a .cls file
 MAX_LINKS = 16  # in a chain
-READ_AHEAD = 2**20  # bytes of a member that a listing of an archive elsewhere reads, too
+READ_AHEAD = 2**20  # members of a remote archive up to this many bytes are read with the listing
 CHUNK = 2**20  # bytes to search at a time for the next header
 
 COMPRESSED = {
@@ -62,9 +62,9 @@ class Entry:
 
     name: str
     kind: bytes
-    offset: int  # of the first block, which may be a PAX header or a long name
-    start: int  # of the data
-    size: int  # of the file
+    offset: int  # offset of the first block, which may be a PAX header or a long name
+    start: int  # offset of the data
+    size: int  # size of the file
     stored: int  # bytes of the data; a sparse file has fewer than its size
     link: str
 
@@ -319,7 +319,7 @@ def _is_wanted(file: OpenFile, entry: Entry, notes: Notes) -> bool:
 
 
 def _digest(file: RangedFile, entry: Entry) -> bytes | None:
-    """Return the SHA-256 of a small member of an archive elsewhere: its bytes came with the headers around it, and need
+    """Return the SHA-256 of a small member of a remote archive: its bytes came with the headers around it, and need
     not be asked for again. Return None if only `Tar.read` can read its content."""
     if entry.kind not in PLAIN_FILES or not 0 < entry.size <= READ_AHEAD:
         return None

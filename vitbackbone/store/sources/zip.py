@@ -60,8 +60,8 @@ class Entry:
     """The entry of a member in the directory."""
 
     name: str
-    offset: int  # of the entry in the file
-    end: int  # of the entry
+    offset: int  # where the entry begins in the file
+    end: int  # where the entry ends
     header: int  # offset of the member's header from the start of the archive
     method: int
     flags: int

@@ -20,7 +20,7 @@ class Lanes:
 
     def __init__(self, processes: int) -> None:
         self.processes = max(1, processes)
-        self._orders: deque[list[int]] = deque()  # of each block that was asked: the places of its batches
+        self._orders: deque[list[int]] = deque()  # for each requested block, the order of its batches
 
     def ask(self, groups: Iterable[tuple[Sequence[T], bool]]) -> Iterator[T]:
         """Yield the batches of each group in the order in which they are asked. The flag says whether they are frames

@@ -1,7 +1,10 @@
 """Leases: a worker says for a while which shard it computes, so that others take another one.
 
-Leases save work and never guard data: two workers that compute the same shard publish the same result. So no worker
-waits for a lease forever, and nobody has to delete one by hand. A lease is taken over when its deadline is past.
+The leases of shards save work and never guard data: two workers that compute the same shard publish the same result. So
+no worker waits for a lease forever, and nobody has to delete one by hand. A lease that is not renewed ends by itself.
+
+`prune` alone removes objects. It and the runs exclude each other: each writes its lease first, and then looks for those
+of the other kind. The age of a lease is told by the clock of the storage, because those of two machines may differ.
 """
 
 import logging
@@ -11,13 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import uuid4
 
-from vitbackbone.files import Record, Storage
+from vitbackbone.files import Record, Storage, Stored
 from vitbackbone.store.layout import lease_key
-from vitbackbone.store.records import seal, unseal
+from vitbackbone.store.records import read_record, seal
 
 TERM = 30.0  # seconds that a lease lasts
 RENEWALS = 3  # within a term
 RUN = "run-"  # a lease of a run as a whole, which keeps `prune` away from what it has written so far
+PRUNE = "prune-"  # a lease of a prune, which keeps runs away from what it removes
+POLL = 0.5  # seconds
 log = logging.getLogger("vitbackbone")
 
 
@@ -25,7 +30,7 @@ class Lease(Record, extra="forbid"):
     """The record of a lease."""
 
     token: str  # of the worker
-    deadline: float  # seconds since 1970
+    written: float  # seconds since 1970 by the clock of the worker, to tell one renewal from the next
 
 
 class Leases:
@@ -37,9 +42,10 @@ class Leases:
         self._held: dict[str, str] = {}  # the version of each lease, by its key
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._ahead = 0.0  # seconds that the clock of the storage is ahead of this machine's
 
     def claim(self, key: str, take_over: bool = False) -> bool:
-        """Take the lease of a shard if it is free or its deadline is past, or with `take_over` in any case."""
+        """Take a lease if it is free or its term is over, or with `take_over` in any case."""
         try:
             version = self._write(key, take_over)
             if version is None:
@@ -57,20 +63,42 @@ class Leases:
         name, data = lease_key(key), self._data()
         there = self.storage.head(name)
         if there is not None:
-            return self.storage.swap(name, data, there.version) if take_over or self._is_past(name) else None
+            return self.storage.swap(name, data, there.version) if take_over or self._left(there) <= 0 else None
         if not self.storage.create(name, data):
             return None
-        there = self.storage.head(name)
-        return there.version if there is not None else ""
+        there, now = self.storage.head(name), time.time()
+        if there is None:
+            return ""
+        self._ahead = there.modified - now
+        return there.version
 
     def claim_run(self) -> None:
-        """Say that a run is at work."""
+        """Say that a run is at work. Waits for a prune to end."""
         self.claim(f"{RUN}{self.token}")
+        if self.others(PRUNE):
+            log.warning("%s is being pruned; this run waits until that has ended", self.storage.url)
+        while self.others(PRUNE):
+            time.sleep(POLL)
+
+    def claim_prune(self) -> None:
+        """Say that a prune is at work. Raises `BlockingIOError` if a run or another prune is."""
+        self.claim(f"{PRUNE}{self.token}")
+        if left := self.others():
+            raise BlockingIOError(
+                f"{self.storage.url}: an extraction or another prune is at work, or was killed a moment ago; prune in "
+                f"{left:.0f} seconds or when it has ended"
+            )
+
+    def others(self, kind: str = "") -> float:
+        """Return the seconds until other workers' leases end, 0 if there is none. `kind`: how the keys begin."""
+        held = {lease_key(key) for key in self._held}
+        found = [stored for stored in self.storage.list(f"leases/{kind}") if stored.key not in held]
+        return max((max(0.0, self._left(stored)) for stored in found), default=0.0)
 
     def sweep(self) -> None:
         """Remove the leases of workers that are gone."""
         for stored in list(self.storage.list("leases/")):
-            if self._is_past(stored.key):
+            if self._left(stored) <= 0:
                 self.storage.delete(stored.key)
 
     def release(self, key: str) -> None:
@@ -100,28 +128,28 @@ class Leases:
             for key, version in held.items():
                 try:
                     renewed = self.storage.swap(lease_key(key), self._data(), version)
+                    if renewed is None and key.startswith((RUN, PRUNE)):  # nobody takes these over: it was removed
+                        renewed = self._write(key, take_over=True)
                 except OSError as error:  # it only saves work
                     log.info("the lease of a shard was not renewed (%s)", error)
                     continue
                 with self._lock:
                     if key not in self._held:
                         continue
-                    if renewed is None:  # another worker took it over
-                        del self._held[key]
-                    else:
+                    if renewed is not None:
                         self._held[key] = renewed
+                    else:  # another worker took it over
+                        del self._held[key]
 
     def _is_ours(self, name: str) -> bool:
         try:
-            return unseal(self.storage.get(name), Lease, name).token == self.token
+            return read_record(self.storage, name, Lease).token == self.token
         except (FileNotFoundError, ValueError):
             return False
 
-    def _is_past(self, name: str) -> bool:
-        try:
-            return unseal(self.storage.get(name), Lease, name).deadline < time.time()
-        except (FileNotFoundError, ValueError):  # released, or damaged
-            return True
+    def _left(self, lease: Stored) -> float:
+        """Return the seconds that are left of a lease."""
+        return lease.modified + TERM - (time.time() + self._ahead)
 
     def _data(self) -> bytes:
-        return seal(Lease(token=self.token, deadline=time.time() + TERM))
+        return seal(Lease(token=self.token, written=time.time()))

@@ -99,7 +99,10 @@ class Puller:
         return self.storage.head(done_key(task.key)) is not None
 
     def _surprise(self) -> None:
-        """List what others do again, but only after many surprises, so that all lists together stay linear."""
+        """Count a shard that the last listing showed as free. After many of them, list again.
+
+        So the cost of all listings stays linear in the number of shards.
+        """
         self._surprises += 1
         if self._surprises > 16 + (len(self._done) + len(self._taken)) // 64:
             self._look()
@@ -112,6 +115,9 @@ class Puller:
 
 
 def _rotated(items: list[T], anywhere: bool) -> list[T]:
-    """Return the items from a random one on, so that workers do not meet; from the first on if a worker is alone."""
+    """Return the items from a random one on, so that workers do not meet.
+
+    A worker that is alone begins at the first.
+    """
     start = random.randrange(len(items)) if anywhere and items else 0  # no secret
     return items[start:] + items[:start]

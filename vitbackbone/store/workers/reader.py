@@ -88,7 +88,7 @@ class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
     def __getitems__(self, asked: Sequence[Asked]) -> list[tuple[Outcome, UInt8[Tensor, "C H W"] | None]]:
         """Read the inputs of a batch, in order.
 
-        Files that are elsewhere are requested together, because each answer takes long. Files of this machine are read
+        Remote files are requested together, because each answer takes long. Files of this machine are read
         in as many threads as torch has. That is one thread in a reading process, and all threads in the computing
         process, which waits for the batch. The frames of a video are decoded one after the other.
         """
@@ -98,7 +98,7 @@ class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
         if min(count, len(asked)) < 2:
             return [self[one] for one in asked]
         with warnings.catch_warnings(), ThreadPoolExecutor(min(count, REQUESTS)) as threads:
-            warnings.simplefilter("ignore")  # for all threads: they share the filters that each photo sets and resets
+            warnings.simplefilter("ignore")  # once for all threads, because the filters are global
             return list(threads.map(self.__getitem__, asked))
 
     def __getitem__(self, asked: Asked) -> tuple[Outcome, UInt8[Tensor, "C H W"] | None]:
@@ -119,7 +119,7 @@ class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
             return self.preprocess.pixels(photo, self.resolution, self.keep_aspect, self.decoding)
         except ImageError as error:
             raise Unreadable(error.reason, str(error)) from error
-        except (OSError, ValueError) as error:  # of a preprocessing from outside this package
+        except (OSError, ValueError) as error:  # raised by a preprocessing from outside this package
             raise Unreadable("damaged", str(error) or type(error).__name__) from error
 
 

@@ -36,7 +36,7 @@ class Job:
     workers: int
     device: str
     sample: list[Tensor]  # images that check a route below float32
-    max_pixels: int | None = None  # of a photo; a larger one is a failed row
+    max_pixels: int | None = None  # most pixels of a photo; a larger one is a failed row
 
 
 @dataclass(frozen=True)

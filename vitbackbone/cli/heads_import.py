@@ -14,7 +14,7 @@ OWN = Path(vitbackbone.__file__).resolve().parent.parent / "heads"
 
 
 @contextmanager
-def own_heads() -> Iterator[None]:
+def our_heads() -> Iterator[None]:
     """Let an import of `heads` find our package, or raise an `ImportError` that names the file in its way.
 
     That file is not run. If it was imported before, the error comes at once.

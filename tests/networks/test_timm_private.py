@@ -4,8 +4,8 @@ import pytest
 import timm
 from torch import nn
 
-from vitbackbone.networks.timm import parts
-from vitbackbone.networks.timm.parts import CLASSES, COSINE_ATTENTION, SWIN_BLOCK, VIT_ATTENTION, require, timm_class
+from vitbackbone.networks.timm import private
+from vitbackbone.networks.timm.private import CLASSES, COSINE_ATTENTION, SWIN_BLOCK, VIT_ATTENTION, require, timm_class
 
 SMALL = {"img_size": 32, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1), "window_size": 2, "num_classes": 0}
 
@@ -32,10 +32,10 @@ def test_timm_has_the_attributes() -> None:
 
 
 def test_a_change_of_timm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(parts.CLASSES, "gone", "timm.models.swin_transformer.Gone")
-    monkeypatch.setitem(parts.CLASSES, "moved", "timm.models.nowhere.Swin")
+    monkeypatch.setitem(private.CLASSES, "gone", "timm.models.swin_transformer.Gone")
+    monkeypatch.setitem(private.CLASSES, "moved", "timm.models.nowhere.Swin")
     for name in ("gone", "moved"):
-        with pytest.raises(RuntimeError, match=rf"timm {timm.__version__} has no {parts.CLASSES[name]}"):
+        with pytest.raises(RuntimeError, match=rf"timm {timm.__version__} has no {private.CLASSES[name]}"):
             timm_class(name)
     with pytest.raises(RuntimeError, match="has no Linear.window_size, which this package reads"):
         require(nn.Linear(1, 1), ("weight", "window_size"))

@@ -37,8 +37,8 @@ def test_the_command_names_the_file_in_the_way_and_does_not_run_it(file: str, co
 def test_a_module_that_was_imported_before_is_in_the_way_too(tmp_path: Path) -> None:
     (tmp_path / "heads.py").write_text("")
     code = (
-        "import heads\nfrom vitbackbone.cli.own_heads import own_heads\n"
-        "try:\n    with own_heads():\n        import heads.probes\n"
+        "import heads\nfrom vitbackbone.cli.heads_import import our_heads\n"
+        "try:\n    with our_heads():\n        import heads.probes\n"
         "except ImportError as error: assert 'heads.py hides the package heads' in str(error), error\n"
         "else: raise SystemExit('imported')"
     )
@@ -49,6 +49,6 @@ def test_a_module_that_was_imported_before_is_in_the_way_too(tmp_path: Path) -> 
 
 def test_a_folder_that_is_no_package_hides_nothing(tmp_path: Path) -> None:
     (tmp_path / "heads").mkdir()
-    code = "from vitbackbone.cli.own_heads import own_heads\nwith own_heads():\n    from heads import list_heads"
+    code = "from vitbackbone.cli.heads_import import our_heads\nwith our_heads():\n    from heads import list_heads"
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
