@@ -59,14 +59,29 @@ def mark_code(app: Any, what: str, name: str, obj: Any, options: Any, lines: lis
             indented = False
 
 
+def list_parameters(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Make a list item of each line that begins with parameters, such as "`name`: ", and of the lines after it."""
+    found: list[str] = []
+    in_item = False
+    for line in lines:
+        if re.match(r"`\w+`(, `\w+`)*: ", line):
+            found += ["", f"- {line}"]
+            in_item = True
+        else:
+            in_item = in_item and bool(line.strip())
+            found.append(f"  {line}" if in_item else line)
+    lines[:] = found
+
+
 def skip_generated(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool:
     """Leave out the methods that scikit-learn adds to each estimator."""
     return skip or bool(re.fullmatch(r"set_\w+_request|get_metadata_routing", name))
 
 
 def setup(app: Any) -> None:
-    """Register the two functions above with Sphinx."""
+    """Register the functions above with Sphinx."""
     app.connect("autodoc-process-docstring", mark_code)
+    app.connect("autodoc-process-docstring", list_parameters)
     app.connect("autodoc-skip-member", skip_generated)
 
 

@@ -1,10 +1,12 @@
-"""The pages and drawings made from the code: the table of models, and the house with its imports."""
+"""The pages and drawings made from the code: the models, the options of every command, and the house."""
 
 import ast
 import html
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {  # each package: what is in it, and its column and row in the drawing; it imports from the rows below its own
@@ -16,7 +18,7 @@ ROOMS = {  # each package: what is in it, and its column and row in the drawing;
     "inspection": ("costs and pictures", 2, 2),
     "runtime": ("the same features, sooner", 0, 3),
     "checkpoints": ("names and files to weights", 2, 3),
-    "networks": ("networks of timm", 2, 4),
+    "networks": ("other libraries' networks", 2, 4),
     "model": ("the Vision Transformer", 1.5, 5),
     "contract": ("what a backbone returns", 1.5, 6),
     "images": ("files to tensors", 1.5, 7),
@@ -32,7 +34,13 @@ LINE = "#5b6b82"
 def write(folder: Path) -> None:
     """Write all generated files into `folder`."""
     folder.mkdir(exist_ok=True)
-    pages = {"models.md": models(), "popular.md": popular(), "house.svg": house(), "imports.md": imports_table()}
+    pages = {
+        "models.md": models(),
+        "popular.md": popular(),
+        "commands.md": commands(),
+        "house.svg": house(),
+        "imports.md": imports_table(),
+    }
     for name, text in pages.items():
         path = folder / name
         if not path.exists() or path.read_text() != text:  # Sphinx builds a page again if its file is newer
@@ -92,6 +100,18 @@ def _cell(key: str, value: object) -> str:
     if isinstance(value, tuple):
         return " x ".join(map(str, dict.fromkeys(value)))
     return f"{value / 1e6:.1f} M" if key == "parameters" and isinstance(value, int) else str(value)
+
+
+# ---- the command --------------------------------------------------------------------------------------------------
+
+
+def commands() -> str:
+    """Return the help of every command, as Markdown."""
+    from vitbackbone.cli.arguments import parser
+
+    with patch.dict(os.environ, COLUMNS="100", NO_COLOR="1"):  # the same help in every terminal
+        texts = {name: each.format_help() for name, each in (parser().commands or {}).items()}
+    return "\n".join(f"### vitbackbone {name}\n\n```text\n{text.rstrip()}\n```\n" for name, text in texts.items())
 
 
 # ---- the house ----------------------------------------------------------------------------------------------------

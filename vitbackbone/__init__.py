@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # the public names, and where each is
     from vitbackbone.images import ImageError as ImageError
     from vitbackbone.images import Photo as Photo
     from vitbackbone.images import Preprocess as Preprocess
+    from vitbackbone.images import Sampling as Sampling
     from vitbackbone.images import View as View
     from vitbackbone.images import load_image as load_image
     from vitbackbone.model import ChannelNorm as ChannelNorm
@@ -73,6 +74,7 @@ if TYPE_CHECKING:  # the public names, and where each is
     from vitbackbone.runtime import optimize as optimize
     from vitbackbone.sklearn import ImageFeatures as ImageFeatures
     from vitbackbone.store import FeatureStore as FeatureStore
+    from vitbackbone.store import RayCluster as RayCluster
     from vitbackbone.store import embed_batch as embed_batch
     from vitbackbone.store import extract as extract
     from vitbackbone.store import list_inputs as list_inputs

@@ -83,6 +83,7 @@ def test_demo_does_the_whole_job(tmp_path: Path, capsys: object) -> None:
         (["predict", "a.jpg", "--probe", "/no/probe"], "want a folder written by save_probe"),
         (["show", "/no/photo.jpg", "--out", "x"], "No such file"),
         (["info", "nana"], "did you mean 'nano'"),
+        (["info", "nano", "--tower", "x"], "nano has a single vision tower"),
         (["extract", ".", "--out", "x", "--device", "gpu"], "--device gpu is not a device"),
     ],
 )

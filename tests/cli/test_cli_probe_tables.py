@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from heads import LinearProbe, load_probe, save_probe
-from vitbackbone import FeatureStore
+from vitbackbone import FeatureStore, list_inputs
 from vitbackbone.cli import main
 from vitbackbone.cli.commands.probe_tables import SIDE, _fitting
 
@@ -211,6 +211,27 @@ def test_predict_takes_what_extract_takes_and_gives_its_reasons(
     ]
     assert "empty.png\tfailed: empty: " in said.err
     assert main(["predict", str(folder / "a.png"), "--probe", str(probe)]) == 0
+
+
+def test_predict_names_what_lists_patterns_and_videos_hold(
+    probe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av")
+    from tests.images.videos import KINDS, make_video
+
+    monkeypatch.chdir(tmp_path)
+    for i in range(3):
+        picture(np.random.default_rng(i)).save(f"{i}.png")
+    Path("clip.mp4").write_bytes(make_video(KINDS["mp4"]))
+    Path("urls.txt").write_text("http://127.0.0.1/a.png\n")  # refused, because it is an address of this machine
+    Path("urls.csv").write_text("url\nhttp://127.0.0.1/b.png\n")
+    capsys.readouterr()
+    assert main(["predict", "{0..1}.png", "clip.mp4", "urls.txt", "urls.csv", "--probe", str(probe), "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    good = [row["path"] for row in rows if "classes" in row]
+    assert good[:2] == ["0.png", "1.png"]
+    assert good[2:] == list(list_inputs("clip.mp4").paths)
+    assert [row["path"] for row in rows if "error" in row] == ["http://127.0.0.1/a.png", "http://127.0.0.1/b.png"]
 
 
 def test_predict_never_reads_the_last_name_for_an_unknown_class(

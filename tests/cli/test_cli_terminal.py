@@ -125,6 +125,8 @@ def test_a_file_in_the_place_of_the_output_folder_is_named(
         ),
         (["extract", "photos"], "required: --out"),
         (["extract", "photos", "--out", "x", "--res", "3"], "did you mean '--resolution'?"),
+        (["extract", "photos", "-o", "x"], "unknown option '-o', did you mean '--out'?"),
+        (["extract", "photos", "-Z", "x"], "unknown option '-Z'. See"),
         (["extract", "photos", "--out", "x", "--device", "gpu"], "did you mean cuda"),
         (["extract", "photos", "--out", "x", "--device", "gpu:1"], "did you mean cuda:1"),
         (["extract", "photos", "--out", ""], "is not the name of a folder"),
@@ -141,6 +143,7 @@ def test_a_file_in_the_place_of_the_output_folder_is_named(
         (["predict", "a.jpg", "", "--probe", "x"], "the argument for IMAGES is empty"),
         (["verify", ""], "the argument for STORE is empty"),
         (["probe", "x", "--k", "0"], "--k: '0'; want a whole number of at least 1"),
+        (["probe", "x", "--k", "_5"], "--k: '_5'; want a whole number of at least 1"),
         (["classify", "x.jpg", "--model", "nano", "--top", "0"], "--top: '0'; want a whole number of at least 1"),
         (["probe", "x", "--probe", "liner"], "choose from"),
         (["info", "https://huggingface.co/google/vit"], "hf:OWNER/REPO"),
@@ -162,6 +165,17 @@ def test_a_photo_that_cannot_be_shown_is_named(tmp_path: Path, capsys: pytest.Ca
     assert (code, out) == (2, "")
     assert r"a\n\x1b[2J.jpg: not an image" in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("columns", ["1", "2", "3"])
+def test_a_terminal_may_be_of_any_width(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert said(["models", "nano"], capsys)[::2] == (0, "")
+    code, out, err = said(["prune", "--help"], capsys)
+    assert (code, err) == (0, "")
+    assert "--keep" in out
 
 
 def test_negative_numbers_are_values(capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,11 @@ def test_the_groups_of_parity_agree_with_the_families() -> None:
     assert table(README) == parity.summary(parity.grouped(families))
 
 
+def test_it_counts_the_protocols() -> None:
+    others = re.search(r"kNN, the linear probe and (\d+) more protocols", README.read_text())[1]
+    assert int(others) == len(PROTOCOLS) - 2
+
+
 def test_the_table_of_heads_names_every_head() -> None:
     page = (DOCS / "reference" / "heads.md").read_text()
     table = page.split("| names of `create_head` |")[1].split("\n\n")[0]

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import heads
 import vitbackbone
 from tests.buckets import photos_in_shards
 from tests.docs.pages import ROOT, run_page, save_photos
+from vitbackbone.cli.arguments import parser
+from vitbackbone.cli.usage import option_names
 
 DOCS = ROOT / "docs"
 PAGES = sorted(
@@ -79,6 +82,33 @@ def test_the_house_shows_every_package_and_no_import_upwards() -> None:
     assert len({(column, row) for _, column, row in rooms.values()}) == len(rooms)
     for above, below in namespace["imports"]():
         assert row[above] < row[below], f"{above} imports {below}"
+
+
+def test_the_page_of_the_command_line_has_every_command_and_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    namespace: dict[str, Any] = {"__file__": str(DOCS / "generated.py")}
+    exec((DOCS / "generated.py").read_text(), namespace)
+    helps = namespace["commands"]()
+    monkeypatch.setenv("COLUMNS", "20")
+    assert namespace["commands"]() == helps
+    page = (DOCS / "how-to" / "command-line.md").read_text()
+    table = page.split("| --- | --- |")[1].split("\n\n")[0]
+    with_json = re.search(r"on standard output\. (.*?) have it", page, re.DOTALL)[1]
+    commands = parser().commands
+    assert set(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)) == {
+        "`log`, `prune`" if name == "log" else f"`{name}`" for name in commands if name != "prune"
+    }
+    assert set(re.findall(r"`(\w+)`", with_json)) == {
+        name for name, each in commands.items() if "--json" in option_names(each)
+    }
+    for name, each in commands.items():
+        text = helps.split(f"### vitbackbone {name}\n")[1].split("### ")[0]
+        assert all(option in text for option in option_names(each)), name
+
+
+def test_the_page_of_the_start_names_every_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    page = (DOCS / "start.md").read_text()
+    assert set(re.findall(r"`(\w+)`", page.split("| extra | what it adds |")[1].split("\n\n")[0])) == set(extras)
 
 
 def test_the_table_of_models_has_every_name() -> None:

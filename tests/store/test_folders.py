@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import save_photo, tiny_vit
-from vitbackbone.store import FeatureStore, extract
+from vitbackbone.store import FeatureStore, export, extract
 from vitbackbone.store.sources import folder as folder_module
 from vitbackbone.store.sources.locate import Unreadable, locators, read_bytes
 from vitbackbone.store.sources.source import list_inputs
@@ -228,7 +228,7 @@ def test_a_store_in_its_own_source_is_left_out_and_runs_again(tmp_path: Path, in
 
 
 def test_a_run_over_names_and_times_of_every_kind(tmp_path: Path) -> None:
-    root = tmp_path / "in"
+    root = tmp_path / os.fsdecode(b"in \xe9 \\xe9")
     odd = os.fsdecode(b"caf\xe9")
     names = [f"{odd}/1.png", f"{'n' * 251}.png", "new\nline/2.png", "old.png", "far.png", "epoch.png"]
     for i, name in enumerate(names):
@@ -240,9 +240,26 @@ def test_a_run_over_names_and_times_of_every_kind(tmp_path: Path) -> None:
     assert len(store) == 6
     assert store.class_names == ["caf\\udce9", "new\nline"]
     assert FeatureStore(tmp_path / "out").labels.tolist() == store.labels.tolist()
+    assert FeatureStore(tmp_path / "out").snapshot.root == str(root)
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").rglob("*.safetensors")}
     extract(tiny_vit(), root, tmp_path / "out", progress=False)
     assert before == {file.name: file.read_bytes() for file in (tmp_path / "out").rglob("*.safetensors")}
+
+
+def test_a_store_in_a_folder_whose_name_is_not_utf8_is_read(tmp_path: Path) -> None:
+    for i in range(3):
+        save_photo(tmp_path / "in" / f"{i}.png", 16 + 8 * i, seed=i)
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    plain, other = (
+        extract(tiny_vit(), tmp_path / "in", out, tokens=("cls", "patches"), keep_aspect=True, progress=False)
+        for out in (tmp_path / "out", odd)
+    )
+    assert np.array_equal(plain.cls, other.cls)
+    assert all(np.array_equal(plain.patches(i), other.patches(i)) for i in range(3))
+    export(plain, "parquet", odd / "table")
+    if find_spec("lance") is not None:
+        with pytest.raises(ValueError, match="UTF-8; give another output folder"):
+            export(plain, "lance", odd / "lance")
 
 
 @pytest.mark.parametrize("change", ["vanishes", "grows", "becomes a pipe", "shrinks"])

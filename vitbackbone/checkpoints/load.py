@@ -48,8 +48,9 @@ def load_backbone(
 ) -> BackboneModule:
     """Load a backbone in eval mode.
 
-    `name`: `"nano"` (built in), a name of `list_backbones()`, `"timm:NAME"` for any other model of timm with feature
-    levels, `"hf:OWNER/REPOSITORY"` (or timm's spelling, `"hf-hub:"`), or a directory that transformers or timm wrote.
+    `name`: `"nano"` (built in), a name of `list_backbones()`, `"timm:NAME"` for any other model of timm whose
+    maps cover the image, `"hf:OWNER/REPOSITORY"` (or timm's spelling, `"hf-hub:"`), or a directory that transformers or
+    timm wrote.
     The vision tower of a larger model is found by its keys, and nothing else is read. `@REVISION` after a name of the
     Hub pins a commit or tag.
     `weights`: a `.safetensors`, `.pth`, `.ckpt`, `.bin` or `.npz` file in the format of that name, or `"random"` for an
@@ -75,7 +76,7 @@ def load_backbone(
     times 3 / n. The means and deviations of `preprocess` are fitted in the same way; replace them if you know the
     statistics of the bands.
     `wavelengths`: one for each channel of the images, in micrometres, for a network that makes its patch projection
-    from them (DOFA).
+    from them (DOFA, Clay).
     `adaptor`: the name of a C-RADIO's teacher, such as `"siglip2-g"`: the features are the teacher's, as the checkpoint
     predicts them. They have one layer, and `pooled` is the teacher's summary of the image. `"fpn"`: the layers are the
     maps of the feature pyramid of a SAM 2 or SAM 3, from the finest to the coarsest. The path of a file: the features
@@ -248,4 +249,8 @@ def find_entry(name: str | PathLike[str], tower: str | None = None) -> Entry:
     `tower`: the object in `config.json` that holds the settings of a tower, if there are several.
     """
     found = describe(*pin(str(name)), offline=True)
-    return found if isinstance(found, Entry) else found.entry(tower)
+    if not isinstance(found, Entry):
+        return found.entry(tower)
+    if tower is not None:
+        raise ValueError(f"{name} has a single vision tower, so that tower={tower!r} names none; leave it out")
+    return found

@@ -17,11 +17,12 @@ from vitbackbone.cli.usage import Options, Parser
 if TYPE_CHECKING:
     from vitbackbone.store import Slice
 
-IMAGES = "image files, folders, quoted globs, lists and archives, as for `extract`"
+IMAGES = "image files, folders, quoted globs, lists, archives and videos, as for `extract`"
 STORE = "a store that `vitbackbone extract` wrote"
 MODEL = "a name from `vitbackbone models`, hf:OWNER/REPO, or a folder"
 DEVICE = f"where to compute, such as {DEVICES}"
 MAX_SIDE = 65_535  # pixels, the limit of JPEG
+NARROWEST = 11  # columns of a help text, as in argparse
 NEGATIVE = "negative numbers count from the end"
 Command = Callable[..., Parser]  # its name, the function that runs it, a description, and examples
 
@@ -52,7 +53,8 @@ def parser() -> Parser:
     whole.commands = added.choices
 
     def command(name: str, function: str, help: str, *examples: str) -> Parser:
-        description = fill(help, get_terminal_size().columns - 2)  # the formatter leaves descriptions as they are
+        width = max(get_terminal_size().columns - 2, NARROWEST)
+        description = fill(help, width)  # the formatter leaves descriptions as they are
         parser = added.add_parser(name, help=help, description=description, examples=examples)
         parser.set_defaults(run=_function(function))
         _loudness(parser, default=argparse.SUPPRESS)  # an option before the command counts too
@@ -407,7 +409,7 @@ def _count(text: str) -> int:
 
 
 def _positive(text: str) -> int:
-    if not re.fullmatch(r"[0-9_]*[1-9][0-9_]*", text):
+    if not re.fullmatch(r"\d+(_\d+)*", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}; want a whole number of at least 1")
     return int(text)
 

@@ -82,9 +82,13 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def _meant(given: str, names: Iterable[str]) -> str:
-    """Return the end of a sentence that suggests the closest name, or nothing."""
+    """Return the end of a sentence that suggests the closest name, or nothing. `-o` stands for `--out`."""
     from vitbackbone.files import did_you_mean
 
     word = given.split("=")[0]
-    longer = [name for name in names if word.strip("-") and name.startswith(word)]
-    return did_you_mean(word if not longer else longer[0], longer or names, most=1)
+    letter = re.fullmatch(r"-(\w)", word)
+    start = f"--{letter[1]}" if letter else word
+    longer = [name for name in names if start.strip("-") and name.startswith(start)]
+    if longer:
+        return did_you_mean(longer[0], longer, most=1)
+    return "" if letter else did_you_mean(word, names, most=1)

@@ -150,7 +150,7 @@ def _folders(data: Data, protocols: Sequence[Protocol]) -> dict[str, Path]:
         if not any(about.kind == each.kind or name in (*each.also, *each.optional) for each in protocols):
             read = sorted({name for each in protocols for name in (*each.datasets, *each.also, *each.optional)})
             raise ValueError(
-                f"none of these protocols reads {name}{did_you_mean(name, read)}; they read {', '.join(read)}"
+                f"none of these protocols reads {name}{did_you_mean(name, read) or '.'} They read {', '.join(read)}"
             )
         if not folder.exists():
             raise ValueError(f"--data {name}={folder}: there is no such folder")

@@ -117,19 +117,21 @@ def find_key(name: str, keys: list[str]) -> str:
     if len(found) > 1:
         raise ValueError(f"--set {name}: several settings have this name; want one of {', '.join(found)}")
     if not found:
-        raise ValueError(f"--set {name}: no such setting{did_you_mean(name, keys)}; settings are {', '.join(keys)}")
+        raise ValueError(
+            f"--set {name}: no such setting{did_you_mean(name, keys) or '.'} Settings are {', '.join(keys)}"
+        )
     return found[0]
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON holds it: records become dicts, tuples lists."""
+    """Return a value as JSON holds it: records become dicts, tuples lists. In texts, what is not UTF-8 is escaped."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {plain(str(key)): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
-    return value
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def digest(*values: Any) -> str:

@@ -4,6 +4,7 @@ from vitbackbone.files.atomic import beside, flush, leftovers, publish, publish_
 from vitbackbone.files.bucket_clients import has_clients
 from vitbackbone.files.cloud_requests import ServiceDown, ServiceError
 from vitbackbone.files.json_schema import SHORT, Record, check_record, parse_json, read_bytes, read_json
+from vitbackbone.files.libraries import is_installed, is_utf8
 from vitbackbone.files.local_storage import LIMITS, LocalStorage, full, private_folder, sweep_folder
 from vitbackbone.files.object_storage import READ_PART, open_bucket
 from vitbackbone.files.progress import bars_are_hidden, no_progress_bars, progress_bar
@@ -37,6 +38,8 @@ __all__ = [
     "flush",
     "full",
     "has_clients",
+    "is_installed",
+    "is_utf8",
     "leftovers",
     "no_progress_bars",
     "open_bucket",

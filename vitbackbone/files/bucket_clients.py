@@ -5,13 +5,14 @@ request of the child would wait forever. So a forked child gets an error instead
 """
 
 import errno
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+from vitbackbone.files.libraries import is_installed
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -49,7 +50,7 @@ def client_of(bucket: str) -> "ObjectStore":
             f"this process was forked from one that has opened a bucket, so that it cannot read {bucket}; start it by "
             "the method 'spawn' or 'forkserver'"
         )
-    if not importlib.util.find_spec("obstore"):
+    if not is_installed("obstore"):
         raise ImportError(f"to read {bucket}, install the extra: pip install 'vitbackbone[cloud]'")
     _process[0] = os.getpid()
     return _client(bucket)
@@ -71,7 +72,7 @@ def _s3(name: str) -> "ObjectStore":
 
     settings: dict[str, Any] = {}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if importlib.util.find_spec("boto3") and not _is_set("AWS_SKIP_SIGNATURE"):
+    if is_installed("boto3") and not _is_set("AWS_SKIP_SIGNATURE"):
         import botocore.session
         from obstore.auth.boto3 import Boto3CredentialProvider
 

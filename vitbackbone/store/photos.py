@@ -11,16 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitbackbone.images import ImageTransform, Resolution
-from vitbackbone.store.sources.archive_kinds import ending_of
+from vitbackbone.store.sources.archive_kinds import ARCHIVES, ending_of
+from vitbackbone.store.sources.braces import has_braces
+from vitbackbone.store.sources.frames import is_video
 from vitbackbone.store.sources.locate import Locator, Reason, Unreadable, content_sha256, is_frame, locators, read_bytes
 from vitbackbone.store.sources.names import EXTENSIONS, escaped
 from vitbackbone.store.sources.remote import is_remote
 from vitbackbone.store.sources.rows import Root
-from vitbackbone.store.sources.source import list_inputs
+from vitbackbone.store.sources.source import LISTS, list_inputs
 from vitbackbone.store.store import FeatureStore
 from vitbackbone.store.workers.reader import ImageReader
 
-LISTED = (".csv", ".tar", ".zip", ".parquet")
+LISTED = (*LISTS, *ARCHIVES)  # the extensions of files that hold several photos, beside videos
 log = logging.getLogger("vitbackbone")
 
 
@@ -43,8 +45,9 @@ def read_photos(
 ) -> Iterator[ReadPhoto]:
     """Read the photos of some sources. Photos that cannot be read have the reasons of `extract`.
 
-    `sources`: image files, and folders, globs, lists and archives as for `list_inputs`. A source that cannot be listed
-    is yielded as unreadable. `Inputs.notes` of each source are logged as warnings. `max_pixels`: as for `Photo`.
+    `sources`: image files, and folders, patterns, lists, archives and videos as for `list_inputs`. A source that cannot
+    be listed is yielded as unreadable. `Inputs.notes` of each source are logged as warnings. `max_pixels`: as for
+    `Photo`.
     """
     reader = ImageReader(preprocess, resolution, keep_aspect, "exact", max_pixels)
     for source in sources:
@@ -58,23 +61,32 @@ def read_photos(
 
 
 def _list(source: str) -> list[tuple[str, Locator]]:
-    """Return the path and the place of each photo of a source. A file that is not a list is one photo."""
-    if is_remote(source):
-        if ending_of(source)[1:] in EXTENSIONS and not glob.has_magic(source):
-            return [(source, Locator(source))]
-        inputs = list_inputs(source)
-        names = [inputs.root.locate(name) for name in inputs.paths]
-        return list(zip(names, locators(inputs.root, inputs.table, inputs.table["bytes"].to_pylist()), strict=True))
-    path = Path(source)
-    pattern = glob.has_magic(source) and not path.exists()
-    if not pattern and not path.is_dir() and not (path.is_file() and path.suffix.lower() in LISTED):
+    """Return the path and the place of each photo of a source."""
+    if _is_one_photo(source):
         return [(source, Locator(source))]
     inputs = list_inputs(source)
     for note in inputs.notes:
         log.warning("%s: %s", escaped(source), note)
-    before = Path() if pattern else path if path.is_dir() else path.parent
-    names = [str(before / name) for name in inputs.paths]
+    names = [_path(source, name, inputs.root) for name in inputs.paths]
     return list(zip(names, locators(inputs.root, inputs.table, inputs.table["bytes"].to_pylist()), strict=True))
+
+
+def _is_one_photo(source: str) -> bool:
+    """Tell whether a source is neither a folder, a pattern, a list, an archive nor a video."""
+    if is_remote(source):
+        return ending_of(source)[1:] in EXTENSIONS and not glob.has_magic(source)
+    path = Path(source)
+    if path.exists():
+        return not path.is_dir() and not (path.is_file() and (ending_of(source) in LISTED or is_video(source)))
+    return not glob.has_magic(source) and not has_braces(source)
+
+
+def _path(source: str, name: str, root: Root) -> str:
+    """Return the path that the user knows of an input of a source."""
+    if is_remote(source) or is_remote(name):
+        return root.locate(name)
+    path = Path(source)
+    return str((path if path.is_dir() else path.parent if path.exists() else Path()) / name)
 
 
 def _read(path: str, at: Locator, reader: ImageReader, preprocess: ImageTransform) -> ReadPhoto:

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, PlainSerializer
 
 from vitbackbone.files import Record, Storage, check_record, parse_json, read_checked
 
@@ -12,6 +14,21 @@ Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\.(json|parquet|safetensors)$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 R = TypeVar("R", bound=Record)
+ESCAPE = re.compile(rb"\\(?:\\|x([0-9a-f]{2}))")
+
+
+def _escaped(place: str) -> str:
+    """Return a path as JSON holds it: a byte that is not UTF-8 becomes \\xff, and a backslash is doubled."""
+    return os.fsencode(place.replace("\\", r"\\")).decode("utf-8", "backslashreplace")
+
+
+def _unescaped(text: str, info: Any) -> str:  # a `ValidationInfo`, a protocol that is not checkable at run time
+    if info.mode != "json":  # a record that is made, and not read
+        return text
+    return os.fsdecode(ESCAPE.sub(lambda found: bytes.fromhex((found[1] or b"5c").decode()), text.encode()))
+
+
+Place = Annotated[str, AfterValidator(_unescaped), PlainSerializer(_escaped, when_used="json")]
 
 
 class Part(Record, extra="forbid"):
@@ -48,7 +65,7 @@ class Snapshot(Record, extra="forbid"):
     counts: Counts
     next_shard: Count  # the number of the next new shard
     oldest: Annotated[int, Field(ge=1)]  # the first snapshot that is kept
-    root: str  # folder of the images when the store was made; not part of the fingerprint
+    root: Place  # folder of the images when the store was made; not part of the fingerprint
 
     def objects(self) -> list[str]:
         """Return the names of the objects that the record itself names. The results name the features."""

@@ -1,8 +1,10 @@
-"""Read the tensors of a shard: memory-mapped from a file of this machine, or by ranges from a bucket."""
+"""Read the tensors of a shard: memory-mapped from a file of this machine, or by ranges from a bucket or a file that
+safetensors cannot open."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitbackbone.files import Storage
+from vitbackbone.files import Storage, is_utf8
 from vitbackbone.store.layout import object_key, tensor_name
 from vitbackbone.store.objects import Damaged
 
@@ -56,8 +58,9 @@ class TensorFile(ABC):
 def open_tensors(storage: Storage, name: str) -> TensorFile:
     """Open the features of a shard. Raises `Damaged` if they are missing or no safetensors."""
     key = object_key(name)
+    path = storage.local_path(key)
     try:
-        return _Mapped(storage, key) if storage.local_path(key) is not None else _Ranged(storage, key)
+        return _Mapped(storage, key, path) if path is not None and is_utf8(path) else _Ranged(storage, key)
     except FileNotFoundError:
         raise Damaged(storage, key, "it is missing") from None
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -65,9 +68,9 @@ def open_tensors(storage: Storage, name: str) -> TensorFile:
 
 
 class _Mapped(TensorFile):
-    def __init__(self, storage: Storage, key: str) -> None:
+    def __init__(self, storage: Storage, key: str, path: Path) -> None:
         super().__init__(storage, key)
-        self._file: Any = safe_open(storage.local_path(key), framework="pt")  # an untyped class
+        self._file: Any = safe_open(path, framework="pt")  # an untyped class
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118

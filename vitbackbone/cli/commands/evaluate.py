@@ -80,13 +80,13 @@ def _describe(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     if not rest:
         raise ValueError("give a protocol: vitbackbone evaluate describe PROTOCOL")
-    for name in rest:
-        found = [find_protocol(name, args.variant)] if args.variant else list(variants(name))
-        for each in [record.with_settings(_pairs(args.set, "--set")) for record in found]:
-            if args.json:
-                print_json(_about(each))
-            else:
-                print(_described(each))
+    found = [[find_protocol(name, args.variant)] if args.variant else variants(name) for name in rest]
+    records = [each.with_settings(_pairs(args.set, "--set")) for protocols in found for each in protocols]
+    if args.json:
+        print_json([_about(each) for each in records])
+        return 0
+    for each in records:
+        print(_described(each))
     return 0
 
 

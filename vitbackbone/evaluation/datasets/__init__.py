@@ -54,7 +54,7 @@ FILES = {
 def find_layout(name: str) -> Layout:
     """Return the layout of a dataset. Raises `ValueError` on an unknown name."""
     if name not in FILES:
-        raise ValueError(f"unknown dataset {name!r}{did_you_mean(name, FILES)}; want one of {', '.join(FILES)}")
+        raise ValueError(f"unknown dataset {name!r}{did_you_mean(name, FILES) or '.'} Want one of {', '.join(FILES)}")
     return import_module(f"{__name__}.{FILES[name]}").LAYOUTS[name]
 
 

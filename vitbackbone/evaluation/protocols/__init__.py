@@ -37,7 +37,7 @@ def variants(name: str) -> tuple[Protocol, ...]:
     """Return the variants of a protocol, the default one first. Raises `ValueError` on an unknown name."""
     if name not in FILES:
         raise ValueError(
-            f"unknown protocol {name!r}{did_you_mean(name, FILES)}; `vitbackbone evaluate list` shows them: "
+            f"unknown protocol {name!r}{did_you_mean(name, FILES) or '.'} `vitbackbone evaluate list` shows them: "
             f"{', '.join(FILES)}"
         )
     module = import_module(f"{__name__}.{FILES[name]}")
@@ -51,5 +51,7 @@ def find_protocol(name: str, variant: str | None = None) -> Protocol:
         return found[0]
     known = [each.variant for each in found]
     if variant not in known:
-        raise ValueError(f"{name} has no variant {variant!r}{did_you_mean(variant, known)}; want {', '.join(known)}")
+        raise ValueError(
+            f"{name} has no variant {variant!r}{did_you_mean(variant, known) or '.'} Want {', '.join(known)}"
+        )
     return found[known.index(variant)]

@@ -6,12 +6,15 @@ from pathlib import Path
 import lance
 import pyarrow as pa
 
+from vitbackbone.files import is_utf8
 from vitbackbone.store.formats.columns import spans, table
 from vitbackbone.store.store import FeatureStore
 
 
 def write(store: FeatureStore, folder: Path, progress: bool) -> None:
-    """Write one dataset."""
+    """Write one dataset. Raises `ValueError` if the path of the folder is not UTF-8."""
+    if not is_utf8(folder):
+        raise ValueError("Lance writes only to paths that are UTF-8; give another output folder")
     schema = table(store, range(0), flat=True).schema
 
     def batches() -> Iterator[pa.RecordBatch]:

@@ -17,7 +17,6 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from vitbackbone.files import ServiceDown
+from vitbackbone.files import ServiceDown, is_installed
 from vitbackbone.images import (
     VIDEO_EXTENSIONS,
     DamagedImage,
@@ -87,7 +86,7 @@ def with_frames(inputs: Inputs, sampling: Sampling) -> Inputs:
     places = _videos(inputs)
     if not places:
         return inputs
-    if find_spec("av") is None:
+    if not is_installed("av"):
         left = pc.invert(pa.array(np.isin(np.arange(len(table)), list(places))))
         note = f"{len(places)} videos are left out; for their frames run pip install 'vitbackbone[video]'"
         return Inputs(inputs.root, table.filter(left), inputs.class_names, (*inputs.notes, note))
