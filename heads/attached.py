@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from heads import parallel
 from heads.base import Head
 from heads.options import Size, check
-from heads.unread import rest
+from heads.unread import remember, rest
 from vitbackbone import Backbone, BackboneModule, BackboneSpec, Features, Geometry, any_size
 
 
@@ -31,6 +31,11 @@ class Attached(nn.Module):
         self.union = list(dict.fromkeys(each for of_one in wanted.values() for each in of_one))
         self.used = frozenset(each for head in heads.values() for each in head.used)
         self.pooled = any(head.needs.pooled for head in heads.values())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy."""
+        super().__setstate__(state)
+        remember(cast(BackboneModule, self.backbone), self)
 
     def forward(self, images: Tensor | list[Tensor], targets: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the output of each head by its name, or its loss if `targets` are given.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from heads.attached import check_heads
 from heads.base import Head
 from heads.options import Size, check
-from heads.unread import Wanted, rest
+from heads.unread import Wanted, remember, rest
 from vitbackbone import BackboneModule, Features, Geometry, Pooled, evaluating
 
 MISSING = ("mask", "refuse")
@@ -103,6 +103,12 @@ class CameraEncoder(nn.Module):
         self.slices = {
             name: slice(end - count, end) for (name, (count, _)), end in zip(shapes.items(), ends, strict=True)
         }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy."""
+        super().__setstate__(state)
+        for module in self.backbones:
+            remember(cast(BackboneModule, module), self)
 
     def forward(
         self,

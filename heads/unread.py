@@ -27,13 +27,19 @@ class Reader(Protocol):
 _readers: "weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[Reader]]" = weakref.WeakKeyDictionary()
 
 
+def remember(backbone: BackboneModule, reader: Reader) -> "weakref.WeakSet[Reader]":
+    """Add a reader to those of the backbone, and return them. A copy of a reader reads the copied backbone."""
+    readers = _readers.setdefault(backbone, weakref.WeakSet())
+    readers.add(reader)
+    return readers
+
+
 def rest(backbone: BackboneModule, reader: Reader) -> None:
     """Turn off the gradients of the parameters that no living reader of the backbone reads, `reader` included.
 
     If an earlier call turned off parameters that are read now, their gradients are turned on again.
     """
-    readers = _readers.setdefault(backbone, weakref.WeakSet())
-    readers.add(reader)
+    readers = remember(backbone, reader)
     resting = vars(backbone).get("resting", [])
     if any(p.requires_grad for p in backbone.parameters()):  # if none does, all were frozen in the meantime
         for parameter in resting:

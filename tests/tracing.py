@@ -2,14 +2,15 @@
 
     python -m tests.tracing export|onnx|compile NAME...
 
-A name is of a backbone of the contract suite, or `head:NAME`. Prints a line of JSON for each: its name and the largest
-relative error over batches and sizes, or the number of graphs.
+A name is of a backbone of the contract suite, `head:NAME`, or one of the `RESULTS`. Prints a line of JSON for each: its
+name and the largest relative error over batches and sizes, or the number of graphs.
 """
 
 import json
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,25 @@ from tests.backbones import BACKBONES
 from tests.heads.small_heads import OPTIONS
 from tests.helpers import randomise, tiny_vit
 from tests.timm_networks import BACKBONES as NETWORKS
+from vitbackbone import Geometry, ViT, align
 
+# Results other than those of a call, of a small ViT
+RESULTS: dict[str, Callable[[ViT, Tensor], Any]] = {
+    "prefix": lambda vit, x: vit.forward_prefix(x, [0, -1]),
+    "attention": lambda vit, x: vit.attention(x, [0, -1]),
+    "attention at one size": lambda vit, x: vit.attention(x, [0, -1]),
+    "kept": lambda vit, x: vit.forward_kept(x, torch.arange(2).expand(x.shape[0], -1)),
+    "tokens": lambda vit, x: vit(x).tokens,
+    "valid": lambda vit, x: vit(x).valid,
+    "cls to patches": lambda vit, x: vit.attention(x, [0])[0].cls_to_patches,
+    "align": lambda vit, x: align(vit(x), Geometry.of(x, 4)),
+    "padding": lambda vit, x: (vit(x).cls, vit(x).geometry.padding[0], vit(x).geometry.sizes[-1]),
+}
 MAPS = {"neck"}  # whose convolutions on the map want two patches a side or more
 LEVELS = {"head:simple_pyramid"}  # whose coarsest level wants two places a side or more
 CNNS = {"resnet", "convnext", "hybrid"}
 ADAPTED = {"hf vit", "hf cnn"}  # whose patches are found by a run
-ONE_SIZE = {"relative spline", *ADAPTED, *NETWORKS} - CNNS  # docs/how-to/export.md says why
+ONE_SIZE = {"relative spline", "attention at one size", *ADAPTED, *NETWORKS} - CNNS  # docs/how-to/export.md says why
 NESTED = {"r26"}  # with `dynamic`, torch takes minutes to simplify the sizes of the paddings in its ResNet
 # The sides of images must be multiples of so many pixels.
 MULTIPLES = {"head:space_to_depth": 16} | dict.fromkeys([*CNNS, "head:fpn"], 32)
@@ -37,7 +51,21 @@ SIZES = [(1, 33, 47), (3, 64, 40), (5, 17, 70)]
 MANY = [(1, 2, 3), (3, 4, 2)]  # in multiples
 
 
+class Returning(nn.Module):
+    """A small ViT that returns one of the `RESULTS`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.backbone = tiny_vit(num_registers=1)
+        self.result = RESULTS[name]
+
+    def forward(self, x: Tensor) -> Any:
+        return self.result(self.backbone, x)
+
+
 def network(name: str) -> nn.Module:
+    if name in RESULTS:
+        return Returning(name).eval()
     if not name.startswith("head:"):
         backbone = BACKBONES[name].eval()
         if name in ADAPTED:
@@ -94,7 +122,7 @@ def wanted(module: nn.Module, x: Tensor, sizes: bool = True) -> list[Tensor]:
     """Return what a graph returns: the parts of features, their pooled vector, and the sizes unless these are fixed."""
     result = module(x)
     if not hasattr(result, "pooled"):
-        return leaves(result)
+        return leaves(result if sizes else [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)])
     assert result.geometry.sizes == ((x.shape[2], x.shape[3]),) * len(x)
     parts = [result.cls, result.registers, result.patches, result.pooled, *(x.shape[2:] if sizes else ()), len(x)]
     return [torch.as_tensor(part) for part in parts if part is not None]

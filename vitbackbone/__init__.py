@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the public names, and where each is
     from vitbackbone.contract import Features as Features
     from vitbackbone.contract import Fidelity as Fidelity
     from vitbackbone.contract import Geometry as Geometry
+    from vitbackbone.contract import Kept as Kept
     from vitbackbone.contract import Pooled as Pooled
     from vitbackbone.contract import Precision as Precision
     from vitbackbone.contract import Prefix as Prefix
@@ -53,7 +54,6 @@ if TYPE_CHECKING:  # the public names, and where each is
     from vitbackbone.images import View as View
     from vitbackbone.images import load_image as load_image
     from vitbackbone.model import ChannelNorm as ChannelNorm
-    from vitbackbone.model import Kept as Kept
     from vitbackbone.model import Layout as Layout
     from vitbackbone.model import Resampling as Resampling
     from vitbackbone.model import Rotary as Rotary

@@ -13,11 +13,11 @@ from heads import list_heads
 from tests.backbones import BACKBONES
 from tests.helpers import cases, tiny_vit
 from tests.old_torch import compiles
-from tests.tracing import ADAPTED
+from tests.tracing import ADAPTED, RESULTS
 from vitbackbone import Features, Geometry, View
 from vitbackbone.contract.repeated import Repeated
 
-QUICK = {"cls", "offset", "head:linear", "head:dpt"}
+QUICK = {"cls", "offset", "head:linear", "head:dpt", "kept", "tokens"}
 HEADS = [f"head:{name}" for name in list_heads()]
 
 
@@ -28,15 +28,37 @@ def traced(kind: str, name: str) -> float:
     return json.loads(done.stdout.strip().splitlines()[-1])[name]
 
 
-@pytest.mark.parametrize("name", cases([*BACKBONES, *HEADS], QUICK))
+@pytest.mark.parametrize("name", cases([*BACKBONES, *HEADS, *RESULTS], QUICK))
 def test_an_exported_graph_takes_any_batch_and_size(name: str) -> None:
     assert traced("export", name) < 1e-5
 
 
-@pytest.mark.parametrize("name", cases([*BACKBONES, *HEADS], {"registers", "resnet"}))
+@pytest.mark.parametrize("name", cases([*BACKBONES, *HEADS, *RESULTS], {"registers", "resnet"}))
 def test_onnx_runtime_and_openvino_compute_the_same(name: str) -> None:
     pytest.importorskip("onnxscript")
     assert traced("onnx", name) < 1e-5
+
+
+ALONE = """
+import torch
+from torch.export import Dim, export
+from heads import create_head
+from tests.helpers import randomise, relative_error, tiny_vit
+
+vit, x = tiny_vit(), torch.randn(2, 3, 32, 40)
+head = randomise(create_head("linear", vit.spec, num_classes=3))
+program = export(head, (vit(x),))
+assert relative_error(program.module()(vit(x + 1)), head(vit(x + 1))) < 1e-5
+program = export(vit, (x,), dynamic_shapes=({0: Dim("b")},), strict=True)
+more = torch.randn(5, 3, 32, 40)
+assert relative_error(program.module()(more).patches, vit(more).patches) < 1e-5
+"""
+
+
+def test_a_head_alone_and_a_strict_export() -> None:
+    command = [sys.executable, "-c", ALONE]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @compiles
@@ -90,14 +112,19 @@ def test_results_are_trees_of_tensors(images: object) -> None:
             assert doubled.geometry == result.geometry
             assert torch.equal(doubled.pooled, 2 * result.pooled)  # the CLS token
     if isinstance(images, torch.Tensor):
+        kept = vit.forward_kept(images, torch.tensor([[0, 3], [2, 1]]))
+        doubled = pytree.tree_map_only(torch.Tensor, lambda x: 2 * x, kept)
+        assert torch.equal(doubled.tokens, 2 * kept.tokens)
+        assert doubled.geometry == kept.geometry
         (attention,) = vit.attention(images, [0])
         again = pytree.tree_map(lambda x: x, attention)
         assert (again.grid, again.num_prefix) == (attention.grid, attention.num_prefix)
         assert torch.equal(again.weights, attention.weights)
 
 
-def test_trees_of_one_backbone_have_one_structure() -> None:
-    vit = tiny_vit(pool="mean")
+@pytest.mark.parametrize("pool", ["cls", "prefix", "mean", "map"])
+def test_trees_of_one_backbone_have_one_structure(pool: str) -> None:
+    vit = tiny_vit(pool=pool)
     one, other = (pytree.tree_structure(vit(torch.randn(n, 3, 24, 24))) for n in (1, 3))
     assert one == other
 

@@ -286,6 +286,14 @@ def test_what_no_head_reads_has_no_gradient_until_one_does() -> None:
     assert learning(copied) == all_of_it
 
 
+def test_a_copy_of_a_model_reads_its_own_backbone() -> None:
+    vit = tiny_vit(depth=4)
+    model = attach(vit, {"it": Mean(vit.spec, [3])})
+    copied = copy.deepcopy(model)
+    attach(copied.backbone, {"it": Mean(vit.spec, [0], norm=False)})
+    assert learning(copied.backbone) == learning(vit)
+
+
 def test_what_is_frozen_stays_so() -> None:
     vit = tiny_vit(depth=4)
     attach(vit, {"it": Mean(vit.spec, [1], norm=False)})

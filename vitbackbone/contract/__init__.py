@@ -6,6 +6,7 @@ from vitbackbone.contract.dtypes import float32_default
 from vitbackbone.contract.features import (
     Attention,
     Features,
+    Kept,
     Pooled,
     Prefix,
     pool_cls,
@@ -35,6 +36,7 @@ __all__ = [
     "Fidelity",
     "Geometry",
     "Images",
+    "Kept",
     "Pooled",
     "Precision",
     "Prefix",

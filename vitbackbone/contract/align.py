@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitbackbone.contract.features import Features
 from vitbackbone.contract.geometry import Geometry
-from vitbackbone.contract.tracing import copied
+from vitbackbone.contract.tracing import any_size, copied
 
 
 def align(features: Features, geometry: Geometry) -> Float[Tensor, "B D h w"]:
@@ -22,8 +22,10 @@ def align(features: Features, geometry: Geometry) -> Float[Tensor, "B D h w"]:
     maps, ratio = features.patches, geometry.stride / features.geometry.stride
     if ratio == 1:
         return maps
-    rows, columns = (_hats(*sizes, ratio, maps.device) for sizes in zip(geometry.grid, maps.shape[-2:], strict=True))
-    return multiply_axes(maps, rows.to(maps), columns.to(maps))
+    with any_size():
+        sizes = zip(geometry.grid, maps.shape[-2:], strict=True)
+        rows, columns = (_hats(*each, ratio, maps.device) for each in sizes)
+        return multiply_axes(maps, rows.to(maps), columns.to(maps))
 
 
 def multiply_axes(

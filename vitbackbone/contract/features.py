@@ -10,12 +10,13 @@ from typing import Any, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
 from vitbackbone.contract.geometry import Geometry, _columns
 from vitbackbone.contract.repeated import one_value
+from vitbackbone.contract.tracing import any_size
 
 
 def pool_cls(features: "Features") -> Float[Tensor, "B D"]:
@@ -88,7 +89,8 @@ class Features(_Shapes):
     def tokens(self) -> Float[Tensor, "B N D"]:
         """The patches as a sequence, (B, h*w, D), row-major. The tokens of clips are (B, t*h*w, D), one time step after
         the other."""
-        return rearrange(self.patches, "B D ... -> B (...) D")
+        with any_size():
+            return rearrange(self.patches, "B D ... -> B (...) D")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -133,7 +135,8 @@ class Features(_Shapes):
         """True where a patch shows at least one pixel of its image, and False where it shows only padding."""
         device = self.patches.device
         if one_value(self.geometry.grids):
-            return torch.ones(self.patches.shape[0], *self.grid, dtype=torch.bool, device=device)
+            with any_size():
+                return torch.ones(self.patches.shape[0], *self.grid, dtype=torch.bool, device=device)
         h, w = (torch.tensor(axis, device=device).view(-1, 1, 1) for axis in _columns(self.geometry.grids))
         rows = torch.arange(self.grid[0], device=device).view(1, -1, 1)
         columns = torch.arange(self.grid[1], device=device).view(1, 1, -1)
@@ -152,6 +155,17 @@ class Prefix(_Shapes):
     def of(cls, features: Features) -> "Prefix":
         """Return the part of `features` that is not the map."""
         return Prefix(features.cls, features.registers, features.pooled)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Kept(_Shapes):
+    """The features of the last layer for some patches of each image, with the final norm if there is one."""
+
+    cls: Float[Tensor, "B D"] | None  # None if the backbone has no CLS token
+    registers: Float[Tensor, "B R D"]
+    tokens: Float[Tensor, "B K D"]  # in the order of `indices`
+    indices: Int[Tensor, "B K"]  # indices of the kept patches, row-major over the grid
+    geometry: Geometry
 
 
 def stack_maps(maps: Sequence[Shaped[Tensor, "_ C *t _ _"]]) -> Shaped[Tensor, "B C *t h w"]:
@@ -190,5 +204,6 @@ class Attention(_Shapes):
         """
         if not self.num_prefix:
             raise ValueError("this backbone has no CLS token; read a patch's row of `weights` instead")
-        seen = self.weights[:, :, 0, self.num_prefix :]
-        return seen.unflatten(2, self.grid if self.steps is None else (self.steps, *self.grid))
+        with any_size():
+            seen = self.weights[:, :, 0, self.num_prefix :]
+            return seen.unflatten(2, self.grid if self.steps is None else (self.steps, *self.grid))

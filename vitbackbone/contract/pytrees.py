@@ -6,40 +6,62 @@ The leaves are tensors. If all images of a batch have one size, that size and th
 traced graph then computes them for each batch. Sizes that the example of a graph fixed are not leaves.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch.utils import _pytree as pytree
 
-from vitbackbone.contract.features import Attention, Features, Pooled, Prefix, pool_cls, pool_cls_or_mean, pool_mean
+from vitbackbone.contract.features import (
+    Attention,
+    Features,
+    Kept,
+    Pooled,
+    Prefix,
+    pool_cls,
+    pool_cls_or_mean,
+    pool_mean,
+)
 from vitbackbone.contract.geometry import Geometry
 from vitbackbone.contract.repeated import Repeated
 from vitbackbone.contract.tracing import numbers
 
-Parts = tuple[list[Any], Any]
+Parts = tuple[dict[str, Any], Any]  # the branches of a tree by their names, and what they are joined with
 
 POOLS: dict[str, Callable[[Features], Any]] = {
     pool.__name__: pool for pool in (pool_cls, pool_mean, pool_cls_or_mean)
 }  # by the names that an exported file holds
 
 
+def _split_sizes(sizes: Mapping[str, int]) -> tuple[dict[str, int], tuple[int | None, ...]]:
+    """Return the sizes that are leaves, and all sizes, with None for each leaf.
+
+    An exporter of ONNX refuses numbers among the outputs. So sizes that the example fixed belong to the structure of
+    the graph. With `strict=True` all are leaves, because its tracer shows symbols as numbers.
+    """
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    leaves = {name: size for name, size in sizes.items() if not (exporting and numbers(size))}
+    return leaves, tuple(None if name in leaves else size for name, size in sizes.items())
+
+
+def _join_sizes(leaves: Sequence[Any], fixed: Sequence[int | None]) -> list[Any]:
+    left = iter(leaves)
+    return [next(left) if size is None else size for size in fixed]
+
+
 def _split_geometry(geometry: Geometry) -> Parts:
     sizes = geometry.sizes
     if not isinstance(sizes, Repeated):
-        return [], (geometry.stride, tuple(sizes), None, geometry.views)
-    parts = (*sizes.value, sizes.times, *([] if geometry.steps is None else [geometry.steps]))
-    # An exporter of ONNX refuses numbers among the outputs: those that are fixed belong to the structure of the graph.
-    fixed = tuple(part if torch.compiler.is_exporting() and numbers(part) else None for part in parts)
-    leaves = [part for part, known in zip(parts, fixed, strict=True) if known is None]
+        return {}, (geometry.stride, tuple(sizes), None, geometry.views)
+    (height, width), steps = sizes.value, {} if geometry.steps is None else {"steps": geometry.steps}
+    leaves, fixed = _split_sizes({"height": height, "width": width, "count": sizes.times, **steps})
     return leaves, (geometry.stride, None, fixed, geometry.views)
 
 
 def _join_geometry(leaves: Sequence[Any], context: Any) -> Geometry:
     stride, sizes, fixed, views = context
     if sizes is None:
-        left = iter(leaves)
-        height, width, count, *steps = (next(left) if known is None else known for known in fixed)
+        height, width, count, *steps = _join_sizes(leaves, fixed)
         return Geometry(Repeated((height, width), count), stride, views, *steps)
     return Geometry(sizes, stride, views)
 
@@ -47,7 +69,8 @@ def _join_geometry(leaves: Sequence[Any], context: Any) -> Geometry:
 def _split_features(features: Features) -> Parts:
     pooled = features.pool.vectors if isinstance(features.pool, Pooled) else None
     pool = None if pooled is not None else features.pool
-    return [features.cls, features.registers, features.patches, pooled, features.geometry], pool
+    tensors = {"cls": features.cls, "registers": features.registers, "patches": features.patches, "pooled": pooled}
+    return {**tensors, "geometry": features.geometry}, pool
 
 
 def _join_features(leaves: Sequence[Any], pool: Any) -> Features:
@@ -82,28 +105,57 @@ def _load_pool(name: Any) -> Any:
 
 
 def _split_prefix(prefix: Prefix) -> Parts:
-    return [prefix.cls, prefix.registers, prefix.pooled], None
+    return {"cls": prefix.cls, "registers": prefix.registers, "pooled": prefix.pooled}, None
 
 
 def _join_prefix(leaves: Sequence[Any], _: None) -> Prefix:
     return Prefix(*leaves)
 
 
+def _split_kept(kept: Kept) -> Parts:
+    tensors = {"cls": kept.cls, "registers": kept.registers, "tokens": kept.tokens, "indices": kept.indices}
+    return {**tensors, "geometry": kept.geometry}, None
+
+
+def _join_kept(leaves: Sequence[Any], _: None) -> Kept:
+    return Kept(*leaves)
+
+
 def _split_attention(attention: Attention) -> Parts:
-    steps = [] if attention.steps is None else [attention.steps]
-    return [attention.weights, *attention.grid, *steps], attention.num_prefix
+    (h, w), steps = attention.grid, {} if attention.steps is None else {"steps": attention.steps}
+    leaves, fixed = _split_sizes({"h": h, "w": w, **steps})
+    return {"weights": attention.weights, **leaves}, (attention.num_prefix, fixed)
 
 
-def _join_attention(leaves: Sequence[Any], num_prefix: Any) -> Attention:
-    weights, h, w, *steps = leaves
-    return Attention(weights, num_prefix, (h, w), *steps)
+def _join_attention(leaves: Sequence[Any], context: Any) -> Attention:
+    num_prefix, fixed = context
+    h, w, *steps = _join_sizes(leaves[1:], fixed)
+    return Attention(leaves[0], num_prefix, (h, w), *steps)
+
+
+def _load_attention(dumped: Any) -> Any:
+    num_prefix, fixed = dumped
+    return num_prefix, tuple(fixed)
 
 
 def _register(
     kind: type, split: Callable[[Any], Parts], join: Callable[[Sequence[Any], Any], Any], **dumping: Any
 ) -> None:
+    def flatten(value: Any) -> tuple[list[Any], Any]:
+        branches, context = split(value)
+        return list(branches.values()), context
+
+    def flatten_with_keys(value: Any) -> tuple[list[Any], Any]:
+        branches, context = split(value)
+        return [(pytree.GetAttrKey(name), branch) for name, branch in branches.items()], context
+
     cast(Any, pytree).register_pytree_node(
-        kind, split, join, serialized_type_name=f"vitbackbone.{kind.__name__}", **dumping
+        kind,
+        flatten,
+        join,
+        serialized_type_name=f"vitbackbone.{kind.__name__}",
+        flatten_with_keys_fn=flatten_with_keys,
+        **dumping,
     )
 
 
@@ -125,4 +177,11 @@ def register() -> None:
         Features, _split_features, _join_features, to_dumpable_context=_dump_pool, from_dumpable_context=_load_pool
     )
     _register(Prefix, _split_prefix, _join_prefix)
-    _register(Attention, _split_attention, _join_attention)
+    _register(Kept, _split_kept, _join_kept)
+    _register(
+        Attention,
+        _split_attention,
+        _join_attention,
+        to_dumpable_context=list,
+        from_dumpable_context=_load_attention,
+    )

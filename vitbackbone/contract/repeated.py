@@ -25,6 +25,8 @@ class Repeated(Sequence[T_co], Generic[T_co]):
         return iter((self.value,) * int(self.times))
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, int) and -self.times <= index < self.times:  # which does not fix a symbol
+            return self.value
         return ((self.value,) * int(self.times))[index]
 
     def __eq__(self, other: object) -> bool:

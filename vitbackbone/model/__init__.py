@@ -23,7 +23,7 @@ from vitbackbone.model.config import (
 from vitbackbone.model.experts import ExpertMlp
 from vitbackbone.model.layers import Block, GatedMlp, LayerScale, Mlp
 from vitbackbone.model.maps import resize_maps
-from vitbackbone.model.masks import Kept, Mask
+from vitbackbone.model.masks import Mask
 from vitbackbone.model.norms import make_norm
 from vitbackbone.model.packing import Grid, Layout
 from vitbackbone.model.patches import ConvStem
@@ -60,7 +60,6 @@ __all__ = [
     "GatedMlp",
     "Grid",
     "Indivisible",
-    "Kept",
     "LayerScale",
     "Layout",
     "Mask",

@@ -3,14 +3,13 @@
 Axes: `B` batch, `N` patches, `K` kept patches, `R` registers, `D` width.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitbackbone.contract import Geometry, numbers
+from vitbackbone.contract import Geometry, Kept, numbers
 from vitbackbone.model.packing import Layout
 
 if TYPE_CHECKING:
@@ -19,17 +18,6 @@ if TYPE_CHECKING:
 
 Mask = Bool[Tensor, "B h w"]  # True where a patch is replaced by the mask token
 Keep = Int[Tensor, "B K"]  # indices of the patches that are not dropped
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """The features of the last layer for some patches of each image, with the final norm if there is one."""
-
-    cls: Float[Tensor, "B D"] | None  # None if the backbone has no CLS token
-    registers: Float[Tensor, "B R D"]
-    tokens: Float[Tensor, "B K D"]  # in the order of `indices`
-    indices: Int[Tensor, "B K"]  # indices of the kept patches, row-major over the grid
-    geometry: Geometry
 
 
 def check_mask(mask: Mask, batch: int, grid: tuple[int, int]) -> None:

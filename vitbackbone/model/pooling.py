@@ -5,7 +5,6 @@ Axes: `B` batch, `D` width, `C` channels of the neck, `h w` patch grid.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from einops import rearrange
@@ -37,14 +36,20 @@ PrefixPool = Callable[[Float[Tensor, "B P D"]], Float[Tensor, "B V"]]
 def from_prefix(config: ViTConfig) -> PrefixPool | None:
     """Return the pooling of a configuration as a function of the prefix tokens, or None if it reads patches too."""
     if config.pool == "cls":
-        return partial(_side_by_side, indices=(0,))
+        return SideBySide((0,))
     if config.pool == "tokens":
-        return partial(_side_by_side, indices=config.pool_tokens)
+        return SideBySide(config.pool_tokens)
     return _mean if config.pool == "prefix" else None
 
 
-def _side_by_side(prefix: Float[Tensor, "B P D"], indices: tuple[int, ...]) -> Float[Tensor, "B V"]:
-    return torch.cat([prefix[:, index] for index in indices], dim=1)
+@dataclass(frozen=True)
+class SideBySide:
+    """A pooling of some prefix tokens. Two with the same indices are equal, as trees of equal structure require."""
+
+    indices: tuple[int, ...]
+
+    def __call__(self, prefix: Float[Tensor, "B P D"]) -> Float[Tensor, "B V"]:
+        return torch.cat([prefix[:, index] for index in self.indices], dim=1)
 
 
 def _mean(prefix: Float[Tensor, "B P D"]) -> Float[Tensor, "B D"]:

@@ -28,6 +28,7 @@ from vitbackbone.contract import (
     Features,
     Geometry,
     Images,
+    Kept,
     Prefix,
     Wanted,
     any_size,
@@ -43,7 +44,7 @@ from vitbackbone.contract import (
 from vitbackbone.images import Preprocess
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.layers import Block
-from vitbackbone.model.masks import Keep, Kept, Mask, check_keep, check_mask, run_kept
+from vitbackbone.model.masks import Keep, Mask, check_keep, check_mask, run_kept
 from vitbackbone.model.norms import make_norm, norm_or_identity
 from vitbackbone.model.packing import Grid, Layout, packing_order
 from vitbackbone.model.patches import patch_embedding
@@ -117,8 +118,9 @@ class ViT(BackboneModule):
             self._check_mask(images, geometry, mask)
         if keep is not None:
             self._check_plain(images, "keep")
-            return run_kept(self, cast(Tensor, images), geometry, keep)
         with any_size():
+            if keep is not None:
+                return run_kept(self, cast(Tensor, images), geometry, keep)
             if asked.part == "attention":
                 return asked.answer(self._maps(images, geometry, asked, mask))
             # Other poolings read the patches, so the deepest block must run for all tokens.

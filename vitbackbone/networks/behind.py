@@ -19,6 +19,7 @@ from vitbackbone.contract import (
     Features,
     Images,
     Wanted,
+    any_size,
     check_images,
     describe_settings,
     one_by_one,
@@ -44,7 +45,8 @@ class BackboneBehind(BackboneModule):
         check_images(images, self.channels)
         if asked.part == "attention":
             raise ValueError(f"{self.spec.name} has no attention of its own; call its `backbone.attention`")
-        return asked.answer(one_by_one(partial(self._run, wanted=set(asked.wanted)), images))
+        with any_size():
+            return asked.answer(one_by_one(partial(self._run, wanted=set(asked.wanted)), images))
 
     @abstractmethod
     def _run(self, images: Float[Tensor, "B C H W"], wanted: set[Wanted]) -> Mapping[Wanted, Features]:
