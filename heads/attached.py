@@ -35,7 +35,7 @@ class Attached(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy."""
         super().__setstate__(state)
-        remember(cast(BackboneModule, self.backbone), self)
+        remember(self.backbone, self)
 
     def forward(self, images: Tensor | list[Tensor], targets: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the output of each head by its name, or its loss if `targets` are given.

@@ -49,7 +49,7 @@ class Interrupts:
         again.start()
 
 
-def _raise_again(number: int) -> None:
+def _raise_again(number: signal.Signals) -> None:
     main = threading.main_thread().ident
     if main is not None and hasattr(signal, "pthread_kill"):
         signal.pthread_kill(main, number)  # this ends a system call too
