@@ -80,7 +80,8 @@ def _read_chain(storage: Storage, looks: int = LOOKS) -> tuple[Snapshot, dict[st
     named = {key for key, _ in problems}
     problems += [each for each in _broken_chain(records, last) if each[0] not in named]
     if problems and looks > 1:
-        time.sleep(PAUSE)
+        if next(storage.list("leases/"), None) is not None:  # a run is at work
+            time.sleep(PAUSE)
         return _read_chain(storage, looks - 1)
     return last, records, problems
 
