@@ -39,24 +39,6 @@ def test_onnx_runtime_and_openvino_compute_the_same(name: str) -> None:
     assert traced("onnx", name) < 1e-5
 
 
-STRICT = """
-import torch
-from torch.export import Dim, export
-from tests.helpers import relative_error, tiny_vit
-
-vit, x = tiny_vit(), torch.randn(2, 3, 32, 40)
-program = export(vit, (x,), dynamic_shapes=({0: Dim("b")},), strict=True)
-more = torch.randn(5, 3, 32, 40)
-assert relative_error(program.module()(more).patches, vit(more).patches) < 1e-5
-"""
-
-
-def test_a_strict_export_takes_any_batch() -> None:
-    command = [sys.executable, "-c", STRICT]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @compiles
 @pytest.mark.parametrize(
     "name", cases([name for name in (*BACKBONES, *HEADS) if name not in ADAPTED], {"nano", "head:mlp", "resnet"})

@@ -37,10 +37,9 @@ def _split_sizes(sizes: Mapping[str, int]) -> tuple[dict[str, int], tuple[int | 
     """Return the sizes that are leaves, and all sizes, with None for each leaf.
 
     An exporter of ONNX refuses numbers among the outputs. So sizes that the example fixed belong to the structure of
-    the graph. With `strict=True` all are leaves, because its tracer shows symbols as numbers.
+    the graph.
     """
-    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-    leaves = {name: size for name, size in sizes.items() if not (exporting and numbers(size))}
+    leaves = {name: size for name, size in sizes.items() if not (torch.compiler.is_exporting() and numbers(size))}
     return leaves, tuple(None if name in leaves else size for name, size in sizes.items())
 
 

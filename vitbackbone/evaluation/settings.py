@@ -124,14 +124,14 @@ def find_key(name: str, keys: list[str]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON holds it: records become dicts, tuples lists. In texts, what is not UTF-8 is escaped."""
+    """Return a value as JSON holds it: records become dicts, tuples lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Mapping):
-        return {plain(str(key)): plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
-    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+    return value
 
 
 def digest(*values: Any) -> str:

@@ -64,7 +64,7 @@ class PixelBatch:
         return [preprocess.normalise(one.view(shape)) for one, shape in zip(flat, self.shapes, strict=True)]
 
 
-Read = list[tuple[Outcome, UInt8[Tensor, "C H W"] | None]]  # the inputs of a batch
+Read = list[tuple[Outcome, UInt8[Tensor, "_ _ _"] | None]]  # the inputs of a batch
 
 
 class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
