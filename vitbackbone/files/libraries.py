@@ -1,4 +1,4 @@
-"""What holds for libraries: whether an optional one is installed, and which paths those written in Rust can open."""
+"""Tell whether an optional library is installed, and whether libraries written in Rust can open a path."""
 
 from importlib import import_module
 from os import PathLike, fspath
