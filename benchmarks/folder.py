@@ -1,21 +1,22 @@
 """Measure the way from a folder of photos to features on the disk.
 
-    python -m benchmarks.folder                       # photo-like JPEGs of 1 to 2 megapixels, made here
+    python -m benchmarks.folder  # photo-like JPEGs of 1 to 2 megapixels, made here
     python -m benchmarks.folder FOLDER --workers 1
-    python -m benchmarks.folder --count 10000 --ours  # `extract` alone, once
 
 Compares `extract` with a loop over timm and a `DataLoader`, and with the `image-feature-extraction` pipeline of
 transformers, on the same photos, pixels and batches. It computes CLS of ViT-S/16 at 224 pixels in float32. The others
 read in worker processes; `extract` does so only for a GPU, and else reads between two forwards, as it does by default.
 Decoding and the forward share the cores. So the upper limit of both together is
 1 / (1 / decoding + 1 / forward), with the rate of each alone. These are measured before and after,
-because the speed of a machine drifts.
+because the speed of a machine drifts. `benchmarks.whole_folder` measures thousands of
+photos.
 """
 
 import argparse
 import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -29,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.peers import from_timm
 from benchmarks.reading import SIZES, made
 from benchmarks.timing import DEVICE, ON_GPU, Contestants, machine, markdown, medians, noise
-from vitbackbone import Photo, extract, optimize
+from vitbackbone import Photo, Preprocess, extract, optimize
 from vitbackbone.images import Decoding
 
 MODEL = "vit_small_patch16_224.augreg_in21k"
@@ -69,7 +70,7 @@ def piped(pipeline: Callable, paths: list[Path], out: Path, batch: int, workers:
     np.save(out, np.array([np.asarray(tokens)[0, 0] for tokens in every]))
 
 
-def compare(folder: Path, batch: int, workers: int, seconds: float, ours_alone: bool = False, name: str = MODEL) -> str:
+def compare(folder: Path, batch: int, workers: int, seconds: float, name: str = MODEL) -> str:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     theirs, backbone = from_timm(name)
     fast = optimize(backbone)
@@ -114,14 +115,11 @@ def compare(folder: Path, batch: int, workers: int, seconds: float, ours_alone: 
             "ours, decoding fast": partial(ours, fast, "fast"),
             "ours, decoding draft": partial(ours, fast, "draft"),
         }
-        if ours_alone:
-            contestants = {"ours": contestants["ours"]}
         x = noise(batch, 3, *preprocess.image_size)
         some = [path.read_bytes() for path in paths[:12]]
-        alone = partial(stages, backbone, partial(fast.forward_prefix, x, [-1]), batch, some)
+        alone = partial(stages, preprocess, partial(fast.forward_prefix, x, [-1]), batch, some)
         before = alone()
-        rounds = {"least": 1, "most": 1, "warm_up": 0} if ours_alone else {"least": 3, "most": 5}
-        t = medians(contestants, seconds, **rounds)
+        t = medians(contestants, seconds, least=3, most=5)
     rates = {stage: 2 / (1 / rate + 1 / before[stage]) for stage, rate in alone().items()}
     first, count = next(iter(t.values())), len(paths)
     rows = []
@@ -141,30 +139,30 @@ def compare(folder: Path, batch: int, workers: int, seconds: float, ours_alone: 
 
 
 def stages(
-    backbone: object, forward: Callable[[], object], batch: int, files: list[bytes]
+    preprocess: Preprocess, forward: Callable[[], object], batch: int, files: list[bytes]
 ) -> dict[Decoding | Literal["forward"], float]:
     """Return the images a second of each way of decoding, and of the forward."""
     ways: tuple[Decoding, ...] = ("exact", "fast", "draft")
-    rates = {decoding: decoding_rate(backbone, files, decoding) for decoding in ways}
+    rates = {decoding: decoding_rate(preprocess, files, decoding) for decoding in ways}
     return {**rates, "forward": batch / medians({"": forward}, 20)[""]}
 
 
-def decoding_rate(backbone: object, files: list[bytes], decoding: Decoding) -> float:
-    """Return the images a second of all cores, given the rate of one core."""
-    preprocess = backbone.preprocess  # type: ignore[attr-defined]
+def decoding_rate(preprocess: Preprocess, files: list[bytes], decoding: Decoding) -> float:
+    """Return the images a second of as many threads as there are cores."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        one = medians({"": lambda: [preprocess.pixels(Photo(data), decoding=decoding) for data in files]}, 5)[""]
-    finally:
-        torch.set_num_threads(threads)
-    return threads * len(files) / one
+    some = files * threads
+    with ThreadPoolExecutor(threads) as pool:
+
+        def decode() -> None:
+            list(pool.map(lambda data: preprocess.pixels(Photo(data), decoding=decoding), some))
+
+        return len(some) / medians({"": decode}, 5)[""]
 
 
-def report(batch: int, workers: int, count: int, seconds: float, ours_alone: bool = False, name: str = MODEL) -> str:
+def report(batch: int, workers: int, count: int, seconds: float, name: str = MODEL) -> str:
     with tempfile.TemporaryDirectory() as folder:
         photos(Path(folder), count)
-        return compare(Path(folder), batch, workers, seconds, ours_alone, name)
+        return compare(Path(folder), batch, workers, seconds, name)
 
 
 def main() -> None:
@@ -174,15 +172,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--workers", type=int, default=1, metavar="N")
     parser.add_argument("--seconds", type=float, default=120, help="seconds to measure; at least three rounds run")
-    parser.add_argument("--ours", action="store_true", help="measure `extract` alone, once")
     parser.add_argument("--model", default=MODEL, metavar="NAME", help=f"a model of timm (default: {MODEL})")
     args = parser.parse_args()
     print(f"{machine()}, {torch.get_num_threads()} threads\n", flush=True)
     with torch.inference_mode():
         if args.folder:
-            print(compare(args.folder, args.batch_size, args.workers, args.seconds, args.ours, args.model))
+            print(compare(args.folder, args.batch_size, args.workers, args.seconds, args.model))
         else:
-            print(report(args.batch_size, args.workers, args.count, args.seconds, args.ours, args.model))
+            print(report(args.batch_size, args.workers, args.count, args.seconds, args.model))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def test_probe_writes_what_it_was_measured_on(kind: str, store: Path, tmp_path: 
     assert main(["probe", str(store), "--probe", kind, "--k", "3", "--out", str(out), "--json"]) == 0
     said = capsys.readouterr()
     result = json.loads(said.out)
-    assert "1 images have no label and are left out" in said.err
+    assert "images without a label, left out: 1" in said.err
     held = rows_of(out / "held_out.csv")
     wrong = [row for row in held if row["label"] != row["predicted"]]
     assert len(held) == result["total"]

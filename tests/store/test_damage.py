@@ -1,5 +1,6 @@
 """Damaged and lost files of a store: noticed by their checksums, and written again by the next run."""
 
+import json
 import pickle
 import re
 import shutil
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,8 +216,13 @@ LOST: list[tuple[str, list[str], Callable[[Path], None], str]] = [
     ("refused", ["rows", "rows 1", "rows 2"], move, r"rows of all its 7 images are lost.*not in .*photos"),
     ("healed", ["rows", "rows 1", "rows 2"], rename, "rows of 7 of its 7 images were lost with a damaged table"),
     ("healed", ["rows", "rows 1", "rows 2", "classes"], rename_a_class, "get new rows; the features of the others are"),
-    ("healed", ["rows 1"], remove_some, "1 of its images are not in the source now; their features stay"),
-    ("bare", ["results"], remove_some, "1 of its images are not in the source now, and their features are damaged"),
+    ("healed", ["rows 1"], remove_some, "images that are not in the source now: 1; their features stay"),
+    (
+        "bare",
+        ["results"],
+        remove_some,
+        "not in the source now, and whose features are damaged or were never computed: 1",
+    ),
 ]
 
 
@@ -283,6 +290,72 @@ def test_an_answer_that_is_garbled_once_is_no_damage(
     assert store.snapshot.counts.gone == 1
     seen.clear()
     assert verify(out).problems == ()
+
+
+STORED: dict[str, Any] = {"tokens": ("cls", "registers", "patches"), "layers": (0, 1), "keep_aspect": True}
+
+
+def everything(store: FeatureStore) -> list[np.ndarray]:
+    """Read all features by every way that a reader has."""
+    found = [store.grids]
+    for layer in store.layers:
+        one, order = store.layer(layer), np.arange(len(store))[::-2]
+        found += [one.cls, one.registers, one.read("cls", order), *map(one.patches, range(len(one)))]
+    return found
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("mapped", [True, False])
+def test_no_reader_returns_a_flipped_bit(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool
+) -> None:
+    out = tmp_path / "f"
+    want = everything(extract(backbone(num_registers=2), photos, out, shard_size=3, **STORED))
+    if not mapped:
+        monkeypatch.setattr(LocalStorage, "local_path", lambda self, key: None)
+    file = features_of(out, 1)
+    whole, random = file.read_bytes(), np.random.default_rng(0)
+    for at in random.integers(0, len(whole), 300).tolist():
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << int(random.integers(8))]) + whole[at + 1 :])
+        with suppress(Damaged):
+            found = everything(FeatureStore(out))
+            assert all(np.array_equal(a, b) for a, b in zip(found, want, strict=True)), at
+    length = int.from_bytes(whole[:8], "little")
+    at = 8 + length + json.loads(whole[8 : 8 + length])["patches"]["data_offsets"][0]
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    store = FeatureStore(out)
+    np.testing.assert_array_equal(store.patches(4), want[-3])
+    with pytest.raises(Damaged, match=r"\(patches: the checksum of image 0 of the shard differs\); run the extraction"):
+        store.patches(3)
+
+
+@pytest.mark.promise(30)
+def test_a_range_that_is_garbled_once_is_read_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "f"
+    want = everything(extract(backbone(num_registers=2), photos, out, shard_size=3, **STORED))
+    monkeypatch.setattr(LocalStorage, "local_path", lambda self, key: None)
+    read, seen = LocalStorage.get_range, set()
+
+    def garbled(self: LocalStorage, key: str, start: int, length: int) -> bytes:
+        data, first = read(self, key, start, length), (key, start) not in seen
+        seen.add((key, start))
+        return data[:-1] + bytes([data[-1] ^ 1]) if first and start > 8 and data[:1] != b"{" else data
+
+    monkeypatch.setattr(LocalStorage, "get_range", garbled)
+    found = everything(FeatureStore(out))
+    assert all(np.array_equal(a, b) for a, b in zip(found, want, strict=True))
+    assert len(seen) > 20
+
+
+def test_an_array_may_be_changed_and_read_again(photos: Path, tmp_path: Path) -> None:
+    store = extract(backbone(), photos, tmp_path / "f", tokens=["cls", "patches"])
+    for read in (lambda: store.cls, lambda: store.patches(2), lambda: store.read("cls", [1])):
+        want = read().copy()
+        read()[:] = 0
+        vars(store).pop("cls", None)
+        np.testing.assert_array_equal(read(), want)
 
 
 def test_an_error_of_a_damaged_file_reaches_another_process(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +69,16 @@ def test_the_files_are_laid_out_as_designed(photos: Path, tmp_path: Path) -> Non
         digest = hashlib.sha256(data).hexdigest()
         assert name.startswith(f"objects/{digest[:2]}/{digest}.")
     assert (out / "latest.json").read_bytes() == (out / "snapshots/00000002.json").read_bytes()
-    second = {name: tuple(tensor.shape) for name, tensor in load_file(features_of(out, 1)).items()}
-    assert second == {
+    second = load_file(features_of(out, 1))
+    shapes = {
         "cls": (2, 16), "cls.0": (2, 16), "registers": (2, 2, 16), "registers.0": (2, 2, 16),
         "patches": (32, 16), "patches.0": (32, 16), "grid": (2, 2),
     }  # fmt: skip
+    shapes |= {f"{name}.crc32": (2,) for name in shapes}
+    assert {name: tuple(tensor.shape) for name, tensor in second.items()} == shapes
+    assert second["cls.crc32"].tolist() == [zlib.crc32(row.numpy().tobytes()) for row in second["cls"]]
+    images = second["patches"].unflatten(0, (2, 16))
+    assert second["patches.crc32"].tolist() == [zlib.crc32(image.numpy().tobytes()) for image in images]
     assert store.snapshot.root == str(photos)
     assert str(photos) not in json.dumps(store.manifest)
 

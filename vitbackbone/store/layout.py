@@ -22,7 +22,8 @@ Tensors of a shard. n is the number of its slots that could be read, in order, a
     grid       (n, 2)  int32   (h, w) of each image's patches; stored with `patches`
 
 These names hold the features of the last layer that was asked. Tensors of the other layers carry the layer's 0-based
-index: `cls.3`, `registers.3`, `patches.3`. All layers share `grid`.
+index: `cls.3`, `registers.3`, `patches.3`. All layers share `grid`. Each tensor NAME has a second one, `NAME.crc32`,
+with the CRC-32 of each image's bytes, (n,) int64, so that a reader of a part can tell whether it is damaged.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import torch
 
-SCHEMA = 3
+SCHEMA = 4
 TOKENS = ("cls", "registers", "patches")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FOLDERS = ("snapshots", "objects", "done", "leases")
@@ -112,3 +113,8 @@ def lease_key(key: str) -> str:
 def tensor_name(kind: str, layer: int, layers: Sequence[int]) -> str:
     """Return the tensor name of one kind of tokens of `layer` in a store of `layers`."""
     return kind if layer == layers[-1] else f"{kind}.{layer}"
+
+
+def checksum_name(name: str) -> str:
+    """Return the name of the checksums of a tensor."""
+    return f"{name}.crc32"

@@ -52,7 +52,7 @@ class Counts(Record, extra="forbid"):
 class Snapshot(Record, extra="forbid"):
     """The record of one state of a store."""
 
-    schema_: Annotated[Literal[3], Field(alias="schema")] = 3  # `layout.SCHEMA`
+    schema_: Annotated[Literal[4], Field(alias="schema")] = 4  # `layout.SCHEMA`
     number: Annotated[int, Field(ge=1)]
     parent: Digest | None  # checksum of the record before
     made: str  # date and time

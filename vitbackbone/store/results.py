@@ -13,6 +13,7 @@ from vitbackbone.store.layout import PART, RESULTS, WORK, done_key
 from vitbackbone.store.objects import put_tensors, read_part
 from vitbackbone.store.records import Done, Part, Snapshot, read_record, seal
 from vitbackbone.store.sources.labels import as_utf8
+from vitbackbone.store.tensors import with_checksums
 from vitbackbone.store.workers.reader import Outcome
 
 
@@ -54,7 +55,7 @@ def spans(table: pa.Table) -> Iterator[tuple[int, int, int]]:
 def publish_result(storage: Storage, task: Task, outcomes: Sequence[Outcome], tensors: Mapping[str, Tensor]) -> Done:
     """Write the features of a shard, and then the record that it is done. Another worker may have been first."""
     done = Done(
-        features=put_tensors(storage, tensors),
+        features=put_tensors(storage, with_checksums(tensors)),
         reason=tuple(outcome.reason for outcome in outcomes),
         error=tuple(outcome.error and as_utf8(outcome.error) for outcome in outcomes),
         width=tuple(outcome.width for outcome in outcomes),

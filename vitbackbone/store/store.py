@@ -37,6 +37,7 @@ class FeatureStore:
     `failed` lists the other inputs, and `index` has a row for every input. Features come from the last layer that was
     asked for; `layer(i)` gives another of `layers`. bfloat16 is returned as float32, because NumPy has no bfloat16.
     Images with the same content have the same features, which are stored once.
+    Features are compared with their checksums as they are read; features that differ raise `ValueError`.
 
     `directory`: a folder, or a URL such as s3://bucket/features. `layer`: the layer to show, 0-based or negative from
     the model's end. `snapshot`: the number of a snapshot; by default the last complete one. `partial`: open the last
@@ -104,8 +105,7 @@ class FeatureStore:
         with self._naming_a_pruned_snapshot():
             shard = self._shard(number)
             h, w = shard.grid[row].tolist()
-            start = int(shard.starts[row])
-            tokens = _numpy(shard.read(name, start, start + h * w))
+            tokens = _numpy(shard.read(name, row, row + 1))
         return tokens.reshape(h, w, -1).transpose(2, 0, 1)
 
     @cached_property

@@ -266,21 +266,21 @@ def _tell(storage: Storage, last: Snapshot | None, known: Known, plan: Plan) -> 
             known.missing + len(known.rows),
         )
     if len(known.rows) and plan.added:
-        log.info("%s: %d new images, added behind its %d", storage.url, plan.added, len(known.rows))
+        log.info("%s: new images, added behind its %d: %d", storage.url, len(known.rows), plan.added)
     if plan.changed:
-        log.warning("%s: %d images have changed and are computed again", storage.url, plan.changed)
+        log.warning("%s: changed images, computed again: %d", storage.url, plan.changed)
     if plan.back:
-        log.info("%s: %d images that failed are tried again", storage.url, plan.back)
+        log.info("%s: failed images, tried again: %d", storage.url, plan.back)
     if plan.bare:
         log.warning(
-            "%s: %d of its images are not in the source now, and their features are damaged or were never computed; "
+            "%s: images that are not in the source now, and whose features are damaged or were never computed: %d; "
             "put these images back and run the same extraction again",
             storage.url,
             plan.bare,
         )
     if plan.gone > plan.bare and (last is None or plan.gone > last.counts.gone):
         log.warning(
-            "%s: %d of its images are not in the source now; their features stay until `vitbackbone prune --gone`",
+            "%s: images that are not in the source now: %d; their features stay until `vitbackbone prune --gone`",
             storage.url,
             plan.gone - plan.bare,
         )

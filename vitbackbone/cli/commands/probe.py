@@ -214,7 +214,7 @@ def _labelled(store: "FeatureStore", class_names: Sequence[str]) -> "tuple[NDArr
             "column label"
         )
     if len(known) < len(store):
-        log.warning("%s: %d images have no label and are left out", store.directory, len(store) - len(known))
+        log.warning("%s: images without a label, left out: %d", store.directory, len(store) - len(known))
     strange = sorted(set(store.class_names) - set(class_names))
     if strange:
         raise ValueError(f"{store.directory} has classes that the probe was not fitted on: {', '.join(strange)}")
