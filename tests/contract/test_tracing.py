@@ -17,7 +17,7 @@ from tests.tracing import ADAPTED, RESULTS
 from vitbackbone import Features, Geometry, View
 from vitbackbone.contract.repeated import Repeated
 
-QUICK = {"cls", "offset", "head:linear", "head:dpt", "kept", "tokens"}
+QUICK = {"cls", "head:linear", "kept"}
 HEADS = [f"head:{name}" for name in list_heads()]
 
 
@@ -33,16 +33,14 @@ def test_an_exported_graph_takes_any_batch_and_size(name: str) -> None:
     assert traced("export", name) < 1e-5
 
 
-@pytest.mark.parametrize("name", cases([*BACKBONES, *HEADS, *RESULTS], {"registers", "resnet"}))
+@pytest.mark.parametrize("name", cases([*BACKBONES, *HEADS, *RESULTS], {"registers"}))
 def test_onnx_runtime_and_openvino_compute_the_same(name: str) -> None:
     pytest.importorskip("onnxscript")
     assert traced("onnx", name) < 1e-5
 
 
 @compiles
-@pytest.mark.parametrize(
-    "name", cases([name for name in (*BACKBONES, *HEADS) if name not in ADAPTED], {"nano", "head:mlp", "resnet"})
-)
+@pytest.mark.parametrize("name", cases([name for name in (*BACKBONES, *HEADS) if name not in ADAPTED], {"nano"}))
 def test_one_compiled_graph_serves_all_batches(name: str) -> None:
     assert traced("compile", name) == 1
 
@@ -50,7 +48,7 @@ def test_one_compiled_graph_serves_all_batches(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("relative spline", "cannot be traced with a dynamic height or width"),
+        pytest.param("relative spline", "cannot be traced with a dynamic height or width", marks=pytest.mark.slow),
         pytest.param("hf vit", "Export one height and width", marks=pytest.mark.slow),
     ],
 )

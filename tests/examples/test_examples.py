@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from heads import load_head
 from vitbackbone import load_backbone
 
@@ -17,6 +19,7 @@ def run(script: str, *arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_several_heads_on_one_backbone(tmp_path: Path) -> None:
     printed = run("several_heads.py", "--out", tmp_path, "--steps", 2)
     assert "one forward for digit and ink: blocks [0, 1, 2, 3, 4] of 5" in printed

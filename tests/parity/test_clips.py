@@ -135,6 +135,7 @@ for other in (clips(4, (32, 40), batch=2), clips(4, (16, 48), batch=3)):
 """
 
 
+@pytest.mark.slow
 def test_clips_are_exported() -> None:
     """In a process of its own, because the tracer would follow the type checks of the tests too."""
     result = subprocess.run([sys.executable, "-c", EXPORT], capture_output=True, text=True)

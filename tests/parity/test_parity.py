@@ -40,7 +40,7 @@ HEAVY = {  # by the clock; of these the quick tests have the size that is not sq
 }
 
 
-LARGE = 352  # pixels a side; the quick tests have none that is larger
+LARGE = 256  # pixels a side; the quick tests have none that is larger
 
 
 def sized(case: Case) -> list[object]:

@@ -223,8 +223,8 @@ for name in sys.argv[1:]:
 @pytest.mark.parametrize(
     "names",
     [
-        ("cls", "sincos2d"),
-        pytest.param(("offset", "rotary halves", "windows", "relative spline"), marks=pytest.mark.slow),
+        ("cls",),
+        pytest.param(("sincos2d", "offset", "rotary halves", "windows", "relative spline"), marks=pytest.mark.slow),
     ],
     ids=["some", "others"],
 )

@@ -315,7 +315,7 @@ def test_no_reader_returns_a_flipped_bit(
         monkeypatch.setattr(LocalStorage, "local_path", lambda self, key: None)
     file = features_of(out, 1)
     whole, random = file.read_bytes(), np.random.default_rng(0)
-    for at in random.integers(0, len(whole), 300).tolist():
+    for at in random.integers(0, len(whole), 60).tolist():
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << int(random.integers(8))]) + whole[at + 1 :])
         with suppress(Damaged):
             found = everything(FeatureStore(out))
