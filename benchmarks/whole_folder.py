@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -34,13 +33,13 @@ def measure(folder: Path, count: int, batch: int, seconds: float, name: str) -> 
     fast = optimize(backbone)
     x = noise(batch, 3, *backbone.preprocess.image_size)
     some = [(folder / "photos" / f"{i:05d}.jpg").read_bytes() for i in range(12)]
-    slices = -(-count // SLICE)
+    slices = count // SLICE
 
     def stages() -> tuple[float, float]:
         """Return the seconds that a photo takes to decode and to embed."""
         return decoding(backbone.preprocess, some, seconds), each(lambda: fast.forward_prefix(x, [-1]), seconds) / batch
 
-    found, took = [stages()], []
+    found, took, limits = [stages()], [], []
     for i in range(slices):
         began = time.perf_counter()
         extract(
@@ -55,9 +54,8 @@ def measure(folder: Path, count: int, batch: int, seconds: float, name: str) -> 
         )
         took.append(time.perf_counter() - began)
         found.append(stages())
-        limit = SLICE * sum(sum(stage) for stage in found[-2:]) / 2
-        print(f"slice {i + 1} of {slices}: {SLICE / took[-1]:.1f} of {SLICE / limit:.1f} images/s", flush=True)
-    limits = [SLICE * (sum(before) + sum(after)) / 2 for before, after in pairwise(found)]
+        limits.append(SLICE * sum(map(sum, found[-2:])) / 2)
+        print(f"slice {i + 1} of {slices}: {SLICE / took[-1]:.1f} of {SLICE / limits[-1]:.1f} images/s", flush=True)
     decode, forward = (len(found) / sum(stage) for stage in zip(*found, strict=True))
     shares = sorted(limit / seconds for limit, seconds in zip(limits, took, strict=True))
     return (

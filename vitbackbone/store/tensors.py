@@ -4,7 +4,8 @@ safetensors cannot open.
 A reader that reads some images of a shard cannot use the checksum that names the object. So each tensor has a checksum
 for each image, which every read compares.
 
-Axes: `n` images of the shard, `R` rows of a tensor; an image has one row, or one for each of its patches.
+Axes: `n` images of the shard. An image has one row of a tensor, or one for each of its patches. `bounds`: the first row
+of each image, and the end.
 """
 
 import json
@@ -35,8 +36,8 @@ class TensorFile(ABC):
     def __init__(self, storage: Storage, key: str) -> None:
         self.storage, self.key = storage, key
         self.grid: Int[np.ndarray, "n 2"] = np.empty((0, 2), np.int64)
-        self._images: Int[np.ndarray, " bounds"] = np.zeros(1, np.int64)  # first row of each image, and the end
-        self._patches: Int[np.ndarray, " bounds"] = np.zeros(1, np.int64)  # the same for patches
+        self._images: Int[np.ndarray, " bounds"] = np.zeros(1, np.int64)  # of tensors with a row for each image
+        self._patches: Int[np.ndarray, " bounds"] = np.zeros(1, np.int64)  # of tensors with a row for each patch
         self._sums: dict[str, Int[np.ndarray, " n"]] = {}
 
     @abstractmethod
@@ -83,7 +84,9 @@ class TensorFile(ABC):
         self._images = np.arange(images + 1)
         patches = 0
         if "patches" in kinds:
-            self._check_rows(shapes, "grid", images)
+            if shapes.get("grid") != (images, 2):
+                raise Damaged(self.storage, self.key, f"grid: {shapes.get('grid')}")
+            self._check_rows(shapes, checksum_name("grid"), images)
             self.grid = self.read("grid", 0, images).numpy().astype(np.int64)
             self._patches = np.concatenate([[0], self.grid.prod(axis=1).cumsum()])
             patches = int(self._patches[-1])

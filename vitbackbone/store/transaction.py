@@ -266,11 +266,11 @@ def _tell(storage: Storage, last: Snapshot | None, known: Known, plan: Plan) -> 
             known.missing + len(known.rows),
         )
     if len(known.rows) and plan.added:
-        log.info("%s: new images, added behind its %d: %d", storage.url, len(known.rows), plan.added)
+        log.info("%s: new images: %d, in rows behind its %d", storage.url, plan.added, len(known.rows))
     if plan.changed:
-        log.warning("%s: changed images, computed again: %d", storage.url, plan.changed)
+        log.warning("%s: changed images: %d, computed again", storage.url, plan.changed)
     if plan.back:
-        log.info("%s: failed images, tried again: %d", storage.url, plan.back)
+        log.info("%s: failed images: %d, tried again", storage.url, plan.back)
     if plan.bare:
         log.warning(
             "%s: images that are not in the source now, and whose features are damaged or were never computed: %d; "
