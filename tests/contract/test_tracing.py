@@ -39,6 +39,27 @@ def test_onnx_runtime_and_openvino_compute_the_same(name: str) -> None:
     assert traced("onnx", name) < 1e-5
 
 
+def test_a_saved_program_gives_the_same_results_in_another_process(tmp_path: Path) -> None:
+    save = (
+        "import torch; from torch.export import Dim; from tests.helpers import tiny_vit\n"
+        "model, images = tiny_vit(), torch.randn(3, 3, 32, 32)\n"
+        "program = torch.export.export(model, (images[:2],), dynamic_shapes=({0: Dim('batch')},))\n"
+        f"torch.export.save(program, {str(tmp_path / 'program.pt2')!r})\n"
+        f"torch.save((images, model(images).cls.detach()), {str(tmp_path / 'want')!r})"
+    )
+    load = (
+        "import torch; from vitbackbone import Features\n"
+        f"images, want = torch.load({str(tmp_path / 'want')!r})\n"
+        f"found = torch.export.load({str(tmp_path / 'program.pt2')!r}).module()(images)\n"
+        "assert isinstance(found, Features) and (found.cls - want).abs().max() < 1e-5"
+    )
+    for code in (save, load):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
 @compiles
 @pytest.mark.parametrize("name", cases([name for name in (*BACKBONES, *HEADS) if name not in ADAPTED], {"nano"}))
 def test_one_compiled_graph_serves_all_batches(name: str) -> None:
