@@ -48,9 +48,10 @@ CASES = (  # model, batch; the first ones first, as far as the time goes
 )
 TOY = (("vit_tiny_patch16_224.augreg_in21k", 2),)
 TURNS, SECONDS = 3, 2.0  # that each contestant has on a batch, and how long a turn is
-BUDGET = 330.0  # seconds for the forwards; a case that would begin later is left out, and the page says so
+BUDGET = 270.0  # seconds for the forwards; a case that would begin later is left out, and the page says so
 END = 480.0  # seconds after which no decoding begins
 FOLDER = "vit_small_patch16_224.augreg_in21k"  # the model of the folder
+DECODINGS: tuple[Decoding, ...] = ("exact", "fast", "draft")
 QUERY = "clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu,clocks_event_reasons.active"
 
 Run = Callable[[Tensor], object]
@@ -217,8 +218,25 @@ def folder_section(count: int, batch: int, began_all: float, seconds: float) -> 
             fast(x)
         forward = batch / event_seconds(fast, x, seconds)
         torch.set_num_threads(1)
+
+        def embed(folder: Path, out: str, decoding: Decoding) -> None:
+            extract(
+                fast,
+                folder,
+                Path(temporary) / out,
+                decoding=decoding,
+                workers=cores,
+                batch_size=batch,
+                device=DEVICE,
+                progress=False,
+            )
+
+        few = Path(temporary) / "few"
+        few.mkdir()
+        photos(few, min(count, 2 * batch))
+        embed(few, "compiled", "exact")  # compiles what a forward without patches needs
         rows, left_out = [], []
-        for decoding in ("exact", "fast", "draft"):
+        for decoding in DECODINGS:
             if time.perf_counter() - began_all > END:
                 left_out.append(decoding)
                 continue
@@ -227,16 +245,7 @@ def folder_section(count: int, batch: int, began_all: float, seconds: float) -> 
                 list(pool.map(partial(_decode, backbone.preprocess, decoding), data))
                 decode = len(data) / (time.perf_counter() - began)
             began = time.perf_counter()
-            extract(
-                fast,
-                source,
-                Path(temporary) / decoding,
-                decoding=decoding,
-                workers=cores,
-                batch_size=batch,
-                device=DEVICE,
-                progress=False,
-            )
+            embed(source, decoding, decoding)
             both = count / (time.perf_counter() - began)
             rows.append(
                 (decoding, f"{decode:,.0f}", f"{forward:,.0f}", f"{both:,.0f}", f"{both / min(decode, forward):.0%}")

@@ -17,7 +17,7 @@ from vitbackbone.cli import main
 from vitbackbone.store import FeatureStore, extract, list_inputs, verify
 from vitbackbone.store.formats import export
 from vitbackbone.store.photos import read_photos, source_files
-from vitbackbone.store.workers.lanes import Lanes
+from vitbackbone.store.workers.lanes import RUN, Lanes
 
 COUNT = 26
 
@@ -193,13 +193,13 @@ def test_workers_share_the_decoding_of_a_video(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
-def test_batches_of_frames_are_asked_in_runs_and_come_back_in_order(processes: int) -> None:
-    groups = [(list(range(100, 129)), True), (list(range(200, 204)), False), (list(range(300, 301)), True)]
+def test_portions_of_frames_are_asked_in_runs_and_come_back_in_order(processes: int) -> None:
+    groups = [(list(range(100, 229)), True), (list(range(300, 304)), False), (list(range(400, 401)), True)]
     lanes = Lanes(processes)
     asked = list(lanes.ask(groups))
     assert sorted(asked) == [place for batches, _ in groups for place in batches]
     assert list(lanes.in_order(iter(asked))) == sorted(asked)
-    of_first = asked[: min(29, 8 * processes) : processes]
+    of_first = asked[: min(129, RUN * processes) : processes]
     assert of_first == list(range(100, 100 + len(of_first)))
 
 

@@ -53,7 +53,7 @@ class Embedder:
         outcomes = list(batch.outcomes)
         if not batch.shapes:
             return outcomes, {}
-        forwards = self._within_memory(batch.images(self.backbone.preprocess, self.device))
+        forwards = self._within_memory(batch.images(self.backbone.preprocess))
         finite = torch.cat([good for good, _ in forwards])
         read = [i for i, outcome in enumerate(outcomes) if outcome.reason is None]
         for i, good in zip(read, finite.tolist(), strict=True):

@@ -1,7 +1,7 @@
-"""Give each reading process consecutive batches of a video, and put what they read back in order.
+"""Give each reading process consecutive portions of a video, and put what they read back in order.
 
-torch's loader gives batch i to process i % k. Each process would then decode the frames between its batches too, which
-are all frames. So batches are requested in an order that gives each process a run of consecutive ones.
+torch's loader gives portion i to process i % k. Each process would then decode the frames between its portions too,
+which are all frames. So portions are requested in an order that gives each process a run of consecutive ones.
 """
 
 from collections import deque
@@ -9,32 +9,32 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TypeVar
 
-RUN = 8  # consecutive batches that a process reads; as many of each other process may wait in memory
+RUN = 32  # consecutive portions that a process reads; as many of each other process may wait in memory
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Lanes:
-    """The order in which batches are asked of a number of processes."""
+    """The order in which portions are asked of a number of processes."""
 
     def __init__(self, processes: int) -> None:
         self.processes = max(1, processes)
-        self._orders: deque[list[int]] = deque()  # for each requested block, the order of its batches
+        self._orders: deque[list[int]] = deque()  # for each requested block, the order of its portions
 
     def ask(self, groups: Iterable[tuple[Sequence[T], bool]]) -> Iterator[T]:
-        """Yield the batches of each group in the order in which they are asked. The flag says whether they are frames
-        of a video; the batches of others keep their order."""
-        for batches, are_frames in groups:
+        """Yield the portions of each group in the order in which they are asked. The flag says whether they are frames
+        of a video; the portions of others keep their order."""
+        for portions, are_frames in groups:
             length = self.processes * RUN if are_frames and self.processes > 1 else 1
-            for start in range(0, len(batches), length):
-                block = batches[start : start + length]
+            for start in range(0, len(portions), length):
+                block = portions[start : start + length]
                 order = _order(len(block), self.processes)
                 self._orders.append(order)
                 yield from (block[place] for place in order)
 
     def in_order(self, results: Iterator[R]) -> Iterator[R]:
-        """Yield the results of all batches in the order of the batches."""
+        """Yield the results of all portions in the order of the portions."""
         held: dict[int, R] = {}
         order: deque[int] = deque()
         following = 0
@@ -48,7 +48,7 @@ class Lanes:
 
 
 def _order(count: int, processes: int) -> list[int]:
-    """Return the places of batches in the order in which they are asked."""
+    """Return the places of portions in the order in which they are asked."""
     runs = [len(range(first, count, processes)) for first in range(processes)]
     starts = [0, *accumulate(runs)]
     return [starts[i % processes] + i // processes for i in range(count)]

@@ -76,7 +76,7 @@ def compute(
     waiting: deque[Task] = deque()  # shards whose images are being read
     shard: _Shard | None = None
     with evaluating(backbone), naming_a_killed_reader():
-        for batch in read_batches(reader, _batches(job, tasks, waiting), job.workers, job.device):
+        for batch in read_batches(reader, _batches(job, tasks, waiting), job.workers, job.device, job.batch_size):
             shard = shard or _Shard(waiting.popleft(), embedder.empty())
             outcomes, tensors = embedder(batch)
             shard.add(outcomes, tensors)
@@ -93,10 +93,10 @@ def _batches(job: Job, tasks: Iterator[Task], waiting: deque[Task]) -> Iterator[
         waiting.append(task)
         found = locators(job.root, task.table, task.table["bytes"].to_pylist())
         asked = list(zip(found, task.table["sha256"].to_pylist(), strict=True))
-        yield [asked[span.start : span.stop] for span in _spans(len(task), job.batch_size)]
+        yield [asked[span.start : span.stop] for span in batch_spans(len(task), job.batch_size)]
 
 
-def _spans(count: int, batch_size: int) -> Iterator[range]:
+def batch_spans(count: int, batch_size: int) -> Iterator[range]:
     """Yield the rows of each batch of a shard.
 
     The batches begin small and double, so that the first forward starts early. They do not depend on the process, so
