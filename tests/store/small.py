@@ -1,7 +1,7 @@
 """Small pictures and a small backbone for the tests of the store, and what its folder holds."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from tests.helpers import tiny_vit
 from vitbackbone.contract.features import Features
 from vitbackbone.contract.geometry import Images
 from vitbackbone.model.config import ViTConfig
@@ -89,3 +90,20 @@ def write_list(file: Path, rows: Sequence[tuple[object, ...]], header: tuple[str
     else:
         pq.write_table(pa.table({name: [row[i] for row in rows] for i, name in enumerate(header)}), file)
     return file
+
+
+def rows(store: FeatureStore) -> dict[str, list[float]]:
+    """The CLS token of each image of a store."""
+    return {path: row.tolist() for path, row in zip(store.paths, store.cls, strict=True)}
+
+
+def meanwhile(act: Callable[[], object]) -> ViT:
+    """A model that does something in its first forward."""
+    model = tiny_vit()
+
+    def hook(*_: object) -> None:
+        handle.remove()
+        act()
+
+    handle = model.norm.register_forward_pre_hook(hook)
+    return model

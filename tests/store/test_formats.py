@@ -213,6 +213,16 @@ def test_bfloat16_and_single_kinds_are_exported(format: str, tmp_path: Path) -> 
     assert torch.equal(torch.from_numpy(store.cls), torch.from_numpy(store.cls).bfloat16().float())
 
 
+@pytest.mark.parametrize("format", ["parquet", "npy"])
+def test_a_store_without_features_is_no_export(format: str, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/bad.png").write_bytes(b"?")
+    store = extract(tiny_vit(), tmp_path / "photos", tmp_path / "store", progress=False)
+    with pytest.raises(ValueError, match=r"no image of .*store has features.*FeatureStore\('.*store'\)\.failed"):
+        export(store, format, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # ---- whole or not at all ------------------------------------------------------------------------------------------
 
 

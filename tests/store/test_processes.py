@@ -103,3 +103,9 @@ def test_a_backbone_that_cannot_be_sent_is_refused_in_a_sentence(photos: Path, t
     with pytest.raises(ValueError, match=r"cannot be sent to other processes .*; it may have no hooks"):
         extract(model, photos, tmp_path / "f", devices=("cpu", "cpu"), **OPTIONS)
     assert not list(tmp_path.glob("f/leases/*"))
+
+
+def test_devices_are_all_or_several(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="devices='cpu'; want 'all' or several"):
+        extract(tiny_vit(), photos, tmp_path / "f", devices="cpu", **OPTIONS)
+    assert not (tmp_path / "f").exists()

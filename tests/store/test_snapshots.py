@@ -8,9 +8,7 @@ import signal
 import tarfile
 import time
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from threading import Thread
 from typing import get_args
 
 import numpy as np
@@ -18,16 +16,16 @@ import pytest
 import torch
 
 from tests.helpers import save_photo, tiny_vit
+from tests.store.small import meanwhile, rows
 from vitbackbone.cli import main
 from vitbackbone.contract import Features
 from vitbackbone.contract.geometry import Images
 from vitbackbone.files import LocalStorage
 from vitbackbone.images import ImageError, Photo
 from vitbackbone.model.vit import ViT
-from vitbackbone.store import FeatureStore, extract, history, prune, verify
-from vitbackbone.store.layout import lease_key
+from vitbackbone.store import FeatureStore, extract, prune, verify
 from vitbackbone.store.sources.locate import GONE_REMEDY, REMEDIES, Reason
-from vitbackbone.store.workers.leases import PRUNE, RUN, Leases
+from vitbackbone.store.workers.leases import Leases
 
 OPTIONS = {"shard_size": 4, "batch_size": 4, "progress": False}
 
@@ -41,10 +39,6 @@ def photos(tmp_path: Path) -> Path:
 
 def shards(directory: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.glob("objects/*/*.safetensors")}
-
-
-def rows(store: FeatureStore) -> dict[str, list[float]]:
-    return {path: row.tolist() for path, row in zip(store.paths, store.cls, strict=True)}
 
 
 def expected(photos: Path) -> dict[str, torch.Tensor]:
@@ -146,18 +140,6 @@ def test_a_duplicate_is_computed_if_its_original_vanishes_before(photos: Path, t
     store = extract(tiny_vit(), photos, out, **OPTIONS)
     assert set(store.paths) >= {"twin.png", "1.png"}  # by the content of the one that is left
     assert store.failed == []
-
-
-def meanwhile(act: Callable[[], object]) -> ViT:
-    """A model that does something in its first forward."""
-    model = tiny_vit()
-
-    def hook(*_: object) -> None:
-        handle.remove()
-        act()
-
-    handle = model.norm.register_forward_pre_hook(hook)
-    return model
 
 
 def interrupt() -> None:
@@ -280,129 +262,6 @@ def test_every_failed_row_says_what_would_heal_it(photos: Path, tmp_path: Path) 
     rows = extract(tiny_vit(), photos, tmp_path / "out", **OPTIONS).index.to_pylist()
     gone = {row["path"]: row["remedy"] for row in rows if row["gone"]}
     assert gone == {"cut.png": GONE_REMEDY, "1.png": None}
-
-
-@pytest.mark.promise(36)
-def test_prune_keeps_what_its_snapshots_need(photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    states = []
-    for seed in (90, 91, 92):
-        states.append(rows(extract(tiny_vit(), photos, out, **OPTIONS)))
-        save_photo(photos / "3.png", 40, 50, seed=seed)
-    assert [one.number for one in history(out)] == [6, 5, 4, 3, 2, 1]
-    old = FeatureStore(out, snapshot=2)
-    assert prune(out, keep=3).snapshots == 3
-    assert [one.number for one in history(out)] == [7, 6, 5, 4]
-    assert rows(FeatureStore(out, snapshot=4)) == states[1]
-    assert rows(FeatureStore(out)) == states[2]
-    assert verify(out).problems == ()
-    removed = prune(out)
-    assert removed.objects > 0
-    assert (rows(FeatureStore(out)), verify(out).problems) == (states[2], ())
-    assert prune(out).objects == 0
-    with pytest.raises(ValueError, match="snapshot 2 was pruned while it was open; open the store again"):
-        _ = old.cls
-    (out / "snapshots" / f"{history(out)[-1].number:08}.json").unlink()
-    assert verify(out).problems != ()
-    with pytest.raises(ValueError, match="keep=0; want at least 1"):
-        prune(out, keep=0)
-
-
-@pytest.mark.promise(36)
-def test_a_run_that_begins_during_a_prune_loses_nothing(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It wants an object that no snapshot needs yet, and that the prune is about to remove."""
-    out, twin = tmp_path / "out", tmp_path / "twin"
-    extract(tiny_vit(), photos, out, **OPTIONS)
-    shutil.copytree(out, twin)
-    save_photo(photos / "3.png", 40, 50, seed=90)
-    extract(tiny_vit(), photos, twin, **OPTIONS)
-    shutil.copytree(twin / "objects", out / "objects", dirs_exist_ok=True)
-    begun, delete = [], LocalStorage.delete
-
-    def after_a_begin(storage: LocalStorage, key: str) -> None:
-        if not begun and key.startswith("objects/"):
-            begun.append(Thread(target=extract, args=(tiny_vit(), photos, out), kwargs=OPTIONS))
-            begun[0].start()
-            begun[0].join(3)  # it would end in this time
-        delete(storage, key)
-
-    monkeypatch.setattr(LocalStorage, "delete", after_a_begin)
-    assert prune(out).objects
-    begun[0].join()
-    assert verify(out).problems == ()
-    np.testing.assert_array_equal(FeatureStore(out).cls, FeatureStore(twin).cls)
-
-
-@pytest.mark.promise(36)
-@pytest.mark.parametrize("kind", [RUN, PRUNE])
-def test_prune_begins_only_without_a_run_or_another_prune(photos: Path, tmp_path: Path, kind: str) -> None:
-    """Their leases stay. A clock of this machine that is an hour ahead of the storage's does not end them."""
-    out = tmp_path / "out"
-    extract(tiny_vit(), photos, out, **OPTIONS)
-    storage, key = LocalStorage(out), lease_key(f"{kind}other")
-    assert storage.create(key, b"{}")
-    with pytest.raises(BlockingIOError, match="an extraction or another prune is at work"):
-        prune(out)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitbackbone.store.workers.leases.time.time", lambda now=time.time: now() + 3600)
-        with pytest.raises(BlockingIOError, match=r"prune in (2\d|30) seconds"):
-            prune(out)
-    os.utime(out / key, (time.time() - 31,) * 2)
-    prune(out)
-    assert storage.head(key) is None
-
-
-@pytest.mark.promise(36)
-def test_the_lease_of_a_run_is_written_again_if_another_machine_removes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vitbackbone.store.workers.leases.TERM", 0.3)
-    storage = LocalStorage(tmp_path)
-    with Leases(storage).kept() as leases:
-        leases.claim_run()
-        key = lease_key(f"{RUN}{leases.token}")
-        storage.delete(key)
-        deadline = time.monotonic() + 20
-        while storage.head(key) is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    assert storage.head(key) is None
-
-
-@pytest.mark.promise(29)
-@pytest.mark.parametrize("step", ["_read_records", "_check_objects"])
-def test_a_run_and_a_prune_meanwhile_are_no_problem_of_a_store(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    out, module = tmp_path / "out", import_module("vitbackbone.store.verify")
-    extract(tiny_vit(), photos, out, **OPTIONS)
-    original, changes = getattr(module, step), [1, 2]
-
-    def after_a_change(*arguments: object) -> object:
-        if changes:
-            save_photo(photos / "3.png", 40, 50, seed=90 + changes.pop())
-            extract(tiny_vit(), photos, out, **OPTIONS)
-            prune(out)
-        return original(*arguments)
-
-    monkeypatch.setattr(module, step, after_a_change)
-    assert verify(out).problems == ()
-    assert not changes
-
-
-@pytest.mark.promise(36)
-def test_prune_waits_for_runs_at_work(photos: Path, tmp_path: Path) -> None:
-    out, said = tmp_path / "out", []
-
-    def pruned() -> None:
-        with pytest.raises((BlockingIOError, ValueError)) as error:
-            prune(out)
-        said.append(str(error.value))
-
-    extract(meanwhile(pruned), photos, out, **OPTIONS)
-    assert "an extraction or another prune is at work" in said[0]
 
 
 @pytest.mark.promise(34)

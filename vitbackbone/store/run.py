@@ -121,6 +121,8 @@ def extract(
     ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+    if isinstance(devices, str) and devices != "all":
+        raise ValueError(f"devices={devices!r}; want 'all' or several, such as ({devices!r},); for one, give device")
     several = all_devices() if devices == "all" else list(devices or ())
     if cluster is None:
         for one in several or [str(device)]:

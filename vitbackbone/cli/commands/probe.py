@@ -39,7 +39,7 @@ def probe(args: argparse.Namespace) -> int:
     kind = "tokens" if args.probe == "attentive" else _kind(store)
     images, y = _labelled(store, store.class_names)
     if len(np.unique(y)) < 2:
-        raise ValueError(f"{store.directory} has the one class {store.class_names[y[0]]!r}; want at least two")
+        raise ValueError(f"{store.storage.url} has the one class {store.class_names[y[0]]!r}; want at least two")
     groups = _groups(store, images, args.groups)
     if args.test:
         test = FeatureStore(args.test)
@@ -100,7 +100,7 @@ def _hold_out(store: "FeatureStore", y: "NDArray[np.int64]", groups: "NDArray[np
     held = hold_out(np.unique(y, return_inverse=True)[1], HOLD_OUT, groups)
     if not held.any():
         what = "one image" if len(np.unique(groups)) == len(groups) else "one group of images"
-        raise ValueError(f"{store.directory} has only {what} in each class and none to measure on; give a --test store")
+        raise ValueError(f"{store.storage.url} has only {what} in each class and none to measure on; give a --test store")
     return held
 
 
@@ -199,25 +199,25 @@ def _kind(store: "FeatureStore") -> str:
     """Return the features that a probe reads: `cls` if the store has CLS tokens, else `patches`, their mean."""
     kinds = [kind for kind in ("cls", "patches") if kind in store.manifest["tokens"]]
     if not kinds:
-        raise ValueError(f"{store.directory} has neither cls nor patches to probe")
+        raise ValueError(f"{store.storage.url} has neither cls nor patches to probe")
     return kinds[0]
 
 
 def _labelled(store: "FeatureStore", class_names: Sequence[str]) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
     """Return the rows of labelled images (N,), and their labels (N,) as indices into `class_names`."""
     if not len(store):
-        raise ValueError(f"no image of {store.directory} could be read; run `vitbackbone extract` again to see why")
+        raise ValueError(f"no image of {store.storage.url} could be read; run `vitbackbone extract` again to see why")
     known = np.flatnonzero(store.labels >= 0)
     if not len(known):
         raise ValueError(
-            f"{store.directory} has no labels: extract a folder whose sub-folders are classes, or a list with a "
+            f"{store.storage.url} has no labels: extract a folder whose sub-folders are classes, or a list with a "
             "column label"
         )
     if len(known) < len(store):
-        log.warning("%s: images without a label, left out: %d", store.directory, len(store) - len(known))
+        log.warning("%s: images without a label, left out: %d", store.storage.url, len(store) - len(known))
     strange = sorted(set(store.class_names) - set(class_names))
     if strange:
-        raise ValueError(f"{store.directory} has classes that the probe was not fitted on: {', '.join(strange)}")
+        raise ValueError(f"{store.storage.url} has classes that the probe was not fitted on: {', '.join(strange)}")
     return known, np.array([class_names.index(name) for name in store.class_names])[store.labels[known]]
 
 
@@ -232,11 +232,11 @@ def _features(store: "FeatureStore", kind: str, images: "NDArray[np.int64]") -> 
 def _check_same_features(store: "FeatureStore", test: "FeatureStore") -> None:
     if _kind(store) != _kind(test):
         raise ValueError(
-            f"{store.directory} holds {_kind(store)} and {test.directory} {_kind(test)}; want the same --tokens"
+            f"{store.storage.url} holds {_kind(store)} and {test.storage.url} {_kind(test)}; want the same --tokens"
         )
     for key in ("model", "preprocessing", "layers", "norm"):
         if store.manifest[key] != test.manifest[key]:
-            raise ValueError(f"{store.directory} and {test.directory} hold different features: their {key} differs")
+            raise ValueError(f"{store.storage.url} and {test.storage.url} hold different features: their {key} differs")
 
 
 def check_same_backbone(backbone: "BackboneModule", manifest: dict[str, Any]) -> None:

@@ -67,13 +67,18 @@ def export(store: FeatureStore, format: str, out: str | PathLike[str], progress:
     has no lists of lists.
 
     Raises `ValueError` for an unknown format, for `npy` and `csv` if the store has no CLS tokens, for `lance` if the
-    path is not UTF-8, and if the folder has files that no export wrote. Raises `ImportError` that names the extra if a
+    path is not UTF-8, if no image has features, and if the folder has files that no export wrote. Raises `ImportError` that names the extra if a
     library is not installed.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r}; want one of {', '.join(FORMATS)}")
     if format in ("npy", "csv") and "cls" not in store.manifest["tokens"]:
-        raise ValueError(f"{store.directory} has no CLS tokens, and {format} holds only these; export it as parquet")
+        raise ValueError(f"{store.storage.url} has no CLS tokens, and {format} holds only these; export it as parquet")
+    if not len(store):
+        raise ValueError(
+            f"no image of {store.storage.url} has features, so there is nothing to export; "
+            f"FeatureStore({store.storage.url!r}).failed tells why"
+        )
     write = _writer(format)
     check_folder(Path(out))
     folder = Path(out).resolve()  # what a link leads to is replaced, and the link stays
