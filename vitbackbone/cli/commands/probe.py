@@ -100,7 +100,9 @@ def _hold_out(store: "FeatureStore", y: "NDArray[np.int64]", groups: "NDArray[np
     held = hold_out(np.unique(y, return_inverse=True)[1], HOLD_OUT, groups)
     if not held.any():
         what = "one image" if len(np.unique(groups)) == len(groups) else "one group of images"
-        raise ValueError(f"{store.storage.url} has only {what} in each class and none to measure on; give a --test store")
+        raise ValueError(
+            f"{store.storage.url} has only {what} in each class and none to measure on; give a --test store"
+        )
     return held
 
 

@@ -62,7 +62,8 @@ class Measured:
             files.append(_write(sheet, encoded.getvalue()))
         elif len(wrong):
             note = (
-                f"the photos of {self.store.storage.url} were not found, so no picture shows mistakes; give --photos DIR"
+                f"the photos of {self.store.storage.url} were not found, so no picture shows mistakes; "
+                "give --photos DIR"
             )
         return files, note
 

@@ -67,8 +67,8 @@ def export(store: FeatureStore, format: str, out: str | PathLike[str], progress:
     has no lists of lists.
 
     Raises `ValueError` for an unknown format, for `npy` and `csv` if the store has no CLS tokens, for `lance` if the
-    path is not UTF-8, if no image has features, and if the folder has files that no export wrote. Raises `ImportError` that names the extra if a
-    library is not installed.
+    path is not UTF-8, if no image has features, and if the folder has files that no export wrote. Raises `ImportError`
+    that names the extra if a library is not installed.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r}; want one of {', '.join(FORMATS)}")
