@@ -17,7 +17,7 @@ from vitbackbone.store.records import Snapshot
 from vitbackbone.store.results import as_table, encoded, in_order, read_done, read_results, read_tasks, spans
 from vitbackbone.store.sources.frames import frame_columns
 from vitbackbone.store.sources.labels import as_utf8
-from vitbackbone.store.sources.locate import remedy_of
+from vitbackbone.store.sources.locate import remedies
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +65,12 @@ class Table:
         status = pc.if_else(outcome["reason"].is_valid(), "failed", pc.if_else(computed, "ok", "pending"))
         columns = {
             "row": np.arange(len(self.rows)),
-            "path": [shown(path) for path in self.rows["path"].to_pylist()],
+            "path": _shown(self.rows["path"]),
             "label": self.rows["label"],
             "status": status,
             **outcome,
-            "remedy": list(map(remedy_of, outcome["reason"].to_pylist(), self.rows["gone"].to_pylist())),
-            "sha256": [digest and digest.hex() for digest in self.rows["sha256"].to_pylist()],
+            "remedy": remedies(outcome["reason"], self.rows["gone"]),
+            "sha256": _hexadecimal(self.rows["sha256"]),
             "same_as": self._same_as(),
             "gone": self.rows["gone"],
             **frame_columns(self.rows["path"]),
@@ -119,6 +119,23 @@ def read_all(storage: Storage, snapshot: Snapshot) -> Table:
     )
 
 
-def shown(path: bytes) -> str:
-    """Return a path as users see it: bytes that are not UTF-8 are written \\udcXX."""
-    return as_utf8(os.fsdecode(path))
+def _shown(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return paths as users see them: bytes that are not UTF-8 are written \\udcXX."""
+    try:
+        return paths.cast(pa.string())
+    except pa.ArrowInvalid:  # some are not UTF-8
+        return pa.chunked_array([[as_utf8(os.fsdecode(path)) for path in paths.to_pylist()]], pa.string())
+
+
+def _hexadecimal(digests: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return checksums of 32 bytes as text. A column at once, because a million `str` take seconds."""
+    return pa.chunked_array([_hexadecimal_of(chunk) for chunk in digests.chunks], pa.string())
+
+
+def _hexadecimal_of(digests: pa.FixedSizeBinaryArray) -> pa.Array:
+    width, count = digests.type.byte_width, len(digests)
+    start = digests.offset * width
+    text = memoryview(digests.buffers()[1])[start : start + count * width].hex().encode()
+    ends = np.arange(count + 1, dtype=np.int32) * (2 * width)
+    texts = pa.StringArray.from_buffers(count, pa.py_buffer(ends), pa.py_buffer(text))
+    return pc.if_else(digests.is_valid(), texts, None)

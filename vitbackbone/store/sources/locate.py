@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vitbackbone.files import FileTooLarge, ServiceDown, ServiceError
 from vitbackbone.images import HeldPhoto, ImageError, Photo
@@ -60,11 +61,11 @@ REMEDIES: dict[Reason, str] = {
 GONE_REMEDY = "it is no longer in the source; `vitbackbone prune STORE --gone` removes its row"
 
 
-def remedy_of(reason: Reason | None, gone: bool) -> str | None:
-    """Return what would heal a failed input, given whether it is no longer in the source."""
-    if reason is None:
-        return None
-    return GONE_REMEDY if gone and reason != "missing" else REMEDIES[reason]
+def remedies(reasons: pa.ChunkedArray, gone: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return what would heal each failed input, null for others. `gone`: whether it is no longer in the source."""
+    healed = pa.array(list(REMEDIES.values())).take(pc.index_in(reasons, pa.array(list(REMEDIES))))
+    vanished = pc.and_(gone, pc.not_equal(reasons, "missing"))
+    return pc.if_else(pc.fill_null(vanished, False), GONE_REMEDY, healed)
 
 
 AWAY_SERVICE = "the service that holds it did not answer"  # the same text at every run
