@@ -51,7 +51,7 @@ TURNS, SECONDS = 3, 2.0  # that each contestant has on a batch, and how long a t
 BUDGET = 270.0  # seconds for the forwards; a case that would begin later is left out, and the page says so
 END = 480.0  # seconds after which no decoding begins
 FOLDER = "vit_small_patch16_224.augreg_in21k"  # the model of the folder
-DECODINGS: tuple[Decoding, ...] = ("exact", "fast", "draft")
+DECODINGS: tuple[Decoding, ...] = ("exact", "fast", "draft", "gpu") if ON_GPU else ("exact", "fast", "draft")
 QUERY = "clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu,clocks_event_reasons.active"
 
 Run = Callable[[Tensor], object]
@@ -225,7 +225,7 @@ def folder_section(count: int, batch: int, began_all: float, seconds: float) -> 
                 folder,
                 Path(temporary) / out,
                 decoding=decoding,
-                workers=cores,
+                workers=0 if decoding == "gpu" else cores,  # the process that computes decodes
                 batch_size=batch,
                 device=DEVICE,
                 progress=False,
@@ -240,7 +240,7 @@ def folder_section(count: int, batch: int, began_all: float, seconds: float) -> 
             if time.perf_counter() - began_all > END:
                 left_out.append(decoding)
                 continue
-            with ThreadPoolExecutor(cores) as pool:
+            with ThreadPoolExecutor(1 if decoding == "gpu" else cores) as pool:
                 began = time.perf_counter()
                 list(pool.map(partial(_decode, backbone.preprocess, decoding), data))
                 decode = len(data) / (time.perf_counter() - began)
@@ -251,7 +251,7 @@ def folder_section(count: int, batch: int, began_all: float, seconds: float) -> 
                 (decoding, f"{decode:,.0f}", f"{forward:,.0f}", f"{both:,.0f}", f"{both / min(decode, forward):.0%}")
             )
             print(*rows[-1], sep=" | ", flush=True)
-    words = f"{count:,} JPEGs of 1 to 2 megapixels, {FOLDER}, CLS, {cores} cores decode."
+    words = f"{count:,} JPEGs of 1 to 2 megapixels, {FOLDER}, CLS, {cores} cores decode{', or nvJPEG' * ON_GPU}."
     words += f" Left out, as the time was up: {', '.join(left_out)}." if left_out else ""
     return f"{words}\n\n" + markdown(
         ["decoding", "decode, images/s", "forward, images/s", "both, images/s", "of the lesser"], rows
