@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.timing import markdown
 from vitbackbone.store.sources.locate import Locator
+from vitbackbone.store.workers.killed_readers import Notes
 from vitbackbone.store.workers.reader import Asked, ImageReader, Outcome, Read, read_batches
 from vitbackbone.store.workers.shard_job import batch_spans
 
@@ -25,8 +26,8 @@ SHARD = 1000
 class Waiting(ImageReader):
     """Reads an image in a fixed time."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, processes: int) -> None:
+        self.seconds, self.notes = seconds, Notes(processes)
 
     def __getitems__(self, asked: Sequence[Asked]) -> Read:
         time.sleep(self.seconds * len(asked))
@@ -50,7 +51,7 @@ def main() -> None:
     rows = []
     for count in args.counts:
         began = time.perf_counter()
-        reader = Waiting(args.seconds)
+        reader = Waiting(args.seconds, args.processes)
         for _ in read_batches(reader, shards(count, args.batch_size), args.processes, "cpu", args.batch_size):
             pass
         took, least = time.perf_counter() - began, count * args.seconds / args.processes

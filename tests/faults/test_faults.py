@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from tests.helpers import photo, randomise, save_photo, tiny_vit
 from vitbackbone.contract.features import Features
 from vitbackbone.contract.geometry import Images
 from vitbackbone.files import LocalStorage
+from vitbackbone.images import Photo
 from vitbackbone.images.preprocess import Preprocess
 from vitbackbone.model.config import ViTConfig
 from vitbackbone.model.vit import ViT
@@ -254,6 +256,37 @@ def test_a_killed_worker_is_named_and_nothing_hangs(photos: Path, tmp_path: Path
     model = ViT(tiny_vit().config, preprocess=Fatal(image_size=(32, 32))).eval()
     with pytest.raises(ChildProcessError, match=r"reads images was killed .*fewer workers"):
         extract(model, photos, tmp_path / "out", workers=1, progress=False)
+
+
+class Crashing(Preprocess):
+    """Crashes at a picture of 9 x 9 pixels, as a decoder does that reads where it must not."""
+
+    def pixels(self, photo: Photo, *args: object) -> torch.Tensor:
+        if photo.size == (9, 9):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().pixels(photo, *args)
+
+
+@pytest.mark.promise(18)
+@pytest.mark.parametrize("afresh", [False, True])
+def test_images_that_crash_a_reader_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: bool) -> None:
+    monkeypatch.setattr("vitbackbone.store.workers.reader.has_clients", lambda: afresh)
+    for i in range(40):
+        save_photo(
+            tmp_path / "photos" / f"{i:02}\x1b.png", *((9, 9) if i == 2 else (8, 9)), seed=i
+        )  # no forward before it
+    model = ViT(tiny_vit().config, preprocess=Crashing(image_size=(32, 32))).eval()
+    with pytest.raises(ChildProcessError) as raised:
+        extract(model, tmp_path / "photos", tmp_path / "out", workers=2, progress=False)
+    told = str(raised.value)
+    begun = re.search(r"killed while it read (\S* to \S*) \(", told)
+    assert begun, told
+    first, last = (int(Path(name).name[:2]) for name in begun[1].split(" to "))
+    assert first <= 2 <= last < first + 8
+    assert "\x1b" not in told
+    assert "move it away" in told
+    (tmp_path / "photos/02\x1b.png").unlink()
+    assert len(extract(model, tmp_path / "photos", tmp_path / "out", workers=2, progress=False)) == 39
 
 
 @pytest.mark.promise(20)

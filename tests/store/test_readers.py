@@ -11,13 +11,15 @@ import torch
 from vitbackbone.files import ServiceDown
 from vitbackbone.store.sources.locate import Locator
 from vitbackbone.store.workers import reader
+from vitbackbone.store.workers.killed_readers import Notes
 from vitbackbone.store.workers.reader import Asked, ImageReader, Outcome, Read, read_batches
 
 
 class Telling(ImageReader):
     """Tells what the environment of its process has, in place of the reason for which an image cannot be read."""
 
-    def __init__(self) -> None: ...
+    def __init__(self) -> None:
+        self.notes = Notes(4)
 
     def __getitems__(self, asked: Sequence[Asked]) -> Read:
         return [(Outcome("damaged", os.environ.get("PLACE_OF_THE_BUCKET"), None, None, None), None) for _ in asked]
@@ -26,7 +28,8 @@ class Telling(ImageReader):
 class Naming(ImageReader):
     """Tells which process reads each image."""
 
-    def __init__(self) -> None: ...
+    def __init__(self) -> None:
+        self.notes = Notes(4)
 
     def __getitems__(self, asked: Sequence[Asked]) -> Read:
         return [(Outcome(error=f"{at.file} {os.getpid()}"), torch.zeros(3, 1, 1, dtype=torch.uint8)) for at, _ in asked]
@@ -35,7 +38,8 @@ class Naming(ImageReader):
 class Down(ImageReader):
     """Meets a service that does not answer."""
 
-    def __init__(self) -> None: ...
+    def __init__(self) -> None:
+        self.notes = Notes(4)
 
     def __getitem__(self, asked: Asked) -> tuple[Outcome, None]:
         raise ServiceDown(errno.EIO, "does not answer", "s3://photos")

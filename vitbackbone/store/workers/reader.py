@@ -7,13 +7,11 @@ with 16 processes, 4,000 images and batches of 256, one process would read 500 i
 import math
 import multiprocessing
 import os
-import re
 import signal
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -30,6 +28,7 @@ from vitbackbone.images import Decoding, ImageError, ImageTransform, Photo, Reso
 from vitbackbone.store.sources.identity import REQUESTS
 from vitbackbone.store.sources.locate import Locator, Reason, Unreadable, is_frame, read_photo
 from vitbackbone.store.sources.remote import is_remote
+from vitbackbone.store.workers.killed_readers import Notes
 from vitbackbone.store.workers.lanes import Lanes
 
 CHANGED = "has changed since the run began; run the same extraction again"
@@ -85,7 +84,7 @@ class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
     """Reads one input. The index is the input itself, so that workers hold neither a list of inputs nor the weights.
 
     Returns the outcome, and the pixels (C, H, W) or None. Never raises on a bad file. Arguments as for
-    `Preprocess.pixels`, and `max_pixels` as for `Photo`.
+    `Preprocess.pixels`, and `max_pixels` as for `Photo`. `notes`: where each process writes what it reads.
     """
 
     def __init__(
@@ -95,18 +94,21 @@ class ImageReader(Dataset[tuple[Outcome, Tensor | None]]):
         keep_aspect: bool,
         decoding: Decoding,
         max_pixels: int | None = None,
+        notes: Notes | None = None,
     ) -> None:
         self.preprocess = preprocess
         self.resolution = resolution
         self.keep_aspect = keep_aspect
         self.decoding = decoding
         self.max_pixels = max_pixels
+        self.notes = notes or Notes(0)
 
     def __getitems__(self, asked: Sequence[Asked]) -> Read | OSError | MemoryError:
         """Read the inputs of a batch, in order. Returns the error if a service or the memory fails for all of them:
         torch would replace it by the text of its traceback."""
         try:
-            return self._read(asked)
+            with self.notes.reading([at for at, _ in asked]):
+                return self._read(asked)
         except (OSError, MemoryError) as error:
             return error
 
@@ -182,7 +184,7 @@ def read_batches(
         pin_memory=torch.device(device).type == "cuda",
     )
     portions = list[PixelBatch]()
-    for portion in lanes.in_order(iter(loader)):
+    for portion in lanes.in_order(reader.notes.naming_the_lost(iter(loader))):
         if not isinstance(portion, PixelBatch):
             raise portion
         portions.append(portion)
@@ -203,21 +205,6 @@ def _portions(batches: Sequence[list[Asked]], workers: int, lengths: deque[int])
         size = (REQUESTS if is_remote(batch[0][0].file) else PORTION) if workers else len(batch)
         found += [batch[start : start + size] for start in range(0, len(batch), size)]
     return found
-
-
-@contextmanager
-def naming_a_killed_reader() -> Iterator[None]:
-    """Raise `ChildProcessError` if a reading process is killed. torch tells of it wherever the main thread is then."""
-    try:
-        yield
-    except RuntimeError as error:
-        killed = re.match(r"DataLoader worker \(pid.*", str(error))
-        if not killed:
-            raise
-        raise ChildProcessError(
-            f"a process that reads images was killed ({killed[0]}), most often because memory ran out. Use fewer "
-            "workers or a smaller batch size, and run the same extraction again; complete shards are kept"
-        ) from error
 
 
 def _afresh() -> BaseContext:

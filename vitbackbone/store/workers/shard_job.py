@@ -18,7 +18,8 @@ from vitbackbone.store.results import Task, publish_result
 from vitbackbone.store.sources.locate import locators
 from vitbackbone.store.sources.rows import Root
 from vitbackbone.store.workers.embed import Embedder
-from vitbackbone.store.workers.reader import Asked, ImageReader, Outcome, naming_a_killed_reader, read_batches
+from vitbackbone.store.workers.killed_readers import Notes
+from vitbackbone.store.workers.reader import Asked, ImageReader, Outcome, read_batches
 from vitbackbone.store.workers.route import prepared
 
 FIRST = 4  # images of the first batch of a shard
@@ -63,7 +64,10 @@ def compute(
     """
     asked = job.manifest["preprocessing"]
     resolution = tuple(asked["resolution"]) if isinstance(asked["resolution"], list) else asked["resolution"]
-    reader = ImageReader(backbone.preprocess, resolution, asked["keep_aspect"], asked["decoding"], job.max_pixels)
+    notes = Notes(job.workers)
+    reader = ImageReader(
+        backbone.preprocess, resolution, asked["keep_aspect"], asked["decoding"], job.max_pixels, notes
+    )
     area = math.prod(backbone.preprocess.view((1, 1), resolution, asked["keep_aspect"]).size)
     embedder = Embedder(
         backbone,
@@ -75,7 +79,7 @@ def compute(
     )
     waiting: deque[Task] = deque()  # shards whose images are being read
     shard: _Shard | None = None
-    with evaluating(backbone), naming_a_killed_reader():
+    with evaluating(backbone), notes.naming_the_killed():
         for batch in read_batches(reader, _batches(job, tasks, waiting), job.workers, job.device, job.batch_size):
             shard = shard or _Shard(waiting.popleft(), embedder.empty())
             outcomes, tensors = embedder(batch)
