@@ -3,14 +3,14 @@
 import errno
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 
 from vitbackbone.files import ServiceDown
 from vitbackbone.store.sources.locate import Locator
-from vitbackbone.store.workers import reader
+from vitbackbone.store.workers import killed_readers, reader
 from vitbackbone.store.workers.killed_readers import Notes
 from vitbackbone.store.workers.reader import Asked, ImageReader, Outcome, Read, read_batches
 
@@ -68,6 +68,18 @@ def test_they_share_each_batch_alike(processes: int) -> None:
     read = Counter(process for batch in found for _, process in batch)
     assert len(read) == processes
     assert max(read.values()) - min(read.values()) <= 3 * reader.PORTION
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_lost_connection_of_the_storage_is_no_killed_process(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(killed_readers, "SOON", 0.5)
+
+    def shards() -> Iterator[list[list[Asked]]]:
+        yield from ([[(Locator(f"{i}.jpg"), None)]] for i in range(9))
+        raise ConnectionResetError("a lease was not written")
+
+    with pytest.raises(ConnectionResetError, match="a lease was not written"):
+        list(read_batches(Naming(), shards(), processes, "cpu", 1))
 
 
 @pytest.mark.slow

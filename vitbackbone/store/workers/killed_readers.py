@@ -38,13 +38,11 @@ class Notes:
         if worker is None:
             yield
             return
-        names = [os.path.join(at.file, at.member) if at.member else at.file for at in (places[0], places[-1])]  # noqa: PTH118
-        what = " to ".join(escaped(name) for name in dict.fromkeys(names))
-        note = f"{os.getpid()} {what}".encode(errors="replace")[: LONGEST - 1]
-        mine = self._shared[worker.id].numpy()
-        mine[: len(note) + 1] = [*note, 0]
+        ends = (places[0], places[-1])
+        names = dict.fromkeys(f"{at.file}/{at.member}" if at.member else at.file for at in ends)
+        self._write(worker.id, " to ".join(map(escaped, names)))
         yield
-        mine[0] = 0
+        self._write(worker.id, "")
 
     @contextmanager
     def naming_the_killed(self) -> Iterator[None]:
@@ -63,20 +61,31 @@ class Notes:
         try:
             yield from received
         except (ConnectionError, EOFError) as error:
-            wait([child.sentinel for child in active_children()], timeout=SOON)
+            if not self._one_ends():
+                raise
             raise self._error(str(error) or type(error).__name__) from error
+
+    def _one_ends(self) -> bool:
+        """Tell whether a reading process has ended, or does so within seconds."""
+        processes = dict(self._read())
+        readers = [child for child in active_children() if child.pid in processes]
+        return len(readers) < len(processes) or bool(readers and wait([one.sentinel for one in readers], timeout=SOON))
 
     def _error(self, told: str) -> ChildProcessError:
         alive = {child.pid for child in active_children()}
-        begun = ", ".join(what for process, what in self._begun() if process not in alive)
+        begun = ", ".join(what for process, what in self._read() if what and process not in alive)
         return ChildProcessError(
             f"a process that reads images was killed{f' while it read {begun}' if begun else ''} ({told}). Most often "
             "memory ran out: use fewer workers or a smaller batch size. If it happens again at the same images, one of "
             "them crashes its decoder: move it away. Then run the same extraction again; complete shards are kept"
         )
 
-    def _begun(self) -> Iterator[tuple[int, str]]:
-        """Yield the process and the images of each note."""
+    def _write(self, worker: int, what: str) -> None:
+        note = f"{os.getpid()} {what}".encode(errors="replace")[: LONGEST - 1]
+        self._shared[worker].numpy()[: len(note) + 1] = [*note, 0]
+
+    def _read(self) -> Iterator[tuple[int, str]]:
+        """Yield each process that has begun, and the images that it reads."""
         for note in self._shared.numpy():
             process, _, what = note.tobytes().partition(b"\0")[0].decode(errors="replace").partition(" ")
             if process:
