@@ -268,7 +268,7 @@ class Crashing(Preprocess):
 
 
 @pytest.mark.promise(18)
-@pytest.mark.parametrize("afresh", [False, True])
+@pytest.mark.parametrize("afresh", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_images_that_crash_a_reader_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: bool) -> None:
     monkeypatch.setattr("vitbackbone.store.workers.reader.has_clients", lambda: afresh)
     for i in range(40):

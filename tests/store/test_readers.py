@@ -53,7 +53,7 @@ def test_their_errors_are_raised_as_they_are(processes: int) -> None:
     assert str(raised.value) == str(ServiceDown(errno.EIO, "does not answer", "s3://photos"))
 
 
-@pytest.mark.parametrize("processes", [1, 3, 4])
+@pytest.mark.parametrize("processes", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 4))])
 def test_they_share_each_batch_alike(processes: int) -> None:
     shards: list[list[list[Asked]]] = [
         [[(Locator(f"{shard}-{batch}-{i}.jpg"), None) for i in range(size)] for batch, size in enumerate(sizes)]
