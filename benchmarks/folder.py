@@ -8,8 +8,7 @@ transformers, on the same photos, pixels and batches. It computes CLS of ViT-S/1
 read in worker processes; `extract` does so only for a GPU, and else reads between two forwards, as it does by default.
 Decoding and the forward share the cores. So the upper limit of both together is
 1 / (1 / decoding + 1 / forward), with the rate of each alone. These are measured before and after,
-because the speed of a machine drifts. `benchmarks.whole_folder`
-measures thousands of photos.
+because the speed of a machine drifts. `benchmarks.whole_folder` measures thousands of photos.
 """
 
 import argparse

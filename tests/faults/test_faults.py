@@ -271,10 +271,8 @@ class Crashing(Preprocess):
 @pytest.mark.parametrize("afresh", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_images_that_crash_a_reader_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: bool) -> None:
     monkeypatch.setattr("vitbackbone.store.workers.reader.has_clients", lambda: afresh)
-    for i in range(40):
-        save_photo(
-            tmp_path / "photos" / f"{i:02}\x1b.png", *((9, 9) if i == 2 else (8, 9)), seed=i
-        )  # no forward before it
+    for i in range(40):  # the third crashes, so that no forward comes before it
+        save_photo(tmp_path / "photos" / f"{i:02}\x1b.png", 9 if i == 2 else 8, 9, seed=i)
     model = ViT(tiny_vit().config, preprocess=Crashing(image_size=(32, 32))).eval()
     with pytest.raises(ChildProcessError) as raised:
         extract(model, tmp_path / "photos", tmp_path / "out", workers=2, progress=False)

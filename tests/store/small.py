@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from tests.helpers import tiny_vit
+from tests.helpers import save_photo, tiny_vit
 from vitbackbone.contract.features import Features
 from vitbackbone.contract.geometry import Images
 from vitbackbone.model.config import ViTConfig
@@ -19,6 +19,7 @@ from vitbackbone.model.vit import ViT
 from vitbackbone.store import FeatureStore
 
 TINY = ViTConfig(image_size=(32, 32), patch_size=8, dim=16, depth=2, num_heads=2, mlp_dim=32)
+FOURS = {"shard_size": 4, "batch_size": 4, "progress": False}  # options of `extract`: shards of four images
 SIZES = [(121, 68), (40, 33), (32, 32), (9, 50), (1, 1), (64, 48), (30, 31)]  # (W, H)
 
 
@@ -90,6 +91,12 @@ def write_list(file: Path, rows: Sequence[tuple[object, ...]], header: tuple[str
     else:
         pq.write_table(pa.table({name: [row[i] for row in rows] for i, name in enumerate(header)}), file)
     return file
+
+
+def ten_photos(folder: Path) -> Path:
+    for i in range(10):
+        save_photo(folder / f"{i}.png", 40, 50, seed=i)
+    return folder
 
 
 def rows(store: FeatureStore) -> dict[str, list[float]]:

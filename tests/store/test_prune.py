@@ -11,20 +11,16 @@ import numpy as np
 import pytest
 
 from tests.helpers import save_photo, tiny_vit
-from tests.store.small import meanwhile, rows
+from tests.store.small import FOURS, meanwhile, rows, ten_photos
 from vitbackbone.files import LocalStorage
 from vitbackbone.store import FeatureStore, extract, history, prune, verify
 from vitbackbone.store.layout import lease_key
 from vitbackbone.store.workers.leases import PRUNE, RUN, Leases
 
-OPTIONS = {"shard_size": 4, "batch_size": 4, "progress": False}
-
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for i in range(10):
-        save_photo(tmp_path / "photos" / f"{i}.png", 40, 50, seed=i)
-    return tmp_path / "photos"
+    return ten_photos(tmp_path / "photos")
 
 
 @pytest.mark.promise(36)
@@ -32,7 +28,7 @@ def test_prune_keeps_what_its_snapshots_need(photos: Path, tmp_path: Path) -> No
     out = tmp_path / "out"
     states = []
     for seed in (90, 91, 92):
-        states.append(rows(extract(tiny_vit(), photos, out, **OPTIONS)))
+        states.append(rows(extract(tiny_vit(), photos, out, **FOURS)))
         save_photo(photos / "3.png", 40, 50, seed=seed)
     assert [one.number for one in history(out)] == [6, 5, 4, 3, 2, 1]
     old = FeatureStore(out, snapshot=2)
@@ -59,16 +55,16 @@ def test_a_run_that_begins_during_a_prune_loses_nothing(
 ) -> None:
     """It wants an object that no snapshot needs yet, and that the prune is about to remove."""
     out, twin = tmp_path / "out", tmp_path / "twin"
-    extract(tiny_vit(), photos, out, **OPTIONS)
+    extract(tiny_vit(), photos, out, **FOURS)
     shutil.copytree(out, twin)
     save_photo(photos / "3.png", 40, 50, seed=90)
-    extract(tiny_vit(), photos, twin, **OPTIONS)
+    extract(tiny_vit(), photos, twin, **FOURS)
     shutil.copytree(twin / "objects", out / "objects", dirs_exist_ok=True)
     begun, delete = [], LocalStorage.delete
 
     def after_a_begin(storage: LocalStorage, key: str) -> None:
         if not begun and key.startswith("objects/"):
-            begun.append(Thread(target=extract, args=(tiny_vit(), photos, out), kwargs=OPTIONS))
+            begun.append(Thread(target=extract, args=(tiny_vit(), photos, out), kwargs=FOURS))
             begun[0].start()
             begun[0].join(3)  # it would end in this time
         delete(storage, key)
@@ -85,7 +81,7 @@ def test_a_run_that_begins_during_a_prune_loses_nothing(
 def test_prune_begins_only_without_a_run_or_another_prune(photos: Path, tmp_path: Path, kind: str) -> None:
     """Their leases stay. A clock of this machine that is an hour ahead of the storage's does not end them."""
     out = tmp_path / "out"
-    extract(tiny_vit(), photos, out, **OPTIONS)
+    extract(tiny_vit(), photos, out, **FOURS)
     storage, key = LocalStorage(out), lease_key(f"{kind}other")
     assert storage.create(key, b"{}")
     with pytest.raises(BlockingIOError, match="an extraction or another prune is at work"):
@@ -122,13 +118,13 @@ def test_a_run_and_a_prune_meanwhile_are_no_problem_of_a_store(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     out, module = tmp_path / "out", import_module("vitbackbone.store.verify")
-    extract(tiny_vit(), photos, out, **OPTIONS)
+    extract(tiny_vit(), photos, out, **FOURS)
     original, changes = getattr(module, step), [1, 2]
 
     def after_a_change(*arguments: object) -> object:
         if changes:
             save_photo(photos / "3.png", 40, 50, seed=90 + changes.pop())
-            extract(tiny_vit(), photos, out, **OPTIONS)
+            extract(tiny_vit(), photos, out, **FOURS)
             prune(out)
         return original(*arguments)
 
@@ -146,5 +142,5 @@ def test_prune_waits_for_runs_at_work(photos: Path, tmp_path: Path) -> None:
             prune(out)
         said.append(str(error.value))
 
-    extract(meanwhile(pruned), photos, out, **OPTIONS)
+    extract(meanwhile(pruned), photos, out, **FOURS)
     assert "an extraction or another prune is at work" in said[0]

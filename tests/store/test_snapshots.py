@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.helpers import save_photo, tiny_vit
-from tests.store.small import meanwhile, rows
+from tests.store.small import FOURS, meanwhile, rows, ten_photos
 from vitbackbone.cli import main
 from vitbackbone.contract import Features
 from vitbackbone.contract.geometry import Images
@@ -27,14 +27,10 @@ from vitbackbone.store import FeatureStore, extract, prune, verify
 from vitbackbone.store.sources.locate import GONE_REMEDY, REMEDIES, Reason
 from vitbackbone.store.workers.leases import Leases
 
-OPTIONS = {"shard_size": 4, "batch_size": 4, "progress": False}
-
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for i in range(10):
-        save_photo(tmp_path / "photos" / f"{i}.png", 40, 50, seed=i)
-    return tmp_path / "photos"
+    return ten_photos(tmp_path / "photos")
 
 
 def shards(directory: Path) -> dict[str, bytes]:
@@ -83,7 +79,7 @@ def test_any_course_of_changes_ends_with_the_features_of_what_is_there(photos: P
             for file in list(away.iterdir()) if kind == "back" else []:
                 file.rename(photos / file.name)
         before = shards(out)
-        store = extract(tiny_vit(), photos, out, **OPTIONS)
+        store = extract(tiny_vit(), photos, out, **FOURS)
         there = {file.name for file in photos.iterdir()}
         last = {name: row for name, row in last.items() if name not in there} | expected(photos)
         found = dict(zip(store.paths, store.cls, strict=True))
@@ -103,12 +99,12 @@ def test_any_course_of_changes_ends_with_the_features_of_what_is_there(photos: P
 @pytest.mark.promise(32)
 def test_a_changed_image_is_redone_alone(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    before, kept = rows(extract(tiny_vit(), photos, out, **OPTIONS)), shards(out)
+    before, kept = rows(extract(tiny_vit(), photos, out, **FOURS)), shards(out)
     save_photo(photos / "5.png", 40, 50, seed=99)
     seen: list[int] = []
     model = tiny_vit()
     model.norm.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    after = rows(extract(model, photos, out, **OPTIONS))
+    after = rows(extract(model, photos, out, **FOURS))
     assert seen == [1]
     assert {path for path in after if after[path] != before[path]} == {"5.png"}
     assert {name: shards(out)[name] for name in kept} == kept
@@ -118,16 +114,16 @@ def test_a_changed_image_is_redone_alone(photos: Path, tmp_path: Path) -> None:
 def test_a_duplicate_survives_its_original(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copy(photos / "1.png", photos / "twin.png")
-    before = rows(extract(tiny_vit(), photos, out, **OPTIONS))
+    before = rows(extract(tiny_vit(), photos, out, **FOURS))
     (photos / "1.png").unlink()
     save_photo(photos / "2.png", 40, 50, seed=99)
-    store = extract(tiny_vit(), photos, out, **OPTIONS)
+    store = extract(tiny_vit(), photos, out, **FOURS)
     assert rows(store)["twin.png"] == rows(store)["1.png"] == before["twin.png"]
     assert prune(out, gone=True).rows == 1
     assert rows(FeatureStore(out)) == {path: row for path, row in rows(store).items() if path != "1.png"}
     assert FeatureStore(out).index["same_as"].to_pylist() == [None] * 10
     assert verify(out).problems == ()
-    assert rows(extract(tiny_vit(), photos, out, **OPTIONS)) == rows(FeatureStore(out))
+    assert rows(extract(tiny_vit(), photos, out, **FOURS)) == rows(FeatureStore(out))
 
 
 @pytest.mark.promise(30)
@@ -135,9 +131,9 @@ def test_a_duplicate_is_computed_if_its_original_vanishes_before(photos: Path, t
     shutil.copy(photos / "1.png", photos / "twin.png")
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        extract(meanwhile(interrupt), photos, out, **OPTIONS)
+        extract(meanwhile(interrupt), photos, out, **FOURS)
     (photos / "1.png").unlink()
-    store = extract(tiny_vit(), photos, out, **OPTIONS)
+    store = extract(tiny_vit(), photos, out, **FOURS)
     assert set(store.paths) >= {"twin.png", "1.png"}  # by the content of the one that is left
     assert store.failed == []
 
@@ -155,11 +151,11 @@ def test_a_slice_keeps_to_its_snapshot_while_another_plans_anew(photos: Path, tm
         shutil.copy(photos / "0.png", photos / "8.png")
         save_photo(photos / "5.png", 40, 50, seed=99)
         save_photo(photos / "new.png", 40, 50, seed=98)
-        extract(tiny_vit(), photos, out, slice=(1, 2), **OPTIONS)
+        extract(tiny_vit(), photos, out, slice=(1, 2), **FOURS)
 
-    extract(meanwhile(other_slice), photos, out, slice=(0, 2), workers=workers, **OPTIONS)
-    store = extract(tiny_vit(), photos, out, **OPTIONS)
-    afresh = extract(tiny_vit(), photos, tmp_path / "afresh", **OPTIONS)
+    extract(meanwhile(other_slice), photos, out, slice=(0, 2), workers=workers, **FOURS)
+    store = extract(tiny_vit(), photos, out, **FOURS)
+    afresh = extract(tiny_vit(), photos, tmp_path / "afresh", **FOURS)
     assert set(store.paths) == set(afresh.paths)
     for path, row in zip(afresh.paths, afresh.cls, strict=True):
         np.testing.assert_allclose(rows(store)[path], row, atol=1e-5, err_msg=path)
@@ -169,12 +165,12 @@ def test_a_slice_keeps_to_its_snapshot_while_another_plans_anew(photos: Path, tm
 @pytest.mark.promise(28)
 def test_an_open_reader_keeps_its_snapshot(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first = extract(tiny_vit(), photos, out, tokens=["cls", "patches"], **OPTIONS)
+    first = extract(tiny_vit(), photos, out, tokens=["cls", "patches"], **FOURS)
     want, maps = rows(first), [first.patches(i).copy() for i in range(10)]
     reader = FeatureStore(out)
     (photos / "1.png").write_bytes(b"damaged")
     save_photo(photos / "0.png", 40, 50, seed=99)
-    extract(tiny_vit(), photos, out, tokens=["cls", "patches"], **OPTIONS)
+    extract(tiny_vit(), photos, out, tokens=["cls", "patches"], **FOURS)
     for store in (reader, FeatureStore(out, snapshot=2)):
         assert rows(store) == want
         for i in range(10):
@@ -188,12 +184,10 @@ def test_an_open_reader_keeps_its_snapshot(photos: Path, tmp_path: Path) -> None
 
 def test_a_reader_opens_the_last_complete_snapshot_while_a_run_is_at_work(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    extract(tiny_vit(), photos, out, **OPTIONS)
+    extract(tiny_vit(), photos, out, **FOURS)
     save_photo(photos / "new.png", 40, 50, seed=98)
     found = []
-    extract(
-        meanwhile(lambda: found.extend([FeatureStore(out), FeatureStore(out, partial=True)])), photos, out, **OPTIONS
-    )
+    extract(meanwhile(lambda: found.extend([FeatureStore(out), FeatureStore(out, partial=True)])), photos, out, **FOURS)
     assert [(store.snapshot.number, len(store), store.missing) for store in found] == [(2, 10, 0), (3, 10, 1)]
     assert found[1].index["status"].to_pylist() == ["ok"] * 10 + ["pending"]
 
@@ -227,21 +221,21 @@ def test_a_source_that_goes_away_in_the_midst_comes_back_without_options(
     def back() -> None:
         (tmp_path / "away").rename(gone)
 
-    extract(meanwhile(lambda: gone.rename(tmp_path / "away")), given, out, **OPTIONS)
+    extract(meanwhile(lambda: gone.rename(tmp_path / "away")), given, out, **FOURS)
     assert {row["reason"] for row in FeatureStore(out).index.to_pylist() if row["status"] == "failed"} == {"missing"}
     back()
-    store = extract(tiny_vit(), given, out, **OPTIONS)
+    store = extract(tiny_vit(), given, out, **FOURS)
     assert (len(store), store.failed) == (10, [])
     gone.rename(tmp_path / "away")  # and in between two runs
     if given == gone:
         with pytest.raises(ValueError, match="no such file or folder"):
-            extract(tiny_vit(), given, out, **OPTIONS)
+            extract(tiny_vit(), given, out, **FOURS)
     else:
-        assert rows(extract(tiny_vit(), given, out, **OPTIONS)) == rows(store)
+        assert rows(extract(tiny_vit(), given, out, **FOURS)) == rows(store)
         assert FeatureStore(out).index["gone"].to_pylist() == [True] * 10
     back()
     again = meanwhile(interrupt)  # nothing is computed
-    assert rows(extract(again, given, out, **OPTIONS)) == rows(store)
+    assert rows(extract(again, given, out, **FOURS)) == rows(store)
     assert FeatureStore(out).index["gone"].to_pylist() == [False] * 10
 
 
@@ -250,7 +244,7 @@ def test_every_failed_row_says_what_would_heal_it(photos: Path, tmp_path: Path) 
     assert set(REMEDIES) == set(get_args(Reason))
     for name, data in (("empty.png", b""), ("text.png", b"hello"), ("cut.png", (photos / "1.png").read_bytes()[:200])):
         (photos / name).write_bytes(data)
-    index = extract(tiny_vit(), photos, tmp_path / "out", **OPTIONS).index
+    index = extract(tiny_vit(), photos, tmp_path / "out", **FOURS).index
     for status, reason, remedy in zip(
         *(index[name].to_pylist() for name in ("status", "reason", "remedy")), strict=True
     ):
@@ -259,7 +253,7 @@ def test_every_failed_row_says_what_would_heal_it(photos: Path, tmp_path: Path) 
     assert index["status"].to_pylist().count("failed") == 3
     (photos / "cut.png").unlink()
     (photos / "1.png").unlink()
-    rows = extract(tiny_vit(), photos, tmp_path / "out", **OPTIONS).index.to_pylist()
+    rows = extract(tiny_vit(), photos, tmp_path / "out", **FOURS).index.to_pylist()
     gone = {row["path"]: row["remedy"] for row in rows if row["gone"]}
     assert gone == {"cut.png": GONE_REMEDY, "1.png": None}
 
@@ -267,10 +261,10 @@ def test_every_failed_row_says_what_would_heal_it(photos: Path, tmp_path: Path) 
 @pytest.mark.promise(34)
 @pytest.mark.slow
 def test_processes_and_slices_make_the_same_objects(photos: Path, tmp_path: Path) -> None:
-    extract(tiny_vit(), photos, tmp_path / "one", **OPTIONS)
-    extract(tiny_vit(), photos, tmp_path / "four", devices=["cpu"] * 4, **OPTIONS)
+    extract(tiny_vit(), photos, tmp_path / "one", **FOURS)
+    extract(tiny_vit(), photos, tmp_path / "four", devices=["cpu"] * 4, **FOURS)
     for i in (2, 0, 1):
-        extract(tiny_vit(), photos, tmp_path / "slices", slice=(i, 3), **OPTIONS)
+        extract(tiny_vit(), photos, tmp_path / "slices", slice=(i, 3), **FOURS)
     names = [{file.name for file in (tmp_path / out).glob("objects/*/*")} for out in ("one", "four", "slices")]
     assert names[0] == names[1] == names[2]
 
@@ -302,7 +296,7 @@ def test_sigterm_drops_the_shard_gives_its_claim_back_and_exits_143(
     assert process.exitcode == 128 + signal.SIGTERM
     assert not list(out.glob("leases/*"))
     assert not list(out.glob(".unfinished/*"))
-    assert len(extract(slow, photos, out, **OPTIONS)) == 10
+    assert len(extract(slow, photos, out, **FOURS)) == 10
 
 
 @pytest.mark.promise(35)
@@ -324,9 +318,9 @@ def test_a_signal_while_a_claim_is_written_leaves_none(tmp_path: Path, monkeypat
 def test_log_and_prune_are_commands(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     (photos / "bad.png").write_bytes(b"?")
-    extract(tiny_vit(), photos, out, **OPTIONS)
+    extract(tiny_vit(), photos, out, **FOURS)
     (photos / "1.png").unlink()
-    extract(tiny_vit(), photos, out, **OPTIONS)
+    extract(tiny_vit(), photos, out, **FOURS)
     assert main(["log", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["snapshot", "3", "2", "1"]

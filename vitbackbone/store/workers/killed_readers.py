@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Notes:
-    """What each of a number of processes reads at the moment."""
+    """The images that each process reads at the moment."""
 
     def __init__(self, processes: int) -> None:
         self._shared = torch.zeros(processes, LONGEST, dtype=torch.uint8).share_memory_()

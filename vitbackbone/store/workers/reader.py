@@ -197,7 +197,8 @@ def read_batches(
 def _portions(batches: Sequence[list[Asked]], workers: int, lengths: deque[int]) -> list[list[Asked]]:
     """Return what one process reads at a time, and add the length of each batch.
 
-    Remote files wait for answers, so that many are requested at once. A single process reads whole batches.
+    Remote files wait for answers, so that many are requested at once. Without workers, this process reads whole
+    batches.
     """
     found = list[list[Asked]]()
     for batch in batches:
